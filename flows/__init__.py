@@ -1,0 +1,1 @@
+"""The training, nightly and backfill flows, their params and settings, and the command line."""

@@ -1,0 +1,69 @@
+"""Every error a user of Nightjar can meet.
+
+NightjarError                 anything a user can put right
+├── ParamsInvalid             params.yaml, a contract or a setting: unknown key, bad value, unknown detector
+├── SourceInvalid             a file or query is missing, empty, truncated or has the wrong columns
+├── BatchMissing              no rows for the batch date
+├── BatchRejected             a batch broke its contract: nothing of it is scored
+├── ChampionMissing           no version is registered, or none carries the alias
+├── BundleInvalid             a saved detector is altered or unreadable
+├── TooFewRows                too few rows to fit or to calibrate
+├── TrainingDiverged          the loss became NaN or infinite
+├── RecordMissing             no such record in the published nights
+├── PublishConflict           a newer attempt, or newer input, overtook this one
+├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
+├── LeakageFound              two sets share records, or a label was used before it was known
+├── RunFailed                 at least one part of a run failed; lists them all
+└── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
+"""
+
+from models.errors import BundleInvalid, NightjarError, TooFewRows, TrainingDiverged
+
+__all__ = ["BundleInvalid", "NightjarError", "TooFewRows", "TrainingDiverged"]
+
+# The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.
+# ruff: noqa: N818
+
+
+class ParamsInvalid(NightjarError):
+    """params.yaml, a contract or a setting has an unknown key or a bad value."""
+
+
+class SourceInvalid(NightjarError):
+    """A source file or query is missing, empty, truncated or has the wrong columns."""
+
+
+class BatchMissing(NightjarError):
+    """There are no rows for a batch date."""
+
+
+class BatchRejected(NightjarError):
+    """A batch broke its contract; nothing of it is scored."""
+
+
+class ChampionMissing(NightjarError):
+    """No model version is registered, or none carries the asked alias."""
+
+
+class RecordMissing(NightjarError):
+    """No published night holds the record."""
+
+
+class PublishConflict(NightjarError):
+    """A newer attempt or newer input overtook this one; the published rows are untouched."""
+
+
+class ReconciliationFailed(NightjarError):
+    """Rows in differ from scored + quarantined + excluded."""
+
+
+class LeakageFound(NightjarError):
+    """Two sets of rows that must be disjoint share records, or a label was used before it was known."""
+
+
+class RunFailed(NightjarError):
+    """At least one part of a run failed; the message lists them all."""
+
+
+class ServiceUnreachable(NightjarError):
+    """The warehouse, the lake or MLflow does not answer."""
