@@ -1,6 +1,6 @@
 """The base of every params section: frozen, strict, and closed to unknown keys.
 
-A section's type lives beside the code that reads it; flows/params.py assembles them into the document params.yaml holds.
+A section's type lives beside the code that reads it; flows/params.py assembles them into what params.yaml holds.
 """
 
 from pydantic import BaseModel, ConfigDict

@@ -1,0 +1,359 @@
+"""The `nightjar` command: results on stdout, everything else on stderr, one readable message for what goes wrong.
+
+Heavy imports happen inside the commands, so that --help answers at once.
+"""
+
+import atexit
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from models.errors import NightjarError
+
+if TYPE_CHECKING:
+    from flows.setup import Setup
+
+app = typer.Typer(
+    epilog="First night: nightjar run payments",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+stdout, stderr = Console(), Console(stderr=True)
+
+Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")]
+
+
+@app.callback()
+def begin() -> None:
+    """Learn what normal looks like and, every night, write what does not to a warehouse table."""
+    from flows.settings import load_settings, prepare_environment
+
+    prepare_environment(load_settings())  # Prefect reads its settings when it is imported
+
+
+@app.command(epilog="nightjar run payments --json | jq .metrics")
+def run(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Ingest what is new, train the first champion if there is none, and score the nights that are not fresh."""
+    from flows.run import run_detector
+
+    with running():
+        summary = run_detector(name)
+    if as_json:
+        print_json(summary)
+        return
+    nights = Table(title=f"{name}: scored by {summary['model']} version {summary['version']}", title_justify="left")
+    rows = [night | {"version": night["model_version"]} for night in summary["nights"]]
+    counts = ("rows_in", "quarantined", "excluded", "scored", "flagged")
+    print_rows(nights, rows, ("batch_date", *counts, "threshold", "version", "seconds"))
+    stdout.print(f"split      {summary['split']}", soft_wrap=True)
+    if summary["metrics"]:
+        print_metrics(summary)
+    for label, text in summary["where"].items():
+        stdout.print(f"{label:<10} {text}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="NIGHTJAR_SOURCES=/data nightjar ingest creditcard")
+def ingest(name: Name, until: Day = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Bring in what the source has delivered, up to a batch date (yesterday unless named)."""
+    from flows.setup import prepare
+    from tasks.ingest import ingest_arrivals
+    from tasks.progress import progress_of
+
+    setup = prepare(name)
+    window = setup.window(last=until.date() if until else None)
+    with running():
+        done = ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+    if as_json:
+        print_json(asdict(done))
+    else:
+        span = f", {done.dates[0]} to {done.dates[-1]}" if done.dates else ""
+        stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}")
+
+
+@app.command(epilog="nightjar train payments --cutoff 2026-11-14")
+def train(name: Name, cutoff: Day = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Train on everything before a cut-off (today unless named) and register: champion if first, else challenger."""
+    from flows.setup import prepare
+
+    setup = prepare(name)
+    from flows.training import training
+
+    day = cutoff.date() if cutoff else datetime.now(UTC).astimezone(setup.site.zone).date()
+    with running():
+        registered = training(name, day)
+    if as_json:
+        print_json({"detector": name, "cutoff": day, **asdict(registered)})
+    else:
+        told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
+        stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
+
+
+@app.command(epilog="nightjar score payments --date 2026-11-21")
+def score(name: Name, date: Day = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Score and publish one batch (yesterday's unless named) with the champion."""
+    from flows.setup import prepare
+
+    prepare(name)
+    from flows.nightly import nightly
+
+    with running():
+        night = nightly(name, date.date() if date else None)
+    if as_json:
+        print_json(asdict(night))
+    else:
+        stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
+
+
+@app.command(epilog="nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only stale --dry-run")
+def backfill(
+    name: Name,
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
+    only: Annotated[str, typer.Option(help="missing, stale, failed or all.")] = "all",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score and publish a range of batch dates again, or those of them in one state."""
+    from flows.setup import prepare
+    from tasks.ledger import read_ledger
+    from tasks.tracking import find_version
+
+    if only not in ("all", "missing", "stale", "failed"):
+        raise typer.BadParameter(f"{only!r} is not one of missing, stale, failed, all", param_hint="--only")
+    setup = prepare(name)
+    landed = [d for d in setup.site.lake.dates("landing", name) if first.date() <= d <= last.date()]
+    ledger = read_ledger(setup.site, landed, find_version(setup.site))
+    plan = [night.batch_date for night in ledger if only in ("all", night.state)]
+    if plan and not dry_run:
+        from flows.backfill import backfill as flow
+
+        with running():
+            flow(name, plan)
+    if as_json:
+        print_json({"detector": name, "dates": plan, "dry_run": dry_run})
+    else:
+        stdout.print(f"{'would score' if dry_run else 'scored'} {len(plan)} of {len(landed)} landed dates: "
+                     + (", ".join(map(str, plan)) or "none"))  # fmt: skip
+
+
+@app.command(epilog="nightjar promote payments 3")
+def promote(
+    name: Name,
+    version: Annotated[int | None, typer.Argument(help="A version; the challenger unless named.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a version the champion: it scores from the next night on."""
+    from flows.setup import prepare
+    from tasks import register
+
+    champion, before = register.promote(prepare(name).site, version)
+    print_alias(name, champion, before, as_json)
+
+
+@app.command(epilog="nightjar rollback payments")
+def rollback(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Give the alias back to the champion before this one."""
+    from flows.setup import prepare
+    from tasks import register
+
+    champion, before = register.rollback(prepare(name).site)
+    print_alias(name, champion, before, as_json)
+
+
+@app.command(epilog="nightjar status payments --json")
+def status(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Show every landed batch date after training: fresh, stale, failed or missing."""
+    from flows.setup import prepare
+    from tasks.ledger import read_ledger
+    from tasks.tracking import find_version
+
+    setup = prepare(name)
+    champion = find_version(setup.site)
+    through = champion.tags.get("trained_through", "") if champion else ""
+    days = [day for day in setup.site.lake.dates("landing", name) if day.isoformat() > through]
+    ledger = read_ledger(setup.site, days, champion)
+    rows = [
+        {"batch_date": n.batch_date, "state": n.state, "why": n.why, "attempt": n.batch.attempt if n.batch else None,
+         "flagged": n.batch.flagged if n.batch else None, "version": n.batch.model_version if n.batch else None}
+        for n in ledger
+    ]  # fmt: skip
+    if as_json:
+        print_json({"detector": name, "champion": champion.version if champion else None, "nights": rows})
+    else:
+        title = f"{name}: champion is version {champion.version}" if champion else f"{name}: no champion yet"
+        columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
+        print_rows(Table(title=title, title_justify="left"), rows, columns)
+
+
+@app.command(epilog="nightjar explain payments 6f1b0c-000017")
+def explain(
+    name: Name, record_id: Annotated[str, typer.Argument()], date: Day = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Show one record's score, rank and causes, with the model and data version that judged it."""
+    from flows.setup import prepare
+    from tasks.explain import explain_record
+
+    setup = prepare(name)
+    found = explain_record(setup.site, setup.configured.contract, record_id, date.date() if date else None)
+    if as_json:
+        print_json(asdict(found))
+        return
+    verdict = "flagged" if found.is_flagged else "not flagged"
+    stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
+    stdout.print(
+        f"score {found.score:.4g}, threshold {found.threshold:.4g}: {verdict}; "
+        f"rank {found.percentile_rank:.2f}, p-value {found.p_value:.2g}"
+    )
+    columns = ("column", "share", "actual", "expected")
+    print_rows(Table(title="causes: shares of the score", title_justify="left"), found.causes, columns)
+    stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
+                 f"input {found.input_hash[:12]}")  # fmt: skip
+
+
+@app.command(epilog="nightjar doctor payments")
+def doctor(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Check params, contract, source, lake, warehouse, MLflow, champion and device, one line each."""
+    from flows.doctor import examine
+
+    findings = examine(name)
+    if as_json:
+        print_json({"detector": name, "checks": [asdict(finding) for finding in findings]})
+    else:
+        rows = [{"check": f.check, "result": "ok" if f.ok else "FAILED", "detail": f.detail} for f in findings]
+        print_rows(Table(title=f"doctor {name}", title_justify="left"), rows, ("check", "result", "detail"))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, default=_plain, indent=2, allow_nan=False) + "\n")
+
+
+def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """A table of dicts, numbers to the right. Without a terminal it is as wide as it needs to be."""
+    table.box, table.padding = SIMPLE_HEAD, (0, 1)
+    for column in columns:
+        numeric = any(isinstance(row[column], int | float) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=numeric or "date" in column)
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    stdout.print(table, markup=False, crop=False, width=None if stdout.is_terminal else 160)
+
+
+def print_metrics(summary: dict[str, Any]) -> None:
+    """Recall by kind of anomaly, then the overall metrics."""
+    for kind, recall in summary["recall_by_kind"].items():
+        stdout.print(f"recall     {kind}: {recall:.1%} of {summary['rows_by_kind'][kind]}")
+    shown = {key: value for key, value in summary["metrics"].items() if isinstance(value, float)}
+    told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+    stdout.print(f"overall    {told}", soft_wrap=True)
+
+
+def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
+    """What promote and rollback did."""
+    if as_json:
+        print_json({"detector": name, "champion": champion, "before": before})
+    else:
+        stdout.print(f"version {champion} of {name} is the champion" + (f", before it version {before}" if before else ""))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
+
+
+class _Bars(logging.Handler):
+    """Shows the records of tasks/progress.py as bars on a terminal, as one line a finished step elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+        self.steps: dict[str, Any] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        step, done, total = (record.__dict__[key] for key in ("step", "done", "total"))
+        if not stderr.is_terminal:
+            if done == total:
+                stderr.print(f"{step}: {total:,} done", highlight=False)
+            return
+        if step not in self.steps:
+            self.steps[step] = self.bars.add_task(step)
+        self.bars.update(self.steps[step], completed=done, total=total)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run flows in this process: progress on stderr, and no heartbeat, whose thread makes each flow end a second later."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    logger, handler = logging.getLogger("nightjar.progress"), _Bars()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with handler.bars, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def main() -> None:
+    """Run the command line; exit 0 when all went well, 1 with one message when not, 2 for wrong usage."""
+    code: int | str | None = 0
+
+    @atexit.register  # registered first, so it runs last
+    def leave() -> None:
+        # DuckDB's bindings report objects that Great Expectations keeps alive at exit as leaks, dozens of lines.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+    try:
+        app()
+    except SystemExit as stop:
+        code = stop.code or 0
+    except Exception as error:  # noqa: BLE001 - the edge: nobody gets a traceback who did not ask
+        code = 1
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        elif isinstance(error, NightjarError):
+            stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        else:
+            message = f"error: unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
+            stderr.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

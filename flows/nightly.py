@@ -1,0 +1,44 @@
+"""The nightly flow: one batch from landing to published flags and a report."""
+
+from datetime import date, timedelta
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import State
+
+from flows.setup import prepare
+from tasks.ingest import ingest
+from tasks.publish import Night, begin_night, fail_night, publish
+from tasks.register import resolve_champion
+from tasks.report import report
+from tasks.score import score
+from tasks.validate import validate
+
+LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their nights then show as stale
+
+
+def record_failure(_flow: object, run: FlowRun, state: State[Any]) -> None:
+    """Mark the try in the warehouse, so that `nightjar status` knows of it without Prefect."""
+    fail_night(prepare(run.parameters["name"]).site, str(run.id), str(state.message))
+
+
+@flow(
+    name="nightly",
+    flow_run_name="score {name} {batch_date}",
+    on_failure=[record_failure],
+    on_crashed=[record_failure],
+)
+def nightly(name: str, batch_date: date | None = None) -> Night:
+    """Score a batch (yesterday's, unless named) with the champion and publish it."""
+    setup = prepare(name)
+    site, params = setup.site, setup.configured.detector
+    day = batch_date or setup.window().last
+    begun = begin_night(site, day)
+    ingest(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
+    version, bundle = resolve_champion(site)
+    [validation] = validate(site, setup.configured.contract, [day], params.validate_)
+    scored = score(site, setup.configured.contract, validation, version, bundle, params.score, begun.started_at)
+    night = publish(site, begun, scored)
+    report(site, validation, version)
+    return night

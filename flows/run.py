@@ -1,0 +1,53 @@
+"""The main job behind `nightjar run`: ingest, a first champion where there is none, and every night that is not fresh."""
+
+from dataclasses import asdict
+from typing import Any
+
+from flows.setup import Setup, prepare
+from tasks import tracking
+from tasks.evaluate import evaluate_nights
+from tasks.ingest import ingest_arrivals
+from tasks.ledger import read_ledger
+from tasks.progress import progress_of
+
+
+def run_detector(name: str) -> dict[str, Any]:
+    """Do what is left to do and summarise the nights. Typed again, it finds nothing to do."""
+    setup = prepare(name)
+    window = setup.window(last=setup.configured.detector.run.last_date)
+    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+    nights = setup.nights()
+    if tracking.find_version(setup.site) is None:
+        from flows.training import training
+
+        training(name, nights[0])
+    champion = tracking.get_champion(setup.site)
+    todo = [night.batch_date for night in read_ledger(setup.site, nights, champion) if night.state != "fresh"]
+    if todo:
+        from flows.backfill import backfill
+
+        backfill(name, todo)
+    return summarise(setup, champion)
+
+
+def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
+    """The nights as published, the metrics over them where labels exist, and where to look."""
+    site, nights = setup.site, setup.nights()
+    batches = [night.batch for night in read_ledger(site, nights, champion) if night.batch]
+    evaluation = evaluate_nights(site, setup.ingest_params, nights, setup.window().now)
+    return {
+        "detector": site.detector,
+        "model": champion.name,
+        "version": champion.version,
+        "split": champion.tags.get("split", ""),
+        "nights": [asdict(batch) for batch in batches],
+        "metrics": asdict(evaluation.metrics) if evaluation else {},
+        "recall_by_kind": evaluation.recall_by_kind if evaluation else {},
+        "rows_by_kind": evaluation.rows_by_kind if evaluation else {},
+        "where": {
+            "report": str(site.reports / f"{nights[-1]}.html"),
+            "table": f"flagged_anomalies in {site.warehouse_label}",
+            "Prefect": "make ui, then http://127.0.0.1:4200",
+            "MLflow": "make ui, then http://127.0.0.1:5000",
+        },
+    }

@@ -1,0 +1,97 @@
+"""Where Nightjar runs, from the environment (NIGHTJAR_*): folders, URLs, device. What to learn is params.yaml.
+
+The defaults need no server: everything lives under `.nightjar/` in the project's folder.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.errors import ParamsInvalid
+
+
+class Settings(BaseSettings):
+    """One value a variable, e.g. NIGHTJAR_WAREHOUSE=postgresql+psycopg://user:password@host/name."""
+
+    model_config = SettingsConfigDict(env_prefix="NIGHTJAR_", frozen=True, extra="ignore")
+
+    project: Path = Field(default_factory=Path.cwd, description="the folder with params.yaml and contracts/")
+    home: Path = Field(default=Path(".nightjar"), description="everything Nightjar writes, unless set apart below")
+    sources: str = Field(default="sources", description="folder or URL that relative source paths start from")
+    lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
+    warehouse: str = Field(default="", description="SQLAlchemy URL: duckdb or postgresql+psycopg")
+    mlflow: str = Field(default="", description="MLflow tracking URI")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks are fitted")
+    threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
+
+    @property
+    def home_path(self) -> Path:
+        """The home folder, absolute."""
+        return (self.project / self.home).resolve()
+
+    @property
+    def lake_root(self) -> str:
+        """The lake's root."""
+        return self.lake or str(self.home_path / "lake")
+
+    @property
+    def warehouse_url(self) -> str:
+        """The warehouse's SQLAlchemy URL."""
+        return self.warehouse or f"duckdb:///{self.home_path / 'warehouse.duckdb'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The MLflow tracking URI."""
+        return self.mlflow or f"sqlite:///{self.home_path / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where a serverless MLflow keeps its artifacts; None lets the server decide."""
+        return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
+
+    @property
+    def reports(self) -> Path:
+        """One folder of HTML pages a detector."""
+        return self.home_path / "reports"
+
+    @property
+    def validation(self) -> Path:
+        """The Great Expectations project with the Data Docs."""
+        return self.home_path / "validation"
+
+
+def load_settings() -> Settings:
+    """Read the environment; ParamsInvalid names the bad variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = f"NIGHTJAR_{str(problem['loc'][0]).upper()}"
+        raise ParamsInvalid(
+            f"{name} has a bad value.", got=repr(problem["input"]), expected=problem["msg"], todo="unset or correct it"
+        ) from error
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what Prefect, MLflow and DVC read from the environment; call it before importing them.
+
+    A variable that the user has set is left alone, except that nothing phones home.
+    """
+    os.environ.update(
+        DO_NOT_TRACK="1",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DVC_NO_ANALYTICS="1",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    )
+    defaults = {
+        "PREFECT_HOME": str(settings.home_path / "prefect"),
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_TRACKING_URI": settings.mlflow_uri,
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

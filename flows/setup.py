@@ -1,0 +1,97 @@
+"""What a flow or a command begins with: a detector's params, its site, and the prepared environment."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from flows.params import Configured, load_detector
+from flows.settings import Settings, load_settings
+from tasks import payments, warehouse
+from tasks.errors import BatchMissing
+from tasks.ingest import IngestParams, SqlSource, Window
+from tasks.site import Site
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One detector, ready to run."""
+
+    configured: Configured
+    site: Site
+
+    @property
+    def ingest_params(self) -> IngestParams:
+        """The ingest section, with `${NAME}` in a query's URL filled in from the environment."""
+        params = self.configured.detector.ingest
+        if not isinstance(params.source, SqlSource):
+            return params
+        source = params.source.model_copy(update={"url": os.path.expandvars(params.source.url)})
+        return params.model_copy(update={"source": source})
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What of params and contract the lineage records."""
+        return {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
+
+    def window(self, first: date | None = None, last: date | None = None) -> Window:
+        """The dates to ask the source for, up to now; by default from its beginning to yesterday."""
+        now = datetime.now(UTC)
+        source = self.configured.detector.ingest.source
+        begin = source.first_date if isinstance(source, payments.PaymentsSource) else date.min
+        return Window(max(first or begin, begin), last or self.yesterday(now), now)
+
+    def yesterday(self, now: datetime) -> date:
+        """The newest batch date that is complete."""
+        return now.astimezone(self.site.zone).date() - timedelta(days=1)
+
+    def landed_before(self, cutoff: date) -> list[date]:
+        """The landed batch dates before a cut-off, without those params exclude. Raises BatchMissing."""
+        excluded = self.configured.detector.filter.exclude_dates
+        dates = [d for d in self.site.lake.dates("landing", self.site.detector) if d < cutoff and d not in excluded]
+        if not dates:
+            raise BatchMissing(
+                f"{self.site.detector} has no batches before {cutoff}.",
+                where=self.site.lake_root,
+                todo=f"nightjar ingest {self.site.detector}, or choose a later cut-off",
+            )
+        return dates
+
+    def nights(self) -> list[date]:
+        """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date`."""
+        run = self.configured.detector.run
+        last = run.last_date or date.max
+        return [d for d in self.site.lake.dates("landing", self.site.detector) if d <= last][-run.nights :]
+
+
+def prepare(name: str, settings: Settings | None = None) -> Setup:
+    """Load a detector and bring its warehouse to today's schema. Raises ParamsInvalid, ServiceUnreachable."""
+    settings = settings or load_settings()
+    configured = load_detector(settings.project, name)
+    site = Site(
+        detector=name,
+        time_zone=configured.detector.time_zone,
+        label_delay=configured.label_delay,
+        sources=settings.sources,
+        lake_root=settings.lake_root,
+        warehouse_url=settings.warehouse_url,
+        mlflow_uri=settings.mlflow_uri,
+        artifacts=settings.artifacts,
+        home=settings.home_path,
+        device=settings.device,
+        threads=settings.threads,
+        commit=read_commit(settings),
+    )
+    settings.home_path.mkdir(parents=True, exist_ok=True)
+    warehouse.migrate(warehouse.open_engine(site.warehouse_url))
+    return Setup(configured, site)
+
+
+def read_commit(settings: Settings) -> str:
+    """The commit of the project's folder, or "unknown" outside a repository."""
+    command = ["git", "-C", str(settings.project), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,78 @@
+"""The autoencoder: squeeze a record through a narrow layer and rebuild it; what does not look normal comes out wrong.
+
+Input and output (N, D) float32: N rows, D slots. Hinton & Salakhutdinov 2006, doi:10.1126/science.1127647.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from models.params import Section
+
+# Params files write lists; strictness is kept for each number in them.
+Widths = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(strict=False, min_length=1)]
+Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class Stack(nn.Sequential):
+    """Linear layers of the given widths with the activation between them."""
+
+    def __init__(self, widths: tuple[int, ...], activation: Activation) -> None:
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass x through, (N, widths[0]) -> (N, widths[-1]); in eval mode each row's bits depend on that row alone.
+
+        Rows times weights rounds a row differently at the edge of a kernel's tile, where widths are odd. Weights times
+        columns puts the rows side by side in the vector registers: every one goes through the same additions.
+        """
+        if self.training:
+            for layer in self:
+                x = layer(x)
+            return x
+        columns = x.T.contiguous()  # (widths[0], N)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                columns = torch.addmm(layer.bias[:, None], layer.weight, columns)  # (width, N)
+            else:
+                columns = layer(columns)
+        return columns.T.contiguous()  # (N, widths[-1])
+
+
+class AutoencoderParams(Section):
+    """Widths of the hidden layers, the narrowest of them the bottleneck."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    layers: Widths = (20, 8, 20)
+    activation: Activation = "silu"
+
+
+class Autoencoder(nn.Module):
+    """D -> layers -> D; the last layer is linear because slots have no bounds."""
+
+    def __init__(self, width: int, params: AutoencoderParams) -> None:
+        super().__init__()
+        self.stack = Stack((width, *params.layers, width), params.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rebuild x, (N, D) -> (N, D)."""
+        rebuilt: Tensor = self.stack(x)
+        return rebuilt
+
+    def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
+        """Mean squared error; x is the target itself, or the target with noise. The generator is not needed here."""
+        return F.mse_loss(self(x), target)

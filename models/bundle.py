@@ -1,0 +1,128 @@
+"""The folder a detector is saved in: three files of plain data, and a manifest of their hashes, checked on load.
+
+In and out: the bytes of each file by name. Nothing here can run code: no pickle, no class names. The content hash
+covers every byte and no clock, so the same detector always has the same hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from models.errors import BundleInvalid
+from models.params import Section
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+HEADER, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.safetensors"
+FILES = (HEADER, WEIGHTS, CALIBRATION)
+TODO = "get the bundle again from where it was registered, or train the detector anew; never edit a bundle"
+
+
+class FileEntry(Section):
+    """One file of a bundle: hexadecimal SHA-256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(Section):
+    """The file that is written last and read first; without it a folder is not a bundle."""
+
+    format_version: int
+    content_hash: str
+    files: dict[str, FileEntry]
+
+
+def write_bundle(folder: Path, contents: Mapping[str, bytes]) -> str:
+    """Write the files, then the manifest; return the content hash. A bundle already there is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in FILES:
+        (folder / name).write_bytes(contents[name])
+    entries = {name: _describe(contents[name]) for name in FILES}
+    manifest = Manifest(format_version=FORMAT_VERSION, content_hash=_hash_entries(entries), files=entries)
+    (folder / MANIFEST).write_bytes(dump_json(manifest.model_dump()))
+    return manifest.content_hash
+
+
+def read_bundle(folder: Path) -> dict[str, bytes]:
+    """Read every file of a bundle and check it against the manifest; raises BundleInvalid."""
+    manifest = read_manifest(folder)
+    _check_names(folder, manifest)
+    contents = {}
+    for name in FILES:
+        path, entry = folder / name, manifest.files[name]
+        contents[name] = _read(path)
+        got = _describe(contents[name])
+        if got.size != entry.size:
+            cut = "truncated" if got.size < entry.size else "longer than it was"
+            raise _invalid(f"is {cut}", path, f"{got.size} bytes", f"{entry.size} bytes")
+        if got.sha256 != entry.sha256:
+            raise _invalid("was altered", path, f"sha256 {got.sha256}", f"sha256 {entry.sha256}")
+    content_hash = _hash_entries(manifest.files)
+    if content_hash != manifest.content_hash:
+        raise _invalid("was altered", folder / MANIFEST, f"hash {manifest.content_hash}", f"hash {content_hash}")
+    return contents
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest alone, as for its content hash; raises BundleInvalid."""
+    path = folder / MANIFEST
+    raw = _read(path)
+    try:
+        version = json.loads(raw)["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _invalid("is not a manifest", path, f"{len(raw)} bytes", "JSON with a format_version") from error
+    if version != FORMAT_VERSION:
+        raise BundleInvalid(
+            "The bundle has a format that this version of Nightjar cannot read.",
+            where=str(path),
+            got=f"format_version {version!r}",
+            expected=f"format_version {FORMAT_VERSION}",
+            todo="install the version of Nightjar that wrote it, or train the detector anew",
+        )
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise _invalid("is not a manifest", path, str(error), "version, content hash and files") from error
+
+
+def dump_json(document: object) -> bytes:
+    """Write JSON so that equal documents have equal bytes."""
+    return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    # The manifest never chooses what is opened: names that are not ours are refused, so no path can lead outside.
+    for where, names in (
+        (folder / MANIFEST, manifest.files),
+        (folder, {p.name for p in folder.iterdir()} - {MANIFEST}),
+    ):
+        if set(names) != set(FILES):
+            raise _invalid("does not hold the files of a bundle", where, ", ".join(sorted(names)), ", ".join(FILES))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _invalid("cannot be read", path, str(error), f"a bundle with {MANIFEST}, {', '.join(FILES)}") from error
+
+
+def _describe(content: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+def _hash_entries(entries: Mapping[str, FileEntry]) -> str:
+    document = {
+        "format_version": FORMAT_VERSION,
+        "files": {name: entry.model_dump() for name, entry in entries.items()},
+    }
+    return hashlib.sha256(dump_json(document)).hexdigest()
+
+
+def _invalid(what: str, path: Path, got: str, expected: str) -> BundleInvalid:
+    return BundleInvalid(f"{path.name} {what}.", where=str(path), got=got, expected=expected, todo=TODO)

@@ -1,0 +1,58 @@
+"""From what a network got wrong to one score per record, and to each column's share of that score.
+
+Input: residual = rebuilt - encoded, float32 (N, D). N rows, F columns, D slots. A higher score is more anomalous.
+Every kind is a weighted sum over slots of the squared (or absolute) residual, so shares by column always add up.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.params import Section
+
+# A column's spread counts as at least this share of the mean spread of all columns: a column that was constant in
+# fitting is rebuilt almost perfectly, and would otherwise turn its first small change into an astronomical score.
+SPREAD_FLOOR = 0.01
+
+
+class ScoreParams(Section):
+    """Which residual score: see `weigh_slots`."""
+
+    kind: Literal["mean_squared", "mean_absolute", "root_mean_squared", "standardised"] = "standardised"
+
+
+def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:
+    """Mean over stopping rows of each column's squared residual, its slots summed: float64 (F,), floored, positive."""
+    squared = residual.double().square().mean(dim=0)  # (D,)
+    spreads = squared.new_zeros(n_columns).index_add_(0, slots, squared)  # (F,)
+    return spreads.clamp(min=max(SPREAD_FLOOR * float(spreads.mean()), 1e-12))
+
+
+def weigh_slots(params: ScoreParams, slots: Tensor, spreads: Tensor) -> Tensor:
+    """Weight of each slot in the score, float64 (D,).
+
+    standardised: each column's squared residual is divided by its usual size, and columns count alike. It is done by
+    column, not by slot: a rare category has next to no residual of its own to be measured against.
+    The other kinds: all slots count alike, 1 / D.
+    """
+    if params.kind == "standardised":
+        return 1 / (len(spreads) * spreads[slots])
+    return torch.full((len(slots),), 1 / len(slots), dtype=torch.float64)
+
+
+def score_residuals(residual: Tensor, weights: Tensor, params: ScoreParams) -> Tensor:
+    """Score of each row: residual (N, D), which is overwritten, and weights (D,) of the same type -> (N,)."""
+    penalty = residual.abs_() if params.kind == "mean_absolute" else residual.square_()  # (N, D)
+    scores = penalty @ weights  # (N,)
+    return scores.sqrt() if params.kind == "root_mean_squared" else scores
+
+
+def share_scores(residual: Tensor, weights: Tensor, slots: Tensor, scores: Tensor, params: ScoreParams) -> Tensor:
+    """Split scores (N,) by column, weights float64 (D,) -> float64 (N, F), never negative; rows add up to scores."""
+    exact = residual.double()
+    by_slot = (exact.abs() if params.kind == "mean_absolute" else exact.square()) * weights  # (N, D)
+    n_columns = int(slots.max()) + 1
+    by_column = by_slot.new_zeros(len(by_slot), n_columns).index_add_(1, slots, by_slot)  # (N, F)
+    total = by_column.sum(dim=1, keepdim=True)  # (N, 1)
+    return by_column / torch.where(total > 0, total, 1.0) * scores.double()[:, None]

@@ -1,0 +1,53 @@
+"""The variational autoencoder: the bottleneck is a distribution, kept close to a standard normal.
+
+Input and output (N, D) float32: N rows, D slots, Z latent. It is fitted on samples and scores with the mean, so a
+score never depends on chance. Kingma & Welling 2013, arXiv:1312.6114.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from models.autoencoder import Activation, Stack, Widths
+from models.params import Section
+
+
+class VariationalParams(Section):
+    """Hidden widths of the encoding half (the decoding half mirrors them), latent width Z, weight of the KL term."""
+
+    kind: Literal["variational"] = "variational"
+    hidden: Widths = (20,)
+    latent: int = Field(default=8, ge=1, le=65536)
+    kl_weight: float = Field(default=0.1, ge=0)
+    activation: Activation = "silu"
+
+
+class Variational(nn.Module):
+    """D -> hidden -> (mean, log variance) of Z -> mirrored hidden -> D."""
+
+    def __init__(self, width: int, params: VariationalParams) -> None:
+        super().__init__()
+        self.kl_weight = params.kl_weight
+        self.encode = Stack((width, *params.hidden, 2 * params.latent), params.activation)
+        self.decode = Stack((params.latent, *reversed(params.hidden), width), params.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rebuild x from the mean of its latent distribution, (N, D) -> (N, D)."""
+        mean, _ = self.encode(x).chunk(2, dim=1)  # (N, Z)
+        rebuilt: Tensor = self.decode(mean)
+        return rebuilt
+
+    def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
+        """Negative evidence lower bound per slot, sampled with the generator, or at the mean where there is none."""
+        mean, log_variance = self.encode(x).chunk(2, dim=1)  # (N, Z), (N, Z)
+        log_variance = log_variance.clamp(-20, 20)  # exp stays finite in float32
+        latent = mean
+        if generator is not None:
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            latent = mean + noise * (0.5 * log_variance).exp()  # (N, Z)
+        divergence: Tensor = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
+        error = F.mse_loss(self.decode(latent), target)
+        return error + self.kl_weight * divergence / x.shape[1]

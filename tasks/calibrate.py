@@ -1,0 +1,54 @@
+"""Set the alarm threshold of a fitted bundle on clean rows that neither weights nor spreads have seen."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
+
+from models.calibration import QuantilePolicy, Threshold, ThresholdParams
+from models.detector import Detector, calibrate_detector
+from models.params import Section
+from tasks.columns import to_records
+from tasks.filter import TrainingSet, read_set
+from tasks.policy import PURE
+from tasks.site import Site
+from tasks.train import save_bundle
+
+
+class CalibrateParams(Section):
+    """The threshold policy."""
+
+    threshold: ThresholdParams = Field(default=QuantilePolicy(), discriminator="kind")
+
+
+def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams) -> tuple[Path, Threshold]:
+    """Save a calibrated copy of a bundle. Raises TooFewRows where the quantile cannot be had from the rows."""
+    detector = Detector.load(bundle)
+    clean, _ = to_records(read_set(site.lake, site.detector, rows.cutoff, "calibration"), detector.columns)
+    labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
+    tuning, _ = to_records(labelled, detector.columns)
+    is_anomaly = labelled["label"].to_numpy() == 1
+    calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly))
+    return save_bundle(site, calibrated, "calibrated"), calibrated.threshold
+
+
+def describe_threshold(threshold: Threshold) -> str:
+    """The calibration in a sentence."""
+    return (
+        f"threshold {threshold.value:.4g} from {threshold.n:,} clean rows: flags "
+        f"{threshold.false_alarm_rate:.3%} of normal records "
+        f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%})"
+    )
+
+
+@task(task_run_name="calibrate {site.detector}", **PURE)
+def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams) -> Path:
+    """Calibrate, and show the threshold with its interval."""
+    folder, threshold = calibrate_bundle(site, rows, bundle, params)
+    create_markdown_artifact(
+        f"**{site.detector}**, {params.threshold.kind} policy: {describe_threshold(threshold)}\n",
+        key=f"calibration-{site.artifact_key}",
+        description=f"Calibration of {site.detector}",
+    )
+    return folder

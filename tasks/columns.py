@@ -1,0 +1,83 @@
+"""From a table's columns to a detector's records: text becomes codes here, just outside the torch module.
+
+N rows. Dictionary-encoded text is looked up once a distinct value, not once a row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from models.params import Section
+from models.records import MISSING_TIME, Column, Records, make_records
+
+
+class ColumnsParams(Section):
+    """Which columns a detector reads, by kind. A numeric one may turn out log-numeric by the skewness rule."""
+
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    datetime: tuple[str, ...] = ()
+    max_categories: int = Field(default=200, ge=1)  # the rarer ones of a column share the unseen slot
+
+    @model_validator(mode="after")
+    def _check(self) -> "ColumnsParams":
+        if not self.names:
+            raise ValueError("a detector needs at least one column")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a column stands in two kinds")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, in the detector's order."""
+        return (*self.numeric, *self.categorical, *self.datetime)
+
+
+def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
+    """The columns with the vocabularies of the fit rows: the commonest categories, in alphabetical order."""
+    numeric = [Column(name, "numeric") for name in params.numeric]
+    categorical = [Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical]
+    return (*numeric, *categorical, *(Column(name, "datetime") for name in params.datetime))
+
+
+def _vocabulary(column: pa.ChunkedArray, most: int) -> tuple[str, ...]:
+    counts = pc.value_counts(column.cast(pa.string()).drop_null()).to_pylist()
+    ranked = sorted(counts, key=lambda item: (-item["counts"], item["values"]))
+    return tuple(sorted(item["values"] for item in ranked[:most]))
+
+
+def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
+    """A table's rows as records, and the mask (N,) of rows with a category that fitting had not seen."""
+    n = table.num_rows
+    of_kind = {kind: [c for c in columns if kind in c.kind] for kind in ("numeric", "categorical", "datetime")}
+    numbers = np.empty((n, len(of_kind["numeric"])))
+    codes = np.empty((n, len(of_kind["categorical"])), dtype=np.int64)
+    times = np.empty((n, len(of_kind["datetime"])), dtype=np.int64)
+    for position, column in enumerate(of_kind["numeric"]):
+        numbers[:, position] = table[column.name].cast(pa.float64()).to_numpy()
+    for position, column in enumerate(of_kind["categorical"]):
+        codes[:, position] = encode_text(table[column.name], column.vocabulary)
+    for position, column in enumerate(of_kind["datetime"]):
+        stamps = table[column.name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+        times[:, position] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
+    unseen = np.zeros(n, dtype=bool)
+    for position, column in enumerate(of_kind["categorical"]):
+        unseen |= codes[:, position] == len(column.vocabulary)
+    return make_records(numbers, codes, times), unseen
+
+
+def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Codes (N,): the place in the vocabulary, len(vocabulary) for anything else and for null."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    known = {value: code for code, value in enumerate(vocabulary)}
+    chunks = []
+    for chunk in column.chunks:
+        table = [known.get(str(value), len(vocabulary)) for value in chunk.dictionary.to_pylist()]
+        indices = chunk.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
+        chunks.append(np.array([*table, len(vocabulary)], dtype=np.int64)[indices])
+    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)

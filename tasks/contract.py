@@ -1,0 +1,125 @@
+"""The contract: what a batch must look like, read from contracts/NAME.yaml and reviewed like code.
+
+`columns` names what is kept and its type. `expectations` are Great Expectations' own, each with a level: `row` (a row
+that breaks a critical one is quarantined) or `batch` (evaluated on one summary row a batch; breaking a critical one
+stops the batch). A batch expectation's column is `rows`, `quarantined_fraction`, `duplicated_fraction` or
+`COLUMN.STATISTIC`, with a statistic from STATISTICS.
+"""
+
+import hashlib
+import sys
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from models.params import Section
+
+TYPES = {
+    "float": pa.float64(),
+    "int": pa.int64(),
+    "text": pa.string(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+# Statistic -> the DuckDB aggregate that computes it over one column.
+STATISTICS = {
+    "mean": "avg({})",
+    "stddev": "stddev_samp({})",
+    "min": "min({})",
+    "max": "max({})",
+    "median": "approx_quantile({}, 0.5)",
+    "distinct": "approx_count_distinct({})",
+    "missing_fraction": "avg(({} is null)::int)",
+}
+BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
+FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
+
+
+class ContractColumn(Section):
+    """One column that Nightjar keeps. Missing and infinite values are quarantined unless allowed here."""
+
+    type: Literal["float", "int", "text", "bool", "timestamp"]
+    nullable: bool = False
+    infinite: bool = False
+    masked: bool = False  # a personal value: never in logs, reports, examples or causes
+
+
+class ContractExpectation(Section):
+    """One Great Expectations expectation, by its registered name, with Nightjar's level."""
+
+    level: Literal["row", "batch"]
+    severity: Literal["critical", "warning"] = "critical"
+    type: str = Field(pattern=r"^expect_[a-z_]+$")
+    kwargs: dict[str, Any]
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    @property
+    def text(self) -> str:
+        """The expectation in one line, for reasons and tables."""
+        values = ", ".join(f"{key}={value}" for key, value in self.kwargs.items() if key != "column")
+        return f"{self.kwargs.get('column', '')} {self.type.removeprefix('expect_').replace('_', ' ')} {values}".strip()
+
+
+class Contract(Section):
+    """Everything a batch is held against."""
+
+    columns: dict[str, ContractColumn]
+    extra_columns: Literal["warn", "stop"] = "warn"
+    expectations: tuple[ContractExpectation, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Contract":
+        for expectation in self.expectations:
+            column = str(expectation.kwargs.get("column", ""))
+            if expectation.level == "row":
+                if not expectation.type.startswith(("expect_column_values_", "expect_column_pair_values_")):
+                    raise ValueError(f"{expectation.type} does not judge single rows; give it level: batch")
+                named = [str(value) for key, value in expectation.kwargs.items() if key.startswith("column")]
+                if unknown := [name for name in named if name not in self.columns]:
+                    raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
+            elif column not in BATCH_FACTS:
+                name, _, statistic = column.rpartition(".")
+                if name not in self.columns or statistic not in STATISTICS:
+                    known = ", ".join([*BATCH_FACTS, *(f"COLUMN.{key}" for key in STATISTICS)])
+                    raise ValueError(f"a batch expectation cannot use column {column!r}; it may use {known}")
+        return self
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of validated rows: record_id, event_time, then the columns."""
+        fields = [("record_id", pa.string()), ("event_time", TYPES["timestamp"])]
+        return pa.schema(fields + [(name, TYPES[c.type]) for name, c in self.columns.items() if name != "event_time"])
+
+    @property
+    def row_expectations(self) -> tuple[ContractExpectation, ...]:
+        """The row-level expectations, those that the column types imply first."""
+        implied = [_present("record_id"), _present("event_time")]
+        bounded = {str(e.kwargs.get("column")) for e in self.expectations if {"min_value", "max_value"} <= e.kwargs.keys()}
+        for name, column in self.columns.items():
+            if not column.nullable and name != "event_time":
+                implied.append(_present(name))
+            if column.type == "float" and not column.infinite and name not in bounded:
+                implied.append(_finite(name))
+        return (*implied, *(e for e in self.expectations if e.level == "row"))
+
+    @property
+    def batch_expectations(self) -> tuple[ContractExpectation, ...]:
+        """The batch-level expectations."""
+        return tuple(e for e in self.expectations if e.level == "batch")
+
+    @property
+    def hash(self) -> str:
+        """Equal contracts, equal hash."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _present(column: str) -> ContractExpectation:
+    return ContractExpectation(level="row", type="expect_column_values_to_not_be_null", kwargs={"column": column})
+
+
+def _finite(column: str) -> ContractExpectation:
+    limits = {"column": column, "min_value": -FLOAT_LIMIT, "max_value": FLOAT_LIMIT}
+    return ContractExpectation(level="row", type="expect_column_values_to_be_between", kwargs=limits)

@@ -1,0 +1,120 @@
+"""Measure a detector where the answer is known: on test rows before it is registered, on published nights after.
+
+Everything here is for people to read; nothing flows back into training. This is the only file that may ask the
+payments simulator for its truth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from prefect import get_run_logger, task
+
+from models.detector import Detector
+from tasks import payments, warehouse
+from tasks.columns import to_records
+from tasks.filter import TrainingSet, read_set
+from tasks.ingest import IngestParams
+from tasks.policy import PURE
+from tasks.site import Site
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Detection of the positive class "anomalous"; None where it cannot be computed, such as recall of no anomaly."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: float | None
+    average_precision: float | None
+    false_alarm_rate: float | None  # share of the normal rows that are flagged
+    rows: int
+    anomalies: int
+
+
+@dataclass(frozen=True)
+class NightsEvaluation:
+    """What the published nights caught: overall, and the recall of each kind of planted anomaly."""
+
+    metrics: Metrics
+    recall_by_kind: dict[str, float]
+    rows_by_kind: dict[str, int]
+
+
+def measure(scores: npt.NDArray[np.float64], is_anomaly: Flags, threshold: float) -> Metrics:
+    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged is strictly above threshold."""
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
+
+    flagged = scores > threshold
+    hits, positives, flags = int((flagged & is_anomaly).sum()), int(is_anomaly.sum()), int(flagged.sum())
+    normals = len(scores) - positives
+    both = positives > 0 and normals > 0
+    return Metrics(
+        precision=hits / flags if flags else None,
+        recall=hits / positives if positives else None,
+        f1=2 * hits / (flags + positives) if flags + positives else None,
+        auroc=float(roc_auc_score(is_anomaly, scores)) if both else None,
+        average_precision=float(average_precision_score(is_anomaly, scores)) if positives else None,
+        false_alarm_rate=(flags - hits) / normals if normals else None,
+        rows=len(scores),
+        anomalies=positives,
+    )
+
+
+def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
+    """Metrics on the test rows, by the labels known at the cut-off; None where the split has no test rows."""
+    table = read_set(site.lake, site.detector, rows.cutoff, "test")
+    if not table.num_rows:
+        return None
+    detector = Detector.load(bundle)
+    records, _ = to_records(table, detector.columns)
+    return measure(detector.score(records), table["label"].to_numpy() == 1, detector.threshold.value)
+
+
+def read_truth(site: Site, params: IngestParams, day: date, now: datetime) -> pd.DataFrame:
+    """The anomalies of a batch, as far as anybody can know them: record_id and kind.
+
+    For the simulator this is what it planted; for real data, the records labelled anomalous by `now`.
+    """
+    if isinstance(params.source, payments.PaymentsSource):
+        return payments.read_truth(params.source, site.time_zone, day)
+    labels = warehouse.read_labels(warehouse.open_engine(site.warehouse_url), site.detector, now)
+    return labels.loc[labels["label"] == 1, ["record_id"]].assign(kind="labelled")
+
+
+def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], now: datetime) -> NightsEvaluation | None:
+    """Hold the scores of published nights against the truth; None where the detector has no labels at all."""
+    if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
+        return None
+    lake, scored = site.lake, []
+    thresholds = {b.batch_date: b.threshold for b in warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)}
+    for day in nights:
+        manifest = lake.get("scores", site.detector, day)
+        slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]
+        frame = pd.concat([piece.to_pandas() for piece in slices], ignore_index=True)
+        truth = read_truth(site, params, day, now).set_index("record_id")["kind"]
+        frame["kind"] = frame["record_id"].map(truth)
+        frame["margin"] = frame["score"] - thresholds[day]
+        scored.append(frame[["score", "margin", "kind"]])
+    rows = pd.concat(scored, ignore_index=True)
+    anomalous = rows.dropna(subset="kind")
+    by_kind = anomalous.assign(caught=anomalous["margin"] > 0).groupby("kind")["caught"].agg(["mean", "size"])
+    # Nights may differ in threshold: the margin says who is flagged, and ranks rows of one threshold like the score.
+    metrics = measure(rows["margin"].to_numpy(), rows["kind"].notna().to_numpy(), 0.0)
+    recall = {str(kind): float(value) for kind, value in by_kind["mean"].items()}
+    return NightsEvaluation(metrics, recall, {str(kind): int(value) for kind, value in by_kind["size"].items()})
+
+
+@task(task_run_name="evaluate {site.detector}", **PURE)
+def evaluate(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
+    """Measure the calibrated bundle on the test rows."""
+    metrics = evaluate_bundle(site, rows, bundle)
+    get_run_logger().info("test rows: %s", asdict(metrics) if metrics else "none")
+    return metrics

@@ -1,0 +1,198 @@
+"""Great Expectations behind one verb, judge: a slice's rows or batches' summaries; and the Data Docs of both.
+
+Slices are pandas frames with only the columns that expectations name. A first pass asks only yes or no; the failing
+rows are fetched for the expectations that failed, which is several times cheaper than asking for them always.
+Great Expectations is imported when first used: it costs seconds and 250 MB.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tasks.contract import Contract, ContractExpectation
+from tasks.errors import BatchRejected
+
+Mask = npt.NDArray[np.bool_]
+DOCS_PAGES = 7
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one expectation said of one batch. `unexpected` counts rows; `observed` is the summary's value."""
+
+    type: str
+    column: str
+    text: str
+    level: str
+    severity: str
+    success: bool
+    observed: str
+    unexpected: int
+
+
+class Suite:
+    """The expectations of one level, ready to run on frames."""
+
+    def __init__(self, expectations: Sequence[ContractExpectation]) -> None:
+        self.expectations = tuple(expectations)
+        named = [v for e in self.expectations for k, v in e.kwargs.items() if k.startswith("column")]
+        self.columns = list(dict.fromkeys(str(name) for name in named))
+        self._batch_definition: Any = None
+
+    def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
+        """For each expectation that some row breaks, the mask (N,) of those rows.
+
+        A frame's rows are a slice's records, or, for batch-level expectations, one summary a batch.
+        """
+        failed = [e for e, r in self._run(self.expectations, frame, "BOOLEAN_ONLY") if not r.success]
+        masks = {}
+        for expectation, result in self._run(failed, frame, "COMPLETE"):
+            mask = np.zeros(len(frame), bool)
+            mask[np.asarray(result.result["unexpected_index_list"], dtype=np.int64)] = True
+            masks[expectation] = mask
+        return masks
+
+    def _run(self, chosen: Iterable[ContractExpectation], frame: pd.DataFrame, result_format: str) -> list[tuple[Any, Any]]:
+        import great_expectations as gx
+
+        chosen = list(chosen)
+        if not chosen:
+            return []
+        suite = gx.ExpectationSuite(name="slice", expectations=[configure(e, n) for n, e in enumerate(chosen)])
+        batch = self._definition().get_batch(batch_parameters={"dataframe": frame})
+        results = batch.validate(suite, result_format=result_format).results
+        # Results come in Great Expectations' own order, so each expectation carries its position.
+        by_position = sorted(results, key=lambda result: int(result.expectation_config.meta["position"]))
+        for expectation, result in zip(chosen, by_position, strict=True):
+            if result.exception_info and _raised(result.exception_info):
+                raise BatchRejected(
+                    f"The expectation {expectation.text!r} could not be evaluated.",
+                    where="the contract",
+                    got=_raised(result.exception_info),
+                    todo="correct its arguments",
+                )
+        return list(zip(chosen, by_position, strict=True))
+
+    def _definition(self) -> Any:  # noqa: ANN401 - Great Expectations' types are imported late
+        if self._batch_definition is None:
+            import great_expectations as gx
+
+            context = gx.get_context(mode="ephemeral")
+            context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+            asset = context.data_sources.add_pandas("slices").add_dataframe_asset("slice")
+            self._batch_definition = asset.add_batch_definition_whole_dataframe("whole")
+        return self._batch_definition
+
+
+def configure(expectation: ContractExpectation, position: int = 0) -> Any:  # noqa: ANN401
+    """Great Expectations' own form of a contract's expectation."""
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    return ExpectationConfiguration(
+        type=expectation.type,
+        kwargs=expectation.kwargs,
+        severity=expectation.severity,
+        meta={"level": expectation.level, "position": position},
+    )
+
+
+def describe_rows(expectation: ContractExpectation, unexpected: int) -> Outcome:
+    """A row-level expectation and the number of a batch's rows that broke it, as one flat record."""
+    return _describe(expectation, unexpected == 0, f"{unexpected} rows", unexpected)
+
+
+def describe_batch(expectation: ContractExpectation, success: bool, observed: float) -> Outcome:
+    """A batch-level expectation and the summary's value, as one flat record."""
+    return _describe(expectation, success, f"{observed:.6g}", int(not success))
+
+
+def _describe(expectation: ContractExpectation, success: bool, observed: str, unexpected: int) -> Outcome:
+    return Outcome(
+        type=expectation.type,
+        column=str(expectation.kwargs.get("column", "")),
+        text=expectation.text,
+        level=expectation.level,
+        severity=expectation.severity,
+        success=bool(success),
+        observed=observed,
+        unexpected=unexpected,
+    )
+
+
+def _raised(info: dict[str, Any]) -> str:
+    if "exception_message" in info:
+        return str(info["exception_message"]) if info.get("raised_exception") else ""
+    raised = [str(v["exception_message"]) for v in info.values() if isinstance(v, dict) and v.get("raised_exception")]
+    return "; ".join(raised)
+
+
+def build_docs(
+    folder: Path, detector: str, contract: Contract, batches: dict[date, tuple[int, tuple[Outcome, ...]]]
+) -> None:
+    """Add batches (rows and outcomes by date) to the Data Docs under `folder`, a page each, and rebuild their index.
+
+    Of many batches only the latest DOCS_PAGES and those that broke something critical get a page, which costs a third
+    of a second; the outcomes of all are in their manifests.
+
+    The pages are made from counts, not from values: a masked column cannot leak into them.
+    """
+    import great_expectations as gx
+    from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult, RunIdentifier
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    context = gx.get_context(mode="file", project_root_dir=folder)
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    expectations = (*contract.row_expectations, *contract.batch_expectations)
+    context.suites.add_or_update(
+        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(expectations)])
+    )
+    suite_key = ExpectationSuiteIdentifier(detector)
+    keys = []
+    latest = set(sorted(batches)[-DOCS_PAGES:])
+    for day, (rows, found) in batches.items():
+        if day not in latest and all(outcome.success or outcome.severity != "critical" for outcome in found):
+            continue
+        results = [
+            ExpectationValidationResult(
+                success=outcome.success,
+                expectation_config=configure(expectation, n),
+                result=_docs_result(outcome, rows),
+                exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
+            )
+            for n, (expectation, outcome) in enumerate(zip(expectations, found, strict=True))
+        ]
+        met = sum(outcome.success for outcome in found)
+        page = ExpectationSuiteValidationResult(
+            success=met == len(found),
+            results=results,
+            suite_name=detector,
+            statistics={
+                "evaluated_expectations": len(found),
+                "successful_expectations": met,
+                "unsuccessful_expectations": len(found) - met,
+                "success_percent": 100 * met / len(found),
+            },
+            meta={"batch_date": day.isoformat(), "active_batch_definition": {"data_asset_name": detector}},
+        )
+        run = RunIdentifier(run_name=f"{detector} {day.isoformat()}", run_time=datetime.now(UTC))
+        key = ValidationResultIdentifier(suite_key, run, f"{detector}-{day.isoformat()}")
+        context.validation_results_store.add(key, page)
+        keys.append(key)
+    context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def _docs_result(outcome: Outcome, rows: int) -> dict[str, Any]:
+    if outcome.level == "batch":
+        return {"observed_value": outcome.observed}
+    percent = 100 * outcome.unexpected / rows if rows else 0.0
+    return {"element_count": rows, "unexpected_count": outcome.unexpected, "unexpected_percent": percent}

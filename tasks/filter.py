@@ -1,0 +1,280 @@
+"""Choose the rows to learn from: five disjoint sets of validated rows as they were known at the training cut-off.
+
+Fit, stopping and calibration rows are clean: without the records labelled anomalous by then, and, on request, without
+the most outlying share of the unlabelled. Tuning and test rows keep their anomalies, with the label. The result is
+one `clean` partition, dated by the cut-off, with one part a set; what was left out is counted by reason.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from prefect import get_run_logger, task
+from pydantic import Field, model_validator
+
+from models.params import Section
+from tasks import warehouse
+from tasks.errors import LeakageFound, TooFewRows
+from tasks.lake import Lake, Manifest
+from tasks.policy import IO
+from tasks.site import Site
+
+SETS = ("fit", "stopping", "tuning", "test", "calibration")
+CLEAN_SETS = ("fit", "stopping", "calibration")
+Names = npt.NDArray[np.object_]
+
+
+class ByDate(Section):
+    """Whole days: calibration takes the latest matured ones, test, tuning and stopping those before, fit the rest."""
+
+    kind: Literal["by_date"]
+    stopping_days: int = Field(ge=1)
+    tuning_days: int = Field(ge=0)
+    test_days: int = Field(ge=0)
+    calibration_days: int = Field(ge=1)
+
+
+class Fractions(Section):
+    """Shares of the normal rows; what they leave of 1 is calibration. Anomalies are shared out by tuning and test."""
+
+    fit: float = Field(gt=0, lt=1)
+    stopping: float = Field(gt=0, lt=1)
+    tuning: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fractions":
+        if self.fit + self.stopping + self.tuning + self.test >= 1:
+            raise ValueError("fit + stopping + tuning + test must leave something of 1 for calibration")
+        return self
+
+
+class LeadingFraction(Fractions):
+    """Rows in order of event time: the first share is fitted."""
+
+    kind: Literal["leading_fraction"]
+
+
+class RandomHalf(Fractions):
+    """Rows in an order drawn from their record_id and the seed; fit and stopping share one half."""
+
+    kind: Literal["random_half"]
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check_half(self) -> "RandomHalf":
+        if abs(self.fit + self.stopping - 0.5) > 1e-9:
+            raise ValueError("fit + stopping must be 0.5")
+        return self
+
+
+class FilterParams(Section):
+    """How rows are split, and which are left out."""
+
+    splits: Annotated[ByDate | LeadingFraction | RandomHalf, Field(discriminator="kind")]
+    trim_fraction: float = Field(default=0.0, ge=0, lt=0.5)
+    exclude_dates: tuple[date, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The committed clean partition, by its key, and what the lineage needs to know about it."""
+
+    cutoff: date
+    data_hash: str
+    rows: dict[str, int]  # by set
+    excluded: dict[str, int]  # by reason
+    first_date: date
+    trained_through: date
+    split: str
+
+
+def split_by_date(dates: Sequence[date], split: ByDate) -> dict[date, str]:
+    """The set of each matured batch date. Raises TooFewRows where no day is left to fit on."""
+    lengths = {"calibration": split.calibration_days, "test": split.test_days}
+    lengths |= {"tuning": split.tuning_days, "stopping": split.stopping_days}
+    if len(dates) <= sum(lengths.values()):
+        raise TooFewRows(
+            "There are too few matured days to train on.",
+            got=f"{len(dates)} days",
+            expected=f"more than {sum(lengths.values())}: " + ", ".join(f"{v} {k}" for k, v in lengths.items()),
+            todo="ingest more history, choose a later cut-off, or shorten filter.splits in params.yaml",
+        )
+    assigned = dict.fromkeys(dates, "fit")
+    remaining = sorted(dates)
+    for name, days in lengths.items():
+        assigned |= dict.fromkeys(remaining[len(remaining) - days :], name)
+        remaining = remaining[: len(remaining) - days]
+    return assigned
+
+
+def split_by_fractions(order: npt.NDArray[np.float64], is_anomaly: npt.NDArray[np.bool_], split: Fractions) -> Names:
+    """The set of each row (N,), given its place in line (N,): a rank or a draw, smaller is earlier."""
+    sets = np.full(len(order), "", dtype=object)
+    normal, anomalous = np.flatnonzero(~is_anomaly), np.flatnonzero(is_anomaly)
+    shares = np.cumsum([split.fit, split.stopping, split.tuning, split.test])
+    _assign(sets, normal[np.argsort(order[normal], kind="stable")], shares, SETS)
+    labelled = split.tuning + split.test
+    cut = np.array([split.tuning / labelled]) if labelled else np.array([0.0])
+    _assign(sets, anomalous[np.argsort(order[anomalous], kind="stable")], cut, ("tuning", "test"))
+    return sets
+
+
+def _assign(sets: Names, rows: npt.NDArray[np.intp], shares: npt.NDArray[np.float64], names: Sequence[str]) -> None:
+    bounds = [0, *np.round(shares * len(rows)).astype(int), len(rows)]
+    for name, start, end in zip(names, bounds, bounds[1:], strict=False):
+        sets[rows[start:end]] = name
+
+
+def draw_order(record_ids: Sequence[str], seed: int) -> npt.NDArray[np.float64]:
+    """A place in line for each record that depends on nothing but its id and the seed."""
+    digests = (hashlib.blake2b(f"{seed}:{record}".encode(), digest_size=8).digest() for record in record_ids)
+    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
+
+
+def find_outliers(numbers: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
+    """The mask (N,) of the `share` of rows that lie farthest out: largest mean squared robust z of (N, F) numbers.
+
+    The robust z is the distance from the median in normal-consistent median absolute deviations (Rousseeuw and
+    Croux 1993), capped at 10 so that one wild column does not decide alone.
+    """
+    center = np.nanmedian(numbers, axis=0)
+    spread = 1.4826 * np.nanmedian(np.abs(numbers - center), axis=0)
+    spread = np.where(spread > 0, spread, np.nanstd(numbers, axis=0))
+    z = np.nan_to_num((numbers - center) / np.where(spread > 0, spread, 1.0), posinf=10, neginf=-10).clip(-10, 10)
+    distance = (z**2).mean(axis=1)
+    count = int(share * len(distance))
+    mask = np.zeros(len(distance), dtype=bool)
+    mask[np.argsort(-distance, kind="stable")[:count]] = True
+    return mask
+
+
+def choose_rows(
+    site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str], labels: pd.DataFrame
+) -> tuple[pa.Table, Names, npt.NDArray[np.int8], Counter[str], list[date]]:
+    """All matured rows before the cut-off with their set ('' = left out), label (-1 unknown, 0, 1) and the reasons.
+
+    labels: record_id, label, as known at the cut-off. A matured record without a label counts as normal in tuning and
+    test: the source reports every anomaly within the label delay.
+    """
+    lake = site.lake
+    known = [d for d in lake.dates("validated", site.detector) if d < cutoff and d not in params.exclude_dates]
+    dates = [day for day in known if site.has_matured(day, cutoff)]
+    manifests = [lake.get("validated", site.detector, day) for day in known]
+    excluded = Counter({"not matured at the cut-off": sum(m.rows for m in manifests if m.batch_date not in dates)})
+    tables = [_read(lake, m) for m in manifests if m.batch_date in dates]
+    if not tables:
+        raise TooFewRows(
+            f"{site.detector} has no matured rows before {cutoff}.",
+            got=f"{len(known)} validated days, none old enough for its labels",
+            expected=f"days at least {site.label_delay.days} days before the cut-off",
+            todo="ingest more history, or choose a later cut-off",
+        )
+    table = pa.concat_tables(tables)
+    found = pd.Series(table["record_id"].to_pandas()).map(labels.set_index("record_id")["label"])
+    label = found.fillna(-1).to_numpy(dtype=np.int8)
+    if isinstance(params.splits, ByDate):
+        by_day = split_by_date(dates, params.splits)
+        sizes = [t.num_rows for t in tables]
+        sets = np.repeat(np.array([by_day[day] for day in dates], dtype=object), sizes)
+    else:
+        times = table["event_time"].cast(pa.int64()).to_numpy()
+        seeded = isinstance(params.splits, RandomHalf)
+        order = draw_order(table["record_id"].to_pylist(), params.splits.seed) if seeded else times.astype(float)
+        sets = split_by_fractions(order, label == 1, params.splits)
+    _drop(sets, np.isin(sets, CLEAN_SETS) & (label == 1), "labelled anomalous", excluded)
+    if params.trim_fraction:
+        candidates = np.flatnonzero(np.isin(sets, ("fit", "stopping")) & (label == -1))
+        numbers = np.column_stack([table[c].to_numpy()[candidates] for c in numeric]) if numeric else np.empty((0, 0))
+        outlying = np.zeros(len(sets), dtype=bool)
+        outlying[candidates[find_outliers(numbers.astype(float), params.trim_fraction)]] = True
+        _drop(sets, outlying, "trimmed as suspected", excluded)
+    return table, sets, label, excluded, dates
+
+
+def _drop(sets: Names, mask: npt.NDArray[np.bool_], reason: str, excluded: Counter[str]) -> None:
+    excluded[reason] += int(mask.sum())
+    sets[mask] = ""
+
+
+def _read(lake: Lake, manifest: Manifest) -> pa.Table:
+    slices = [piece for part in manifest.parts for piece in lake.slices(part)]
+    table = pa.concat_tables(slices)
+    return table.append_column("batch_date", pa.array([manifest.batch_date] * table.num_rows, pa.date32()))
+
+
+def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site, cutoff: date) -> None:
+    """Prove on the written parts that sets and scored nights are disjoint and that no label came from the future.
+
+    A night is scored after the last day of these sets (tasks/score.py refuses the others), so it is enough that all
+    sets end before the cut-off. Raises LeakageFound.
+    """
+    sql = (
+        "select count(*) - count(distinct (batch_date, record_id)) as shared, "
+        "count(*) filter (batch_date >= cast('{}' as date)) as late from parts"
+    ).format(cutoff.isoformat())
+    found = lake.query(sql, clean.parts).to_pylist()[0]
+    future = int((labels["known_at"] > pd.Timestamp(site.start_of(cutoff))).sum())
+    problems = {"records in two sets": found["shared"], "rows on or after the cut-off": found["late"]}
+    problems |= {"labels used before they were known": future}
+    if any(problems.values()):
+        raise LeakageFound(
+            f"The training sets of {site.detector} leak.",
+            where=f"cut-off {cutoff}",
+            got=", ".join(f"{count} {what}" for what, count in problems.items() if count),
+            expected="disjoint sets before the cut-off",
+            todo="this is a fault of Nightjar or of the lake; nothing was trained",
+        )
+
+
+def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str]) -> TrainingSet:
+    """Write the clean partition of a cut-off and describe it. Raises TooFewRows and LeakageFound."""
+    engine = warehouse.open_engine(site.warehouse_url)
+    labels = warehouse.read_labels(engine, site.detector, site.start_of(cutoff))
+    table, sets, label, excluded, dates = choose_rows(site, cutoff, params, numeric, labels)
+    table = table.append_column("label", pa.array(label, pa.int8()))
+    lake = site.lake
+    partition = lake.write("clean", site.detector, cutoff)
+    rows = {}
+    for name in SETS:
+        with partition.part(name, source=name) as part:
+            part.append(table.filter(pa.array(sets == name)))
+        rows[name] = part.rows
+    if not all(rows[name] for name in CLEAN_SETS):
+        raise TooFewRows(
+            f"{site.detector} has no rows in one of the sets.",
+            got=", ".join(f"{name} {count}" for name, count in rows.items()),
+            expected="at least one row to fit, to stop and to calibrate on",
+            todo="ingest more history, or change filter.splits in params.yaml",
+        )
+    facts = {"rows": rows, "excluded": dict(excluded), "splits": params.splits.model_dump(mode="json")}
+    manifest = Manifest("clean", site.detector, cutoff, partition.attempt, tuple(partition.parts), facts)
+    check_leakage(lake, manifest, labels, site, cutoff)
+    partition.commit(facts)
+    split = f"{params.splits.kind}, {dates[0]} to {dates[-1]}, cut-off {cutoff}"
+    return TrainingSet(cutoff, manifest.hash, rows, dict(excluded), dates[0], dates[-1], split)
+
+
+def read_set(lake: Lake, detector: str, cutoff: date, name: str) -> pa.Table:
+    """One of the five sets, or an empty table where the split gave it no rows."""
+    manifest = lake.get("clean", detector, cutoff)
+    pieces = [piece for part in manifest.parts if part.source == name for piece in lake.slices(part)]
+    if pieces:
+        return pa.concat_tables(pieces)
+    schema = next(lake.slices(manifest.parts[0])).schema
+    return schema.empty_table()
+
+
+@task(name="filter", task_run_name="filter {site.detector} before {cutoff}", **IO)
+def filter_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str]) -> TrainingSet:
+    """Choose and write the training sets."""
+    prepared = prepare_rows(site, cutoff, params, numeric)
+    get_run_logger().info("rows by set %s; left out %s", prepared.rows, prepared.excluded)
+    return prepared

@@ -1,0 +1,287 @@
+"""The lake: Parquet zones under one root, a folder or any fsspec URL.
+
+A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json` written
+last. Readers see a partition only through its manifest, so a dead attempt leaves nothing visible, and replacing the
+manifest replaces the partition whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import duckdb
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
+
+Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
+
+
+@dataclass(frozen=True)
+class Part:
+    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from."""
+
+    path: str
+    rows: int
+    sha256: str
+    source: str = ""
+    version: str = ""
+    arrived_at: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a partition holds: the parts of the attempt that committed it, and what that attempt had to say."""
+
+    zone: str
+    detector: str
+    batch_date: date
+    attempt: int
+    parts: tuple[Part, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The partition's rows."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def hash(self) -> str:
+        """The content hash of the list of parts: equal bytes in equal order, equal hash."""
+        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+
+class PartWriter:
+    """Writes slices into one Parquet file and hashes the bytes on their way out. Without rows there is no file.
+
+    To PyArrow it looks like a file: write, tell, flush, close.
+    """
+
+    closed = False
+
+    def __init__(self, lake: "Lake", path: str) -> None:
+        self._lake, self._path, self._files = lake, path, ExitStack()
+        self._digest, self._position = hashlib.sha256(), 0
+        self._parquet: pq.ParquetWriter | None = None
+        self._file: IO[bytes]
+        self.rows = 0
+
+    def append(self, table: pa.Table) -> None:
+        """Append rows; the first call makes the file and fixes its schema."""
+        if not table.num_rows:
+            return
+        if self._parquet is None:
+            self._file = self._files.enter_context(self._lake.create(self._path))
+            self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), table.schema)
+        self._parquet.write_table(table, row_group_size=SLICE_ROWS)
+        self.rows += table.num_rows
+
+    def finish(self, **origin: str) -> Part:
+        """Write the Parquet footer, close the file and describe it."""
+        with self._files:
+            if self._parquet is not None:
+                self._parquet.close()
+        return Part(self._path, self.rows, self._digest.hexdigest(), **origin)
+
+    def write(self, data: bytes) -> int:
+        """PyArrow's way out: hash and pass on."""
+        self._digest.update(data)
+        self._position += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """The bytes written so far."""
+        return self._position
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        """PyArrow is done; `finish` closes the file."""
+
+
+class PartitionWriter:
+    """One attempt at a partition: parts first, the manifest last. Without `commit` nothing becomes visible."""
+
+    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date) -> None:
+        self._lake, self._key = lake, (zone, detector, batch_date)
+        folder = lake.partition(zone, detector, batch_date)
+        self.attempt = 1 + max(lake.attempts(folder), default=0)
+        self._folder = f"{folder}/attempt={self.attempt}"
+        self.parts: list[Part] = []
+
+    @contextmanager
+    def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
+        """Open `name`.parquet; on a clean exit it is listed among the parts, unless it got no rows."""
+        writer = PartWriter(self._lake, f"{self._folder}/{name}.parquet")
+        yield writer
+        described = writer.finish(**origin)
+        if writer.rows:
+            self.parts.append(described)
+
+    def path(self, name: str) -> str:
+        """Where this attempt keeps a file that is not one of the parts."""
+        return f"{self._folder}/{name}"
+
+    def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
+        """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
+        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts)
+        self._lake.replace(f"{self._lake.partition(*self._key)}/manifest.json", _encode(manifest))
+        return manifest
+
+
+class Lake:
+    """All zones under one root. Small and picklable: it holds the root and opens files when asked."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        self.is_local = "file" in self._fs.protocol
+
+    def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
+        """The partition's folder, relative to the root."""
+        return f"{zone}/{detector}/batch_date={batch_date.isoformat()}"
+
+    def full(self, path: str) -> str:
+        """The path as the file system knows it."""
+        return f"{self._base}/{path}"
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a new file for writing, its folders made first."""
+        full = self.full(path)
+        try:
+            self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+            with self._fs.open(full, "wb") as file:
+                yield file
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place of the old one in one step: rename on disk, a single put on an object store."""
+        if self.is_local:
+            with self.create(f"{path}.new") as file:
+                file.write(data)
+            Path(self.full(f"{path}.new")).replace(self.full(path))
+        else:
+            with self.create(path) as file:
+                file.write(data)
+
+    def read(self, path: str) -> bytes:
+        """A small file, whole."""
+        try:
+            return bytes(self._fs.cat_file(self.full(path)))
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    def attempts(self, folder: str) -> list[int]:
+        """The attempts that left files in a partition's folder, finished or not."""
+        self._fs.invalidate_cache()
+        full = self.full(folder)
+        names = [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(full, detail=False)] if self._fs.exists(full) else []
+        return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
+
+    def find(self, zone: Zone, detector: str, batch_date: date) -> Manifest | None:
+        """The partition's manifest, or None where no attempt was committed."""
+        full = self.full(f"{self.partition(zone, detector, batch_date)}/manifest.json")
+        try:
+            return _decode(self._fs.cat_file(full))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreachable(self.root, full, error) from error
+
+    def get(self, zone: Zone, detector: str, batch_date: date) -> Manifest:
+        """The partition's manifest; BatchMissing where there is none."""
+        if (manifest := self.find(zone, detector, batch_date)) is None:
+            raise BatchMissing(
+                f"{detector} has no {zone} rows for {batch_date}.",
+                where=f"{self.root}/{self.partition(zone, detector, batch_date)}",
+                got="no manifest",
+                expected="a batch that was ingested and validated",
+                todo=f"nightjar ingest {detector}, then nightjar status {detector} to see which dates have rows",
+            )
+        return manifest
+
+    def dates(self, zone: Zone, detector: str) -> list[date]:
+        """The batch dates with a committed partition, in order."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(self.full(f"{zone}/{detector}/batch_date=*/manifest.json"))
+        return sorted(date.fromisoformat(str(path).rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
+
+    def write(self, zone: Zone, detector: str, batch_date: date) -> PartitionWriter:
+        """Begin a new attempt at a partition."""
+        return PartitionWriter(self, zone, detector, batch_date)
+
+    def slices(self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+        """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
+        full = self.full(part.path)
+        try:
+            source = full if self.is_local else self._fs.open(full)
+            with pq.ParquetFile(source, read_dictionary=list(categories)) as file:
+                for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
+                    yield pa.Table.from_batches([batch])
+        except (OSError, pa.ArrowException) as error:
+            raise SourceInvalid(
+                "A part of the lake is missing or damaged.",
+                where=f"{self.root}/{part.path}",
+                got=str(error).splitlines()[0],
+                expected=f"{part.rows} rows with sha256 {part.sha256[:12]}",
+                todo="restore the file, or delete the partition's manifest and run the step again",
+            ) from error
+
+    def columns(self, part: Part) -> list[str]:
+        """A part's column names, read from its footer."""
+        full = self.full(part.path)
+        return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
+
+    def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
+        """Run DuckDB over parts; `sql` reads them as the table `parts`."""
+        prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
+        paths = [prefix + self.full(part.path) for part in parts]
+        with self._duckdb.cursor() as cursor:
+            cursor.read_parquet(paths, union_by_name=True, hive_partitioning=False).create_view("parts", replace=True)
+            return cursor.sql(sql).to_arrow_table()
+
+    @cached_property
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect()
+        if not self.is_local:
+            connection.register_filesystem(self._fs)
+        return connection
+
+
+def quote(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _encode(manifest: Manifest) -> bytes:
+    document = asdict(manifest) | {"batch_date": manifest.batch_date.isoformat(), "hash": manifest.hash}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _decode(data: bytes) -> Manifest:
+    document = json.loads(data)
+    document.pop("hash")
+    parts = tuple(Part(**part) for part in document.pop("parts"))
+    return Manifest(**document | {"batch_date": date.fromisoformat(document["batch_date"]), "parts": parts})
+
+
+def _unreachable(root: str, path: str, error: OSError) -> ServiceUnreachable:
+    return ServiceUnreachable(
+        "The lake cannot be read or written.",
+        where=f"{root} ({path})",
+        got=str(error),
+        expected="a folder or object store that this process may write to",
+        todo="check NIGHTJAR_LAKE, the permissions and the free space",
+    )

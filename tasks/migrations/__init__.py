@@ -1,0 +1,1 @@
+"""The warehouse's schema, step by step, in the package so that an installed Nightjar can migrate."""

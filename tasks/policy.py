@@ -1,0 +1,20 @@
+"""The two policies a task can carry: PURE for work that is never retried, IO for work that meets a service.
+
+Only an unreachable service is retried: a bad batch is not flaky. Prefect's own result caching is off; the lake's
+manifests are the truth.
+"""
+
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+
+from tasks.errors import ServiceUnreachable
+
+
+def is_unreachable(_task: object, _run: object, state: Any) -> bool:  # noqa: ANN401 - a Prefect State of any result
+    """Whether a failed task met an unreachable service."""
+    return isinstance(state.result(raise_on_failure=False), ServiceUnreachable)
+
+
+PURE: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+IO: dict[str, Any] = PURE | {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": is_unreachable}

@@ -1,0 +1,197 @@
+"""Publish one night: its flags and counts replace the batch's earlier ones in one transaction.
+
+Twice, at the same time from two processes, or killed anywhere: readers find the old result or the new one, whole.
+An attempt that a newer one overtook, or whose input has changed since, is refused; replaced rows are archived.
+The fencing number follows M. Kleppmann, "How to do distributed locking" (2016).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+from prefect import get_run_logger, task
+from prefect.context import TaskRunContext
+from sqlalchemy.dialects.postgresql import insert
+
+from tasks.errors import PublishConflict, ReconciliationFailed
+from tasks.policy import IO
+from tasks.score import Scored, read_flags
+from tasks.site import Site
+from tasks.tables import Night, attempts, flagged_anomalies, scoring_batches, superseded_anomalies
+from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
+
+
+# What scoring brings per flag; the night adds the rest.
+FLAG_COLUMNS = [
+    "record_id",
+    "event_time",
+    "score",
+    "percentile_rank",
+    "p_value",
+    "causes",
+    "second_stage_probability",
+    "suppressed",
+]
+NIGHT_COLUMNS = ["detector", "batch_date", "attempt", "threshold", "model_name", "model_version", "scored_at"]
+
+
+def check_counts(night: Night, flags: pd.DataFrame) -> None:
+    """Raise ReconciliationFailed unless every row of the batch is accounted for exactly once."""
+    accounted = night.scored + night.quarantined + night.excluded
+    broken = {
+        "rows in = scored + quarantined + excluded": night.rows_in == accounted,
+        "flags to publish <= flagged <= scored": len(flags) <= night.flagged <= night.scored,
+        "one flag per record": flags["record_id"].is_unique,
+    }
+    failed = [rule for rule, holds in broken.items() if not holds]
+    if failed:
+        raise ReconciliationFailed(
+            "the night's counts do not add up; nothing was published",
+            where=_describe_batch(night),
+            got=f"rows in {night.rows_in}, scored {night.scored}, quarantined {night.quarantined}, excluded "
+            f"{night.excluded}, flagged {night.flagged}, flags to publish {len(flags)}",
+            expected="; ".join(failed),
+            todo="rerun the night; if the counts still differ a step lost or doubled rows: report it with this message",
+        )
+
+
+def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
+    """The rows of flagged_anomalies: the flags (FLAG_COLUMNS) with what is the same for the whole night."""
+    return flags[FLAG_COLUMNS].assign(**{name: getattr(night, name) for name in NIGHT_COLUMNS})
+
+
+def publish_night(
+    engine: sa.Engine, night: Night, flags: pd.DataFrame, now: datetime, current_input_hash: Callable[[], str]
+) -> None:
+    """Replace the batch's published result by this night's, all of it or nothing.
+
+    flags: one row per alert or suppressed flag, FLAG_COLUMNS. `current_input_hash` reads the landing manifest; it is
+    asked while the batch is locked. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
+    """
+    check_counts(night, flags)
+    rows = build_rows(night, flags)
+    with begin(engine) as connection:
+        lock_key(connection, night.detector, night.batch_date.isoformat())
+        _refuse_overtaken(connection, night, current_input_hash())
+        _archive_flags(connection, night, now)
+        connection.execute(sa.delete(flagged_anomalies).where(*_of_batch(flagged_anomalies, night)))
+        load_rows(connection, flagged_anomalies, rows)
+        _replace_batch(connection, night, len(flags))
+        _finish_attempt(connection, night, now)
+
+
+def _refuse_overtaken(connection: sa.Connection, night: Night, input_hash: str) -> None:
+    published = connection.scalar(sa.select(scoring_batches.c.attempt).where(*_of_batch(scoring_batches, night)))
+    if published is not None and published > night.attempt:
+        raise PublishConflict(
+            "a newer attempt has published this batch; its rows were left as they are",
+            where=_describe_batch(night),
+            got=f"attempt {night.attempt}, published is attempt {published}",
+            todo="nothing, the newer result stands; run the night again only if that one is wrong",
+        )
+    if input_hash != night.input_hash:
+        raise PublishConflict(
+            "the batch's input changed while it was scored; nothing was published",
+            where=_describe_batch(night),
+            got=f"landing now has input hash {input_hash}",
+            expected=f"{night.input_hash}, the input that was scored",
+            todo="run the night again: it will score the new input",
+        )
+
+
+def _archive_flags(connection: sa.Connection, night: Night, now: datetime) -> None:
+    """Keep the rows about to be replaced. Rows of this same attempt are a repeat, not something superseded."""
+    names = flagged_anomalies.c.keys()
+    when = sa.literal(now, superseded_anomalies.c.superseded_at.type)
+    old = sa.select(*flagged_anomalies.c, when, sa.literal(night.attempt))
+    older = flagged_anomalies.c.attempt < night.attempt
+    connection.execute(
+        sa.insert(superseded_anomalies).from_select(
+            [*names, "superseded_at", "superseded_by"], old.where(*_of_batch(flagged_anomalies, night), older)
+        )
+    )
+
+
+def _replace_batch(connection: sa.Connection, night: Night, published: int) -> None:
+    row: dict[str, Any] = asdict(night) | {"published": published}
+    keys = ["detector", "batch_date"]
+    values = {name: value for name, value in row.items() if name not in keys}
+    connection.execute(insert(scoring_batches).values(row).on_conflict_do_update(index_elements=keys, set_=values))
+
+
+def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> None:
+    this = (*_of_batch(attempts, night), attempts.c.attempt == night.attempt)
+    outcome = {"status": "published", "step": "publish", "cause": None, "finished_at": now}
+    if connection.execute(sa.update(attempts).where(*this).values(outcome)).rowcount != 1:
+        raise PublishConflict(
+            "this warehouse never gave out this attempt number; nothing was published",
+            where=_describe_batch(night),
+            got=f"attempt {night.attempt}",
+            todo="publish to the warehouse the night began on",
+        )
+
+
+def _of_batch(table: sa.Table, night: Night) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    return table.c.detector == night.detector, table.c.batch_date == night.batch_date
+
+
+def _describe_batch(night: Night) -> str:
+    return f"detector {night.detector}, batch {night.batch_date}, attempt {night.attempt}"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A night's fencing number, and when it was taken."""
+
+    attempt: int
+    started_at: datetime
+
+
+@task(task_run_name="begin {site.detector} {batch_date}", **IO)
+def begin_night(site: Site, batch_date: date) -> Begun:
+    """Take the fencing number of this try: whoever takes a later one may overtake it."""
+    now = datetime.now(UTC)
+    context = TaskRunContext.get()
+    run_id = context.task_run.flow_run_id if context else None
+    number = begin_attempt(open_engine(site.warehouse_url), site.detector, batch_date, "begin", now, str(run_id))
+    return Begun(number, now)
+
+
+def fail_night(site: Site, run_id: str, cause: str) -> None:
+    """Record that the try of a flow run failed, and why."""
+    engine = open_engine(site.warehouse_url)
+    for attempt in read_attempts(engine, site.detector):
+        if attempt.run_id == run_id:
+            key = (attempt.detector, attempt.batch_date, attempt.attempt)
+            fail_attempt(engine, *key, attempt.step, cause, datetime.now(UTC))
+
+
+@task(task_run_name="publish {site.detector} {scored.batch_date}", **IO)
+def publish(site: Site, begun: Begun, scored: Scored) -> Night:
+    """Publish a scored batch, and return the row that scoring_batches now holds of it."""
+    now, lake = datetime.now(UTC), site.lake
+    night = Night(
+        detector=site.detector,
+        batch_date=scored.batch_date,
+        attempt=begun.attempt,
+        input_hash=scored.input_hash,
+        rows_in=scored.rows_in,
+        quarantined=scored.quarantined,
+        excluded=scored.excluded,
+        scored=scored.scored,
+        flagged=scored.flagged,
+        unseen=scored.unseen,
+        threshold=scored.threshold,
+        model_name=site.model_name,
+        model_version=scored.version,
+        scored_at=scored.scored_at,
+        seconds=(now - begun.started_at).total_seconds(),
+    )
+    flags = read_flags(lake, scored.flags_path)
+    landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
+    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash)
+    get_run_logger().info("published %d flags of %s", len(flags), _describe_batch(night))
+    return night

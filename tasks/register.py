@@ -1,0 +1,118 @@
+"""Register a calibrated bundle in MLflow: the first version becomes the champion, a later one the challenger.
+
+The same bundle is registered once: its content hash is the version's identity.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from prefect import get_run_logger, task
+
+from models.bundle import read_manifest
+from models.detector import Detector
+from models.records import Column
+from tasks import tracking
+from tasks.errors import ChampionMissing
+from tasks.evaluate import Metrics
+from tasks.policy import IO
+from tasks.serving import ServedDetector
+from tasks.site import Site
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The version that holds a bundle, the alias it got, and whether it was there before."""
+
+    version: int
+    alias: str
+    is_new: bool
+
+
+def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
+    """A synthetic input row of the right types; no real record leaves the lake."""
+    values: dict[str, object] = {}
+    for column in columns:
+        if column.kind == "categorical":
+            values[column.name] = column.vocabulary[0] if column.vocabulary else "other"
+        else:
+            values[column.name] = pd.Timestamp("2026-01-01 12:00:00") if column.kind == "datetime" else 1.0
+    return pd.DataFrame([values])
+
+
+def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
+    """Log a bundle as a model version, unless a version already holds it."""
+    content_hash = read_manifest(bundle).content_hash
+    versions = tracking.list_versions(site)
+    known = next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None)
+    if known:
+        return Registered(known.version, ", ".join(known.aliases), is_new=False)
+    detector = Detector.load(bundle)
+    example = make_example(detector.columns)
+    measured = {k: v for k, v in asdict(metrics).items() if v is not None} if metrics else {}
+    threshold = detector.threshold
+    params = {"network": detector.network_params.model_dump_json(), "score": detector.score_params.kind}
+    tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in detector.lineage.items()}
+    version = tracking.log_version(
+        site,
+        bundle,
+        content_hash,
+        example,
+        ServedDetector(detector).predict(example),
+        params | {"threads": str(detector.threads), "threshold_policy": threshold.policy.model_dump_json()},
+        {f"test_{k}": float(v) for k, v in measured.items()}
+        | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
+        tags,
+    )
+    has_champion = any(tracking.CHAMPION in v.aliases for v in versions)
+    alias = tracking.CHALLENGER if has_champion else tracking.CHAMPION
+    tracking.set_alias(site, alias, version.version)
+    return Registered(version.version, alias, is_new=True)
+
+
+def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
+    """Make a version (the challenger, unless named) the champion. Returns the new champion and the one it replaces."""
+    versions = {v.version: v for v in tracking.list_versions(site)}
+    challenger = next((v for v in versions.values() if tracking.CHALLENGER in v.aliases), None)
+    champion = next((v for v in versions.values() if tracking.CHAMPION in v.aliases), None)
+    chosen = version if version is not None else challenger.version if challenger else None
+    if chosen is None or chosen not in versions:
+        raise ChampionMissing(
+            f"There is no {'version ' + str(version) if version is not None else 'challenger'} to promote.",
+            where=f"registered model {site.model_name}",
+            got=f"versions {', '.join(map(str, versions)) or 'none'}",
+            todo=f"nightjar train {site.detector} makes a challenger",
+        )
+    tracking.set_alias(site, tracking.CHAMPION, chosen)
+    if challenger and challenger.version == chosen:
+        tracking.clear_alias(site, tracking.CHALLENGER)
+    return chosen, champion.version if champion else None
+
+
+def rollback(site: Site) -> tuple[int, int]:
+    """Give the champion's alias back to the version that had it before. Returns the new and the old champion."""
+    champion = tracking.get_champion(site)
+    before = champion.tags.get(tracking.PREVIOUS_TAG)
+    if before is None:
+        raise ChampionMissing(
+            f"Version {champion.version} replaced no other champion; there is nothing to go back to.",
+            where=f"registered model {site.model_name}",
+            todo=f"nightjar promote {site.detector} VERSION names one directly",
+        )
+    return promote(site, int(before))[0], champion.version
+
+
+@task(task_run_name="register {site.detector}", **IO)
+def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
+    """Register the bundle and give it its alias."""
+    registered = register_bundle(site, bundle, metrics)
+    get_run_logger().info("version %d is %s", registered.version, registered.alias)
+    return registered
+
+
+@task(task_run_name="resolve champion of {site.detector}", **IO)
+def resolve_champion(site: Site) -> tuple[tracking.Version, Path]:
+    """The one version that scores this night, and its bundle on this machine."""
+    version = tracking.get_champion(site)
+    return version, tracking.fetch_bundle(site, version)

@@ -1,0 +1,151 @@
+"""One self-contained HTML page a published night: counts, histogram, flags with causes, validation, lineage.
+
+In: what the night left in lake, warehouse and registry. Out: reports/DETECTOR/DATE.html. The page loads nothing from
+anywhere, and escapes what it shows.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from tasks import warehouse
+from tasks.lake import Lake, Manifest
+from tasks.policy import IO
+from tasks.site import Site
+from tasks.tables import Batch
+from tasks.tracking import Version
+from tasks.validate import Validation
+
+BINS = 60
+SHOWN_FLAGS = 100
+LINEAGE = ("split", "trained_through", "data_hash", "params_hash", "contract_hash", "commit", "bundle_hash")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of rows by score on a logarithmic axis: edges (B + 1,), counts (B,)."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+def count_scores(lake: Lake, scores: Manifest) -> Histogram | None:
+    """The histogram of a batch's scores, counted by DuckDB; None where no row was scored."""
+    if not scores.parts:
+        return None
+    low, high = lake.query(
+        "select min(log10(greatest(score, 1e-12))) as low, max(log10(greatest(score, 1e-12))) as high from parts",
+        scores.parts,
+    ).to_pylist()[0].values()  # fmt: skip
+    step = (high - low) / BINS or 1.0
+    place = f"least(floor((log10(greatest(score, 1e-12)) - ({low!r})) / {step!r}), {BINS - 1})"
+    rows = lake.query(f"select {place}::int as bin, count(*) as n from parts group by 1", scores.parts)  # noqa: S608
+    counts = dict(zip(rows["bin"].to_pylist(), rows["n"].to_pylist(), strict=True))
+    edges = tuple(10 ** (low + step * i) for i in range(BINS + 1))
+    return Histogram(edges, tuple(counts.get(i, 0) for i in range(BINS)))
+
+
+def draw_histogram(histogram: Histogram, threshold: float) -> str:
+    """The histogram as an inline SVG, flagged scores in another colour, with the threshold."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "nightjar"}):
+        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        axes = figure.subplots()
+        widths = [b - a for a, b in zip(histogram.edges, histogram.edges[1:], strict=False)]
+        colours = ["#c2410c" if edge >= threshold else "#64748b" for edge in histogram.edges[:-1]]
+        axes.bar(histogram.edges[:-1], histogram.counts, widths, align="edge", color=colours)
+        axes.axvline(threshold, color="#c2410c", linewidth=1.2)
+        axes.annotate(f" threshold {threshold:.4g}", (threshold, 0.97), xycoords=("data", "axes fraction"),
+                      va="top", color="#c2410c")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="score (higher = more anomalous)", ylabel="rows")
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def describe_cause(cause: dict[str, Any]) -> str:
+    """One cause in words."""
+    if "actual" not in cause:
+        return f"{cause['column']} {cause['share']:.3g}"
+    return f"{cause['column']} {cause['share']:.3g}: {_short(cause['actual'])}, expected {_short(cause['expected'])}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def render_report(
+    batch: Batch, flags: pd.DataFrame, histogram: Histogram | None, validation: Validation, version: Version
+) -> str:
+    """The page as text."""
+    shown = flags.head(SHOWN_FLAGS)
+    rows = [
+        dict(row, causes=[describe_cause(c) for c in json.loads(row["causes"])], share=row["score"] / batch.threshold)
+        for row in shown.to_dict("records")
+    ]
+    environment = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("night.html").render(
+        batch=batch,
+        flags=rows,
+        hidden=len(flags) - len(rows),
+        capped=batch.flagged - batch.published,
+        histogram=Markup(draw_histogram(histogram, batch.threshold)) if histogram else "",  # noqa: S704 - our own SVG
+        validation=validation,
+        lineage={key: version.tags[key] for key in LINEAGE if key in version.tags},
+        version=version,
+    )
+
+
+def write_report(site: Site, day: date, validation: Validation, version: Version) -> Path:
+    """Write the page of a published night and return its path."""
+    engine = warehouse.open_engine(site.warehouse_url)
+    batch = next(b for b in warehouse.read_batches(engine, site.detector) if b.batch_date == day)
+    flags = warehouse.read_flags(engine, site.detector, day)
+    lake = site.lake
+    page = render_report(batch, flags, count_scores(lake, lake.get("scores", site.detector, day)), validation, version)
+    path = site.reports / f"{day.isoformat()}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def summarise_night(batch: Batch, flags: pd.DataFrame) -> str:
+    """The night in Markdown, for the Prefect page: counts and the five worst flags."""
+    lines = [
+        f"**{batch.detector} {batch.batch_date}**: {batch.rows_in:,} rows in = {batch.scored:,} scored + "
+        f"{batch.quarantined:,} quarantined + {batch.excluded:,} excluded; {batch.flagged:,} flagged above "
+        f"{batch.threshold:.4g} by version {batch.model_version}.",
+        "",
+        "| record | score | rank | worst cause |",
+        "|---|---|---|---|",
+    ]
+    for row in flags.head(5).to_dict("records"):
+        worst = describe_cause(json.loads(row["causes"])[0])
+        cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@task(task_run_name="report {site.detector} {validation.batch_date}", **IO)
+def report(site: Site, validation: Validation, version: Version) -> Path:
+    """Write the night's page, and its summary for the Prefect UI."""
+    day = validation.batch_date
+    path = write_report(site, day, validation, version)
+    engine = warehouse.open_engine(site.warehouse_url)
+    batch = next(b for b in warehouse.read_batches(engine, site.detector) if b.batch_date == day)
+    summary = summarise_night(batch, warehouse.read_flags(engine, site.detector, day))
+    create_markdown_artifact(summary, key=f"night-{site.artifact_key}", description=f"{site.detector} {day}")
+    return path

@@ -1,0 +1,211 @@
+"""The warehouse's tables, and their rows as records.
+
+What is published (flagged_anomalies, scoring_batches), what was tried (attempts), what was replaced
+(superseded_anomalies), what was learnt (labels, reviews) and what is watched (group_scores, drift).
+A change here needs a step in migrations/versions; a test compares the two.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """A moment with a zone; read back in UTC whatever the session's zone. Naive datetimes are refused."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse a naive datetime: it would mean another moment on a server in another zone."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; the warehouse keeps UTC")
+        return value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Turn the session's zone into UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+
+def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _value(name: str, kind: type[sa.types.TypeEngine[Any]], nullable: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=nullable)
+
+
+def _flag_values() -> list[sa.Column[Any]]:
+    return [
+        _value("event_time", Instant),
+        _value("score", sa.Double),
+        _value("percentile_rank", sa.Double),
+        _value("p_value", sa.Double),
+        _value("threshold", sa.Double),
+        _value("causes", sa.Text),  # JSON
+        _value("model_name", sa.Text),
+        _value("model_version", sa.Integer),
+        _value("scored_at", Instant),
+        _value("second_stage_probability", sa.Double, nullable=True),
+        _value("suppressed", sa.Boolean),
+    ]
+
+
+def _night_key() -> list[sa.Column[Any]]:
+    return [_key("detector", sa.Text), _key("batch_date", sa.Date)]
+
+
+metadata = sa.MetaData()
+flagged_anomalies = sa.Table(
+    "flagged_anomalies",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _value("attempt", sa.Integer),
+    *_flag_values(),
+    sa.Index("flagged_anomalies_record", "detector", "record_id"),  # PostgreSQL only
+)
+superseded_anomalies = sa.Table(
+    "superseded_anomalies",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _key("attempt", sa.Integer),
+    *_flag_values(),
+    _value("superseded_at", Instant),
+    _value("superseded_by", sa.Integer),  # the attempt that replaced the row
+)
+scoring_batches = sa.Table(
+    "scoring_batches",
+    metadata,
+    *_night_key(),
+    _value("attempt", sa.Integer),
+    _value("input_hash", sa.Text),
+    _value("rows_in", sa.BigInteger),
+    _value("quarantined", sa.BigInteger),
+    _value("excluded", sa.BigInteger),
+    _value("scored", sa.BigInteger),
+    _value("flagged", sa.BigInteger),
+    _value("published", sa.BigInteger),
+    _value("unseen", sa.BigInteger),
+    _value("threshold", sa.Double),
+    _value("model_name", sa.Text),
+    _value("model_version", sa.Integer),
+    _value("scored_at", Instant),
+    _value("seconds", sa.Double),
+)
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    *_night_key(),
+    _key("attempt", sa.Integer),
+    _value("step", sa.Text),
+    _value("status", sa.Text),  # running, published or failed
+    _value("cause", sa.Text, nullable=True),
+    _value("started_at", Instant),
+    _value("finished_at", Instant, nullable=True),
+    _value("run_id", sa.Text, nullable=True),
+)
+group_scores = sa.Table(
+    "group_scores",
+    metadata,
+    *_night_key(),
+    _key("group", sa.Text),
+    _value("score", sa.Double),
+    _value("rank", sa.Double, nullable=True),  # none on a group's first night
+)
+labels = sa.Table(
+    "labels",
+    metadata,
+    _key("detector", sa.Text),
+    _key("record_id", sa.Text),
+    _key("known_at", Instant),
+    _value("label", sa.Integer),
+)
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _key("reviewer", sa.Text),
+    _key("reviewed_at", Instant),
+    _value("verdict", sa.Text),
+    _value("note", sa.Text, nullable=True),
+)
+drift = sa.Table(
+    "drift",
+    metadata,
+    *_night_key(),
+    _key("column", sa.Text),
+    _key("statistic", sa.Text),
+    _value("value", sa.Double),
+)
+
+
+@dataclass(frozen=True)
+class Night:
+    """One attempt's result for one batch, ready to publish. rows_in = quarantined + excluded + scored.
+
+    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category.
+    """
+
+    detector: str
+    batch_date: date
+    attempt: int
+    input_hash: str
+    rows_in: int
+    quarantined: int
+    excluded: int
+    scored: int
+    flagged: int
+    unseen: int
+    threshold: float
+    model_name: str
+    model_version: int
+    scored_at: datetime
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Batch(Night):
+    """A published night. `published` rows were written; a cap on alerts may keep fewer than `flagged`."""
+
+    published: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a batch; `step` is where it is, ended or failed."""
+
+    detector: str
+    batch_date: date
+    attempt: int
+    step: str
+    status: str
+    cause: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One published anomaly; `causes` is JSON text, `percentile_rank` 0 to 100."""
+
+    detector: str
+    batch_date: date
+    record_id: str
+    attempt: int
+    event_time: datetime
+    score: float
+    percentile_rank: float
+    p_value: float
+    threshold: float
+    causes: str
+    model_name: str
+    model_version: int
+    scored_at: datetime
+    second_stage_probability: float | None
+    suppressed: bool

@@ -1,0 +1,83 @@
+"""Fit a detector on the fit rows of a cut-off, stopping early on the stopping rows.
+
+In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calibrated, with its lineage.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from pydantic import Field
+
+from models.detector import Detector, DetectorParams, fit_detector
+from models.encoders import EncodeParams, choose_kinds
+from models.fitting import EpochLog, FitParams, NetworkParams, resolve_device
+from models.params import Section
+from models.scoring import ScoreParams
+from tasks.columns import ColumnsParams, describe_columns, to_records
+from tasks.filter import TrainingSet, read_set
+from tasks.policy import PURE
+from tasks.progress import progress_of
+from tasks.site import Site
+
+
+class TrainParams(Section):
+    """What a detector reads and how it learns."""
+
+    columns: ColumnsParams
+    encode: EncodeParams = EncodeParams()
+    network: NetworkParams = Field(discriminator="kind")
+    fit: FitParams = FitParams()
+    score: ScoreParams = ScoreParams()
+
+
+def fit_bundle(
+    site: Site,
+    rows: TrainingSet,
+    params: TrainParams,
+    hashes: dict[str, str],
+    on_epoch: Callable[[EpochLog], None] | None = None,
+) -> Path:
+    """Fit on a training set and save the bundle; `hashes` (params, contract) become part of its lineage."""
+    fit_rows = read_set(site.lake, site.detector, rows.cutoff, "fit")
+    stopping_rows = read_set(site.lake, site.detector, rows.cutoff, "stopping")
+    described = describe_columns(params.columns, fit_rows)
+    fit, _ = to_records(fit_rows, described)
+    stopping, _ = to_records(stopping_rows, described)
+    columns = choose_kinds(described, fit, params.encode)
+    learnt = DetectorParams(network=params.network, fit=params.fit, score=params.score, threads=site.threads)
+    detector = fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
+    lineage = {
+        "detector": site.detector,
+        "cutoff": rows.cutoff.isoformat(),
+        "first_date": rows.first_date.isoformat(),
+        "trained_through": rows.trained_through.isoformat(),
+        "split": rows.split,
+        "rows": rows.rows,
+        "excluded": rows.excluded,
+        "data_hash": rows.data_hash,
+        "commit": site.commit,
+        **hashes,
+    }
+    return save_bundle(site, detector.with_lineage(lineage), "fitted")
+
+
+def save_bundle(site: Site, detector: Detector, name: str) -> Path:
+    """Write a bundle into the detector's own folder on this machine."""
+    folder = site.bundles / name
+    detector.save(folder)
+    return folder
+
+
+@task(task_run_name="train {site.detector}", **PURE)
+def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, str]) -> Path:
+    """Fit the network; each epoch is logged."""
+    logger, tell = get_run_logger(), progress_of("train")
+
+    def log(epoch: EpochLog) -> None:
+        tell(epoch.epoch, params.fit.epochs)
+        logger.info("epoch %d: fit %.5f, stopping %.5f", epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
+
+    folder = fit_bundle(site, rows, params, hashes, log)
+    tell(params.fit.epochs, params.fit.epochs)  # early stopping leaves the bar short of its end
+    return folder

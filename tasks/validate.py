@@ -1,0 +1,374 @@
+"""Hold batches against their contract: good rows go to validated, bad rows to quarantine with the reason.
+
+Row-level expectations run on slices of up to SLICE_ROWS rows, batch-level ones on one summary row a batch that DuckDB
+computes; small batches share a slice, since Great Expectations costs milliseconds an expectation however few the rows.
+Identical duplicates keep one row; rows that share a record_id and differ are all quarantined.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from models.params import Section
+from tasks.contract import STATISTICS, Contract, ContractExpectation
+from tasks.errors import BatchRejected
+from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
+from tasks.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
+from tasks.policy import PURE
+from tasks.progress import progress_of
+from tasks.site import Site
+
+DUPLICATE = "record_id shared by rows that differ"
+BUCKET_ROWS = 1_000_000  # duplicates are looked for in this many rows at once, so memory stays flat
+
+
+class ValidateParams(Section):
+    """How much of a batch may be bad before the batch itself is."""
+
+    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What became of one batch: rows_in = validated + quarantined + excluded."""
+
+    batch_date: date
+    input_hash: str
+    rows_in: int
+    validated: int
+    quarantined: int
+    excluded: int
+    reasons: dict[str, int]
+    warnings: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()  # critical; not empty = the batch is rejected
+    results: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The record_ids that occur more than once in a batch, by whether their rows agree."""
+
+    identical: frozenset[str]
+    different: frozenset[str]
+
+
+@dataclass(eq=False)
+class _OpenBatch:
+    """A batch while its slices pass through: its writers, its counts, the duplicates already kept."""
+
+    manifest: Manifest
+    duplicates: Duplicates
+    validated: PartitionWriter
+    quarantine: PartitionWriter
+    files: ExitStack = field(default_factory=ExitStack)
+    kept: set[str] = field(default_factory=set)
+    broken: Counter[str] = field(default_factory=Counter)  # rows that broke an expectation, by its text
+    reasons: Counter[str] = field(default_factory=Counter)  # rows quarantined, by reason
+    excluded: int = 0
+    surprises: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of one landing part, raw and typed, and where each kind of row is written."""
+
+    batch: _OpenBatch
+    raw: pa.Table
+    typed: pa.Table
+    good: PartWriter
+    bad: PartWriter
+
+
+def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
+    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
+    columns = []
+    for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
+        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
+        columns.append(_cast(column, kind))
+    return pa.table(columns, schema=contract.schema)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        values = column.to_pandas()
+    except pa.ArrowNotImplementedError:
+        return pa.chunked_array([pa.nulls(len(column), kind)])
+    if pa.types.is_timestamp(kind):
+        parsed = pd.to_datetime(values, errors="coerce", utc=True).astype("datetime64[us, UTC]")
+    elif pa.types.is_boolean(kind):
+        parsed = values.astype(str).str.lower().map({"true": True, "1": True, "false": False, "0": False})
+    else:
+        parsed = pd.to_numeric(values, errors="coerce").astype("float64")
+        if pa.types.is_integer(kind):
+            parsed = parsed.where(parsed == parsed.round()).astype("Int64")
+    return pa.chunked_array([pa.array(parsed, kind, from_pandas=True)])
+
+
+def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> Duplicates:
+    """Record ids that occur twice or more, split by whether all columns of their rows agree."""
+    buckets = max(1, -(-manifest.rows // BUCKET_ROWS))
+    repeated: list[str] = []
+    for bucket in range(buckets):
+        share = f"where hash(record_id) % {buckets} = {bucket}" if buckets > 1 else ""
+        found = lake.query(
+            f"select record_id from parts {share} group by record_id having count(*) > 1",  # noqa: S608 - two integers
+            manifest.parts,
+        )
+        repeated += [record for record in found["record_id"].to_pylist() if record is not None]
+    if not repeated:
+        return Duplicates(frozenset(), frozenset())
+    quoted = ", ".join(quote(name) for name in columns)
+    ids = ", ".join("'" + record.replace("'", "''") + "'" for record in repeated)
+    rows = lake.query(
+        f"select record_id, count(distinct hash({quoted})) as versions "  # noqa: S608 - identifiers and values are quoted
+        f"from parts where record_id in ({ids}) group by record_id",
+        manifest.parts,
+    ).to_pydict()
+    pairs = list(zip(rows["record_id"], rows["versions"], strict=True))
+    return Duplicates(frozenset(r for r, n in pairs if n == 1), frozenset(r for r, n in pairs if n > 1))
+
+
+def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
+    """The rows of some batches in order, slice by slice."""
+    for batch in batches:
+        for number, part in enumerate(batch.manifest.parts):
+            good = batch.files.enter_context(batch.validated.part(f"part-{number}"))
+            bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
+            for raw in lake.slices(part):
+                names = set(raw.column_names) - {"record_id", "event_time"}
+                batch.surprises |= names - contract.columns.keys()
+                batch.missing |= contract.columns.keys() - names - {"event_time"}
+                yield _Piece(batch, raw, type_rows(raw, contract), good, bad)
+
+
+def group_pieces(pieces: Iterable[_Piece], rows: int = SLICE_ROWS) -> Iterator[list[_Piece]]:
+    """Collect pieces until they hold `rows` rows together."""
+    group: list[_Piece] = []
+    for piece in pieces:
+        if group and sum(p.typed.num_rows for p in group) + piece.typed.num_rows > rows:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def judge_duplicates(ids: list[str | None], batch: _OpenBatch) -> tuple[Mask, Mask]:
+    """Two masks over a slice's rows: those to exclude (a later identical row) and those to quarantine."""
+    exclude, different = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+    if not (batch.duplicates.identical or batch.duplicates.different):
+        return exclude, different
+    for row, record in enumerate(ids):
+        if record in batch.duplicates.different:
+            different[row] = True
+        elif record in batch.duplicates.identical:
+            exclude[row] = record in batch.kept
+            batch.kept.add(str(record))
+    return exclude, different
+
+
+def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
+    """Write a piece's rows where they belong, given for each broken expectation the mask of its rows."""
+    batch = piece.batch
+    exclude, different = judge_duplicates(piece.typed["record_id"].to_pylist(), batch)
+    reasons = np.where(different, DUPLICATE, "").astype(object)
+    for expectation, mask in broken.items():
+        batch.broken[expectation.text] += int((mask & ~exclude).sum())
+        if expectation.severity == "critical":
+            reasons[mask & (reasons == "")] = expectation.text
+    bad = (reasons != "") & ~exclude
+    batch.excluded += int(exclude.sum())
+    batch.reasons.update(reasons[bad].tolist())
+    if bad.any():
+        quarantined = piece.raw.filter(pa.array(bad))
+        piece.bad.append(quarantined.append_column("quarantine_reason", pa.array(reasons[bad].tolist(), pa.string())))
+    spoilt = bad | exclude
+    piece.good.append(piece.typed.filter(pa.array(~spoilt)) if spoilt.any() else piece.typed)
+
+
+def summarise(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
+    """One batch's summary: its counts, and what batch-level expectations ask of its columns, computed by DuckDB."""
+    rows = batch.manifest.rows
+    summary = {
+        "rows": float(rows),
+        "quarantined_fraction": batch.reasons.total() / rows,
+        "duplicated_fraction": batch.excluded / rows,
+    }
+    wanted = sorted({str(e.kwargs["column"]) for e in contract.batch_expectations} - summary.keys())
+    if not wanted or not batch.validated.parts:
+        return summary | dict.fromkeys(wanted, float("nan"))
+    terms = []
+    for name in wanted:
+        column, _, statistic = name.rpartition(".")
+        terms.append(f"{STATISTICS[statistic].format(quote(column))}::double as {quote(name)}")
+    found = lake.query(f"select {', '.join(terms)} from parts", tuple(batch.validated.parts))  # noqa: S608 - quoted
+    return summary | {name: float("nan") if value is None else value for name, value in found.to_pylist()[0].items()}
+
+
+def validate_batches(
+    site: Site,
+    contract: Contract,
+    dates: Sequence[date],
+    params: ValidateParams,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Validation]:
+    """Validate batches of one detector and commit their validated and quarantine partitions.
+
+    A rejected batch keeps its quarantine, with the findings, and gets no validated partition; it does not stop the
+    others. Batches whose input and contract have not changed are not computed again. Raises BatchMissing.
+    """
+    lake = site.lake
+    manifests = [lake.get("landing", site.detector, day) for day in dates]
+    done = {day: found for day in dates if (found := find_validation(lake, contract, site.detector, day))}
+    todo = [manifest for manifest in manifests if manifest.batch_date not in done]
+    if todo:
+        found = _validate(lake, contract, todo, params, on_progress)
+        build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in found})
+        done |= {validation.batch_date: validation for validation in found}
+    return [done[day] for day in dates]
+
+
+def find_validation(lake: Lake, contract: Contract, detector: str, day: date) -> Validation | None:
+    """The committed validation of a batch, if it is of today's landing and today's contract."""
+    landing, validated = lake.find("landing", detector, day), lake.find("validated", detector, day)
+    if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
+        return None
+    facts = dict(validated.facts["validation"])
+    if facts["input_hash"] != landing.hash:
+        return None
+    results = tuple(Outcome(**outcome) for outcome in facts.pop("results"))
+    tuples = {key: tuple(facts.pop(key)) for key in ("warnings", "failures")}
+    return Validation(batch_date=day, results=results, **tuples, **facts)
+
+
+def _validate(
+    lake: Lake, contract: Contract, manifests: list[Manifest], params: ValidateParams, on_progress: Callable[[int, int], None]
+) -> list[Validation]:
+    rows, summaries = Suite(contract.row_expectations), Suite(contract.batch_expectations)
+    batches = [_open(lake, contract, manifest) for manifest in manifests]
+    total, seen = sum(manifest.rows for manifest in manifests), 0
+    for group in group_pieces(open_pieces(lake, contract, batches)):
+        frame = pa.concat_tables([piece.typed for piece in group]).select(rows.columns).to_pandas()
+        broken = rows.judge(frame)
+        position = 0
+        for piece in group:
+            end = position + piece.typed.num_rows
+            sort_rows(piece, {expectation: mask[position:end] for expectation, mask in broken.items()})
+            position = end
+        for batch in {piece.batch for piece in group} - {group[-1].batch}:
+            batch.files.close()
+        seen += len(frame)
+        on_progress(seen, total)
+    for batch in batches:
+        batch.files.close()
+    summary = pd.DataFrame([summarise(lake, contract, batch) for batch in batches])
+    broken = summaries.judge(summary)
+    # A null summary value (no rows to compute it from) passes in Great Expectations; here it does not.
+    masks = {e: broken.get(e, False) | summary[str(e.kwargs["column"])].isna().to_numpy() for e in summaries.expectations}
+    results = []
+    for place, batch in enumerate(batches):
+        observed = summary.iloc[place]
+        outcomes = [describe_rows(e, batch.broken[e.text]) for e in rows.expectations]
+        outcomes += [describe_batch(e, not masks[e][place], observed[e.kwargs["column"]]) for e in summaries.expectations]
+        results.append(_close(contract, batch, params, tuple(outcomes)))
+    return results
+
+
+def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
+    names = dict.fromkeys(name for part in manifest.parts for name in lake.columns(part))
+    duplicates = find_duplicates(lake, manifest, [c for c in names if c in contract.columns or c == "event_time"])
+    key = (manifest.detector, manifest.batch_date)
+    return _OpenBatch(manifest, duplicates, lake.write("validated", *key), lake.write("quarantine", *key))
+
+
+def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
+    """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
+    rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
+    failures, warnings = [], []
+    if batch.missing:
+        failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
+    if batch.surprises:
+        unknown = f"columns not in the contract, ignored: {', '.join(sorted(batch.surprises))}"
+        (failures if contract.extra_columns == "stop" else warnings).append(unknown)
+    if quarantined > params.max_quarantined_fraction * rows_in:
+        worst = ", ".join(f"{reason} ({n})" for reason, n in batch.reasons.most_common(3))
+        limit = f"more than max_quarantined_fraction {params.max_quarantined_fraction:g}"
+        failures.append(f"{quarantined} of {rows_in} rows quarantined, {limit}: {worst}")
+    for outcome in outcomes:
+        if not outcome.success and outcome.level == "batch":
+            (failures if outcome.severity == "critical" else warnings).append(f"{outcome.text}: got {outcome.observed}")
+        elif not outcome.success and outcome.severity == "warning":
+            warnings.append(f"{outcome.text}: broken by {outcome.observed}")
+    result = Validation(
+        batch_date=batch.manifest.batch_date,
+        input_hash=batch.manifest.hash,
+        rows_in=rows_in,
+        validated=sum(part.rows for part in batch.validated.parts),
+        quarantined=quarantined,
+        excluded=batch.excluded,
+        reasons=dict(batch.reasons.most_common()),
+        warnings=tuple(warnings),
+        failures=tuple(failures),
+        results=outcomes,
+    )
+    facts = {"contract_hash": contract.hash, "validation": _to_facts(result)}
+    batch.quarantine.commit(facts)
+    if not failures:
+        batch.validated.commit(facts)
+    return result
+
+
+def _to_facts(validation: Validation) -> dict[str, Any]:
+    facts = {key: value for key, value in vars(validation).items() if key != "batch_date"}
+    return facts | {"results": [vars(outcome) for outcome in validation.results]}
+
+
+def check_accepted(detector: str, validations: Iterable[Validation]) -> None:
+    """Raise BatchRejected that names every rejected batch and why."""
+    rejected = [v for v in validations if v.failures]
+    if rejected:
+        raise BatchRejected(
+            f"{len(rejected)} batch(es) of {detector} broke the contract; nothing of them is scored or trained on.",
+            where=f"contracts/{detector}.yaml, {', '.join(str(v.batch_date) for v in rejected)}",
+            got="; ".join(f"{v.batch_date}: {', '.join(v.failures)}" for v in rejected),
+            expected="every critical expectation met",
+            todo="deliver the batch again, change the contract, or list the date in filter.exclude_dates",
+        )
+
+
+@task(task_run_name="validate {site.detector}", **PURE)
+def validate(site: Site, contract: Contract, dates: Sequence[date], params: ValidateParams) -> list[Validation]:
+    """Validate batches; the run goes red when one is rejected, after all have been looked at."""
+    validations = validate_batches(site, contract, dates, params, progress_of(f"validate to {dates[-1]}"))
+    rows = [
+        {
+            "batch date": str(v.batch_date),
+            "rows in": v.rows_in,
+            "validated": v.validated,
+            "quarantined": v.quarantined,
+            "excluded": v.excluded,
+            "warnings": "; ".join(v.warnings),
+            "failures": "; ".join(v.failures),
+        }
+        for v in validations
+    ]
+    create_table_artifact(rows, key=f"validation-{site.artifact_key}", description=f"Validation of {site.detector}")
+    total, bad = sum(v.rows_in for v in validations), sum(v.quarantined for v in validations)
+    get_run_logger().info("%d batches, %d rows, %d quarantined", len(rows), total, bad)
+    check_accepted(site.detector, validations)
+    return validations

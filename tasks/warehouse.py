@@ -1,0 +1,388 @@
+"""The warehouse: one short transaction at a time, its schema, its attempts and labels, and what is read from it.
+
+DuckDB (one file, one process at a time) and PostgreSQL are told apart in three places only: opening, locking and
+bulk loading. Instants are UTC, with their zone. `migrate` brings an empty or older warehouse to SCHEMA_VERSION.
+"""
+
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
+
+from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
+from tasks.tables import Attempt, Batch, Flag, Instant, attempts, flagged_anomalies, labels, scoring_batches
+
+SCHEMA_VERSION = "0001"  # the newest file in migrations/versions
+LOCK_TIMEOUT_S = 30.0
+COPY_ROWS = 10_000
+
+# DuckDB's file lock keeps other processes out; this keeps the threads of this process from meeting inside the file.
+_DUCKDB_LOCK = threading.Lock()
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Describe the warehouse at `duckdb:///PATH` or `postgresql+psycopg://...`; the first `begin` connects."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise _invalid_url("text that is no URL") from None  # the text may hold a password
+    if parsed.drivername not in ("duckdb", "postgresql", "postgresql+psycopg"):
+        raise _invalid_url(f"driver {parsed.drivername!r}")
+    options: dict[str, Any] = {"connect_timeout": 10} if parsed.drivername != "duckdb" else {}
+    if parsed.drivername == "duckdb":
+        if parsed.database in (None, "", ":memory:"):
+            raise _invalid_url("DuckDB without a file, which forgets everything between two transactions")
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
+    return sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
+
+
+@contextmanager
+def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[sa.Connection]:
+    """One transaction: committed at the end, rolled back by any exception, the connection closed either way.
+
+    Raises ServiceUnreachable when the server is away, or when another process or thread keeps DuckDB's file, or
+    a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
+    """
+    with _keep_threads_out(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
+        try:
+            with connection.begin():
+                if engine.dialect.name == "postgresql":
+                    lock_timeout = sa.func.set_config("lock_timeout", f"{round(lock_timeout_s * 1000)}ms", True)
+                    connection.execute(sa.select(lock_timeout))
+                yield connection
+        except sa.exc.DBAPIError as error:
+            lock_refused = getattr(error.orig, "sqlstate", None) == "55P03"
+            if error.connection_invalidated or lock_refused:
+                raise _unreachable(engine, error) from error
+            raise
+
+
+def lock_key(connection: sa.Connection, *key: str) -> None:
+    """Make others that lock the same key wait until this transaction ends. On DuckDB the open file is the lock."""
+    if connection.dialect.name == "postgresql":
+        number = sa.func.hashtextextended("\x1f".join(("nightjar", *key)), 0)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the tables to SCHEMA_VERSION; costs one query where they are there already."""
+    with begin(engine) as connection:
+        if _read_version(connection) == SCHEMA_VERSION:
+            return
+        lock_key(connection, "schema")
+        found = _read_version(connection)  # another process may have migrated while this one waited
+        if found is not None and found > SCHEMA_VERSION:
+            raise NightjarError(
+                "the warehouse was migrated by a newer Nightjar",
+                where=_describe_place(engine),
+                got=f"schema {found}",
+                expected=f"schema {SCHEMA_VERSION} or older",
+                todo="install the newer Nightjar here too",
+            )
+        _upgrade_schema(connection)
+
+
+def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:
+    """Append the frame's rows to the table in the engine's own bulk way. NaN and None become NULL.
+
+    The frame's columns are the table's, in any order; text columns hold text only, datetimes have a zone.
+    """
+    rows = _to_arrow(table, frame)
+    if connection.dialect.name == "duckdb":
+        source = sa.table("loaded_rows", *(sa.column(name) for name in rows.column_names))
+        _driver(connection).register(source.name, rows)
+        connection.execute(sa.insert(table).from_select(rows.column_names, sa.select(source)))
+        _driver(connection).unregister(source.name)
+    else:
+        _copy_rows(connection, table, rows)
+
+
+def begin_attempt(
+    engine: sa.Engine, detector: str, batch_date: date, step: str, now: datetime, run_id: str | None = None
+) -> int:
+    """Record a try at a batch and return its fencing number: one more than any try before, also in a race."""
+    key = {"detector": detector, "batch_date": batch_date}
+    with begin(engine) as connection:
+        lock_key(connection, detector, batch_date.isoformat())
+        newest = connection.scalar(sa.select(sa.func.max(attempts.c.attempt)).where(*_match(attempts, key)))
+        attempt = (newest or 0) + 1
+        row = key | {"attempt": attempt, "step": step, "status": "running", "started_at": now, "run_id": run_id}
+        connection.execute(sa.insert(attempts).values(row))
+    return attempt
+
+
+def fail_attempt(
+    engine: sa.Engine, detector: str, batch_date: date, attempt: int, step: str, cause: str, now: datetime
+) -> None:
+    """Record where and why a try ended. A try that published stays published, whatever fails after it."""
+    key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
+    outcome = {"status": "failed", "step": step, "cause": cause, "finished_at": now}
+    with begin(engine) as connection:
+        connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
+
+
+def read_batches(engine: sa.Engine, detector: str) -> list[Batch]:
+    """Every published night of a detector, by date."""
+    nights = sa.select(scoring_batches).where(scoring_batches.c.detector == detector)
+    with begin(engine) as connection:
+        return [Batch(**row) for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings()]
+
+
+def read_attempts(engine: sa.Engine, detector: str, batch_date: date | None = None) -> list[Attempt]:
+    """Every try of a detector, or of one of its batches, by date and number."""
+    tries = sa.select(attempts).where(attempts.c.detector == detector)
+    if batch_date is not None:
+        tries = tries.where(attempts.c.batch_date == batch_date)
+    with begin(engine) as connection:
+        ordered = tries.order_by(attempts.c.batch_date, attempts.c.attempt)
+        return [Attempt(**row) for row in connection.execute(ordered).mappings()]
+
+
+def read_flags(engine: sa.Engine, detector: str, batch_date: date) -> pd.DataFrame:
+    """The published flags of one batch, worst first; the columns of flagged_anomalies."""
+    key = {"detector": detector, "batch_date": batch_date}
+    flags = sa.select(flagged_anomalies).where(*_match(flagged_anomalies, key))
+    with begin(engine) as connection:
+        return _read_frame(connection, flags.order_by(flagged_anomalies.c.score.desc(), flagged_anomalies.c.record_id))
+
+
+def find_flag(engine: sa.Engine, detector: str, record_id: str) -> Flag:
+    """The latest night's flag of a record. Raises RecordMissing where no published night flagged it."""
+    key = {"detector": detector, "record_id": record_id}
+    newest = flagged_anomalies.c.batch_date.desc()
+    with begin(engine) as connection:
+        flags = sa.select(flagged_anomalies).where(*_match(flagged_anomalies, key)).order_by(newest).limit(1)
+        row = connection.execute(flags).mappings().first()
+    if row is None:
+        raise RecordMissing(
+            "no published night flagged this record",
+            where=f"detector {detector}",
+            got=f"record_id {record_id!r}",
+            todo="check the id; a record at or below the threshold is scored but not kept in the warehouse",
+        )
+    return Flag(**row)
+
+
+def add_labels(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
+    """Keep what was learnt and return how many labels were new; labels already there are left out.
+
+    frame: record_id (text), label (int), known_at (instant), one row per label learnt. Raises SourceInvalid where
+    one record has two labels known at one instant: nobody could say which one is right.
+    """
+    staged = sa.Table("staged_labels", sa.MetaData(), *_copy_columns(labels), prefixes=["temporary"])
+    both = sa.and_(staged.c.record_id == labels.c.record_id, staged.c.known_at == labels.c.known_at)
+    contradicting = sa.select(sa.func.count()).select_from(sa.join(staged, labels, both))
+    with begin(engine) as connection:
+        lock_key(connection, detector, "labels")  # two loaders of the same rows would deadlock
+        staged.create(connection)
+        load_rows(connection, staged, frame[["record_id", "label", "known_at"]].assign(detector=detector))
+        new = insert(labels).from_select(staged.c.keys(), sa.select(staged)).on_conflict_do_nothing()
+        added = connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount
+        rows = connection.scalar(contradicting.where(labels.c.detector == detector, staged.c.label != labels.c.label))
+        if rows:
+            raise SourceInvalid(
+                "records have two different labels known at the same instant; no label was kept",
+                where=f"labels of detector {detector}",
+                got=f"{rows} contradicting rows",
+                expected="one label per record and instant",
+                todo="correct the label, or give the correction the later instant at which it was known",
+            )
+        staged.drop(connection)
+    return added
+
+
+def read_labels(
+    engine: sa.Engine, detector: str, known_by: datetime, record_ids: pd.Series | None = None
+) -> pd.DataFrame:
+    """The labels as they were known at an instant: per record the latest with known_at <= known_by.
+
+    Columns record_id, label, known_at, by record_id; of `record_ids` only, where given.
+    """
+    latest = sa.func.row_number().over(partition_by=labels.c.record_id, order_by=labels.c.known_at.desc())
+    columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
+    known = sa.select(*columns, latest.label("recency")).where(
+        labels.c.detector == detector, labels.c.known_at <= known_by
+    )
+    with begin(engine) as connection:
+        if record_ids is not None:
+            asked = sa.Table("asked_records", sa.MetaData(), sa.Column("record_id", sa.Text), prefixes=["temporary"])
+            asked.create(connection)
+            load_rows(connection, asked, pd.DataFrame({"record_id": record_ids}))
+            known = known.where(labels.c.record_id.in_(sa.select(asked.c.record_id)))
+        ranked = known.subquery()
+        current = sa.select(ranked.c.record_id, ranked.c.label, ranked.c.known_at).where(ranked.c.recency == 1)
+        frame = _read_frame(connection, current.order_by(ranked.c.record_id))
+        if record_ids is not None:
+            asked.drop(connection)
+    return frame
+
+
+@contextmanager
+def _keep_threads_out(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+    if engine.dialect.name != "duckdb":
+        yield
+        return
+    if not _DUCKDB_LOCK.acquire(timeout=lock_timeout_s):
+        raise _unreachable(engine, f"another thread of this process kept it for {lock_timeout_s:g} s")
+    try:
+        yield
+    finally:
+        _DUCKDB_LOCK.release()
+
+
+def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
+    """Open the connection, waiting while another process has DuckDB's file open."""
+    deadline = time.monotonic() + lock_timeout_s
+    while True:
+        try:
+            return engine.connect()
+        except sa.exc.DBAPIError as error:
+            if "Could not set lock" not in str(error.orig) or time.monotonic() >= deadline:
+                raise _unreachable(engine, error) from error
+            time.sleep(0.05)
+
+
+def _read_version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
+
+
+def _upgrade_schema(connection: sa.Connection) -> None:
+    from alembic import command  # 0.3 s, needed once in a schema's life
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "tasks:migrations")
+    command.upgrade(config, SCHEMA_VERSION)
+
+
+def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
+    import psycopg
+    from psycopg import sql
+
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in rows.column_names)
+    target = sql.SQL("copy {} ({}) from stdin").format(sql.Identifier(table.name), columns)
+    try:
+        with _driver(connection).cursor() as cursor, cursor.copy(target) as copy:
+            for part in rows.to_batches(COPY_ROWS):
+                copy.write(_encode_copy_text(part))
+    except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
+        raise _unreachable(connection.engine, str(error)) from error
+
+
+def _encode_copy_text(rows: Any) -> str:
+    r"""PostgreSQL's text format: tabs between values, \N for NULL, and backslash, tab and line ends escaped.
+
+    Whole columns at once: three times as fast as psycopg's write_row. Not CSV: before version 18 a CSV copy ends at
+    a line that holds only "\.", even inside quotes.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = []
+    for column in rows.columns:
+        text = pc.cast(column, pa.string())
+        if pa.types.is_string(column.type):
+            for character, escaped in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
+                text = pc.replace_substring(text, character, escaped)
+        columns.append(text)
+    lines = pc.binary_join_element_wise(*columns, "\t", null_handling="replace", null_replacement=r"\N")
+    return "\n".join(lines.to_pylist()) + "\n"
+
+
+def _to_arrow(table: sa.Table, frame: pd.DataFrame) -> Any:
+    import pyarrow as pa
+
+    columns = {name: _to_arrow_array(frame[name], table.c[name]) for name in frame.columns}
+    return pa.table(columns)
+
+
+def _to_arrow_array(values: pd.Series, column: sa.Column[Any]) -> Any:
+    import pyarrow as pa
+
+    kind = _arrow_type(column)
+    if not isinstance(column.type, Instant):
+        return pa.array(values, kind, from_pandas=True)
+    if len(values) and getattr(values.dtype, "tz", None) is None:
+        raise ValueError(f"column {column.name} has no time zone; the warehouse keeps UTC")
+    naive_utc = pd.to_datetime(values, utc=True).dt.tz_convert(None).to_numpy()
+    return pa.array(naive_utc, pa.timestamp("us"), from_pandas=True, safe=False).cast(kind)  # drops nanoseconds
+
+
+def _read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+    import pyarrow as pa
+
+    columns = list(query.selected_columns)
+    schema = pa.schema([(column.name, _arrow_type(column)) for column in columns])
+    result = connection.execute(query)
+    if connection.dialect.name == "duckdb":
+        with warnings.catch_warnings():  # DuckDB warns of a copy; rows one by one take ten times as long
+            warnings.filterwarnings("ignore", "Arrow output on a DB-API result")
+            table = result.cursor.to_arrow_table().cast(schema)
+    else:
+        rows = result.all()
+        values = zip(*rows, strict=True) if rows else [()] * len(columns)
+        table = pa.table([pa.array(list(v), kind) for v, kind in zip(values, schema.types, strict=True)], schema=schema)
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def _arrow_type(column: sa.ColumnElement[Any]) -> Any:
+    import pyarrow as pa
+
+    kinds: Mapping[type, Any] = {
+        sa.Text: pa.string(),
+        sa.Date: pa.date32(),
+        Instant: pa.timestamp("us", "UTC"),
+        sa.Double: pa.float64(),
+        sa.Integer: pa.int64(),
+        sa.BigInteger: pa.int64(),
+        sa.Boolean: pa.bool_(),
+    }
+    return kinds[type(column.type)]
+
+
+def _match(table: sa.Table, values: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in values.items()]
+
+
+def _copy_columns(table: sa.Table) -> list[sa.Column[Any]]:
+    return [sa.Column(column.name, column.type) for column in table.c]
+
+
+def _driver(connection: sa.Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def _describe_place(engine: sa.Engine) -> str:
+    """The URL without user, password and query: messages reach logs and tables."""
+    url = engine.url
+    return sa.URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+
+
+def _invalid_url(got: str) -> ParamsInvalid:
+    return ParamsInvalid(
+        "the warehouse URL is not usable",
+        got=got,
+        expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
+        todo="correct the warehouse URL in the settings",
+    )
+
+
+def _unreachable(engine: sa.Engine, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
+    got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
+    if engine.dialect.name == "duckdb":
+        todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
+    else:
+        todo = "check that PostgreSQL runs, that the warehouse URL in the settings is right and who holds its locks"
+    return ServiceUnreachable("the warehouse does not answer", where=_describe_place(engine), got=got, todo=todo)

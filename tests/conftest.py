@@ -1,0 +1,87 @@
+"""What several test files share: a real PostgreSQL server for the session and a fresh warehouse for each test."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of an empty PostgreSQL server on loopback, without a database name; stopped at the session's end."""
+    initdb, pg_ctl = find_binary("initdb"), find_binary("pg_ctl")
+    password, port = secrets.token_hex(8), find_free_port()
+    # Not pytest's own folder: that is closed to the other user whom the server runs as when the tests run as root.
+    folder = Path(tempfile.mkdtemp(prefix="nightjar-postgres-"))
+    password_file = folder / "password"
+    password_file.write_text(password)
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+        shutil.chown(password_file, "postgres")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    try:
+        run_server_command(
+            folder, initdb, "-D", "data", "-U", "tests", "-A", "scram-sha-256", "--pwfile=password", "-E", "UTF8",
+            "--no-sync",
+        )  # fmt: skip
+        run_server_command(folder, pg_ctl, "-D", "data", "-l", "log", "-w", "-o", options, "start")
+        yield f"postgresql+psycopg://tests:{password}@127.0.0.1:{port}"
+        run_server_command(folder, pg_ctl, "-D", "data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_warehouse_url(postgres_url: str) -> str:
+    """A fresh, empty database on the session's server."""
+    name = f"night_{secrets.token_hex(6)}"
+    with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    return f"{postgres_url}/{name}"
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh, empty warehouse; each test that asks for it runs once on each engine."""
+    if request.param == "duckdb":
+        return f"duckdb:///{tmp_path}/warehouse/nightjar.duckdb"
+    url: str = request.getfixturevalue("postgres_warehouse_url")
+    return url
+
+
+def find_binary(name: str) -> str:
+    pg_config = shutil.which("pg_config")
+    asked = [pg_config, "--bindir"] if pg_config else ["true"]
+    folder = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    found = shutil.which(name, path=folder or None) or shutil.which(name)
+    if found is None:
+        pytest.fail(
+            f"{name} is missing: install PostgreSQL's server (Debian: apt-get install postgresql)", pytrace=False
+        )
+    return found
+
+
+def run_server_command(folder: Path, *command: str) -> None:
+    """Run it in the folder, as the user postgres when the tests run as root: PostgreSQL refuses root."""
+    user = "postgres" if os.getuid() == 0 else None
+    done = subprocess.run(
+        command, cwd=folder, user=user, extra_groups=[] if user else None, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}", pytrace=False)
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binomtest
+
+from models.calibration import (
+    BestFBetaPolicy,
+    FixedPolicy,
+    QuantilePolicy,
+    Threshold,
+    Tuning,
+    fit_threshold,
+    p_values,
+    percentile_ranks,
+)
+from models.errors import NightjarError, TooFewRows
+
+FEW_VALUES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=20)
+
+
+def fit(n: int, q: float, width: float | None = None) -> Threshold:
+    return fit_threshold(
+        np.random.default_rng(n).permutation(n).astype(float), QuantilePolicy(q=q, max_interval_width=width)
+    )
+
+
+@given(FEW_VALUES, FEW_VALUES)
+@settings(deadline=None)
+def test_ranks_and_p_values_agree_with_counting(scores: list[float], calibration: list[float]) -> None:
+    ordered = np.sort(calibration)
+    below = [sum(c < s for c in calibration) / len(calibration) * 100 for s in scores]
+    at_least = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    assert np.allclose(percentile_ranks(np.array(scores), ordered), below)
+    assert np.allclose(p_values(np.array(scores), ordered), at_least)
+
+
+def test_the_quantile_threshold_is_the_kth_smallest_score() -> None:
+    threshold = fit(199, 0.9)  # k = ceil(200 * 0.9) = 180
+    assert threshold.value == 179
+    assert threshold.n == 199
+    assert np.isclose(threshold.false_alarm_rate, 0.1)
+    assert np.isclose(threshold.interval_low, beta.ppf(0.025, 20, 180))
+    assert np.isclose(threshold.interval_high, beta.ppf(0.975, 20, 180))
+
+
+def test_q_is_read_as_it_was_written() -> None:
+    assert fit(99, 0.07).value == 6  # k = 7; in floats 100 * 0.07 lies above 7
+
+
+def test_the_false_alarm_rate_falls_into_its_interval_as_often_as_promised() -> None:
+    rng = np.random.default_rng(7)
+    thresholds = [fit_threshold(rng.uniform(size=150), QuantilePolicy(q=0.95)) for _ in range(400)]
+    rates = np.array([1 - t.value for t in thresholds])  # of uniform scores
+    inside = [t.interval_low <= rate <= t.interval_high for t, rate in zip(thresholds, rates, strict=True)]
+    assert 0.92 <= np.mean(inside) <= 0.98
+    assert abs(rates.mean() - thresholds[0].false_alarm_rate) < 0.005
+
+
+def test_too_few_rows_for_the_quantile_say_how_many_are_missing() -> None:
+    assert fit(99, 0.99).value == 98
+    with pytest.raises(TooFewRows, match="at least 99 rows: 1 are missing"):
+        fit(98, 0.99)
+
+
+def test_an_interval_wider_than_asked_says_how_many_rows_are_missing_and_they_suffice() -> None:
+    with pytest.raises(TooFewRows) as raised:
+        fit(300, 0.99, width=0.01)
+    needed = int(str(raised.value).split("about ")[1].split(" rows")[0])
+    assert f"{needed - 300} are missing" in str(raised.value)
+    threshold = fit(needed, 0.99, width=0.01)
+    assert threshold.interval_high - threshold.interval_low <= 0.01
+    with pytest.raises(TooFewRows):
+        fit(needed - 1, 0.99, width=0.01)
+
+
+def test_ties_above_the_threshold_lower_the_rate_and_the_lower_end_only() -> None:
+    scores = np.array([0.0] * 80 + [1.0] * 15 + [2.0] * 4)
+    threshold = fit_threshold(scores, QuantilePolicy(q=0.9))  # k = 90, tied up to u = 95
+    assert threshold.value == 1
+    assert threshold.false_alarm_rate == (100 - 95) / 100
+    assert np.isclose(threshold.interval_low, binomtest(4, 99).proportion_ci(method="exact").low)
+    assert np.isclose(threshold.interval_high, beta.ppf(0.975, 10, 90))
+
+
+def test_scores_that_are_all_equal_never_flag_one_another() -> None:
+    threshold = fit_threshold(np.ones(99), QuantilePolicy(q=0.9))
+    assert (threshold.value, threshold.interval_low) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 9.0])
+def test_a_fixed_threshold_comes_with_the_exact_binomial_interval(value: float) -> None:
+    scores = np.linspace(0, 1, 50)
+    threshold = fit_threshold(scores, FixedPolicy(value=value))
+    exact = binomtest(int((scores > value).sum()), 50).proportion_ci(method="exact")
+    assert threshold.value == value and threshold.false_alarm_rate == np.mean(scores > value)
+    assert np.allclose([threshold.interval_low, threshold.interval_high], [exact.low, exact.high])
+
+
+@given(st.lists(st.tuples(st.integers(0, 6).map(float), st.booleans()), min_size=2, max_size=15), st.floats(0.3, 3))
+@settings(deadline=None)
+def test_the_best_f_beta_threshold_beats_every_other(rows: list[tuple[float, bool]], beta_value: float) -> None:
+    scores, truth = np.array([score for score, _ in rows]), np.array([is_anomaly for _, is_anomaly in rows])
+    policy = BestFBetaPolicy(beta=beta_value)
+    if truth.all() or not truth.any():
+        with pytest.raises(TooFewRows):
+            fit_threshold(scores, policy, Tuning(scores, truth))
+        return
+
+    def measure(value: float) -> float:
+        hits = np.sum((scores > value) & truth)
+        return (1 + policy.beta**2) * hits / (policy.beta**2 * truth.sum() + np.sum(scores > value))
+
+    found = fit_threshold(scores, policy, Tuning(scores, truth)).value
+    assert np.isclose(measure(found), max(measure(value) for value in [-1.0, *scores]))
+
+
+def test_the_best_f_beta_threshold_lies_between_the_scores_it_parts() -> None:
+    tuning = Tuning(np.array([1.0, 2.0, 4.0, 5.0]), np.array([False, False, True, True]))
+    assert fit_threshold(np.arange(9.0), BestFBetaPolicy(), tuning).value == 3
+    close = Tuning(np.array([1.0, np.nextafter(1.0, 2)]), np.array([False, True]))
+    assert fit_threshold(np.arange(9.0), BestFBetaPolicy(), close).value == 1
+
+
+def test_no_rows_and_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(TooFewRows, match="no calibration rows"):
+        fit_threshold(np.empty(0), FixedPolicy(value=1.0))
+    with pytest.raises(NightjarError, match="1 of 2 scores"):
+        fit_threshold(np.array([1.0, np.nan]), FixedPolicy(value=1.0))
+    with pytest.raises(TooFewRows, match="tuning rows"):
+        fit_threshold(np.ones(3), BestFBetaPolicy())

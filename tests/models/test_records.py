@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+
+from models.errors import NightjarError
+from models.records import BLOCK, Records, iterate_blocks, make_records
+
+
+def test_a_part_left_out_has_no_columns_but_as_many_rows() -> None:
+    records = make_records(codes=np.array([[1], [2]]))
+    assert len(records) == 2
+    assert records.numbers.shape == (2, 0) and records.times.shape == (2, 0)
+
+
+def test_read_only_arrays_are_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    numbers = np.ones((3, 2))
+    numbers.setflags(write=False)
+    assert make_records(numbers).numbers.sum() == 6
+    assert not recwarn.list
+
+
+def test_rows_are_taken_by_slice_and_by_mask() -> None:
+    records = make_records(np.arange(4.0)[:, None], np.arange(4)[:, None])
+    assert records[1:3].numbers.flatten().tolist() == [1, 2]
+    assert records[torch.tensor([True, False, False, True])].codes.flatten().tolist() == [0, 3]
+
+
+def test_parts_of_different_lengths_are_refused() -> None:
+    with pytest.raises(NightjarError, match="do not match"):
+        make_records(np.ones((3, 1)), np.ones((2, 1), dtype=np.int64))
+
+
+def test_parts_of_wrong_types_are_refused() -> None:
+    with pytest.raises(NightjarError, match="wrong types"):
+        Records(torch.ones(1, 1), torch.ones(1, 0, dtype=torch.int64), torch.ones(1, 0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("n", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_blocks_have_one_shape_and_cover_every_row_once(n: int) -> None:
+    numbers = np.asfortranarray(np.arange(2.0 * n).reshape(n, 2))
+    seen = []
+    for rows, block in iterate_blocks(make_records(numbers)):
+        assert block.numbers.shape == (BLOCK, 2) and block.codes.shape == (BLOCK, 0)
+        assert block.numbers.is_contiguous()
+        seen.append(block.numbers[: rows.stop - rows.start].numpy())
+    assert np.array_equal(np.concatenate(seen) if seen else np.empty((0, 2)), numbers)

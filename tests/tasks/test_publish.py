@@ -1,0 +1,296 @@
+import contextlib
+import dataclasses
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from prefect.states import Failed
+
+from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachable
+from tasks.publish import FLAG_COLUMNS, Night, check_counts, publish, publish_night
+from tasks.tables import superseded_anomalies
+from tasks.warehouse import (
+    begin,
+    begin_attempt,
+    find_flag,
+    migrate,
+    open_engine,
+    read_attempts,
+    read_batches,
+    read_flags,
+)
+
+DAY = date(2026, 3, 1)
+NOW = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
+AWKWARD = [
+    "it's",
+    'say "no"',
+    "ünïcödé 夜鷹 🐦",
+    "two\nlines\r\n",
+    "tab\there",
+    "back\\slash\\N",
+    "\\.",
+    "a\n\\.\nb",
+    "",
+]
+
+
+@pytest.fixture
+def engine(warehouse_url: str) -> sa.Engine:
+    engine = open_engine(warehouse_url)
+    migrate(engine)
+    return engine
+
+
+def make_night(attempt: int = 1, **changes) -> Night:
+    night = Night(
+        detector='it\'s a "detector"',
+        batch_date=DAY,
+        attempt=attempt,
+        input_hash="h1",
+        rows_in=100_000,
+        quarantined=10,
+        excluded=5,
+        scored=99_985,
+        flagged=99_985,
+        unseen=2,
+        threshold=0.1 + 0.2,
+        model_name="cards",
+        model_version=3,
+        scored_at=NOW,
+        seconds=1.5,
+    )
+    return dataclasses.replace(night, **changes)
+
+
+def make_flags(*record_ids: str) -> pd.DataFrame:
+    n = len(record_ids)
+    return pd.DataFrame(
+        {
+            "record_id": list(record_ids),
+            "event_time": pd.date_range("2026-03-01", periods=n, freq="us", tz="UTC"),
+            "score": np.linspace(1e-9, 1 / 3, n),
+            "percentile_rank": np.linspace(99, 100, n),
+            "p_value": np.linspace(0.01, 1e-300, n),
+            "causes": [json.dumps([{"column": f'am"ount\\ {name}', "share": 0.7}]) for name in record_ids],
+            "second_stage_probability": np.where(np.arange(n) % 2, 0.25, np.nan),
+            "suppressed": np.arange(n) % 3 == 0,
+        }
+    )
+
+
+def publish_new(engine: sa.Engine, *record_ids: str, now: datetime = NOW) -> Night:
+    """Begin an attempt and publish it."""
+    attempt = begin_attempt(engine, make_night().detector, DAY, "validate", now)
+    night = make_night(attempt)
+    publish_night(engine, night, make_flags(*record_ids), now, lambda: "h1")
+    return night
+
+
+def read_everything(engine: sa.Engine, detector: str) -> tuple[object, ...]:
+    with begin(engine) as connection:
+        archived = connection.execute(sa.select(superseded_anomalies).order_by(*superseded_anomalies.c)).all()
+    flags = read_flags(engine, detector, DAY).to_json(date_format="iso")
+    return flags, archived, read_batches(engine, detector), read_attempts(engine, detector)
+
+
+def test_a_published_night_is_read_back_as_it_was(engine):
+    night, flags = make_night(), make_flags(*AWKWARD)
+    assert begin_attempt(engine, night.detector, DAY, "validate", NOW) == 1
+    publish_night(engine, night, flags, NOW + timedelta(seconds=2), lambda: "h1")
+
+    found = read_flags(engine, night.detector, DAY).sort_values("score", ignore_index=True)
+    pd.testing.assert_frame_equal(found[FLAG_COLUMNS], flags)
+    assert set(found.threshold) == {0.1 + 0.2}
+    assert [set(found[name]) for name in ("attempt", "model_version", "scored_at")] == [{1}, {3}, {NOW}]
+    (batch,) = read_batches(engine, night.detector)
+    assert batch.published == len(AWKWARD)
+    assert {**dataclasses.asdict(night), "published": len(AWKWARD)} == dataclasses.asdict(batch)
+    (attempt,) = read_attempts(engine, night.detector)
+    assert (attempt.status, attempt.step, attempt.finished_at) == ("published", "publish", NOW + timedelta(seconds=2))
+
+
+def test_a_flag_is_found_by_its_record(engine):
+    night = publish_new(engine, "a", "b\\n")
+    flag = find_flag(engine, night.detector, "b\\n")
+    assert (flag.batch_date, flag.score, flag.second_stage_probability) == (DAY, 1 / 3, 0.25)
+    assert find_flag(engine, night.detector, "a").second_stage_probability is None
+
+
+def test_a_night_without_flags_is_published(engine):
+    night = publish_new(engine)
+    assert read_batches(engine, night.detector)[0].published == 0
+    assert read_flags(engine, night.detector, DAY).empty
+
+
+def test_publishing_the_same_attempt_twice_leaves_the_same_tables(engine):
+    publish_new(engine, "a")
+    night = publish_new(engine, "a", "b")
+    once = read_everything(engine, night.detector)
+    for _ in range(2):
+        publish_night(engine, night, make_flags("a", "b"), NOW, lambda: "h1")
+    assert read_everything(engine, night.detector) == once
+
+
+def test_a_newer_attempt_replaces_the_rows_and_archives_the_old(engine):
+    publish_new(engine, "a", "b")
+    publish_new(engine, "b", now=NOW + timedelta(hours=1))
+    night = publish_new(engine, "c", now=NOW + timedelta(hours=2))
+    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+    t = superseded_anomalies.c
+    with begin(engine) as connection:
+        rows = connection.execute(sa.select(t.record_id, t.attempt, t.superseded_by, t.superseded_at))
+        assert sorted(map(tuple, rows)) == [
+            ("a", 1, 2, NOW + timedelta(hours=1)),
+            ("b", 1, 2, NOW + timedelta(hours=1)),
+            ("b", 2, 3, NOW + timedelta(hours=2)),
+        ]
+
+
+def test_nights_and_detectors_do_not_touch_each_other(engine):
+    night = publish_new(engine, "a")
+    for other in (make_night(batch_date=DAY + timedelta(days=1)), make_night(detector="other")):
+        begin_attempt(engine, other.detector, other.batch_date, "validate", NOW)
+        publish_night(engine, other, make_flags("a"), NOW, lambda: "h1")
+    publish_new(engine, "b")
+    assert read_flags(engine, "other", DAY).record_id.tolist() == ["a"]
+    assert read_flags(engine, night.detector, DAY + timedelta(days=1)).record_id.tolist() == ["a"]
+
+
+def test_an_attempt_that_a_newer_one_overtook_is_refused(engine):
+    old = make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW))
+    publish_new(engine, "new")
+    before = read_everything(engine, old.detector)
+    with pytest.raises(PublishConflict, match="attempt 1, published is attempt 2"):
+        publish_night(engine, old, make_flags("old"), NOW, lambda: "h1")
+    assert read_everything(engine, old.detector) == before
+
+
+def test_a_night_whose_input_changed_is_refused(engine):
+    night = publish_new(engine, "a")
+    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    before = read_everything(engine, night.detector)
+    with pytest.raises(PublishConflict, match="input hash h2"):
+        publish_night(engine, newer, make_flags("b"), NOW, lambda: "h2")
+    assert read_everything(engine, night.detector) == before
+
+
+def test_an_attempt_that_never_began_is_refused(engine):
+    with pytest.raises(PublishConflict, match="never gave out"):
+        publish_night(engine, make_night(7), make_flags("a"), NOW, lambda: "h1")
+    assert read_batches(engine, make_night().detector) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "record_ids"),
+    [
+        ({"rows_in": 100_001}, ["a"]),
+        ({"quarantined": 0}, ["a"]),
+        ({"flagged": 0}, ["a"]),
+        ({"flagged": 99_986}, ["a"]),
+        ({}, ["a", "a"]),
+    ],
+)
+def test_a_night_whose_counts_do_not_add_up_is_refused(changes, record_ids):
+    with pytest.raises(ReconciliationFailed, match="rows in"):
+        check_counts(make_night(**changes), make_flags(*record_ids))
+
+
+def test_counts_are_checked_before_anything_is_written(engine):
+    night = publish_new(engine, "a")
+    with pytest.raises(ReconciliationFailed):
+        publish_night(engine, dataclasses.replace(night, scored=1), make_flags("b"), NOW, lambda: "h1")
+    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["a"]
+
+
+@pytest.mark.parametrize("step", ["_archive_flags", "load_rows", "_replace_batch", "_finish_attempt"])
+def test_a_failure_after_any_step_leaves_the_old_result_whole(engine, monkeypatch, step):
+    night = publish_new(engine, "a", "b")
+    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    before = read_everything(engine, night.detector)
+    done = getattr(sys.modules["tasks.publish"], step)
+
+    def do_and_fail(*arguments):
+        done(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"tasks.publish.{step}", do_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        publish_night(engine, newer, make_flags("c"), NOW, lambda: "h1")
+    assert read_everything(engine, night.detector) == before
+
+
+KILLED = """
+import os, pickle, sys
+import tasks.publish as p
+from tasks.warehouse import open_engine
+url, night, flags, now = pickle.load(sys.stdin.buffer)
+p._finish_attempt = lambda *_: os.kill(os.getpid(), 9)
+p.publish_night(open_engine(url), night, flags, now, lambda: "h1")
+"""
+
+
+def test_a_process_killed_before_its_commit_leaves_the_old_result_whole(engine, warehouse_url):
+    night = publish_new(engine, "a", "b")
+    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    before = read_everything(engine, night.detector)
+    work = pickle.dumps((warehouse_url, newer, make_flags("c"), NOW))
+    killed = subprocess.run([sys.executable, "-c", KILLED], input=work)
+    assert killed.returncode == -signal.SIGKILL
+    assert read_everything(engine, night.detector) == before
+    publish_night(engine, newer, make_flags("c"), NOW, lambda: "h1")
+    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+
+
+def test_when_attempts_publish_at_once_the_newest_stands(engine):
+    nights = [make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW)) for _ in range(8)]
+
+    def publish_or_lose(night: Night) -> None:
+        with contextlib.suppress(PublishConflict):
+            publish_night(engine, night, make_flags(f"of {night.attempt}", "both"), NOW, lambda: "h1")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(publish_or_lose, nights))
+    found = read_flags(engine, nights[0].detector, DAY)
+    assert sorted(found.record_id) == ["both", "of 8"]
+    assert set(found.attempt) == {8}
+
+
+def test_a_reader_during_a_publish_sees_the_old_result(postgres_warehouse_url, monkeypatch):
+    engine = open_engine(postgres_warehouse_url)
+    migrate(engine)
+    night = publish_new(engine, "a", "b")
+    seen = []
+    finish = sys.modules["tasks.publish"]._finish_attempt
+
+    def read_and_finish(*arguments):
+        seen.extend(read_flags(engine, night.detector, DAY).record_id)
+        finish(*arguments)
+
+    monkeypatch.setattr("tasks.publish._finish_attempt", read_and_finish)
+    publish_new(engine, "c")
+    assert sorted(seen) == ["a", "b"]
+    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+
+
+def test_a_hundred_thousand_flags_are_published_and_republished(engine):
+    records = [f"record-{i}" for i in range(99_985)]
+    publish_new(engine, *records)
+    night = publish_new(engine, *records)
+    found = read_flags(engine, night.detector, DAY)
+    assert sorted(found.record_id) == sorted(records)
+    assert found.score.is_monotonic_decreasing
+
+
+def test_only_a_warehouse_that_does_not_answer_is_tried_again():
+    retry = publish.retry_condition_fn
+    assert retry(publish, None, Failed(data=ServiceUnreachable("away")))
+    assert not retry(publish, None, Failed(data=PublishConflict("late")))
