@@ -5,7 +5,7 @@ from datetime import date
 from typing import Any
 
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from flows.nightly import nightly
 from tasks.errors import RunFailed

@@ -23,7 +23,7 @@ from rich.table import Table
 from models.errors import NightjarError
 
 if TYPE_CHECKING:
-    from flows.setup import Setup
+    pass
 
 app = typer.Typer(
     epilog="First night: nightjar run payments",
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-stdout, stderr = Console(), Console(stderr=True)
+stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
 
 Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
@@ -206,7 +206,11 @@ def status(name: Name, as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command(epilog="nightjar explain payments 6f1b0c-000017")
 def explain(
-    name: Name, record_id: Annotated[str, typer.Argument()], date: Day = None, as_json: Json = False, debug: Debug = False
+    name: Name,
+    record_id: Annotated[str, typer.Argument()],
+    date: Day = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show one record's score, rank and causes, with the model and data version that judged it."""
     from flows.setup import prepare
@@ -250,14 +254,16 @@ def print_json(document: object) -> None:
 
 
 def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """A table of dicts, numbers to the right. Without a terminal it is as wide as it needs to be."""
-    table.box, table.padding = SIMPLE_HEAD, (0, 1)
+    """A table of dicts, numbers to the right."""
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=numeric or "date" in column)
+        table.add_column(
+            column.replace("_", " "), justify="right" if numeric else "left", no_wrap=numeric or "date" in column
+        )
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
-    stdout.print(table, markup=False, crop=False, width=None if stdout.is_terminal else 160)
+    stdout.print(table, markup=False)
 
 
 def print_metrics(summary: dict[str, Any]) -> None:
@@ -274,7 +280,9 @@ def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> 
     if as_json:
         print_json({"detector": name, "champion": champion, "before": before})
     else:
-        stdout.print(f"version {champion} of {name} is the champion" + (f", before it version {before}" if before else ""))
+        stdout.print(
+            f"version {champion} of {name} is the champion" + (f", before it version {before}" if before else "")
+        )
 
 
 def _cell(value: object) -> str:
@@ -313,7 +321,7 @@ class _Bars(logging.Handler):
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run flows in this process: progress on stderr, and no heartbeat, whose thread makes each flow end a second later."""
+    """Run flows in this process: progress on stderr, and no heartbeat, whose thread delays each flow's end by a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -350,7 +358,9 @@ def main() -> None:
         elif isinstance(error, NightjarError):
             stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         else:
-            message = f"error: unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
+            message = (
+                f"error: unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
+            )
             stderr.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 

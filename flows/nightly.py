@@ -3,24 +3,24 @@
 from datetime import date, timedelta
 from typing import Any
 
-from prefect import flow
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import State
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
 
 from flows.setup import prepare
 from tasks.ingest import ingest
-from tasks.publish import Night, begin_night, fail_night, publish
+from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
 from tasks.score import score
+from tasks.tables import Night
 from tasks.validate import validate
 
 LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their nights then show as stale
 
 
-def record_failure(_flow: object, run: FlowRun, state: State[Any]) -> None:
+def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Mark the try in the warehouse, so that `nightjar status` knows of it without Prefect."""
-    fail_night(prepare(run.parameters["name"]).site, str(run.id), str(state.message))
+    fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), str(state.message))
 
 
 @flow(

@@ -141,7 +141,7 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
     return text
 
 
-def _all_keys(kind: Any, seen: frozenset[Any] = frozenset()) -> set[str]:  # noqa: ANN401 - any annotation
+def _all_keys(kind: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
     if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
         fields = kind.model_fields
         below = [_all_keys(info.annotation, seen | {kind}) for info in fields.values()]

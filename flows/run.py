@@ -1,4 +1,4 @@
-"""The main job behind `nightjar run`: ingest, a first champion where there is none, and every night that is not fresh."""
+"""The main job behind `nightjar run`: ingest, a first champion if there is none, every night that is not fresh."""
 
 from dataclasses import asdict
 from typing import Any

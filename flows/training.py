@@ -21,7 +21,7 @@ def training(name: str, cutoff: date) -> Registered:
     site, params = setup.site, setup.configured.detector
     ingest(site, setup.ingest_params, setup.window(last=cutoff))
     validate(site, setup.configured.contract, setup.landed_before(cutoff), params.validate_)
-    rows = filter_rows(site, cutoff, params.filter, params.train.columns.numeric)
+    rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)
     fitted = train(site, rows, params.train, setup.hashes)
     calibrated = calibrate(site, rows, fitted, params.calibrate)
     metrics = evaluate(site, rows, calibrated)

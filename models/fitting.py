@@ -28,9 +28,9 @@ EVALUATED_ROWS = 8192  # rows of one pass over the stopping rows
 class FitParams(Section):
     """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008)."""
 
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     patience_epochs: int = Field(default=8, ge=1)
     # Share of the best loss that an epoch must win to count as better.

@@ -16,9 +16,10 @@ from models.records import MISSING_TIME, Column, Records, make_records
 
 
 class ColumnsParams(Section):
-    """Which columns a detector reads, by kind. A numeric one may turn out log-numeric by the skewness rule."""
+    """Which columns a detector reads, by kind. A numeric one becomes log-numeric where the skewness rule says so."""
 
     numeric: tuple[str, ...] = ()
+    log_numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     datetime: tuple[str, ...] = ()
     max_categories: int = Field(default=200, ge=1)  # the rarer ones of a column share the unseen slot
@@ -32,15 +33,23 @@ class ColumnsParams(Section):
         return self
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numeric columns of both kinds."""
+        return (*self.numeric, *self.log_numeric)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All columns, in the detector's order."""
-        return (*self.numeric, *self.categorical, *self.datetime)
+        return (*self.numbers, *self.categorical, *self.datetime)
 
 
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
     """The columns with the vocabularies of the fit rows: the commonest categories, in alphabetical order."""
     numeric = [Column(name, "numeric") for name in params.numeric]
-    categorical = [Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical]
+    categorical = [
+        Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical
+    ]
+    numeric += [Column(name, "log_numeric") for name in params.log_numeric]
     return (*numeric, *categorical, *(Column(name, "datetime") for name in params.datetime))
 
 

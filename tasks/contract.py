@@ -54,6 +54,7 @@ class ContractExpectation(Section):
     kwargs: dict[str, Any]
 
     def __hash__(self) -> int:
+        """By its text: kwargs is a dict."""
         return hash(self.text)
 
     @property
@@ -97,7 +98,9 @@ class Contract(Section):
     def row_expectations(self) -> tuple[ContractExpectation, ...]:
         """The row-level expectations, those that the column types imply first."""
         implied = [_present("record_id"), _present("event_time")]
-        bounded = {str(e.kwargs.get("column")) for e in self.expectations if {"min_value", "max_value"} <= e.kwargs.keys()}
+        bounded = {
+            str(e.kwargs.get("column")) for e in self.expectations if {"min_value", "max_value"} <= e.kwargs.keys()
+        }
         for name, column in self.columns.items():
             if not column.nullable and name != "event_time":
                 implied.append(_present(name))

@@ -94,7 +94,10 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
     if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
         return None
     lake, scored = site.lake, []
-    thresholds = {b.batch_date: b.threshold for b in warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)}
+    thresholds = {
+        b.batch_date: b.threshold
+        for b in warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    }
     for day in nights:
         manifest = lake.get("scores", site.detector, day)
         slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]

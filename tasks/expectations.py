@@ -58,7 +58,9 @@ class Suite:
             masks[expectation] = mask
         return masks
 
-    def _run(self, chosen: Iterable[ContractExpectation], frame: pd.DataFrame, result_format: str) -> list[tuple[Any, Any]]:
+    def _run(
+        self, chosen: Iterable[ContractExpectation], frame: pd.DataFrame, result_format: str
+    ) -> list[tuple[Any, Any]]:
         import great_expectations as gx
 
         chosen = list(chosen)
@@ -79,7 +81,7 @@ class Suite:
                 )
         return list(zip(chosen, by_position, strict=True))
 
-    def _definition(self) -> Any:  # noqa: ANN401 - Great Expectations' types are imported late
+    def _definition(self) -> Any:
         if self._batch_definition is None:
             import great_expectations as gx
 
@@ -90,7 +92,7 @@ class Suite:
         return self._batch_definition
 
 
-def configure(expectation: ContractExpectation, position: int = 0) -> Any:  # noqa: ANN401
+def configure(expectation: ContractExpectation, position: int = 0) -> Any:
     """Great Expectations' own form of a contract's expectation."""
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 

@@ -185,9 +185,10 @@ def choose_rows(
         sizes = [t.num_rows for t in tables]
         sets = np.repeat(np.array([by_day[day] for day in dates], dtype=object), sizes)
     else:
-        times = table["event_time"].cast(pa.int64()).to_numpy()
-        seeded = isinstance(params.splits, RandomHalf)
-        order = draw_order(table["record_id"].to_pylist(), params.splits.seed) if seeded else times.astype(float)
+        if isinstance(params.splits, RandomHalf):
+            order = draw_order(table["record_id"].to_pylist(), params.splits.seed)
+        else:
+            order = table["event_time"].cast(pa.int64()).to_numpy().astype(float)
         sets = split_by_fractions(order, label == 1, params.splits)
     _drop(sets, np.isin(sets, CLEAN_SETS) & (label == 1), "labelled anomalous", excluded)
     if params.trim_fraction:
@@ -218,8 +219,8 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
     """
     sql = (
         "select count(*) - count(distinct (batch_date, record_id)) as shared, "
-        "count(*) filter (batch_date >= cast('{}' as date)) as late from parts"
-    ).format(cutoff.isoformat())
+        f"count(*) filter (batch_date >= cast('{cutoff.isoformat()}' as date)) as late from parts"  # noqa: S608 - a date
+    )
     found = lake.query(sql, clean.parts).to_pylist()[0]
     future = int((labels["known_at"] > pd.Timestamp(site.start_of(cutoff))).sum())
     problems = {"records in two sets": found["shared"], "rows on or after the cut-off": found["late"]}

@@ -121,7 +121,7 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
         yield Arrival(name.rsplit("/", 1)[-1], version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
 
 
-def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:  # noqa: ANN401 - an fsspec file system
+def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:
     """A CSV file's rows, all columns as text, slice by slice; `.gz` and its kin are unpacked on the way."""
     try:
         with fs.open(path, "rb", compression="infer") as file:
@@ -139,7 +139,7 @@ def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:  # noqa: ANN401 - an fss
         raise _damaged(path, error) from error
 
 
-def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:  # noqa: ANN401 - an fsspec file system
+def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
     """A Parquet file's rows, slice by slice."""
     try:
         with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
@@ -230,7 +230,11 @@ def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone
         def append(day: date, table: pa.Table) -> None:
             if day not in writers:
                 partitions[day] = lake.write("landing", detector, day)
-                origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
+                origin = {
+                    "source": arrival.name,
+                    "version": arrival.version,
+                    "arrived_at": arrival.arrived_at.isoformat(),
+                }
                 writers[day] = stack.enter_context(partitions[day].part("part-0", **origin))
             writers[day].append(table)
 
@@ -243,7 +247,9 @@ def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone
                 undated.append(chosen) if day is None else append(day, chosen)
         if not rows or (undated and not writers):
             got = "no rows" if not rows else f"{rows} rows, none with a readable {params.event_time.column}"
-            raise SourceInvalid("The source has nothing to land.", where=arrival.name, got=got, expected="at least one row")
+            raise SourceInvalid(
+                "The source has nothing to land.", where=arrival.name, got=got, expected="at least one row"
+            )
         for table in undated:
             append(min(writers), table)
     for day, partition in partitions.items():
@@ -254,7 +260,9 @@ def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone
     return {day: writer.rows for day, writer in writers.items()}
 
 
-def read_labels(lake: Lake, detector: str, days: Iterable[date], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
+def read_labels(
+    lake: Lake, detector: str, days: Iterable[date], rule: LabelColumn, delay: timedelta
+) -> Iterator[pd.DataFrame]:
     """Labels that came with the rows: record_id, label (1 = anomalous), known_at = event time + the label delay."""
     for day in days:
         for part in lake.get("landing", detector, day).parts:

@@ -187,7 +187,9 @@ class Lake:
         """The attempts that left files in a partition's folder, finished or not."""
         self._fs.invalidate_cache()
         full = self.full(folder)
-        names = [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(full, detail=False)] if self._fs.exists(full) else []
+        names = (
+            [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(full, detail=False)] if self._fs.exists(full) else []
+        )
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
     def find(self, zone: Zone, detector: str, batch_date: date) -> Manifest | None:
@@ -222,7 +224,9 @@ class Lake:
         """Begin a new attempt at a partition."""
         return PartitionWriter(self, zone, detector, batch_date)
 
-    def slices(self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    def slices(
+        self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
+    ) -> Iterator[pa.Table]:
         """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
         full = self.full(part.path)
         try:

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.errors import ServiceUnreachable
 
 
-def is_unreachable(_task: object, _run: object, state: Any) -> bool:  # noqa: ANN401 - a Prefect State of any result
+def is_unreachable(_task: object, _run: object, state: Any) -> bool:
     """Whether a failed task met an unreachable service."""
     return isinstance(state.result(raise_on_failure=False), ServiceUnreachable)
 

@@ -1,4 +1,4 @@
-"""How far long work has come, told through the standard logging module: whoever runs the work decides how to show it."""
+"""How far long work has come, told through the standard logging module; whoever runs it decides how to show it."""
 
 import logging
 from collections.abc import Callable

@@ -23,7 +23,6 @@ from tasks.site import Site
 from tasks.tables import Night, attempts, flagged_anomalies, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
 
-
 # What scoring brings per flag; the night adds the rest.
 FLAG_COLUMNS = [
     "record_id",
@@ -155,8 +154,8 @@ def begin_night(site: Site, batch_date: date) -> Begun:
     """Take the fencing number of this try: whoever takes a later one may overtake it."""
     now = datetime.now(UTC)
     context = TaskRunContext.get()
-    run_id = context.task_run.flow_run_id if context else None
-    number = begin_attempt(open_engine(site.warehouse_url), site.detector, batch_date, "begin", now, str(run_id))
+    run_id = str(context.task_run.flow_run_id) if context else None
+    number = begin_attempt(open_engine(site.warehouse_url), site.detector, batch_date, "begin", now, run_id)
     return Begun(number, now)
 
 

@@ -93,7 +93,11 @@ def render_report(
     """The page as text."""
     shown = flags.head(SHOWN_FLAGS)
     rows = [
-        dict(row, causes=[describe_cause(c) for c in json.loads(row["causes"])], share=row["score"] / batch.threshold)
+        {
+            **row,
+            "causes": [describe_cause(c) for c in json.loads(row["causes"])],
+            "share": row["score"] / batch.threshold,
+        }
         for row in shown.to_dict("records")
     ]
     environment = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)

@@ -100,7 +100,9 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-def name_causes(explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: set[str], most: int) -> list[str]:
+def name_causes(
+    explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: set[str], most: int
+) -> list[str]:
     """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
 
     Shares add up to the score. Actual and expected are in the record's own units; a masked column shows neither.
@@ -122,7 +124,7 @@ def name_causes(explanation: Explanation, rows: pa.Table, columns: Sequence[Colu
     return texts
 
 
-def _expected(column: Column, value: float) -> Any:  # noqa: ANN401 - a JSON value
+def _expected(column: Column, value: float) -> Any:
     if column.kind == "categorical":
         code = int(value)
         return column.vocabulary[code] if 0 <= code < len(column.vocabulary) else "unseen"
@@ -131,7 +133,7 @@ def _expected(column: Column, value: float) -> Any:  # noqa: ANN401 - a JSON val
     return _plain(float(f"{value:.6g}"))
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value.isoformat() if isinstance(value, datetime) else value
@@ -220,7 +222,13 @@ def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:
 
 @task(task_run_name="score {site.detector} {validation.batch_date}", **IO)
 def score(
-    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams, now: datetime
+    site: Site,
+    contract: Contract,
+    validation: Validation,
+    version: Version,
+    bundle: Path,
+    params: ScoreParams,
+    now: datetime,
 ) -> Scored:
     """Score one batch with the version resolved at the start of the night."""
     detector, day = Detector.load(bundle), validation.batch_date

@@ -156,6 +156,6 @@ def log_version(
                 registered_model_name=site.model_name,
             )
         version = info.registered_model_version
-        for name, value in (tags | {HASH_TAG: content_hash}).items():
+        for name, value in (dict(tags) | {HASH_TAG: content_hash}).items():
             client.set_model_version_tag(site.model_name, str(version), name, value)
     return Version(site.model_name, int(version), (), dict(tags) | {HASH_TAG: content_hash})

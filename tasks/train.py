@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from models.detector import Detector, DetectorParams, fit_detector
 from models.encoders import EncodeParams, choose_kinds
@@ -47,14 +47,14 @@ def fit_bundle(
     columns = choose_kinds(described, fit, params.encode)
     learnt = DetectorParams(network=params.network, fit=params.fit, score=params.score, threads=site.threads)
     detector = fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
-    lineage = {
+    lineage: dict[str, JsonValue] = {
         "detector": site.detector,
         "cutoff": rows.cutoff.isoformat(),
         "first_date": rows.first_date.isoformat(),
         "trained_through": rows.trained_through.isoformat(),
         "split": rows.split,
-        "rows": rows.rows,
-        "excluded": rows.excluded,
+        "rows": dict(rows.rows),
+        "excluded": dict(rows.excluded),
         "data_hash": rows.data_hash,
         "commit": site.commit,
         **hashes,

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
@@ -237,9 +237,9 @@ def validate_batches(
     done = {day: found for day in dates if (found := find_validation(lake, contract, site.detector, day))}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
-        found = _validate(lake, contract, todo, params, on_progress)
-        build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in found})
-        done |= {validation.batch_date: validation for validation in found}
+        fresh = _validate(lake, contract, todo, params, on_progress)
+        build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in fresh})
+        done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
 
 
@@ -248,16 +248,16 @@ def find_validation(lake: Lake, contract: Contract, detector: str, day: date) ->
     landing, validated = lake.find("landing", detector, day), lake.find("validated", detector, day)
     if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
         return None
-    facts = dict(validated.facts["validation"])
-    if facts["input_hash"] != landing.hash:
-        return None
-    results = tuple(Outcome(**outcome) for outcome in facts.pop("results"))
-    tuples = {key: tuple(facts.pop(key)) for key in ("warnings", "failures")}
-    return Validation(batch_date=day, results=results, **tuples, **facts)
+    found = TypeAdapter(Validation).validate_python(validated.facts["validation"] | {"batch_date": day})
+    return found if found.input_hash == landing.hash else None
 
 
 def _validate(
-    lake: Lake, contract: Contract, manifests: list[Manifest], params: ValidateParams, on_progress: Callable[[int, int], None]
+    lake: Lake,
+    contract: Contract,
+    manifests: list[Manifest],
+    params: ValidateParams,
+    on_progress: Callable[[int, int], None],
 ) -> list[Validation]:
     rows, summaries = Suite(contract.row_expectations), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
@@ -279,12 +279,16 @@ def _validate(
     summary = pd.DataFrame([summarise(lake, contract, batch) for batch in batches])
     broken = summaries.judge(summary)
     # A null summary value (no rows to compute it from) passes in Great Expectations; here it does not.
-    masks = {e: broken.get(e, False) | summary[str(e.kwargs["column"])].isna().to_numpy() for e in summaries.expectations}
+    masks = {
+        e: broken.get(e, False) | summary[str(e.kwargs["column"])].isna().to_numpy() for e in summaries.expectations
+    }
     results = []
     for place, batch in enumerate(batches):
         observed = summary.iloc[place]
         outcomes = [describe_rows(e, batch.broken[e.text]) for e in rows.expectations]
-        outcomes += [describe_batch(e, not masks[e][place], observed[e.kwargs["column"]]) for e in summaries.expectations]
+        outcomes += [
+            describe_batch(e, not masks[e][place], observed[e.kwargs["column"]]) for e in summaries.expectations
+        ]
         results.append(_close(contract, batch, params, tuple(outcomes)))
     return results
 
@@ -299,7 +303,8 @@ def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
     """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
     rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
-    failures, warnings = [], []
+    failures: list[str] = []
+    warnings: list[str] = []
     if batch.missing:
         failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
     if batch.surprises:
