@@ -321,10 +321,10 @@ class _Bars(logging.Handler):
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run flows in this process: progress on stderr, and no heartbeat, whose thread delays each flow's end by a second."""
+    """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     logger, handler = logging.getLogger("nightjar.progress"), _Bars()
     logger.setLevel(logging.INFO)
     logger.propagate = False

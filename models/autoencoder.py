@@ -44,13 +44,13 @@ class Stack(nn.Sequential):
             for layer in self:
                 x = layer(x)
             return x
-        columns = x.T.contiguous()  # (widths[0], N)
+        columns = x.T.contiguous()  # (widths[0], N), no copy for what the encoder makes
         for layer in self:
             if isinstance(layer, nn.Linear):
                 columns = torch.addmm(layer.bias[:, None], layer.weight, columns)  # (width, N)
             else:
                 columns = layer(columns)
-        return columns.T.contiguous()  # (N, widths[-1])
+        return columns.T  # (N, widths[-1])
 
 
 class AutoencoderParams(Section):

@@ -88,25 +88,29 @@ class Encoder(nn.Module):
             raise TooFewRows("There are no rows to fit the encoder on.", got="0 rows", expected="at least 1 row")
         self.check_widths(records)
         with torch.no_grad():
-            mean, scale = _measure(_blank_infinite(self._compress_tails(records.numbers)))
+            mean, scale = _measure(_blank_infinite(self._compress_tails(records.numbers).T))
             self.mean.copy_(mean)
             self.scale.copy_(scale)
         return self
 
     def forward(self, numbers: Tensor, codes: Tensor, times: Tensor) -> Tensor:
-        """Encode (N, Fn), (N, Fc), (N, Ft) as float32 (N, D); every slot is finite whatever comes in."""
-        encoded = numbers.new_zeros(len(numbers), self.width, dtype=torch.float32)  # (N, D)
+        """Encode (N, Fn), (N, Fc), (N, Ft) as float32 (N, D); every slot is finite whatever comes in.
+
+        The result is a view of (D, N): slot by slot is how the arithmetic here and in `Stack` runs fastest.
+        """
+        encoded = numbers.new_zeros(self.width, len(numbers), dtype=torch.float32)  # (D, N)
         n_numeric, n_categorical, n_datetime = self.widths
         if n_numeric:
-            deviations = self._compress_tails(numbers).sub_(self.mean).div_(self.scale)  # (N, Fn)
+            deviations = self._compress_tails(numbers).sub_(self.mean[:, None]).div_(self.scale[:, None])  # (Fn, N)
             # A missing value reads as the mean of the fit rows.
-            encoded[:, :n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
+            encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
         if n_categorical:
-            known = torch.where(codes < 0, self.sizes, codes).minimum(self.sizes)  # (N, Fc)
-            encoded.scatter_(1, known.add_(self.offsets), 1.0)
+            sizes = self.sizes[:, None]
+            known = torch.where(codes.T < 0, sizes, codes.T).minimum(sizes)  # (Fc, N)
+            encoded.scatter_(0, known.add_(self.offsets[:, None]), 1.0)
         if n_datetime:
-            _place_on_clocks(times, encoded[:, -4 * n_datetime :].view(-1, n_datetime, 4))
-        return encoded
+            _place_on_clocks(times.T, encoded[-4 * n_datetime :].view(n_datetime, 4, -1))
+        return encoded.T  # (N, D)
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Read slots (N, D) back as one float64 value per column (N, F), in the column's own units.
@@ -128,9 +132,9 @@ class Encoder(nn.Module):
         return values
 
     def _compress_tails(self, numbers: Tensor) -> Tensor:
-        """Copy numbers in slot order; log-numeric ones as log1p, mirrored at 0 so that none becomes NaN."""
-        ordered = numbers.index_select(1, self.order)  # (N, Fn)
-        heavy = ordered[:, self.n_plain :]
+        """Copy numbers as (Fn, N) in slot order; log-numeric ones as log1p, mirrored at 0 so that none becomes NaN."""
+        ordered = numbers.T.index_select(0, self.order)  # (Fn, N)
+        heavy = ordered[self.n_plain :]
         heavy.copy_(heavy.abs().log1p_().copysign_(heavy))
         return ordered
 
@@ -157,12 +161,12 @@ def encode_records(encoder: Encoder, records: Records) -> Tensor:
 
 
 def _place_on_clocks(times: Tensor, slots: Tensor) -> None:
-    """Fill slots (N, Ft, 4): sine and cosine of the time of day, then of the week (UTC); the centre where missing."""
-    is_there = (times != MISSING_TIME).float()  # (N, Ft)
+    """Fill slots (Ft, 4, N): sine and cosine of the time of day, then of the week (UTC); the centre where missing."""
+    is_there = (times != MISSING_TIME).float()  # (Ft, N)
     for i, period in enumerate(PERIODS):
-        angle = times.remainder(period).double().mul_(2 * math.pi / period).float()  # (N, Ft)
-        slots[:, :, 2 * i] = angle.sin().mul_(is_there)
-        slots[:, :, 2 * i + 1] = angle.cos().mul_(is_there)
+        angle = times.remainder(period).double().mul_(2 * math.pi / period).float()  # (Ft, N)
+        slots[:, 2 * i] = angle.sin().mul_(is_there)
+        slots[:, 2 * i + 1] = angle.cos().mul_(is_there)
 
 
 def _blank_infinite(numbers: Tensor) -> Tensor:

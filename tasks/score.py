@@ -136,7 +136,9 @@ def _expected(column: Column, value: float) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value.isoformat() if isinstance(value, datetime) else value
+    if isinstance(value, bool):
+        return str(value).lower()  # as the vocabulary of a true-or-false column has it
+    return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else value
 
 
 def score_batch(

@@ -154,10 +154,10 @@ def test_the_same_data_params_and_seed_give_the_same_hash(tmp_path: Path) -> Non
     assert replace(fit(), lineage={}).save(tmp_path / "other") != hashes[0]
 
 
-def test_another_process_loads_and_saves_the_same_hash(detector: Detector, tmp_path: Path) -> None:
+def test_another_process_loads_and_saves_the_same_hash(tmp_path: Path) -> None:
     code = "import sys, pathlib; from models.detector import Detector; p = pathlib.Path(sys.argv[1])\n"
     code += "sys.stdout.write(Detector.load(p).save(p / '..' / 'again'))"
-    content_hash = detector.save(tmp_path / "bundle")
+    content_hash = fit().save(tmp_path / "bundle")
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code, str(tmp_path / "bundle")]
     assert subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout == content_hash

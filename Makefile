@@ -1,0 +1,37 @@
+# One runner with few verbs; people, hooks and CI call exactly these.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help nightly test lint bench ui clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+nightly: $(BIN)/.installed ## the main job on the bundled payments detector
+	@$(BIN)/nightjar run payments
+
+test: $(BIN)/.installed ## the test suite
+	$(BIN)/pytest
+
+lint: $(BIN)/.installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pip check
+
+bench: $(BIN)/.installed ## detection and speed, measured side by side (half an hour)
+	$(BIN)/python bench/payments_detectors.py
+	$(BIN)/python bench/throughput.py
+
+ui: $(BIN)/.installed ## the Prefect and MLflow pages over the runs made here
+	@$(BIN)/python -m flows.ui
+
+clean: ## forget everything Nightjar wrote here: lake, warehouse, models, runs
+	rm -rf .nightjar
