@@ -324,7 +324,10 @@ def running() -> Iterator[None]:
     """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+    # A filter, not a level: Great Expectations sets its own level when it is imported.
+    logging.getLogger("great_expectations.data_context.types.base").addFilter(
+        lambda record: record.levelno > logging.INFO
+    )
     logger, handler = logging.getLogger("nightjar.progress"), _Bars()
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -336,33 +339,39 @@ def running() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def main() -> None:
-    """Run the command line; exit 0 when all went well, 1 with one message when not, 2 for wrong usage."""
-    code: int | str | None = 0
-
-    @atexit.register  # registered first, so it runs last
-    def leave() -> None:
-        # DuckDB's bindings report objects that Great Expectations keeps alive at exit as leaks, dozens of lines.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
-
+def execute(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0, 1 with one readable message on stderr, or 2 for wrong usage."""
     try:
-        app()
+        app(arguments)
     except SystemExit as stop:
-        code = stop.code or 0
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:  # noqa: BLE001 - the edge: nobody gets a traceback who did not ask
-        code = 1
-        if "--debug" in sys.argv:
+        if "--debug" in arguments:
             traceback.print_exc()
-        elif isinstance(error, NightjarError):
-            stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        else:
-            message = (
-                f"error: unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
-            )
-            stderr.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(code)
+            return 1
+        unexpected = f"unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
+        told = str(error) if isinstance(error, NightjarError) else unexpected
+        stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def hush_at_exit() -> None:
+    """Keep the interpreter's last moments off stderr.
+
+    DuckDB's bindings call what Great Expectations and torch keep alive until then a leak, in dozens of lines.
+    """
+
+    @atexit.register  # the first one registered runs last
+    def hush() -> None:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def main() -> None:
+    """Run the command line."""
+    hush_at_exit()
+    sys.exit(execute(sys.argv[1:]))
 
 
 if __name__ == "__main__":

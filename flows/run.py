@@ -46,6 +46,7 @@ def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
         "rows_by_kind": evaluation.rows_by_kind if evaluation else {},
         "where": {
             "report": str(site.reports / f"{nights[-1]}.html"),
+            "Data Docs": str(site.docs / "gx/uncommitted/data_docs/local_site/index.html"),
             "table": f"flagged_anomalies in {site.warehouse_label}",
             "Prefect": "make ui, then http://127.0.0.1:4200",
             "MLflow": "make ui, then http://127.0.0.1:5000",

@@ -76,10 +76,11 @@ def load_settings() -> Settings:
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Set what Prefect, MLflow and DVC read from the environment; call it before importing them.
+    """Make the home folder and set what Prefect, MLflow and DVC read from the environment, before they are imported.
 
     A variable that the user has set is left alone, except that nothing phones home.
     """
+    settings.home_path.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         DO_NOT_TRACK="1",
         MLFLOW_DISABLE_TELEMETRY="true",

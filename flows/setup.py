@@ -64,9 +64,16 @@ class Setup:
         return [d for d in self.site.lake.dates("landing", self.site.detector) if d <= last][-run.nights :]
 
 
-def prepare(name: str, settings: Settings | None = None) -> Setup:
+def prepare(name: str) -> Setup:
     """Load a detector and bring its warehouse to today's schema. Raises ParamsInvalid, ServiceUnreachable."""
-    settings = settings or load_settings()
+    setup = load_setup(name)
+    warehouse.migrate(warehouse.open_engine(setup.site.warehouse_url))
+    return setup
+
+
+def load_setup(name: str) -> Setup:
+    """Load a detector without touching any store. Raises ParamsInvalid."""
+    settings = load_settings()
     configured = load_detector(settings.project, name)
     site = Site(
         detector=name,
@@ -82,8 +89,6 @@ def prepare(name: str, settings: Settings | None = None) -> Setup:
         threads=settings.threads,
         commit=read_commit(settings),
     )
-    settings.home_path.mkdir(parents=True, exist_ok=True)
-    warehouse.migrate(warehouse.open_engine(site.warehouse_url))
     return Setup(configured, site)
 
 

@@ -20,7 +20,6 @@ START_TIMEOUT_S = 90
 def start_servers(settings: Settings) -> dict[str, subprocess.Popen[bytes]]:
     """Start both servers on their usual ports; their chatter goes to log files in the home folder."""
     tools = Path(sys.executable).parent
-    settings.home_path.mkdir(parents=True, exist_ok=True)
     prefect = [str(tools / "prefect"), "server", "start", "--host", HOST, "--port", "4200"]
     mlflow = [str(tools / "mlflow"), "server", "--backend-store-uri", settings.mlflow_uri, "--host", HOST]
     mlflow += ["--port", "5000", "--workers", "1", "--default-artifact-root", str(settings.artifacts)]

@@ -30,7 +30,7 @@ def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: Calibr
     tuning, _ = to_records(labelled, detector.columns)
     is_anomaly = labelled["label"].to_numpy() == 1
     calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly))
-    return save_bundle(site, calibrated, "calibrated"), calibrated.threshold
+    return save_bundle(site, calibrated, f"calibrated-{rows.cutoff}"), calibrated.threshold
 
 
 def describe_threshold(threshold: Threshold) -> str:

@@ -83,10 +83,11 @@ def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArr
     """Codes (N,): the place in the vocabulary, len(vocabulary) for anything else and for null."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
-    known = {value: code for code, value in enumerate(vocabulary)}
+    known: dict[str | None, int] = {value: code for code, value in enumerate(vocabulary)}
     chunks = []
     for chunk in column.chunks:
-        table = [known.get(str(value), len(vocabulary)) for value in chunk.dictionary.to_pylist()]
+        texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
+        table = [known.get(text, len(vocabulary)) for text in texts]
         indices = chunk.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
         chunks.append(np.array([*table, len(vocabulary)], dtype=np.int64)[indices])
     return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)

@@ -32,6 +32,8 @@ STATISTICS = {
     "distinct": "approx_count_distinct({})",
     "missing_fraction": "avg(({} is null)::int)",
 }
+ANY_TYPE = ("distinct", "missing_fraction")  # the others are of numbers only
+OF_MANY_ROWS = tuple(f"expect_column_values_to_be_{what}" for what in ("unique", "increasing", "decreasing"))
 BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
 FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
 
@@ -78,6 +80,9 @@ class Contract(Section):
             if expectation.level == "row":
                 if not expectation.type.startswith(("expect_column_values_", "expect_column_pair_values_")):
                     raise ValueError(f"{expectation.type} does not judge single rows; give it level: batch")
+                if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
+                    what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
+                    raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
                 named = [str(value) for key, value in expectation.kwargs.items() if key.startswith("column")]
                 if unknown := [name for name in named if name not in self.columns]:
                     raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
@@ -86,6 +91,8 @@ class Contract(Section):
                 if name not in self.columns or statistic not in STATISTICS:
                     known = ", ".join([*BATCH_FACTS, *(f"COLUMN.{key}" for key in STATISTICS)])
                     raise ValueError(f"a batch expectation cannot use column {column!r}; it may use {known}")
+                if statistic not in ANY_TYPE and self.columns[name].type not in ("float", "int"):
+                    raise ValueError(f"{column} cannot be computed of a column of type {self.columns[name].type}")
         return self
 
     @property
@@ -98,9 +105,7 @@ class Contract(Section):
     def row_expectations(self) -> tuple[ContractExpectation, ...]:
         """The row-level expectations, those that the column types imply first."""
         implied = [_present("record_id"), _present("event_time")]
-        bounded = {
-            str(e.kwargs.get("column")) for e in self.expectations if {"min_value", "max_value"} <= e.kwargs.keys()
-        }
+        bounded = {str(e.kwargs.get("column")) for e in self.expectations if _bounds_both_ends(e)}
         for name, column in self.columns.items():
             if not column.nullable and name != "event_time":
                 implied.append(_present(name))
@@ -117,6 +122,13 @@ class Contract(Section):
     def hash(self) -> str:
         """Equal contracts, equal hash."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _bounds_both_ends(expectation: ContractExpectation) -> bool:
+    """Whether a row must lie between two limits, so that it cannot be infinite either."""
+    limits = [expectation.kwargs.get(key) for key in ("min_value", "max_value")]
+    is_judge = (expectation.level, expectation.severity) == ("row", "critical")
+    return is_judge and expectation.type == "expect_column_values_to_be_between" and None not in limits
 
 
 def _present(column: str) -> ContractExpectation:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from models.params import Section
 from tasks import warehouse
-from tasks.errors import LeakageFound, TooFewRows
+from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
 from tasks.lake import Lake, Manifest
 from tasks.policy import IO
 from tasks.site import Site
@@ -147,7 +147,8 @@ def find_outliers(numbers: npt.NDArray[np.float64], share: float) -> npt.NDArray
     """
     center = np.nanmedian(numbers, axis=0)
     spread = 1.4826 * np.nanmedian(np.abs(numbers - center), axis=0)
-    spread = np.where(spread > 0, spread, np.nanstd(numbers, axis=0))
+    with np.errstate(invalid="ignore"):  # an infinite value has no distance from the mean
+        spread = np.where(spread > 0, spread, np.nanstd(numbers, axis=0))
     z = np.nan_to_num((numbers - center) / np.where(spread > 0, spread, 1.0), posinf=10, neginf=-10).clip(-10, 10)
     distance = (z**2).mean(axis=1)
     count = int(share * len(distance))
@@ -164,6 +165,13 @@ def choose_rows(
     labels: record_id, label, as known at the cut-off. A matured record without a label counts as normal in tuning and
     test: the source reports every anomaly within the label delay.
     """
+    if params.trim_fraction and not numeric:
+        raise ParamsInvalid(
+            "Nothing can be trimmed without a numeric column.",
+            where=f"detectors.{site.detector}.filter.trim_fraction",
+            got=f"trim_fraction {params.trim_fraction:g} and no numeric columns",
+            todo="set trim_fraction to 0, or name numeric columns in train.columns",
+        )
     lake = site.lake
     known = [d for d in lake.dates("validated", site.detector) if d < cutoff and d not in params.exclude_dates]
     dates = [day for day in known if site.has_matured(day, cutoff)]

@@ -8,6 +8,8 @@ landed is known by the file's name and version, so a second ingest does nothing.
 import glob
 import hashlib
 import io
+import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -73,6 +75,10 @@ class IngestParams(Section):
     labels: LabelColumn | None = None
 
 
+SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
+READABLE_TIMES = (pd.Timestamp("0001-01-02", tz="UTC"), pd.Timestamp("9999-12-30", tz="UTC"))  # of Python's dates
+
+
 @dataclass(frozen=True)
 class Arrival:
     """One file, query or feed delivery. `version` changes when its content may have."""
@@ -99,7 +105,7 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
     fs, path = fsspec.core.url_to_fs(url)
     try:
         found = sorted(fs.find(path)) if fs.isdir(path) else sorted(fs.glob(path)) if glob.has_magic(path) else [path]
-        infos = [fs.info(name) for name in found]
+        infos = [info for info in map(fs.info, found) if info["type"] == "file"]
     except FileNotFoundError:
         infos = []
     except OSError as error:
@@ -112,13 +118,14 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
             expected="a CSV, gzipped CSV or Parquet file, a folder or a glob",
             todo="put the file there, or set NIGHTJAR_SOURCES to the folder that holds it",
         )
+    folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
     for info in infos:
         name = str(info["name"])
         stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
         arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
         reader = read_parquet if name.endswith((".parquet", ".pq")) else read_csv
         version = f"{info.get('size')}-{info.get('ETag') or stamp}"
-        yield Arrival(name.rsplit("/", 1)[-1], version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
+        yield Arrival(name.removeprefix(folder).lstrip("/"), version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
 
 
 def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:
@@ -128,12 +135,18 @@ def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:
             first = file.readline()
             names = pacsv.read_csv(io.BytesIO(first)).column_names if first.strip() else []
             if not names:
-                raise SourceInvalid("The file is empty.", where=path, expected="a header line and rows")
+                raise SourceInvalid(
+                    "The file is empty.",
+                    where=path,
+                    got="no header line",
+                    expected="a header line and rows",
+                    todo="deliver the file again; nothing of it has landed",
+                )
             texts = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             options = pacsv.ReadOptions(column_names=names, block_size=1 << 24)
             for batch in pacsv.open_csv(file, read_options=options, convert_options=texts):
                 yield pa.Table.from_batches([batch])
-    except (EOFError, OSError, pa.ArrowInvalid) as error:
+    except (EOFError, OSError, zlib.error, pa.ArrowInvalid) as error:
         if "Empty CSV" in str(error):
             return
         raise _damaged(path, error) from error
@@ -149,18 +162,44 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
         raise _damaged(path, error) from error
 
 
-def read_query(source: SqlSource) -> Arrival:
-    """A query's rows, slice by slice. Its version is the hour of the reading: a query has no other."""
-    now = datetime.now(UTC)
+def read_query(source: SqlSource, now: datetime) -> Arrival:
+    """A query's rows, slice by slice. Its version is the instant of the reading: a query has no other."""
 
     def read() -> Iterator[pa.Table]:
-        engine = sa.create_engine(source.url, poolclass=sa.NullPool)
-        with engine.connect() as connection:
-            for frame in pd.read_sql_query(sa.text(source.query), connection, chunksize=SLICE_ROWS):
-                yield pa.Table.from_pandas(frame, preserve_index=False)
+        schema = None
+        try:
+            engine = sa.create_engine(source.url, poolclass=sa.NullPool)
+            with engine.connect() as connection:
+                text = sa.text(source.query)
+                for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
+                    table = pa.Table.from_pandas(frame, preserve_index=False)
+                    schema = schema or _settle(table.schema)
+                    yield table.cast(schema)
+        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, pa.ArrowInvalid) as error:
+            raise SourceInvalid(
+                "The query cannot be read.",
+                where=_hide_password(source.url),
+                got=str(error).splitlines()[0],
+                expected="a query whose columns keep their types from row to row",
+                todo="correct ingest.source in params.yaml, or see that the database answers; nothing of it has landed",
+            ) from error
 
     name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
     return Arrival(name, now.isoformat(), now, read)
+
+
+def _settle(schema: pa.Schema) -> pa.Schema:
+    """What all slices are cast to, given the first: a column without a value there may yet bring some."""
+    settled = {pa.types.is_null: pa.string(), pa.types.is_decimal: pa.float64()}
+    kinds = [next((to for is_kind, to in settled.items() if is_kind(kind)), kind) for kind in schema.types]
+    return pa.schema(list(zip(schema.names, kinds, strict=True)))
+
+
+def _hide_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "a text that is no SQLAlchemy URL"  # it may hold a password
 
 
 def list_payments(source: payments.PaymentsSource, zone: str, first: date, last: date) -> Iterator[Arrival]:
@@ -177,6 +216,14 @@ def _to_arrow(frame: pd.DataFrame) -> pa.Table:
 
 def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
     """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+    if len(set(table.column_names)) < table.num_columns:
+        raise SourceInvalid(
+            "The source has two columns of one name.",
+            where=name,
+            got=f"columns {', '.join(table.column_names)}",
+            expected="a name of its own for each column",
+            todo="rename one of them",
+        )
     needed = [params.event_time.column, *([params.record_id] if params.record_id else [])]
     needed += [params.labels.column] if params.labels else []
     if missing := [column for column in needed if column not in table.column_names]:
@@ -191,7 +238,7 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         ids = table[params.record_id].cast(pa.string())
         table = table.drop_columns([params.record_id])
     else:
-        stem = name.split(".", 1)[0]
+        stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
     times = _event_times(table[params.event_time.column], params.event_time)
     keep = [c for c in table.column_names if c not in ("record_id", "event_time", params.event_time.column)]
@@ -205,10 +252,12 @@ def _event_times(column: pa.ChunkedArray, rule: EventTime) -> pa.Array:
     if rule.seconds_since:
         seconds = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce")
         start = pd.Timestamp(rule.seconds_since).tz_convert("UTC")
-        times = start + pd.to_timedelta(seconds, unit="s")
+        times = start + pd.to_timedelta(seconds, unit="s", errors="coerce")
     else:
-        times = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format=None)
-    return pa.array(times.astype("datetime64[us, UTC]"), pa.timestamp("us", tz="UTC"))
+        # By a stated format: otherwise the first row of a slice would choose it for all.
+        times = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
+    times = times.astype("datetime64[us, UTC]")
+    return pa.array(times.where(times.between(*READABLE_TIMES)), pa.timestamp("us", tz="UTC"))
 
 
 def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
@@ -248,7 +297,11 @@ def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone
         if not rows or (undated and not writers):
             got = "no rows" if not rows else f"{rows} rows, none with a readable {params.event_time.column}"
             raise SourceInvalid(
-                "The source has nothing to land.", where=arrival.name, got=got, expected="at least one row"
+                "The source has nothing to land.",
+                where=arrival.name,
+                got=got,
+                expected="at least one row with an event time such as 2026-03-01T12:00:00Z",
+                todo="deliver the file again, or correct ingest.event_time in params.yaml",
             )
         for table in undated:
             append(min(writers), table)
@@ -267,8 +320,10 @@ def read_labels(
     for day in days:
         for part in lake.get("landing", detector, day).parts:
             for table in lake.slices(part, ["record_id", "event_time", rule.column]):
-                frame = table.to_pandas().dropna()
-                label = frame[rule.column].astype(str).isin(rule.anomalous).astype(int)
+                # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
+                texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
+                frame = texts.to_pandas().dropna()
+                label = frame[rule.column].isin(rule.anomalous).astype(int)
                 known = frame["event_time"] + delay
                 yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
 
@@ -288,7 +343,7 @@ def list_arrivals(site: Site, params: IngestParams, window: Window) -> list[Arri
     if isinstance(source, FilesSource):
         found: Iterable[Arrival] = list_files(source, site.sources)
     elif isinstance(source, SqlSource):
-        found = [read_query(source)]
+        found = [read_query(source, window.now)]
     else:
         found = list_payments(source, site.time_zone, window.first, window.last)
     return [arrival for arrival in found if arrival.arrived_at <= window.now]
@@ -317,7 +372,8 @@ def _add_labels(site: Site, params: IngestParams, window: Window, touched: list[
     source = params.source
     frames: Iterable[pd.DataFrame] = ()
     if isinstance(source, payments.PaymentsSource):
-        feed = payments.read_labels(source, site.time_zone, window.first, window.last)
+        first = max(window.first - site.label_delay, source.first_date)  # a label may arrive this late
+        feed = payments.read_labels(source, site.time_zone, first, window.last)
         frames = (frame[frame["known_at"] <= window.now] for frame in feed)
     elif params.labels:
         frames = read_labels(site.lake, site.detector, touched, params.labels, site.label_delay)

@@ -147,6 +147,10 @@ class Lake:
         self._fs, self._base = fsspec.core.url_to_fs(self.root)
         self.is_local = "file" in self._fs.protocol
 
+    def __reduce__(self) -> tuple[type["Lake"], tuple[str]]:
+        """Travel as the root alone: an open DuckDB cannot."""
+        return Lake, (self.root,)
+
     def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
         """The partition's folder, relative to the root."""
         return f"{zone}/{detector}/batch_date={batch_date.isoformat()}"
@@ -229,32 +233,39 @@ class Lake:
     ) -> Iterator[pa.Table]:
         """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
         full = self.full(part.path)
-        try:
+        with self._reading(part):
             source = full if self.is_local else self._fs.open(full)
             with pq.ParquetFile(source, read_dictionary=list(categories)) as file:
                 for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
                     yield pa.Table.from_batches([batch])
-        except (OSError, pa.ArrowException) as error:
-            raise SourceInvalid(
-                "A part of the lake is missing or damaged.",
-                where=f"{self.root}/{part.path}",
-                got=str(error).splitlines()[0],
-                expected=f"{part.rows} rows with sha256 {part.sha256[:12]}",
-                todo="restore the file, or delete the partition's manifest and run the step again",
-            ) from error
 
     def columns(self, part: Part) -> list[str]:
         """A part's column names, read from its footer."""
         full = self.full(part.path)
-        return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
+        with self._reading(part):
+            return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
 
     def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
         """Run DuckDB over parts; `sql` reads them as the table `parts`."""
         prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
         paths = [prefix + self.full(part.path) for part in parts]
-        with self._duckdb.cursor() as cursor:
+        with self._reading(*parts), self._duckdb.cursor() as cursor:
             cursor.read_parquet(paths, union_by_name=True, hive_partitioning=False).create_view("parts", replace=True)
             return cursor.sql(sql).to_arrow_table()
+
+    @contextmanager
+    def _reading(self, *parts: Part) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException, duckdb.IOException, duckdb.InvalidInputException) as error:
+            paths = [part.path for part in parts]
+            raise SourceInvalid(
+                "A part of the lake is missing or damaged.",
+                where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
+                got=(str(error) or type(error).__name__).splitlines()[0],
+                expected=", ".join(f"{part.rows} rows with sha256 {part.sha256[:12]}" for part in parts[:3]),
+                todo="restore the file, or delete the partition's manifest and run the step again",
+            ) from error
 
     @cached_property
     def _duckdb(self) -> duckdb.DuckDBPyConnection:

@@ -45,7 +45,7 @@ class Site:
     @property
     def warehouse_label(self) -> str:
         """The warehouse's URL as it may be shown: without user and password."""
-        return re.sub(r"//[^/@]*@", "//", self.warehouse_url)
+        return hide_password(self.warehouse_url)
 
     @property
     def docs(self) -> Path:
@@ -74,3 +74,8 @@ class Site:
     def artifact_key(self) -> str:
         """The detector's name as Prefect accepts it in artifact keys."""
         return self.detector.replace("_", "-")
+
+
+def hide_password(text: str) -> str:
+    """A text without the user and password of the URLs in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

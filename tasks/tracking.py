@@ -4,7 +4,6 @@ MLflow is imported when first used; it costs seconds. A version holds exactly th
 tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to).
 """
 
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
-from tasks.site import Site
+from tasks.site import Site, hide_password
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG = "bundle_hash", "previous_champion"
@@ -43,11 +42,10 @@ def _client(site: Site) -> Iterator[Any]:
         mlflow.set_tracking_uri(site.mlflow_uri)
         yield mlflow.MlflowClient(site.mlflow_uri)
     except (MlflowException, OSError) as error:
-        place = re.sub(r"//[^@/]*@", "//", site.mlflow_uri)
         raise ServiceUnreachable(
             "MLflow does not answer as it should.",
-            where=place,
-            got=str(error).splitlines()[0],
+            where=hide_password(site.mlflow_uri),
+            got=hide_password(str(error).splitlines()[0]),
             expected="a tracking server or an SQLite file that this process may write to",
             todo="check NIGHTJAR_MLFLOW and that the server runs",
         ) from error

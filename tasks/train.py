@@ -59,7 +59,7 @@ def fit_bundle(
         "commit": site.commit,
         **hashes,
     }
-    return save_bundle(site, detector.with_lineage(lineage), "fitted")
+    return save_bundle(site, detector.with_lineage(lineage), f"fitted-{rows.cutoff}")
 
 
 def save_bundle(site: Site, detector: Detector, name: str) -> Path:

@@ -109,13 +109,14 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     except pa.ArrowNotImplementedError:
         return pa.chunked_array([pa.nulls(len(column), kind)])
     if pa.types.is_timestamp(kind):
-        parsed = pd.to_datetime(values, errors="coerce", utc=True).astype("datetime64[us, UTC]")
+        # By a stated format: otherwise the first row of a slice would choose it for all.
+        parsed = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
     elif pa.types.is_boolean(kind):
         parsed = values.astype(str).str.lower().map({"true": True, "1": True, "false": False, "0": False})
     else:
         parsed = pd.to_numeric(values, errors="coerce").astype("float64")
         if pa.types.is_integer(kind):
-            parsed = parsed.where(parsed == parsed.round()).astype("Int64")
+            parsed = parsed.where((parsed == parsed.round()) & (parsed.abs() < 2**63)).astype("Int64")
     return pa.chunked_array([pa.array(parsed, kind, from_pandas=True)])
 
 

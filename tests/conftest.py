@@ -13,6 +13,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from flows.cli import hush_at_exit
+
+
+def pytest_configure() -> None:
+    """The tests' last line stays the last line."""
+    hush_at_exit()
+
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:

@@ -1,0 +1,49 @@
+"""One Prefect server for all flow tests, and small projects to run them on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from toy import Project, make_project, point_to
+
+from flows.cli import execute
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from flows.settings import Settings, prepare_environment
+
+    prepare_environment(Settings(project=tmp_path_factory.mktemp("prefect")))
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with prefect_test_harness(server_startup_timeout=90), temporary_settings(quiet):
+        yield
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project nothing has run in yet."""
+    point_to(monkeypatch, tmp_path)
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after its first `nightjar run`; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_project(folder)
+        point_to(monkeypatch, folder)
+        assert execute(["run", "orders", "--debug"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the project after its first run; the paths in MLflow's database still lead to the original."""
+    shutil.copytree(trained_folder, tmp_path / "project")
+    point_to(monkeypatch, tmp_path / "project")
+    return Project(tmp_path / "project")

@@ -1,0 +1,387 @@
+import gzip
+import sqlite3
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import payments
+from tasks.errors import SourceInvalid
+from tasks.ingest import (
+    Arrival,
+    EventTime,
+    FilesSource,
+    IngestParams,
+    LabelColumn,
+    SqlSource,
+    Window,
+    batch_dates_of,
+    ingest_arrivals,
+    land,
+)
+from tasks.site import Site
+from tasks.warehouse import open_engine, read_labels
+
+DAY = date(2026, 3, 1)
+NEXT = date(2026, 3, 2)
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+WINDOW = Window(DAY, NEXT, LATER)
+CSV = (
+    "payment_id,at,amount,country\n"
+    "p1,2026-03-01T10:00:00Z,12.5,DE\n"
+    'p2,2026-03-02T00:00:00Z,"12,50",FR\n'
+    "p3,2026-03-01T23:59:59.999999Z,,\n"
+)
+
+
+def configure(path: str = "unread.csv", record_id: str | None = "payment_id", **changes) -> IngestParams:
+    """The ingest section of files with the columns of CSV."""
+    fields = {"source": FilesSource(kind="files", path=path), "event_time": EventTime(column="at")} | changes
+    return IngestParams(record_id=record_id, **fields)
+
+
+def ingest(site: Site, params: IngestParams, now: datetime = LATER):
+    return ingest_arrivals(site, params, Window(DAY, NEXT, now))
+
+
+def read_landing(site: Site, *days: date) -> pd.DataFrame:
+    days = days or site.lake.dates("landing", "toy")
+    parts = [part for day in days for part in site.lake.get("landing", "toy", day).parts]
+    return pd.concat([s.to_pandas() for part in parts for s in site.lake.slices(part)], ignore_index=True)
+
+
+def put(site: Site, name: str, data: str | bytes) -> Path:
+    path = Path(site.sources) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def as_parquet(text: str = CSV) -> bytes:
+    sink = pa.BufferOutputStream()
+    frame = pd.DataFrame([line.split(";") for line in text.replace('"12,50"', "12.50").replace(",", ";").splitlines()])
+    pq.write_table(pa.Table.from_pandas(frame.iloc[1:].set_axis(frame.iloc[0], axis=1), preserve_index=False), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "path"),
+    [
+        ("pay.csv", CSV.encode(), "pay.csv"),
+        ("pay.csv.gz", gzip.compress(CSV.encode()), "pay.csv.gz"),
+        ("pay.parquet", as_parquet(), "pay.parquet"),
+        ("in/pay.csv", CSV.encode(), "in"),
+        ("in/deeper/pay.parquet", as_parquet(), "in"),
+        ("in/pay.csv", CSV.encode(), "in/p*.csv"),
+        ("in/2026/pay.csv.gz", gzip.compress(CSV.encode()), "in/*/pay.*"),
+    ],
+)
+def test_files_of_each_kind_land_by_date(site, name, data, path):
+    put(site, name, data)
+    done = ingest(site, configure(path))
+    assert (done.dates, done.arrivals, done.rows, done.labels) == ((DAY, NEXT), 1, 3, 0)
+    assert read_landing(site, DAY)["record_id"].tolist() == ["p1", "p3"]
+    assert read_landing(site, NEXT)["record_id"].tolist() == ["p2"]
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_source_may_be_any_fsspec_url(site, tmp_path, scheme):
+    url = f"{scheme}://{tmp_path}/bucket/pay.csv"
+    with fsspec.open(url, "w", auto_mkdir=True) as file:
+        file.write(CSV)
+    assert ingest(site, configure(url)).rows == 3
+    assert ingest(site, configure(url)).arrivals == 0
+
+
+def test_values_of_a_csv_stay_text_until_validation(site):
+    put(site, "pay.csv", CSV)
+    ingest(site, configure("pay.csv"))
+    rows = read_landing(site).set_index("record_id")
+    assert rows.columns.tolist() == ["event_time", "amount", "country"]
+    assert rows.loc[["p1", "p2"], "amount"].tolist() == ["12.5", "12,50"]
+    assert rows.loc["p3", ["amount", "country"]].isna().all()
+    assert rows.loc["p3", "event_time"] == pd.Timestamp("2026-03-01T23:59:59.999999Z")
+
+
+def test_rows_of_a_query_land_whatever_is_null_in_the_first_slice(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.ingest.SLICE_ROWS", 2)
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("create table payments (payment_id text, at text, amount real, country text)")
+        rows = [("p1", None, None), ("p2", 2, None), ("p3", 3.5, "DE"), ("p4", None, "FR"), ("p5", 5, None)]
+        moments = [f"2026-03-0{1 + i % 2} 12:00:00" for i in range(5)]
+        connection.executemany(
+            "insert into payments values (?, ?, ?, ?)",
+            [(record, at, *values) for at, (record, *values) in zip(moments, rows, strict=True)],
+        )
+    source = SqlSource(kind="sql", url=f"sqlite:///{tmp_path}/source.db", query="select * from payments")
+    now = datetime(2026, 3, 3, tzinfo=UTC)  # the flow's clock, which stood before the query is read
+    done = ingest(site, configure(source=source), now)
+    assert (done.dates, done.rows) == ((DAY, NEXT), 5)
+    found = read_landing(site).set_index("record_id").sort_index()
+    assert found["amount"].fillna(-1).tolist() == [-1, 2, 3.5, -1, 5]
+    assert found["country"].fillna("").tolist() == ["", "", "DE", "FR", ""]
+    attempts = [site.lake.get("landing", "toy", day).attempt for day in (DAY, NEXT)]
+    ingest(site, configure(source=source), now + timedelta(days=1))
+    assert [site.lake.get("landing", "toy", day).attempt for day in (DAY, NEXT)] == attempts
+
+
+@pytest.mark.parametrize(
+    ("url", "query"),
+    [
+        ("sqlite:///{tmp}/source.db", "select * from nowhere"),
+        ("postgresql+psycopg://reader:s3cret@127.0.0.1:1/bank", "select 1"),
+        ("nonsense with s3cret", "select 1"),
+    ],
+)
+def test_a_query_that_fails_says_so_without_the_password(site, tmp_path, url, query):
+    source = SqlSource(kind="sql", url=url.format(tmp=tmp_path), query=query)
+    check_nothing_lands(site, configure(source=source), "The query cannot be read", "s3cret")
+
+
+def test_without_an_id_column_a_row_is_named_by_its_file_and_number(site):
+    put(site, "in/day.one.csv", CSV)
+    put(site, "in/day.two.csv", CSV)
+    ingest(site, configure("in", record_id=None))
+    assert sorted(read_landing(site)["record_id"]) == [f"day.{n}:{row:09d}" for n in ("one", "two") for row in range(3)]
+    assert "payment_id" in read_landing(site).columns
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(site):
+    put(site, "in/berlin/pay.csv", "payment_id,at\na,2026-03-01T10:00:00Z\n")
+    put(site, "in/paris/pay.csv", "payment_id,at\nb,2026-03-01T10:00:00Z\n")
+    for path in ("in", "in/*/pay.csv"):
+        ingest(site, configure(path))
+        assert sorted(read_landing(site)["record_id"]) == ["a", "b"]
+        assert ingest(site, configure(path)).arrivals == 0
+
+
+def test_event_time_may_be_seconds_since_an_instant(site):
+    put(site, "pay.csv", "payment_id,s\na,0\nb,86399.5\nc,86400\nd,x\ne,inf\nf,1e30\ng,-1e11\n")
+    rule = EventTime(column="s", seconds_since=datetime(2026, 3, 1, tzinfo=UTC))
+    ingest(site, configure("pay.csv", event_time=rule))
+    rows = read_landing(site, DAY).set_index("record_id")
+    assert rows.loc["b", "event_time"] == pd.Timestamp("2026-03-01T23:59:59.5Z")
+    assert rows.loc[list("defg"), "event_time"].isna().all()
+    assert rows["s"].tolist() == ["0", "86399.5", "x", "inf", "1e30", "-1e11"]
+    assert read_landing(site, NEXT)["record_id"].tolist() == ["c"]
+
+
+def test_each_iso_form_of_an_event_time_is_read_whatever_stands_in_the_row_before(site):
+    moments = ["2026-03-01T10:00:00Z", "2026-03-01T10:00:00.25Z", "2026-03-01 11:00:00+01:00", "2026-03-01", "soon", ""]
+    put(site, "pay.csv", "payment_id,at\n" + "".join(f"p{i},{moment}\n" for i, moment in enumerate(moments)))
+    ingest(site, configure("pay.csv"))
+    found = read_landing(site)["event_time"]
+    assert found[:4].tolist() == [
+        pd.Timestamp(t, tz="UTC")
+        for t in ("2026-03-01 10:00", "2026-03-01 10:00:00.25", "2026-03-01 10:00", "2026-03-01")
+    ]
+    assert found[4:].isna().all()
+
+
+def test_rows_without_a_readable_event_time_join_the_first_date_of_their_file(site):
+    put(site, "pay.csv", "payment_id,at\nx,never\na,2026-03-02T10:00:00Z\nb,2026-03-01T10:00:00Z\ny,\n")
+    assert ingest(site, configure("pay.csv")).rows == 4
+    assert sorted(read_landing(site, DAY)["record_id"]) == ["b", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("zone", "first", "hours"),
+    [
+        ("UTC", "2026-03-29T00:00:00Z", 24),
+        ("Europe/Berlin", "2026-03-28T23:00:00Z", 23),  # clocks go forward
+        ("Europe/Berlin", "2026-10-24T22:00:00Z", 25),  # and back
+        ("America/New_York", "2026-11-01T04:00:00Z", 25),
+        ("Asia/Kathmandu", "2026-05-04T18:15:00Z", 24),
+    ],
+)
+def test_a_batch_date_begins_and_ends_at_local_midnight(make_site, zone, first, hours):
+    start = pd.Timestamp(first)
+    end = start + pd.Timedelta(hours=hours)
+    tick = pd.Timedelta(microseconds=1)
+    times = [start - tick, start, end - tick, end]
+    day = start.astimezone(ZoneInfo(zone)).date()
+    expected = [day - timedelta(days=1), day, day, day + timedelta(days=1)]
+    found = batch_dates_of(pa.array(times, pa.timestamp("us", tz="UTC")), ZoneInfo(zone))
+    assert found.to_pylist() == expected
+    site = make_site(zone)
+    put(site, "pay.csv", "payment_id,at\n" + "".join(f"{i},{t.isoformat()}\n" for i, t in enumerate(times)))
+    assert ingest(site, configure("pay.csv")).dates == tuple(sorted(set(expected)))
+    assert read_landing(site, day)["record_id"].tolist() == ["1", "2"]
+
+
+def test_a_second_ingest_does_nothing(site):
+    put(site, "in/pay.csv", CSV)
+    ingest(site, configure("in"))
+    before = [site.lake.get("landing", "toy", day) for day in (DAY, NEXT)]
+    again = ingest(site, configure("in"))
+    assert (again.dates, again.arrivals, again.rows, again.labels) == ((), 0, 0, 0)
+    assert [site.lake.get("landing", "toy", day) for day in (DAY, NEXT)] == before
+
+
+def test_a_changed_file_takes_the_place_of_its_older_part(site):
+    put(site, "in/a.csv", "payment_id,at,amount\na,2026-03-01T10:00:00Z,1\n")
+    put(site, "in/b.csv", "payment_id,at,amount\nb,2026-03-01T11:00:00Z,2\n")
+    ingest(site, configure("in"))
+    before = site.lake.get("landing", "toy", DAY)
+    put(site, "in/a.csv", "payment_id,at,amount\na,2026-03-01T10:00:00Z,100\nc,2026-03-01T12:00:00Z,3\n")
+    assert ingest(site, configure("in")).arrivals == 1
+    rows = read_landing(site).set_index("record_id").sort_index()
+    assert rows["amount"].tolist() == ["100", "2", "3"]
+    after = site.lake.get("landing", "toy", DAY)
+    assert after.hash != before.hash
+    assert next(p for p in after.parts if p.source == "b.csv") in before.parts
+
+
+def test_a_late_file_adds_a_part_with_its_arrival_time(site):
+    source = payments.PaymentsSource(kind="payments", seed=1, rows_per_day=2_000, first_date=DAY - timedelta(days=28))
+    params = configure(source=source, event_time=EventTime(column="event_time"))
+    assert payments.is_late_date(source, DAY)
+    due = datetime(2026, 3, 2, 2, tzinfo=UTC)
+    first = ingest_arrivals(site, params, Window(DAY, DAY, due))
+    assert first.arrivals == 1
+    assert ingest_arrivals(site, params, Window(DAY, DAY, due + timedelta(days=1))).arrivals == 0
+    before = site.lake.get("landing", "toy", DAY)
+    late = ingest_arrivals(site, params, Window(DAY, DAY, due + timedelta(days=2)))
+    after = site.lake.get("landing", "toy", DAY)
+    assert (late.arrivals, late.dates) == (1, (DAY,))
+    assert after.parts[0] == before.parts[0]
+    assert after.rows == first.rows + late.rows
+    arrived = [datetime.fromisoformat(part.arrived_at) for part in after.parts]
+    assert arrived == [due, due + timedelta(days=2)]
+    assert after.hash != before.hash
+
+
+def test_labels_of_the_feed_are_kept_as_far_as_they_are_known(site):
+    source = payments.PaymentsSource(kind="payments", seed=1, rows_per_day=2_000, first_date=DAY)
+    params = configure(source=source, event_time=EventTime(column="event_time"))
+    [reports] = payments.read_labels(source, "UTC", DAY, DAY)
+    middle = reports["known_at"].sort_values().iloc[len(reports) // 2].to_pydatetime()
+    for now in (middle, LATER):
+        ingest_arrivals(site, params, Window(DAY, DAY, now))
+        found = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+        assert set(found["record_id"]) == set(reports.loc[reports["known_at"] <= now, "record_id"])
+
+
+@pytest.mark.parametrize("name", ["pay.csv", "pay.parquet"])
+def test_labels_in_a_column_are_known_after_the_label_delay(make_site, name):
+    site = make_site(label_delay_days=3)
+    frame = pd.DataFrame(
+        {
+            "payment_id": ["a", "b", "c", "d"],
+            "at": ["2026-03-01T10:00:00Z", "2026-03-01T11:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T13:00:00Z"],
+            "fraud": pd.array([1, 0, None, 2], "Int64"),
+        }
+    )
+    put(site, name, frame.to_parquet(index=False) if name.endswith("parquet") else frame.to_csv(index=False))
+    params = configure(name, labels=LabelColumn(column="fraud", anomalous=("1", "2")))
+    assert ingest(site, params).labels == 3
+    engine = open_engine(site.warehouse_url)
+    found = read_labels(engine, "toy", LATER)
+    assert found[["record_id", "label"]].to_numpy().tolist() == [["a", 1], ["b", 0], ["d", 1]]
+    assert found["known_at"].tolist() == [
+        pd.Timestamp(f"2026-03-0{day}T{hour}:00:00Z") for day, hour in ((4, 10), (4, 11), (5, 13))
+    ]
+    assert read_labels(engine, "toy", datetime(2026, 3, 4, 10, 30, tzinfo=UTC))["record_id"].tolist() == ["a"]
+    assert ingest(site, params).labels == 0
+
+
+def test_progress_is_told_by_arrival(site):
+    put(site, "in/a.csv", CSV)
+    put(site, "in/b.csv", CSV)
+    told = []
+    ingest_arrivals(site, configure("in"), WINDOW, lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
+def check_nothing_lands(site: Site, params: IngestParams, what: str, never: str = "\0") -> None:
+    with pytest.raises(SourceInvalid) as caught:
+        ingest(site, params)
+    message = str(caught.value)
+    assert what in message
+    assert never not in message
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == ["where", "got", "expected", "to do"]
+    assert site.lake.dates("landing", "toy") == []
+
+
+LONG = CSV + "".join(f"q{i},2026-03-01T10:00:00Z,{i},DE\n" for i in range(5_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("elsewhere.csv", CSV, "no file"),
+        ("pay.csv", "", "empty"),
+        ("pay.csv", "\n", "empty"),
+        ("pay.csv", "payment_id,at,amount\n", "nothing to land"),
+        ("pay.csv", "payment_id,at,amount", "nothing to land"),
+        ("pay.csv", CSV + "p4,2026-03-01T10:0", "truncated or damaged"),
+        ("pay.csv", CSV + "p4,2026-03-01T10:00:00Z,1,DE,more\n", "truncated or damaged"),
+        ("pay.csv", CSV.encode() + b"p4,2026-03-01T10:00:00Z,1,\xff\xfe\n", "truncated or damaged"),
+        ("pay.csv", CSV.replace("payment_id", "id"), "lacks payment_id"),
+        ("pay.csv", CSV.replace("at,", "when,", 1), "lacks at"),
+        ("pay.csv", CSV.replace("country", "amount"), "two columns of one name"),
+        ("pay.csv", CSV.replace("2026", "twenty"), "nothing to land"),
+        ("pay.csv.gz", gzip.compress(LONG.encode())[:-400], "truncated or damaged"),
+        ("pay.csv.gz", gzip.compress(LONG.encode())[:2000] + b"noise" * 4 + gzip.compress(LONG.encode())[2020:], "damaged"),
+        ("pay.csv.gz", CSV, "truncated or damaged"),
+        ("pay.csv.gz", gzip.compress(b""), "empty"),
+        ("pay.parquet", as_parquet()[:-50], "truncated or damaged"),
+        ("pay.parquet", "", "truncated or damaged"),
+        ("pay.parquet", CSV, "truncated or damaged"),
+        ("pay.parquet", as_parquet(CSV.replace("payment_id", "id")), "lacks payment_id"),
+        ("pay.parquet", as_parquet(CSV.splitlines()[0]), "nothing to land"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong_and_nothing_of_it_lands(site, name, data, what):
+    put(site, name, data)
+    path = "pay.csv" if name == "elsewhere.csv" else name
+    check_nothing_lands(site, configure(path), what)
+
+
+@pytest.mark.parametrize("path", ["in", "in/*.csv", "in/pay.csv", "memory://nowhere/pay.csv"])
+def test_a_source_without_a_file_says_where_it_looked(site, path):
+    Path(site.sources, "in").mkdir()
+    check_nothing_lands(site, configure(path), path)
+
+
+def test_the_labels_column_must_be_there_too(site):
+    put(site, "pay.csv", CSV)
+    params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
+    check_nothing_lands(site, params, "lacks fraud")
+
+
+def test_a_file_that_breaks_off_after_whole_slices_leaves_nothing(site):
+    def read():
+        yield pa.table({"payment_id": ["a"], "at": ["2026-03-01T10:00:00Z"]})
+        raise SourceInvalid("The file is truncated or damaged.")
+
+    arrival = Arrival("pay.csv", "1", LATER, read)
+    with pytest.raises(SourceInvalid):
+        land(site.lake, "toy", arrival, configure(), site.zone)
+    assert site.lake.dates("landing", "toy") == []
+
+
+def test_the_files_before_a_bad_one_are_kept_and_not_read_again(site):
+    put(site, "in/a.csv", CSV)
+    bad = put(site, "in/b.csv", "")
+    with pytest.raises(SourceInvalid):
+        ingest(site, configure("in"))
+    assert len(read_landing(site)) == 3
+    bad.write_text(CSV)
+    assert ingest(site, configure("in")).arrivals == 1
+    assert len(read_landing(site)) == 6
+
+
+def test_landing_in_slices_is_landing_at_once(site, land_rows):
+    frame = pd.DataFrame({"record_id": list("abcd"), "event_time": ["2026-03-01", "2026-03-02"] * 2, "n": range(4)})
+    assert land_rows(frame, name="one") == {DAY: 2, NEXT: 2}
+    assert land_rows(frame.iloc[:1], frame.iloc[1:], name="two") == {DAY: 2, NEXT: 2}
+    whole, sliced = (
+        pd.concat(s.to_pandas() for s in site.lake.slices(part)) for part in site.lake.get("landing", "toy", DAY).parts
+    )
+    pd.testing.assert_frame_equal(whole.reset_index(drop=True), sliced.reset_index(drop=True))
