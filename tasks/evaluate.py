@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from prefect import get_run_logger, task
 
 from models.detector import Detector
@@ -22,6 +23,7 @@ from tasks.ingest import IngestParams
 from tasks.policy import PURE
 from tasks.site import Site
 
+NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
 Flags = npt.NDArray[np.bool_]
 
 
@@ -101,7 +103,7 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
     for day in nights:
         manifest = lake.get("scores", site.detector, day)
         slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]
-        frame = pd.concat([piece.to_pandas() for piece in slices], ignore_index=True)
+        frame = pa.concat_tables([NO_SCORES, *slices], promote_options="permissive").to_pandas()
         truth = read_truth(site, params, day, now).set_index("record_id")["kind"]
         frame["kind"] = frame["record_id"].map(truth)
         frame["margin"] = frame["score"] - thresholds[day]

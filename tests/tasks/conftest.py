@@ -1,5 +1,6 @@
 """What the tests of the steps share: a site of its own for each test, and a shorter way to put rows into a zone."""
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,13 +15,23 @@ from tasks.site import Site
 from tasks.warehouse import migrate, open_engine
 
 
+@pytest.fixture(scope="session")
+def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated DuckDB file to copy: migrating costs more than most tests."""
+    path = tmp_path_factory.mktemp("warehouse") / "empty.duckdb"
+    migrate(open_engine(f"duckdb:///{path}"))
+    return path
+
+
 @pytest.fixture
-def make_site(tmp_path: Path) -> Callable[..., Site]:
+def make_site(tmp_path: Path, empty_warehouse: Path) -> Callable[..., Site]:
     """Make sites of the detector "toy" under one temporary folder, with a migrated DuckDB warehouse."""
 
     def make(time_zone: str = "UTC", label_delay_days: int = 0, lake_root: str | None = None) -> Site:
         (tmp_path / "sources").mkdir(exist_ok=True)
-        site = Site(
+        if not (tmp_path / "warehouse.duckdb").exists():
+            shutil.copy(empty_warehouse, tmp_path / "warehouse.duckdb")
+        return Site(
             detector="toy",
             time_zone=time_zone,
             label_delay=timedelta(days=label_delay_days),
@@ -34,8 +45,6 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
             threads=1,
             commit="c0ffee",
         )
-        migrate(open_engine(site.warehouse_url))
-        return site
 
     return make
 

@@ -15,7 +15,9 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    chunks=st.lists(st.lists(st.one_of(st.none(), st.sampled_from("abcd"), st.text(max_size=2)), max_size=6), max_size=4),
+    chunks=st.lists(
+        st.lists(st.one_of(st.none(), st.sampled_from("abcd"), st.text(max_size=2)), max_size=6), max_size=4
+    ),
     vocabulary=st.lists(st.sampled_from(["a", "b", "c", "", "é"]), unique=True, min_size=1),
 )
 def test_codes_agree_with_a_look_up_row_by_row_in_plain_and_encoded_text(chunks, vocabulary):
@@ -93,7 +95,11 @@ def test_ties_for_the_last_place_go_by_the_alphabet_not_by_the_order_of_rows():
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({}, "at least one column"), ({"numeric": ("a",), "datetime": ("a",)}, "two kinds"), ({"numbers": ("a",)}, "extra")],
+    [
+        ({}, "at least one column"),
+        ({"numeric": ("a",), "datetime": ("a",)}, "two kinds"),
+        ({"numbers": ("a",)}, "extra"),
+    ],
 )
 def test_columns_that_make_no_sense_are_refused(fields, words):
     with pytest.raises(ValidationError, match=words):

@@ -42,7 +42,9 @@ def test_a_contract_is_read_with_its_types_and_levels():
         }
     )
     assert contract.extra_columns == "warn"
-    assert [(e.level, e.severity, e.kwargs["column"]) for e in contract.batch_expectations] == [("batch", "warning", "rows")]
+    assert [(e.level, e.severity, e.kwargs["column"]) for e in contract.batch_expectations] == [
+        ("batch", "warning", "rows")
+    ]
 
 
 def test_column_types_imply_row_expectations():
@@ -102,7 +104,10 @@ def test_the_event_time_may_be_listed_among_the_columns():
             ),
             ["'there'", "not among columns"],
         ),
-        (expect(f"level: row, {BETWEEN}, kwargs: {{column: amount, min_value: 0, mostly: 0.9}}"), ["mostly", "each row"]),
+        (
+            expect(f"level: row, {BETWEEN}, kwargs: {{column: amount, min_value: 0, mostly: 0.9}}"),
+            ["mostly", "each row"],
+        ),
         (
             expect("level: row, type: expect_column_values_to_be_unique, kwargs: {column: country}"),
             ["expect_column_values_to_be_unique depends on other rows"],

@@ -54,7 +54,9 @@ def test_only_evaluation_asks_the_simulator_for_its_truth():
     askers = []
     for path in sorted(p for room in ("flows", "tasks", "models") for p in (root / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            named = isinstance(node, ast.Attribute) and node.attr == "read_truth" and ast.unparse(node.value) == "payments"
+            named = (
+                isinstance(node, ast.Attribute) and node.attr == "read_truth" and ast.unparse(node.value) == "payments"
+            )
             imported = isinstance(node, ast.ImportFrom) and "read_truth" in [alias.name for alias in node.names]
             if named or (imported and node.module == "tasks.payments"):
                 askers.append(path.relative_to(root).as_posix())
@@ -90,7 +92,9 @@ def configure(**fields) -> IngestParams:
 def test_nights_are_held_against_the_labels_each_by_its_own_threshold(site, publish):
     publish(DAYS[0], {"a": 5.0, "b": 1.0, "c": 0.5}, threshold=2.0)
     publish(DAYS[1], {"d": 5.0, "e": 7.0, "f": 0.5}, threshold=6.0)
-    known = pd.DataFrame({"record_id": ["a", "d", "e", "f"], "label": [1, 1, 0, 0], "known_at": datetime(2026, 3, 5, tzinfo=UTC)})
+    known = pd.DataFrame(
+        {"record_id": ["a", "d", "e", "f"], "label": [1, 1, 0, 0], "known_at": datetime(2026, 3, 5, tzinfo=UTC)}
+    )
     add_labels(open_engine(site.warehouse_url), "toy", known)
     params = configure(labels=LabelColumn(column="fraud", anomalous=("1",)))
     found = evaluate_nights(site, params, DAYS, NOW)

@@ -124,9 +124,7 @@ def test_random_half_depends_on_ids_and_seed_and_on_nothing_else():
     assert ((order >= 0) & (order < 1)).all()
     assert abs(order.mean() - 0.5) < 0.05
     sets = split_by_fractions(order, np.zeros(400, bool), RANDOM)
-    assert {name: int((sets == name).sum()) for name in SETS} == dict(
-        zip(SETS, (160, 40, 40, 80, 80), strict=True)
-    )
+    assert {name: int((sets == name).sum()) for name in SETS} == dict(zip(SETS, (160, 40, 40, 80, 80), strict=True))
 
 
 def test_nothing_on_or_after_the_cut_off_is_used(site, days):
@@ -297,9 +295,15 @@ def test_the_same_rows_give_the_same_data_hash(site, days):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: LeadingFraction(kind="leading_fraction", fit=0.6, stopping=0.2, tuning=0.1, test=0.1), "leave something"),
+        (
+            lambda: LeadingFraction(kind="leading_fraction", fit=0.6, stopping=0.2, tuning=0.1, test=0.1),
+            "leave something",
+        ),
         (lambda: RandomHalf(kind="random_half", seed=1, fit=0.4, stopping=0.2, tuning=0.1, test=0.1), "must be 0.5"),
-        (lambda: ByDate(kind="by_date", stopping_days=0, tuning_days=1, test_days=1, calibration_days=1), "stopping_days"),
+        (
+            lambda: ByDate(kind="by_date", stopping_days=0, tuning_days=1, test_days=1, calibration_days=1),
+            "stopping_days",
+        ),
         (lambda: FilterParams(splits=BY_DATE, trim_fraction=0.5), "trim_fraction"),
     ],
 )

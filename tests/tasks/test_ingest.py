@@ -327,7 +327,11 @@ LONG = CSV + "".join(f"q{i},2026-03-01T10:00:00Z,{i},DE\n" for i in range(5_000)
         ("pay.csv", CSV.replace("country", "amount"), "two columns of one name"),
         ("pay.csv", CSV.replace("2026", "twenty"), "nothing to land"),
         ("pay.csv.gz", gzip.compress(LONG.encode())[:-400], "truncated or damaged"),
-        ("pay.csv.gz", gzip.compress(LONG.encode())[:2000] + b"noise" * 4 + gzip.compress(LONG.encode())[2020:], "damaged"),
+        (
+            "pay.csv.gz",
+            gzip.compress(LONG.encode())[:2000] + b"noise" * 4 + gzip.compress(LONG.encode())[2020:],
+            "damaged",
+        ),
         ("pay.csv.gz", CSV, "truncated or damaged"),
         ("pay.csv.gz", gzip.compress(b""), "empty"),
         ("pay.parquet", as_parquet()[:-50], "truncated or damaged"),

@@ -142,7 +142,9 @@ def test_parts_are_read_in_slices_of_bounded_size(lake, monkeypatch):
     assert [piece.num_rows for piece in lake.slices(part)] == [2, 1]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" * 9, None])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" * 9, None]
+)
 def test_a_damaged_or_missing_part_says_which_and_what_to_do(lake, damage):
     (part,) = write(lake, ROWS).parts
     if damage:
@@ -210,4 +212,6 @@ def test_any_table_written_in_slices_comes_back_whole(tmp_path, slices):
     manifest = partition.commit({})
     whole = pa.concat_tables(tables)
     assert manifest.rows == whole.num_rows
-    assert pa.concat_tables([schema.empty_table(), *(p for part in manifest.parts for p in lake.slices(part))]).equals(whole)
+    assert pa.concat_tables([schema.empty_table(), *(p for part in manifest.parts for p in lake.slices(part))]).equals(
+        whole
+    )

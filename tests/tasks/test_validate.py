@@ -289,7 +289,9 @@ def test_a_batch_level_expectation_stops_the_batch_or_warns(land_rows, validate,
 def test_several_dates_at_once_are_as_one_by_one(land_rows, site, no_docs, read):
     days = [DAY + timedelta(days=n) for n in range(4)]
     for n, day in enumerate(days):
-        frame = make_rows(3 + n, day, amount={n % 3: ["1", "x", "nan", "1"][n]}, record_id={2: "r1" if n == 3 else "r2"})
+        frame = make_rows(
+            3 + n, day, amount={n % 3: ["1", "x", "nan", "1"][n]}, record_id={2: "r1" if n == 3 else "r2"}
+        )
         land_rows(frame, frame.iloc[[0]])
     contract = make_contract(
         expect("amount", min_value=0, max_value=5), expect("rows", level="batch", min_value=5), extra_columns="stop"
@@ -433,8 +435,10 @@ def sort_by_hand(rows: list[dict]) -> tuple[int, int, int]:
     return validated, quarantined, excluded
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches=st.lists(st.lists(st.lists(DIRT, min_size=1, max_size=6), min_size=1, max_size=3), min_size=3, max_size=6))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=st.lists(st.lists(st.lists(DIRT, min_size=1, max_size=6), min_size=1, max_size=3), min_size=3, max_size=6)
+)
 def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypatch, batches):
     monkeypatch.setattr("tasks.validate.build_docs", lambda *_: None)
     site = dataclasses.replace(make_site(), lake_root=str(tmp_path_factory.mktemp("lake")))
