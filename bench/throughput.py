@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from flows.cli import hush_at_exit
 from flows.params import Configured, load_detector
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:  # in the process that run_apart starts
+        hush_at_exit()
         place = open_place(asked.folder, asked.rows[0])
         seconds, rows = (0.0, 0) if asked.case == "prepare" else run_case(place, asked.case)
         if asked.case == "prepare":

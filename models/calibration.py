@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.stats import beta as beta_law  # type: ignore[import-untyped]
+from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from models.errors import NightjarError, TooFewRows
 from models.params import Section
@@ -158,11 +158,11 @@ def _width(n: int, q: float) -> float:
 
 
 def _bound_low(a: int, b: int) -> float:
-    return float(beta_law.ppf((1 - CONFIDENCE) / 2, a, b)) if a > 0 else 0.0
+    return float(betaincinv(a, b, (1 - CONFIDENCE) / 2)) if a > 0 else 0.0
 
 
 def _bound_high(a: int, b: int) -> float:
-    return float(beta_law.ppf((1 + CONFIDENCE) / 2, a, b)) if b > 0 else 1.0
+    return float(betaincinv(a, b, (1 + CONFIDENCE) / 2)) if b > 0 else 1.0
 
 
 def _search_f_beta(tuning: Tuning | None, beta: float) -> float:
