@@ -18,7 +18,7 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 	@$(BIN)/nightjar run payments
 
 test: $(BIN)/.installed ## the test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.installed ## ruff and mypy
 	$(BIN)/ruff check .

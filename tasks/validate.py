@@ -235,7 +235,8 @@ def validate_batches(
     """
     lake = site.lake
     manifests = [lake.get("landing", site.detector, day) for day in dates]
-    done = {day: found for day in dates if (found := find_validation(lake, contract, site.detector, day))}
+    cached = {day: find_validation(lake, contract, site.detector, day, params) for day in dates}
+    done = {day: found for day, found in cached.items() if found}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
         fresh = _validate(lake, contract, todo, params, on_progress)
@@ -244,13 +245,16 @@ def validate_batches(
     return [done[day] for day in dates]
 
 
-def find_validation(lake: Lake, contract: Contract, detector: str, day: date) -> Validation | None:
-    """The committed validation of a batch, if it is of today's landing and today's contract."""
+def find_validation(
+    lake: Lake, contract: Contract, detector: str, day: date, params: ValidateParams
+) -> Validation | None:
+    """The committed validation of a batch, if today's landing, contract and params would come to the same."""
     landing, validated = lake.find("landing", detector, day), lake.find("validated", detector, day)
     if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
         return None
     found = TypeAdapter(Validation).validate_python(validated.facts["validation"] | {"batch_date": day})
-    return found if found.input_hash == landing.hash else None
+    is_allowed = found.quarantined <= params.max_quarantined_fraction * found.rows_in
+    return found if found.input_hash == landing.hash and is_allowed else None
 
 
 def _validate(

@@ -332,3 +332,19 @@ def test_quarantined_rows_are_counted_and_kept_with_their_reason(
     lake = Lake(str(trained.folder / ".nightjar" / "lake"))
     reasons = lake.query("select quarantine_reason from parts", lake.get("quarantine", "orders", new).parts)
     assert len(set(reasons["quarantine_reason"].to_pylist())) == 3
+
+
+def test_the_registered_version_answers_requests_with_the_published_score(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flag = warehouse.read_flags(engine, "orders", LAST).iloc[0]
+    row = make_rows(LAST).set_index("order_id").loc[[flag["record_id"]]]
+    mlflow.set_tracking_uri(f"sqlite:///{trained.folder}/.nightjar/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/nightjar-orders@champion")
+    told = model.predict(row.astype({"items": float}))
+    assert told["score"].iloc[0] == flag["score"]
+    assert told["percentile_rank"].iloc[0] == flag["percentile_rank"]
+    assert bool(told["is_flagged"].iloc[0])
