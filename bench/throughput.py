@@ -16,32 +16,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from flows.cli import hush_at_exit
 from flows.params import Configured, load_detector
+from models.calibration import ThresholdParams
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds
 from tasks import payments
 from tasks.columns import describe_columns, to_records
 from tasks.ingest import add_identity
-from tasks.lake import SLICE_ROWS
+from tasks.lake import SLICE_ROWS, read_ahead
 from tasks.publish import publish_night
-from tasks.score import read_ahead, read_flags, score_batch
+from tasks.score import read_flags, score_batch
 from tasks.site import Site
 from tasks.tables import Night
+from tasks.train import TrainParams
 from tasks.validate import check_accepted, find_validation, validate_batches
 from tasks.warehouse import begin_attempt, migrate, open_engine
 
 PROJECT = Path(__file__).resolve().parents[1]
-NAME, DAY, SEED = "payments", date(2026, 11, 10), 7
+NAME, FIRST, DAY, SEED = "payments", date(2026, 9, 22), date(2026, 11, 10), 7
 DRAWN_ROWS = 1_000_000
 CASES = ("full", "read", "bare", "night", "model")  # full is first: it makes what the others read
 TARGETS = {"night / bare": 0.40, "full / bare": 0.25}
@@ -49,81 +51,66 @@ MEMORY_TARGET = 1.3
 Result = dict[str, dict[str, dict[str, float]]]  # rows -> case -> rows_per_s, peak_mb
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a measurement works, and with what."""
-
-    folder: Path
-    rows: int
-    site: Site
-    configured: Configured
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle"
-
-
-def open_place(folder: Path, rows: int) -> Place:
-    site = Site(
+def open_site(folder: Path, rows: int) -> Site:
+    return Site(
         detector=NAME, time_zone="Europe/Berlin", label_delay=timedelta(days=10), sources=str(folder),
         lake_root=str(folder / f"lake-{rows}"), warehouse_url=f"duckdb:///{folder}/warehouse.duckdb", mlflow_uri="",
         artifacts=None, home=folder, device="cpu", threads=1, commit="bench",
     )  # fmt: skip
-    return Place(folder, rows, site, load_detector(PROJECT, NAME))
 
 
-def prepare(place: Place) -> None:
+def prepare(site: Site, rows: int) -> None:
     """Land the batch; fit and calibrate a detector on its honest rows where there is none yet."""
-    drawn = min(place.rows, DRAWN_ROWS)
-    params, zone = place.configured.detector.ingest, place.site.time_zone
-    source = params.source.model_copy(update={"seed": SEED, "rows_per_day": drawn})
-    [file] = payments.list_files(source, zone, DAY, DAY)
-    frames = payments.read_file(source, zone, file)
-    table = pa.concat_tables(add_identity(pa.Table.from_pandas(f, preserve_index=False), params, "", 0) for f in frames)
-    partition = place.site.lake.write("landing", NAME, DAY)
-    for copy in range(-(-place.rows // drawn)):
+    configured, drawn = load_detector(PROJECT, NAME).detector, min(rows, DRAWN_ROWS)
+    ingest = configured.ingest
+    source = payments.PaymentsSource(kind="payments", seed=SEED, rows_per_day=drawn, first_date=FIRST)
+    [file] = payments.list_files(source, site.time_zone, DAY, DAY)
+    frames = payments.read_file(source, site.time_zone, file)
+    table = pa.concat_tables(add_identity(pa.Table.from_pandas(f, preserve_index=False), ingest, "", 0) for f in frames)
+    partition = site.lake.write("landing", NAME, DAY)
+    for copy in range(-(-rows // drawn)):
         with partition.part(f"part-{copy}", source=f"copy {copy}") as writer:
             for start in range(0, table.num_rows, SLICE_ROWS):
                 piece = table.slice(start, SLICE_ROWS)
-                fresh = pa.array([f"{copy}-{record}" for record in piece["record_id"].to_pylist()])
+                fresh = pc.binary_join_element_wise(f"{copy}", piece["record_id"], "-")
                 writer.append(piece.set_column(0, "record_id", fresh))
     partition.commit({})
-    if not place.bundle.exists():
-        frauds = payments.read_truth(source, zone, DAY)["record_id"]
+    if not (site.home / "bundle").exists():
+        frauds = payments.read_truth(source, site.time_zone, DAY)["record_id"]
         honest = ~table["record_id"].to_pandas().isin(frauds).to_numpy() & (table["amount"].to_numpy() > 0)
-        fit_briefly(place, table.filter(pa.array(honest & np.isfinite(table["amount"].to_numpy()))))
+        clean = table.filter(pa.array(honest & np.isfinite(table["amount"].to_numpy())))
+        detector = fit_briefly(configured.train, clean, configured.calibrate.threshold)
+        detector.save(site.home / "bundle")
 
 
-def fit_briefly(place: Place, clean: pa.Table) -> None:
+def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams) -> Detector:
     """Three epochs: the arithmetic of a night does not depend on how well its detector learnt."""
-    learn = place.configured.detector.train
-    picked = np.random.default_rng(SEED).permutation(clean.num_rows)[:120_000]
     described = describe_columns(learn.columns, clean)
+    picked = np.random.default_rng(SEED).permutation(clean.num_rows)[:120_000]
     records, _ = to_records(clean.take(picked), described)
     fit, stopping, calibration = records[:50_000], records[50_000:75_000], records[75_000:]
     brief = learn.fit.model_copy(update={"epochs": 3})
     params = DetectorParams(network=learn.network, fit=brief, score=learn.score, threads=1)
     detector = fit_detector(choose_kinds(described, fit, learn.encode), fit, stopping, params, torch.device("cpu"))
-    calibrate_detector(detector, calibration, place.configured.detector.calibrate.threshold).save(place.bundle)
+    return calibrate_detector(detector, calibration, threshold)
 
 
-def read_slices(place: Place, detector: Detector) -> Iterator[pa.Table]:
+def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:
     """The validated rows, only the columns that the detector reads, the next slice read on another thread."""
     names = [column.name for column in detector.columns]
     texts = tuple(column.name for column in detector.columns if column.kind == "categorical")
-    for part in place.site.lake.get("validated", NAME, DAY).parts:
-        yield from read_ahead(place.site.lake.slices(part, names, texts))
+    for part in site.lake.get("validated", NAME, DAY).parts:
+        yield from read_ahead(site.lake.slices(part, names, texts))
 
 
-def score_and_publish(place: Place, detector: Detector) -> int:
-    now, lake, engine = datetime.now(UTC), place.site.lake, open_engine(place.site.warehouse_url)
-    contract, params = place.configured.contract, place.configured.detector.score
+def score_and_publish(site: Site, configured: Configured, detector: Detector) -> int:
+    now, lake, engine = datetime.now(UTC), site.lake, open_engine(site.warehouse_url)
+    contract, learnt = configured.contract, configured.detector
     attempt = begin_attempt(engine, NAME, DAY, "begin", now)
-    validation = find_validation(lake, contract, NAME, DAY)
-    if validation is None:
-        raise RuntimeError("the batch is not validated")
+    validation = find_validation(lake, contract, NAME, DAY, learnt.validate_)
+    assert validation is not None
     validated = lake.get("validated", NAME, DAY)
-    path, scored, flagged, unseen = score_batch(place.site, detector, contract, validated, params)
+    path, scored, flagged, unseen = score_batch(site, detector, contract, validated, learnt.score)
     night = Night(
         detector=NAME, batch_date=DAY, attempt=attempt, input_hash=validation.input_hash, rows_in=validation.rows_in,
         quarantined=validation.quarantined, excluded=validation.excluded, scored=scored, flagged=flagged,
@@ -134,26 +121,28 @@ def score_and_publish(place: Place, detector: Detector) -> int:
     return validation.rows_in
 
 
-def run_case(place: Place, case: str) -> tuple[float, int]:
+def run_case(site: Site, case: str) -> tuple[float, int]:
     """Run a case once: its seconds, and the rows it went through."""
-    detector = Detector.load(place.bundle)
-    migrate(open_engine(place.site.warehouse_url))
+    detector, configured = Detector.load(site.home / "bundle"), load_detector(PROJECT, NAME)
+    migrate(open_engine(site.warehouse_url))
     in_memory = []
     if case == "full":
-        shutil.rmtree(f"{place.site.lake_root}/validated", ignore_errors=True)  # else it would not validate again
+        import great_expectations  # noqa: F401 - Nightjar imports it when first used; imports are not timed
+
+        shutil.rmtree(f"{site.lake_root}/validated", ignore_errors=True)  # else it would not validate again
     if case == "model":
-        slices = islice(read_slices(place, detector), max(1, DRAWN_ROWS // SLICE_ROWS))
+        slices = islice(read_slices(site, detector), max(1, DRAWN_ROWS // SLICE_ROWS))
         in_memory = [to_records(table, detector.columns)[0] for table in slices]
     started, rows = time.perf_counter(), 0
     if case == "full":
-        limits = place.configured.detector.validate_
-        check_accepted(NAME, validate_batches(place.site, place.configured.contract, [DAY], limits))
+        limits = configured.detector.validate_
+        check_accepted(NAME, validate_batches(site, configured.contract, [DAY], limits))
     if case in ("full", "night"):
-        rows = score_and_publish(place, detector)
+        rows = score_and_publish(site, configured, detector)
     elif case == "read":
-        rows = sum(table.num_rows for table in read_slices(place, detector))
+        rows = sum(table.num_rows for table in read_slices(site, detector))
     elif case == "bare":
-        rows = sum(len(detector.score(to_records(t, detector.columns)[0])) for t in read_slices(place, detector))
+        rows = sum(len(detector.score(to_records(t, detector.columns)[0])) for t in read_slices(site, detector))
     elif case == "model":
         rows = sum(len(detector.score(records)) for records in in_memory)
     return time.perf_counter() - started, rows
@@ -163,8 +152,7 @@ def run_apart(folder: Path, rows: int, case: str) -> dict[str, float]:
     """Run one case in a process of its own: seconds, rows and that process's peak memory."""
     command = [sys.executable, __file__, "--folder", str(folder), "--rows", str(rows), "--case", case]
     done = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(sizes: list[int], repeats: int) -> Result:
@@ -209,10 +197,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.case:  # in the process that run_apart starts
         hush_at_exit()
-        place = open_place(asked.folder, asked.rows[0])
-        seconds, rows = (0.0, 0) if asked.case == "prepare" else run_case(place, asked.case)
+        site = open_site(asked.folder, asked.rows[0])
+        seconds, rows = (0.0, 0) if asked.case == "prepare" else run_case(site, asked.case)
         if asked.case == "prepare":
-            prepare(place)
+            prepare(site, asked.rows[0])
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "rows": rows, "peak_mb": peak_mb}))
         return

@@ -5,7 +5,7 @@ rows are fetched for the expectations that failed, which is several times cheape
 Great Expectations is imported when first used: it costs seconds and 250 MB.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -43,32 +43,27 @@ class Suite:
         self.expectations = tuple(expectations)
         named = [v for e in self.expectations for k, v in e.kwargs.items() if k.startswith("column")]
         self.columns = list(dict.fromkeys(str(name) for name in named))
-        self._batch_definition: Any = None
+        self._context: Any = None
 
     def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
         """For each expectation that some row breaks, the mask (N,) of those rows.
 
         A frame's rows are a slice's records, or, for batch-level expectations, one summary a batch.
         """
-        failed = [e for e, r in self._run(self.expectations, frame, "BOOLEAN_ONLY") if not r.success]
+        validator = self._validator(frame)
+        failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
-        for expectation, result in self._run(failed, frame, "COMPLETE"):
+        for expectation, result in self._run(validator, failed, "COMPLETE"):
             mask = np.zeros(len(frame), bool)
             mask[np.asarray(result.result["unexpected_index_list"], dtype=np.int64)] = True
             masks[expectation] = mask
         return masks
 
     def _run(
-        self, chosen: Iterable[ContractExpectation], frame: pd.DataFrame, result_format: str
-    ) -> list[tuple[Any, Any]]:
-        import great_expectations as gx
-
-        chosen = list(chosen)
-        if not chosen:
-            return []
-        suite = gx.ExpectationSuite(name="slice", expectations=[configure(e, n) for n, e in enumerate(chosen)])
-        batch = self._definition().get_batch(batch_parameters={"dataframe": frame})
-        results = batch.validate(suite, result_format=result_format).results
+        self, validator: Any, chosen: Sequence[ContractExpectation], result_format: str
+    ) -> list[tuple[ContractExpectation, Any]]:
+        configured = [configure(e, n) for n, e in enumerate(chosen)]
+        results = validator.graph_validate(configured, {"result_format": {"result_format": result_format}})
         # Results come in Great Expectations' own order, so each expectation carries its position.
         by_position = sorted(results, key=lambda result: int(result.expectation_config.meta["position"]))
         for expectation, result in zip(chosen, by_position, strict=True):
@@ -81,15 +76,17 @@ class Suite:
                 )
         return list(zip(chosen, by_position, strict=True))
 
-    def _definition(self) -> Any:
-        if self._batch_definition is None:
-            import great_expectations as gx
+    def _validator(self, frame: pd.DataFrame) -> Any:
+        # Straight to the validator: the longer way, by a data source, first hashes every value of the frame.
+        import great_expectations as gx
+        from great_expectations.execution_engine import PandasExecutionEngine
+        from great_expectations.validator.validator import Validator
 
-            context = gx.get_context(mode="ephemeral")
-            context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-            asset = context.data_sources.add_pandas("slices").add_dataframe_asset("slice")
-            self._batch_definition = asset.add_batch_definition_whole_dataframe("whole")
-        return self._batch_definition
+        if self._context is None:
+            self._context = gx.get_context(mode="ephemeral")
+            self._context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+        engine = PandasExecutionEngine(batch_data_dict={"slice": frame})
+        return Validator(execution_engine=engine, data_context=self._context)
 
 
 def configure(expectation: ContractExpectation, position: int = 0) -> Any:

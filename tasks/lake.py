@@ -8,12 +8,13 @@ manifest replaces the partition whole.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import duckdb
 import fsspec
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
 
+T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
@@ -81,7 +83,10 @@ class PartWriter:
             return
         if self._parquet is None:
             self._file = self._files.enter_context(self._lake.create(self._path))
-            self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), table.schema)
+            # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+            texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
+            target = pa.PythonFile(self, mode="w")
+            self._parquet = pq.ParquetWriter(target, table.schema, use_dictionary=texts or False)
         self._parquet.write_table(table, row_group_size=SLICE_ROWS)
         self.rows += table.num_rows
 
@@ -273,6 +278,16 @@ class Lake:
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection
+
+
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items while the next one is already being read on another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        done = object()
+        pending = pool.submit(next, items, done)
+        while (item := pending.result()) is not done:
+            pending = pool.submit(next, items, done)
+            yield item  # type: ignore[misc]
 
 
 def quote(name: str) -> str:

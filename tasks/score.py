@@ -7,12 +7,11 @@ and beside it flags.parquet, the alerts to publish with their causes. Memory hol
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +26,13 @@ from models.records import Column
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import LeakageFound
-from tasks.lake import Lake, Manifest
+from tasks.lake import Lake, Manifest, read_ahead
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
 from tasks.tracking import Version
 from tasks.validate import Validation
 
-T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
 MASKED = "masked"
 
@@ -88,16 +86,6 @@ class WorstRows:
         order = np.argsort(-self._scores, kind="stable")[: self._most]
         self._scores = self._scores[order]
         self._rows = None if self._rows is None else self._rows.take(pa.array(order))
-
-
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items while the next one is already being read on another thread."""
-    with ThreadPoolExecutor(1) as pool:
-        done = object()
-        pending = pool.submit(next, items, done)
-        while (item := pending.result()) is not done:
-            pending = pool.submit(next, items, done)
-            yield item  # type: ignore[misc]
 
 
 def name_causes(

@@ -73,12 +73,12 @@ def as_parquet(text: str = CSV) -> bytes:
     ("name", "data", "path"),
     [
         ("pay.csv", CSV.encode(), "pay.csv"),
-        ("pay.csv.gz", gzip.compress(CSV.encode()), "pay.csv.gz"),
+        ("pay.csv.gz", gzip.compress(CSV.encode(), mtime=0), "pay.csv.gz"),
         ("pay.parquet", as_parquet(), "pay.parquet"),
         ("in/pay.csv", CSV.encode(), "in"),
         ("in/deeper/pay.parquet", as_parquet(), "in"),
         ("in/pay.csv", CSV.encode(), "in/p*.csv"),
-        ("in/2026/pay.csv.gz", gzip.compress(CSV.encode()), "in/*/pay.*"),
+        ("in/2026/pay.csv.gz", gzip.compress(CSV.encode(), mtime=0), "in/*/pay.*"),
     ],
 )
 def test_files_of_each_kind_land_by_date(site, name, data, path):
@@ -326,14 +326,14 @@ LONG = CSV + "".join(f"q{i},2026-03-01T10:00:00Z,{i},DE\n" for i in range(5_000)
         ("pay.csv", CSV.replace("at,", "when,", 1), "lacks at"),
         ("pay.csv", CSV.replace("country", "amount"), "two columns of one name"),
         ("pay.csv", CSV.replace("2026", "twenty"), "nothing to land"),
-        ("pay.csv.gz", gzip.compress(LONG.encode())[:-400], "truncated or damaged"),
+        ("pay.csv.gz", gzip.compress(LONG.encode(), mtime=0)[:-400], "truncated or damaged"),
         (
             "pay.csv.gz",
-            gzip.compress(LONG.encode())[:2000] + b"noise" * 4 + gzip.compress(LONG.encode())[2020:],
+            gzip.compress(LONG.encode(), mtime=0)[:2000] + b"noise" * 4 + gzip.compress(LONG.encode(), mtime=0)[2020:],
             "damaged",
         ),
         ("pay.csv.gz", CSV, "truncated or damaged"),
-        ("pay.csv.gz", gzip.compress(b""), "empty"),
+        ("pay.csv.gz", gzip.compress(b"", mtime=0), "empty"),
         ("pay.parquet", as_parquet()[:-50], "truncated or damaged"),
         ("pay.parquet", "", "truncated or damaged"),
         ("pay.parquet", CSV, "truncated or damaged"),
