@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from flows.params import Configured, load_detector
 from models.calibration import ThresholdParams
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds
+from models.records import Records
 from tasks import payments
 from tasks.columns import describe_columns, to_records
 from tasks.ingest import add_identity
@@ -43,12 +44,10 @@ from tasks.validate import check_accepted, find_validation, validate_batches
 from tasks.warehouse import begin_attempt, migrate, open_engine
 
 PROJECT = Path(__file__).resolve().parents[1]
-NAME, FIRST, DAY, SEED = "payments", date(2026, 9, 22), date(2026, 11, 10), 7
-DRAWN_ROWS = 1_000_000
+NAME, FIRST, DAY, SEED, DRAWN_ROWS = "payments", date(2026, 9, 22), date(2026, 11, 10), 7, 1_000_000
 CASES = ("full", "read", "bare", "night", "model")  # full is first: it makes what the others read
-TARGETS = {"night / bare": 0.40, "full / bare": 0.25}
-MEMORY_TARGET = 1.3
-Result = dict[str, dict[str, dict[str, float]]]  # rows -> case -> rows_per_s, peak_mb
+TARGETS, MEMORY_TARGET = {"night / bare": 0.40, "full / bare": 0.25}, 1.3
+Result = dict[int, dict[str, dict[str, float]]]  # rows -> case -> rows_per_s, peak_mb
 
 
 def open_site(folder: Path, rows: int) -> Site:
@@ -59,14 +58,13 @@ def open_site(folder: Path, rows: int) -> Site:
     )  # fmt: skip
 
 
-def prepare(site: Site, rows: int) -> None:
+def prepare(site: Site, rows: int) -> tuple[float, int]:
     """Land the batch; fit and calibrate a detector on its honest rows where there is none yet."""
     configured, drawn = load_detector(PROJECT, NAME).detector, min(rows, DRAWN_ROWS)
-    ingest = configured.ingest
     source = payments.PaymentsSource(kind="payments", seed=SEED, rows_per_day=drawn, first_date=FIRST)
     [file] = payments.list_files(source, site.time_zone, DAY, DAY)
-    frames = payments.read_file(source, site.time_zone, file)
-    table = pa.concat_tables(add_identity(pa.Table.from_pandas(f, preserve_index=False), ingest, "", 0) for f in frames)
+    frames = (pa.Table.from_pandas(f, preserve_index=False) for f in payments.read_file(source, site.time_zone, file))
+    table = pa.concat_tables(add_identity(frame, configured.ingest, "", 0) for frame in frames)
     partition = site.lake.write("landing", NAME, DAY)
     for copy in range(-(-rows // drawn)):
         with partition.part(f"part-{copy}", source=f"copy {copy}") as writer:
@@ -79,8 +77,8 @@ def prepare(site: Site, rows: int) -> None:
         frauds = payments.read_truth(source, site.time_zone, DAY)["record_id"]
         honest = ~table["record_id"].to_pandas().isin(frauds).to_numpy() & (table["amount"].to_numpy() > 0)
         clean = table.filter(pa.array(honest & np.isfinite(table["amount"].to_numpy())))
-        detector = fit_briefly(configured.train, clean, configured.calibrate.threshold)
-        detector.save(site.home / "bundle")
+        fit_briefly(configured.train, clean, configured.calibrate.threshold).save(site.home / "bundle")
+    return 0.0, rows
 
 
 def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams) -> Detector:
@@ -123,54 +121,39 @@ def score_and_publish(site: Site, configured: Configured, detector: Detector) ->
 
 def run_case(site: Site, case: str) -> tuple[float, int]:
     """Run a case once: its seconds, and the rows it went through."""
-    detector, configured = Detector.load(site.home / "bundle"), load_detector(PROJECT, NAME)
-    migrate(open_engine(site.warehouse_url))
-    in_memory = []
     if case == "full":
         import great_expectations  # noqa: F401 - Nightjar imports it when first used; imports are not timed
-
+    detector, configured = Detector.load(site.home / "bundle"), load_detector(PROJECT, NAME)
+    migrate(open_engine(site.warehouse_url))
+    slices = read_slices(site, detector)
+    if case == "full":
         shutil.rmtree(f"{site.lake_root}/validated", ignore_errors=True)  # else it would not validate again
+    batches: Iterable[Records] = (to_records(table, detector.columns)[0] for table in slices)
     if case == "model":
-        slices = islice(read_slices(site, detector), max(1, DRAWN_ROWS // SLICE_ROWS))
-        in_memory = [to_records(table, detector.columns)[0] for table in slices]
+        batches = list(islice(batches, DRAWN_ROWS // SLICE_ROWS))
     started, rows = time.perf_counter(), 0
     if case == "full":
-        limits = configured.detector.validate_
-        check_accepted(NAME, validate_batches(site, configured.contract, [DAY], limits))
+        check_accepted(NAME, validate_batches(site, configured.contract, [DAY], configured.detector.validate_))
     if case in ("full", "night"):
         rows = score_and_publish(site, configured, detector)
     elif case == "read":
-        rows = sum(table.num_rows for table in read_slices(site, detector))
-    elif case == "bare":
-        rows = sum(len(detector.score(to_records(t, detector.columns)[0])) for t in read_slices(site, detector))
-    elif case == "model":
-        rows = sum(len(detector.score(records)) for records in in_memory)
+        rows = sum(table.num_rows for table in slices)
+    else:
+        rows = sum(len(detector.score(records)) for records in batches)
     return time.perf_counter() - started, rows
 
 
-def run_apart(folder: Path, rows: int, case: str) -> dict[str, float]:
-    """Run one case in a process of its own: seconds, rows and that process's peak memory."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--rows", str(rows), "--case", case]
-    done = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def measure(sizes: list[int], repeats: int) -> Result:
-    """Rows a second (median of the rounds) and peak memory (largest) by size and case."""
-    result: Result = {}
-    with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
-        for rows in sizes:
-            run_apart(Path(name), rows, "prepare")
-            runs: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-            for number, case in [(n, case) for n in range(repeats) for case in CASES]:
-                runs[case].append(run_apart(Path(name), rows, case))
-                took = runs[case][-1]["seconds"]
-                print(f"{rows:>11,} rows, round {number + 1}, {case:5} {took:8.2f} s", file=sys.stderr)
-            rates = {case: statistics.median(run["rows"] / run["seconds"] for run in runs[case]) for case in CASES}
-            peaks = {case: max(run["peak_mb"] for run in runs[case]) for case in CASES}
-            result[str(rows)] = {case: {"rows_per_s": rates[case], "peak_mb": peaks[case]} for case in CASES}
-            shutil.rmtree(Path(name) / f"lake-{rows}")
-    return result
+def measure(folder: Path, rows: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Rows a second (median of the rounds) and peak memory (largest) of each case at one size."""
+    runs: dict[str, list[dict[str, float]]] = {}
+    for case in ("prepare", *CASES * repeats):
+        command = [sys.executable, __file__, "--folder", str(folder), "--rows", str(rows), "--case", case]
+        done = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
+        runs.setdefault(case, []).append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"{rows:>11,} rows, {case:7} {runs[case][-1]['seconds']:8.2f} s", file=sys.stderr)
+    shutil.rmtree(folder / f"lake-{rows}")
+    rates = {case: statistics.median(run["rows"] / run["seconds"] for run in runs[case]) for case in CASES}
+    return {case: {"rows_per_s": rates[case], "peak_mb": max(run["peak_mb"] for run in runs[case])} for case in CASES}
 
 
 def compare(result: Result) -> list[tuple[str, float, str]]:
@@ -179,11 +162,11 @@ def compare(result: Result) -> list[tuple[str, float, str]]:
     for rows, cases in result.items():
         for pair, target in TARGETS.items():
             over, under = (cases[case]["rows_per_s"] for case in pair.split(" / "))
-            found.append((f"{pair} at {int(rows):,} rows", over / under, f">= {target}"))
-    small, large = min(result, key=int), max(result, key=int)
+            found.append((f"{pair} at {rows:,} rows", over / under, f">= {target}"))
+    small, large = min(result), max(result)
     for case in CASES if small != large else ():
         ratio = result[large][case]["peak_mb"] / result[small][case]["peak_mb"]
-        found.append((f"peak memory of {case}, {int(large):,} / {int(small):,}", ratio, f"<= {MEMORY_TARGET}"))
+        found.append((f"peak memory of {case}, {large:,} / {small:,}", ratio, f"<= {MEMORY_TARGET}"))
     return found
 
 
@@ -198,21 +181,19 @@ def main() -> None:
     if asked.case:  # in the process that run_apart starts
         hush_at_exit()
         site = open_site(asked.folder, asked.rows[0])
-        seconds, rows = (0.0, 0) if asked.case == "prepare" else run_case(site, asked.case)
-        if asked.case == "prepare":
-            prepare(site, asked.rows[0])
+        seconds, rows = prepare(site, asked.rows[0]) if asked.case == "prepare" else run_case(site, asked.case)
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "rows": rows, "peak_mb": peak_mb}))
         return
-    result = measure(asked.rows, asked.repeats)
+    with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
+        result = {rows: measure(Path(name), rows, asked.repeats) for rows in asked.rows}
     ratios = compare(result)
     if asked.json:
         print(json.dumps({"cases": result, "ratios": {name: value for name, value, _ in ratios}}, indent=1))
         return
-    print(f"{'rows':>11} {'case':5} {'rows/s':>11} {'peak MB':>8}")
     for size, cases in result.items():
         for case, got in cases.items():
-            print(f"{int(size):>11,} {case:5} {got['rows_per_s']:>11,.0f} {got['peak_mb']:>8,.0f}")
+            print(f"{size:>11,} rows {case:5} {got['rows_per_s']:>11,.0f} rows/s, peak {got['peak_mb']:>6,.0f} MB")
     for name, value, target in ratios:
         print(f"{name:45} {value:6.2f}  (target {target})")
 

@@ -19,7 +19,6 @@ from tasks.contract import Contract, ContractExpectation
 from tasks.errors import BatchRejected
 
 Mask = npt.NDArray[np.bool_]
-DOCS_PAGES = 7
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class Suite:
         self.expectations = tuple(expectations)
         named = [v for e in self.expectations for k, v in e.kwargs.items() if k.startswith("column")]
         self.columns = list(dict.fromkeys(str(name) for name in named))
-        self._context: Any = None
+        self._validator: Any = None
 
     def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
         """For each expectation that some row breaks, the mask (N,) of those rows.
 
         A frame's rows are a slice's records, or, for batch-level expectations, one summary a batch.
         """
-        validator = self._validator(frame)
+        validator = self._show(frame)
         failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
@@ -76,17 +75,19 @@ class Suite:
                 )
         return list(zip(chosen, by_position, strict=True))
 
-    def _validator(self, frame: pd.DataFrame) -> Any:
-        # Straight to the validator: the longer way, by a data source, first hashes every value of the frame.
+    def _show(self, frame: pd.DataFrame) -> Any:
+        # Straight to a validator: the longer way, by a data source, first hashes every value of the frame. And to one
+        # for all frames: a used one keeps its frame alive until the garbage collector comes by.
         import great_expectations as gx
         from great_expectations.execution_engine import PandasExecutionEngine
         from great_expectations.validator.validator import Validator
 
-        if self._context is None:
-            self._context = gx.get_context(mode="ephemeral")
-            self._context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-        engine = PandasExecutionEngine(batch_data_dict={"slice": frame})
-        return Validator(execution_engine=engine, data_context=self._context)
+        if self._validator is None:
+            context = gx.get_context(mode="ephemeral")
+            context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+            self._validator = Validator(execution_engine=PandasExecutionEngine(), data_context=context)
+        self._validator.execution_engine.load_batch_data("slice", frame)
+        return self._validator
 
 
 def configure(expectation: ContractExpectation, position: int = 0) -> Any:
@@ -136,9 +137,6 @@ def build_docs(
 ) -> None:
     """Add batches (rows and outcomes by date) to the Data Docs under `folder`, a page each, and rebuild their index.
 
-    Of many batches only the latest DOCS_PAGES and those that broke something critical get a page, which costs a third
-    of a second; the outcomes of all are in their manifests.
-
     The pages are made from counts, not from values: a masked column cannot leak into them.
     """
     import great_expectations as gx
@@ -157,10 +155,7 @@ def build_docs(
     )
     suite_key = ExpectationSuiteIdentifier(detector)
     keys = []
-    latest = set(sorted(batches)[-DOCS_PAGES:])
     for day, (rows, found) in batches.items():
-        if day not in latest and all(outcome.success or outcome.severity != "critical" for outcome in found):
-            continue
         results = [
             ExpectationValidationResult(
                 success=outcome.success,
