@@ -1,6 +1,7 @@
 # One runner with few verbs; people, hooks and CI call exactly these.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly test lint bench ui clean
@@ -12,6 +13,10 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@# Prefect's empty database takes longer to make than to use: it is part of the install.
+	@mkdir -p $(PREFECT_HOME)
+	@PREFECT_HOME=$(PREFECT_HOME) DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
+		$(BIN)/prefect server database upgrade --yes >/dev/null
 	@touch $@
 
 nightly: $(BIN)/.installed ## the main job on the bundled payments detector

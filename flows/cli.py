@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -51,10 +52,10 @@ def begin() -> None:
 @app.command(epilog="nightjar run payments --json | jq .metrics")
 def run(name: Name, as_json: Json = False, debug: Debug = False) -> None:
     """Ingest what is new, train the first champion if there is none, and score the nights that are not fresh."""
-    from flows.run import run_detector
+    with running(), starting_prefect() as wait_for_prefect:
+        from flows.run import run_detector
 
-    with running():
-        summary = run_detector(name)
+        summary = run_detector(name, wait_for_prefect)
     if as_json:
         print_json(summary)
         return
@@ -337,6 +338,24 @@ def running() -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
+
+
+@contextmanager
+def starting_prefect() -> Iterator[Callable[[], None]]:
+    """On the first run of a home folder, start the temporary Prefect server beside the work that does not need it yet.
+
+    Where a server is set, or there have been runs before, nothing happens. Yields what waits until flows can run.
+    """
+    from flows.settings import load_settings
+
+    if os.environ.get("PREFECT_API_URL") or (load_settings().home_path / "lake").exists():
+        yield lambda: None
+        return
+    from prefect.client.orchestration import get_client
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(get_client, sync_client=True)
+        yield lambda: pool.shutdown()
 
 
 def execute(arguments: list[str]) -> int:

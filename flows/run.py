@@ -1,6 +1,6 @@
 """The main job behind `nightjar run`: ingest, a first champion if there is none, every night that is not fresh."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,16 +12,14 @@ from tasks.ledger import read_ledger
 from tasks.progress import progress_of
 
 
-def run_detector(name: str) -> dict[str, Any]:
+def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, Any]:
     """Do what is left to do and summarise the nights. Typed again, it finds nothing to do."""
     setup = prepare(name)
     window = setup.window(last=setup.configured.detector.run.last_date)
-    with ThreadPoolExecutor(1) as pool:
-        if not setup.site.lake.dates("landing", name):
-            pool.submit(start_prefect)  # a first run will need it: seconds, on another core
-        ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
-        nights = setup.nights()
-        champion = tracking.find_version(setup.site)
+    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+    nights = setup.nights()
+    champion = tracking.find_version(setup.site)
+    wait_for_prefect()
     if champion is None:
         from flows.training import training
 
@@ -33,14 +31,6 @@ def run_detector(name: str) -> dict[str, Any]:
 
         backfill(name, todo)
     return summarise(setup, champion)
-
-
-def start_prefect() -> None:
-    """Start the temporary Prefect server that the first flow would otherwise wait for, if no server is set."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        client.hello()
 
 
 def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
