@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,9 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from models.errors import NightjarError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     epilog="First night: nightjar run payments",
@@ -312,7 +309,8 @@ class _Bars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         step, done, total = (record.__dict__[key] for key in ("step", "done", "total"))
         if not stderr.is_terminal:
-            if done == total:
+            if done == total and self.steps.setdefault(step, done) == done:
+                self.steps[step] = -1  # said once
                 stderr.print(f"{step}: {total:,} done", highlight=False)
             return
         if step not in self.steps:

@@ -43,7 +43,9 @@ def _try(check: str, function: Callable[[Setup], str], setup: Setup) -> Finding:
 
 def _check_source(setup: Setup) -> str:
     last = setup.configured.detector.run.last_date
-    return f"{len(list_arrivals(setup.site, setup.ingest_params, setup.window(last=last)))} arrivals"
+    arrivals = list_arrivals(setup.site, setup.ingest_params, setup.window(last=last))
+    next(iter(arrivals[0].read()), None)  # the first rows of it can be read
+    return f"{len(arrivals)} arrivals"
 
 
 def _check_lake(setup: Setup) -> str:

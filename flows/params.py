@@ -10,7 +10,7 @@ import json
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -68,11 +68,6 @@ class Configured(Section):
     params_hash: str
 
     @property
-    def zone(self) -> ZoneInfo:
-        """The time zone that bounds its batch dates."""
-        return ZoneInfo(self.detector.time_zone)
-
-    @property
     def label_delay(self) -> timedelta:
         """How long after its event a record's label may still arrive."""
         return timedelta(days=self.detector.label_delay_days)
@@ -94,9 +89,26 @@ def load_detector(project: Path, name: str) -> Configured:
     contract_path = project / "contracts" / f"{name}.yaml"
     contract = parse_section(Contract, _read_yaml(contract_path), contract_path)
     detector = params.detectors[name]
+    _check_columns(detector, contract, path)
     text = json.dumps([detector.model_dump(mode="json"), contract.model_dump(mode="json")], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
+
+
+def _check_columns(detector: Detector, contract: Contract, path: Path) -> None:
+    """Refuse columns that the contract lacks or masks, and the label, among those that the detector reads."""
+    names, label = detector.train.columns.names, detector.ingest.labels
+    bad = [f"{n} is not in the contract" for n in names if n not in contract.columns and n != "event_time"]
+    bad += [f"{n} is masked by the contract" for n in names if n in contract.columns and contract.columns[n].masked]
+    bad += [f"{label.column} is the label"] if label and label.column in names else []
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot read some of train.columns.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="columns that the contract keeps, unmasked, and that do not give the answer away",
+            todo="correct train.columns, or the contract",
+        )
 
 
 def detector_names(project: Path) -> list[str]:

@@ -25,7 +25,8 @@ def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, A
 
         training(name, nights[0])
     champion = tracking.get_champion(setup.site)
-    todo = [night.batch_date for night in read_ledger(setup.site, nights, champion) if night.state != "fresh"]
+    unlearnt = [day for day in nights if day.isoformat() > champion.tags["trained_through"]]
+    todo = [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
     if todo:
         from flows.backfill import backfill
 
@@ -37,7 +38,8 @@ def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
     """The nights as published, the metrics over them where labels exist, and where to look."""
     site, nights = setup.site, setup.nights()
     batches = [night.batch for night in read_ledger(site, nights, champion) if night.batch]
-    evaluation = evaluate_nights(site, setup.ingest_params, nights, setup.window().now)
+    published = [batch.batch_date for batch in batches]
+    evaluation = evaluate_nights(site, setup.ingest_params, published, setup.window().now) if published else None
     return {
         "detector": site.detector,
         "model": champion.name,

@@ -52,16 +52,6 @@ class Settings(BaseSettings):
         """Where a serverless MLflow keeps its artifacts; None lets the server decide."""
         return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
 
-    @property
-    def reports(self) -> Path:
-        """One folder of HTML pages a detector."""
-        return self.home_path / "reports"
-
-    @property
-    def validation(self) -> Path:
-        """The Great Expectations project with the Data Docs."""
-        return self.home_path / "validation"
-
 
 def load_settings() -> Settings:
     """Read the environment; ParamsInvalid names the bad variable."""

@@ -58,10 +58,11 @@ class Setup:
         return dates
 
     def nights(self) -> list[date]:
-        """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date`."""
+        """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date` or yesterday."""
         run = self.configured.detector.run
-        last = run.last_date or date.max
-        return [d for d in self.site.lake.dates("landing", self.site.detector) if d <= last][-run.nights :]
+        last = run.last_date or self.yesterday(datetime.now(UTC))
+        landed = self.landed_before(last + timedelta(days=1))
+        return landed[-run.nights :]
 
 
 def prepare(name: str) -> Setup:

@@ -68,7 +68,8 @@ def main() -> None:
         sys.stdout.write("ending\n")
     finally:
         for server in servers.values():
-            os.killpg(server.pid, signal.SIGTERM)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
         for server in servers.values():
             server.wait(timeout=30)
 

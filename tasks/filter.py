@@ -1,8 +1,8 @@
-"""Choose the rows to learn from: five disjoint sets of validated rows as they were known at the training cut-off.
+"""Choose the rows to learn from: five disjoint sets of validated rows, with labels as known at the training cut-off.
 
-Fit, stopping and calibration rows are clean: without the records labelled anomalous by then, and, on request, without
-the most outlying share of the unlabelled. Tuning and test rows keep their anomalies, with the label. The result is
-one `clean` partition, dated by the cut-off, with one part a set; what was left out is counted by reason.
+Fit, stopping and calibration rows are clean: without the records labelled anomalous by then, and, on request, fit and
+stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their anomalies, with the
+label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out is counted by reason.
 """
 
 import hashlib
@@ -122,7 +122,9 @@ def split_by_fractions(order: npt.NDArray[np.float64], is_anomaly: npt.NDArray[n
     shares = np.cumsum([split.fit, split.stopping, split.tuning, split.test])
     _assign(sets, normal[np.argsort(order[normal], kind="stable")], shares, SETS)
     labelled = split.tuning + split.test
-    cut = np.array([split.tuning / labelled]) if labelled else np.array([0.0])
+    if not labelled:
+        return sets  # no set to put anomalies in
+    cut = np.array([split.tuning / labelled])
     _assign(sets, anomalous[np.argsort(order[anomalous], kind="stable")], cut, ("tuning", "test"))
     return sets
 

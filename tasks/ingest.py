@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -31,7 +31,7 @@ from pydantic import AwareDatetime, Field
 from models.params import Section
 from tasks import payments, warehouse
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.lake import SLICE_ROWS, Lake, Manifest, PartWriter
+from tasks.lake import SLICE_ROWS, Lake, Part, PartWriter
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
@@ -142,7 +142,9 @@ def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:
                     expected="a header line and rows",
                     todo="deliver the file again; nothing of it has landed",
                 )
-            texts = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+            texts = pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+            )
             options = pacsv.ReadOptions(column_names=names, block_size=1 << 24)
             for batch in pacsv.open_csv(file, read_options=options, convert_options=texts):
                 yield pa.Table.from_batches([batch])
@@ -169,7 +171,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
         schema = None
         try:
             engine = sa.create_engine(source.url, poolclass=sa.NullPool)
-            with engine.connect() as connection:
+            with engine.connect().execution_options(stream_results=True) as connection:
                 text = sa.text(source.query)
                 for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
                     table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -265,10 +267,19 @@ def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
     return pc.cast(pc.local_timestamp(pc.cast(times, pa.timestamp("us", tz=str(zone)))), pa.date32())
 
 
-def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone: ZoneInfo) -> dict[date, int]:
+def land(
+    lake: Lake,
+    detector: str,
+    arrival: Arrival,
+    params: IngestParams,
+    zone: ZoneInfo,
+    before_commit: Callable[[list[Part]], None] = lambda parts: None,
+) -> dict[date, int]:
     """Write one arrival into the landing partitions of its dates; returns the rows landed a date.
 
-    Nothing of a file that turns out to be damaged becomes visible: manifests are committed after its last row.
+    Nothing of a file that turns out to be damaged becomes visible: manifests are committed after its last row, and
+    after `before_commit` has had its parts. A part says on how many dates its arrival landed, so that an arrival of
+    which a crash left only some is known as such and lands again.
     Rows without a readable event time join the file's first readable date, where validation quarantines them.
     """
     partitions = {}
@@ -305,27 +316,24 @@ def land(lake: Lake, detector: str, arrival: Arrival, params: IngestParams, zone
             )
         for table in undated:
             append(min(writers), table)
+    before_commit([part for partition in partitions.values() for part in partition.parts])
     for day, partition in partitions.items():
+        partition.parts = [replace(part, dates=len(partitions)) for part in partition.parts]
         old = lake.find("landing", detector, day)
-        kept = tuple(part for part in old.parts if part.source != arrival.name) if old else ()
-        if old is None or old.hash != Manifest("landing", detector, day, 0, (*kept, *partition.parts)).hash:
-            partition.commit({}, keep=kept)
+        partition.commit({}, keep=tuple(part for part in old.parts if part.source != arrival.name) if old else ())
     return {day: writer.rows for day, writer in writers.items()}
 
 
-def read_labels(
-    lake: Lake, detector: str, days: Iterable[date], rule: LabelColumn, delay: timedelta
-) -> Iterator[pd.DataFrame]:
+def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
     """Labels that came with the rows: record_id, label (1 = anomalous), known_at = event time + the label delay."""
-    for day in days:
-        for part in lake.get("landing", detector, day).parts:
-            for table in lake.slices(part, ["record_id", "event_time", rule.column]):
-                # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
-                texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
-                frame = texts.to_pandas().dropna()
-                label = frame[rule.column].isin(rule.anomalous).astype(int)
-                known = frame["event_time"] + delay
-                yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
+    for part in parts:
+        for table in lake.slices(part, ["record_id", "event_time", rule.column]):
+            # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
+            texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
+            frame = texts.to_pandas().dropna()
+            label = frame[rule.column].isin(rule.anomalous).astype(int)
+            known = frame["event_time"] + delay
+            yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
 
 
 @dataclass(frozen=True)
@@ -352,31 +360,35 @@ def list_arrivals(site: Site, params: IngestParams, window: Window) -> list[Arri
 def ingest_arrivals(
     site: Site, params: IngestParams, window: Window, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Ingested:
-    """Land what has arrived and is not in landing yet, then bring in the labels known so far.
+    """Land what has arrived and is not in landing yet, and bring in the labels known so far.
 
-    `on_progress` is told how many arrivals of how many are done.
+    Labels that come with rows are kept before the rows land: a failure in between repeats both. `on_progress` is told
+    how many arrivals of how many are done.
     """
     lake = site.lake
     days = lake.dates("landing", site.detector)
-    landed = {(p.source, p.version) for day in days for p in lake.get("landing", site.detector, day).parts}
+    parts = [part for day in days for part in lake.get("landing", site.detector, day).parts]
+    held = Counter((part.source, part.version, part.dates) for part in parts)
+    landed = {(source, version) for (source, version, dates), count in held.items() if count == dates}
     fresh = [a for a in list_arrivals(site, params, window) if (a.name, a.version) not in landed]
     touched: Counter[date] = Counter()
+    added: list[int] = []
+
+    def keep_labels(parts: list[Part]) -> None:
+        if params.labels:
+            added.append(_add_labels(site, read_labels(lake, parts, params.labels, site.label_delay)))
+
     for done, arrival in enumerate(fresh, start=1):
-        touched.update(land(lake, site.detector, arrival, params, site.zone))
+        touched.update(land(lake, site.detector, arrival, params, site.zone, keep_labels))
         on_progress(done, len(fresh))
-    labels = _add_labels(site, params, window, sorted(touched))
-    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), labels)
+    if isinstance(params.source, payments.PaymentsSource):
+        first = max(window.first - site.label_delay, params.source.first_date)  # a label may arrive this late
+        feed = payments.read_labels(params.source, site.time_zone, first, window.last)
+        added.append(_add_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
+    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
 
 
-def _add_labels(site: Site, params: IngestParams, window: Window, touched: list[date]) -> int:
-    source = params.source
-    frames: Iterable[pd.DataFrame] = ()
-    if isinstance(source, payments.PaymentsSource):
-        first = max(window.first - site.label_delay, source.first_date)  # a label may arrive this late
-        feed = payments.read_labels(source, site.time_zone, first, window.last)
-        frames = (frame[frame["known_at"] <= window.now] for frame in feed)
-    elif params.labels:
-        frames = read_labels(site.lake, site.detector, touched, params.labels, site.label_delay)
+def _add_labels(site: Site, frames: Iterable[pd.DataFrame]) -> int:
     known = [frame for frame in frames if len(frame)]
     if not known:
         return 0
@@ -388,7 +400,7 @@ def _damaged(path: str, error: Exception) -> SourceInvalid:
     return SourceInvalid(
         "The file is truncated or damaged.",
         where=path,
-        got=str(error).splitlines()[0],
+        got=re.sub(r"(got \d+):.*", r"\1", str(error).splitlines()[0]),  # Arrow goes on with the row itself
         expected="whole rows up to the end of the file",
         todo="deliver the file again; nothing of it has landed",
     )

@@ -7,6 +7,7 @@ manifest replaces the partition whole.
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ class Part:
     source: str = ""
     version: str = ""
     arrived_at: str = ""
+    dates: int = 1  # on how many batch dates the arrival landed
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """The content hash of the list of parts: equal bytes in equal order, equal hash."""
-        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()
+        """The content hash of the parts, whatever their order."""
+        return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
 
 
 class PartWriter:
@@ -95,7 +97,7 @@ class PartWriter:
         with self._files:
             if self._parquet is not None:
                 self._parquet.close()
-        return Part(self._path, self.rows, self._digest.hexdigest(), **origin)
+        return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
 
     def write(self, data: bytes) -> int:
         """PyArrow's way out: hash and pass on."""
@@ -122,12 +124,13 @@ class PartitionWriter:
         folder = lake.partition(zone, detector, batch_date)
         self.attempt = 1 + max(lake.attempts(folder), default=0)
         self._folder = f"{folder}/attempt={self.attempt}"
+        self._token = secrets.token_hex(4)  # two processes may have taken the same number
         self.parts: list[Part] = []
 
     @contextmanager
     def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
         """Open `name`.parquet; on a clean exit it is listed among the parts, unless it got no rows."""
-        writer = PartWriter(self._lake, f"{self._folder}/{name}.parquet")
+        writer = PartWriter(self._lake, f"{self._folder}/{name}-{self._token}.parquet")
         yield writer
         described = writer.finish(**origin)
         if writer.rows:
@@ -135,7 +138,7 @@ class PartitionWriter:
 
     def path(self, name: str) -> str:
         """Where this attempt keeps a file that is not one of the parts."""
-        return f"{self._folder}/{name}"
+        return f"{self._folder}/{self._token}-{name}"
 
     def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
         """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
@@ -178,9 +181,10 @@ class Lake:
     def replace(self, path: str, data: bytes) -> None:
         """Put a small file in place of the old one in one step: rename on disk, a single put on an object store."""
         if self.is_local:
-            with self.create(f"{path}.new") as file:
+            new = f"{path}.{secrets.token_hex(4)}"
+            with self.create(new) as file:
                 file.write(data)
-            Path(self.full(f"{path}.new")).replace(self.full(path))
+            Path(self.full(new)).replace(self.full(path))
         else:
             with self.create(path) as file:
                 file.write(data)

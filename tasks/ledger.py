@@ -31,7 +31,8 @@ def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> 
     """
     engine, lake = warehouse.open_engine(site.warehouse_url), site.lake
     published = {batch.batch_date: batch for batch in warehouse.read_batches(engine, site.detector)}
-    causes = {a.batch_date: a.cause for a in warehouse.read_attempts(engine, site.detector) if a.status == "failed"}
+    newest = {attempt.batch_date: attempt for attempt in warehouse.read_attempts(engine, site.detector)}
+    causes = {day: attempt.cause for day, attempt in newest.items() if attempt.status == "failed"}
     states = []
     for day in dates:
         batch, landing = published.get(day), lake.find("landing", site.detector, day)

@@ -35,7 +35,7 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
     values: dict[str, object] = {}
     for column in columns:
         if column.kind == "categorical":
-            values[column.name] = column.vocabulary[0] if column.vocabulary else "other"
+            values[column.name] = "other"
         else:
             values[column.name] = pd.Timestamp("2026-01-01 12:00:00") if column.kind == "datetime" else 1.0
     return pd.DataFrame([values])
@@ -46,6 +46,10 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     content_hash = read_manifest(bundle).content_hash
     versions = tracking.list_versions(site)
     known = next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None)
+    has_champion = any(tracking.CHAMPION in v.aliases for v in versions)
+    if known and not has_champion:  # an earlier registration ended half-way
+        tracking.set_alias(site, tracking.CHAMPION, known.version)
+        return Registered(known.version, tracking.CHAMPION, is_new=False)
     if known:
         return Registered(known.version, ", ".join(known.aliases), is_new=False)
     detector = Detector.load(bundle)
@@ -65,7 +69,6 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
         tags,
     )
-    has_champion = any(tracking.CHAMPION in v.aliases for v in versions)
     alias = tracking.CHALLENGER if has_champion else tracking.CHAMPION
     tracking.set_alias(site, alias, version.version)
     return Registered(version.version, alias, is_new=True)
@@ -100,7 +103,8 @@ def rollback(site: Site) -> tuple[int, int]:
             where=f"registered model {site.model_name}",
             todo=f"nightjar promote {site.detector} VERSION names one directly",
         )
-    return promote(site, int(before))[0], champion.version
+    tracking.set_alias(site, tracking.CHAMPION, int(before), remember=False)
+    return int(before), champion.version
 
 
 @task(task_run_name="register {site.detector}", **IO)

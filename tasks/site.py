@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -68,7 +68,9 @@ class Site:
 
     def has_matured(self, day: date, cutoff: date) -> bool:
         """Whether every label of a batch date had arrived when the cut-off date began."""
-        return self.start_of(day + timedelta(days=1)) + self.label_delay <= self.start_of(cutoff)
+        # In UTC: adding to a local time skips the hour that a clock change takes or gives.
+        end = self.start_of(day + timedelta(days=1)).astimezone(UTC)
+        return end + self.label_delay <= self.start_of(cutoff).astimezone(UTC)
 
     @property
     def artifact_key(self) -> str:

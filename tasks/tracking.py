@@ -101,16 +101,17 @@ def fetch_bundle(site: Site, version: Version) -> Path:
                 expected=f"loader {LOADER!r} and no code",
                 todo="register it with nightjar train",
             )
-        (model / flavor["data"]).replace(folder)
+        if not folder.exists():  # another process may have fetched it meanwhile
+            (model / flavor["data"]).replace(folder)
         shutil.rmtree(downloading)
     return folder
 
 
-def set_alias(site: Site, alias: str, version: int) -> None:
-    """Point an alias at a version; the version it leaves is remembered as the previous champion."""
+def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:
+    """Point an alias at a version; the version it leaves is remembered as the previous champion, on request."""
     before = find_version(site, alias)
     with _client(site) as client:
-        if alias == CHAMPION and before and before.version != version:
+        if remember and alias == CHAMPION and before and before.version != version:
             client.set_model_version_tag(site.model_name, str(version), PREVIOUS_TAG, str(before.version))
         client.set_registered_model_alias(site.model_name, alias, str(version))
 

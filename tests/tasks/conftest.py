@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 
 from tasks.ingest import Arrival, EventTime, FilesSource, IngestParams, land
 from tasks.lake import Manifest
@@ -21,6 +22,14 @@ def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("warehouse") / "empty.duckdb"
     migrate(open_engine(f"duckdb:///{path}"))
     return path
+
+
+@pytest.fixture
+def engine(warehouse_url: str) -> sa.Engine:
+    """A migrated warehouse; each test runs once on DuckDB and once on PostgreSQL."""
+    engine = open_engine(warehouse_url)
+    migrate(engine)
+    return engine
 
 
 @pytest.fixture

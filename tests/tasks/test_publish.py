@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from prefect.states import Failed
+from texts import AWKWARD
 
 from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachable
 from tasks.publish import FLAG_COLUMNS, Night, check_counts, publish, publish_night
@@ -30,24 +31,6 @@ from tasks.warehouse import (
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
-AWKWARD = [
-    "it's",
-    'say "no"',
-    "ünïcödé 夜鷹 🐦",
-    "two\nlines\r\n",
-    "tab\there",
-    "back\\slash\\N",
-    "\\.",
-    "a\n\\.\nb",
-    "",
-]
-
-
-@pytest.fixture
-def engine(warehouse_url: str) -> sa.Engine:
-    engine = open_engine(warehouse_url)
-    migrate(engine)
-    return engine
 
 
 def make_night(attempt: int = 1, **changes) -> Night:

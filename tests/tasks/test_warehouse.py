@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from texts import AWKWARD
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
 from tasks.tables import attempts, labels, metadata
@@ -30,25 +31,6 @@ from tasks.warehouse import (
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
-AWKWARD = [
-    "it's",
-    'say "no"',
-    "ünïcödé 夜鷹 🐦",
-    "two\nlines\r\n",
-    "tab\there",
-    "back\\slash\\N",
-    "\\.",
-    "a\n\\.\nb",
-    "",
-    " ",
-]
-
-
-@pytest.fixture
-def engine(warehouse_url: str) -> sa.Engine:
-    engine = open_engine(warehouse_url)
-    migrate(engine)
-    return engine
 
 
 def make_labels(*rows: tuple[str, int, datetime]) -> pd.DataFrame:
