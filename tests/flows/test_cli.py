@@ -127,6 +127,24 @@ def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_ba
     assert answer(capsys, "status", "orders")["nights"][-1]["state"] == "stale"
     assert answer(capsys, "rollback", "orders") == {"detector": "orders", "champion": 1, "before": 2}
     assert "challenger" in refuse(capsys, "promote", "orders")
+    assert "nothing to go back to" in refuse(capsys, "rollback", "orders")
+
+
+def test_a_champion_that_has_learnt_from_published_nights_leaves_them_as_they_are(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = published(trained)
+    assert answer(capsys, "train", "orders", "--cutoff", str(LAST + timedelta(days=2)))["version"] == 2
+    answer(capsys, "promote", "orders")
+    assert answer(capsys, "run", "orders")["version"] == 2
+    assert published(trained) == before
+
+
+def test_a_batch_that_is_not_over_yet_is_not_scored_by_run(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(date(2199, 1, 1))
+    assert answer(capsys, "run", "orders")["nights"][-1]["batch_date"] == LAST.isoformat()
 
 
 def test_doctor_finds_everything_in_order_and_names_what_is_not(
@@ -171,6 +189,16 @@ def test_a_value_out_of_range_is_refused(project: Project, capsys: pytest.Captur
         "params.yaml", "detectors", "orders", "calibrate", value={"threshold": {"kind": "quantile", "q": 1.5}}
     )
     assert "less than 1, got 1.5" in refuse(capsys, "run", "orders")
+
+
+def test_a_detector_may_read_neither_the_label_nor_masked_nor_unknown_columns(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"numeric": ["items", "fraud", "spent"], "categorical": ["customer"]}
+    project.change("params.yaml", "detectors", "orders", "train", "columns", value=columns)
+    message = refuse(capsys, "run", "orders")
+    for problem in ("fraud is the label", "spent is not in the contract", "customer is masked"):
+        assert problem in message
 
 
 def test_a_bad_setting_is_refused_by_its_variable(

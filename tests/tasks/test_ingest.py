@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import payments
-from tasks.errors import SourceInvalid
+from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.ingest import (
     Arrival,
     EventTime,
@@ -24,6 +24,7 @@ from tasks.ingest import (
     ingest_arrivals,
     land,
 )
+from tasks.lake import PartitionWriter
 from tasks.site import Site
 from tasks.warehouse import open_engine, read_labels
 
@@ -125,9 +126,9 @@ def test_rows_of_a_query_land_whatever_is_null_in_the_first_slice(site, tmp_path
     found = read_landing(site).set_index("record_id").sort_index()
     assert found["amount"].fillna(-1).tolist() == [-1, 2, 3.5, -1, 5]
     assert found["country"].fillna("").tolist() == ["", "", "DE", "FR", ""]
-    attempts = [site.lake.get("landing", "toy", day).attempt for day in (DAY, NEXT)]
+    hashes = [site.lake.get("landing", "toy", day).hash for day in (DAY, NEXT)]
     ingest(site, configure(source=source), now + timedelta(days=1))
-    assert [site.lake.get("landing", "toy", day).attempt for day in (DAY, NEXT)] == attempts
+    assert [site.lake.get("landing", "toy", day).hash for day in (DAY, NEXT)] == hashes
 
 
 @pytest.mark.parametrize(
@@ -389,3 +390,49 @@ def test_landing_in_slices_is_landing_at_once(site, land_rows):
         pd.concat(s.to_pandas() for s in site.lake.slices(part)) for part in site.lake.get("landing", "toy", DAY).parts
     )
     pd.testing.assert_frame_equal(whole.reset_index(drop=True), sliced.reset_index(drop=True))
+
+
+def test_a_file_that_a_crash_left_on_one_of_its_dates_lands_again(site, monkeypatch):
+    put(site, "pay.csv", CSV)
+    whole = PartitionWriter.commit
+
+    def die_at_the_second_date(self, facts, keep=()):
+        if site.lake.dates("landing", "toy"):
+            raise KeyboardInterrupt
+        return whole(self, facts, keep)
+
+    monkeypatch.setattr(PartitionWriter, "commit", die_at_the_second_date)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(site, configure("pay.csv"))
+    assert site.lake.dates("landing", "toy") == [DAY]
+    monkeypatch.setattr(PartitionWriter, "commit", whole)
+    assert ingest(site, configure("pay.csv")).rows == 3
+    assert len(read_landing(site)) == 3
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
+def test_rows_do_not_land_before_their_labels_are_kept(site, monkeypatch):
+    put(site, "pay.csv", "payment_id,at,fraud\np1,2026-03-01T10:00:00Z,1\n")
+    params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
+
+    def be_away(*_):
+        raise ServiceUnreachable("the warehouse does not answer")
+
+    with monkeypatch.context() as broken, pytest.raises(ServiceUnreachable):
+        broken.setattr("tasks.warehouse.add_labels", be_away)
+        ingest(site, params)
+    assert site.lake.dates("landing", "toy") == []
+    assert ingest(site, params).labels == 1
+
+
+def test_words_that_look_like_null_stay_text(site):
+    put(site, "pay.csv", "payment_id,at,country\np1,2026-03-01T10:00:00Z,NA\np2,2026-03-01T10:00:00Z,\n")
+    ingest(site, configure("pay.csv"))
+    assert read_landing(site)["country"].fillna("").tolist() == ["NA", ""]
+
+
+def test_a_damaged_line_is_named_without_its_values(site):
+    put(site, "pay.csv", CSV + "p9,2026-03-01T10:00:00Z,1,DE,4111111111111111\n")
+    with pytest.raises(SourceInvalid, match="got 5") as refused:
+        ingest(site, configure("pay.csv"))
+    assert "4111" not in str(refused.value)

@@ -94,16 +94,17 @@ def test_parts_of_earlier_attempts_can_be_kept(lake):
 
 def test_a_part_without_rows_is_no_part(lake):
     manifest = write(lake, ROWS.slice(0, 0), ROWS)
-    assert [part.path.rsplit("/", 1)[-1] for part in manifest.parts] == ["part-1.parquet"]
+    assert [part.path.rsplit("/", 1)[-1].rpartition("-")[0] for part in manifest.parts] == ["part-1"]
 
 
-def test_the_hash_depends_on_content_and_order_and_on_nothing_else(lake):
+def test_the_hash_depends_on_the_content_of_the_parts_and_on_nothing_else(lake):
     first, second = ROWS.slice(0, 1), ROWS.slice(1)
     known = write(lake, first, second).hash
     assert write(lake, first, second, day=date(2026, 3, 2)).hash == known
     assert write(lake, first, second, source="other", version="2").hash == known
-    others = [(second, first), (first,), (ROWS,), (first, second.set_column(1, "amount", pa.array([None, 3.6])))]
-    assert len({known} | {write(lake, *tables).hash for tables in others}) == 5
+    assert write(lake, second, first).hash == known
+    others = [(first,), (ROWS,), (first, second.set_column(1, "amount", pa.array([None, 3.6])))]
+    assert len({known} | {write(lake, *tables).hash for tables in others}) == 4
 
 
 def test_the_hash_of_a_part_is_that_of_its_bytes(lake):
