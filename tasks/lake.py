@@ -278,7 +278,8 @@ class Lake:
 
     @cached_property
     def _duckdb(self) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect()
+        # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
+        connection = duckdb.connect(config={"preserve_insertion_order": False})
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection
