@@ -421,7 +421,7 @@ def sort_by_hand(rows: list[dict]) -> tuple[int, int, int]:
         return good and row["record_id"] is not None and row["seconds"] != "never"
 
     kept: dict[str, dict] = {}
-    versions = Counter(row["record_id"] for row in {tuple(r.items()): r for r in rows}.values())
+    versions = Counter(row["record_id"] for row in {frozenset(r.items()): r for r in rows}.values())
     validated = quarantined = excluded = 0
     for row in rows:
         record = row["record_id"]
