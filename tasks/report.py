@@ -111,12 +111,16 @@ def render_report(
     )
 
 
-def write_report(site: Site, day: date, validation: Validation, version: Version) -> Path:
-    """Write the page of a published night and return its path."""
+def read_night(site: Site, day: date) -> tuple[Batch, pd.DataFrame]:
+    """What the warehouse holds of a published night: its counts, and its flags, worst first."""
     engine = warehouse.open_engine(site.warehouse_url)
     batch = next(b for b in warehouse.read_batches(engine, site.detector) if b.batch_date == day)
-    flags = warehouse.read_flags(engine, site.detector, day)
-    lake = site.lake
+    return batch, warehouse.read_flags(engine, site.detector, day)
+
+
+def write_report(site: Site, batch: Batch, flags: pd.DataFrame, validation: Validation, version: Version) -> Path:
+    """Write the page of a published night and return its path."""
+    lake, day = site.lake, batch.batch_date
     page = render_report(batch, flags, count_scores(lake, lake.get("scores", site.detector, day)), validation, version)
     path = site.reports / f"{day.isoformat()}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +149,9 @@ def summarise_night(batch: Batch, flags: pd.DataFrame) -> str:
 def report(site: Site, validation: Validation, version: Version) -> Path:
     """Write the night's page, and its summary for the Prefect UI."""
     day = validation.batch_date
-    path = write_report(site, day, validation, version)
-    engine = warehouse.open_engine(site.warehouse_url)
-    batch = next(b for b in warehouse.read_batches(engine, site.detector) if b.batch_date == day)
-    summary = summarise_night(batch, warehouse.read_flags(engine, site.detector, day))
-    create_markdown_artifact(summary, key=f"night-{site.artifact_key}", description=f"{site.detector} {day}")
+    batch, flags = read_night(site, day)
+    path = write_report(site, batch, flags, validation, version)
+    create_markdown_artifact(
+        summarise_night(batch, flags), key=f"night-{site.artifact_key}", description=f"{site.detector} {day}"
+    )
     return path

@@ -18,6 +18,7 @@ from tasks.report import (
     Histogram,
     count_scores,
     describe_cause,
+    read_night,
     render_report,
     summarise_night,
     write_report,
@@ -211,7 +212,7 @@ def test_a_published_night_is_written_beside_the_others(site):
     engine = open_engine(site.warehouse_url)
     attempt = begin_attempt(engine, "toy", DAY, "score", NOW)
     publish_night(engine, make_night(attempt=attempt), make_flags("pay-1", EVIL), NOW, lambda: "i" * 64)
-    path = write_report(site, DAY, make_validation(), VERSION)
+    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION)
     assert path == site.reports / "2026-03-01.html"
     page = path.read_text(encoding="utf-8")
     assert "pay-1" in page
