@@ -9,8 +9,9 @@ from flows.params import Configured, load_detector
 from flows.settings import Settings, load_settings
 from tasks import payments, warehouse
 from tasks.errors import BatchMissing
-from tasks.ingest import IngestParams, SqlSource, Window
+from tasks.ingest import IngestParams, Window
 from tasks.site import Site
+from tasks.sources import SqlSource
 
 
 @dataclass(frozen=True)

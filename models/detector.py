@@ -88,7 +88,7 @@ class Detector:
         self.encoder.check_widths(records)
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
-                encoded = self.encoder(block.numbers, block.codes, block.times)
+                encoded = self.encoder(block)
                 residual = self.network(encoded).sub_(encoded)  # in place: fresh memory costs more than arithmetic
                 scores[rows] = score_residuals(residual, weights, self.score_params)[: rows.stop - rows.start].double()
         return scores.numpy()
@@ -102,7 +102,7 @@ class Detector:
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
-                encoded = self.encoder(block.numbers, block.codes, block.times)
+                encoded = self.encoder(block)
                 rebuilt = self.network(encoded)
                 residual = (rebuilt - encoded)[:n]
                 contributions[rows] = share_scores(residual, weights, slots, scores[rows], self.score_params)

@@ -93,23 +93,25 @@ class Encoder(nn.Module):
             self.scale.copy_(scale)
         return self
 
-    def forward(self, numbers: Tensor, codes: Tensor, times: Tensor) -> Tensor:
-        """Encode (N, Fn), (N, Fc), (N, Ft) as float32 (N, D); every slot is finite whatever comes in.
+    def forward(self, records: Records) -> Tensor:
+        """Encode records as float32 (N, D); every slot is finite whatever comes in.
 
         The result is a view of (D, N): slot by slot is how the arithmetic here and in `Stack` runs fastest.
         """
-        encoded = numbers.new_zeros(self.width, len(numbers), dtype=torch.float32)  # (D, N)
+        encoded = torch.zeros(self.width, len(records))  # (D, N)
         n_numeric, n_categorical, n_datetime = self.widths
         if n_numeric:
-            deviations = self._compress_tails(numbers).sub_(self.mean[:, None]).div_(self.scale[:, None])  # (Fn, N)
+            deviations = (
+                self._compress_tails(records.numbers).sub_(self.mean[:, None]).div_(self.scale[:, None])
+            )  # (Fn, N)
             # A missing value reads as the mean of the fit rows.
             encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
         if n_categorical:
             sizes = self.sizes[:, None]
-            known = torch.where(codes.T < 0, sizes, codes.T).minimum(sizes)  # (Fc, N)
+            known = torch.where(records.codes.T < 0, sizes, records.codes.T).minimum(sizes)  # (Fc, N)
             encoded.scatter_(0, known.add_(self.offsets[:, None]), 1.0)
         if n_datetime:
-            _place_on_clocks(times.T, encoded[-4 * n_datetime :].view(n_datetime, 4, -1))
+            _place_on_clocks(records.times.T, encoded[-4 * n_datetime :].view(n_datetime, 4, -1))
         return encoded.T  # (N, D)
 
     def decode(self, encoded: Tensor) -> Tensor:
@@ -156,7 +158,7 @@ def encode_records(encoder: Encoder, records: Records) -> Tensor:
     encoded = torch.empty(len(records), encoder.width)
     with torch.no_grad():
         for rows, block in iterate_blocks(records):
-            encoded[rows] = encoder(block.numbers, block.codes, block.times)[: rows.stop - rows.start]
+            encoded[rows] = encoder(block)[: rows.stop - rows.start]
     return encoded
 
 

@@ -5,88 +5,82 @@ adds a part with its arrival time; a file that arrives again, changed, takes the
 landed is known by the file's name and version, so a second ingest does nothing.
 """
 
-import glob
-import hashlib
-import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
-import sqlalchemy as sa
 from prefect import get_run_logger, task
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from models.params import Section
 from tasks import payments, warehouse
-from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.lake import SLICE_ROWS, Lake, Part, PartWriter
+from tasks.errors import SourceInvalid
+from tasks.lake import Lake, Part, PartWriter
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
-
-
-class FilesSource(Section):
-    """CSV, gzipped CSV or Parquet: a file, a folder, a glob, or any fsspec URL; relative to NIGHTJAR_SOURCES."""
-
-    kind: Literal["files"]
-    path: str = Field(min_length=1)
-
-
-class SqlSource(Section):
-    """The rows of one query; `url` is any SQLAlchemy URL; the command line fills in `${NAME}` from the environment."""
-
-    kind: Literal["sql"]
-    url: str
-    query: str
+from tasks.sources import Arrival, FilesSource, Source, SqlSource, list_files, list_payments, read_query
 
 
 class EventTime(Section):
-    """The column with the event time: a timestamp, or seconds since `seconds_since`."""
+    """The column with the event time: a timestamp, or seconds since `seconds_since`.
 
-    column: str
+    A file that has none is dealt out in its own order: `rows_per_day` rows make a day (UTC), from `first_date` on.
+    """
+
+    column: str | None = None
     seconds_since: AwareDatetime | None = None
+    rows_per_day: int | None = Field(default=None, ge=1)
+    first_date: date | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "EventTime":
+        dealt = (self.rows_per_day, self.first_date)
+        if (self.column is None) != (None not in dealt) or (self.column is not None and dealt != (None, None)):
+            raise ValueError("give either column, or rows_per_day and first_date")
+        if self.seconds_since and self.column is None:
+            raise ValueError("seconds_since needs a column of seconds")
+        return self
 
 
 class LabelColumn(Section):
-    """Labels that come with the rows: which column, and which of its values mean anomalous."""
+    """Labels that come with the rows: which column, and which of its values mean anomalous, or which mean normal."""
 
     column: str
-    anomalous: tuple[str, ...] = Field(min_length=1)
+    anomalous: tuple[str, ...] = ()
+    normal: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "LabelColumn":
+        if bool(self.anomalous) == bool(self.normal):
+            raise ValueError("give either anomalous or normal: the values that mean so; all others mean the other")
+        return self
+
+    def read(self, texts: pd.Series) -> pd.Series:
+        """1 where a value means anomalous, else 0."""
+        return (texts.isin(self.anomalous) if self.anomalous else ~texts.isin(self.normal)).astype(int)
 
 
 class IngestParams(Section):
     """Where rows come from and what names them. Without `record_id` a row is named by its file and row number."""
 
-    source: Annotated[FilesSource | SqlSource | payments.PaymentsSource, Field(discriminator="kind")]
+    source: Source
     record_id: str | None = None
     event_time: EventTime
     labels: LabelColumn | None = None
 
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
+DAY_US = 86_400_000_000  # microseconds
 READABLE_TIMES = (pd.Timestamp("0001-01-02", tz="UTC"), pd.Timestamp("9999-12-30", tz="UTC"))  # of Python's dates
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One file, query or feed delivery. `version` changes when its content may have."""
-
-    name: str
-    version: str
-    arrived_at: datetime
-    read: Callable[[], Iterable[pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -99,123 +93,6 @@ class Ingested:
     labels: int
 
 
-def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
-    """The files behind a path, in name order. Raises SourceInvalid where there is none."""
-    url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
-    fs, path = fsspec.core.url_to_fs(url)
-    try:
-        found = sorted(fs.find(path)) if fs.isdir(path) else sorted(fs.glob(path)) if glob.has_magic(path) else [path]
-        infos = [info for info in map(fs.info, found) if info["type"] == "file"]
-    except FileNotFoundError:
-        infos = []
-    except OSError as error:
-        raise ServiceUnreachable("The source cannot be read.", where=url, got=str(error)) from error
-    if not infos:
-        raise SourceInvalid(
-            "The source has no file.",
-            where=url,
-            got="nothing there",
-            expected="a CSV, gzipped CSV or Parquet file, a folder or a glob",
-            todo="put the file there, or set NIGHTJAR_SOURCES to the folder that holds it",
-        )
-    folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
-    for info in infos:
-        name = str(info["name"])
-        stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
-        arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
-        reader = read_parquet if name.endswith((".parquet", ".pq")) else read_csv
-        version = f"{info.get('size')}-{info.get('ETag') or stamp}"
-        yield Arrival(name.removeprefix(folder).lstrip("/"), version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
-
-
-def read_csv(fs: Any, path: str) -> Iterator[pa.Table]:
-    """A CSV file's rows, all columns as text, slice by slice; `.gz` and its kin are unpacked on the way."""
-    try:
-        with fs.open(path, "rb", compression="infer") as file:
-            first = file.readline()
-            names = pacsv.read_csv(io.BytesIO(first)).column_names if first.strip() else []
-            if not names:
-                raise SourceInvalid(
-                    "The file is empty.",
-                    where=path,
-                    got="no header line",
-                    expected="a header line and rows",
-                    todo="deliver the file again; nothing of it has landed",
-                )
-            texts = pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-            )
-            options = pacsv.ReadOptions(column_names=names, block_size=1 << 24)
-            for batch in pacsv.open_csv(file, read_options=options, convert_options=texts):
-                yield pa.Table.from_batches([batch])
-    except (EOFError, OSError, zlib.error, pa.ArrowInvalid) as error:
-        if "Empty CSV" in str(error):
-            return
-        raise _damaged(path, error) from error
-
-
-def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
-    """A Parquet file's rows, slice by slice."""
-    try:
-        with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(SLICE_ROWS):
-                yield pa.Table.from_batches([batch])
-    except (EOFError, OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-
-
-def read_query(source: SqlSource, now: datetime) -> Arrival:
-    """A query's rows, slice by slice. Its version is the instant of the reading: a query has no other."""
-
-    def read() -> Iterator[pa.Table]:
-        schema = None
-        try:
-            engine = sa.create_engine(source.url, poolclass=sa.NullPool)
-            with engine.connect().execution_options(stream_results=True) as connection:
-                text = sa.text(source.query)
-                for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
-                    table = pa.Table.from_pandas(frame, preserve_index=False)
-                    schema = schema or _settle(table.schema)
-                    yield table.cast(schema)
-        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, pa.ArrowInvalid) as error:
-            raise SourceInvalid(
-                "The query cannot be read.",
-                where=_hide_password(source.url),
-                got=str(error).splitlines()[0],
-                expected="a query whose columns keep their types from row to row",
-                todo="correct ingest.source in params.yaml, or see that the database answers; nothing of it has landed",
-            ) from error
-
-    name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
-    return Arrival(name, now.isoformat(), now, read)
-
-
-def _settle(schema: pa.Schema) -> pa.Schema:
-    """What all slices are cast to, given the first: a column without a value there may yet bring some."""
-    settled = {pa.types.is_null: pa.string(), pa.types.is_decimal: pa.float64()}
-    kinds = [next((to for is_kind, to in settled.items() if is_kind(kind)), kind) for kind in schema.types]
-    return pa.schema(list(zip(schema.names, kinds, strict=True)))
-
-
-def _hide_password(url: str) -> str:
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "a text that is no SQLAlchemy URL"  # it may hold a password
-
-
-def list_payments(source: payments.PaymentsSource, zone: str, first: date, last: date) -> Iterator[Arrival]:
-    """The simulator's files of some dates."""
-    version = hashlib.sha256(f"{source.model_dump_json()} {zone}".encode()).hexdigest()[:16]
-    for file in payments.list_files(source, zone, first, last):
-        read = lambda f=file: map(_to_arrow, payments.read_file(source, zone, f))  # noqa: E731
-        yield Arrival(file.name, version, file.arrives_at, read)
-
-
-def _to_arrow(frame: pd.DataFrame) -> pa.Table:
-    return pa.Table.from_pandas(frame, preserve_index=False)
-
-
 def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
     """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
     if len(set(table.column_names)) < table.num_columns:
@@ -226,7 +103,7 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
             expected="a name of its own for each column",
             todo="rename one of them",
         )
-    needed = [params.event_time.column, *([params.record_id] if params.record_id else [])]
+    needed = [name for name in (params.event_time.column, params.record_id) if name]
     needed += [params.labels.column] if params.labels else []
     if missing := [column for column in needed if column not in table.column_names]:
         raise SourceInvalid(
@@ -242,15 +119,21 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     else:
         stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
-    times = _event_times(table[params.event_time.column], params.event_time)
+    times = _event_times(table, params.event_time, first_row)
     keep = [c for c in table.column_names if c not in ("record_id", "event_time", params.event_time.column)]
     columns = [ids, times, *(table[c] for c in keep)]
-    if params.event_time.seconds_since:
+    if params.event_time.column and params.event_time.seconds_since:
         keep, columns = [params.event_time.column, *keep], [ids, times, table[params.event_time.column], *columns[2:]]
     return pa.table(columns, names=["record_id", "event_time", *keep])
 
 
-def _event_times(column: pa.ChunkedArray, rule: EventTime) -> pa.Array:
+def _event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
+    if rule.rows_per_day and rule.first_date:
+        place = np.arange(first_row, first_row + table.num_rows)
+        day, row = np.divmod(place, rule.rows_per_day)
+        midnight = int(pd.Timestamp(rule.first_date, tz="UTC").timestamp()) * 1_000_000
+        return pa.array(midnight + day * DAY_US + row * DAY_US // rule.rows_per_day, pa.timestamp("us", tz="UTC"))
+    column = table[rule.column]
     if rule.seconds_since:
         seconds = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce")
         start = pd.Timestamp(rule.seconds_since).tz_convert("UTC")
@@ -394,16 +277,6 @@ def _add_labels(site: Site, frames: Iterable[pd.DataFrame]) -> int:
         return 0
     engine = warehouse.open_engine(site.warehouse_url)
     return warehouse.add_labels(engine, site.detector, pd.concat(known, ignore_index=True))
-
-
-def _damaged(path: str, error: Exception) -> SourceInvalid:
-    return SourceInvalid(
-        "The file is truncated or damaged.",
-        where=path,
-        got=re.sub(r"(got \d+):.*", r"\1", str(error).splitlines()[0]),  # Arrow goes on with the row itself
-        expected="whole rows up to the end of the file",
-        todo="deliver the file again; nothing of it has landed",
-    )
 
 
 @task(task_run_name="ingest {site.detector}", **IO)

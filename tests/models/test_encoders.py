@@ -102,7 +102,7 @@ def test_whatever_comes_in_encodes_and_decodes_to_finite(
 ) -> None:
     records = make_records(numbers, codes, data.draw(arrays(np.int64, (4, 1), elements=CODES)))
     for encoder in (Encoder(MIXED).fit(records), Encoder(MIXED).fit(make_mixed(20))):
-        encoded = encoder(records.numbers, records.codes, records.times)
+        encoded = encoder(records)
         assert encoded.isfinite().all() and encoded.dtype == torch.float32
         assert encoded.abs().max() <= MAX_DEVIATION
         assert encoded[:, 2:9].sum(dim=1).tolist() == [2] * 4  # one slot of each category

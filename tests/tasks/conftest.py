@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from tasks.ingest import Arrival, EventTime, FilesSource, IngestParams, land
+from tasks.ingest import EventTime, IngestParams, land
 from tasks.lake import Manifest
 from tasks.site import Site
+from tasks.sources import Arrival, FilesSource
 from tasks.warehouse import migrate, open_engine
 
 

@@ -10,8 +10,9 @@ import pytest
 import tasks
 from tasks import payments
 from tasks.evaluate import evaluate_nights, measure
-from tasks.ingest import EventTime, FilesSource, IngestParams, LabelColumn
+from tasks.ingest import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
+from tasks.sources import FilesSource
 from tasks.warehouse import add_labels, begin_attempt, open_engine
 
 NOW = datetime(2026, 3, 20, tzinfo=UTC)

@@ -12,20 +12,10 @@ import pytest
 
 from tasks import payments
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.ingest import (
-    Arrival,
-    EventTime,
-    FilesSource,
-    IngestParams,
-    LabelColumn,
-    SqlSource,
-    Window,
-    batch_dates_of,
-    ingest_arrivals,
-    land,
-)
+from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, batch_dates_of, ingest_arrivals, land
 from tasks.lake import PartitionWriter
 from tasks.site import Site
+from tasks.sources import Arrival, FilesSource, SqlSource
 from tasks.warehouse import open_engine, read_labels
 
 DAY = date(2026, 3, 1)
@@ -110,7 +100,7 @@ def test_values_of_a_csv_stay_text_until_validation(site):
 
 
 def test_rows_of_a_query_land_whatever_is_null_in_the_first_slice(site, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.ingest.SLICE_ROWS", 2)
+    monkeypatch.setattr("tasks.sources.SLICE_ROWS", 2)
     with sqlite3.connect(tmp_path / "source.db") as connection:
         connection.execute("create table payments (payment_id text, at text, amount real, country text)")
         rows = [("p1", None, None), ("p2", 2, None), ("p3", 3.5, "DE"), ("p4", None, "FR"), ("p5", 5, None)]
@@ -436,3 +426,38 @@ def test_a_damaged_line_is_named_without_its_values(site):
     with pytest.raises(SourceInvalid, match="got 5") as refused:
         ingest(site, configure("pay.csv"))
     assert "4111" not in str(refused.value)
+
+
+def test_a_file_without_times_is_dealt_out_in_its_own_order(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("".join(f"{row},x{row % 2}\n" for row in range(7)))
+    source = FilesSource(kind="files", path=str(tmp_path / "rows.csv"), header=("number", "kind"))
+    rule = EventTime(rows_per_day=3, first_date=date(2026, 1, 30))
+    window = Window(date.min, date.max, datetime(2030, 1, 1, tzinfo=UTC))
+    done = ingest_arrivals(site, IngestParams(source=source, event_time=rule), window)
+    assert done.dates == (date(2026, 1, 30), date(2026, 1, 31), date(2026, 2, 1))
+    [part] = site.lake.get("landing", site.detector, date(2026, 1, 31)).parts
+    [table] = site.lake.slices(part)
+    assert table["number"].to_pylist() == ["3", "4", "5"]
+    assert table["event_time"].to_pylist() == [datetime(2026, 1, 31, hour, tzinfo=UTC) for hour in (0, 8, 16)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"column": "t", "rows_per_day": 5, "first_date": date(2026, 1, 1)},
+        {"rows_per_day": 5},
+        {"rows_per_day": 5, "first_date": date(2026, 1, 1), "seconds_since": datetime(2026, 1, 1, tzinfo=UTC)},
+    ],
+)
+def test_event_time_is_a_column_or_an_order_but_not_half_of_either(given: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="column"):
+        EventTime.model_validate(given)
+
+
+def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous() -> None:
+    texts = pd.Series(["normal.", "smurf.", "back."])
+    assert LabelColumn(column="label", normal=("normal.",)).read(texts).tolist() == [0, 1, 1]
+    assert LabelColumn(column="label", anomalous=("back.",)).read(texts).tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match="either anomalous or normal"):
+        LabelColumn(column="label")

@@ -1,0 +1,189 @@
+"""Where rows come from: each kind of source lists its arrivals, and an arrival hands out its rows slice by slice.
+
+CSV values stay text, so that a bad one is judged as it arrived. Nothing here knows what the rows mean.
+"""
+
+import glob
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from pydantic import Field
+
+from models.params import Section
+from tasks import payments
+from tasks.errors import ServiceUnreachable, SourceInvalid
+from tasks.lake import SLICE_ROWS
+
+
+class FilesSource(Section):
+    """CSV, gzipped CSV or Parquet: a file, a folder, a glob, or any fsspec URL; relative to NIGHTJAR_SOURCES.
+
+    `header` names the columns of CSV files that have no header line.
+    """
+
+    kind: Literal["files"]
+    path: str = Field(min_length=1)
+    header: tuple[str, ...] = ()
+
+
+class SqlSource(Section):
+    """The rows of one query; `url` is any SQLAlchemy URL; the command line fills in `${NAME}` from the environment."""
+
+    kind: Literal["sql"]
+    url: str
+    query: str
+
+
+Source = Annotated[FilesSource | SqlSource | payments.PaymentsSource, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One file, query or feed delivery. `version` changes when its content may have."""
+
+    name: str
+    version: str
+    arrived_at: datetime
+    read: Callable[[], Iterable[pa.Table]]
+
+
+def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
+    """The files behind a path, in name order. Raises SourceInvalid where there is none."""
+    url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
+    fs, path = fsspec.core.url_to_fs(url)
+    try:
+        found = sorted(fs.find(path)) if fs.isdir(path) else sorted(fs.glob(path)) if glob.has_magic(path) else [path]
+        infos = [info for info in map(fs.info, found) if info["type"] == "file"]
+    except FileNotFoundError:
+        infos = []
+    except OSError as error:
+        raise ServiceUnreachable("The source cannot be read.", where=url, got=str(error)) from error
+    if not infos:
+        raise SourceInvalid(
+            "The source has no file.",
+            where=url,
+            got="nothing there",
+            expected="a CSV, gzipped CSV or Parquet file, a folder or a glob",
+            todo="put the file there, or set NIGHTJAR_SOURCES to the folder that holds it",
+        )
+    folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
+    for info in infos:
+        name = str(info["name"])
+        stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
+        arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
+        reader = read_parquet if name.endswith((".parquet", ".pq")) else partial(read_csv, header=source.header)
+        version = f"{info.get('size')}-{info.get('ETag') or stamp}"
+        yield Arrival(name.removeprefix(folder).lstrip("/"), version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
+
+
+def read_csv(fs: Any, path: str, header: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """A CSV file's rows, all columns as text, slice by slice; `.gz` and its kin are unpacked on the way."""
+    try:
+        with fs.open(path, "rb", compression="infer") as file:
+            first = b"" if header else file.readline()
+            names = list(header)
+            if first.strip():
+                names = pacsv.read_csv(io.BytesIO(first)).column_names
+            if not names:
+                raise SourceInvalid(
+                    "The file is empty.",
+                    where=path,
+                    got="no header line",
+                    expected="a header line and rows",
+                    todo="deliver the file again; nothing of it has landed",
+                )
+            texts = pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+            )
+            options = pacsv.ReadOptions(column_names=names, block_size=1 << 24)
+            for batch in pacsv.open_csv(file, read_options=options, convert_options=texts):
+                yield pa.Table.from_batches([batch])
+    except (EOFError, OSError, zlib.error, pa.ArrowInvalid) as error:
+        if "Empty CSV" in str(error):
+            return
+        raise _damaged(path, error) from error
+
+
+def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
+    """A Parquet file's rows, slice by slice."""
+    try:
+        with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(SLICE_ROWS):
+                yield pa.Table.from_batches([batch])
+    except (EOFError, OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def read_query(source: SqlSource, now: datetime) -> Arrival:
+    """A query's rows, slice by slice. Its version is the instant of the reading: a query has no other."""
+
+    def read() -> Iterator[pa.Table]:
+        schema = None
+        try:
+            engine = sa.create_engine(source.url, poolclass=sa.NullPool)
+            with engine.connect().execution_options(stream_results=True) as connection:
+                text = sa.text(source.query)
+                for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
+                    table = pa.Table.from_pandas(frame, preserve_index=False)
+                    schema = schema or _settle(table.schema)
+                    yield table.cast(schema)
+        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, pa.ArrowInvalid) as error:
+            raise SourceInvalid(
+                "The query cannot be read.",
+                where=_hide_password(source.url),
+                got=str(error).splitlines()[0],
+                expected="a query whose columns keep their types from row to row",
+                todo="correct ingest.source in params.yaml, or see that the database answers; nothing of it has landed",
+            ) from error
+
+    name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
+    return Arrival(name, now.isoformat(), now, read)
+
+
+def _settle(schema: pa.Schema) -> pa.Schema:
+    """What all slices are cast to, given the first: a column without a value there may yet bring some."""
+    settled = {pa.types.is_null: pa.string(), pa.types.is_decimal: pa.float64()}
+    kinds = [next((to for is_kind, to in settled.items() if is_kind(kind)), kind) for kind in schema.types]
+    return pa.schema(list(zip(schema.names, kinds, strict=True)))
+
+
+def _hide_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "a text that is no SQLAlchemy URL"  # it may hold a password
+
+
+def list_payments(source: payments.PaymentsSource, zone: str, first: date, last: date) -> Iterator[Arrival]:
+    """The simulator's files of some dates."""
+    version = hashlib.sha256(f"{source.model_dump_json()} {zone}".encode()).hexdigest()[:16]
+    for file in payments.list_files(source, zone, first, last):
+        read = lambda f=file: map(_to_arrow, payments.read_file(source, zone, f))  # noqa: E731
+        yield Arrival(file.name, version, file.arrives_at, read)
+
+
+def _to_arrow(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _damaged(path: str, error: Exception) -> SourceInvalid:
+    return SourceInvalid(
+        "The file is truncated or damaged.",
+        where=path,
+        got=re.sub(r"(got \d+):.*", r"\1", str(error).splitlines()[0]),  # Arrow goes on with the row itself
+        expected="whole rows up to the end of the file",
+        todo="deliver the file again; nothing of it has landed",
+    )
