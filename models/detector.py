@@ -1,7 +1,7 @@
 """The detector: columns, encoder, network, residual spreads and calibration in one object that is saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
-share of each of the F columns. Fit on clean rows, calibrate on other clean rows, save, load, score every night.
+share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score nightly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,12 +58,14 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why rows scored as they did: each column's share of the score and what the network expected, float64 (N, F).
+    """Why rows scored as they did: each unit's share of the score, what it was and what the network expected.
 
-    Shares are never negative and add up to the score. Expected values are in the units that `Encoder.decode` names.
+    All float64 (N, U), in the order of `Encoder.units`. Shares are never negative and add up to the score. Values are
+    those that `Encoder.decode` names.
     """
 
     contributions: Floats
+    actual: Floats
     expected: Floats
 
 
@@ -94,20 +96,21 @@ class Detector:
         return scores.numpy()
 
     def explain(self, records: Records) -> Explanation:
-        """Share the scores of rows among the columns; slower than scoring, meant for flags."""
+        """Share the scores of rows among the units; slower than scoring, meant for flags."""
         scores = torch.from_numpy(self.score(records))
-        contributions = torch.empty(len(records), len(self.columns), dtype=torch.float64)
-        expected = torch.empty_like(contributions)
-        weights, slots = self._weigh(), self.encoder.slots
+        contributions = torch.empty(len(records), len(self.encoder.units), dtype=torch.float64)
+        actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
+        weights, units = self._weigh(), self.encoder.slot_units
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
                 rebuilt = self.network(encoded)
                 residual = (rebuilt - encoded)[:n]
-                contributions[rows] = share_scores(residual, weights, slots, scores[rows], self.score_params)
+                contributions[rows] = share_scores(residual, weights, units, scores[rows], self.score_params)
+                actual[rows] = self.encoder.decode(encoded)[:n]
                 expected[rows] = self.encoder.decode(rebuilt)[:n]
-        return Explanation(contributions.numpy(), expected.numpy())
+        return Explanation(contributions.numpy(), actual.numpy(), expected.numpy())
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""
