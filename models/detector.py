@@ -1,7 +1,7 @@
 """The detector: columns, encoder, network, residual spreads and calibration in one object that is saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
-share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score nightly.
+share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
-from models.encoders import Encoder, encode_records
+from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, NightjarError
 from models.fitting import EpochLog, FitParams, Network, NetworkParams, build_network, fit_network, pin_threads
 from models.params import Section
@@ -60,10 +60,11 @@ class Calibration:
 class Explanation:
     """Why rows scored as they did: each unit's share of the score, what it was and what the network expected.
 
-    All float64 (N, U), in the order of `Encoder.units`. Shares are never negative and add up to the score. Values are
-    those that `Encoder.decode` names.
+    All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are those
+    that `Encoder.decode` names.
     """
 
+    units: tuple[Unit, ...]
     contributions: Floats
     actual: Floats
     expected: Floats
@@ -110,7 +111,7 @@ class Detector:
                 contributions[rows] = share_scores(residual, weights, units, scores[rows], self.score_params)
                 actual[rows] = self.encoder.decode(encoded)[:n]
                 expected[rows] = self.encoder.decode(rebuilt)[:n]
-        return Explanation(contributions.numpy(), actual.numpy(), expected.numpy())
+        return Explanation(self.encoder.units, contributions.numpy(), actual.numpy(), expected.numpy())
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""

@@ -23,7 +23,7 @@ MAX_DEVIATION = 1e6
 HOUR = 3_600_000_000  # microseconds
 PERIODS = (24 * HOUR, 7 * 24 * HOUR)  # a day, a week
 PATCH = 7  # pixels of a patch's side, about
-UNSEEN = "unseen"  # the token of a sequence's last slot
+UNSEEN = "<unseen>"  # the name of a sequence's last slot
 
 
 class EncodeParams(Section):
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         categorical = [i for i, c in enumerate(columns) if c.kind == "categorical"]
         datetime = [i for i, c in enumerate(columns) if c.kind == "datetime"]
         pixels = [math.prod(c.shape) for c in columns if c.kind == "image"]
-        self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.tokens]
+        self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.kind == "sequence"]
         lengths = [tokens.length for _, tokens in self.sequences]
         self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths))
         sizes = [len(columns[i].vocabulary) for i in categorical]
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
                 values[:, units[0]] = (torch.atan2(own[:, 0], own[:, 1]) / (2 * math.pi)).remainder(1.0) * 24
             elif column.kind == "image":
                 values.index_add_(1, units, own * 255 / units.bincount()[units])
-            elif column.tokens:
+            elif column.kind == "sequence":
                 values[:, units] = own.expm1() if column.tokens.form == "counts" else own
         return values
 

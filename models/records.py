@@ -26,10 +26,11 @@ PADDING = -1  # the code of a place behind a sequence's last token
 class Tokens:
     """How the text of a sequence column becomes tokens, at most `length` a record, and its tokens slots."""
 
-    separator: str  # a regular expression; tokens are what stands between its matches
-    ngrams: int  # 1: single words; 2: pairs of neighbours as well; and so on
-    words: int  # read of each record, from its beginning
-    form: Literal["multi_hot", "counts"]
+    separator: str = r"\s+"  # a regular expression; words are what stands between its matches
+    ngrams: int = 1  # 1: single words; 2: pairs of neighbours as well; and so on
+    words: int = 0  # read of each record, from its beginning
+    form: Literal["multi_hot", "counts"] = "multi_hot"
+    shapes: bool = False  # pairs and longer runs are of the words' shapes: AA999 for GB132
 
     @property
     def length(self) -> int:
@@ -41,14 +42,14 @@ class Tokens:
 class Column:
     """One column a detector reads; categorical ones and sequences have a vocabulary.
 
-    shape is only an image's, in pixels; tokens is only a sequence's, and always there.
+    shape, in pixels, matters to an image only, and tokens to a sequence.
     """
 
     name: str
     kind: Literal["numeric", "log_numeric", "categorical", "datetime", "image", "sequence"]
     vocabulary: tuple[str, ...] = ()
     shape: tuple[int, int] = (0, 0)
-    tokens: Tokens | None = None
+    tokens: Tokens = Tokens()
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,7 @@ def test_an_image_is_explained_by_patch_and_a_text_by_token() -> None:
     pixels, tokens = rows.pixels[:2].numpy().copy(), np.array([[0, 0], [2, 2]])
     pixels[0, 49:] = 255 - pixels[0, 49:]
     explanation = fitted.explain(make_records(pixels=pixels, tokens=tokens))
-    assert [unit.part for unit in fitted.encoder.units] == ["a", "b", "unseen", "rows 0-6, columns 0-6",
+    assert [unit.part for unit in fitted.encoder.units] == ["a", "b", "<unseen>", "rows 0-6, columns 0-6",
                                                             "rows 7-13, columns 0-6"]  # fmt: skip
     assert explanation.contributions[0].argmax() == 4 and explanation.contributions[1].argmax() == 2
     assert np.allclose(explanation.contributions.sum(axis=1), fitted.score(make_records(pixels=pixels, tokens=tokens)))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.encoders import MAX_DEVIATION, EncodeParams, Encoder, Unit, choose_kinds, encode_records
+from models.encoders import MAX_DEVIATION, UNSEEN, EncodeParams, Encoder, Unit, choose_kinds, encode_records
 from models.errors import NightjarError, TooFewRows
 from models.records import MISSING_TIME, PADDING, Column, Records, Tokens, make_records
 
@@ -100,7 +100,7 @@ def test_units_are_columns_patches_and_tokens_in_the_order_of_the_columns() -> N
     encoder = Encoder(columns)
     patches = [f"rows {a}, columns {b}" for a in ("0-6", "7-13") for b in ("0-5", "6-12", "13-19")]
     assert encoder.units == (
-        *(Unit(0, token) for token in ("AB", "XR", "unseen")), Unit(1), *(Unit(2, name) for name in patches)
+        *(Unit(0, token) for token in ("AB", "XR", UNSEEN)), Unit(1), *(Unit(2, name) for name in patches)
     )  # fmt: skip
     assert encoder.slot_units[:3].tolist() == [3] * 3 and encoder.slot_units[-3:].tolist() == [0, 1, 2]
     units = encoder.slot_units[3:-3].reshape(14, 20)
