@@ -105,18 +105,18 @@ def name_causes(
         causes: list[dict[str, Any]] = []
         for position in order[:most]:
             unit = explanation.units[position]
-            column, share = columns[unit.column], float(shares[position])
-            cause: dict[str, Any] = {"column": column.name, "part": unit.part, "share": share}
+            column = columns[unit.column]
+            shown: dict[str, Any] = {"part": unit.part} if unit.part else {}
             if not unit.part:
-                cause.pop("part")
-                value = _plain(actual[column.name][row])
+                shown["actual"] = _plain(actual[column.name][row])
             elif unit.part == UNSEEN:
-                value = ", ".join(list_unseen(actual[column.name][row], column))
+                shown["actual"] = ", ".join(list_unseen(actual[column.name][row], column))
             else:
-                value = _round(explanation.actual[row, position])
-            cause |= {"actual": value, "expected": _expected(column, explanation.expected[row, position])}
-            hidden = cause.keys() & {"part", "actual", "expected"} if column.name in masked else ()
-            causes.append(cause | dict.fromkeys(hidden, MASKED))
+                shown["actual"] = _round(explanation.actual[row, position])
+            shown["expected"] = _expected(column, explanation.expected[row, position])
+            if column.name in masked:
+                shown = dict.fromkeys(shown, MASKED)
+            causes.append({"column": column.name, "share": float(shares[position])} | shown)
         causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
         texts.append(json.dumps(causes, allow_nan=False))
     return texts
