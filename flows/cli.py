@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
 
+Step = Literal["ingest", "validate", "filter", "train", "calibrate", "evaluate"]
 Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -244,6 +245,21 @@ def doctor(name: Name, as_json: Json = False, debug: Debug = False) -> None:
         print_rows(Table(title=f"doctor {name}", title_justify="left"), rows, ("check", "result", "detail"))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command(epilog="dvc repro evaluate@payments")
+def stage(
+    step: Annotated[
+        Step, typer.Argument(help="ingest, validate, filter, train, calibrate or evaluate.", metavar="STEP")
+    ],
+    name: Name,
+    debug: Debug = False,
+) -> None:
+    """Run one stage of dvc.yaml by hand, in experiments/NAME; `dvc repro` runs those that are due."""
+    from flows.experiment import STAGES
+
+    with running():
+        STAGES[step](name)
 
 
 def print_json(document: object) -> None:

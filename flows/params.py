@@ -26,6 +26,8 @@ from tasks.train import TrainParams
 from tasks.validate import ValidateParams
 
 S = TypeVar("S", bound=BaseModel)
+# The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
+LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
 
 
 def _known_zone(name: str) -> str:
@@ -90,8 +92,8 @@ def load_detector(project: Path, name: str) -> Configured:
     contract = parse_section(Contract, _read_yaml(contract_path), contract_path)
     detector = params.detectors[name]
     _check_columns(detector, contract, path)
-    text = json.dumps([detector.model_dump(mode="json"), contract.model_dump(mode="json")], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
+    digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
 
 

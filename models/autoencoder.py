@@ -67,11 +67,18 @@ class Autoencoder(nn.Module):
     def __init__(self, width: int, params: AutoencoderParams) -> None:
         super().__init__()
         self.stack = Stack((width, *params.layers, width), params.activation)
+        self.depth = 2 * (params.layers.index(min(params.layers)) + 1)  # modules up to the bottleneck's activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Rebuild x, (N, D) -> (N, D)."""
         rebuilt: Tensor = self.stack(x)
         return rebuilt
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The activations of the bottleneck, the narrowest layer: (N, D) -> (N, Z)."""
+        for layer in list(self.stack)[: self.depth]:
+            x = layer(x)
+        return x
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
         """Mean squared error; x is the target itself, or the target with noise. The generator is not needed here."""

@@ -75,6 +75,8 @@ class Contract(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Contract":
+        if reserved := [name for name in self.columns if name.startswith("_")]:
+            raise ValueError(f"names that begin with _ are Nightjar's own: {', '.join(reserved)}")
         for expectation in self.expectations:
             column = str(expectation.kwargs.get("column", ""))
             if expectation.level == "row":

@@ -214,8 +214,7 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
             # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
             texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
             frame = texts.to_pandas().dropna()
-            label = frame[rule.column].isin(rule.anomalous).astype(int)
-            known = frame["event_time"] + delay
+            label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
 
 

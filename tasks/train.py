@@ -3,13 +3,15 @@
 In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calibrated, with its lineage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from prefect import get_run_logger, task
 from pydantic import Field, JsonValue
 
-from models.detector import Detector, DetectorParams, fit_detector
+from models.detector import DetectorParams, fit_detector
 from models.encoders import EncodeParams, choose_kinds
 from models.fitting import EpochLog, FitParams, NetworkParams, resolve_device
 from models.params import Section
@@ -59,14 +61,15 @@ def fit_bundle(
         "commit": site.commit,
         **hashes,
     }
-    return save_bundle(site, detector.with_lineage(lineage), f"fitted-{rows.cutoff}")
-
-
-def save_bundle(site: Site, detector: Detector, name: str) -> Path:
-    """Write a bundle into the detector's own folder on this machine."""
-    folder = site.bundles / name
-    detector.save(folder)
+    folder = site.fitted(rows.cutoff)
+    detector.with_lineage(lineage).save(folder)
     return folder
+
+
+def write_epochs(path: Path, epochs: Sequence[EpochLog]) -> None:
+    """Write the losses of each epoch as CSV; seconds are left out, so that the same fit writes the same bytes."""
+    frame = pd.DataFrame([asdict(epoch) for epoch in epochs]).drop(columns="seconds")
+    frame.to_csv(path, index=False)
 
 
 @task(task_run_name="train {site.detector}", **PURE)
