@@ -68,6 +68,23 @@ def run(name: Name, as_json: Json = False, debug: Debug = False) -> None:
         stdout.print(f"{label:<10} {text}", soft_wrap=True, highlight=False)
 
 
+@app.command(epilog="nightjar fetch kddcup99")
+def fetch(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Bring a public data set from its home to the sources folder; what is there already is left alone."""
+    from pathlib import Path
+
+    from flows.settings import load_settings
+    from tasks.fetch import fetch_public
+
+    sources = Path(load_settings().sources)
+    fetched = fetch_public(name, sources)
+    if as_json:
+        print_json({"detector": name, "fetched": fetched})
+        return
+    for path, is_new in fetched.items():
+        stdout.print(f"{sources / path}: {'fetched' if is_new else 'there already'}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="NIGHTJAR_SOURCES=/data nightjar ingest creditcard")
 def ingest(name: Name, until: Day = None, as_json: Json = False, debug: Debug = False) -> None:
     """Bring in what the source has delivered, up to a batch date (yesterday unless named)."""

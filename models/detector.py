@@ -4,6 +4,7 @@ In: Records of N rows. Out: one float64 score per row, higher = more anomalous, 
 share of each of the F columns. Fit on clean rows, calibrate on other clean rows, save, load, score every night.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -228,11 +229,12 @@ def calibrate_detector(
     records: Records,
     policy: ThresholdParams,
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
+    rows_per_night: float = math.nan,
 ) -> Detector:
     """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,)."""
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
-    threshold = fit_threshold(scores, policy, labelled)
+    threshold = fit_threshold(scores, policy, labelled, rows_per_night)
     return replace(detector, calibration=Calibration(np.sort(scores), threshold))
 
 

@@ -28,7 +28,7 @@ def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: Calibr
     labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
     tuning, _ = to_records(labelled, detector.columns)
     is_anomaly = labelled[LABEL].to_numpy() == 1
-    calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly))
+    calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night)
     folder = site.calibrated(rows.cutoff)
     calibrated.save(folder)
     return folder, calibrated.threshold

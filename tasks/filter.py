@@ -105,6 +105,7 @@ class TrainingSet:
     first_date: date
     trained_through: date
     split: str
+    rows_per_night: float  # the mean of the matured batches
 
 
 def split_by_date(dates: Sequence[date], split: ByDate) -> dict[date, str]:
@@ -285,7 +286,9 @@ def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequen
     manifest = Manifest("clean", site.detector, cutoff, partition.attempt, tuple(partition.parts))
     check_leakage(lake, manifest, labels, site, cutoff)
     split = f"{params.splits.kind}, {dates[0]} to {dates[-1]}, cut-off {cutoff}"
-    described = TrainingSet(cutoff, manifest.hash, rows, dict(excluded), dates[0], dates[-1], split)
+    described = TrainingSet(
+        cutoff, manifest.hash, rows, dict(excluded), dates[0], dates[-1], split, len(sets) / len(dates)
+    )
     partition.commit(TypeAdapter(TrainingSet).dump_python(described, mode="json"))
     return described
 
