@@ -68,6 +68,10 @@ def score_peers(fit: Floats, test: Floats, seed: int) -> Iterator[tuple[str, Flo
     yield "kNN 5th", distances[:, -1]
 
 
+def measure(is_anomaly: npt.NDArray[np.bool_], scores: Floats) -> tuple[float, float]:
+    return float(roc_auc_score(is_anomaly, scores)), float(average_precision_score(is_anomaly, scores))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the ADBench .npz files")
@@ -81,9 +85,7 @@ def main() -> None:
         for seed in asked.seeds:
             fit, test, is_anomaly = split_table(asked.data / f"{name}.npz", seed, asked.most)
             scores = dict([*score_detectors(fit, test, seed), *score_peers(fit, test, seed)])
-            runs.append(
-                [(roc_auc_score(is_anomaly, s), average_precision_score(is_anomaly, s)) for s in scores.values()]
-            )
+            runs.append([measure(is_anomaly, found) for found in scores.values()])
         if number == 0:
             print(f"{'':16}" + "".join(f"{method:>16}" for method in scores))
         rows.append(100 * np.mean(runs, axis=0))  # (methods, 2)

@@ -267,10 +267,8 @@ def fit_detector(
                 spreads.append(measure_spreads(residual, encoder.slots, len(columns)))
         references = NO_REFERENCES
         if isinstance(params.score, NeighboursParams):
-            with torch.inference_mode():
-                drawn = draw_rows(fit_rows, params.score, params.fit.seed)
-                residual = rebuild(networks, drawn).sub_(drawn.T)
-                references = fit_references(join_points(drawn, residual), params.score)
+            drawn = draw_rows(fit_rows, params.score, params.fit.seed)  # (m, D)
+            references = fit_references(join_points(drawn, rebuild(networks, drawn) - drawn.T), params.score)
     return Detector(
         columns=tuple(columns),
         encoder=encoder,
@@ -283,6 +281,7 @@ def fit_detector(
     )
 
 
+@torch.inference_mode()
 def rebuild(networks: Sequence[Network], encoded: Tensor) -> Tensor:
     """What each network makes of encoded rows (N, D), slot by slot: (M, D, N)."""
     return torch.stack([network(encoded).T for network in networks])
