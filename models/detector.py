@@ -1,12 +1,14 @@
-"""The detector: columns, encoder, network, residual spreads and calibration in one object that is saved and loaded.
+"""The detector: columns, encoder, networks, score and calibration in one object that is saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
 share of each of the F columns. Fit on clean rows, calibrate on other clean rows, save, load, score every night.
+D slots a row, M networks (one, unless more are asked for).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,36 @@ from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bu
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
 from models.encoders import Encoder, encode_records
 from models.errors import BundleInvalid, NightjarError
-from models.fitting import EpochLog, FitParams, Network, NetworkParams, build_network, fit_network, pin_threads
+from models.fitting import (
+    EpochLog,
+    FitParams,
+    Network,
+    NetworkParams,
+    Networks,
+    build_network,
+    fit_network,
+    pin_threads,
+)
+from models.neighbours import (
+    NO_REFERENCES,
+    NeighboursParams,
+    References,
+    draw_rows,
+    fit_references,
+    score_neighbours,
+    share_neighbours,
+)
 from models.params import Section
 from models.records import Column, Records, iterate_blocks
-from models.scoring import ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
+from models.scoring import ResidualParams, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
 
 class DetectorParams(Section):
     """What a detector learns with. threads is pinned around fitting and scoring, and saved with the detector."""
 
-    network: NetworkParams
+    networks: Networks
     fit: FitParams = FitParams()
-    score: ScoreParams = ScoreParams()
+    score: ScoreParams = ResidualParams()
     threads: int = Field(default=1, ge=1, le=1024)
 
 
@@ -42,7 +62,7 @@ class DetectorHeader(Section):
     """detector.json: everything about a saved detector that is not an array of numbers."""
 
     columns: tuple[Column, ...]
-    network: NetworkParams
+    networks: Networks
     score: ScoreParams
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
@@ -59,9 +79,10 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why rows scored as they did: each column's share of the score and what the network expected, float64 (N, F).
+    """Why rows scored as they did: each column's share of the score and what was expected of it, float64 (N, F).
 
-    Shares are never negative and add up to the score. Expected values are in the units that `Encoder.decode` names.
+    Shares are never negative and add up to the score. Expected values are in the units that `Encoder.decode` names:
+    what the networks rebuilt, or under a neighbours score the mean of the clean rows that the record was compared with.
     """
 
     contributions: Floats
@@ -74,11 +95,12 @@ class Detector:
 
     columns: tuple[Column, ...]
     encoder: Encoder
-    network: Network
-    network_params: NetworkParams
+    networks: tuple[Network, ...]
+    network_params: tuple[NetworkParams, ...]
     score_params: ScoreParams
     spreads: Tensor
     threads: int
+    references: References = NO_REFERENCES
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -90,24 +112,36 @@ class Detector:
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 encoded = self.encoder(block)
-                residual = self.network(encoded).sub_(encoded)  # in place: fresh memory costs more than arithmetic
-                scores[rows] = score_residuals(residual, weights, self.score_params)[: rows.stop - rows.start].double()
+                # In place: fresh memory costs more than arithmetic.
+                residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
+                if isinstance(self.score_params, NeighboursParams):
+                    found = score_neighbours(join_points(encoded, residual), self.references, self.score_params)
+                else:
+                    found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
+                scores[rows] = found[: rows.stop - rows.start]
         return scores.numpy()
 
     def explain(self, records: Records) -> Explanation:
         """Share the scores of rows among the columns; slower than scoring, meant for flags."""
         scores = torch.from_numpy(self.score(records))
-        contributions = torch.empty(len(records), len(self.columns), dtype=torch.float64)
+        contributions = torch.zeros(len(records), len(self.columns), dtype=torch.float64)
         expected = torch.empty_like(contributions)
-        weights, slots = self._weigh(), self.encoder.slots
+        weights, slots, width = self._weigh(), self.encoder.slots, self.encoder.width
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
-                rebuilt = self.network(encoded)
-                residual = (rebuilt - encoded)[:n]
-                contributions[rows] = share_scores(residual, weights, slots, scores[rows], self.score_params)
-                expected[rows] = self.encoder.decode(rebuilt)[:n]
+                rebuilt = rebuild(self.networks, encoded)  # (M, D, N)
+                residual = rebuilt - encoded.T
+                if isinstance(self.score_params, NeighboursParams):
+                    points = join_points(encoded, residual)
+                    shares, neighbours = share_neighbours(points, self.references, self.score_params)
+                    contributions[rows].index_add_(1, slots.repeat(1 + len(rebuilt)), shares[:n])
+                    expected[rows] = self.encoder.decode(neighbours[:, :width])[:n]
+                else:
+                    beside, columns = residual.flatten(0, 1).T[:n], slots.repeat(len(rebuilt))
+                    contributions[rows] = share_scores(beside, weights, columns, scores[rows], self.score_params)
+                    expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
         return Explanation(contributions.numpy(), expected.numpy())
 
     def encode(self, records: Records) -> Floats:
@@ -136,13 +170,16 @@ class Detector:
     def save(self, folder: Path) -> str:
         """Write the bundle folder and return its content hash."""
         arrays = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
-        arrays |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for i, network in enumerate(self.networks):
+            arrays |= {f"{_prefix(i)}{name}": value for name, value in network.state_dict().items()}
         arrays |= {"spreads": self.spreads}
+        if isinstance(self.score_params, NeighboursParams):
+            arrays |= {"references.points": self.references.points, "references.spacing": self.references.spacing}
         calibration = self.calibration
         scores = torch.from_numpy(calibration.scores if calibration else np.empty(0))
         header = DetectorHeader(
             columns=self.columns,
-            network=self.network_params,
+            networks=self.network_params,
             score=self.score_params,
             threads=self.threads,
             threshold=calibration.threshold if calibration else None,
@@ -164,10 +201,13 @@ class Detector:
             arrays, scores = load_tensors(contents[WEIGHTS]), load_tensors(contents[CALIBRATION])["scores"]
             encoder = Encoder(header.columns)
             encoder.load_state_dict(_take(arrays, "encoder."))
-            network = build_network(header.network, encoder.width, seed=0)
-            network.load_state_dict(_take(arrays, "network."))
-            network.eval()
-            spreads = arrays["spreads"]
+            networks = tuple(build_network(network, encoder.width, seed=0) for network in header.networks)
+            for i, network in enumerate(networks):
+                network.load_state_dict(_take(arrays, _prefix(i)))
+                network.eval()
+            spreads, references = arrays["spreads"], NO_REFERENCES
+            if isinstance(header.score, NeighboursParams):
+                references = References(arrays["references.points"], arrays["references.spacing"])
         except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
             raise BundleInvalid(
                 "The files of the bundle do not fit together.",
@@ -180,17 +220,22 @@ class Detector:
         return cls(
             columns=header.columns,
             encoder=encoder,
-            network=network,
-            network_params=header.network,
+            networks=networks,
+            network_params=header.networks,
             score_params=header.score,
             spreads=spreads,
             threads=header.threads,
+            references=references,
             calibration=calibration,
             lineage=header.lineage,
         )
 
     def _weigh(self) -> Tensor:
-        return weigh_slots(self.score_params, self.encoder.slots, self.spreads)
+        """Weight of each slot of each network in a residual score, float64 (M D,); a neighbours score has none."""
+        if isinstance(self.score_params, NeighboursParams):
+            return torch.empty(0, dtype=torch.float64)
+        columns = [self.encoder.slots + i * len(self.columns) for i in range(len(self.networks))]
+        return weigh_slots(self.score_params, torch.cat(columns), self.spreads)
 
     def _calibrated(self) -> Calibration:
         if self.calibration is None:
@@ -209,19 +254,49 @@ def fit_detector(
     stopping: Records,
     params: DetectorParams,
     device: torch.device,
-    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Detector:
-    """Fit encoder and network on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet."""
+    """Fit encoder and networks on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet.
+
+    Each network has a seed of its own, counted up from fit.seed. on_epoch gets the network's number, from 0.
+    """
     with pin_threads(params.threads):
         encoder = Encoder(columns).fit(fit)
-        network = build_network(params.network, encoder.width, params.fit.seed)
-        rows = encode_records(encoder, stopping)  # (N, D)
-        fit_network(network, encode_records(encoder, fit), rows, params.fit, device, on_epoch)
-        network.cpu()
-        with torch.inference_mode():
-            residual = torch.cat([network(part) - part for part in torch.split(rows, 8192)])  # (N, D)
-            spreads = measure_spreads(residual, encoder.slots, len(columns))
-    return Detector(tuple(columns), encoder, network, params.network, params.score, spreads, params.threads)
+        fit_rows, stopping_rows = encode_records(encoder, fit), encode_records(encoder, stopping)  # (N, D)
+        networks, spreads = [], []
+        for i, layout in enumerate(params.networks):
+            own = params.fit.model_copy(update={"seed": params.fit.seed + i})
+            network = build_network(layout, encoder.width, own.seed)
+            fit_network(network, fit_rows, stopping_rows, own, device, partial(on_epoch, i) if on_epoch else None)
+            networks.append(network.cpu())
+            with torch.inference_mode():
+                residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)
+                spreads.append(measure_spreads(residual, encoder.slots, len(columns)))
+        references = NO_REFERENCES
+        if isinstance(params.score, NeighboursParams):
+            drawn = draw_rows(fit_rows, params.score, params.fit.seed)  # (m, D)
+            references = fit_references(join_points(drawn, rebuild(networks, drawn) - drawn.T), params.score)
+    return Detector(
+        columns=tuple(columns),
+        encoder=encoder,
+        networks=tuple(networks),
+        network_params=params.networks,
+        score_params=params.score,
+        spreads=torch.cat(spreads),
+        threads=params.threads,
+        references=references,
+    )
+
+
+@torch.inference_mode()
+def rebuild(networks: Sequence[Network], encoded: Tensor) -> Tensor:
+    """What each network makes of encoded rows (N, D), slot by slot: (M, D, N)."""
+    return torch.stack([network(encoded).T for network in networks])
+
+
+def join_points(encoded: Tensor, residual: Tensor) -> Tensor:
+    """Rows (N, D) and the residuals of M networks (M, D, N) side by side, as neighbours compare them: (N, D + M D)."""
+    return torch.cat([encoded.T, residual.flatten(0, 1)]).T
 
 
 def calibrate_detector(
@@ -236,6 +311,11 @@ def calibrate_detector(
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
     threshold = fit_threshold(scores, policy, labelled, rows_per_night)
     return replace(detector, calibration=Calibration(np.sort(scores), threshold))
+
+
+def _prefix(i: int) -> str:
+    # The first network is named as when there could be one only, so that those bundles still load.
+    return "network." if i == 0 else f"network_{i}."
 
 
 def _take(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
