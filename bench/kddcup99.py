@@ -2,8 +2,8 @@
 
     dvc repro filter@kddcup99 && python bench/kddcup99.py --pictures docs
 
-The clean partition of the experiment is fitted anew for each seed. Published (variational autoencoder, 99th percentile):
-precision 0.99, recall 0.89, F1 0.93.
+The clean partition of the experiment is fitted anew for each seed. Published (variational autoencoder, 99th
+percentile): precision 0.99, recall 0.89, F1 0.93.
 """
 
 import argparse
@@ -11,27 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from flows.experiment import load_experiment
 from models.autoencoder import AutoencoderParams
 from models.calibration import QuantilePolicy
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import Encoder, choose_kinds, encode_records
-from models.fitting import NetworkParams
+from models.fitting import Networks
 from models.records import Column, Records
 from models.variational import VariationalParams
 from tasks.columns import describe_columns, to_records
 from tasks.evaluate import find_repeats, measure, recall_by_kind
 from tasks.filter import LABEL, read_set
-from tasks.pictures import compare_latent
+from tasks.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
 
 SETUP = load_experiment("kddcup99")
 PARAMS = SETUP.configured.detector.train
 NAMES = ("precision", "recall", "f1", "false_alarm_rate", "auroc")
 
 
-def fit(sets: dict[str, Records], columns: tuple[Column, ...], network: NetworkParams, seed: int) -> Detector:
-    learnt = DetectorParams(network=network, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
+def fit(sets: dict[str, Records], columns: tuple[Column, ...], networks: Networks, seed: int) -> Detector:
+    learnt = DetectorParams(networks=networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
     fitted = fit_detector(columns, sets["fit"], sets["stopping"], learnt, torch.device("cpu"))
     return calibrate_detector(fitted, sets["calibration"], QuantilePolicy())
 
@@ -52,7 +53,7 @@ def main() -> None:
 
     found, recalls = [], []
     for seed in range(1, options.seeds + 1):
-        detector = fit(sets, columns, PARAMS.network, seed)
+        detector = fit(sets, columns, PARAMS.networks, seed)
         scores, threshold = detector.score(sets["test"]), detector.threshold.value
         whole = measure(scores, is_attack, threshold)
         unique = measure(scores[once], is_attack[once], threshold)
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def draw(folder: Path, sets: dict[str, Records], columns: tuple[Column, ...], is_attack: np.ndarray) -> None:
-    variational = PARAMS.network
+    [variational] = PARAMS.networks
     assert isinstance(variational, VariationalParams)
     layers = (*variational.hidden, variational.latent, *reversed(variational.hidden))
     networks = {
@@ -80,11 +81,24 @@ def draw(folder: Path, sets: dict[str, Records], columns: tuple[Column, ...], is
         "both": variational,
         "plain autoencoder": AutoencoderParams(layers=layers, activation=variational.activation),
     }
-    spaces = {name: fit(sets, columns, network, 1).encode(sets["test"]) for name, network in networks.items()}
+    spaces = {name: fit(sets, columns, (network,), 1).encode(sets["test"]) for name, network in networks.items()}
     losses = ("reconstruction only", "KL divergence only", "both")
     compare_latent(folder / "kddcup99-losses.png", {name: spaces[name] for name in losses}, is_attack)
     pair = {"autoencoder": spaces["plain autoencoder"], "variational autoencoder": spaces["both"]}
     compare_latent(folder / "kddcup99-networks.png", pair, is_attack)
+
+
+def compare_latent(path: Path, spaces: dict[str, np.ndarray], is_anomaly: np.ndarray) -> None:
+    """Latent spaces (N, Z) of several networks side by side, each by its own principal components."""
+    figure = Figure(figsize=(4.5 * len(spaces), 4), dpi=70, layout="constrained")
+    panels = figure.subplots(1, len(spaces))
+    chosen = np.unique(np.linspace(0, len(is_anomaly) - 1, SHOWN_POINTS).astype(int))
+    for axes, (title, latent) in zip(panels, spaces.items(), strict=True):
+        places = project(latent)[chosen]
+        for mask, colour in ((~is_anomaly[chosen], NORMAL), (is_anomaly[chosen], ANOMALOUS)):
+            axes.scatter(*places[mask].T, color=colour, s=4, alpha=0.5)
+        axes.set(title=title, xlabel="1st principal component", ylabel="2nd")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

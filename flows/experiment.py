@@ -58,8 +58,9 @@ def filter_rows(name: str) -> None:
 def train(name: str) -> None:
     """Fit the network, and log its epochs."""
     setup = load_experiment(name)
-    epochs: list[EpochLog] = []
-    fit_bundle(setup.site, _read_rows(setup), setup.configured.detector.train, setup.hashes, epochs.append)
+    epochs: list[tuple[int, EpochLog]] = []
+    log = lambda network, epoch: epochs.append((network, epoch))  # noqa: E731
+    fit_bundle(setup.site, _read_rows(setup), setup.configured.detector.train, setup.hashes, log)
     write_epochs(setup.site.home / "training.csv", epochs)
 
 

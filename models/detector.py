@@ -145,10 +145,10 @@ class Detector:
         return Explanation(contributions.numpy(), expected.numpy())
 
     def encode(self, records: Records) -> Floats:
-        """Place rows in the latent space, float64 (N, Z): the bottleneck's activations, or the latent means."""
+        """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
         encoded = encode_records(self.encoder, records)
         with pin_threads(self.threads), torch.inference_mode():
-            return self.network.latent(encoded).double().numpy()
+            return self.networks[0].latent(encoded).double().numpy()
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""

@@ -92,18 +92,6 @@ def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, t
     figure.savefig(path)
 
 
-def compare_latent(path: Path, spaces: dict[str, Floats], is_anomaly: Flags) -> None:
-    """Latent spaces (N, Z) of several networks side by side, each by its own principal components."""
-    figure, panels = _figure(len(spaces))
-    chosen = np.unique(np.linspace(0, len(is_anomaly) - 1, SHOWN_POINTS).astype(int))
-    for axes, (title, latent) in zip(panels, spaces.items(), strict=True):
-        places = project(latent)[chosen]
-        for mask, colour in ((~is_anomaly[chosen], NORMAL), (is_anomaly[chosen], ANOMALOUS)):
-            axes.scatter(*places[mask].T, color=colour, s=4, alpha=0.5)
-        axes.set(title=title, xlabel="1st principal component", ylabel="2nd")
-    figure.savefig(path)
-
-
 def project(latent: Floats) -> Floats:
     """The first two principal components (N, 2) of (N, Z); a missing second one is zero."""
     from sklearn.decomposition import PCA

@@ -66,9 +66,9 @@ def fit_bundle(
     return folder
 
 
-def write_epochs(path: Path, epochs: Sequence[EpochLog]) -> None:
-    """Write the losses of each epoch as CSV; seconds are left out, so that the same fit writes the same bytes."""
-    frame = pd.DataFrame([asdict(epoch) for epoch in epochs]).drop(columns="seconds")
+def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
+    """Write the losses of each network's epochs as CSV, without seconds: the same fit writes the same bytes."""
+    frame = pd.DataFrame([{"network": network, **asdict(epoch)} for network, epoch in epochs]).drop(columns="seconds")
     frame.to_csv(path, index=False)
 
 
