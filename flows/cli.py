@@ -243,8 +243,10 @@ def explain(
         f"score {found.score:.4g}, threshold {found.threshold:.4g}: {verdict}; "
         f"rank {found.percentile_rank:.2f}, p-value {found.p_value:.2g}"
     )
-    columns = ("column", "share", "actual", "expected")
-    print_rows(Table(title="causes: shares of the score", title_justify="left"), found.causes, columns)
+    causes = [{"part": "", "actual": "", "expected": ""} | cause for cause in found.causes]
+    parts = ("part",) if any(cause["part"] for cause in causes) else ()
+    columns = ("column", *parts, "share", "actual", "expected")
+    print_rows(Table(title="causes: shares of the score", title_justify="left"), causes, columns)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
                  f"input {found.input_hash[:12]}")  # fmt: skip
 

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from flows.params import Configured, load_detector
 from flows.settings import Settings, load_settings
-from tasks import payments, warehouse
+from tasks import codes, payments, warehouse
 from tasks.errors import BatchMissing
 from tasks.ingest import IngestParams, Window
 from tasks.site import Site
@@ -39,7 +39,7 @@ class Setup:
         """The dates to ask the source for, up to now; by default from its beginning to yesterday."""
         now = datetime.now(UTC)
         source = self.configured.detector.ingest.source
-        begin = source.first_date if isinstance(source, payments.PaymentsSource) else date.min
+        begin = source.first_date if isinstance(source, payments.PaymentsSource | codes.CodesSource) else date.min
         return Window(max(first or begin, begin), last or self.yesterday(now), now)
 
     def yesterday(self, now: datetime) -> date:

@@ -16,6 +16,7 @@ from models.params import Section
 # Params files write lists; strictness is kept for each number in them.
 Widths = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(strict=False, min_length=1)]
 Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
+Output = Literal["linear", "sigmoid"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -26,13 +27,13 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Stack(nn.Sequential):
-    """Linear layers of the given widths with the activation between them."""
+    """Linear layers of the given widths with the activation between them, and the output's own behind the last."""
 
-    def __init__(self, widths: tuple[int, ...], activation: Activation) -> None:
+    def __init__(self, widths: tuple[int, ...], activation: Activation, output: Output = "linear") -> None:
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
-        super().__init__(*layers[:-1])
+        super().__init__(*layers[:-1], *([nn.Sigmoid()] if output == "sigmoid" else []))
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass x through, (N, widths[0]) -> (N, widths[-1]); in eval mode each row's bits depend on that row alone.
@@ -54,19 +55,26 @@ class Stack(nn.Sequential):
 
 
 class AutoencoderParams(Section):
-    """Widths of the hidden layers, the narrowest of them the bottleneck."""
+    """Widths of the hidden layers, the narrowest of them the bottleneck.
+
+    output: sigmoid where every slot lies in 0 to 1 (pixels, multi-hot tokens). activity_penalty: weight of the L1 norm
+    of the bottleneck's activations (Ng 2011, "Sparse autoencoder").
+    """
 
     kind: Literal["autoencoder"] = "autoencoder"
     layers: Widths = (20, 8, 20)
     activation: Activation = "silu"
+    output: Output = "linear"
+    activity_penalty: float = Field(default=0.0, ge=0)
 
 
 class Autoencoder(nn.Module):
-    """D -> layers -> D; the last layer is linear because slots have no bounds."""
+    """D -> layers -> D; the last layer is linear, unless asked otherwise, because most slots have no bounds."""
 
     def __init__(self, width: int, params: AutoencoderParams) -> None:
         super().__init__()
-        self.stack = Stack((width, *params.layers, width), params.activation)
+        self.stack = Stack((width, *params.layers, width), params.activation, params.output)
+        self.activity_penalty = params.activity_penalty
         self.depth = 2 * (params.layers.index(min(params.layers)) + 1)  # modules up to the bottleneck's activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,5 +89,13 @@ class Autoencoder(nn.Module):
         return x
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
-        """Mean squared error; x is the target itself, or the target with noise. The generator is not needed here."""
-        return F.mse_loss(self(x), target)
+        """Mean squared error, and the mean L1 norm of the bottleneck's activations times its weight.
+
+        x is the target itself, or the target with noise. The generator is not needed here.
+        """
+        if not self.activity_penalty:
+            return F.mse_loss(self(x), target)
+        x = latent = self.latent(x)  # (N, Z)
+        for layer in list(self.stack)[self.depth :]:
+            x = layer(x)
+        return F.mse_loss(x, target) + self.activity_penalty * latent.abs().sum(dim=1).mean()

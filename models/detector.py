@@ -1,8 +1,8 @@
 """The detector: columns, encoder, networks, score and calibration in one object that is saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
-share of each of the F columns. Fit on clean rows, calibrate on other clean rows, save, load, score every night.
-D slots a row, M networks (one, unless more are asked for).
+share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score every
+night. D slots a row, M networks (one, unless more are asked for).
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
-from models.encoders import Encoder, encode_records
+from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, NightjarError
 from models.fitting import (
     EpochLog,
@@ -79,13 +79,16 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why rows scored as they did: each column's share of the score and what was expected of it, float64 (N, F).
+    """Why rows scored as they did: each unit's share of the score, what it was and what was expected of it.
 
-    Shares are never negative and add up to the score. Expected values are in the units that `Encoder.decode` names:
-    what the networks rebuilt, or under a neighbours score the mean of the clean rows that the record was compared with.
+    All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are those
+    that `Encoder.decode` names. Expected is what the networks rebuilt, or under a neighbours score the mean of the
+    clean rows that the record was compared with.
     """
 
+    units: tuple[Unit, ...]
     contributions: Floats
+    actual: Floats
     expected: Floats
 
 
@@ -122,27 +125,29 @@ class Detector:
         return scores.numpy()
 
     def explain(self, records: Records) -> Explanation:
-        """Share the scores of rows among the columns; slower than scoring, meant for flags."""
+        """Share the scores of rows among the units; slower than scoring, meant for flags."""
         scores = torch.from_numpy(self.score(records))
-        contributions = torch.zeros(len(records), len(self.columns), dtype=torch.float64)
-        expected = torch.empty_like(contributions)
-        weights, slots, width = self._weigh(), self.encoder.slots, self.encoder.width
+        contributions = torch.zeros(len(records), len(self.encoder.units), dtype=torch.float64)
+        actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
+        weights, units, width = self._weigh(), self.encoder.slot_units, self.encoder.width
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
                 rebuilt = rebuild(self.networks, encoded)  # (M, D, N)
                 residual = rebuilt - encoded.T
+                actual[rows] = self.encoder.decode(encoded)[:n]
                 if isinstance(self.score_params, NeighboursParams):
                     points = join_points(encoded, residual)
                     shares, neighbours = share_neighbours(points, self.references, self.score_params)
-                    contributions[rows].index_add_(1, slots.repeat(1 + len(rebuilt)), shares[:n])
+                    contributions[rows].index_add_(1, units.repeat(1 + len(rebuilt)), shares[:n])
                     expected[rows] = self.encoder.decode(neighbours[:, :width])[:n]
                 else:
-                    beside, columns = residual.flatten(0, 1).T[:n], slots.repeat(len(rebuilt))
-                    contributions[rows] = share_scores(beside, weights, columns, scores[rows], self.score_params)
+                    beside = residual.flatten(0, 1).T[:n]
+                    repeated = units.repeat(len(rebuilt))
+                    contributions[rows] = share_scores(beside, weights, repeated, scores[rows], self.score_params)
                     expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
-        return Explanation(contributions.numpy(), expected.numpy())
+        return Explanation(self.encoder.units, contributions.numpy(), actual.numpy(), expected.numpy())
 
     def encode(self, records: Records) -> Floats:
         """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""

@@ -1,12 +1,14 @@
 """Records in, one float32 row of D slots per record out, and back: the scaling statistics live here as buffers.
 
-N rows, F columns, D slots in the order numeric, log-numeric (1 slot each), categorical (V + 1), date-time (4).
-Numbers are standardised; heavy-tailed ones through log1p first, chosen by skewness without looking at labels.
+N rows, F columns, D slots in the order numeric, log-numeric (1 slot each), categorical (V + 1), date-time (4), image
+(a pixel each), sequence (V + 1). Numbers are standardised; heavy-tailed ones through log1p first, chosen by skewness
+without looking at labels. A unit of explanation is a column, a patch of an image's pixels, or a sequence's token.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from pydantic import Field
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 
 from models.errors import NightjarError, TooFewRows
 from models.params import Section
-from models.records import MISSING_TIME, Column, Records, iterate_blocks
+from models.records import MISSING_TIME, PADDING, Column, Records, Tokens, iterate_blocks
 
 # In standard deviations. Far beyond any threshold, and its float32 square stays finite through a network.
 MAX_DEVIATION = 1e6
 HOUR = 3_600_000_000  # microseconds
 PERIODS = (24 * HOUR, 7 * 24 * HOUR)  # a day, a week
+PATCH = 7  # pixels of a patch's side, about
+UNSEEN = "<unseen>"  # the name of a sequence's last slot
 
 
 class EncodeParams(Section):
@@ -44,8 +48,19 @@ def choose_kinds(columns: Sequence[Column], fit: Records, params: EncodeParams) 
     return tuple(chosen)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """The smallest thing that can be a cause: a column (its place among the columns), or a named part of one."""
+
+    column: int
+    part: str = ""
+
+
 class Encoder(nn.Module):
-    """Turns the columns of records into slots; `slots` (D,) says which column each slot belongs to."""
+    """Turns the columns of records into slots; `slots` (D,) says which column each slot belongs to.
+
+    `slot_units` (D,) says which of the `units` it belongs to; these come in the order of the columns.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -53,6 +68,7 @@ class Encoder(nn.Module):
     sizes: Tensor
     offsets: Tensor
     slots: Tensor
+    slot_units: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -63,18 +79,27 @@ class Encoder(nn.Module):
         order = sorted(range(len(numeric)), key=lambda k: columns[numeric[k]].kind == "log_numeric")
         categorical = [i for i, c in enumerate(columns) if c.kind == "categorical"]
         datetime = [i for i, c in enumerate(columns) if c.kind == "datetime"]
-        self.widths = (len(numeric), len(categorical), len(datetime))
+        pixels = [math.prod(c.shape) for c in columns if c.kind == "image"]
+        self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.kind == "sequence"]
+        lengths = [tokens.length for _, tokens in self.sequences]
+        self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths))
         sizes = [len(columns[i].vocabulary) for i in categorical]
         starts = [len(numeric) + sum(sizes[:i]) + i for i in range(len(sizes))]
-        slots = [numeric[k] for k in order]
-        slots += [i for i, size in zip(categorical, sizes, strict=True) for _ in range(size + 1)]
-        slots += [i for i in datetime for _ in range(4)]
+        self.units = tuple(Unit(i, part) for i, column in enumerate(columns) for part in _name_parts(column))
+        firsts = [next(k for k, unit in enumerate(self.units) if unit.column == i) for i in range(len(columns))]
+        by_kind = [numeric[k] for k in order] + categorical + datetime
+        by_kind += [i for kind in ("image", "sequence") for i, c in enumerate(columns) if c.kind == kind]
+        local = {i: _place_parts(columns[i]) for i in by_kind}  # of each slot of a column, its part
+        slots = [i for i in by_kind for _ in local[i]]
+        slot_units = [firsts[i] + part for i in by_kind for part in local[i]]
 
         self.register_buffer("mean", torch.zeros(len(numeric), dtype=torch.float64))
         self.register_buffer("scale", torch.ones(len(numeric), dtype=torch.float64))
         # Derived from the columns, so not stored in a bundle.
+        self.n_one_hot = sum(sizes) + len(sizes)
         self.n_plain = sum(column.kind == "numeric" for column in columns)
-        for name, values in {"order": order, "sizes": sizes, "offsets": starts, "slots": slots}.items():
+        derived = {"order": order, "sizes": sizes, "offsets": starts, "slots": slots, "slot_units": slot_units}
+        for name, values in derived.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     @property
@@ -99,38 +124,53 @@ class Encoder(nn.Module):
         The result is a view of (D, N): slot by slot is how the arithmetic here and in `Stack` runs fastest.
         """
         encoded = torch.zeros(self.width, len(records))  # (D, N)
-        n_numeric, n_categorical, n_datetime = self.widths
+        n_numeric, n_categorical, n_datetime, n_pixels, _ = self.widths
         if n_numeric:
-            deviations = (
-                self._compress_tails(records.numbers).sub_(self.mean[:, None]).div_(self.scale[:, None])
-            )  # (Fn, N)
+            numbers = self._compress_tails(records.numbers)  # (Fn, N)
+            deviations = numbers.sub_(self.mean[:, None]).div_(self.scale[:, None])
             # A missing value reads as the mean of the fit rows.
             encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
         if n_categorical:
             sizes = self.sizes[:, None]
             known = torch.where(records.codes.T < 0, sizes, records.codes.T).minimum(sizes)  # (Fc, N)
             encoded.scatter_(0, known.add_(self.offsets[:, None]), 1.0)
+        end = n_numeric + self.n_one_hot
         if n_datetime:
-            _place_on_clocks(records.times.T, encoded[-4 * n_datetime :].view(n_datetime, 4, -1))
+            _place_on_clocks(records.times.T, encoded[end : end + 4 * n_datetime].view(n_datetime, 4, -1))
+            end += 4 * n_datetime
+        if n_pixels:
+            torch.div(records.pixels.T, 255, out=encoded[end : end + n_pixels])
+            end += n_pixels
+        start = 0
+        for size, tokens in self.sequences:
+            codes = records.tokens.T[start : start + tokens.length]  # (L, N)
+            _count_tokens(codes, tokens, encoded[end : end + size + 1])
+            start, end = start + tokens.length, end + size + 1
         return encoded.T  # (N, D)
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """Read slots (N, D) back as one float64 value per column (N, F), in the column's own units.
+        """Read slots (N, D) back as one float64 value per unit (N, U), in the column's own units.
 
-        Numbers undo their scaling; a category is the code of its largest slot; a date-time is an hour of the day.
+        Numbers undo their scaling; a category is the code of its largest slot; a date-time is an hour of the day; a
+        patch is its mean pixel, 0 to 255; a token is how often it occurs (multi-hot: whether it does, 0 to 1).
         """
-        values = encoded.new_zeros(len(encoded), len(self.columns), dtype=torch.float64)  # (N, F)
+        values = encoded.new_zeros(len(encoded), len(self.units), dtype=torch.float64)  # (N, U)
         n_numeric = self.widths[0]
         numbers = encoded[:, :n_numeric].double() * self.scale + self.mean
         logs = numbers[:, self.n_plain :]
         logs.copy_(logs.abs().expm1().copysign(logs))
-        values[:, self.slots[:n_numeric]] = numbers
+        values[:, self.slot_units[:n_numeric]] = numbers
         for i, column in enumerate(self.columns):
-            own = encoded[:, self.slots == i].double()  # (N, slots of the column)
+            is_own = self.slots == i
+            own, units = encoded[:, is_own].double(), self.slot_units[is_own]  # (N, slots of the column)
             if column.kind == "categorical":
-                values[:, i] = own.argmax(dim=1).double()
+                values[:, units[0]] = own.argmax(dim=1).double()
             elif column.kind == "datetime":
-                values[:, i] = (torch.atan2(own[:, 0], own[:, 1]) / (2 * math.pi)).remainder(1.0) * 24
+                values[:, units[0]] = (torch.atan2(own[:, 0], own[:, 1]) / (2 * math.pi)).remainder(1.0) * 24
+            elif column.kind == "image":
+                values.index_add_(1, units, own * 255 / units.bincount()[units])
+            elif column.kind == "sequence":
+                values[:, units] = own.expm1() if column.tokens.form == "counts" else own
         return values
 
     def _compress_tails(self, numbers: Tensor) -> Tensor:
@@ -142,11 +182,10 @@ class Encoder(nn.Module):
 
     def check_widths(self, records: Records) -> None:
         """Raise NightjarError where the records hold other numbers of columns."""
-        got = (records.numbers.shape[1], records.codes.shape[1], records.times.shape[1])
-        if got != self.widths:
+        if records.widths != self.widths:
             raise NightjarError(
                 "The records do not have the detector's columns.",
-                got=f"{got} numeric, categorical and date-time columns",
+                got=f"{records.widths} numeric, categorical and date-time columns, pixels and tokens",
                 expected=f"{self.widths}: {', '.join(column.name for column in self.columns)}",
                 todo="build the records from detector.columns, in that order",
             )
@@ -160,6 +199,42 @@ def encode_records(encoder: Encoder, records: Records) -> Tensor:
         for rows, block in iterate_blocks(records):
             encoded[rows] = encoder(block)[: rows.stop - rows.start]
     return encoded
+
+
+def _cut(size: int) -> list[tuple[int, int]]:
+    """First and last place of each of the nearly equal pieces that a side of `size` pixels is cut into."""
+    pieces = max(1, round(size / PATCH))
+    bounds = [size * k // pieces for k in range(pieces + 1)]
+    return [(start, end - 1) for start, end in pairwise(bounds)]
+
+
+def _name_parts(column: Column) -> list[str]:
+    """The units of a column: the patches of an image, row by row; the tokens of a sequence; else the column itself."""
+    if column.kind == "image":
+        sides = [_cut(size) for size in column.shape]
+        return [f"rows {a}-{b}, columns {c}-{d}" for a, b in sides[0] for c, d in sides[1]]
+    return [*column.vocabulary, UNSEEN] if column.kind == "sequence" else [""]
+
+
+def _place_parts(column: Column) -> list[int]:
+    """Which part of its column each of a column's slots belongs to."""
+    if column.kind == "image":
+        down, across = ([k for k, (a, b) in enumerate(_cut(size)) for _ in range(a, b + 1)] for size in column.shape)
+        return [k * (across[-1] + 1) + m for k in down for m in across]
+    if column.kind == "sequence":
+        return list(range(len(column.vocabulary) + 1))
+    return [0] * {"categorical": len(column.vocabulary) + 1, "datetime": 4}.get(column.kind, 1)
+
+
+def _count_tokens(codes: Tensor, tokens: Tokens, slots: Tensor) -> None:
+    """Fill slots (V + 1, N) from codes (L, N): 1 for each token that occurs, or the log1p of how often it does."""
+    unseen = len(slots) - 1
+    place = torch.where((codes < 0) | (codes > unseen), unseen, codes)
+    slots.scatter_add_(0, place, (codes != PADDING).float())
+    if tokens.form == "counts":
+        slots.log1p_()
+    else:
+        slots.clamp_(max=1)
 
 
 def _place_on_clocks(times: Tensor, slots: Tensor) -> None:

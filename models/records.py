@@ -1,7 +1,8 @@
-"""What a detector reads: typed columns, and the records of a batch as three arrays that follow them.
+"""What a detector reads: typed columns, and the records of a batch as arrays that follow them, one a kind.
 
-Strings are already codes here: a category's code is its place in `Column.vocabulary`, and V = len(vocabulary) means
-"not seen in fitting". N rows, Fn numeric, Fc categorical and Ft date-time columns, F = Fn + Fc + Ft.
+Strings are already codes here: the code of a category or token is its place in `Column.vocabulary`, and
+V = len(vocabulary) means "not seen in fitting". N rows, Fn numeric, Fc categorical and Ft date-time columns; P pixels
+of all image columns together, L tokens of all sequence columns together.
 """
 
 from collections.abc import Iterator
@@ -18,15 +19,37 @@ from models.errors import NightjarError
 # Every pass through a network is this many rows, the last one padded: see `iterate_blocks`.
 BLOCK = 1024
 MISSING_TIME = torch.iinfo(torch.int64).min  # what NumPy calls NaT
+PADDING = -1  # the code of a place behind a sequence's last token
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the text of a sequence column becomes tokens, at most `length` a record, and its tokens slots."""
+
+    separator: str = r"\s+"  # a regular expression; words are what stands between its matches
+    ngrams: int = 1  # 1: single words; 2: pairs of neighbours as well; and so on
+    words: int = 0  # read of each record, from its beginning
+    form: Literal["multi_hot", "counts"] = "multi_hot"
+    shapes: bool = False  # pairs and longer runs are of the words' shapes: AA999 for GB132
+
+    @property
+    def length(self) -> int:
+        """The most tokens a record can have: of k words each, one edge of the text at either end counted among them."""
+        return self.words + sum(max(0, self.words + 3 - k) for k in range(2, self.ngrams + 1))
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column a detector reads; only a categorical one has a vocabulary."""
+    """One column a detector reads; categorical ones and sequences have a vocabulary.
+
+    shape, in pixels, matters to an image only, and tokens to a sequence.
+    """
 
     name: str
-    kind: Literal["numeric", "log_numeric", "categorical", "datetime"]
+    kind: Literal["numeric", "log_numeric", "categorical", "datetime", "image", "sequence"]
     vocabulary: tuple[str, ...] = ()
+    shape: tuple[int, int] = (0, 0)
+    tokens: Tokens = Tokens()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +59,40 @@ class Records:
     numbers: float64 (N, Fn), numeric and log-numeric columns alike; NaN is a missing value.
     codes: int64 (N, Fc); anything outside 0..V-1 reads as "not seen in fitting".
     times: int64 (N, Ft), microseconds since 1970-01-01 UTC; MISSING_TIME is a missing value.
+    pixels: uint8 (N, P), row by row, 0 to 255.
+    tokens: int64 (N, L), PADDING where a sequence has ended; anything else outside 0..V-1 is "not seen in fitting".
     """
 
     numbers: Tensor
     codes: Tensor
     times: Tensor
+    pixels: Tensor
+    tokens: Tensor
 
     def __post_init__(self) -> None:
         """Raise NightjarError where shapes or types do not fit."""
-        parts = (self.numbers, self.codes, self.times)
-        if any(part.ndim != 2 or part.shape[0] != self.numbers.shape[0] for part in parts):
+        if any(part.ndim != 2 or part.shape[0] != self.numbers.shape[0] for part in self.parts):
             raise NightjarError(
                 "The parts of the records do not match.",
-                got=f"shapes {[tuple(part.shape) for part in parts]}",
-                expected="three arrays (N, Fn), (N, Fc), (N, Ft) of the same N",
+                got=f"shapes {[tuple(part.shape) for part in self.parts]}",
+                expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L) of the same N",
             )
-        if [part.dtype for part in parts] != [torch.float64, torch.int64, torch.int64]:
+        if [part.dtype for part in self.parts] != [torch.float64, torch.int64, torch.int64, torch.uint8, torch.int64]:
             raise NightjarError(
                 "The parts of the records have wrong types.",
-                got=str([part.dtype for part in parts]),
-                expected="float64 numbers, int64 codes, int64 times",
+                got=str([part.dtype for part in self.parts]),
+                expected="float64 numbers, int64 codes, int64 times, uint8 pixels, int64 tokens",
             )
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All arrays, in their order."""
+        return self.numbers, self.codes, self.times, self.pixels, self.tokens
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Fn, Fc, Ft, P and L."""
+        return tuple(part.shape[1] for part in self.parts)
 
     def __len__(self) -> int:
         """N."""
@@ -64,16 +100,20 @@ class Records:
 
     def __getitem__(self, rows: slice | Tensor) -> "Records":
         """Take rows by slice, by positions or by a bool mask (N,)."""
-        return Records(self.numbers[rows], self.codes[rows], self.times[rows])
+        return Records(*(part[rows] for part in self.parts))
 
 
 def make_records(
-    numbers: NDArray[Any] | None = None, codes: NDArray[Any] | None = None, times: NDArray[Any] | None = None
+    numbers: NDArray[Any] | None = None,
+    codes: NDArray[Any] | None = None,
+    times: NDArray[Any] | None = None,
+    pixels: NDArray[Any] | None = None,
+    tokens: NDArray[Any] | None = None,
 ) -> Records:
     """Wrap arrays as Records, sharing memory where type and flags allow; a part left out has no columns."""
-    given = [part for part in (numbers, codes, times) if part is not None]
+    wanted = ((numbers, np.float64), (codes, np.int64), (times, np.int64), (pixels, np.uint8), (tokens, np.int64))
+    given = [part for part, _ in wanted if part is not None]
     empty = np.empty((len(given[0]) if given else 0, 0))
-    wanted = ((numbers, np.float64), (codes, np.int64), (times, np.int64))
     # "W": frames hand out read-only arrays, and torch warns about tensors that could write to them.
     parts = [np.require(empty if part is None else part, dtype, ["W"]) for part, dtype in wanted]
     return Records(*(torch.from_numpy(part) for part in parts))
@@ -88,7 +128,7 @@ def iterate_blocks(records: Records) -> Iterator[tuple[slice, Records]]:
     for start in range(0, len(records), BLOCK):
         block = records[start : start + BLOCK]
         rows = slice(start, start + len(block))
-        yield rows, Records(_pad(block.numbers), _pad(block.codes), _pad(block.times))
+        yield rows, Records(*map(_pad, block.parts))
 
 
 def _pad(part: Tensor) -> Tensor:

@@ -54,11 +54,14 @@ def score_residuals(residual: Tensor, weights: Tensor, params: ResidualParams) -
     return scores.sqrt() if params.kind == "root_mean_squared" else scores
 
 
-def share_scores(residual: Tensor, weights: Tensor, slots: Tensor, scores: Tensor, params: ResidualParams) -> Tensor:
-    """Split scores (N,) by column, weights float64 (D,) -> float64 (N, F), never negative; rows add up to scores."""
+def share_scores(residual: Tensor, weights: Tensor, units: Tensor, scores: Tensor, params: ResidualParams) -> Tensor:
+    """Split scores (N,) by unit, given weights float64 (D,) and each slot's unit (D,) -> float64 (N, U).
+
+    Shares are never negative, and those of a row add up to its score.
+    """
     exact = residual.double()
     by_slot = (exact.abs() if params.kind == "mean_absolute" else exact.square()) * weights  # (N, D)
-    n_columns = int(slots.max()) + 1
-    by_column = by_slot.new_zeros(len(by_slot), n_columns).index_add_(1, slots, by_slot)  # (N, F)
-    total = by_column.sum(dim=1, keepdim=True)  # (N, 1)
-    return by_column / torch.where(total > 0, total, 1.0) * scores.double()[:, None]
+    n_units = int(units.max()) + 1
+    by_unit = by_slot.new_zeros(len(by_slot), n_units).index_add_(1, units, by_slot)  # (N, U)
+    total = by_unit.sum(dim=1, keepdim=True)  # (N, 1)
+    return by_unit / torch.where(total > 0, total, 1.0) * scores.double()[:, None]

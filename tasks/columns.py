@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from models.params import Section
 from models.records import MISSING_TIME, Column, Records, make_records
+from tasks.errors import BatchRejected, ParamsInvalid
+from tasks.images import read_pixels, read_shape
+from tasks.tokens import SequenceParams, describe_sequence, encode_tokens, take_commonest
 
 
 class ColumnsParams(Section):
@@ -22,6 +25,8 @@ class ColumnsParams(Section):
     log_numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     datetime: tuple[str, ...] = ()
+    image: tuple[str, ...] = ()
+    sequence: dict[str, SequenceParams] = Field(default={})
     max_categories: int = Field(default=200, ge=1)  # the rarer ones of a column share the unseen slot
 
     @model_validator(mode="after")
@@ -40,29 +45,52 @@ class ColumnsParams(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """All columns, in the detector's order."""
-        return (*self.numbers, *self.categorical, *self.datetime)
+        return (*self.numbers, *self.categorical, *self.datetime, *self.image, *self.sequence)
 
 
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
-    """The columns with the vocabularies of the fit rows: the commonest categories, in alphabetical order."""
+    """The columns with the vocabularies of the fit rows: the commonest categories or tokens, in alphabetical order.
+
+    Raises TooFewRows where texts hold no token at all, ParamsInvalid where a column does not hold images.
+    """
     numeric = [Column(name, "numeric") for name in params.numeric]
     categorical = [
         Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical
     ]
     numeric += [Column(name, "log_numeric") for name in params.log_numeric]
-    return (*numeric, *categorical, *(Column(name, "datetime") for name in params.datetime))
+    datetime = [Column(name, "datetime") for name in params.datetime]
+    images = [_describe_image(fit.schema.field(name)) for name in params.image]
+    sequences = [describe_sequence(name, fit[name], how) for name, how in params.sequence.items()]
+    return (*numeric, *categorical, *datetime, *images, *sequences)
 
 
 def _vocabulary(column: pa.ChunkedArray, most: int) -> tuple[str, ...]:
-    counts = pc.value_counts(column.cast(pa.string()).drop_null()).to_pylist()
-    ranked = sorted(counts, key=lambda item: (-item["counts"], item["values"]))
-    return tuple(sorted(item["values"] for item in ranked[:most]))
+    found = pc.value_counts(column.cast(pa.string()).drop_null())
+    return take_commonest(found.field("values"), found.field("counts").to_numpy(), most)
+
+
+def _describe_image(field: pa.Field) -> Column:
+    shape = read_shape(field)
+    if shape is None:
+        raise ParamsInvalid(
+            "A column that is to be read as an image holds none.",
+            where=f"train.columns.image, column {field.name}",
+            got=f"type {field.type}",
+            expected="a column of type image, with its shape, in the contract",
+            todo="correct train.columns, or the contract",
+        )
+    return Column(field.name, "image", shape=shape)
 
 
 def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
-    """A table's rows as records, and the mask (N,) of rows with a category that fitting had not seen."""
+    """A table's rows as records, and the mask (N,) of rows with a category or word that has no slot of its own.
+
+    Raises BatchRejected where an image or a text is missing, or an image has another size.
+    """
+    _refuse_missing(table, [column.name for column in columns if column.kind in ("image", "sequence")])
     n = table.num_rows
-    of_kind = {kind: [c for c in columns if kind in c.kind] for kind in ("numeric", "categorical", "datetime")}
+    kinds = ("numeric", "categorical", "datetime", "image", "sequence")
+    of_kind = {kind: [c for c in columns if kind in c.kind] for kind in kinds}
     numbers = np.empty((n, len(of_kind["numeric"])))
     codes = np.empty((n, len(of_kind["categorical"])), dtype=np.int64)
     times = np.empty((n, len(of_kind["datetime"])), dtype=np.int64)
@@ -76,7 +104,26 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     unseen = np.zeros(n, dtype=bool)
     for position, column in enumerate(of_kind["categorical"]):
         unseen |= codes[:, position] == len(column.vocabulary)
-    return make_records(numbers, codes, times), unseen
+    pixels = [read_pixels(table[column.name], column) for column in of_kind["image"]]
+    tokens = []
+    for column in of_kind["sequence"]:
+        found = encode_tokens(table[column.name], column)
+        unseen |= (found[:, : column.tokens.words] == len(column.vocabulary)).any(axis=1)
+        tokens.append(found)
+    joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
+    return make_records(numbers, codes, times, *joined), unseen
+
+
+def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:
+    missing = {name: table[name].null_count for name in names if table[name].null_count}
+    if missing:
+        raise BatchRejected(
+            "Images or texts are missing.",
+            where=", ".join(f"column {name}" for name in missing),
+            got=", ".join(f"{count} of {table.num_rows} rows without one" for count in missing.values()),
+            expected="one in every row: nothing could stand for it",
+            todo="take nullable from the column in the contract, so that such rows are quarantined",
+        )
 
 
 def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -8,12 +8,13 @@ stops the batch). A batch expectation's column is `rows`, `quarantined_fraction`
 
 import hashlib
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from models.params import Section
+from tasks.images import make_field
 
 TYPES = {
     "float": pa.float64(),
@@ -41,10 +42,21 @@ FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
 class ContractColumn(Section):
     """One column that Nightjar keeps. Missing and infinite values are quarantined unless allowed here."""
 
-    type: Literal["float", "int", "text", "bool", "timestamp"]
+    type: Literal["float", "int", "text", "bool", "timestamp", "image"]
+    shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None  # of images: rows, columns
     nullable: bool = False
     infinite: bool = False
     masked: bool = False  # a personal value: never in logs, reports, examples or causes
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContractColumn":
+        if (self.type == "image") != (self.shape is not None):
+            raise ValueError("an image, and nothing else, has a shape: [rows, columns] of pixels")
+        return self
+
+    def to_field(self, name: str) -> pa.Field:
+        """The column as a field of an Arrow schema."""
+        return make_field(name, self.shape) if self.shape else pa.field(name, TYPES[self.type])
 
 
 class ContractExpectation(Section):
@@ -86,6 +98,9 @@ class Contract(Section):
                     what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
                     raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
                 named = [str(value) for key, value in expectation.kwargs.items() if key.startswith("column")]
+                is_presence = expectation.type.endswith("_be_null")
+                if any(name in self.columns and self.columns[name].shape for name in named) and not is_presence:
+                    raise ValueError(f"{expectation.type} cannot judge an image: only whether there is one")
                 if unknown := [name for name in named if name not in self.columns]:
                     raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
             elif column not in BATCH_FACTS:
@@ -100,8 +115,8 @@ class Contract(Section):
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of validated rows: record_id, event_time, then the columns."""
-        fields = [("record_id", pa.string()), ("event_time", TYPES["timestamp"])]
-        return pa.schema(fields + [(name, TYPES[c.type]) for name, c in self.columns.items() if name != "event_time"])
+        fields = [pa.field("record_id", pa.string()), pa.field("event_time", TYPES["timestamp"])]
+        return pa.schema(fields + [c.to_field(name) for name, c in self.columns.items() if name != "event_time"])
 
     @property
     def row_expectations(self) -> tuple[ContractExpectation, ...]:

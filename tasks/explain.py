@@ -17,6 +17,8 @@ from tasks.score import name_causes
 from tasks.site import Site
 from tasks.tables import Batch
 
+MOST_CAUSES = 20  # of a record with many patches or tokens; columns are all shown
+
 
 @dataclass(frozen=True)
 class RecordExplanation:
@@ -63,7 +65,9 @@ def explain_record(site: Site, contract: Contract, record_id: str, day: date | N
     records, _ = to_records(row, detector.columns)
     score = detector.score(records)
     masked = {name for name, column in contract.columns.items() if column.masked}
-    [causes] = name_causes(detector.explain(records), row, detector.columns, masked, len(detector.columns))
+    most = max(len(detector.columns), MOST_CAUSES)
+    [text] = name_causes(detector.explain(records), row, detector.columns, masked, most)
+    causes = json.loads(text)
     return RecordExplanation(
         record_id=record_id,
         batch_date=batch.batch_date,
@@ -73,7 +77,7 @@ def explain_record(site: Site, contract: Contract, record_id: str, day: date | N
         p_value=float(detector.p_value(score)[0]),
         threshold=batch.threshold,
         is_flagged=bool(score[0] > batch.threshold),
-        causes=json.loads(causes)[:-1],
+        causes=causes if causes[-1]["share"] else causes[:-1],
         model=version.name,
         model_version=version.version,
         input_hash=batch.input_hash,

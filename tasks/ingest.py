@@ -21,13 +21,13 @@ from prefect import get_run_logger, task
 from pydantic import AwareDatetime, Field, model_validator
 
 from models.params import Section
-from tasks import payments, warehouse
+from tasks import codes, payments, warehouse
 from tasks.errors import SourceInvalid
 from tasks.lake import Lake, Part, PartWriter
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
-from tasks.sources import Arrival, FilesSource, Source, SqlSource, list_files, list_payments, read_query
+from tasks.sources import Arrival, FilesSource, Source, SqlSource, list_codes, list_files, list_payments, read_query
 
 
 class EventTime(Section):
@@ -70,10 +70,14 @@ class LabelColumn(Section):
 
 
 class IngestParams(Section):
-    """Where rows come from and what names them. Without `record_id` a row is named by its file and row number."""
+    """Where rows come from and what names them. Without `record_id` a row is named by its file and row number.
+
+    `file_column` names a column to make that holds the file a row came from.
+    """
 
     source: Source
     record_id: str | None = None
+    file_column: str | None = None
     event_time: EventTime
     labels: LabelColumn | None = None
 
@@ -95,6 +99,8 @@ class Ingested:
 
 def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
     """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+    if params.file_column:
+        table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
     if len(set(table.column_names)) < table.num_columns:
         raise SourceInvalid(
             "The source has two columns of one name.",
@@ -120,11 +126,10 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
     times = _event_times(table, params.event_time, first_row)
-    keep = [c for c in table.column_names if c not in ("record_id", "event_time", params.event_time.column)]
-    columns = [ids, times, *(table[c] for c in keep)]
-    if params.event_time.column and params.event_time.seconds_since:
-        keep, columns = [params.event_time.column, *keep], [ids, times, table[params.event_time.column], *columns[2:]]
-    return pa.table(columns, names=["record_id", "event_time", *keep])
+    replaced = {"record_id", "event_time", None if params.event_time.seconds_since else params.event_time.column}
+    keep = [field for field in table.schema if field.name not in replaced]  # with its metadata: the shape of images
+    fields = [pa.field("record_id", pa.string()), pa.field("event_time", times.type), *keep]
+    return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
 def _event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
@@ -234,6 +239,8 @@ def list_arrivals(site: Site, params: IngestParams, window: Window) -> list[Arri
         found: Iterable[Arrival] = list_files(source, site.sources)
     elif isinstance(source, SqlSource):
         found = [read_query(source, window.now)]
+    elif isinstance(source, codes.CodesSource):
+        found = list_codes(source, site.zone, window.first, window.last)
     else:
         found = list_payments(source, site.time_zone, window.first, window.last)
     return [arrival for arrival in found if arrival.arrived_at <= window.now]

@@ -4,6 +4,7 @@ The same bundle is registered once: its content hash is the version's identity.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
     """A synthetic input row of the right types; no real record leaves the lake."""
     values: dict[str, object] = {}
     for column in columns:
-        if column.kind == "categorical":
+        if column.kind in ("categorical", "sequence"):
             values[column.name] = "other"
+        elif column.kind == "image":
+            values[column.name] = bytes(math.prod(column.shape))
         else:
             values[column.name] = pd.Timestamp("2026-01-01 12:00:00") if column.kind == "datetime" else 1.0
     return pd.DataFrame([values])

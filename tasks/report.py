@@ -78,7 +78,8 @@ def describe_cause(cause: dict[str, Any]) -> str:
     """One cause in words."""
     if "actual" not in cause:
         return f"{cause['column']} {cause['share']:.3g}"
-    return f"{cause['column']} {cause['share']:.3g}: {_short(cause['actual'])}, expected {_short(cause['expected'])}"
+    what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
+    return f"{what} {cause['share']:.3g}: {_short(cause['actual'])}, expected {_short(cause['expected'])}"
 
 
 def _short(value: object) -> str:

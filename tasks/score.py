@@ -21,6 +21,7 @@ from prefect import get_run_logger, task
 from pydantic import Field
 
 from models.detector import Detector, Explanation
+from models.encoders import UNSEEN
 from models.params import Section
 from models.records import Column
 from tasks.columns import to_records
@@ -30,6 +31,7 @@ from tasks.lake import Lake, Manifest, read_ahead
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
+from tasks.tokens import list_unseen
 from tasks.tracking import Version
 from tasks.validate import Validation
 
@@ -93,20 +95,28 @@ def name_causes(
 ) -> list[str]:
     """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
 
-    Shares add up to the score. Actual and expected are in the record's own units; a masked column shows neither.
+    Shares add up to the score. A patch of an image or a token of a sequence is named by "part". Actual and expected
+    are in the record's own units; a masked column shows neither.
     """
-    actual = {column.name: rows[column.name].to_pylist() for column in columns}
+    actual = {column.name: rows[column.name].to_pylist() for column in columns if column.kind != "image"}
     texts = []
     for row, shares in enumerate(explanation.contributions):
         order = np.argsort(-shares, kind="stable")
         causes: list[dict[str, Any]] = []
         for position in order[:most]:
-            column = columns[position]
-            hidden = column.name in masked
-            expected = MASKED if hidden else _expected(column, explanation.expected[row, position])
-            value = MASKED if hidden else _plain(actual[column.name][row])
-            share = float(shares[position])
-            causes.append({"column": column.name, "share": share, "actual": value, "expected": expected})
+            unit = explanation.units[position]
+            column, share = columns[unit.column], float(shares[position])
+            cause: dict[str, Any] = {"column": column.name, "part": unit.part, "share": share}
+            if not unit.part:
+                cause.pop("part")
+                value = _plain(actual[column.name][row])
+            elif unit.part == UNSEEN:
+                value = ", ".join(list_unseen(actual[column.name][row], column))
+            else:
+                value = _round(explanation.actual[row, position])
+            cause |= {"actual": value, "expected": _expected(column, explanation.expected[row, position])}
+            hidden = cause.keys() & {"part", "actual", "expected"} if column.name in masked else ()
+            causes.append(cause | dict.fromkeys(hidden, MASKED))
         causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
         texts.append(json.dumps(causes, allow_nan=False))
     return texts
@@ -118,7 +128,11 @@ def _expected(column: Column, value: float) -> Any:
         return column.vocabulary[code] if 0 <= code < len(column.vocabulary) else "unseen"
     if column.kind == "datetime":
         return f"around {int(value) % 24:02d}:00 UTC"
-    return _plain(float(f"{value:.6g}"))
+    return _plain(_round(value))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _plain(value: Any) -> Any:
@@ -140,7 +154,7 @@ def score_batch(
     """Write the scores of a validated batch; returns the flags' path and the rows scored, flagged and unseen."""
     lake, names = site.lake, [column.name for column in detector.columns]
     read = list(dict.fromkeys(["record_id", "event_time", *names]))
-    texts = tuple(column.name for column in detector.columns if column.kind == "categorical")
+    texts = tuple(column.name for column in detector.columns if column.kind in ("categorical", "sequence"))
     partition = lake.write("scores", site.detector, validated.batch_date)
     worst, threshold = WorstRows(params.max_alerts), detector.threshold.value
     scored = flagged = unseen = 0

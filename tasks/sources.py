@@ -6,37 +6,53 @@ CSV values stay text, so that a bad one is judged as it arrived. Nothing here kn
 import glob
 import hashlib
 import io
+import itertools
+import math
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import sqlalchemy as sa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.params import Section
-from tasks import payments
+from tasks import codes, payments
 from tasks.errors import ServiceUnreachable, SourceInvalid
+from tasks.images import make_field, to_arrow
 from tasks.lake import SLICE_ROWS
 
 
 class FilesSource(Section):
-    """CSV, gzipped CSV or Parquet: a file, a folder, a glob, or any fsspec URL; relative to NIGHTJAR_SOURCES.
+    """CSV, Parquet, text lines or .npz archives of images: a file, a folder, a glob, or any fsspec URL.
 
-    `header` names the columns of CSV files that have no header line.
+    Paths are relative to NIGHTJAR_SOURCES. `header` names the columns of CSV files that have no header line.
+    `line_column` is for text files: every line is one record, and its text stands in the column of this name.
     """
 
     kind: Literal["files"]
     path: str = Field(min_length=1)
     header: tuple[str, ...] = ()
+    line_column: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "FilesSource":
+        if self.header and self.line_column:
+            raise ValueError("a line that is one record has no columns: give either header or line_column")
+        return self
 
 
 class SqlSource(Section):
@@ -47,7 +63,7 @@ class SqlSource(Section):
     query: str
 
 
-Source = Annotated[FilesSource | SqlSource | payments.PaymentsSource, Field(discriminator="kind")]
+Source = Annotated[FilesSource | SqlSource | payments.PaymentsSource | codes.CodesSource, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
             "The source has no file.",
             where=url,
             got="nothing there",
-            expected="a CSV, gzipped CSV or Parquet file, a folder or a glob",
+            expected="a CSV, Parquet, text or .npz file, a folder or a glob",
             todo="put the file there, or set NIGHTJAR_SOURCES to the folder that holds it",
         )
     folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
@@ -84,9 +100,17 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
         name = str(info["name"])
         stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
         arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
-        reader = read_parquet if name.endswith((".parquet", ".pq")) else partial(read_csv, header=source.header)
+        reader = _choose_reader(source, name)
         version = f"{info.get('size')}-{info.get('ETag') or stamp}"
         yield Arrival(name.removeprefix(folder).lstrip("/"), version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
+
+
+def _choose_reader(source: FilesSource, name: str) -> Callable[[Any, str], Iterator[pa.Table]]:
+    if source.line_column:
+        return partial(read_lines, column=source.line_column)
+    if name.endswith(".npz"):
+        return read_images
+    return read_parquet if name.endswith((".parquet", ".pq")) else partial(read_csv, header=source.header)
 
 
 def read_csv(fs: Any, path: str, header: tuple[str, ...] = ()) -> Iterator[pa.Table]:
@@ -125,6 +149,72 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
                 yield pa.Table.from_batches([batch])
     except (EOFError, OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
+
+
+def read_lines(fs: Any, path: str, column: str) -> Iterator[pa.Table]:
+    """A text file's lines in one column, slice by slice, without blanks at their ends; an empty line is null."""
+    try:
+        with fs.open(path, "rt", compression="infer", encoding="utf-8") as file:
+            while lines := [line.strip() or None for line in itertools.islice(file, SLICE_ROWS)]:
+                yield pa.table({column: pa.array(lines, pa.string())})
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_images(fs: Any, path: str) -> Iterator[pa.Table]:
+    """The rows of an .npz archive, slice by slice: uint8 arrays (N, rows, columns) are images, arrays (N,) are plain.
+
+    A column is named like its array. Only the slice is in memory. Raises SourceInvalid where a shape or type does not
+    fit, or the arrays differ in N.
+    """
+    try:
+        with fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive, ExitStack() as stack:
+            arrays = {name.removesuffix(".npy"): stack.enter_context(archive.open(name)) for name in archive.namelist()}
+            headers = {name: _read_header(member) for name, member in arrays.items()}
+            _check_arrays(path, headers)
+            rows = min(shape[0] for shape, _ in headers.values())
+            for start in range(0, rows, SLICE_ROWS):
+                n = min(SLICE_ROWS, rows - start)
+                yield _to_table({name: _read_rows(arrays[name], n, *header) for name, header in headers.items()})
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_by_column, dtype = read(member)
+    if is_by_column and len(shape) > 1:
+        raise ValueError("an array in column order, which cannot be read row by row")
+    return shape, dtype
+
+
+def _check_arrays(path: str, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+    is_image = [len(shape) == 3 and dtype == np.uint8 for shape, dtype in headers.values()]
+    is_plain = [len(shape) == 1 and dtype.kind in "biufU" for shape, dtype in headers.values()]
+    fits = all(image or plain for image, plain in zip(is_image, is_plain, strict=True))
+    if not (fits and any(is_image) and len({shape[0] for shape, _ in headers.values()}) == 1):
+        raise SourceInvalid(
+            "The image archive has arrays of a wrong shape or type.",
+            where=path,
+            got=", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in headers.items()) or "no arrays",
+            expected="images as uint8 (N, rows, columns), all else as numbers or texts (N,), of the same N",
+            todo="write the archive again with numpy.savez_compressed",
+        )
+
+
+def _read_rows(member: IO[bytes], n: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.frombuffer(member.read(n * dtype.itemsize * math.prod(shape[1:])), dtype).reshape(n, *shape[1:])
+
+
+def _to_table(arrays: dict[str, npt.NDArray[Any]]) -> pa.Table:
+    images = {name: (array.shape[1], array.shape[2]) for name, array in arrays.items() if array.ndim == 3}
+    columns = {name: to_arrow(array) if name in images else pa.array(array) for name, array in arrays.items()}
+    fields = [
+        make_field(name, images[name]) if name in images else pa.field(name, column.type)
+        for name, column in columns.items()
+    ]
+    return pa.table(list(columns.values()), schema=pa.schema(fields))
 
 
 def read_query(source: SqlSource, now: datetime) -> Arrival:
@@ -173,6 +263,15 @@ def list_payments(source: payments.PaymentsSource, zone: str, first: date, last:
     for file in payments.list_files(source, zone, first, last):
         read = lambda f=file: map(_to_arrow, payments.read_file(source, zone, f))  # noqa: E731
         yield Arrival(file.name, version, file.arrives_at, read)
+
+
+def list_codes(source: codes.CodesSource, zone: ZoneInfo, first: date, last: date) -> Iterator[Arrival]:
+    """The generated codes of some dates, a file each, that arrives when its day is over."""
+    version = hashlib.sha256(f"{source.model_dump_json()} {zone}".encode()).hexdigest()[:16]
+    for offset in range((last - max(first, source.first_date)).days + 1):
+        day = max(first, source.first_date) + timedelta(days=offset)
+        over = datetime.combine(day + timedelta(days=1), time(), zone).astimezone(UTC)
+        yield Arrival(f"codes-{day}", version, over, lambda d=day: iter([codes.draw_day(source, zone, d)]))  # type: ignore[misc]
 
 
 def _to_arrow(frame: pd.DataFrame) -> pa.Table:

@@ -24,6 +24,7 @@ from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
 from tasks.errors import BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
+from tasks.images import describe_shape, read_shape
 from tasks.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
 from tasks.progress import progress_of
@@ -80,6 +81,7 @@ class _OpenBatch:
     excluded: int = 0
     surprises: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    misshapen: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if column.type == kind:
         return column
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.chunked_array([pa.nulls(len(column), kind)])
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:
@@ -156,8 +160,20 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
             for raw in read_ahead(lake.slices(part)):
                 names = set(raw.column_names) - {"record_id", "event_time"}
                 batch.surprises |= names - contract.columns.keys()
+                batch.misshapen |= find_misshapen(raw.schema, contract)
                 batch.missing |= contract.columns.keys() - names - {"event_time"}
                 yield _Piece(batch, raw, type_rows(raw, contract), good, bad)
+
+
+def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
+    """What is wrong with the landed columns that should hold images of the contract's shape."""
+    shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
+    found = {name: read_shape(schema.field(name)) for name in shapes}
+    return {
+        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
+        for name, shape in found.items()
+        if shape != shapes[name]
+    }
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -170,6 +186,16 @@ def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[
         group.append(piece)
     if group:
         yield group
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """What Great Expectations is shown of rows; of an image only whether there is one, as it could not judge more."""
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_fixed_size_binary(table.schema.field(name).type):
+            is_there = pc.if_else(table[name].is_valid(), True, pa.scalar(None, pa.bool_()))
+            table = table.set_column(place, name, is_there)
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch) -> tuple[Mask, Mask]:
@@ -275,7 +301,7 @@ def _validate(
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
     for group in group_pieces(open_pieces(lake, contract, batches)):
-        frame = pa.concat_tables([piece.typed for piece in group]).select(rows.columns).to_pandas()
+        frame = to_frame(pa.concat_tables([piece.typed for piece in group]).select(rows.columns))
         broken = rows.judge(frame)
         position = 0
         for piece in group:
@@ -319,6 +345,7 @@ def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcom
     warnings: list[str] = []
     if batch.missing:
         failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
+    failures += sorted(batch.misshapen)
     if batch.surprises:
         unknown = f"columns not in the contract, ignored: {', '.join(sorted(batch.surprises))}"
         (failures if contract.extra_columns == "stop" else warnings).append(unknown)

@@ -109,7 +109,6 @@ def test_the_names_in_params_yaml_stand_in_the_contracts() -> None:
     for name, detector in document["detectors"].items():
         contract = yaml.safe_load((ROOT / "contracts" / f"{name}.yaml").read_text())
         columns = detector["train"]["columns"]
-        used = {
-            column for kind in ("numeric", "log_numeric", "categorical", "datetime") for column in columns.get(kind, [])
-        }
+        kinds = ("numeric", "log_numeric", "categorical", "datetime", "image", "sequence")
+        used = {column for kind in kinds for column in columns.get(kind, [])}
         assert used <= set(contract["columns"]), name

@@ -1,10 +1,12 @@
+from itertools import product
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from models.autoencoder import Activation, Autoencoder, AutoencoderParams
+from models.autoencoder import Activation, Autoencoder, AutoencoderParams, Output
 from models.records import BLOCK
 
 
@@ -21,6 +23,23 @@ def test_the_loss_is_the_mean_squared_error_against_the_target() -> None:
     assert torch.isclose(network.loss(x, target, None), ((network(x) - target) ** 2).mean())
 
 
+def test_a_sigmoid_output_stays_within_0_and_1_in_both_modes() -> None:
+    network, x = Autoencoder(11, AutoencoderParams(layers=(5, 3), output="sigmoid")), 100 * torch.randn(20, 11)
+    plain = Autoencoder(11, AutoencoderParams(layers=(5, 3)))
+    plain.load_state_dict(network.state_dict())
+    assert torch.allclose(network.eval()(x), torch.sigmoid(plain(x)), atol=1e-6)
+    assert torch.allclose(network.train()(x), network.eval()(x), atol=1e-6)
+
+
+def test_the_activity_penalty_is_the_mean_l1_norm_of_the_narrowest_layers_activations() -> None:
+    params = AutoencoderParams(layers=(4, 2, 5), activation="tanh", output="sigmoid", activity_penalty=0.3)
+    network, x, target = Autoencoder(3, params), torch.randn(7, 3), torch.randn(7, 3)
+    weights = [p.detach().numpy() for p in network.parameters()]
+    hidden = np.tanh(np.tanh(x.numpy() @ weights[0].T + weights[1]) @ weights[2].T + weights[3])
+    expected = ((network(x) - target) ** 2).mean().item() + 0.3 * np.abs(hidden).sum(axis=1).mean()
+    assert np.isclose(network.loss(x, target, None).item(), expected)
+
+
 def test_params_take_a_list_from_a_file_but_no_text_and_no_empty_network() -> None:
     assert AutoencoderParams.model_validate({"layers": [20, 8, 20]}).layers == (20, 8, 20)
     for bad in (["20"], [], [0], [2.0]):
@@ -32,8 +51,8 @@ def test_params_take_a_list_from_a_file_but_no_text_and_no_empty_network() -> No
 def test_in_eval_mode_a_row_has_the_same_bits_at_every_place_in_the_block(width: int) -> None:
     generator = torch.Generator().manual_seed(width)
     x, order = torch.randn(BLOCK, width, generator=generator), torch.randperm(BLOCK, generator=generator)
-    for activation in get_args(Activation):
-        network = Autoencoder(width, AutoencoderParams(layers=(9, 3, 7), activation=activation)).eval()
+    for activation, output in product(get_args(Activation), get_args(Output)):
+        network = Autoencoder(width, AutoencoderParams(layers=(9, 3, 7), activation=activation, output=output)).eval()
         with torch.inference_mode():
             assert torch.equal(network(x)[order], network(x[order]))
 

@@ -21,7 +21,7 @@ from models.encoders import encode_records
 from models.errors import BundleInvalid, NightjarError
 from models.fitting import EpochLog, FitParams, NetworkParams
 from models.neighbours import NeighboursParams
-from models.records import BLOCK, Column, Records, make_records
+from models.records import BLOCK, Column, Records, Tokens, make_records
 from models.scoring import ResidualParams, ScoreParams
 from models.variational import VariationalParams
 
@@ -139,6 +139,25 @@ def test_contributions_add_up_to_the_scores(detector: Detector, kind: str | None
     assert explanation.contributions.shape == explanation.expected.shape == (30, 4)
     assert explanation.contributions.min() >= 0
     assert np.allclose(explanation.contributions.sum(axis=1), detector.score(records), rtol=1e-12, atol=0)
+
+
+def test_an_image_is_explained_by_patch_and_a_text_by_token() -> None:
+    rng = np.random.default_rng(0)
+    columns = [Column("text", "sequence", ("a", "b"), tokens=Tokens(" ", 1, 2, "multi_hot"))]
+    columns += [Column("photo", "image", shape=(14, 7))]
+    pixels = np.repeat(rng.integers(0, 256, (200, 1)), 98, axis=1)
+    rows = make_records(pixels=pixels, tokens=np.repeat(rng.integers(0, 2, (200, 1)), 2, axis=1))
+    params = DetectorParams(network=AutoencoderParams(layers=(4,), output="sigmoid"), fit=FitParams(epochs=40))
+    fitted = fit_detector(columns, rows[:150], rows[150:], params, torch.device("cpu"))
+    pixels, tokens = rows.pixels[:2].numpy().copy(), np.array([[0, 0], [2, 2]])
+    pixels[0, 49:] = 255 - pixels[0, 49:]
+    explanation = fitted.explain(make_records(pixels=pixels, tokens=tokens))
+    assert [unit.part for unit in fitted.encoder.units] == ["a", "b", "<unseen>", "rows 0-6, columns 0-6",
+                                                            "rows 7-13, columns 0-6"]  # fmt: skip
+    assert explanation.contributions[0].argmax() == 4 and explanation.contributions[1].argmax() == 2
+    assert np.allclose(explanation.contributions.sum(axis=1), fitted.score(make_records(pixels=pixels, tokens=tokens)))
+    assert explanation.actual[1, :3].tolist() == [0, 0, 1] and explanation.expected[1, 2] < 0.5
+    assert explanation.actual[0, 4] == pytest.approx(pixels[0, 49:].mean(), abs=1e-3)
 
 
 def test_the_broken_column_is_the_cause_and_its_expected_value_is_near_the_normal_one() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.encoders import MAX_DEVIATION, EncodeParams, Encoder, choose_kinds, encode_records
+from models.encoders import MAX_DEVIATION, UNSEEN, EncodeParams, Encoder, Unit, choose_kinds, encode_records
 from models.errors import NightjarError, TooFewRows
-from models.records import MISSING_TIME, Column, Records, make_records
+from models.records import MISSING_TIME, PADDING, Column, Records, Tokens, make_records
 
 MIXED = (
     Column("amount", "log_numeric"),
@@ -18,6 +18,10 @@ MIXED = (
     Column("at", "datetime"),
     Column("channel", "categorical", ("web", "shop", "phone")),
 )
+WORDS = Column("text", "sequence", ("AB", "XR"), tokens=Tokens(r"\s+", 1, 4, "multi_hot"))
+COUNTS = Column("log", "sequence", ("5",), tokens=Tokens(r"\s+", 1, 3, "counts"))
+IMAGE = Column("photo", "image", shape=(3, 2))
+NEW_KINDS = (WORDS, MIXED[2], IMAGE, COUNTS)
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=64)
 CODES = st.integers(-(2**63), 2**63 - 1)
 
@@ -73,6 +77,65 @@ def test_a_time_takes_its_place_on_the_clocks_of_the_day_and_of_the_week() -> No
 def test_a_missing_time_sits_at_the_centre_of_the_clocks() -> None:
     encoded = encode(Encoder(MIXED[3:4]), make_records(times=np.array([[MISSING_TIME]])))
     assert encoded.tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_pixel_is_its_share_of_white() -> None:
+    encoded = encode(Encoder([IMAGE]), make_records(pixels=np.array([[0, 255, 51, 102, 1, 254]], dtype=np.uint8)))
+    assert np.allclose(encoded, [[0, 1, 0.2, 0.4, 1 / 255, 254 / 255]], atol=1e-7)
+
+
+def test_a_token_fills_its_slot_and_all_unseen_ones_share_the_last() -> None:
+    rows = [[0, 0, 1, PADDING], [2, 9, -5, 0], [PADDING] * 4]
+    assert encode(Encoder([WORDS]), make_records(tokens=np.array(rows))).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]
+
+
+def test_counted_tokens_take_the_logarithm_of_one_more_than_their_number() -> None:
+    rows = np.array([[0, 0, 0], [0, 1, 1], [PADDING] * 3])
+    expected = np.log1p([[3, 0], [1, 2], [0, 0]])
+    assert np.allclose(encode(Encoder([COUNTS]), make_records(tokens=rows)), expected)
+
+
+def test_units_are_columns_patches_and_tokens_in_the_order_of_the_columns() -> None:
+    columns = (WORDS, MIXED[1], Column("photo", "image", shape=(14, 20)))
+    encoder = Encoder(columns)
+    patches = [f"rows {a}, columns {b}" for a in ("0-6", "7-13") for b in ("0-5", "6-12", "13-19")]
+    assert encoder.units == (
+        *(Unit(0, token) for token in ("AB", "XR", UNSEEN)), Unit(1), *(Unit(2, name) for name in patches)
+    )  # fmt: skip
+    assert encoder.slot_units[:3].tolist() == [3] * 3 and encoder.slot_units[-3:].tolist() == [0, 1, 2]
+    units = encoder.slot_units[3:-3].reshape(14, 20)
+    assert units[0, 0] == 4 and units[6, 5] == 4 and units[7, 6] == 8 and units[13, 19] == 9
+
+
+@given(
+    arrays(np.float64, (4, 1), elements=FLOATS),
+    arrays(np.uint8, (4, 6)),
+    arrays(np.int64, (4, 7), elements=st.one_of(CODES, st.integers(-1, 3))),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_pixels_and_tokens_come_in_each_lands_in_its_columns_slots(
+    numbers: np.ndarray, pixels: np.ndarray, tokens: np.ndarray
+) -> None:
+    records = make_records(numbers, pixels=pixels, tokens=tokens)
+    encoder = Encoder(NEW_KINDS).fit(records)
+    encoded = encode(encoder, records)
+    assert encoder.slots.tolist() == [1, *[2] * 6, *[0] * 3, *[3] * 2]
+    assert np.allclose(encoded[:, 1:7] * 255, pixels, atol=1e-4)
+    for row, (words, events) in enumerate(zip(tokens[:, :4].tolist(), tokens[:, 4:].tolist(), strict=True)):
+        assert encoded[row, 7:10].tolist() == [0 in words, 1 in words, any(t not in (PADDING, 0, 1) for t in words)]
+        counts = [events.count(0), sum(t not in (PADDING, 0) for t in events)]
+        assert np.allclose(encoded[row, 10:], np.log1p(counts))
+    values = encoder.decode(torch.from_numpy(encoded)).numpy()
+    assert values.shape == (4, len(encoder.units)) and np.isfinite(values).all()
+    assert np.allclose(values[:, 4], pixels.mean(axis=1), atol=1e-3)
+
+
+def test_decoding_gives_back_the_mean_of_a_patch_and_the_number_of_a_token() -> None:
+    pixels = np.arange(6, dtype=np.uint8)[None] * 10
+    records = make_records(np.ones((1, 1)), pixels=pixels, tokens=np.array([[0, 0, 7, PADDING, 0, 0, 3]]))
+    encoder = Encoder(NEW_KINDS).fit(records)
+    values = encoder.decode(encode_records(encoder, records))[0].tolist()
+    assert values == pytest.approx([1, 0, 1, 1, 25, 2, 1])
 
 
 def test_a_missing_number_reads_as_the_mean_and_does_not_move_it() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models.errors import NightjarError
-from models.records import BLOCK, Records, iterate_blocks, make_records
+from models.records import BLOCK, PADDING, Records, Tokens, iterate_blocks, make_records
 
 
 def test_a_part_left_out_has_no_columns_but_as_many_rows() -> None:
@@ -25,6 +25,15 @@ def test_rows_are_taken_by_slice_and_by_mask() -> None:
     assert records[torch.tensor([True, False, False, True])].codes.flatten().tolist() == [0, 3]
 
 
+def test_pixels_and_tokens_travel_with_the_rows_they_belong_to() -> None:
+    pixels, tokens = np.arange(6, dtype=np.uint8).reshape(3, 2), np.array([[0], [1], [PADDING]])
+    records = make_records(pixels=pixels, tokens=tokens)
+    assert records.widths == (0, 0, 0, 2, 1)
+    assert records[1:].pixels.tolist() == [[2, 3], [4, 5]] and records[1:].tokens.tolist() == [[1], [PADDING]]
+    [(rows, block)] = iterate_blocks(records)
+    assert (rows, block.pixels.shape, block.tokens.shape) == (slice(0, 3), (BLOCK, 2), (BLOCK, 1))
+
+
 def test_parts_of_different_lengths_are_refused() -> None:
     with pytest.raises(NightjarError, match="do not match"):
         make_records(np.ones((3, 1)), np.ones((2, 1), dtype=np.int64))
@@ -32,7 +41,14 @@ def test_parts_of_different_lengths_are_refused() -> None:
 
 def test_parts_of_wrong_types_are_refused() -> None:
     with pytest.raises(NightjarError, match="wrong types"):
-        Records(torch.ones(1, 1), torch.ones(1, 0, dtype=torch.int64), torch.ones(1, 0, dtype=torch.int64))
+        Records(torch.ones(1, 1), *(torch.ones(1, 0, dtype=torch.int64) for _ in range(4)))
+
+
+@pytest.mark.parametrize(("ngrams", "words"), [(1, 5), (2, 5), (3, 5), (4, 1), (2, 0)])
+def test_a_record_has_room_for_all_its_runs_of_words_and_edges(ngrams: int, words: int) -> None:
+    text = ["<", *(str(n) for n in range(words)), ">"]
+    runs = [text[i : i + k] for k in range(2, ngrams + 1) for i in range(len(text) - k + 1)]
+    assert Tokens(r"\s+", ngrams, words, "counts").length == words + len(runs)
 
 
 @pytest.mark.parametrize("n", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
@@ -41,6 +57,6 @@ def test_blocks_have_one_shape_and_cover_every_row_once(n: int) -> None:
     seen = []
     for rows, block in iterate_blocks(make_records(numbers)):
         assert block.numbers.shape == (BLOCK, 2) and block.codes.shape == (BLOCK, 0)
-        assert block.numbers.is_contiguous()
+        assert block.numbers.is_contiguous() and block.widths == (2, 0, 0, 0, 0)
         seen.append(block.numbers[: rows.stop - rows.start].numpy())
     assert np.array_equal(np.concatenate(seen) if seen else np.empty((0, 2)), numbers)

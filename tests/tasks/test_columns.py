@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models.records import MISSING_TIME, Column
+from models.records import MISSING_TIME, Column, Tokens
 from tasks.columns import ColumnsParams, describe_columns, encode_text, to_records
+from tasks.errors import BatchRejected
+from tasks.tokens import SequenceParams
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -68,6 +70,31 @@ def test_each_kind_is_in_its_place_whatever_the_order_of_the_columns():
     assert unseen.tolist() == [False, False, True]
 
 
+def test_texts_become_tokens_and_a_word_without_a_slot_marks_the_row():
+    table = pa.table({"code": ["AB 21", "AB 99 21", "21 AB 77"], "n": [1, 2, 3]})
+    columns = [Column("code", "sequence", ("21", "AB"), tokens=Tokens(words=2)), Column("n", "numeric")]
+    records, unseen = to_records(table, columns)
+    assert records.tokens.tolist() == [[1, 0], [1, 2], [0, 1]]
+    assert unseen.tolist() == [False, True, False]  # what is cut off is not read
+
+
+def test_a_missing_text_is_refused_by_its_column():
+    table = pa.table({"code": ["AB", None]})
+    with pytest.raises(BatchRejected, match=r"column code(.|\n)*1 of 2 rows"):
+        to_records(table, [Column("code", "sequence", ("AB",), tokens=Tokens(words=1))])
+
+
+def test_several_sequences_stand_side_by_side():
+    table = pa.table({"a": ["x"], "b": ["y x"]})
+    params = ColumnsParams(sequence={"a": SequenceParams(), "b": SequenceParams(form="counts")})
+    columns = describe_columns(params, table)
+    assert [(c.name, c.vocabulary, c.tokens.words, c.tokens.form) for c in columns] == [
+        ("a", ("x",), 1, "multi_hot"),
+        ("b", ("x", "y"), 2, "counts"),
+    ]
+    assert to_records(table, columns)[0].tokens.tolist() == [[0, 1, 0]]
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_a_time_is_microseconds_in_utc_whatever_its_unit(unit):
     table = pa.table({"at": pa.array([NOON, None], pa.timestamp(unit, tz="Europe/Berlin"))})
@@ -98,6 +125,7 @@ def test_ties_for_the_last_place_go_by_the_alphabet_not_by_the_order_of_rows():
     [
         ({}, "at least one column"),
         ({"numeric": ("a",), "datetime": ("a",)}, "two kinds"),
+        ({"image": ("a",), "sequence": {"a": SequenceParams()}}, "two kinds"),
         ({"numbers": ("a",)}, "extra"),
     ],
 )

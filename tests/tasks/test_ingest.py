@@ -89,6 +89,38 @@ def test_a_source_may_be_any_fsspec_url(site, tmp_path, scheme):
     assert ingest(site, configure(url)).arrivals == 0
 
 
+@pytest.mark.parametrize("name", ["events.log", "events.gz"])
+def test_a_line_is_a_record_and_an_empty_one_has_no_text(site, name, monkeypatch):
+    monkeypatch.setattr("tasks.sources.SLICE_ROWS", 2)
+    text = b'5 22 5 \n\n5,9;"x\n'
+    put(site, name, gzip.compress(text, mtime=0) if name.endswith("gz") else text)
+    source = FilesSource(kind="files", path=name, line_column="events")
+    ingest(site, configure(source=source, record_id=None, event_time=EventTime(rows_per_day=9, first_date=DAY)))
+    assert read_landing(site)["events"].fillna("null").tolist() == ["5 22 5", "null", '5,9;"x']
+
+
+def test_the_file_a_row_came_from_may_be_its_label(site):
+    put(site, "in/good.log", "1\n2\n")
+    put(site, "in/bad.log", "3\n")
+    changes = {
+        "source": FilesSource(kind="files", path="in", line_column="events"),
+        "event_time": EventTime(rows_per_day=9, first_date=DAY),
+        "labels": LabelColumn(column="file", normal=("good.log",)),
+    }
+    assert ingest(site, configure(record_id=None, file_column="file", **changes)).labels == 3
+    rows = read_landing(site).set_index("record_id")
+    assert rows["file"].to_dict() == {f"{n}.log:{k:09d}": f"{n}.log" for n, k in (("bad", 0), ("good", 0), ("good", 1))}
+    labels = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+    assert labels.loc[labels["label"] == 1, "record_id"].tolist() == ["bad.log:000000000"]
+
+
+def test_text_that_is_no_utf_8_is_refused(site):
+    put(site, "bad.log", b"\xff\xfe\x00")
+    source = FilesSource(kind="files", path="bad.log", line_column="events")
+    with pytest.raises(SourceInvalid, match="damaged"):
+        ingest(site, configure(source=source, record_id=None, event_time=EventTime(rows_per_day=9, first_date=DAY)))
+
+
 def test_values_of_a_csv_stay_text_until_validation(site):
     put(site, "pay.csv", CSV)
     ingest(site, configure("pay.csv"))
