@@ -4,6 +4,7 @@ scikit-learn fetches what it knows, and OpenML's sets; the rest are plain files 
 left alone, and nothing half-fetched is ever seen under its name.
 """
 
+import gzip
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ class PublicFile:
 
 
 def from_url(path: str, url: str) -> PublicFile:
-    """A file that is published just as it is used."""
+    """A file that is published just as it is used, but for gzip."""
 
     def fetch(target: Path) -> None:
-        with fsspec.open(url, "rb") as remote, target.open("wb") as file:
+        packed = path.endswith(".gz") and not url.endswith(".gz")
+        with fsspec.open(url, "rb") as remote, (gzip.open if packed else open)(target, "wb") as file:
             shutil.copyfileobj(remote, file, 1 << 20)
 
     return PublicFile(path, url, fetch)
@@ -65,8 +67,8 @@ PUBLIC: Mapping[str, tuple[PublicFile, ...]] = {
     ),
     "mnist": (PublicFile("mnist/mnist_train.npz", "OpenML's mnist_784", fetch_mnist),),
     "hdfs": (
-        from_url("hdfs/hdfs_train", f"{DEEPLOG}/hdfs_train"),
-        from_url("hdfs/hdfs_abnormal", f"{DEEPLOG}/hdfs_test_abnormal"),
+        from_url("hdfs/hdfs_train.gz", f"{DEEPLOG}/hdfs_train"),
+        from_url("hdfs/hdfs_abnormal.gz", f"{DEEPLOG}/hdfs_test_abnormal"),
     ),
 }
 

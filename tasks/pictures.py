@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
-from models.detector import Detector
+from models.detector import Detector, rebuild
+from models.encoders import encode_records
 from models.records import Records
 
 Floats = npt.NDArray[np.float64]
@@ -30,6 +32,8 @@ def draw_all(
         draw_thresholds(folder / "thresholds.png", curve, threshold)
         draw_ranking(folder / "ranking.png", scores, is_anomaly)
     draw_latent(folder / "latent.png", detector.encode(records), scores, is_anomaly, threshold)
+    if any(column.kind == "image" for column in detector.columns):
+        draw_images(folder / "images.png", detector, records, scores)
 
 
 def draw_scores(path: Path, scores: Floats, is_anomaly: Flags, threshold: float) -> None:
@@ -89,6 +93,32 @@ def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, t
         axes.scatter(*places[mask].T, color=ANOMALOUS, s=4, alpha=0.5)
     for axes, title in zip(panels, ("by score", "by flag", "by truth"), strict=True):
         axes.set(title=f"Latent space {title}", xlabel="1st principal component", ylabel="2nd")
+    figure.savefig(path)
+
+
+def draw_images(path: Path, detector: Detector, records: Records, scores: Floats, each: int = 6) -> None:
+    """Typical and worst images of the first image column: as they came, as they were rebuilt, and the difference."""
+    order = np.argsort(scores, kind="stable")
+    middle = max(0, len(order) // 2 - each // 2)
+    chosen = np.concatenate([order[middle : middle + each], order[-each:]])
+    column = next(i for i, column in enumerate(detector.columns) if column.kind == "image")
+    own = detector.encoder.slots == column
+    encoded = encode_records(detector.encoder, records[torch.from_numpy(chosen)])
+    rebuilt = rebuild(detector.networks, encoded)[0].T  # (n, D)
+    shape = (-1, *detector.columns[column].shape)
+    before, after = (rows[:, own].reshape(shape).numpy() for rows in (encoded, rebuilt))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(len(chosen), 3.6), dpi=100, layout="constrained")
+    panels = figure.subplots(3, len(chosen), squeeze=False)
+    for row, (title, images) in enumerate((("image", before), ("rebuilt", after), ("error", np.abs(after - before)))):
+        for place, axes in enumerate(panels[row]):
+            axes.imshow(images[place], cmap="magma" if row == 2 else "gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(f"{scores[chosen[place]]:.2g}", fontsize=8)
+        panels[row][0].set_ylabel(title)
+    figure.suptitle(f"{min(each, len(scores))} typical test images, then the worst; their scores above")
     figure.savefig(path)
 
 

@@ -23,10 +23,10 @@ def test_a_plain_url_is_fetched_once(tmp_path: Path) -> None:
     (tmp_path / "home" / "rows").write_bytes(b"5 5 22\n" * 1000)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "home"))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        homes = {"logs": (from_url("logs/rows", f"http://127.0.0.1:{server.server_port}/rows"),)}
-        assert fetch_public("logs", tmp_path / "sources", homes) == {"logs/rows": True}
-        assert (tmp_path / "sources/logs/rows").read_bytes() == b"5 5 22\n" * 1000
-        assert fetch_public("logs", tmp_path / "sources", homes) == {"logs/rows": False}
+        homes = {"logs": (from_url("logs/rows.gz", f"http://127.0.0.1:{server.server_port}/rows"),)}
+        assert fetch_public("logs", tmp_path / "sources", homes) == {"logs/rows.gz": True}
+        assert gzip.decompress((tmp_path / "sources/logs/rows.gz").read_bytes()) == b"5 5 22\n" * 1000
+        assert fetch_public("logs", tmp_path / "sources", homes) == {"logs/rows.gz": False}
         server.shutdown()
 
 
