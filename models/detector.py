@@ -25,6 +25,7 @@ from models.errors import BundleInvalid, NightjarError
 from models.fitting import EpochLog, FitParams, Network, NetworkParams, build_network, fit_network, pin_threads
 from models.params import Section
 from models.records import Column, Records, iterate_blocks
+from models.reducer import Reducer, ReducerHeader, describe_records
 from models.scoring import ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
 
@@ -46,6 +47,7 @@ class DetectorHeader(Section):
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
+    reducer: ReducerHeader | None = None  # left out where there is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class Detector:
     threads: int
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
+    reducer: Reducer | None = None
 
     def score(self, records: Records) -> Floats:
         """Score rows, float64 (N,). A row's score is the same bits whatever rows come with it."""
@@ -117,6 +120,24 @@ class Detector:
         """Conformal p-values of scores (N,), in (0, 1]; small is anomalous."""
         return p_values(scores, self._calibrated().scores)
 
+    def describe(self, records: Records) -> Tensor:
+        """What the reducer reads of rows, float32 (N, E); see `reducer.describe_records`."""
+        scores, usual = self.score(records), float(np.median(self._calibrated().scores))
+        contributions = self.explain(records).contributions
+        encoded = encode_records(self.encoder, records)
+        return describe_records(encoded, contributions, scores, self.rank(scores), max(usual, 1e-12))
+
+    def reduce(self, records: Records) -> tuple[Floats, NDArray[np.bool_]]:
+        """Second stage: each flag's probability of being a true anomaly (N,), and whether it is suppressed (N,).
+
+        Without a reducer the probabilities are NaN and nothing is suppressed.
+        """
+        if self.reducer is None:
+            return np.full(len(records), np.nan), np.zeros(len(records), dtype=bool)
+        with pin_threads(self.threads):
+            probabilities = self.reducer.predict(self.describe(records))
+        return probabilities, self.reducer.suppresses(probabilities)
+
     @property
     def threshold(self) -> Threshold:
         """The threshold; a record is flagged when its score is strictly greater than `threshold.value`."""
@@ -126,11 +147,17 @@ class Detector:
         """The same detector with another lineage."""
         return replace(self, lineage=lineage)
 
+    def with_reducer(self, reducer: Reducer) -> "Detector":
+        """The same detector with a second stage."""
+        return replace(self, reducer=reducer)
+
     def save(self, folder: Path) -> str:
         """Write the bundle folder and return its content hash."""
         arrays = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         arrays |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
         arrays |= {"spreads": self.spreads}
+        if self.reducer:
+            arrays |= {f"reducer.{name}": value for name, value in self.reducer.classifier.state_dict().items()}
         calibration = self.calibration
         scores = torch.from_numpy(calibration.scores if calibration else np.empty(0))
         header = DetectorHeader(
@@ -140,9 +167,10 @@ class Detector:
             threads=self.threads,
             threshold=calibration.threshold if calibration else None,
             lineage=dict(self.lineage),
+            reducer=self.reducer.header if self.reducer else None,
         )
         contents = {
-            HEADER: dump_json(header.model_dump(mode="json")),
+            HEADER: dump_json(header.model_dump(mode="json", exclude=None if self.reducer else {"reducer"})),
             WEIGHTS: dump_tensors(arrays),
             CALIBRATION: dump_tensors({"scores": scores}),
         }
@@ -161,6 +189,7 @@ class Detector:
             network.load_state_dict(_take(arrays, "network."))
             network.eval()
             spreads = arrays["spreads"]
+            reducer = Reducer.build(header.reducer, _take(arrays, "reducer.")) if header.reducer else None
         except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
             raise BundleInvalid(
                 "The files of the bundle do not fit together.",
@@ -180,6 +209,7 @@ class Detector:
             threads=header.threads,
             calibration=calibration,
             lineage=header.lineage,
+            reducer=reducer,
         )
 
     def _weigh(self) -> Tensor:
@@ -223,11 +253,14 @@ def calibrate_detector(
     policy: ThresholdParams,
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
 ) -> Detector:
-    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,)."""
+    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,).
+
+    A reducer is dropped: it was learnt on the flags of another threshold.
+    """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
     threshold = fit_threshold(scores, policy, labelled)
-    return replace(detector, calibration=Calibration(np.sort(scores), threshold))
+    return replace(detector, calibration=Calibration(np.sort(scores), threshold), reducer=None)
 
 
 def _take(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
