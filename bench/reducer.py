@@ -5,9 +5,9 @@ trimming, and flags at a low threshold. Verdicts are the truth on an early stret
 below the threshold. Everything is measured on data later than the verdicts: precision at recall 0.5 and 0.7 of all
 anomalies there, flagged or not. The stack ranks flags by the reducer's probability, the other rows after them by
 score. The supervised model is the reducer's own kind of classifier on the encoded rows, fitted on flags and sample
-(weighted by the inverse of their chance of being reviewed, or all alike), and ranks all later rows. Mean and standard deviation
-over seeds are shown: worlds of the simulator for payments; for creditcard, whose rows are what they are, which
-anomalies lie hidden, the sample and the weights.
+(weighted by the inverse of their chance of being reviewed, or all alike), and ranks all later rows. Mean and standard
+deviation over seeds are shown: worlds of the simulator for payments; for creditcard, whose rows are what they are,
+which anomalies lie hidden, the sample and the weights.
 """
 
 import argparse

@@ -134,8 +134,7 @@ class Detector:
         """
         if self.reducer is None:
             return np.full(len(records), np.nan), np.zeros(len(records), dtype=bool)
-        with pin_threads(self.threads):
-            probabilities = self.reducer.predict(self.describe(records))
+        probabilities = self.reducer.predict(self.describe(records))
         return probabilities, self.reducer.suppresses(probabilities)
 
     @property

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from models.autoencoder import Stack, Widths
 from models.calibration import Floats
 from models.errors import ReducerRefused, TooFewRows
+from models.fitting import pin_threads
 from models.params import Section
 from models.records import BLOCK
 
@@ -117,8 +118,12 @@ class NetworkClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Log-odds of rows."""
-        logits: Tensor = self.stack(self.standardise(features))[:, 0]
-        return logits + self.shift
+        return self.judge(self.standardise(features)) + self.shift
+
+    def judge(self, deviations: Tensor) -> Tensor:
+        """Log-odds of standardised rows, without the shift."""
+        logits: Tensor = self.stack(deviations)[:, 0]
+        return logits
 
 
 class ForestClassifier(nn.Module):
@@ -286,7 +291,8 @@ def fit_classifier(rows: Verdicts, params: ReducerParams) -> Classifier:
         )
     balanced = weights * np.where(rows.is_anomaly, 0.5 / of_true, 0.5 / of_false) * len(rows)
     fit = _fit_forest if isinstance(params, ForestReducerParams) else _fit_network
-    classifier: Classifier = fit(rows, balanced, params)  # type: ignore[arg-type]
+    with pin_threads(1):
+        classifier: Classifier = fit(rows, balanced, params)  # type: ignore[arg-type]
     classifier.shift.fill_(float(np.log(of_true / of_false)))
     return classifier
 
@@ -294,11 +300,12 @@ def fit_classifier(rows: Verdicts, params: ReducerParams) -> Classifier:
 def predict(classifier: Classifier, features: Tensor) -> Floats:
     """Probabilities of rows (N, E), float64 (N,), in blocks of one shape as in `records.iterate_blocks`."""
     probabilities = torch.empty(len(features), dtype=torch.float64)
-    with torch.inference_mode():
+    with pin_threads(1), torch.inference_mode():
         for start in range(0, len(features), BLOCK):
             block = features[start : start + BLOCK]
-            logits = classifier(F.pad(block, (0, 0, 0, BLOCK - len(block))))
-            probabilities[start : start + len(block)] = logits[: len(block)].double().sigmoid()
+            # The whole block to its end: the last few values of a part would go another way through the processor.
+            padded: Tensor = classifier(F.pad(block, (0, 0, 0, BLOCK - len(block)))).double().sigmoid()
+            probabilities[start : start + len(block)] = padded[: len(block)]
     return probabilities.numpy()
 
 
@@ -334,7 +341,7 @@ def _fit_network(rows: Verdicts, weights: Floats, params: NetworkReducerParams) 
     for _ in range(params.epochs):
         for picked in torch.split(torch.randperm(len(x), generator=chance), BATCH_SIZE):
             is_read = torch.rand(len(picked), x.shape[1], generator=chance) >= params.dropout
-            logits = network.stack(x[picked] * is_read / (1 - params.dropout))[:, 0]
+            logits = network.judge(x[picked] * is_read / (1 - params.dropout))
             losses = F.binary_cross_entropy_with_logits(logits, target[picked].float(), reduction="none")
             optimizer.zero_grad(set_to_none=True)
             (losses * weight[picked]).mean().backward()  # type: ignore[no-untyped-call]
