@@ -19,7 +19,7 @@ from tasks import warehouse
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import BatchMissing, LeakageFound, SourceInvalid, TooFewRows
-from tasks.ingest import EventTime, IngestParams, Labels
+from tasks.ingest import EventTime, IngestParams, LabelColumn
 from tasks.lake import Manifest
 from tasks.publish import publish_night
 from tasks.review import (
@@ -56,7 +56,7 @@ EVERYTHING = ScoreParams()
 INGEST = IngestParams(
     source=FilesSource(kind="files", path="unread"),
     event_time=EventTime(column="event_time"),
-    labels=Labels(column="fraud", anomalous=("1",)),
+    labels=LabelColumn(column="fraud", anomalous=("1",)),
 )
 
 
