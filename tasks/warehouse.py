@@ -243,14 +243,17 @@ def add_reviews(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
     return added
 
 
-def read_reviews(engine: sa.Engine, detector: str) -> pd.DataFrame:
-    """Each reviewed record's latest verdict, by batch date and record: REVIEW_COLUMNS."""
+def read_reviews(engine: sa.Engine, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
+    """Each reviewed record's latest verdict (as of an instant, if one is named), by date and record: REVIEW_COLUMNS."""
     record = [reviews.c.batch_date, reviews.c.record_id]
     # Two reviewers at one instant: one of them, but always the same one.
     order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
     recency = sa.func.row_number().over(partition_by=record, order_by=order).label("recency")
     columns = [reviews.c[name] for name in REVIEW_COLUMNS]
-    ranked = sa.select(*columns, recency).where(reviews.c.detector == detector).subquery()
+    given = sa.select(*columns, recency).where(reviews.c.detector == detector)
+    if known_by is not None:
+        given = given.where(reviews.c.reviewed_at <= known_by)
+    ranked = given.subquery()
     current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(ranked.c.recency == 1)
     with begin(engine) as connection:
         return _read_frame(connection, current.order_by(ranked.c.batch_date, ranked.c.record_id))

@@ -202,6 +202,7 @@ def test_of_several_verdicts_on_a_record_the_latest_counts(engine):
     ]
     assert found["batch_date"].tolist() == [DAY, DAY]
     assert read_reviews(engine, "nobody").empty
+    assert read_reviews(engine, "cards", NOW)["verdict"].tolist() == ["anomaly", "anomaly"]
 
 
 def test_labels_are_read_as_they_were_known_at_an_instant(engine):
