@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -71,8 +72,6 @@ def run(name: Name, as_json: Json = False, debug: Debug = False) -> None:
 @app.command(epilog="nightjar fetch kddcup99")
 def fetch(name: Name, as_json: Json = False, debug: Debug = False) -> None:
     """Bring a public data set from its home to the sources folder; what is there already is left alone."""
-    from pathlib import Path
-
     from flows.settings import load_settings
     from tasks.fetch import fetch_public
 
@@ -249,6 +248,72 @@ def explain(
     print_rows(Table(title="causes: shares of the score", title_justify="left"), causes, columns)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
                  f"input {found.input_hash[:12]}")  # fmt: skip
+
+
+@app.command(epilog="nightjar review payments --date 2026-11-20 > asked.csv; nightjar review payments --take asked.csv")
+def review(
+    name: Name,
+    date: Day = None,
+    sample: Annotated[int | None, typer.Option(min=0, help="Rows besides the alerts; else review.sample.")] = None,
+    take: Annotated[Path | None, typer.Option(help="A file written by this command, with verdicts filled in.")] = None,
+    by: Annotated[str, typer.Option(help="Who gave the verdicts of --take.")] = "analyst",
+    from_labels: Annotated[bool, typer.Option("--from-labels", help="Take known labels for verdicts.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what to judge of a night (the newest unless named) as CSV, or take the verdicts: anomaly or normal."""
+    from flows.setup import prepare
+    from tasks import review as step
+
+    setup, now = prepare(name), datetime.now(UTC)
+    site, params = setup.site, setup.configured.detector.review
+    asked = params.sample if sample is None else sample
+    if take:
+        answers = step.read_answers(take)
+    elif from_labels:
+        by = "labels"
+        nights = [batch.batch_date for batch in step.list_published(site, date.date() if date else None)]
+        answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
+    else:
+        night = step.list_published(site, date.date() if date else None)[-1].batch_date
+        questions = step.ask_about(site, night, asked)
+        if as_json:
+            print_json({"detector": name, "questions": questions.to_dict("records")})
+        else:
+            questions.to_csv(sys.stdout, index=False)
+        return
+    added = step.keep_verdicts(site, answers, by, now)
+    given = answers["verdict"].value_counts()
+    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL)}
+    if as_json:
+        print_json({"detector": name, "new": added, "given": counts})
+    else:
+        told = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {told}")
+
+
+@app.command(epilog="nightjar reduce payments")
+def reduce(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Learn the second stage from all verdicts so far, and register the champion with it as a challenger."""
+    from flows.setup import prepare
+    from tasks.review import register_reducer
+
+    setup = prepare(name)
+    with running():
+        reduced = register_reducer(setup.site, setup.configured.detector.review)
+    if as_json:
+        print_json({"detector": name, **asdict(reduced)})
+        return
+    gain, registered = reduced.gain, reduced.registered
+    stdout.print(f"learnt from {gain.verdicts:,} verdicts, {gain.flags:,} on flags, {gain.confirmed:,} confirmed")
+    stdout.print(
+        f"precision {gain.precision_before:.1%} -> {gain.precision_after:.1%} at {gain.recall_kept:.1%} of the flagged "
+        f"anomalies kept; the threshold finds about {gain.first_stage_recall:.0%} of all",
+        soft_wrap=True,
+    )
+    stdout.print(f"flags a night {reduced.flags_per_night:,.0f} -> alerts a night {reduced.alerts_per_night:,.0f}")
+    told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
+    stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
 
 
 @app.command(epilog="nightjar doctor payments")

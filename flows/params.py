@@ -21,6 +21,7 @@ from tasks.contract import Contract
 from tasks.errors import ParamsInvalid
 from tasks.filter import FilterParams
 from tasks.ingest import IngestParams
+from tasks.review import ReviewParams
 from tasks.score import ScoreParams
 from tasks.train import TrainParams
 from tasks.validate import ValidateParams
@@ -55,6 +56,7 @@ class Detector(Section):
     train: TrainParams
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
+    review: ReviewParams = ReviewParams()
 
 
 class _Params(Section):

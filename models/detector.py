@@ -46,6 +46,7 @@ from models.neighbours import (
 )
 from models.params import Section
 from models.records import Column, Records, iterate_blocks
+from models.reducer import Reducer, ReducerHeader, describe_records
 from models.scoring import ResidualParams, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
 
@@ -67,6 +68,7 @@ class DetectorHeader(Section):
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
+    reducer: ReducerHeader | None = None  # left out where there is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,7 @@ class Detector:
     references: References = NO_REFERENCES
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
+    reducer: Reducer | None = None
 
     def score(self, records: Records) -> Floats:
         """Score rows, float64 (N,). A row's score is the same bits whatever rows come with it."""
@@ -163,6 +166,23 @@ class Detector:
         """Conformal p-values of scores (N,), in (0, 1]; small is anomalous."""
         return p_values(scores, self._calibrated().scores)
 
+    def describe(self, records: Records) -> Tensor:
+        """What the reducer reads of rows, float32 (N, E); see `reducer.describe_records`."""
+        scores, usual = self.score(records), float(np.median(self._calibrated().scores))
+        contributions = self.explain(records).contributions
+        encoded = encode_records(self.encoder, records)
+        return describe_records(encoded, contributions, scores, self.rank(scores), max(usual, 1e-12))
+
+    def reduce(self, records: Records) -> tuple[Floats, NDArray[np.bool_]]:
+        """Second stage: each flag's probability of being a true anomaly (N,), and whether it is suppressed (N,).
+
+        Without a reducer the probabilities are NaN and nothing is suppressed.
+        """
+        if self.reducer is None:
+            return np.full(len(records), np.nan), np.zeros(len(records), dtype=bool)
+        probabilities = self.reducer.predict(self.describe(records))
+        return probabilities, self.reducer.suppresses(probabilities)
+
     @property
     def threshold(self) -> Threshold:
         """The threshold; a record is flagged when its score is strictly greater than `threshold.value`."""
@@ -172,6 +192,10 @@ class Detector:
         """The same detector with another lineage."""
         return replace(self, lineage=lineage)
 
+    def with_reducer(self, reducer: Reducer) -> "Detector":
+        """The same detector with a second stage."""
+        return replace(self, reducer=reducer)
+
     def save(self, folder: Path) -> str:
         """Write the bundle folder and return its content hash."""
         arrays = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
@@ -180,6 +204,8 @@ class Detector:
         arrays |= {"spreads": self.spreads}
         if isinstance(self.score_params, NeighboursParams):
             arrays |= {"references.points": self.references.points, "references.spacing": self.references.spacing}
+        if self.reducer:
+            arrays |= {f"reducer.{name}": value for name, value in self.reducer.classifier.state_dict().items()}
         calibration = self.calibration
         scores = torch.from_numpy(calibration.scores if calibration else np.empty(0))
         header = DetectorHeader(
@@ -189,9 +215,10 @@ class Detector:
             threads=self.threads,
             threshold=calibration.threshold if calibration else None,
             lineage=dict(self.lineage),
+            reducer=self.reducer.header if self.reducer else None,
         )
         contents = {
-            HEADER: dump_json(header.model_dump(mode="json")),
+            HEADER: dump_json(header.model_dump(mode="json", exclude=None if self.reducer else {"reducer"})),
             WEIGHTS: dump_tensors(arrays),
             CALIBRATION: dump_tensors({"scores": scores}),
         }
@@ -213,6 +240,7 @@ class Detector:
             spreads, references = arrays["spreads"], NO_REFERENCES
             if isinstance(header.score, NeighboursParams):
                 references = References(arrays["references.points"], arrays["references.spacing"])
+            reducer = Reducer.build(header.reducer, _take(arrays, "reducer.")) if header.reducer else None
         except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
             raise BundleInvalid(
                 "The files of the bundle do not fit together.",
@@ -233,6 +261,7 @@ class Detector:
             references=references,
             calibration=calibration,
             lineage=header.lineage,
+            reducer=reducer,
         )
 
     def _weigh(self) -> Tensor:
@@ -311,11 +340,14 @@ def calibrate_detector(
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
     rows_per_night: float = math.nan,
 ) -> Detector:
-    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,)."""
+    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,).
+
+    A reducer is dropped: it was learnt on the flags of another threshold.
+    """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
     threshold = fit_threshold(scores, policy, labelled, rows_per_night)
-    return replace(detector, calibration=Calibration(np.sort(scores), threshold))
+    return replace(detector, calibration=Calibration(np.sort(scores), threshold), reducer=None)
 
 
 def _prefix(i: int) -> str:

@@ -1,8 +1,9 @@
 """Choose the rows to learn from: five disjoint sets of validated rows, with labels as known at the training cut-off.
 
-Fit, stopping and calibration rows are clean: without the records labelled anomalous by then, and, on request, fit and
-stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their anomalies, with the
-label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out is counted by reason.
+Fit, stopping and calibration rows are clean: without the records labelled or judged anomalous by then, and, on
+request, fit and stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their
+anomalies, with the label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out
+is counted by reason.
 """
 
 import hashlib
@@ -263,10 +264,20 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
         )
 
 
+def read_known(site: Site, cutoff: date) -> pd.DataFrame:
+    """What was known when the cut-off began: record_id, label, known_at; verdicts count where no label had come."""
+    engine, start = warehouse.open_engine(site.warehouse_url), site.start_of(cutoff)
+    labels = warehouse.read_labels(engine, site.detector, start)
+    reviews = warehouse.read_reviews(engine, site.detector, start).drop_duplicates("record_id", keep="last")
+    judged = reviews[~reviews["record_id"].isin(labels["record_id"])]
+    label = (judged["verdict"] == "anomaly").astype("int64")
+    verdicts = pd.DataFrame({"record_id": judged["record_id"], "label": label, "known_at": judged["reviewed_at"]})
+    return pd.concat([labels, verdicts], ignore_index=True) if len(verdicts) else labels
+
+
 def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str]) -> TrainingSet:
     """Write the clean partition of a cut-off and describe it. Raises TooFewRows and LeakageFound."""
-    engine = warehouse.open_engine(site.warehouse_url)
-    labels = warehouse.read_labels(engine, site.detector, site.start_of(cutoff))
+    labels = read_known(site, cutoff)
     table, sets, label, excluded, dates = choose_rows(site, cutoff, params, numeric, labels)
     table = table.append_column(LABEL, pa.array(label, pa.int8()))
     lake = site.lake

@@ -24,7 +24,7 @@ from tasks.filter import (
     split_by_date,
     split_by_fractions,
 )
-from tasks.warehouse import add_labels, open_engine
+from tasks.warehouse import add_labels, add_reviews, open_engine
 
 FIRST = date(2026, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(8)]
@@ -159,6 +159,20 @@ def test_a_label_taken_back_by_the_cut_off_does_not_exclude(site, days, label):
     label(f"{DAYS[0]}/1", known_at=datetime(2026, 3, 5, tzinfo=UTC), label=0)
     prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
     assert f"{DAYS[0]}/1" in read_sets(site)["fit"]
+
+
+def test_a_verdict_by_the_cut_off_counts_where_no_label_has_arrived(site, days, label):
+    early, late = datetime(2026, 3, 8, tzinfo=UTC), datetime(2026, 3, 9, 1, tzinfo=UTC)
+    label(f"{FIRST}/1", known_at=early, label=0)
+    records = [f"{FIRST}/{i}" for i in (1, 2, 3, 4)]
+    verdicts = pd.DataFrame({"record_id": records, "verdict": ["anomaly", "anomaly", "normal", "anomaly"]})
+    given = verdicts.assign(batch_date=FIRST, reviewer="ada", inclusion=1.0, reviewed_at=[early] * 3 + [late])
+    add_reviews(open_engine(site.warehouse_url), "toy", given)
+    prepared = prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
+    assert prepared.excluded["labelled anomalous"] == 1
+    fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")["label"]
+    assert f"{FIRST}/2" not in fit.index
+    assert [fit[f"{FIRST}/{i}"] for i in (1, 3, 4)] == [0, 0, -1]
 
 
 def test_tuning_and_test_keep_their_anomalies_with_the_label(site, days, label):
