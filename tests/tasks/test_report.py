@@ -207,6 +207,10 @@ def test_a_batch_without_scores_has_no_histogram(site):
         ({"column": "a", "share": 0.12345, "actual": 1234567.0, "expected": 2.0}, "a 0.123: 1.2346e+06, expected 2"),
         ({"column": "a", "share": 1.0, "actual": None, "expected": "DE"}, "a 1: None, expected DE"),
         ({"column": "other", "share": 0.5}, "other 0.5"),
+        (
+            {"column": "code", "part": "XR", "share": 0.5, "actual": 1.0, "expected": 0.25},
+            "code XR 0.5: 1, expected 0.25",
+        ),
     ],
 )
 def test_a_cause_is_told_in_words(cause, words):

@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 
 from models.autoencoder import AutoencoderParams
 from models.calibration import FixedPolicy, QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.detector import Detector, DetectorParams, Explanation, calibrate_detector, fit_detector
+from models.encoders import UNSEEN, Unit
 from models.fitting import FitParams
-from models.records import Column
+from models.records import Column, Tokens
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import LeakageFound
-from tasks.score import MASKED, ScoreParams, WorstRows, check_out_of_sample, read_ahead, read_flags, score_batch
+from tasks.score import (
+    MASKED,
+    ScoreParams,
+    WorstRows,
+    check_out_of_sample,
+    name_causes,
+    read_ahead,
+    read_flags,
+    score_batch,
+)
 
 DAY = date(2026, 3, 1)
 COLUMNS = (
@@ -172,6 +182,23 @@ def test_actual_and_expected_are_in_the_records_own_units(score):
     assert causes["event_time"]["actual"].replace(" ", "T") == "2026-03-01T00:00:00+00:00"
     assert causes["event_time"]["expected"].endswith(":00 UTC")
     assert causes["spend"]["actual"] is None
+
+
+def test_a_cause_may_be_a_patch_a_token_or_the_tokens_without_a_slot():
+    units = (Unit(0, "AB"), Unit(0, UNSEEN), Unit(1, "rows 0-6, columns 0-6"))
+    shares, actual = np.array([[0.1, 3.0, 2.0]]), np.array([[1.0, 2.0, 12.3456789]])
+    explanation = Explanation(units, shares, actual, actual / 2)
+    columns = (Column("code", "sequence", ("AB",), tokens=Tokens(words=4)), Column("photo", "image", shape=(7, 7)))
+    rows = pa.table({"code": ["QQ AB 7"], "photo": pa.array([bytes(49)], pa.binary(49))})
+    [text] = name_causes(explanation, rows, columns, set(), 2)
+    assert json.loads(text) == [
+        {"column": "code", "part": UNSEEN, "share": 3, "actual": "QQ, 7", "expected": 1},
+        {"column": "photo", "part": units[2].part, "share": 2, "actual": 12.3457, "expected": 6.17284},
+        {"column": "other", "share": 0.1},
+    ]
+    [text] = name_causes(explanation, rows, columns, {"code"}, 1)
+    hidden = {"part": MASKED, "actual": MASKED, "expected": MASKED}
+    assert json.loads(text)[0] == {"column": "code", "share": 3} | hidden
 
 
 def test_the_cap_keeps_the_worst_and_counts_all(score):

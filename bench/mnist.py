@@ -1,0 +1,117 @@
+"""The mnist detector on what is no digit: noise, drawn shapes, and digits that were tampered with.
+
+The network of params.yaml is fitted on MNIST digits, and one with a single hidden layer as wide as its bottleneck.
+The last 10,000 digits of the archive are held out: half of them set the threshold (99th percentile), half are tested
+and tampered with, 1,000 of each kind. Everything passes through columns, encoder and score as in a nightly run.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from flows.params import load_detector
+from models.autoencoder import AutoencoderParams
+from models.calibration import QuantilePolicy
+from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.fitting import EpochLog, FitParams
+from models.records import Records
+from tasks.columns import ColumnsParams, describe_columns, to_records
+from tasks.images import make_field, to_arrow
+from tasks.train import TrainParams
+
+PROJECT = Path(__file__).resolve().parents[1]
+STOPPING, CALIBRATION, TESTED = 2_000, 5_000, 5_000  # the last digits; all before them are fitted
+EACH, SIDE = 1_000, 28
+Images = npt.NDArray[np.uint8]
+
+
+def to_table(images: Images) -> pa.Table:
+    return pa.table([to_arrow(images)], schema=pa.schema([make_field("images", (SIDE, SIDE))]))
+
+
+def draw_noise(rng: np.random.Generator) -> Images:
+    return rng.integers(0, 256, (EACH, SIDE, SIDE)).astype(np.uint8)
+
+
+def draw_shapes(rng: np.random.Generator, shape: str) -> Images:
+    """White shapes two to three pixels thick, of any size and place."""
+    down, across = np.mgrid[:SIDE, :SIDE][:, None]
+    center = rng.uniform(10, 18, (2, EACH, 1, 1))
+    down, across = down - center[0], across - center[1]
+    angle = rng.uniform(0, np.pi, (EACH, 1, 1))
+    along, aside = down * np.cos(angle) + across * np.sin(angle), across * np.cos(angle) - down * np.sin(angle)
+    size, thickness = rng.uniform(6, 10, (EACH, 1, 1)), rng.uniform(1, 1.5, (EACH, 1, 1))
+    bar, crossbar = np.maximum(np.abs(aside), np.abs(along) - size), np.maximum(np.abs(along), np.abs(aside) - size)
+    distances = {"lines": bar, "crosses": np.minimum(bar, crossbar), "circles": np.abs(np.hypot(down, across) - size)}
+    return (255 * (distances[shape] < thickness)).astype(np.uint8)
+
+
+def tamper(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
+    """Digits changed in four ways."""
+    order = rng.permutation(SIDE * SIDE)
+    occluded = digits.copy()
+    for image, (top, left) in zip(occluded, rng.integers(6, 13, (EACH, 2)), strict=True):
+        image[top : top + 10, left : left + 10] = 128
+    return {
+        "digits shifted by 6 pixels": np.stack([np.roll(d, s, k) for d, s, k in zip(
+            digits, rng.choice([-6, 6], EACH), rng.integers(0, 2, EACH), strict=True)]),
+        "digits inverted": 255 - digits,
+        "digits behind a grey square of 10 x 10": occluded,
+        "digits, pixels shuffled": digits.reshape(EACH, -1)[:, order].reshape(digits.shape),
+    }  # fmt: skip
+
+
+def fit(parts: dict[str, Records], learn: TrainParams, network: AutoencoderParams, fit_params: FitParams) -> Detector:
+    """A calibrated detector, and a line about its training."""
+    params = DetectorParams(network=network, fit=fit_params, score=learn.score, threads=torch.get_num_threads())
+    logs: list[EpochLog] = []
+    columns = describe_columns(ColumnsParams(image=("images",)), to_table(np.zeros((1, SIDE, SIDE), np.uint8)))
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fitted = fit_detector(columns, parts["fit"], parts["stopping"], params, device, logs.append)
+    took, best = time.perf_counter() - started, max(log.epoch for log in logs if log.is_best)
+    print(f"{'-'.join(map(str, network.layers))}: best of {len(logs)} epochs {best}, {took:.0f} s on {device.type}")
+    return calibrate_detector(fitted, parts["calibration"], QuantilePolicy(q=0.99))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, help="mnist_train.npz, with the array images (N, 28, 28)")
+    parser.add_argument("--epochs", type=int, help="instead of those of params.yaml")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    learn = load_detector(PROJECT, "mnist").detector.train
+    fit_params = learn.fit.model_copy(update={"epochs": asked.epochs} if asked.epochs else {})
+    with np.load(asked.archive, allow_pickle=False) as archive:
+        images = archive["images"]
+    columns = describe_columns(ColumnsParams(image=("images",)), to_table(images[:1]))
+    bounds = np.cumsum([len(images) - STOPPING - CALIBRATION - TESTED, STOPPING, CALIBRATION])
+    pieces = dict(zip(("fit", "stopping", "calibration", "test"), np.split(images, bounds), strict=True))
+    rng = np.random.default_rng(0)
+    asked_of = {"held-out digits": pieces.pop("test")}
+    asked_of["uniform noise"] = draw_noise(rng)
+    asked_of |= {shape: draw_shapes(rng, shape) for shape in ("circles", "crosses", "lines")}
+    asked_of |= tamper(rng, asked_of["held-out digits"][:EACH])
+    parts = {name: to_records(to_table(piece), columns)[0] for name, piece in pieces.items()}
+
+    bottleneck = min(learn.network.layers)
+    single = learn.network.model_copy(update={"layers": (bottleneck,)})
+    detectors = [fit(parts, learn, network, fit_params) for network in (learn.network, single)]
+    print(f"\n{'':40}" + "".join(f"{'-'.join(map(str, d.network_params.layers)):>26}" for d in detectors))
+    print(f"{'':40}" + f"{'mean abs. error  flagged':>26}" * len(detectors))
+    for name, found in asked_of.items():
+        records, _ = to_records(to_table(found), columns)
+        cells = ""
+        for detector in detectors:
+            scores = detector.score(records)
+            cells += f"{scores.mean():>16.4f} {(scores > detector.threshold.value).mean():>9.1%}"
+        print(f"{name:40}{cells}")
+
+
+if __name__ == "__main__":
+    main()
