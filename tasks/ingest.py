@@ -93,16 +93,21 @@ class Ingested:
     labels: int
 
 
-def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
-    """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+def check_names(table: pa.Table, arrival: str) -> None:
+    """Raise SourceInvalid where two columns share a name."""
     if len(set(table.column_names)) < table.num_columns:
         raise SourceInvalid(
             "The source has two columns of one name.",
-            where=name,
+            where=arrival,
             got=f"columns {', '.join(table.column_names)}",
             expected="a name of its own for each column",
             todo="rename one of them",
         )
+
+
+def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
+    """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+    check_names(table, name)
     needed = [name for name in (params.event_time.column, params.record_id) if name]
     needed += [params.labels.column] if params.labels else []
     if missing := [column for column in needed if column not in table.column_names]:
@@ -119,7 +124,7 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     else:
         stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
-    times = _event_times(table, params.event_time, first_row)
+    times = read_event_times(table, params.event_time, first_row)
     keep = [c for c in table.column_names if c not in ("record_id", "event_time", params.event_time.column)]
     columns = [ids, times, *(table[c] for c in keep)]
     if params.event_time.column and params.event_time.seconds_since:
@@ -127,7 +132,8 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     return pa.table(columns, names=["record_id", "event_time", *keep])
 
 
-def _event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
+def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
+    """The event time of each row (N,) in UTC; null where it cannot be read. `first_row` of the arrival is 0."""
     if rule.rows_per_day and rule.first_date:
         place = np.arange(first_row, first_row + table.num_rows)
         day, row = np.divmod(place, rule.rows_per_day)
@@ -214,7 +220,7 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
             # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
             texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
             frame = texts.to_pandas().dropna()
-            label = frame[rule.column].isin(rule.anomalous).astype(int)
+            label = rule.read(frame[rule.column])
             known = frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
 
