@@ -157,24 +157,43 @@ def render_contract(contract: Contract, name: str) -> str:
 
 
 def insert_section(text: str, name: str, section: str, path: Path) -> str:
-    """The text of params.yaml with the section in it: in place of the old one, or after the last. The rest stays."""
-    root = _compose(text, path)
-    entries = _entries(root)
+    """The text of params.yaml with the section in it: in place of the old one, or after the last. The rest stays.
+
+    Raises ParamsInvalid where the text is written in a way that leaves no place for lines of ours.
+    """
+    edited = _insert_lines(text, name, section)
+    document = yaml.safe_load(text) or {}
+    document = document if isinstance(document, dict) else {}
+    others = {key: value for key, value in (document.get("detectors") or {}).items() if key != name}
+    expected = document | {"detectors": others | {name: yaml.safe_load(section)}}
+    if _load(edited) != expected:
+        raise ParamsInvalid(
+            "The section cannot be added to params.yaml as it is written; nothing was changed.",
+            where=str(path),
+            expected="detectors, and below it one section a detector, indented",
+            todo="write it that way",
+        )
+    return edited
+
+
+def _load(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _insert_lines(text: str, name: str, section: str) -> str:
+    text += "\n" if text and not text.endswith("\n") else ""
+    entries = _entries(yaml.compose(text, yaml.SafeLoader))
     if "detectors" not in entries:
-        return text + ("\n" if text and not text.endswith("\n") else "") + "detectors:\n" + _indent(name, section, 2)
+        return text + "detectors:\n" + _indent(name, section, 2)
     _, node = entries["detectors"]
     if not _entries(node):  # {} or nothing at all
         head, tail = text[: node.start_mark.index].rstrip(" "), text[node.end_mark.index :]
         rest, _, after = tail.partition("\n")
         return f"{head}{rest}\n" + _indent(name, section, 2) + after
-    if isinstance(node, yaml.MappingNode) and node.flow_style:
-        raise ParamsInvalid(
-            "params.yaml keeps its detectors in braces, where no section can be added.",
-            where=str(path),
-            todo="write them one below the other",
-        )
     lines = text.splitlines(keepends=True)
-    lines[-1] = lines[-1].rstrip("\n") + "\n"
     first, last = _place(_entries(node), name, node, lines)
     sibling = next(iter(_entries(node).values()))[0]
     block = _indent(name, section, sibling.start_mark.column)

@@ -193,9 +193,11 @@ def choose_calendar(
 
 def deal_out(sample: Sample, why: str) -> Calendar:
     """Days of equal size made from the order of the rows."""
-    a_day = math.ceil(sample.largest / PARTS)
-    days = [FIRST_DATE + timedelta(days=n) for n in range(math.ceil(sample.largest / a_day))]
-    rows = dict.fromkeys(days, sample.rows // len(days))
+    a_day = math.ceil(max(sample.sizes) / PARTS)
+    rows = {
+        FIRST_DATE + timedelta(days=n): sum(min(max(size - n * a_day, 0), a_day) for size in sample.sizes)
+        for n in range(math.ceil(max(sample.sizes) / a_day))
+    }
     what = f"none: rows are dealt out in their order, {a_day:,} a day from {FIRST_DATE} on"
     rule = EventTime(rows_per_day=a_day, first_date=FIRST_DATE)
     return Calendar(rule, rows, None, Choice("event time", what, why))
@@ -544,7 +546,7 @@ def check_separator(sample: Sample) -> None:
 def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Mask) -> Iterator[str]:
     """Warn where the last tenth of the rows, which becomes the night, is unlike those before: a sorted file."""
     n = sample.table.num_rows
-    if sample.arrivals > 1 or n < 2 * ENOUGH_ROWS:
+    if len(sample.sizes) > 1 or n < 2 * ENOUGH_ROWS:
         return
     is_last = np.arange(n) >= n - n // PARTS
     if is_anomaly[is_last].mean() > 2 * is_anomaly.mean() + 0.1:
@@ -585,7 +587,7 @@ def _tells_the_hour(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bo
 
 
 def _describe_rows(sample: Sample) -> Choice:
-    files = f" in {sample.arrivals:,} files" if sample.arrivals > 1 else ""
+    files = f" in {len(sample.sizes):,} files" if len(sample.sizes) > 1 else ""
     n = sample.table.num_rows
     seen = "all of them looked at" if n == sample.rows else f"{n:,} of them, drawn evenly, looked at"
     return Choice("rows", f"{sample.rows:,}{files}", seen)

@@ -41,10 +41,13 @@ class Sample:
     """Rows drawn evenly from all arrivals, in the order they came, and what was counted over every row."""
 
     table: pa.Table
-    rows: int
-    largest: int  # rows of the largest arrival
-    arrivals: int
+    sizes: tuple[int, ...]  # rows of each arrival
     labels: Counter[str]  # values of the label column, missing ones left out
+
+    @property
+    def rows(self) -> int:
+        """Rows of all arrivals."""
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
         raise SourceInvalid(
             "The source has no rows.", got="0 rows", expected="a header line and rows", todo="see what --source names"
         )
-    return Sample(kept, sum(sizes), max(sizes), len(sizes), labels)
+    return Sample(kept, tuple(sizes), labels)
 
 
 def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:
@@ -182,11 +185,13 @@ def find_type(column: pa.ChunkedArray) -> Type | None:
 
 
 def _find_type_of_text(column: pa.ChunkedArray) -> Type:
-    trimmed = pc.utf8_lower(pc.utf8_trim_whitespace(column.drop_null()))
-    values = trimmed.filter(pc.invert(pc.is_in(trimmed, pa.array(MISSING_WORDS))))
+    there = column.drop_null()
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(there))
+    means_missing = pc.is_in(words, pa.array(MISSING_WORDS))
+    words, values = words.filter(pc.invert(means_missing)), there.filter(pc.invert(means_missing))
     if not len(values):
         return "text"
-    if pc.all(pc.is_in(values, pa.array(["true", "false"]))).as_py():
+    if pc.all(pc.is_in(words, pa.array(["true", "false"]))).as_py():
         return "bool"
     if pc.any(pc.match_substring_regex(values, r"^[+-]?0[0-9]")).as_py():
         return "text"  # a code: as a number it would lose its zeros
