@@ -1,9 +1,9 @@
 """Eleven ADBench tables with init's untouched defaults, beside PyOD's networks, an isolation forest and neighbours.
 
-One run, one protocol for all: fit on half of the normal rows (at most 20,000 of them), test on the other normal rows
-and all anomalies, seeded. Nightjar's columns, kinds, layers and fit settings are those that `nightjar init` writes for
-the table, of whose fit rows a fifth stop it early. The others have their own defaults; neighbours is the distance to
-the fifth nearest fit row, columns standardised. PyOD is left out where it is not installed. Han et al. 2022 (ADBench).
+One run, one protocol for all: fit on half of the normal rows (at most --fit-rows), test on the other normal rows and
+all anomalies, seeded. Nightjar's columns, kinds, layers and fit settings are those that `nightjar init` writes for the
+table, of whose fit rows a fifth stop it early. The others have their own defaults; neighbours is the distance to the
+fifth nearest fit row, columns standardised. PyOD is left out where it is not installed. Han et al. 2022 (ADBench).
 """
 
 import argparse
@@ -34,16 +34,16 @@ from tasks.validate import type_rows
 
 Floats = npt.NDArray[np.float64]
 Scorer = Callable[[Floats, Floats, int], Floats]  # fit rows, test rows, seed -> test scores
-FIT_ROWS, TEST_ROWS, NEIGHBOURS = 20_000, 100_000, 5
+TEST_ROWS, NEIGHBOURS = 100_000, 5
 
 
-def split(y: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def split(y: npt.NDArray[np.int64], fit_rows: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Places of the fit and the test rows; of a large table's test rows an even draw."""
     rng = np.random.default_rng(seed)
     normal = rng.permutation(np.flatnonzero(y == 0))
     half = len(normal) // 2
     test = rng.permutation(np.concatenate([normal[half:], np.flatnonzero(y == 1)]))[:TEST_ROWS]
-    return normal[:half][:FIT_ROWS], test
+    return normal[:half][:fit_rows], test
 
 
 def score_nightjar(fit: Floats, test: Floats, seed: int) -> Floats:
@@ -95,6 +95,7 @@ def list_methods() -> dict[str, Scorer]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the tables, one NAME.npz each with X and y")
+    parser.add_argument("--fit-rows", type=int, default=20_000, help="the same bound for every method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
     asked = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
     for path in sorted(asked.folder.glob("*.npz"), key=lambda path: path.stem.split("_", 1)[-1]):
         with np.load(path) as arrays:
             x, y = arrays["X"].astype(float), arrays["y"]
-        fit, test = split(y, asked.seed)
+        fit, test = split(y, asked.fit_rows, asked.seed)
         figures = found[path.stem.split("_", 1)[-1]] = {}
         for name, score in methods.items():
             started = time.perf_counter()
@@ -119,7 +120,7 @@ def main() -> None:
     if asked.json:
         print(json.dumps({"auroc, average precision, seconds": found}, indent=1))
         return
-    print(f"AUROC / average precision, seed {asked.seed}; at most {FIT_ROWS:,} fit and {TEST_ROWS:,} test rows a table")
+    print(f"AUROC / average precision, seed {asked.seed}, at most {asked.fit_rows:,} fit and {TEST_ROWS:,} test rows")
     print(f"{'':14}" + "".join(f"{name:>20}" for name in methods))
     for table, figures in found.items():
         print(f"{table:14}" + "".join(f"{f'{figures[m][0]:.3f} / {figures[m][1]:.3f}':>20}" for m in methods))

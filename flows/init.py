@@ -85,7 +85,7 @@ def name_files(source: str, sources: str) -> FilesSource:
     found = "://" not in source and (Path(source).exists() or glob.has_magic(source))
     if not found:
         return FilesSource(kind="files", path=source)
-    path, root = Path(source).absolute(), Path(sources).absolute()
+    path, root = Path(source).resolve(), Path(sources).resolve()
     return FilesSource(kind="files", path=str(path.relative_to(root) if path.is_relative_to(root) else path))
 
 

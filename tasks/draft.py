@@ -380,27 +380,19 @@ def draft_contract(
     """
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
-    columns = {
-        p.name: ContractColumn(type=p.type, **_allowances(p))  # type: ignore[arg-type]
-        for p in read
-    }
+    columns = {p.name: ContractColumn(type=p.type, **_given(nullable=p.missing > 0 or None)) for p in read if p.type}
     expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
     for profile in read:
         if profile.missing:
             limit = min(1.0, profile.missing_fraction + max(0.1, profile.missing_fraction))
             expectations.append(_between(f"{profile.name}.missing_fraction", high=round(limit, 3), is_critical=False))
-        if kinds[profile.name] == "categorical":
+        if kinds[profile.name] == "categorical" and profile.distinct > 2:
             expectations.append(_between(f"{profile.name}.distinct", high=2 * profile.distinct + 10, is_critical=False))
     ranged = [p for p in read if p.type in ("float", "int") and kinds[p.name] in ("numeric", "log-numeric")]
     if len(ranged) <= MAX_RANGES:
         expectations += [_expect_range(p) for p in ranged]
     ignored = tuple(p.name for p in profiles if p.name not in columns and p.name != calendar.column)
     return Contract(columns=columns, expectations=tuple(expectations), **_given(ignored=ignored or None))
-
-
-def _allowances(profile: ColumnProfile) -> dict[str, bool]:
-    seen = {"nullable": profile.missing > 0, "infinite": profile.infinite > 0}
-    return {key: value for key, value in seen.items() if value}
 
 
 def _expect_rows(calendar: Calendar) -> list[ContractExpectation]:

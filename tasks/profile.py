@@ -26,11 +26,14 @@ from tasks.validate import cast_column
 SAMPLE_ROWS = 100_000
 ENOUGH_ROWS = 50  # fewer say nothing about whether values repeat
 MAX_UNREADABLE = 0.05  # share of a text column's values that may be no number, or no date-time, if it is to be one
+# An infinite value is no distance from anything: fitted on, it drowns the others, and 1 % of them set the threshold.
+# Such rows are quarantined, and more of them than this could sink a day.
+MAX_INFINITE = 0.01
 MISSING_WORDS = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
 FEW_VALUES = 2  # whole numbers with no more values than this are categories
 MIN_COVERED = 0.8  # share of rows whose category the detector must know by name
-ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|key)$|[a-z](Id|ID)$")
+ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
 Type = Literal["float", "int", "text", "bool", "timestamp"]
 Kind = Literal["numeric", "log-numeric", "categorical", "date-time", "left out"]
 Mask = npt.NDArray[np.bool_]
@@ -278,9 +281,10 @@ def _decide_number(profile: ColumnProfile) -> Decision:
         return decide("left out", "an identifier: whole, never repeated, and named like one")
     if there >= ENOUGH_ROWS and profile.distinct > there / 2 and profile.is_sorted:
         return decide("left out", "a counter or a clock: it rises with the rows; name it with --time if it is the time")
-    if profile.low is None or profile.high is None:
-        return decide("left out", "no row has a finite value")
+    if profile.low is None or profile.high is None or profile.infinite > MAX_INFINITE * profile.rows:
+        return decide("left out", "infinite in too many rows", f"{profile.infinite:,} of {profile.rows:,}")
     detail = f"{profile.low:.4g} to {profile.high:.4g}" + _missing_text(profile, ", ")
+    detail += f", {profile.infinite:,} infinite to be quarantined" if profile.infinite else ""
     if profile.is_whole and profile.distinct <= FEW_VALUES:
         return decide("categorical", "two whole numbers", detail)
     limit = EncodeParams().log_skewness

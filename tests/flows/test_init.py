@@ -46,7 +46,7 @@ def make_machines(rows: int = 700) -> pd.DataFrame:
     heat[-30:] = 95 - load[-30:]
     return pd.DataFrame(
         {
-            "serial": [f"m-{n:04d}" for n in range(rows)],
+            "machine_id": [f"m-{n:04d}" for n in range(rows)],
             "load %": load.round(3),
             "heat, in °C": heat.round(3),
             "site": rng.choice(["east", "west", "north"], rows),
@@ -74,7 +74,7 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
     told = answer(capsys, *INIT, "--label", "label")
     kinds = {column["column"]: column["kind"] for column in told["columns"]}
     assert kinds == {
-        "serial": "left out", "load %": "numeric", "heat, in °C": "numeric", "site": "categorical",
+        "machine_id": "left out", "load %": "numeric", "heat, in °C": "numeric", "site": "categorical",
         "firmware": "left out", "label": "left out",
     }  # fmt: skip
     assert all(column["rule"] for column in told["columns"])
@@ -91,7 +91,7 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
     found = answer(capsys, "score", "machines", "--source", "loose.csv", "--output", "all.parquet", "--limit", "40")
     assert (found["rows"], found["scored"], len(found["records"])) == (200, 198, 40)
     assert {row["record_id"]: row["reason"] for row in found["bad_rows"]} == {
-        "m-0003": "load % values to not be null", "m-0004": "site values to not be null",
+        "m-0003": "load % column values to not be null", "m-0004": "site column values to not be null",
     }  # fmt: skip
     scores = [record["score"] for record in found["records"]]
     assert scores == sorted(scores, reverse=True)
@@ -99,7 +99,7 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
     assert len(broken & {f"m-{n:04d}" for n in range(170, 200)}) > 20
     assert sum(cause["share"] for cause in found["records"][0]["causes"]) == pytest.approx(scores[0], rel=1e-6)
     everything = pd.read_parquet(folder / "all.parquet")
-    assert everything["record_id"].tolist() == loose["serial"].tolist()
+    assert everything["record_id"].tolist() == loose["machine_id"].tolist()
     assert everything["reason"].notna().sum() == 2
     assert execute(["score", "machines", "--source", "loose.csv"]) == 0
     assert "200 rows: 198 scored" in capsys.readouterr().out
@@ -248,9 +248,9 @@ def test_a_query_becomes_a_detector_and_its_password_stays_in_the_environment(
     query = 'select * from machines where "load %" > 0'
     monkeypatch.setenv("SHOP_DB", f"sqlite:///{folder}/shop.db")
     told = answer(
-        capsys, "init", "machines", "--source", query, "--url", "${SHOP_DB}", "--label", "label", "--id", "serial"
+        capsys, "init", "machines", "--source", query, "--url", "${SHOP_DB}", "--label", "label", "--id", "machine_id"
     )
-    assert {"serial", "label"} <= {column["column"] for column in told["columns"] if column["kind"] == "left out"}
+    assert {"machine_id", "label"} <= {column["column"] for column in told["columns"] if column["kind"] == "left out"}
     source = load_detector(folder, "machines").detector.ingest.source
     assert (source.url, source.query) == ("${SHOP_DB}", query)  # type: ignore[union-attr]
     assert answer(capsys, "ingest", "machines")["rows"] == 700

@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[Any, str, str | None]] = {
     "numbers as text with gaps": (["n/a", "?", ""] * 30 + [str(x) for x in rng.normal(size=N)], "numeric", "float"),
     "numbers as text, four not": (["oops"] * 4 + [str(x) for x in rng.normal(size=N)], "numeric", "float"),
     "infinite and NaN": ([np.inf, -np.inf, np.nan, *rng.normal(size=N)], "numeric", "float"),
+    "infinite too often": ([np.inf] * 5 + [*rng.normal(size=N)], "left out", "float"),
     "numbers beyond int64": (
         pa.array([2**63 + 2**50 * int(x) for x in rng.integers(0, 99, N)], pa.uint64()),
         "numeric",
@@ -85,7 +86,8 @@ def test_each_column_gets_its_kind_its_type_and_a_reason(case: str) -> None:
 
 def test_an_unordered_key_is_left_out_by_its_name_alone() -> None:
     shuffled = rng.permutation(N)
-    assert decide_kind(look_at(shuffled, "customer_id")).kind == "left out"
+    for name in ("customer_id", "id", "Order ID", "orderId", "UUID"):
+        assert decide_kind(look_at(shuffled, name)).kind == "left out"
     assert decide_kind(look_at(shuffled, "amount")).kind == "numeric"
     assert decide_kind(look_at(shuffled, "humid")).kind == "numeric"
 
