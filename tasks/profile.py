@@ -40,6 +40,15 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One thing decided about the detector as a whole, and why."""
+
+    about: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """Rows drawn evenly from all arrivals, in the order they came, and what was counted over every row."""
 
@@ -131,6 +140,17 @@ def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:
             expected="the same type of column in each file",
             todo="name fewer files with --source, or write them anew",
         ) from error
+
+
+def check_column(sample: Sample, column: str, option: str) -> None:
+    """Raise SourceInvalid where the column that an option names is not there."""
+    if column not in sample.table.column_names:
+        raise SourceInvalid(
+            f"{option} names a column that is not there.",
+            got=column,
+            expected=", ".join(sample.table.column_names),
+            todo="use one of these names",
+        )
 
 
 def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> ColumnProfile:
