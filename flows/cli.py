@@ -25,7 +25,7 @@ from rich.table import Table
 from models.errors import NightjarError
 
 app = typer.Typer(
-    epilog="First night: nightjar run payments",
+    epilog="First night: nightjar run payments. Your own data: nightjar init NAME --source FILE",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -34,6 +34,8 @@ app = typer.Typer(
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
 
 Step = Literal["ingest", "validate", "filter", "train", "calibrate", "evaluate"]
+SHOWN_COLUMNS, SHOWN_ROWS = 30, 10  # on screen; --json has everything
+
 Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -46,6 +48,39 @@ def begin() -> None:
     from flows.settings import load_settings, prepare_environment
 
     prepare_environment(load_settings())  # Prefect reads its settings when it is imported
+
+
+@app.command(epilog="nightjar init cards --source cards.csv --label is_fraud")
+def init(
+    name: Annotated[str, typer.Argument(help="A name for the new detector.", metavar="NAME")],
+    source: Annotated[str, typer.Option(help="A CSV or Parquet file, a folder, a glob, a URL, or an SQL query.")],
+    url: Annotated[str | None, typer.Option(help="Where an SQL query is asked, such as sqlite:///shop.db.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COL", help="Says which rows are anomalous.")] = None,
+    normal: Annotated[str | None, typer.Option(metavar="VALUE", help="The label's value that means normal.")] = None,
+    record_id: Annotated[str | None, typer.Option("--id", metavar="COL", help="Names the rows.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="COL", help="Says when a row happened.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the detector's section and contract.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at your own data and write its params section and contract; then nightjar run NAME."""
+    if normal is not None and label is None:
+        raise typer.BadParameter("it needs --label, whose value it is", param_hint="--normal")
+    from flows.init import init_detector
+    from tasks.draft import Asked
+
+    told = init_detector(name, source, url, Asked(label, normal, record_id, time), force)
+    if as_json:
+        print_json(told)
+        return
+    table = Table(title=f"{name}: what its columns are taken for", title_justify="left")
+    print_rows(table, group_columns(told["columns"]), ("column", "kind", "why"))
+    print_rows(Table(title="what was decided", title_justify="left"), told["choices"], ("about", "what", "why"))
+    for note in told["notes"]:
+        stdout.print(f"{'note':<10} {note}", style="yellow", highlight=False, markup=False)
+    for path in told["wrote"]:
+        stdout.print(f"{'wrote':<10} {path}", soft_wrap=True, highlight=False, markup=False)
+    stdout.print(f"{'next':<10} nightjar run {name}", highlight=False)
 
 
 @app.command(epilog="nightjar run payments --json | jq .metrics")
@@ -120,9 +155,24 @@ def train(name: Name, cutoff: Day = None, as_json: Json = False, debug: Debug = 
         stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
 
 
-@app.command(epilog="nightjar score payments --date 2026-11-21")
-def score(name: Name, date: Day = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Score and publish one batch (yesterday's unless named) with the champion."""
+@app.command(epilog="nightjar score payments --date 2026-11-21, or nightjar score payments --source loose.csv")
+def score(
+    name: Name,
+    date: Day = None,
+    source: Annotated[str | None, typer.Option(help="Score this CSV or Parquet file; nothing is published.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show the worst rows of --source only.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write every row of --source to this Parquet file.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score and publish one batch (yesterday's unless named) with the champion, or look at a loose file."""
+    if source is None and (limit is not None or output):
+        raise typer.BadParameter("--limit and --output need --source")
+    if source is not None:
+        if date:
+            raise typer.BadParameter("a loose file has no batch date", param_hint="--date")
+        score_loose(name, source, limit, output, as_json)
+        return
     from flows.setup import prepare
 
     prepare(name)
@@ -134,6 +184,38 @@ def score(name: Name, date: Day = None, as_json: Json = False, debug: Debug = Fa
         print_json(asdict(night))
     else:
         stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
+
+
+def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:
+    """Score a loose file and show it: its worst rows as a table, or all of it as JSON."""
+    from flows.loose import score_source
+
+    most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
+    hush_great_expectations()
+    told = score_source(name, source, most, output)
+    if as_json:
+        print_json(told)
+        return
+    rows = [
+        row | {"flagged": "yes" if row["is_flagged"] else "", "causes": describe_causes(row["causes"]),
+               "rank": f"{row['percentile_rank']:.2f}"}
+        for row in told["records"]
+    ]  # fmt: skip
+    title = f"{source}: scored by {told['model']} version {told['version']}, threshold {told['threshold']:.4g}"
+    columns = ("record_id", "score", "rank", "p_value", "flagged", "causes")
+    print_rows(Table(title=title, title_justify="left"), rows, columns)
+    bad = told["rows"] - told["scored"]
+    stdout.print(
+        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged; "
+        f"{bad:,} bad ones, not scored",
+        highlight=False,
+    )
+    for row in told["bad_rows"]:
+        stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
+    if bad > len(told["bad_rows"]):
+        stdout.print(f"           and {bad - len(told['bad_rows']):,} more: --output FILE.parquet lists every row")
+    if output:
+        stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(epilog="nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only stale --dry-run")
@@ -373,6 +455,25 @@ def print_metrics(summary: dict[str, Any]) -> None:
     stdout.print(f"overall    {told}", soft_wrap=True)
 
 
+def group_columns(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a column; of a wide table one row for all columns of the same kind and reason."""
+    if len(columns) <= SHOWN_COLUMNS:
+        return [c | {"why": ": ".join(filter(None, (c["rule"], c["detail"])))} for c in columns]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for c in columns:
+        groups.setdefault((c["kind"], c["rule"]), []).append(c["column"])
+    told = {
+        key: ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) for key, names in groups.items()
+    }
+    return [{"column": names, "kind": kind, "why": rule} for (kind, rule), names in told.items()]
+
+
+def describe_causes(causes: list[dict[str, Any]]) -> str:
+    """The worst causes in a few words: what was there, and what the detector expected."""
+    told = [f"{c['column']} {_cell(c['actual'])} (expected {_cell(c['expected'])})" for c in causes if "actual" in c]
+    return ", ".join(told[:2])
+
+
 def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
     """What promote and rollback did."""
     if as_json:
@@ -418,15 +519,19 @@ class _Bars(logging.Handler):
         self.bars.update(self.steps[step], completed=done, total=total)
 
 
+def hush_great_expectations() -> None:
+    """Keep its note about a temporary folder off stderr. A filter, not a level: it sets its own when imported."""
+    logging.getLogger("great_expectations.data_context.types.base").addFilter(
+        lambda record: record.levelno > logging.INFO
+    )
+
+
 @contextmanager
 def running() -> Iterator[None]:
     """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    # A filter, not a level: Great Expectations sets its own level when it is imported.
-    logging.getLogger("great_expectations.data_context.types.base").addFilter(
-        lambda record: record.levelno > logging.INFO
-    )
+    hush_great_expectations()
     logger, handler = logging.getLogger("nightjar.progress"), _Bars()
     logger.setLevel(logging.INFO)
     logger.propagate = False

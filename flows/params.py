@@ -59,8 +59,11 @@ class Detector(Section):
     review: ReviewParams = ReviewParams()
 
 
+NAME = r"^[a-z][a-z0-9_]{0,39}$"
+
+
 class _Params(Section):
-    detectors: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], Detector]
+    detectors: dict[Annotated[str, Field(pattern=NAME)], Detector]
 
 
 class Configured(Section):
@@ -80,7 +83,13 @@ class Configured(Section):
 def load_detector(project: Path, name: str) -> Configured:
     """Read params.yaml and contracts/NAME.yaml of a project folder; ParamsInvalid says what is wrong and where."""
     path = project / "params.yaml"
-    document = _read_yaml(path)
+    detector = parse_detector(read_yaml(path), path, name)
+    contract_path = project / "contracts" / f"{name}.yaml"
+    return combine(name, detector, path, parse_section(Contract, read_yaml(contract_path), contract_path))
+
+
+def parse_detector(document: object, path: Path, name: str) -> Detector:
+    """One detector of the document of params.yaml; every other one is checked as well."""
     params = parse_section(_Params, document, path)
     if name not in params.detectors:
         near = difflib.get_close_matches(name, params.detectors, n=1)
@@ -88,11 +97,15 @@ def load_detector(project: Path, name: str) -> Configured:
             f"There is no detector {name!r}.",
             where=str(path),
             expected=", ".join(sorted(params.detectors)),
-            todo=f"did you mean {near[0]}?" if near else "use one of these names, or add a section for it",
+            todo=f"did you mean {near[0]}?"
+            if near
+            else f"use one of these names, or nightjar init {name} --source FILE",
         )
-    contract_path = project / "contracts" / f"{name}.yaml"
-    contract = parse_section(Contract, _read_yaml(contract_path), contract_path)
-    detector = params.detectors[name]
+    return params.detectors[name]
+
+
+def combine(name: str, detector: Detector, path: Path, contract: Contract) -> Configured:
+    """A detector with its contract, which must fit together."""
     _check_columns(detector, contract, path)
     learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
@@ -118,7 +131,7 @@ def _check_columns(detector: Detector, contract: Contract, path: Path) -> None:
 def detector_names(project: Path) -> list[str]:
     """The detectors that params.yaml configures, in its order."""
     path = project / "params.yaml"
-    return list(parse_section(_Params, _read_yaml(path), path).detectors)
+    return list(parse_section(_Params, read_yaml(path), path).detectors)
 
 
 def parse_section(kind: type[S], document: object, path: Path) -> S:
@@ -136,7 +149,8 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
         ) from error
 
 
-def _read_yaml(path: Path) -> object:
+def read_yaml(path: Path) -> object:
+    """A YAML document. Raises ParamsInvalid where there is none, or it is broken."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -124,7 +124,7 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
     n = len(ordered)
     k = _rank(n, policy.q)
     if k > n:
-        needed = _rows_for_quantile(policy.q)
+        needed = rows_for_quantile(policy.q)
         raise TooFewRows(
             f"There are too few calibration rows for the quantile {policy.q}.",
             got=f"{n} rows",
@@ -172,7 +172,8 @@ def _rank(n: int, q: float) -> int:
     return math.ceil((n + 1) * Fraction(str(q)))
 
 
-def _rows_for_quantile(q: float) -> int:
+def rows_for_quantile(q: float) -> int:
+    """The fewest calibration rows that carry the quantile q."""
     exact = Fraction(str(q))
     return math.ceil(exact / (1 - exact))
 
