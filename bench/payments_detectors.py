@@ -73,7 +73,7 @@ def fit(configured: Configured, tables: dict[str, pa.Table]) -> Detector:
     learn = configured.detector.train
     described = describe_columns(learn.columns, tables["fit"])
     records, stopping = (to_records(tables[name], described)[0] for name in ("fit", "stopping"))
-    params = DetectorParams(network=learn.network, fit=learn.fit, score=learn.score, threads=1)
+    params = DetectorParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
     columns = choose_kinds(described, records, learn.encode)
     return fit_detector(columns, records, stopping, params, torch.device("cpu"))
 

@@ -88,7 +88,7 @@ def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams)
     records, _ = to_records(clean.take(picked), described)
     fit, stopping, calibration = records[:50_000], records[50_000:75_000], records[75_000:]
     brief = learn.fit.model_copy(update={"epochs": 3})
-    params = DetectorParams(network=learn.network, fit=brief, score=learn.score, threads=1)
+    params = DetectorParams(networks=learn.networks, fit=brief, score=learn.score, threads=1)
     detector = fit_detector(choose_kinds(described, fit, learn.encode), fit, stopping, params, torch.device("cpu"))
     return calibrate_detector(detector, calibration, threshold)
 

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -24,13 +25,16 @@ from rich.table import Table
 from models.errors import NightjarError
 
 app = typer.Typer(
-    epilog="First night: nightjar run payments",
+    epilog="First night: nightjar run payments. Your own data: nightjar init NAME --source FILE",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
+
+Step = Literal["ingest", "validate", "filter", "train", "calibrate", "evaluate"]
+SHOWN_COLUMNS, SHOWN_ROWS = 30, 10  # on screen; --json has everything
 
 Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
@@ -44,6 +48,39 @@ def begin() -> None:
     from flows.settings import load_settings, prepare_environment
 
     prepare_environment(load_settings())  # Prefect reads its settings when it is imported
+
+
+@app.command(epilog="nightjar init cards --source cards.csv --label is_fraud")
+def init(
+    name: Annotated[str, typer.Argument(help="A name for the new detector.", metavar="NAME")],
+    source: Annotated[str, typer.Option(help="A CSV or Parquet file, a folder, a glob, a URL, or an SQL query.")],
+    url: Annotated[str | None, typer.Option(help="Where an SQL query is asked, such as sqlite:///shop.db.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COL", help="Says which rows are anomalous.")] = None,
+    normal: Annotated[str | None, typer.Option(metavar="VALUE", help="The label's value that means normal.")] = None,
+    record_id: Annotated[str | None, typer.Option("--id", metavar="COL", help="Names the rows.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="COL", help="Says when a row happened.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the detector's section and contract.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at your own data and write its params section and contract; then nightjar run NAME."""
+    if normal is not None and label is None:
+        raise typer.BadParameter("it needs --label, whose value it is", param_hint="--normal")
+    from flows.init import init_detector
+    from tasks.draft import Asked
+
+    told = init_detector(name, source, url, Asked(label, normal, record_id, time), force)
+    if as_json:
+        print_json(told)
+        return
+    table = Table(title=f"{name}: what its columns are taken for", title_justify="left")
+    print_rows(table, group_columns(told["columns"]), ("column", "kind", "why"))
+    print_rows(Table(title="what was decided", title_justify="left"), told["choices"], ("about", "what", "why"))
+    for note in told["notes"]:
+        stdout.print(f"{'note':<10} {note}", style="yellow", highlight=False, markup=False)
+    for path in told["wrote"]:
+        stdout.print(f"{'wrote':<10} {path}", soft_wrap=True, highlight=False, markup=False)
+    stdout.print(f"{'next':<10} nightjar run {name}", highlight=False)
 
 
 @app.command(epilog="nightjar run payments --json | jq .metrics")
@@ -65,6 +102,21 @@ def run(name: Name, as_json: Json = False, debug: Debug = False) -> None:
         print_metrics(summary)
     for label, text in summary["where"].items():
         stdout.print(f"{label:<10} {text}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="nightjar fetch kddcup99")
+def fetch(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Bring a public data set from its home to the sources folder; what is there already is left alone."""
+    from flows.settings import load_settings
+    from tasks.fetch import fetch_public
+
+    sources = Path(load_settings().sources)
+    fetched = fetch_public(name, sources)
+    if as_json:
+        print_json({"detector": name, "fetched": fetched})
+        return
+    for path, is_new in fetched.items():
+        stdout.print(f"{sources / path}: {'fetched' if is_new else 'there already'}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="NIGHTJAR_SOURCES=/data nightjar ingest creditcard")
@@ -103,9 +155,24 @@ def train(name: Name, cutoff: Day = None, as_json: Json = False, debug: Debug = 
         stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
 
 
-@app.command(epilog="nightjar score payments --date 2026-11-21")
-def score(name: Name, date: Day = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Score and publish one batch (yesterday's unless named) with the champion."""
+@app.command(epilog="nightjar score payments --date 2026-11-21, or nightjar score payments --source loose.csv")
+def score(
+    name: Name,
+    date: Day = None,
+    source: Annotated[str | None, typer.Option(help="Score this CSV or Parquet file; nothing is published.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show the worst rows of --source only.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write every row of --source to this Parquet file.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score and publish one batch (yesterday's unless named) with the champion, or look at a loose file."""
+    if source is None and (limit is not None or output):
+        raise typer.BadParameter("--limit and --output need --source")
+    if source is not None:
+        if date:
+            raise typer.BadParameter("a loose file has no batch date", param_hint="--date")
+        score_loose(name, source, limit, output, as_json)
+        return
     from flows.setup import prepare
 
     prepare(name)
@@ -117,6 +184,38 @@ def score(name: Name, date: Day = None, as_json: Json = False, debug: Debug = Fa
         print_json(asdict(night))
     else:
         stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
+
+
+def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:
+    """Score a loose file and show it: its worst rows as a table, or all of it as JSON."""
+    from flows.loose import score_source
+
+    most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
+    hush_great_expectations()
+    told = score_source(name, source, most, output)
+    if as_json:
+        print_json(told)
+        return
+    rows = [
+        row | {"flagged": "yes" if row["is_flagged"] else "", "causes": describe_causes(row["causes"]),
+               "rank": f"{row['percentile_rank']:.2f}"}
+        for row in told["records"]
+    ]  # fmt: skip
+    title = f"{source}: scored by {told['model']} version {told['version']}, threshold {told['threshold']:.4g}"
+    columns = ("record_id", "score", "rank", "p_value", "flagged", "causes")
+    print_rows(Table(title=title, title_justify="left"), rows, columns)
+    bad = told["rows"] - told["scored"]
+    stdout.print(
+        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged; "
+        f"{bad:,} bad ones, not scored",
+        highlight=False,
+    )
+    for row in told["bad_rows"]:
+        stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
+    if bad > len(told["bad_rows"]):
+        stdout.print(f"           and {bad - len(told['bad_rows']):,} more: --output FILE.parquet lists every row")
+    if output:
+        stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(epilog="nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only stale --dry-run")
@@ -233,6 +332,72 @@ def explain(
                  f"input {found.input_hash[:12]}")  # fmt: skip
 
 
+@app.command(epilog="nightjar review payments --date 2026-11-20 > asked.csv; nightjar review payments --take asked.csv")
+def review(
+    name: Name,
+    date: Day = None,
+    sample: Annotated[int | None, typer.Option(min=0, help="Rows besides the alerts; else review.sample.")] = None,
+    take: Annotated[Path | None, typer.Option(help="A file written by this command, with verdicts filled in.")] = None,
+    by: Annotated[str, typer.Option(help="Who gave the verdicts of --take.")] = "analyst",
+    from_labels: Annotated[bool, typer.Option("--from-labels", help="Take known labels for verdicts.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what to judge of a night (the newest unless named) as CSV, or take the verdicts: anomaly or normal."""
+    from flows.setup import prepare
+    from tasks import review as step
+
+    setup, now = prepare(name), datetime.now(UTC)
+    site, params = setup.site, setup.configured.detector.review
+    asked = params.sample if sample is None else sample
+    if take:
+        answers = step.read_answers(take)
+    elif from_labels:
+        by = "labels"
+        nights = [batch.batch_date for batch in step.list_published(site, date.date() if date else None)]
+        answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
+    else:
+        night = step.list_published(site, date.date() if date else None)[-1].batch_date
+        questions = step.ask_about(site, night, asked)
+        if as_json:
+            print_json({"detector": name, "questions": questions.to_dict("records")})
+        else:
+            questions.to_csv(sys.stdout, index=False)
+        return
+    added = step.keep_verdicts(site, answers, by, now)
+    given = answers["verdict"].value_counts()
+    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL)}
+    if as_json:
+        print_json({"detector": name, "new": added, "given": counts})
+    else:
+        told = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {told}")
+
+
+@app.command(epilog="nightjar reduce payments")
+def reduce(name: Name, as_json: Json = False, debug: Debug = False) -> None:
+    """Learn the second stage from all verdicts so far, and register the champion with it as a challenger."""
+    from flows.setup import prepare
+    from tasks.review import register_reducer
+
+    setup = prepare(name)
+    with running():
+        reduced = register_reducer(setup.site, setup.configured.detector.review)
+    if as_json:
+        print_json({"detector": name, **asdict(reduced)})
+        return
+    gain, registered = reduced.gain, reduced.registered
+    stdout.print(f"learnt from {gain.verdicts:,} verdicts, {gain.flags:,} on flags, {gain.confirmed:,} confirmed")
+    stdout.print(
+        f"precision {gain.precision_before:.1%} -> {gain.precision_after:.1%} at {gain.recall_kept:.1%} of the flagged "
+        f"anomalies kept; the threshold finds about {gain.first_stage_recall:.0%} of all",
+        soft_wrap=True,
+    )
+    stdout.print(f"flags a night {reduced.flags_per_night:,.0f} -> alerts a night {reduced.alerts_per_night:,.0f}")
+    told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
+    stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
+
+
 @app.command(epilog="nightjar doctor payments")
 def doctor(name: Name, as_json: Json = False, debug: Debug = False) -> None:
     """Check params, contract, source, lake, warehouse, MLflow, champion and device, one line each."""
@@ -246,6 +411,21 @@ def doctor(name: Name, as_json: Json = False, debug: Debug = False) -> None:
         print_rows(Table(title=f"doctor {name}", title_justify="left"), rows, ("check", "result", "detail"))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command(epilog="dvc repro evaluate@payments")
+def stage(
+    step: Annotated[
+        Step, typer.Argument(help="ingest, validate, filter, train, calibrate or evaluate.", metavar="STEP")
+    ],
+    name: Name,
+    debug: Debug = False,
+) -> None:
+    """Run one stage of dvc.yaml by hand, in experiments/NAME; `dvc repro` runs those that are due."""
+    from flows.experiment import STAGES
+
+    with running():
+        STAGES[step](name)
 
 
 def print_json(document: object) -> None:
@@ -273,6 +453,25 @@ def print_metrics(summary: dict[str, Any]) -> None:
     shown = {key: value for key, value in summary["metrics"].items() if isinstance(value, float)}
     told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
     stdout.print(f"overall    {told}", soft_wrap=True)
+
+
+def group_columns(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a column; of a wide table one row for all columns of the same kind and reason."""
+    if len(columns) <= SHOWN_COLUMNS:
+        return [c | {"why": ": ".join(filter(None, (c["rule"], c["detail"])))} for c in columns]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for c in columns:
+        groups.setdefault((c["kind"], c["rule"]), []).append(c["column"])
+    told = {
+        key: ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) for key, names in groups.items()
+    }
+    return [{"column": names, "kind": kind, "why": rule} for (kind, rule), names in told.items()]
+
+
+def describe_causes(causes: list[dict[str, Any]]) -> str:
+    """The worst causes in a few words: what was there, and what the detector expected."""
+    told = [f"{c['column']} {_cell(c['actual'])} (expected {_cell(c['expected'])})" for c in causes if "actual" in c]
+    return ", ".join(told[:2])
 
 
 def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
@@ -320,15 +519,19 @@ class _Bars(logging.Handler):
         self.bars.update(self.steps[step], completed=done, total=total)
 
 
+def hush_great_expectations() -> None:
+    """Keep its note about a temporary folder off stderr. A filter, not a level: it sets its own when imported."""
+    logging.getLogger("great_expectations.data_context.types.base").addFilter(
+        lambda record: record.levelno > logging.INFO
+    )
+
+
 @contextmanager
 def running() -> Iterator[None]:
     """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    # A filter, not a level: Great Expectations sets its own level when it is imported.
-    logging.getLogger("great_expectations.data_context.types.base").addFilter(
-        lambda record: record.levelno > logging.INFO
-    )
+    hush_great_expectations()
     logger, handler = logging.getLogger("nightjar.progress"), _Bars()
     logger.setLevel(logging.INFO)
     logger.propagate = False

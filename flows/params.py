@@ -21,11 +21,14 @@ from tasks.contract import Contract
 from tasks.errors import ParamsInvalid
 from tasks.filter import FilterParams
 from tasks.ingest import IngestParams
+from tasks.review import ReviewParams
 from tasks.score import ScoreParams
 from tasks.train import TrainParams
 from tasks.validate import ValidateParams
 
 S = TypeVar("S", bound=BaseModel)
+# The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
+LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
 
 
 def _known_zone(name: str) -> str:
@@ -53,10 +56,14 @@ class Detector(Section):
     train: TrainParams
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
+    review: ReviewParams = ReviewParams()
+
+
+NAME = r"^[a-z][a-z0-9_]{0,39}$"
 
 
 class _Params(Section):
-    detectors: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], Detector]
+    detectors: dict[Annotated[str, Field(pattern=NAME)], Detector]
 
 
 class Configured(Section):
@@ -76,7 +83,13 @@ class Configured(Section):
 def load_detector(project: Path, name: str) -> Configured:
     """Read params.yaml and contracts/NAME.yaml of a project folder; ParamsInvalid says what is wrong and where."""
     path = project / "params.yaml"
-    document = _read_yaml(path)
+    detector = parse_detector(read_yaml(path), path, name)
+    contract_path = project / "contracts" / f"{name}.yaml"
+    return combine(name, detector, path, parse_section(Contract, read_yaml(contract_path), contract_path))
+
+
+def parse_detector(document: object, path: Path, name: str) -> Detector:
+    """One detector of the document of params.yaml; every other one is checked as well."""
     params = parse_section(_Params, document, path)
     if name not in params.detectors:
         near = difflib.get_close_matches(name, params.detectors, n=1)
@@ -84,14 +97,18 @@ def load_detector(project: Path, name: str) -> Configured:
             f"There is no detector {name!r}.",
             where=str(path),
             expected=", ".join(sorted(params.detectors)),
-            todo=f"did you mean {near[0]}?" if near else "use one of these names, or add a section for it",
+            todo=f"did you mean {near[0]}?"
+            if near
+            else f"use one of these names, or nightjar init {name} --source FILE",
         )
-    contract_path = project / "contracts" / f"{name}.yaml"
-    contract = parse_section(Contract, _read_yaml(contract_path), contract_path)
-    detector = params.detectors[name]
+    return params.detectors[name]
+
+
+def combine(name: str, detector: Detector, path: Path, contract: Contract) -> Configured:
+    """A detector with its contract, which must fit together."""
     _check_columns(detector, contract, path)
-    text = json.dumps([detector.model_dump(mode="json"), contract.model_dump(mode="json")], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
+    digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
 
 
@@ -114,7 +131,7 @@ def _check_columns(detector: Detector, contract: Contract, path: Path) -> None:
 def detector_names(project: Path) -> list[str]:
     """The detectors that params.yaml configures, in its order."""
     path = project / "params.yaml"
-    return list(parse_section(_Params, _read_yaml(path), path).detectors)
+    return list(parse_section(_Params, read_yaml(path), path).detectors)
 
 
 def parse_section(kind: type[S], document: object, path: Path) -> S:
@@ -132,7 +149,8 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
         ) from error
 
 
-def _read_yaml(path: Path) -> object:
+def read_yaml(path: Path) -> object:
+    """A YAML document. Raises ParamsInvalid where there is none, or it is broken."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -73,9 +73,9 @@ def prepare(name: str) -> Setup:
     return setup
 
 
-def load_setup(name: str) -> Setup:
-    """Load a detector without touching any store. Raises ParamsInvalid."""
-    settings = load_settings()
+def load_setup(name: str, settings: Settings | None = None) -> Setup:
+    """Load a detector without touching any store; settings are the environment's unless given. Raises ParamsInvalid."""
+    settings = settings or load_settings()
     configured = load_detector(settings.project, name)
     site = Site(
         detector=name,

@@ -75,12 +75,18 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.stack = Stack((width, *params.layers, width), params.activation, params.output)
         self.activity_penalty = params.activity_penalty
-        self.bottleneck = 2 * params.layers.index(min(params.layers)) + 1  # place of its activation in the stack
+        self.depth = 2 * (params.layers.index(min(params.layers)) + 1)  # modules up to the bottleneck's activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Rebuild x, (N, D) -> (N, D)."""
         rebuilt: Tensor = self.stack(x)
         return rebuilt
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The activations of the bottleneck, the narrowest layer: (N, D) -> (N, Z)."""
+        for layer in list(self.stack)[: self.depth]:
+            x = layer(x)
+        return x
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
         """Mean squared error, and the mean L1 norm of the bottleneck's activations times its weight.
@@ -89,9 +95,7 @@ class Autoencoder(nn.Module):
         """
         if not self.activity_penalty:
             return F.mse_loss(self(x), target)
-        activity = x.new_zeros(())
-        for place, layer in enumerate(self.stack):
+        x = latent = self.latent(x)  # (N, Z)
+        for layer in list(self.stack)[self.depth :]:
             x = layer(x)
-            if place == self.bottleneck:
-                activity = x.abs().sum(dim=1).mean()
-        return F.mse_loss(x, target) + self.activity_penalty * activity
+        return F.mse_loss(x, target) + self.activity_penalty * latent.abs().sum(dim=1).mean()

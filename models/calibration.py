@@ -5,7 +5,7 @@ threshold is exact for finite n: Vovk 2012, arXiv:1209.2673. p-values: Bates et 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -43,7 +43,16 @@ class BestFBetaPolicy(Section):
     beta: float = Field(default=1.0, gt=0)
 
 
-ThresholdParams = Annotated[QuantilePolicy | FixedPolicy | BestFBetaPolicy, Field(discriminator="kind")]
+class AlarmBudgetPolicy(Section):
+    """Flag so that so many clean records a night are expected above the threshold."""
+
+    kind: Literal["alarm_budget"] = "alarm_budget"
+    false_alarms_per_night: float = Field(gt=0)
+
+
+ThresholdParams = Annotated[
+    QuantilePolicy | FixedPolicy | BestFBetaPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,13 @@ class Tuning:
     is_anomaly: NDArray[np.bool_]
 
 
-def fit_threshold(scores: Floats, policy: ThresholdParams, tuning: Tuning | None = None) -> Threshold:
-    """Find the policy's threshold and how often clean records will pass it; only best_f_beta reads tuning.
+def fit_threshold(
+    scores: Floats, policy: ThresholdParams, tuning: Tuning | None = None, rows_per_night: float = math.nan
+) -> Threshold:
+    """Find the policy's threshold and how often clean records will pass it.
 
-    Raises TooFewRows when the rows cannot carry the quantile, the asked width, or the search.
+    Only best_f_beta reads tuning, only alarm_budget rows_per_night. Raises TooFewRows when the rows cannot carry the
+    quantile, the asked width, or the search, and NightjarError where a budget is no smaller than a night.
     """
     if len(scores) == 0:
         raise TooFewRows("There are no calibration rows.", got="0 rows", expected="at least 1 row")
@@ -82,6 +94,8 @@ def fit_threshold(scores: Floats, policy: ThresholdParams, tuning: Tuning | None
         )
     if isinstance(policy, QuantilePolicy):
         return _fit_quantile(np.sort(scores), policy)
+    if isinstance(policy, AlarmBudgetPolicy):
+        return replace(_fit_quantile(np.sort(scores), _spend(policy, rows_per_night)), policy=policy)
     value = policy.value if isinstance(policy, FixedPolicy) else _search_f_beta(tuning, policy.beta)
     # The value owes nothing to these rows, so the number above it is binomial: Clopper & Pearson 1934.
     n, above = len(scores), int(np.count_nonzero(scores > value))
@@ -110,7 +124,7 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
     n = len(ordered)
     k = _rank(n, policy.q)
     if k > n:
-        needed = _rows_for_quantile(policy.q)
+        needed = rows_for_quantile(policy.q)
         raise TooFewRows(
             f"There are too few calibration rows for the quantile {policy.q}.",
             got=f"{n} rows",
@@ -122,6 +136,17 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
     u = int(np.searchsorted(ordered, value, side="right"))
     low = _bound_low(n + 1 - k, k) if u == k else _bound_low(n - u, u + 1)
     return Threshold(value, policy, n, (n + 1 - u) / (n + 1), low, _bound_high(n + 1 - k, k))
+
+
+def _spend(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
+    if not policy.false_alarms_per_night < rows_per_night:
+        raise NightjarError(
+            "The alarm budget is no smaller than a night.",
+            got=f"{policy.false_alarms_per_night:g} false alarms a night of {rows_per_night:g} rows",
+            expected="fewer false alarms than rows",
+            todo="lower threshold.false_alarms_per_night",
+        )
+    return QuantilePolicy(q=1 - policy.false_alarms_per_night / rows_per_night)
 
 
 def _check_width(n: int, policy: QuantilePolicy) -> None:
@@ -147,7 +172,8 @@ def _rank(n: int, q: float) -> int:
     return math.ceil((n + 1) * Fraction(str(q)))
 
 
-def _rows_for_quantile(q: float) -> int:
+def rows_for_quantile(q: float) -> int:
+    """The fewest calibration rows that carry the quantile q."""
     exact = Fraction(str(q))
     return math.ceil(exact / (1 - exact))
 

@@ -1,11 +1,14 @@
-"""The detector: columns, encoder, network, residual spreads and calibration in one object that is saved and loaded.
+"""The detector: columns, encoder, networks, score and calibration in one object that is saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
-share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score.
+share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score every
+night. D slots a row, M networks (one, unless more are asked for).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,37 @@ from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bu
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
 from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, NightjarError
-from models.fitting import EpochLog, FitParams, Network, NetworkParams, build_network, fit_network, pin_threads
+from models.fitting import (
+    EpochLog,
+    FitParams,
+    Network,
+    NetworkParams,
+    Networks,
+    build_network,
+    fit_network,
+    pin_threads,
+)
+from models.neighbours import (
+    NO_REFERENCES,
+    NeighboursParams,
+    References,
+    draw_rows,
+    fit_references,
+    score_neighbours,
+    share_neighbours,
+)
 from models.params import Section
 from models.records import Column, Records, iterate_blocks
-from models.scoring import ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
+from models.reducer import Reducer, ReducerHeader, describe_records
+from models.scoring import ResidualParams, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
 
 class DetectorParams(Section):
     """What a detector learns with. threads is pinned around fitting and scoring, and saved with the detector."""
 
-    network: NetworkParams
+    networks: Networks
     fit: FitParams = FitParams()
-    score: ScoreParams = ScoreParams()
+    score: ScoreParams = ResidualParams()
     threads: int = Field(default=1, ge=1, le=1024)
 
 
@@ -41,11 +63,12 @@ class DetectorHeader(Section):
     """detector.json: everything about a saved detector that is not an array of numbers."""
 
     columns: tuple[Column, ...]
-    network: NetworkParams
+    networks: Networks
     score: ScoreParams
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
+    reducer: ReducerHeader | None = None  # left out where there is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +81,11 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why rows scored as they did: each unit's share of the score, what it was and what the network expected.
+    """Why rows scored as they did: each unit's share of the score, what it was and what was expected of it.
 
     All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are those
-    that `Encoder.decode` names.
+    that `Encoder.decode` names. Expected is what the networks rebuilt, or under a neighbours score the mean of the
+    clean rows that the record was compared with.
     """
 
     units: tuple[Unit, ...]
@@ -76,13 +100,15 @@ class Detector:
 
     columns: tuple[Column, ...]
     encoder: Encoder
-    network: Network
-    network_params: NetworkParams
+    networks: tuple[Network, ...]
+    network_params: tuple[NetworkParams, ...]
     score_params: ScoreParams
     spreads: Tensor
     threads: int
+    references: References = NO_REFERENCES
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
+    reducer: Reducer | None = None
 
     def score(self, records: Records) -> Floats:
         """Score rows, float64 (N,). A row's score is the same bits whatever rows come with it."""
@@ -92,26 +118,45 @@ class Detector:
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 encoded = self.encoder(block)
-                residual = self.network(encoded).sub_(encoded)  # in place: fresh memory costs more than arithmetic
-                scores[rows] = score_residuals(residual, weights, self.score_params)[: rows.stop - rows.start].double()
+                # In place: fresh memory costs more than arithmetic.
+                residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
+                if isinstance(self.score_params, NeighboursParams):
+                    found = score_neighbours(join_points(encoded, residual), self.references, self.score_params)
+                else:
+                    found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
+                scores[rows] = found[: rows.stop - rows.start]
         return scores.numpy()
 
     def explain(self, records: Records) -> Explanation:
         """Share the scores of rows among the units; slower than scoring, meant for flags."""
         scores = torch.from_numpy(self.score(records))
-        contributions = torch.empty(len(records), len(self.encoder.units), dtype=torch.float64)
+        contributions = torch.zeros(len(records), len(self.encoder.units), dtype=torch.float64)
         actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
-        weights, units = self._weigh(), self.encoder.slot_units
+        weights, units, width = self._weigh(), self.encoder.slot_units, self.encoder.width
         with pin_threads(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
-                rebuilt = self.network(encoded)
-                residual = (rebuilt - encoded)[:n]
-                contributions[rows] = share_scores(residual, weights, units, scores[rows], self.score_params)
+                rebuilt = rebuild(self.networks, encoded)  # (M, D, N)
+                residual = rebuilt - encoded.T
                 actual[rows] = self.encoder.decode(encoded)[:n]
-                expected[rows] = self.encoder.decode(rebuilt)[:n]
+                if isinstance(self.score_params, NeighboursParams):
+                    points = join_points(encoded, residual)
+                    shares, neighbours = share_neighbours(points, self.references, self.score_params)
+                    contributions[rows].index_add_(1, units.repeat(1 + len(rebuilt)), shares[:n])
+                    expected[rows] = self.encoder.decode(neighbours[:, :width])[:n]
+                else:
+                    beside = residual.flatten(0, 1).T[:n]
+                    repeated = units.repeat(len(rebuilt))
+                    contributions[rows] = share_scores(beside, weights, repeated, scores[rows], self.score_params)
+                    expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
         return Explanation(self.encoder.units, contributions.numpy(), actual.numpy(), expected.numpy())
+
+    def encode(self, records: Records) -> Floats:
+        """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
+        encoded = encode_records(self.encoder, records)
+        with pin_threads(self.threads), torch.inference_mode():
+            return self.networks[0].latent(encoded).double().numpy()
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""
@@ -120,6 +165,23 @@ class Detector:
     def p_value(self, scores: Floats) -> Floats:
         """Conformal p-values of scores (N,), in (0, 1]; small is anomalous."""
         return p_values(scores, self._calibrated().scores)
+
+    def describe(self, records: Records) -> Tensor:
+        """What the reducer reads of rows, float32 (N, E); see `reducer.describe_records`."""
+        scores, usual = self.score(records), float(np.median(self._calibrated().scores))
+        contributions = self.explain(records).contributions
+        encoded = encode_records(self.encoder, records)
+        return describe_records(encoded, contributions, scores, self.rank(scores), max(usual, 1e-12))
+
+    def reduce(self, records: Records) -> tuple[Floats, NDArray[np.bool_]]:
+        """Second stage: each flag's probability of being a true anomaly (N,), and whether it is suppressed (N,).
+
+        Without a reducer the probabilities are NaN and nothing is suppressed.
+        """
+        if self.reducer is None:
+            return np.full(len(records), np.nan), np.zeros(len(records), dtype=bool)
+        probabilities = self.reducer.predict(self.describe(records))
+        return probabilities, self.reducer.suppresses(probabilities)
 
     @property
     def threshold(self) -> Threshold:
@@ -130,23 +192,33 @@ class Detector:
         """The same detector with another lineage."""
         return replace(self, lineage=lineage)
 
+    def with_reducer(self, reducer: Reducer) -> "Detector":
+        """The same detector with a second stage."""
+        return replace(self, reducer=reducer)
+
     def save(self, folder: Path) -> str:
         """Write the bundle folder and return its content hash."""
         arrays = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
-        arrays |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for i, network in enumerate(self.networks):
+            arrays |= {f"{_prefix(i)}{name}": value for name, value in network.state_dict().items()}
         arrays |= {"spreads": self.spreads}
+        if isinstance(self.score_params, NeighboursParams):
+            arrays |= {"references.points": self.references.points, "references.spacing": self.references.spacing}
+        if self.reducer:
+            arrays |= {f"reducer.{name}": value for name, value in self.reducer.classifier.state_dict().items()}
         calibration = self.calibration
         scores = torch.from_numpy(calibration.scores if calibration else np.empty(0))
         header = DetectorHeader(
             columns=self.columns,
-            network=self.network_params,
+            networks=self.network_params,
             score=self.score_params,
             threads=self.threads,
             threshold=calibration.threshold if calibration else None,
             lineage=dict(self.lineage),
+            reducer=self.reducer.header if self.reducer else None,
         )
         contents = {
-            HEADER: dump_json(header.model_dump(mode="json")),
+            HEADER: dump_json(header.model_dump(mode="json", exclude=None if self.reducer else {"reducer"})),
             WEIGHTS: dump_tensors(arrays),
             CALIBRATION: dump_tensors({"scores": scores}),
         }
@@ -161,10 +233,14 @@ class Detector:
             arrays, scores = load_tensors(contents[WEIGHTS]), load_tensors(contents[CALIBRATION])["scores"]
             encoder = Encoder(header.columns)
             encoder.load_state_dict(_take(arrays, "encoder."))
-            network = build_network(header.network, encoder.width, seed=0)
-            network.load_state_dict(_take(arrays, "network."))
-            network.eval()
-            spreads = arrays["spreads"]
+            networks = tuple(build_network(network, encoder.width, seed=0) for network in header.networks)
+            for i, network in enumerate(networks):
+                network.load_state_dict(_take(arrays, _prefix(i)))
+                network.eval()
+            spreads, references = arrays["spreads"], NO_REFERENCES
+            if isinstance(header.score, NeighboursParams):
+                references = References(arrays["references.points"], arrays["references.spacing"])
+            reducer = Reducer.build(header.reducer, _take(arrays, "reducer.")) if header.reducer else None
         except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
             raise BundleInvalid(
                 "The files of the bundle do not fit together.",
@@ -177,17 +253,23 @@ class Detector:
         return cls(
             columns=header.columns,
             encoder=encoder,
-            network=network,
-            network_params=header.network,
+            networks=networks,
+            network_params=header.networks,
             score_params=header.score,
             spreads=spreads,
             threads=header.threads,
+            references=references,
             calibration=calibration,
             lineage=header.lineage,
+            reducer=reducer,
         )
 
     def _weigh(self) -> Tensor:
-        return weigh_slots(self.score_params, self.encoder.slots, self.spreads)
+        """Weight of each slot of each network in a residual score, float64 (M D,); a neighbours score has none."""
+        if isinstance(self.score_params, NeighboursParams):
+            return torch.empty(0, dtype=torch.float64)
+        columns = [self.encoder.slots + i * len(self.columns) for i in range(len(self.networks))]
+        return weigh_slots(self.score_params, torch.cat(columns), self.spreads)
 
     def _calibrated(self) -> Calibration:
         if self.calibration is None:
@@ -206,19 +288,49 @@ def fit_detector(
     stopping: Records,
     params: DetectorParams,
     device: torch.device,
-    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Detector:
-    """Fit encoder and network on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet."""
+    """Fit encoder and networks on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet.
+
+    Each network has a seed of its own, counted up from fit.seed. on_epoch gets the network's number, from 0.
+    """
     with pin_threads(params.threads):
         encoder = Encoder(columns).fit(fit)
-        network = build_network(params.network, encoder.width, params.fit.seed)
-        rows = encode_records(encoder, stopping)  # (N, D)
-        fit_network(network, encode_records(encoder, fit), rows, params.fit, device, on_epoch)
-        network.cpu()
-        with torch.inference_mode():
-            residual = torch.cat([network(part) - part for part in torch.split(rows, 8192)])  # (N, D)
-            spreads = measure_spreads(residual, encoder.slots, len(columns))
-    return Detector(tuple(columns), encoder, network, params.network, params.score, spreads, params.threads)
+        fit_rows, stopping_rows = encode_records(encoder, fit), encode_records(encoder, stopping)  # (N, D)
+        networks, spreads = [], []
+        for i, layout in enumerate(params.networks):
+            own = params.fit.model_copy(update={"seed": params.fit.seed + i})
+            network = build_network(layout, encoder.width, own.seed)
+            fit_network(network, fit_rows, stopping_rows, own, device, partial(on_epoch, i) if on_epoch else None)
+            networks.append(network.cpu())
+            with torch.inference_mode():
+                residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)
+                spreads.append(measure_spreads(residual, encoder.slots, len(columns)))
+        references = NO_REFERENCES
+        if isinstance(params.score, NeighboursParams):
+            drawn = draw_rows(fit_rows, params.score, params.fit.seed)  # (m, D)
+            references = fit_references(join_points(drawn, rebuild(networks, drawn) - drawn.T), params.score)
+    return Detector(
+        columns=tuple(columns),
+        encoder=encoder,
+        networks=tuple(networks),
+        network_params=params.networks,
+        score_params=params.score,
+        spreads=torch.cat(spreads),
+        threads=params.threads,
+        references=references,
+    )
+
+
+@torch.inference_mode()
+def rebuild(networks: Sequence[Network], encoded: Tensor) -> Tensor:
+    """What each network makes of encoded rows (N, D), slot by slot: (M, D, N)."""
+    return torch.stack([network(encoded).T for network in networks])
+
+
+def join_points(encoded: Tensor, residual: Tensor) -> Tensor:
+    """Rows (N, D) and the residuals of M networks (M, D, N) side by side, as neighbours compare them: (N, D + M D)."""
+    return torch.cat([encoded.T, residual.flatten(0, 1)]).T
 
 
 def calibrate_detector(
@@ -226,12 +338,21 @@ def calibrate_detector(
     records: Records,
     policy: ThresholdParams,
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
+    rows_per_night: float = math.nan,
 ) -> Detector:
-    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,)."""
+    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,).
+
+    A reducer is dropped: it was learnt on the flags of another threshold.
+    """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
-    threshold = fit_threshold(scores, policy, labelled)
-    return replace(detector, calibration=Calibration(np.sort(scores), threshold))
+    threshold = fit_threshold(scores, policy, labelled, rows_per_night)
+    return replace(detector, calibration=Calibration(np.sort(scores), threshold), reducer=None)
+
+
+def _prefix(i: int) -> str:
+    # The first network is named as when there could be one only, so that those bundles still load.
+    return "network." if i == 0 else f"network_{i}."
 
 
 def _take(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

@@ -126,9 +126,8 @@ class Encoder(nn.Module):
         encoded = torch.zeros(self.width, len(records))  # (D, N)
         n_numeric, n_categorical, n_datetime, n_pixels, _ = self.widths
         if n_numeric:
-            deviations = (
-                self._compress_tails(records.numbers).sub_(self.mean[:, None]).div_(self.scale[:, None])
-            )  # (Fn, N)
+            numbers = self._compress_tails(records.numbers)  # (Fn, N)
+            deviations = numbers.sub_(self.mean[:, None]).div_(self.scale[:, None])
             # A missing value reads as the mean of the fit rows.
             encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
         if n_categorical:

@@ -23,3 +23,7 @@ class TooFewRows(NightjarError):  # noqa: N818
 
 class TrainingDiverged(NightjarError):  # noqa: N818
     """The loss became NaN or infinite."""
+
+
+class ReducerRefused(NightjarError):  # noqa: N818
+    """The second stage would lose more recall than the params allow."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, BeforeValidator, Field
 from torch import Generator, Tensor
 
 from models.autoencoder import Autoencoder, AutoencoderParams
@@ -20,7 +20,20 @@ from models.errors import NightjarError, TooFewRows, TrainingDiverged
 from models.params import Section
 from models.variational import Variational, VariationalParams
 
+
+def _list_networks(given: object) -> object:
+    if given == [] or given == ():
+        raise ValueError("a detector needs at least one network")
+    return given if isinstance(given, list | tuple) else (given,)
+
+
 NetworkParams = Annotated[AutoencoderParams | VariationalParams, Field(discriminator="kind")]
+# The key is `network:` for one, `networks:` for a list.
+Networks = Annotated[
+    tuple[NetworkParams, ...],
+    Field(strict=False, validation_alias=AliasChoices("networks", "network")),
+    BeforeValidator(_list_networks),
+]
 Network = Autoencoder | Variational
 EVALUATED_ROWS = 8192  # rows of one pass over the stopping rows
 

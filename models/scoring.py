@@ -1,14 +1,17 @@
-"""From what a network got wrong to one score per record, and to each column's share of that score.
+"""From what the networks got wrong to one score per record, and to each column's share of that score.
 
 Input: residual = rebuilt - encoded, float32 (N, D). N rows, F columns, D slots. A higher score is more anomalous.
 Every kind is a weighted sum over slots of the squared (or absolute) residual, so shares by column always add up.
+Several networks stand side by side, as if each had columns and slots of its own: their scores are averaged.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from models.neighbours import NeighboursParams
 from models.params import Section
 
 # A column's spread counts as at least this share of the mean spread of all columns: a column that was constant in
@@ -16,10 +19,13 @@ from models.params import Section
 SPREAD_FLOOR = 0.01
 
 
-class ScoreParams(Section):
+class ResidualParams(Section):
     """Which residual score: see `weigh_slots`."""
 
     kind: Literal["mean_squared", "mean_absolute", "root_mean_squared", "standardised"] = "standardised"
+
+
+ScoreParams = Annotated[ResidualParams | NeighboursParams, Field(discriminator="kind")]
 
 
 def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:
@@ -29,7 +35,7 @@ def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:
     return spreads.clamp(min=max(SPREAD_FLOOR * float(spreads.mean()), 1e-12))
 
 
-def weigh_slots(params: ScoreParams, slots: Tensor, spreads: Tensor) -> Tensor:
+def weigh_slots(params: ResidualParams, slots: Tensor, spreads: Tensor) -> Tensor:
     """Weight of each slot in the score, float64 (D,).
 
     standardised: each column's squared residual is divided by its usual size, and columns count alike. It is done by
@@ -41,14 +47,14 @@ def weigh_slots(params: ScoreParams, slots: Tensor, spreads: Tensor) -> Tensor:
     return torch.full((len(slots),), 1 / len(slots), dtype=torch.float64)
 
 
-def score_residuals(residual: Tensor, weights: Tensor, params: ScoreParams) -> Tensor:
+def score_residuals(residual: Tensor, weights: Tensor, params: ResidualParams) -> Tensor:
     """Score of each row: residual (N, D), which is overwritten, and weights (D,) of the same type -> (N,)."""
     penalty = residual.abs_() if params.kind == "mean_absolute" else residual.square_()  # (N, D)
     scores = penalty @ weights  # (N,)
     return scores.sqrt() if params.kind == "root_mean_squared" else scores
 
 
-def share_scores(residual: Tensor, weights: Tensor, units: Tensor, scores: Tensor, params: ScoreParams) -> Tensor:
+def share_scores(residual: Tensor, weights: Tensor, units: Tensor, scores: Tensor, params: ResidualParams) -> Tensor:
     """Split scores (N,) by unit, given weights float64 (D,) and each slot's unit (D,) -> float64 (N, U).
 
     Shares are never negative, and those of a row add up to its score.

@@ -36,9 +36,13 @@ class Variational(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rebuild x from the mean of its latent distribution, (N, D) -> (N, D)."""
-        mean, _ = self.encode(x).chunk(2, dim=1)  # (N, Z)
-        rebuilt: Tensor = self.decode(mean)
+        rebuilt: Tensor = self.decode(self.latent(x))
         return rebuilt
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The means of the latent distributions, (N, D) -> (N, Z)."""
+        means: Tensor = self.encode(x).chunk(2, dim=1)[0]
+        return means
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
         """Negative evidence lower bound per slot, sampled with the generator, or at the mean where there is none."""

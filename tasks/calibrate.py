@@ -10,10 +10,9 @@ from models.calibration import QuantilePolicy, Threshold, ThresholdParams
 from models.detector import Detector, calibrate_detector
 from models.params import Section
 from tasks.columns import to_records
-from tasks.filter import TrainingSet, read_set
+from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
 from tasks.site import Site
-from tasks.train import save_bundle
 
 
 class CalibrateParams(Section):
@@ -28,9 +27,11 @@ def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: Calibr
     clean, _ = to_records(read_set(site.lake, site.detector, rows.cutoff, "calibration"), detector.columns)
     labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
     tuning, _ = to_records(labelled, detector.columns)
-    is_anomaly = labelled["label"].to_numpy() == 1
-    calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly))
-    return save_bundle(site, calibrated, f"calibrated-{rows.cutoff}"), calibrated.threshold
+    is_anomaly = labelled[LABEL].to_numpy() == 1
+    calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night)
+    folder = site.calibrated(rows.cutoff)
+    calibrated.save(folder)
+    return folder, calibrated.threshold
 
 
 def describe_threshold(threshold: Threshold) -> str:

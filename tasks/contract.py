@@ -1,9 +1,9 @@
 """The contract: what a batch must look like, read from contracts/NAME.yaml and reviewed like code.
 
-`columns` names what is kept and its type. `expectations` are Great Expectations' own, each with a level: `row` (a row
-that breaks a critical one is quarantined) or `batch` (evaluated on one summary row a batch; breaking a critical one
-stops the batch). A batch expectation's column is `rows`, `quarantined_fraction`, `duplicated_fraction` or
-`COLUMN.STATISTIC`, with a statistic from STATISTICS.
+`columns` names what is kept and its type; `ignored`, what the source brings besides and nobody wants. `expectations`
+are Great Expectations' own, each with a level: `row` (a row that breaks a critical one is quarantined) or `batch`
+(evaluated on one summary row a batch; breaking a critical one stops the batch). A batch expectation's column is
+`rows`, `quarantined_fraction`, `duplicated_fraction` or `COLUMN.STATISTIC`, with a statistic from STATISTICS.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ STATISTICS = {
 ANY_TYPE = ("distinct", "missing_fraction")  # the others are of numbers only
 OF_MANY_ROWS = tuple(f"expect_column_values_to_be_{what}" for what in ("unique", "increasing", "decreasing"))
 BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
+RESERVED = ("record_id", "_batch_date", "_label")  # what Nightjar itself adds to the rows it keeps
 FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
 
 
@@ -82,11 +83,14 @@ class Contract(Section):
     """Everything a batch is held against."""
 
     columns: dict[str, ContractColumn]
+    ignored: tuple[str, ...] = ()  # known, and left out without a warning
     extra_columns: Literal["warn", "stop"] = "warn"
     expectations: tuple[ContractExpectation, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "Contract":
+        if taken := [name for name in self.columns if name in RESERVED]:
+            raise ValueError(f"columns may not hold {taken[0]!r}: Nightjar adds a column of that name itself")
         for expectation in self.expectations:
             column = str(expectation.kwargs.get("column", ""))
             if expectation.level == "row":

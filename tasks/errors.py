@@ -9,6 +9,7 @@ NightjarError                 anything a user can put right
 ├── BundleInvalid             a saved detector is altered or unreadable
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
+├── ReducerRefused           the second stage would lose more recall than it may
 ├── RecordMissing             no such record in the published nights
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
 ├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
@@ -17,9 +18,9 @@ NightjarError                 anything a user can put right
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
 
-from models.errors import BundleInvalid, NightjarError, TooFewRows, TrainingDiverged
+from models.errors import BundleInvalid, NightjarError, ReducerRefused, TooFewRows, TrainingDiverged
 
-__all__ = ["BundleInvalid", "NightjarError", "TooFewRows", "TrainingDiverged"]
+__all__ = ["BundleInvalid", "NightjarError", "ReducerRefused", "TooFewRows", "TrainingDiverged"]
 
 # The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.
 # ruff: noqa: N818

@@ -1,8 +1,9 @@
 """Choose the rows to learn from: five disjoint sets of validated rows, with labels as known at the training cut-off.
 
-Fit, stopping and calibration rows are clean: without the records labelled anomalous by then, and, on request, fit and
-stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their anomalies, with the
-label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out is counted by reason.
+Fit, stopping and calibration rows are clean: without the records labelled or judged anomalous by then, and, on
+request, fit and stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their
+anomalies, with the label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out
+is counted by reason.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from models.params import Section
 from tasks import warehouse
@@ -26,9 +27,11 @@ from tasks.lake import Lake, Manifest
 from tasks.policy import IO
 from tasks.site import Site
 
-SETS = ("fit", "stopping", "tuning", "test", "calibration")
+SETS = ("fit", "stopping", "calibration", "tuning", "test")
 CLEAN_SETS = ("fit", "stopping", "calibration")
 Names = npt.NDArray[np.object_]
+# What the clean partition adds to the contract's columns, whose names never begin so.
+BATCH_DATE, LABEL = "_batch_date", "_label"
 
 
 class ByDate(Section):
@@ -42,12 +45,16 @@ class ByDate(Section):
 
 
 class Fractions(Section):
-    """Shares of the normal rows; what they leave of 1 is calibration. Anomalies are shared out by tuning and test."""
+    """Shares of the normal rows in the order of SETS; what they leave of 1 is calibration.
+
+    Anomalies are shared out by tuning and test; of each one's, the first `anomalies_per_normal` a normal row are kept.
+    """
 
     fit: float = Field(gt=0, lt=1)
     stopping: float = Field(gt=0, lt=1)
     tuning: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
+    anomalies_per_normal: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> "Fractions":
@@ -55,23 +62,28 @@ class Fractions(Section):
             raise ValueError("fit + stopping + tuning + test must leave something of 1 for calibration")
         return self
 
+    @property
+    def calibration(self) -> float:
+        """The share left for calibration."""
+        return 1 - self.fit - self.stopping - self.tuning - self.test
+
 
 class LeadingFraction(Fractions):
-    """Rows in order of event time: the first share is fitted."""
+    """Rows in order of event time: the first share is fitted, the last one is the test."""
 
     kind: Literal["leading_fraction"]
 
 
 class RandomHalf(Fractions):
-    """Rows in an order drawn from their record_id and the seed; fit and stopping share one half."""
+    """Rows in an order drawn from their record_id and the seed: one half to learn from, one for tuning and test."""
 
     kind: Literal["random_half"]
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _check_half(self) -> "RandomHalf":
-        if abs(self.fit + self.stopping - 0.5) > 1e-9:
-            raise ValueError("fit + stopping must be 0.5")
+        if abs(self.tuning + self.test - 0.5) > 1e-9:
+            raise ValueError("tuning + test must be 0.5; fit, stopping and calibration share the other half")
         return self
 
 
@@ -94,6 +106,7 @@ class TrainingSet:
     first_date: date
     trained_through: date
     split: str
+    rows_per_night: float  # the mean of the matured batches
 
 
 def split_by_date(dates: Sequence[date], split: ByDate) -> dict[date, str]:
@@ -119,13 +132,18 @@ def split_by_fractions(order: npt.NDArray[np.float64], is_anomaly: npt.NDArray[n
     """The set of each row (N,), given its place in line (N,): a rank or a draw, smaller is earlier."""
     sets = np.full(len(order), "", dtype=object)
     normal, anomalous = np.flatnonzero(~is_anomaly), np.flatnonzero(is_anomaly)
-    shares = np.cumsum([split.fit, split.stopping, split.tuning, split.test])
+    shares = np.cumsum([split.fit, split.stopping, split.calibration, split.tuning])
     _assign(sets, normal[np.argsort(order[normal], kind="stable")], shares, SETS)
     labelled = split.tuning + split.test
     if not labelled:
         return sets  # no set to put anomalies in
     cut = np.array([split.tuning / labelled])
-    _assign(sets, anomalous[np.argsort(order[anomalous], kind="stable")], cut, ("tuning", "test"))
+    ordered = anomalous[np.argsort(order[anomalous], kind="stable")]
+    _assign(sets, ordered, cut, ("tuning", "test"))
+    if split.anomalies_per_normal is not None:
+        for name in ("tuning", "test"):
+            kept = round(split.anomalies_per_normal * int((sets[normal] == name).sum()))
+            sets[ordered[sets[ordered] == name][kept:]] = ""
     return sets
 
 
@@ -200,6 +218,7 @@ def choose_rows(
         else:
             order = table["event_time"].cast(pa.int64()).to_numpy().astype(float)
         sets = split_by_fractions(order, label == 1, params.splits)
+        excluded["labelled anomalous"] += int((sets == "").sum())
     _drop(sets, np.isin(sets, CLEAN_SETS) & (label == 1), "labelled anomalous", excluded)
     if params.trim_fraction:
         candidates = np.flatnonzero(np.isin(sets, ("fit", "stopping")) & (label == -1))
@@ -218,7 +237,7 @@ def _drop(sets: Names, mask: npt.NDArray[np.bool_], reason: str, excluded: Count
 def _read(lake: Lake, manifest: Manifest) -> pa.Table:
     slices = [piece for part in manifest.parts for piece in lake.slices(part)]
     table = pa.concat_tables(slices)
-    return table.append_column("batch_date", pa.array([manifest.batch_date] * table.num_rows, pa.date32()))
+    return table.append_column(BATCH_DATE, pa.array([manifest.batch_date] * table.num_rows, pa.date32()))
 
 
 def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site, cutoff: date) -> None:
@@ -227,7 +246,7 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
     A night is scored after the last day of these sets (tasks/score.py refuses the others), so it is enough that all
     sets end before the cut-off. Raises LeakageFound.
     """
-    sql = "select count(*) - count(distinct (batch_date, record_id)) as shared, max(batch_date) as newest from parts"
+    sql = "select count(*) - count(distinct (_batch_date, record_id)) as shared, max(_batch_date) as newest from parts"
     found = lake.query(sql, clean.parts).to_pylist()[0]
     future = int((labels["known_at"] > pd.Timestamp(site.start_of(cutoff))).sum())
     problems = {
@@ -245,12 +264,22 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
         )
 
 
+def read_known(site: Site, cutoff: date) -> pd.DataFrame:
+    """What was known when the cut-off began: record_id, label, known_at; verdicts count where no label had come."""
+    engine, start = warehouse.open_engine(site.warehouse_url), site.start_of(cutoff)
+    labels = warehouse.read_labels(engine, site.detector, start)
+    reviews = warehouse.read_reviews(engine, site.detector, start).drop_duplicates("record_id", keep="last")
+    judged = reviews[~reviews["record_id"].isin(labels["record_id"])]
+    label = (judged["verdict"] == "anomaly").astype("int64")
+    verdicts = pd.DataFrame({"record_id": judged["record_id"], "label": label, "known_at": judged["reviewed_at"]})
+    return pd.concat([labels, verdicts], ignore_index=True) if len(verdicts) else labels
+
+
 def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str]) -> TrainingSet:
     """Write the clean partition of a cut-off and describe it. Raises TooFewRows and LeakageFound."""
-    engine = warehouse.open_engine(site.warehouse_url)
-    labels = warehouse.read_labels(engine, site.detector, site.start_of(cutoff))
+    labels = read_known(site, cutoff)
     table, sets, label, excluded, dates = choose_rows(site, cutoff, params, numeric, labels)
-    table = table.append_column("label", pa.array(label, pa.int8()))
+    table = table.append_column(LABEL, pa.array(label, pa.int8()))
     lake = site.lake
     partition = lake.write("clean", site.detector, cutoff)
     rows = {}
@@ -265,12 +294,19 @@ def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequen
             expected="at least one row to fit, to stop and to calibrate on",
             todo="ingest more history, or change filter.splits in params.yaml",
         )
-    facts = {"rows": rows, "excluded": dict(excluded), "splits": params.splits.model_dump(mode="json")}
-    manifest = Manifest("clean", site.detector, cutoff, partition.attempt, tuple(partition.parts), facts)
+    manifest = Manifest("clean", site.detector, cutoff, partition.attempt, tuple(partition.parts))
     check_leakage(lake, manifest, labels, site, cutoff)
-    partition.commit(facts)
     split = f"{params.splits.kind}, {dates[0]} to {dates[-1]}, cut-off {cutoff}"
-    return TrainingSet(cutoff, manifest.hash, rows, dict(excluded), dates[0], dates[-1], split)
+    described = TrainingSet(
+        cutoff, manifest.hash, rows, dict(excluded), dates[0], dates[-1], split, len(sets) / len(dates)
+    )
+    partition.commit(TypeAdapter(TrainingSet).dump_python(described, mode="json"))
+    return described
+
+
+def read_training_set(lake: Lake, detector: str, cutoff: date) -> TrainingSet:
+    """What `prepare_rows` said of the clean partition of a cut-off. Raises BatchMissing."""
+    return TypeAdapter(TrainingSet).validate_python(lake.get("clean", detector, cutoff).facts)
 
 
 def read_set(lake: Lake, detector: str, cutoff: date, name: str) -> pa.Table:

@@ -97,18 +97,23 @@ class Ingested:
     labels: int
 
 
-def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
-    """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
-    if params.file_column:
-        table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
+def check_names(table: pa.Table, arrival: str) -> None:
+    """Raise SourceInvalid where two columns share a name."""
     if len(set(table.column_names)) < table.num_columns:
         raise SourceInvalid(
             "The source has two columns of one name.",
-            where=name,
+            where=arrival,
             got=f"columns {', '.join(table.column_names)}",
             expected="a name of its own for each column",
             todo="rename one of them",
         )
+
+
+def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
+    """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+    if params.file_column:
+        table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
+    check_names(table, name)
     needed = [name for name in (params.event_time.column, params.record_id) if name]
     needed += [params.labels.column] if params.labels else []
     if missing := [column for column in needed if column not in table.column_names]:
@@ -125,14 +130,15 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     else:
         stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
-    times = _event_times(table, params.event_time, first_row)
+    times = read_event_times(table, params.event_time, first_row)
     replaced = {"record_id", "event_time", None if params.event_time.seconds_since else params.event_time.column}
     keep = [field for field in table.schema if field.name not in replaced]  # with its metadata: the shape of images
     fields = [pa.field("record_id", pa.string()), pa.field("event_time", times.type), *keep]
     return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
-def _event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
+def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
+    """The event time of each row (N,) in UTC; null where it cannot be read. `first_row` of the arrival is 0."""
     if rule.rows_per_day and rule.first_date:
         place = np.arange(first_row, first_row + table.num_rows)
         day, row = np.divmod(place, rule.rows_per_day)
@@ -219,8 +225,7 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
             # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
             texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
             frame = texts.to_pandas().dropna()
-            label = rule.read(frame[rule.column])
-            known = frame["event_time"] + delay
+            label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
 
 

@@ -124,7 +124,8 @@ class PartitionWriter:
         folder = lake.partition(zone, detector, batch_date)
         self.attempt = 1 + max(lake.attempts(folder), default=0)
         self._folder = f"{folder}/attempt={self.attempt}"
-        self._token = secrets.token_hex(4)  # two processes may have taken the same number
+        # Two processes may have taken the same number.
+        self._token = "0" if lake.sole_writer else secrets.token_hex(4)
         self.parts: list[Part] = []
 
     @contextmanager
@@ -148,16 +149,19 @@ class PartitionWriter:
 
 
 class Lake:
-    """All zones under one root. Small and picklable: it holds the root and opens files when asked."""
+    """All zones under one root. Small and picklable: it holds the root and opens files when asked.
 
-    def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/")
+    sole_writer: nobody else ever writes here, so names of files need no random part, and repeat.
+    """
+
+    def __init__(self, root: str, sole_writer: bool = False) -> None:
+        self.root, self.sole_writer = root.rstrip("/"), sole_writer
         self._fs, self._base = fsspec.core.url_to_fs(self.root)
         self.is_local = "file" in self._fs.protocol
 
-    def __reduce__(self) -> tuple[type["Lake"], tuple[str]]:
-        """Travel as the root alone: an open DuckDB cannot."""
-        return Lake, (self.root,)
+    def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
+        """Travel as what it was made of: an open DuckDB cannot."""
+        return Lake, (self.root, self.sole_writer)
 
     def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
         """The partition's folder, relative to the root."""

@@ -59,7 +59,8 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     example = make_example(detector.columns)
     measured = {k: v for k, v in asdict(metrics).items() if v is not None} if metrics else {}
     threshold = detector.threshold
-    params = {"network": detector.network_params.model_dump_json(), "score": detector.score_params.kind}
+    networks = [network.model_dump(mode="json") for network in detector.network_params]
+    params = {"networks": json.dumps(networks), "score": detector.score_params.model_dump_json()}
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in detector.lineage.items()}
     version = tracking.log_version(
         site,

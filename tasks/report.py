@@ -89,8 +89,9 @@ def _short(value: object) -> str:
 def render_report(
     batch: Batch, flags: pd.DataFrame, histogram: Histogram | None, validation: Validation, version: Version
 ) -> str:
-    """The page as text."""
-    shown = flags.head(SHOWN_FLAGS)
+    """The page as text: alerts in a table, suppressed flags as a count."""
+    alerts = flags[~flags["suppressed"]]
+    shown = alerts.head(SHOWN_FLAGS)
     rows = [
         {
             **row,
@@ -103,7 +104,10 @@ def render_report(
     return environment.get_template("night.html").render(
         batch=batch,
         flags=rows,
-        hidden=len(flags) - len(rows),
+        hidden=len(alerts) - len(rows),
+        alerts=len(alerts),
+        suppressed=len(flags) - len(alerts),
+        has_reducer=bool(alerts["second_stage_probability"].notna().any() or len(flags) > len(alerts)),
         capped=batch.flagged - batch.published,
         chart=lay_out_bars(histogram, batch.threshold) if histogram else None,
         validation=validation,
@@ -130,16 +134,19 @@ def write_report(site: Site, batch: Batch, flags: pd.DataFrame, validation: Vali
 
 
 def summarise_night(batch: Batch, flags: pd.DataFrame) -> str:
-    """The night in Markdown, for the Prefect page: counts and the five worst flags."""
+    """The night in Markdown, for the Prefect page: counts and the five worst alerts."""
+    alerts = flags[~flags["suppressed"]]
+    suppressed = len(flags) - len(alerts)
     lines = [
         f"**{batch.detector} {batch.batch_date}**: {batch.rows_in:,} rows in = {batch.scored:,} scored + "
         f"{batch.quarantined:,} quarantined + {batch.excluded:,} excluded; {batch.flagged:,} flagged above "
-        f"{batch.threshold:.4g} by version {batch.model_version}.",
+        f"{batch.threshold:.4g} by version {batch.model_version}"
+        + (f", {suppressed:,} of them suppressed." if suppressed else "."),
         "",
         "| record | score | rank | worst cause |",
         "|---|---|---|---|",
     ]
-    for row in flags.head(5).to_dict("records"):
+    for row in alerts.head(5).to_dict("records"):
         worst = describe_cause(json.loads(row["causes"])[0])
         cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")

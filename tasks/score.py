@@ -1,7 +1,7 @@
 """Score a validated batch with one model version, slice by slice, and explain its worst flags.
 
 In: the validated partition and a bundle. Out: the scores partition (record_id, score, percentile_rank for every row)
-and beside it flags.parquet, the alerts to publish with their causes. Memory holds one slice and the worst flags.
+and beside it flags.parquet, the flags to publish with their causes. Memory holds one slice and the worst flags.
 """
 
 import io
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import torch
 from prefect import get_run_logger, task
 from pydantic import Field
 
@@ -40,7 +41,10 @@ MASKED = "masked"
 
 
 class ScoreParams(Section):
-    """How many alerts a night may publish (the worst are kept), and how many causes each carries."""
+    """How many alerts a night may publish (the worst are kept), and how many causes each carries.
+
+    Suppressed flags are published too, beside the alerts, and at most as many.
+    """
 
     max_alerts: int = Field(default=1000, ge=1)
     causes: int = Field(default=3, ge=1)
@@ -156,7 +160,8 @@ def score_batch(
     read = list(dict.fromkeys(["record_id", "event_time", *names]))
     texts = tuple(column.name for column in detector.columns if column.kind in ("categorical", "sequence"))
     partition = lake.write("scores", site.detector, validated.batch_date)
-    worst, threshold = WorstRows(params.max_alerts), detector.threshold.value
+    alerts, suppressed = WorstRows(params.max_alerts), WorstRows(params.max_alerts)
+    threshold = detector.threshold.value
     scored = flagged = unseen = 0
     for number, part in enumerate(validated.parts):
         with partition.part(f"part-{number}") as writer:
@@ -166,10 +171,14 @@ def score_batch(
                 ranks = pa.array(detector.rank(scores).astype(np.float32))
                 writer.append(pa.table({"record_id": table["record_id"], "score": scores, "percentile_rank": ranks}))
                 mask = scores > threshold
-                worst.add(table.filter(pa.array(mask)), scores[mask])
+                _, is_suppressed = detector.reduce(records[torch.from_numpy(mask)])
+                above, their_scores = table.filter(pa.array(mask)), scores[mask]
+                alerts.add(above.filter(pa.array(~is_suppressed)), their_scores[~is_suppressed])
+                suppressed.add(above.filter(pa.array(is_suppressed)), their_scores[is_suppressed])
                 scored, flagged, unseen = scored + len(scores), flagged + int(mask.sum()), unseen + int(is_unseen.sum())
                 on_progress(scored, validated.rows)
-    flags = describe_flags(detector, *worst.take(), contract, params)
+    found = [describe_flags(detector, *kept.take(), contract, params) for kept in (alerts, suppressed)]
+    flags = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
     path = partition.path("flags.parquet")
     _write_flags(lake, path, flags)
     partition.commit({"input_hash": validated.facts["validation"]["input_hash"], "flags": path})
@@ -179,14 +188,16 @@ def score_batch(
 def describe_flags(
     detector: Detector, rows: pa.Table | None, scores: Floats, contract: Contract, params: ScoreParams
 ) -> pd.DataFrame:
-    """The flags to publish, worst first: score, rank, p-value and causes of each row."""
+    """Flags to publish, worst first: score, rank, p-value, causes and second stage of each row."""
     if rows is None or not len(scores):
         rows = pa.table({"record_id": pa.array([], pa.string()), "event_time": pa.array([], pa.timestamp("us", "UTC"))})
         causes: list[str] = []
+        probabilities, is_suppressed = np.empty(0), np.empty(0, dtype=bool)
     else:
         records, _ = to_records(rows, detector.columns)
         masked = {name for name, column in contract.columns.items() if column.masked}
         causes = name_causes(detector.explain(records), rows, detector.columns, masked, params.causes)
+        probabilities, is_suppressed = detector.reduce(records)
     return pd.DataFrame(
         {
             "record_id": rows["record_id"].to_pandas(),
@@ -195,8 +206,8 @@ def describe_flags(
             "percentile_rank": detector.rank(scores),
             "p_value": detector.p_value(scores),
             "causes": pd.Series(causes, dtype="str"),
-            "second_stage_probability": pd.Series(np.nan, index=range(len(scores))),
-            "suppressed": np.zeros(len(scores), dtype=bool),
+            "second_stage_probability": probabilities,
+            "suppressed": is_suppressed,
         }
     )
 

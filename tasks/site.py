@@ -26,11 +26,12 @@ class Site:
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     commit: str
+    sole_writer: bool = False  # of the lake: true in experiments, whose files have the same names in every run
 
     @property
     def lake(self) -> Lake:
         """The lake, opened anew: it holds no connection worth sharing."""
-        return Lake(self.lake_root)
+        return Lake(self.lake_root, self.sole_writer)
 
     @property
     def zone(self) -> ZoneInfo:
@@ -61,6 +62,14 @@ class Site:
     def bundles(self) -> Path:
         """Bundles on their way to the registry, and those fetched from it."""
         return self.home / "bundles" / self.detector
+
+    def fitted(self, cutoff: date) -> Path:
+        """The bundle of a training cut-off, before calibration."""
+        return self.bundles / "fitted" / str(cutoff)
+
+    def calibrated(self, cutoff: date) -> Path:
+        """The bundle of a training cut-off, ready to register."""
+        return self.bundles / "calibrated" / str(cutoff)
 
     def start_of(self, day: date) -> datetime:
         """The instant at which a batch date begins."""

@@ -230,7 +230,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
                     table = pa.Table.from_pandas(frame, preserve_index=False)
                     schema = schema or _settle(table.schema)
                     yield table.cast(schema)
-        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, pa.ArrowInvalid) as error:
+        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ValueError) as error:  # also two columns of one name
             raise SourceInvalid(
                 "The query cannot be read.",
                 where=_hide_password(source.url),

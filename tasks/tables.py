@@ -131,8 +131,9 @@ reviews = sa.Table(
     _key("record_id", sa.Text),
     _key("reviewer", sa.Text),
     _key("reviewed_at", Instant),
-    _value("verdict", sa.Text),
+    _value("verdict", sa.Text),  # anomaly or normal
     _value("note", sa.Text, nullable=True),
+    _value("inclusion", sa.Double),  # the chance that a record like this one was asked about
 )
 drift = sa.Table(
     "drift",

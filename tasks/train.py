@@ -3,17 +3,19 @@
 In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calibrated, with its lineage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from prefect import get_run_logger, task
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
-from models.detector import Detector, DetectorParams, fit_detector
+from models.detector import DetectorParams, fit_detector
 from models.encoders import EncodeParams, choose_kinds
-from models.fitting import EpochLog, FitParams, NetworkParams, resolve_device
+from models.fitting import EpochLog, FitParams, Networks, resolve_device
 from models.params import Section
-from models.scoring import ScoreParams
+from models.scoring import ResidualParams, ScoreParams
 from tasks.columns import ColumnsParams, describe_columns, to_records
 from tasks.filter import TrainingSet, read_set
 from tasks.policy import PURE
@@ -26,9 +28,9 @@ class TrainParams(Section):
 
     columns: ColumnsParams
     encode: EncodeParams = EncodeParams()
-    network: NetworkParams = Field(discriminator="kind")
+    networks: Networks
     fit: FitParams = FitParams()
-    score: ScoreParams = ScoreParams()
+    score: ScoreParams = ResidualParams()
 
 
 def fit_bundle(
@@ -36,7 +38,7 @@ def fit_bundle(
     rows: TrainingSet,
     params: TrainParams,
     hashes: dict[str, str],
-    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Path:
     """Fit on a training set and save the bundle; `hashes` (params, contract) become part of its lineage."""
     fit_rows = read_set(site.lake, site.detector, rows.cutoff, "fit")
@@ -45,7 +47,7 @@ def fit_bundle(
     fit, _ = to_records(fit_rows, described)
     stopping, _ = to_records(stopping_rows, described)
     columns = choose_kinds(described, fit, params.encode)
-    learnt = DetectorParams(network=params.network, fit=params.fit, score=params.score, threads=site.threads)
+    learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
     detector = fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
     lineage: dict[str, JsonValue] = {
         "detector": site.detector,
@@ -59,25 +61,28 @@ def fit_bundle(
         "commit": site.commit,
         **hashes,
     }
-    return save_bundle(site, detector.with_lineage(lineage), f"fitted-{rows.cutoff}")
-
-
-def save_bundle(site: Site, detector: Detector, name: str) -> Path:
-    """Write a bundle into the detector's own folder on this machine."""
-    folder = site.bundles / name
-    detector.save(folder)
+    folder = site.fitted(rows.cutoff)
+    detector.with_lineage(lineage).save(folder)
     return folder
+
+
+def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
+    """Write the losses of each network's epochs as CSV, without seconds: the same fit writes the same bytes."""
+    frame = pd.DataFrame([{"network": network, **asdict(epoch)} for network, epoch in epochs]).drop(columns="seconds")
+    frame.to_csv(path, index=False)
 
 
 @task(task_run_name="train {site.detector}", **PURE)
 def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, str]) -> Path:
-    """Fit the network; each epoch is logged."""
+    """Fit the networks; each epoch is logged."""
     logger, tell = get_run_logger(), progress_of("train")
+    networks, epochs = len(params.networks), params.fit.epochs
 
-    def log(epoch: EpochLog) -> None:
-        tell(epoch.epoch, params.fit.epochs)
-        logger.info("epoch %d: fit %.5f, stopping %.5f", epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
+    def log(network: int, epoch: EpochLog) -> None:
+        tell(network * epochs + epoch.epoch, networks * epochs)
+        name = f"network {network + 1} of {networks}, " if networks > 1 else ""
+        logger.info("%sepoch %d: fit %.5f, stopping %.5f", name, epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
 
     folder = fit_bundle(site, rows, params, hashes, log)
-    tell(params.fit.epochs, params.fit.epochs)  # early stopping leaves the bar short of its end
+    tell(networks * epochs, networks * epochs)  # early stopping leaves the bar short of its end
     return folder

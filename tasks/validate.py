@@ -100,11 +100,12 @@ def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
     columns = []
     for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
         column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
-        columns.append(_cast(column, kind))
+        columns.append(cast_column(column, kind))
     return pa.table(columns, schema=contract.schema)
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column in another type; a value that cannot be read becomes null."""
     if column.type == kind:
         return column
     if pa.types.is_fixed_size_binary(kind):
@@ -159,7 +160,7 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
             bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
             for raw in read_ahead(lake.slices(part)):
                 names = set(raw.column_names) - {"record_id", "event_time"}
-                batch.surprises |= names - contract.columns.keys()
+                batch.surprises |= names - contract.columns.keys() - set(contract.ignored)
                 batch.misshapen |= find_misshapen(raw.schema, contract)
                 batch.missing |= contract.columns.keys() - names - {"event_time"}
                 yield _Piece(batch, raw, type_rows(raw, contract), good, bad)

@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
-from tasks.tables import Attempt, Batch, Flag, Instant, attempts, flagged_anomalies, labels, scoring_batches
+from tasks.tables import Attempt, Batch, Flag, Instant, attempts, flagged_anomalies, labels, reviews, scoring_batches
 
-SCHEMA_VERSION = "0001"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0002"  # the newest file in migrations/versions
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
+REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
 
 # DuckDB's file lock keeps other processes out; this keeps the threads of this process from meeting inside the file.
 _DUCKDB_LOCK = threading.Lock()
@@ -224,6 +225,38 @@ def read_labels(
         if record_ids is not None:
             asked.drop(connection)
     return frame
+
+
+def add_reviews(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
+    """Keep verdicts and return how many were new; a verdict already there is left out.
+
+    frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict ("anomaly" or "normal"), inclusion (0, 1].
+    """
+    staged = sa.Table("staged_reviews", sa.MetaData(), *_copy_columns(reviews), prefixes=["temporary"])
+    with begin(engine) as connection:
+        lock_key(connection, detector, "reviews")
+        staged.create(connection)
+        load_rows(connection, staged, frame.assign(detector=detector))
+        new = insert(reviews).from_select(staged.c.keys(), sa.select(staged)).on_conflict_do_nothing()
+        added = connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount
+        staged.drop(connection)
+    return added
+
+
+def read_reviews(engine: sa.Engine, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
+    """Each reviewed record's latest verdict (as of an instant, if one is named), by date and record: REVIEW_COLUMNS."""
+    record = [reviews.c.batch_date, reviews.c.record_id]
+    # Two reviewers at one instant: one of them, but always the same one.
+    order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
+    recency = sa.func.row_number().over(partition_by=record, order_by=order).label("recency")
+    columns = [reviews.c[name] for name in REVIEW_COLUMNS]
+    given = sa.select(*columns, recency).where(reviews.c.detector == detector)
+    if known_by is not None:
+        given = given.where(reviews.c.reviewed_at <= known_by)
+    ranked = given.subquery()
+    current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(ranked.c.recency == 1)
+    with begin(engine) as connection:
+        return _read_frame(connection, current.order_by(ranked.c.batch_date, ranked.c.record_id))
 
 
 @contextmanager

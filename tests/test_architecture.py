@@ -12,7 +12,19 @@ from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
 BELOW = {"flows": {"flows", "tasks", "models"}, "tasks": {"tasks", "models"}, "models": {"models"}}
-STEPS = ("ingest", "validate", "filter", "train", "calibrate", "evaluate", "register", "score", "publish", "report")
+STEPS = (
+    "ingest",
+    "validate",
+    "filter",
+    "train",
+    "calibrate",
+    "evaluate",
+    "register",
+    "score",
+    "publish",
+    "report",
+    "review",
+)
 
 
 def modules(room: str) -> list[Path]:

@@ -168,6 +168,48 @@ def test_a_night_publishes_to_postgresql_by_its_url_alone(
     assert len(flags) == night["flagged"] > 0
 
 
+# --- the second stage ---
+
+
+def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"min_verdicts": 10, "min_confirmed": 5, "max_recall_loss": 0.5}
+    review = {"sample": 10, "reducer": {"kind": "forest", "trees": 20}, "limits": limits}
+    trained.change("params.yaml", "detectors", "orders", "review", value=review)
+    assert "Nobody has judged" in refuse(capsys, "reduce", "orders")
+
+    assert execute(["review", "orders", "--date", str(LAST)]) == 0
+    asked = tmp_path / "asked.csv"
+    asked.write_text(capsys.readouterr().out)
+    questions = pd.read_csv(asked)
+    frauds = {record for offset in range(DAYS) for record in make_rows(FIRST + timedelta(days=offset))["order_id"][-3:]}
+    verdicts = questions["record_id"].isin(frauds).map({True: "anomaly", False: "normal"})
+    questions.assign(verdict=verdicts).to_csv(asked, index=False)
+    taken = answer(capsys, "review", "orders", "--take", str(asked), "--by", "ada")
+    assert taken["new"] == len(questions)
+    assert taken["given"] == {"anomaly": 3, "normal": len(questions) - 3}
+    assert "are missing" in refuse(capsys, "reduce", "orders")
+    assert answer(capsys, "review", "orders", "--from-labels")["given"]["anomaly"] == 6
+
+    reduced = answer(capsys, "reduce", "orders")
+    assert reduced["registered"] == {"version": 2, "alias": "challenger", "is_new": True}
+    assert reduced["gain"]["confirmed"] == 6
+    assert reduced["alerts_per_night"] <= reduced["flags_per_night"]
+    answer(capsys, "promote", "orders")
+    new = LAST + timedelta(days=1)
+    trained.write_day(new)
+    assert answer(capsys, "score", "orders", "--date", str(new))["model_version"] == 2
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flags = warehouse.read_flags(engine, "orders", new)
+    assert flags["second_stage_probability"].between(0, 1).all()
+    suppressed = int(flags["suppressed"].sum())
+    page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{new}.html").read_text()
+    assert f"<b>{suppressed}</b><span>suppressed</span>" in page
+    assert f'<b class="alarm">{len(flags) - suppressed}</b><span>alerts</span>' in page
+    assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(LAST))
+
+
 # --- bad input ---
 
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
 
 from models.calibration import (
+    AlarmBudgetPolicy,
     BestFBetaPolicy,
     FixedPolicy,
     QuantilePolicy,
@@ -129,3 +130,16 @@ def test_no_rows_and_scores_that_are_no_numbers_are_refused() -> None:
         fit_threshold(np.array([1.0, np.nan]), FixedPolicy(value=1.0))
     with pytest.raises(TooFewRows, match="tuning rows"):
         fit_threshold(np.ones(3), BestFBetaPolicy())
+
+
+def test_an_alarm_budget_is_the_quantile_that_leaves_so_many_clean_records_of_a_night() -> None:
+    scores = np.random.default_rng(1).uniform(size=999)
+    budget = fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=20), rows_per_night=1000)
+    quantile = fit_threshold(scores, QuantilePolicy(q=0.98))
+    assert budget.value == quantile.value
+    assert budget.false_alarm_rate * 1000 == pytest.approx(20)
+    assert isinstance(budget.policy, AlarmBudgetPolicy)
+    with pytest.raises(TooFewRows):
+        fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=0.5), rows_per_night=1000)
+    with pytest.raises(NightjarError, match="no smaller than a night"):
+        fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=20), rows_per_night=20)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from models.autoencoder import AutoencoderParams
@@ -17,11 +20,12 @@ from models.detector import Detector, DetectorParams, calibrate_detector, fit_de
 from models.encoders import encode_records
 from models.errors import BundleInvalid, NightjarError
 from models.fitting import EpochLog, FitParams, NetworkParams
+from models.neighbours import NeighboursParams
 from models.records import BLOCK, Column, Records, Tokens, make_records
-from models.scoring import ScoreParams
+from models.scoring import ResidualParams, ScoreParams
 from models.variational import VariationalParams
 
-KINDS = get_args(ScoreParams.model_fields["kind"].annotation)
+KINDS = get_args(ResidualParams.model_fields["kind"].annotation)
 COLUMNS = (
     Column("amount", "log_numeric"),
     Column("country", "categorical", ("DE", "FR", "Côte d'Ivoire")),
@@ -29,6 +33,12 @@ COLUMNS = (
     Column("at", "datetime"),
 )
 NETWORKS: list[NetworkParams] = [AutoencoderParams(layers=(8, 3, 8)), VariationalParams(hidden=(8,), latent=3)]
+SETUPS: dict[str, tuple[list[NetworkParams], ScoreParams]] = {
+    "autoencoder": (NETWORKS[:1], ResidualParams()),
+    "variational": (NETWORKS[1:], ResidualParams()),
+    "several networks": (NETWORKS, ResidualParams()),
+    "neighbours": ([NETWORKS[0]] * 2, NeighboursParams(references=101, neighbours=3)),
+}
 LINEAGE = {"data_hash": "ab12", "params_hash": "cd34", "rows": 300, "contract": {"passed": True}}
 
 
@@ -39,25 +49,71 @@ def make_batch(n: int, seed: int) -> Records:
     return make_records(numbers, rng.integers(0, 4, (n, 1)), rng.integers(0, 2**51, (n, 1)))
 
 
-def fit(network: NetworkParams = NETWORKS[0], seed: int = 0, threads: int = 1) -> Detector:
-    params = DetectorParams(network=network, fit=FitParams(epochs=3, batch_size=64, seed=seed), threads=threads)
+def fit(setup: str = "autoencoder", seed: int = 0, threads: int = 1) -> Detector:
+    networks, score = SETUPS[setup]
+    fit_params = FitParams(epochs=3, batch_size=64, seed=seed)
+    params = DetectorParams(networks=tuple(networks), fit=fit_params, score=score, threads=threads)
     fitted = fit_detector(COLUMNS, make_batch(300, 1), make_batch(60, 2), params, torch.device("cpu"))
     return replace(calibrate_detector(fitted, make_batch(120, 3), QuantilePolicy(q=0.95)), lineage=LINEAGE)
 
 
-@pytest.fixture(scope="module", params=NETWORKS, ids=lambda params: params.kind)
+@pytest.fixture(scope="module", params=SETUPS)
 def detector(request: pytest.FixtureRequest) -> Detector:
     return fit(request.param)
 
 
-def test_scores_agree_with_numpy(detector: Detector) -> None:
-    records = make_batch(50, 4)
+def find_residuals(detector: Detector, encoded: torch.Tensor) -> list[np.ndarray]:
     with torch.no_grad():
-        encoded = encode_records(detector.encoder, records)
-        residual = (detector.network(encoded) - encoded).double().numpy()
-    slots, spreads = detector.encoder.slots.numpy(), detector.spreads.numpy()
-    expected = np.mean([(residual[:, slots == i] ** 2).sum(axis=1) / spreads[i] for i in range(4)], axis=0)
+        return [(network(encoded) - encoded).double().numpy() for network in detector.networks]
+
+
+@pytest.mark.parametrize("setup", ["autoencoder", "several networks"])
+def test_a_residual_score_agrees_with_numpy_and_is_the_mean_over_the_networks(setup: str) -> None:
+    detector, records = fit(setup), make_batch(50, 4)
+    slots, spreads = detector.encoder.slots.numpy(), detector.spreads.numpy().reshape(-1, 4)
+    residuals = find_residuals(detector, encode_records(detector.encoder, records))
+    scores = []
+    for residual, own in zip(residuals, spreads, strict=True):
+        by_column = np.stack([(residual[:, slots == i] ** 2).sum(axis=1) for i in range(4)], axis=1)
+        scores.append((by_column / own).mean(axis=1))
+    assert np.allclose(detector.score(records), np.mean(scores, axis=0), rtol=1e-5)
+
+
+def test_networks_of_one_layout_start_from_seeds_of_their_own() -> None:
+    first, last = fit("neighbours").networks
+    assert first.state_dict().keys() == last.state_dict().keys()
+    assert not torch.equal(next(first.parameters()), next(last.parameters()))
+
+
+def test_a_neighbours_score_agrees_with_numpy() -> None:
+    detector, records = fit("neighbours"), make_batch(50, 4)
+
+    def place(rows: Records) -> np.ndarray:
+        encoded = encode_records(detector.encoder, rows)
+        return np.concatenate([encoded.double().numpy(), *find_residuals(detector, encoded)], axis=1)
+
+    fitted, references = place(make_batch(300, 1)), detector.references.points.numpy()
+    assert references.shape == (101, 3 * detector.encoder.width)
+    assert np.abs(references[:, None] - fitted).max(axis=2).min(axis=1).max() < 1e-5  # each is a fit row
+    distances = np.linalg.norm(place(records)[:, None] - references, axis=2)
+    nearest = np.argsort(distances, axis=1)[:, :3]
+    spacing = detector.references.spacing.numpy()[nearest].mean(axis=1)
+    expected = np.take_along_axis(distances, nearest, axis=1).mean(axis=1) / spacing**0.5
     assert np.allclose(detector.score(records), expected, rtol=1e-5)
+
+
+def test_under_a_neighbours_score_what_is_expected_are_clean_rows() -> None:
+    rng = np.random.default_rng(0)
+    line = rng.uniform(size=(400, 1))
+    rows = make_records(np.concatenate([100 + 10 * line, 50 - 10 * line], axis=1), (line > 0.5).astype(int))
+    columns = [Column("a", "numeric"), Column("b", "numeric"), Column("c", "categorical", ("low", "high"))]
+    score = NeighboursParams(references=400)
+    params = DetectorParams(networks=tuple(NETWORKS[:1]), fit=FitParams(epochs=3), score=score)
+    fitted = fit_detector(columns, rows[:300], rows[300:], params, torch.device("cpu"))
+    explanation = fitted.explain(make_records(np.array([[102.0, 48.0], [102.0, 40.0]]), np.array([[0], [0]])))
+    assert np.allclose(explanation.expected[0], [102, 48, 0], atol=0.2)
+    assert np.allclose(explanation.expected[1, :2].sum(), 150, atol=1e-4)  # on the line
+    assert explanation.contributions[1].sum() > 5 * explanation.contributions[0].sum()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -74,11 +130,14 @@ def test_a_score_does_not_depend_on_neighbours_order_or_slicing(detector: Detect
     assert np.array_equal(detector.score(by_column), scores)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_contributions_add_up_to_the_scores(detector: Detector, kind: str) -> None:
-    detector, records = replace(detector, score_params=ScoreParams(kind=kind)), make_batch(30, 6)
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_contributions_add_up_to_the_scores(detector: Detector, kind: str | None) -> None:
+    records = make_batch(30, 6)
+    if kind:
+        detector = replace(detector, score_params=ResidualParams(kind=kind))
     explanation = detector.explain(records)
     assert explanation.contributions.shape == explanation.expected.shape == (30, 4)
+    assert explanation.contributions.min() >= 0
     assert np.allclose(explanation.contributions.sum(axis=1), detector.score(records), rtol=1e-12, atol=0)
 
 
@@ -106,7 +165,9 @@ def test_the_broken_column_is_the_cause_and_its_expected_value_is_near_the_norma
     columns = [Column(name, "numeric") for name in "abc"]
     line = rng.normal(size=(600, 1))
     rows = make_records(100 + 10 * (line @ np.ones((1, 3))))
-    params = DetectorParams(network=AutoencoderParams(layers=(1,)), fit=FitParams(learning_rate=0.02, batch_size=64))
+    params = DetectorParams(
+        networks=(AutoencoderParams(layers=(1,)),), fit=FitParams(learning_rate=0.02, batch_size=64)
+    )
     fitted = fit_detector(columns, rows[:500], rows[500:], params, torch.device("cpu"))
     explanation = fitted.explain(make_records(np.array([[100.0, 160.0, 100.0], [100.0, 100.0, 100.0]])))
     assert explanation.contributions[0].argmax() == 1
@@ -144,16 +205,20 @@ def test_calibrating_again_keeps_the_weights_and_reads_tuning_rows(detector: Det
     tuning = make_batch(40, 9)
     is_anomaly = detector.score(tuning) > np.median(detector.score(tuning))
     again = calibrate_detector(detector, make_batch(50, 10), BestFBetaPolicy(), (tuning, is_anomaly))
-    assert again.network is detector.network and again.lineage == LINEAGE
+    assert again.networks is detector.networks and again.lineage == LINEAGE
     assert np.array_equal(detector.score(tuning) > again.threshold.value, is_anomaly)
     assert detector.threshold.n == 120 and again.threshold.n == 50
 
 
 def test_every_epoch_is_reported() -> None:
-    logs: list[EpochLog] = []
-    params = DetectorParams(network=NETWORKS[0], fit=FitParams(epochs=2))
-    fit_detector(COLUMNS, make_batch(30, 1), make_batch(9, 2), params, torch.device("cpu"), logs.append)
-    assert [log.epoch for log in logs] == [1, 2]
+    logs: list[tuple[int, int]] = []
+
+    def log(network: int, epoch: EpochLog) -> None:
+        logs.append((network, epoch.epoch))
+
+    params = DetectorParams(networks=tuple(NETWORKS), fit=FitParams(epochs=2))
+    fit_detector(COLUMNS, make_batch(30, 1), make_batch(9, 2), params, torch.device("cpu"), log)
+    assert logs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def test_a_saved_detector_loads_with_the_same_bits(detector: Detector, tmp_path: Path) -> None:
@@ -167,9 +232,21 @@ def test_a_saved_detector_loads_with_the_same_bits(detector: Detector, tmp_path:
     assert loaded.save(tmp_path / "again") == content_hash
 
 
+def test_a_bundle_of_the_time_of_one_network_still_loads(tmp_path: Path) -> None:
+    detector, records = fit(), make_batch(99, 11)
+    detector.save(tmp_path)
+    contents = read_bundle(tmp_path)
+    header = json.loads(contents[HEADER])
+    header["network"] = header.pop("networks")[0]  # what detector.json held then; the weights kept their names
+    assert {name.split(".")[0] for name in load_tensors(contents[WEIGHTS])} == {"encoder", "network", "spreads"}
+    write_bundle(tmp_path, {**contents, HEADER: json.dumps(header).encode()})
+    assert np.array_equal(Detector.load(tmp_path).score(records), detector.score(records))
+
+
 def test_the_same_data_params_and_seed_give_the_same_hash(tmp_path: Path) -> None:
     hashes = [fit(seed=seed).save(tmp_path / str(i)) for i, seed in enumerate((0, 0, 1))]
     assert hashes[0] == hashes[1] != hashes[2]
+    assert fit("neighbours").save(tmp_path / "one") == fit("neighbours").save(tmp_path / "two")
     assert replace(fit(), lineage={}).save(tmp_path / "other") != hashes[0]
 
 
@@ -208,9 +285,37 @@ def test_files_that_do_not_fit_together_are_refused_though_their_hashes_hold(
             Detector.load(tmp_path)
 
 
-def test_params_choose_the_network_by_kind() -> None:
-    params = DetectorParams.model_validate({"network": {"kind": "variational", "hidden": [9], "latent": 2}})
-    assert params.network == VariationalParams(hidden=(9,), latent=2)
+def test_a_neighbours_detector_without_its_references_is_refused(tmp_path: Path) -> None:
+    fit("neighbours").save(tmp_path)
+    contents = read_bundle(tmp_path)
+    arrays = {name: array for name, array in load_tensors(contents[WEIGHTS]).items() if name != "references.points"}
+    write_bundle(tmp_path, {**contents, WEIGHTS: dump_tensors(arrays)})
+    with pytest.raises(BundleInvalid, match=r"references\.points"):
+        Detector.load(tmp_path)
+
+
+def test_params_give_one_network_or_a_list_each_chosen_by_kind() -> None:
+    given = {"kind": "variational", "hidden": [9], "latent": 2}
+    expected = VariationalParams(hidden=(9,), latent=2)
+    assert DetectorParams.model_validate({"network": given}).networks == (expected,)
+    several = DetectorParams.model_validate({"networks": [{"kind": "autoencoder"}, given]})
+    assert several.networks == (AutoencoderParams(), expected)
+    assert DetectorParams.model_validate_json(several.model_dump_json()) == several
+
+
+@pytest.mark.parametrize("given", [{}, {"networks": []}, {"network": {"kind": "variational"}, "networks": []}])
+def test_params_without_a_network_or_with_two_keys_for_it_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="network"):
+        DetectorParams.model_validate(given)
+
+
+def test_params_choose_the_score_by_kind() -> None:
+    network = {"network": {"kind": "autoencoder"}}
+    assert DetectorParams.model_validate(network).score == ResidualParams(kind="standardised")
+    chosen = DetectorParams.model_validate({**network, "score": {"kind": "neighbours", "references": 500}})
+    assert chosen.score == NeighboursParams(references=500)
+    with pytest.raises(ValidationError, match="references"):
+        DetectorParams.model_validate({**network, "score": {"kind": "mean_squared", "references": 500}})
 
 
 def test_detectors_that_score_at_the_same_time_keep_their_own_thread_counts(detector: Detector) -> None:

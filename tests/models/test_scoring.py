@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.scoring import SPREAD_FLOOR, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
+from models.scoring import SPREAD_FLOOR, ResidualParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
-KINDS = get_args(ScoreParams.model_fields["kind"].annotation)
+KINDS = get_args(ResidualParams.model_fields["kind"].annotation)
 SLOTS = torch.tensor([1, 0, 2, 2, 2])
 RESIDUAL = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 0.5, 0.2, 0.1])
 SPREADS = measure_spreads(RESIDUAL, SLOTS, 3)
 
 
 def score(kind: str) -> np.ndarray:
-    params = ScoreParams(kind=kind)
+    params = ResidualParams(kind=kind)
     return score_residuals(RESIDUAL.clone(), weigh_slots(params, SLOTS, SPREADS).float(), params).numpy()
 
 
@@ -32,7 +32,7 @@ def test_the_standardised_score_is_1_on_average_over_its_own_stopping_rows() -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_add_up_to_the_score_and_are_never_negative(kind: str) -> None:
-    params = ScoreParams(kind=kind)
+    params = ResidualParams(kind=kind)
     weights, scores = weigh_slots(params, SLOTS, SPREADS), torch.from_numpy(score(kind))
     shares = share_scores(RESIDUAL, weights, SLOTS, scores, params)
     assert shares.shape == (20, 3) and shares.min() >= 0
@@ -44,7 +44,7 @@ def test_shares_add_up_to_the_score_and_are_never_negative(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perfect_row_scores_0_and_has_no_causes(kind: str) -> None:
-    params = ScoreParams(kind=kind)
+    params = ResidualParams(kind=kind)
     weights = weigh_slots(params, SLOTS, SPREADS)
     scores = score_residuals(torch.zeros(1, 5), weights.float(), params)
     assert scores.item() == 0

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
 from tasks.filter import (
     CLEAN_SETS,
+    LABEL,
     SETS,
     ByDate,
     FilterParams,
@@ -23,14 +24,14 @@ from tasks.filter import (
     split_by_date,
     split_by_fractions,
 )
-from tasks.warehouse import add_labels, open_engine
+from tasks.warehouse import add_labels, add_reviews, open_engine
 
 FIRST = date(2026, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(8)]
 CUTOFF = DAYS[-1] + timedelta(days=1)
 BY_DATE = ByDate(kind="by_date", stopping_days=1, tuning_days=1, test_days=2, calibration_days=2)
 LEADING = LeadingFraction(kind="leading_fraction", fit=0.4, stopping=0.1, tuning=0.1, test=0.2)
-RANDOM = RandomHalf(kind="random_half", seed=3, fit=0.4, stopping=0.1, tuning=0.1, test=0.2)
+RANDOM = RandomHalf(kind="random_half", seed=3, fit=0.3, stopping=0.1, tuning=0.1, test=0.4)
 ROWS = 10  # a day
 
 
@@ -76,7 +77,7 @@ def test_five_disjoint_sets_hold_every_row_once(site, days, label, splits):
     assert prepared.rows == {name: len(rows) for name, rows in sets.items()}
     assert all(sets.values())
     clean = pa.concat_tables([read_set(site.lake, "toy", CUTOFF, name) for name in CLEAN_SETS])
-    assert 1 not in clean["label"].to_pylist()
+    assert 1 not in clean[LABEL].to_pylist()
     assert (prepared.first_date, prepared.trained_through) == (DAYS[0], DAYS[-1])
     assert prepared.data_hash == site.lake.get("clean", "toy", CUTOFF).hash
     assert splits.kind in prepared.split
@@ -108,12 +109,21 @@ def test_leading_fraction_takes_rows_in_order_of_event_time_and_shares_out_anoma
     prepared = prepare_rows(site, CUTOFF, FilterParams(splits=LEADING), [])
     sets = read_sets(site)
     normal = [f"{day}/{i}" for day in DAYS for i in range(ROWS) if f"{day}/{i}" not in anomalies]
-    bounds = np.round(np.cumsum([0, 0.4, 0.1, 0.1, 0.2, 0.2]) * len(normal)).astype(int)
+    bounds = np.round(np.cumsum([0, 0.4, 0.1, 0.2, 0.1, 0.2]) * len(normal)).astype(int)
     for name, a, b in zip(SETS, bounds, bounds[1:], strict=False):
         assert [r for r in sets[name] if r not in anomalies] == normal[a:b]
     assert [r for r in sets["tuning"] if r in anomalies] == anomalies[:2]
     assert [r for r in sets["test"] if r in anomalies] == anomalies[2:]
     assert prepared.excluded["labelled anomalous"] == 0
+
+
+def test_of_many_anomalies_the_first_are_kept_in_proportion_to_the_normal_rows():
+    is_anomaly = np.arange(200) >= 100
+    split = LEADING.model_copy(update={"anomalies_per_normal": 0.5})
+    sets = split_by_fractions(np.arange(200.0), is_anomaly, split)
+    assert np.flatnonzero(is_anomaly & (sets == "tuning")).tolist() == [100, 101, 102, 103, 104]
+    assert np.flatnonzero(is_anomaly & (sets == "test")).tolist() == list(range(133, 143))
+    assert np.flatnonzero(~is_anomaly & (sets == "test")).tolist() == list(range(80, 100))
 
 
 def test_random_half_depends_on_ids_and_seed_and_on_nothing_else():
@@ -124,7 +134,7 @@ def test_random_half_depends_on_ids_and_seed_and_on_nothing_else():
     assert ((order >= 0) & (order < 1)).all()
     assert abs(order.mean() - 0.5) < 0.05
     sets = split_by_fractions(order, np.zeros(400, bool), RANDOM)
-    assert {name: int((sets == name).sum()) for name in SETS} == dict(zip(SETS, (160, 40, 40, 80, 80), strict=True))
+    assert {name: int((sets == name).sum()) for name in SETS} == dict(zip(SETS, (120, 40, 40, 40, 160), strict=True))
 
 
 def test_nothing_on_or_after_the_cut_off_is_used(site, days):
@@ -151,11 +161,25 @@ def test_a_label_taken_back_by_the_cut_off_does_not_exclude(site, days, label):
     assert f"{DAYS[0]}/1" in read_sets(site)["fit"]
 
 
+def test_a_verdict_by_the_cut_off_counts_where_no_label_has_arrived(site, days, label):
+    early, late = datetime(2026, 3, 8, tzinfo=UTC), datetime(2026, 3, 9, 1, tzinfo=UTC)
+    label(f"{FIRST}/1", known_at=early, label=0)
+    records = [f"{FIRST}/{i}" for i in (1, 2, 3, 4)]
+    verdicts = pd.DataFrame({"record_id": records, "verdict": ["anomaly", "anomaly", "normal", "anomaly"]})
+    given = verdicts.assign(batch_date=FIRST, reviewer="ada", inclusion=1.0, reviewed_at=[early] * 3 + [late])
+    add_reviews(open_engine(site.warehouse_url), "toy", given)
+    prepared = prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
+    assert prepared.excluded["labelled anomalous"] == 1
+    fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")["label"]
+    assert f"{FIRST}/2" not in fit.index
+    assert [fit[f"{FIRST}/{i}"] for i in (1, 3, 4)] == [0, 0, -1]
+
+
 def test_tuning_and_test_keep_their_anomalies_with_the_label(site, days, label):
     label(f"{DAYS[3]}/4", f"{DAYS[4]}/5", known_at=datetime(2026, 3, 8, tzinfo=UTC))
     prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
     for name, record in (("tuning", f"{DAYS[3]}/4"), ("test", f"{DAYS[4]}/5")):
-        rows = read_set(site.lake, "toy", CUTOFF, name).to_pandas().set_index("record_id")["label"]
+        rows = read_set(site.lake, "toy", CUTOFF, name).to_pandas().set_index("record_id")[LABEL]
         assert rows[rows == 1].index.tolist() == [record]
 
 
@@ -230,7 +254,7 @@ def put_clean(site, *tables: tuple[str, pa.Table]):
 
 
 def add_date(table: pa.Table, day: date) -> pa.Table:
-    return table.append_column("batch_date", pa.array([day] * table.num_rows, pa.date32()))
+    return table.append_column("_batch_date", pa.array([day] * table.num_rows, pa.date32()))
 
 
 NO_LABELS = pd.DataFrame({"record_id": [], "label": [], "known_at": pd.to_datetime([], utc=True)})

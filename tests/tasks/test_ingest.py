@@ -487,6 +487,17 @@ def test_event_time_is_a_column_or_an_order_but_not_half_of_either(given: dict[s
         EventTime.model_validate(given)
 
 
+def test_labels_are_read_by_what_is_normal(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("normal.\nsmurf.\nnormal.\n")
+    source = FilesSource(kind="files", path=str(tmp_path / "rows.csv"), header=("label",))
+    rule = EventTime(rows_per_day=3, first_date=date(2026, 1, 30))
+    params = IngestParams(source=source, event_time=rule, labels=LabelColumn(column="label", normal=("normal.",)))
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    ingest_arrivals(site, params, Window(date.min, date.max, now))
+    known = read_labels(open_engine(site.warehouse_url), site.detector, now)
+    assert known["label"].tolist() == [0, 1, 0]
+
+
 def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous() -> None:
     texts = pd.Series(["normal.", "smurf.", "back."])
     assert LabelColumn(column="label", normal=("normal.",)).read(texts).tolist() == [0, 1, 1]

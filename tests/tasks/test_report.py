@@ -137,6 +137,25 @@ def test_flags_causes_threshold_validation_and_lineage_appear():
     assert "3 milder flags are beyond the night's cap" in text
 
 
+def test_suppressed_flags_are_counted_and_only_alerts_are_shown():
+    flags = make_flags("pay-1", "pay-2", "pay-3")
+    flags = flags.assign(second_stage_probability=[0.91, 0.02, 0.03], suppressed=[False, True, True])
+    text = " ".join(Page(render(flags, published=3)).text.split())
+    for shown in ("5 flagged", "1 alerts", "2 suppressed", "2 flags were suppressed", "Alerts, worst first", "0.91"):
+        assert shown in text, shown
+    assert "pay-1" in text
+    assert "pay-2" not in text
+    summary = summarise_night(make_batch(published=3), flags)
+    assert "2 of them suppressed" in summary
+    assert "pay-2" not in summary
+    assert "suppressed" not in Page(render()).text
+
+
+def test_a_night_whose_flags_are_all_suppressed_says_so():
+    flags = make_flags("pay-1").assign(second_stage_probability=0.01, suppressed=True)
+    assert "No alert." in Page(render(flags, flagged=1, published=1)).text
+
+
 def test_broken_expectations_come_before_met_ones():
     text = Page(render()).text
     assert text.index("broken") < text.index("met: 1012")

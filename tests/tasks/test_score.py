@@ -72,7 +72,7 @@ def make_rows(n: int, seed: int = 0, wild: int = 0) -> pa.Table:
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     params = DetectorParams(
-        network=AutoencoderParams(layers=(6, 2, 6)), fit=FitParams(epochs=2, batch_size=64, seed=1), threads=1
+        networks=(AutoencoderParams(layers=(6, 2, 6)),), fit=FitParams(epochs=2, batch_size=64, seed=1), threads=1
     )
     fit, stopping, clean = (to_records(make_rows(200, seed), COLUMNS)[0] for seed in (1, 2, 3))
     fitted = fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu"))

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from texts import AWKWARD
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
-from tasks.tables import attempts, labels, metadata
+from tasks.tables import attempts, labels, metadata, reviews
 from tasks.warehouse import (
     SCHEMA_VERSION,
     add_labels,
+    add_reviews,
     begin,
     begin_attempt,
     fail_attempt,
@@ -27,6 +28,7 @@ from tasks.warehouse import (
     read_attempts,
     read_flags,
     read_labels,
+    read_reviews,
 )
 
 DAY = date(2026, 3, 1)
@@ -67,6 +69,24 @@ def test_the_migrations_make_the_tables_that_the_code_names(postgres_warehouse_u
     with begin(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
+
+
+def test_a_review_written_before_inclusion_was_kept_counts_as_asked_for_certain(warehouse_url, monkeypatch):
+    engine = open_engine(warehouse_url)
+    monkeypatch.setattr("tasks.warehouse.SCHEMA_VERSION", "0001")
+    migrate(engine)
+    old = {"detector": "cards", "batch_date": DAY, "record_id": "a", "reviewer": "kim", "reviewed_at": NOW}
+    with begin(engine) as connection:
+        connection.execute(
+            sa.insert(sa.table("reviews", *map(sa.column, [*old, "verdict"]))), old | {"verdict": "normal"}
+        )
+    monkeypatch.undo()
+    migrate(engine)
+    assert read_reviews(engine, "cards")[["record_id", "verdict", "inclusion"]].values.tolist() == [
+        ["a", "normal", 1.0]
+    ]
+    with pytest.raises(sa.exc.DBAPIError), begin(engine) as connection:
+        connection.execute(sa.insert(reviews), old | {"record_id": "b", "verdict": "normal", "inclusion": None})
 
 
 def test_a_warehouse_of_a_newer_nightjar_is_refused(engine):
@@ -162,6 +182,27 @@ def test_missing_numbers_load_as_null(engine):
     with begin(engine) as connection:
         found = connection.execute(sa.text('select score, rank from group_scores order by "group"')).all()
     assert found == [(1e-300, None), (2.0, 0.1)]
+
+
+def make_reviews(*rows: tuple[str, str, str, datetime]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["record_id", "reviewer", "verdict", "reviewed_at"])
+    return frame.assign(batch_date=DAY, inclusion=0.25)
+
+
+def test_of_several_verdicts_on_a_record_the_latest_counts(engine):
+    later = NOW + timedelta(hours=1)
+    rows = make_reviews(("a", "kim", "normal", later), ("a", "ada", "anomaly", NOW), ("b", "ada", "anomaly", NOW))
+    assert add_reviews(engine, "cards", rows) == 3
+    assert add_reviews(engine, "cards", rows) == 0
+    add_reviews(engine, "logs", make_reviews(("a", "ada", "anomaly", later)))
+    found = read_reviews(engine, "cards")
+    assert found[["record_id", "reviewer", "verdict", "inclusion"]].values.tolist() == [
+        ["a", "kim", "normal", 0.25],
+        ["b", "ada", "anomaly", 0.25],
+    ]
+    assert found["batch_date"].tolist() == [DAY, DAY]
+    assert read_reviews(engine, "nobody").empty
+    assert read_reviews(engine, "cards", NOW)["verdict"].tolist() == ["anomaly", "anomaly"]
 
 
 def test_labels_are_read_as_they_were_known_at_an_instant(engine):

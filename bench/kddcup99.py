@@ -1,0 +1,105 @@
+"""The kddcup99 detector over seeds, by attack, without repeated rows, and the pictures of its latent space.
+
+    dvc repro filter@kddcup99 && python bench/kddcup99.py --pictures docs
+
+The clean partition of the experiment is fitted anew for each seed. Published (variational autoencoder, 99th
+percentile): precision 0.99, recall 0.89, F1 0.93.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from flows.experiment import load_experiment
+from models.autoencoder import AutoencoderParams
+from models.calibration import QuantilePolicy
+from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.encoders import Encoder, choose_kinds, encode_records
+from models.fitting import Networks
+from models.records import Column, Records
+from models.variational import VariationalParams
+from tasks.columns import describe_columns, to_records
+from tasks.evaluate import find_repeats, measure, recall_by_kind
+from tasks.filter import LABEL, read_set
+from tasks.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
+
+SETUP = load_experiment("kddcup99")
+PARAMS = SETUP.configured.detector.train
+NAMES = ("precision", "recall", "f1", "false_alarm_rate", "auroc")
+
+
+def fit(sets: dict[str, Records], columns: tuple[Column, ...], networks: Networks, seed: int) -> Detector:
+    learnt = DetectorParams(networks=networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
+    fitted = fit_detector(columns, sets["fit"], sets["stopping"], learnt, torch.device("cpu"))
+    return calibrate_detector(fitted, sets["calibration"], QuantilePolicy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures of the latent space")
+    options = parser.parse_args()
+    lake = SETUP.site.lake
+    [cutoff] = lake.dates("clean", "kddcup99")
+    tables = {name: read_set(lake, "kddcup99", cutoff, name) for name in ("fit", "stopping", "calibration", "test")}
+    described = describe_columns(PARAMS.columns, tables["fit"])
+    sets = {name: to_records(table, described)[0] for name, table in tables.items()}
+    columns = choose_kinds(described, sets["fit"], PARAMS.encode)
+    is_attack, kinds = tables["test"][LABEL].to_numpy() == 1, tables["test"]["label"].to_pandas()
+    once = ~find_repeats(encode_records(Encoder(columns).fit(sets["fit"]), sets["test"]).numpy())
+
+    found, recalls = [], []
+    for seed in range(1, options.seeds + 1):
+        detector = fit(sets, columns, PARAMS.networks, seed)
+        scores, threshold = detector.score(sets["test"]), detector.threshold.value
+        whole = measure(scores, is_attack, threshold)
+        unique = measure(scores[once], is_attack[once], threshold)
+        found.append([getattr(m, name) for m in (whole, unique) for name in NAMES])
+        recalls.append(recall_by_kind(scores > threshold, is_attack, kinds).set_index("kind"))
+        print(f"seed {seed}: " + ", ".join(f"{n} {v:.4f}" for n, v in zip(NAMES, found[-1], strict=False)), flush=True)
+    table = np.array(found).reshape(options.seeds, 2, len(NAMES))
+    for place, rows in ((0, "all test rows"), (1, f"without repeated rows ({once.sum():,})")):
+        for position, name in enumerate(NAMES):
+            column = table[:, place, position]
+            print(f"{rows}: {name} mean {column.mean():.4f}, {column.min():.4f} to {column.max():.4f}")
+    for kind, row in recalls[0].iterrows():
+        print(f"recall {kind:18} {row['rows']:6} rows {np.mean([r.loc[kind, 'recall'] for r in recalls]):7.1%}")
+    if options.pictures:
+        draw(options.pictures, sets, columns, is_attack)
+
+
+def draw(folder: Path, sets: dict[str, Records], columns: tuple[Column, ...], is_attack: np.ndarray) -> None:
+    [variational] = PARAMS.networks
+    assert isinstance(variational, VariationalParams)
+    layers = (*variational.hidden, variational.latent, *reversed(variational.hidden))
+    networks = {
+        "reconstruction only": variational.model_copy(update={"kl_weight": 0.0}),
+        "KL divergence only": variational.model_copy(update={"kl_weight": 1e6}),
+        "both": variational,
+        "plain autoencoder": AutoencoderParams(layers=layers, activation=variational.activation),
+    }
+    spaces = {name: fit(sets, columns, (network,), 1).encode(sets["test"]) for name, network in networks.items()}
+    losses = ("reconstruction only", "KL divergence only", "both")
+    compare_latent(folder / "kddcup99-losses.png", {name: spaces[name] for name in losses}, is_attack)
+    pair = {"autoencoder": spaces["plain autoencoder"], "variational autoencoder": spaces["both"]}
+    compare_latent(folder / "kddcup99-networks.png", pair, is_attack)
+
+
+def compare_latent(path: Path, spaces: dict[str, np.ndarray], is_anomaly: np.ndarray) -> None:
+    """Latent spaces (N, Z) of several networks side by side, each by its own principal components."""
+    figure = Figure(figsize=(4.5 * len(spaces), 4), dpi=70, layout="constrained")
+    panels = figure.subplots(1, len(spaces))
+    chosen = np.unique(np.linspace(0, len(is_anomaly) - 1, SHOWN_POINTS).astype(int))
+    for axes, (title, latent) in zip(panels, spaces.items(), strict=True):
+        places = project(latent)[chosen]
+        for mask, colour in ((~is_anomaly[chosen], NORMAL), (is_anomaly[chosen], ANOMALOUS)):
+            axes.scatter(*places[mask].T, color=colour, s=4, alpha=0.5)
+        axes.set(title=title, xlabel="1st principal component", ylabel="2nd")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

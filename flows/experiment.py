@@ -1,0 +1,103 @@
+"""The stages of dvc.yaml: the flows' own functions, on all rows of a source, in experiments/NAME/ instead of the lake.
+
+`nightjar stage STEP NAME` runs one; DVC decides which are due. The same data, params and seed give the same bundle
+hash as `nightjar train NAME --cutoff D` with D the day after the last batch.
+"""
+
+from dataclasses import replace
+from datetime import date, timedelta
+
+from flows.settings import load_settings
+from flows.setup import Setup, load_setup
+from models.fitting import EpochLog
+from tasks import warehouse
+from tasks.calibrate import calibrate_bundle
+from tasks.errors import BatchMissing
+from tasks.evaluate import examine_bundle
+from tasks.filter import TrainingSet, prepare_rows, read_training_set
+from tasks.ingest import ingest_arrivals
+from tasks.progress import progress_of
+from tasks.train import fit_bundle, write_epochs
+from tasks.validate import check_accepted, validate_batches
+
+
+def load_experiment(name: str) -> Setup:
+    """Load a detector whose every store lies in experiments/NAME and whose files lie in sources/, as dvc.yaml says."""
+    settings = load_settings()
+    home = settings.project.resolve() / "experiments" / name
+    stores = {"home": home, "lake": str(home), "warehouse": f"duckdb:///{home / 'labels.duckdb'}"}
+    setup = load_setup(name, settings.model_copy(update=stores | {"sources": str(settings.project / "sources")}))
+    return replace(setup, site=replace(setup.site, sole_writer=True))
+
+
+def ingest(name: str) -> None:
+    """Land everything the source has, with the labels that came with it."""
+    setup = load_experiment(name)
+    warehouse.migrate(warehouse.open_engine(setup.site.warehouse_url))
+    window = setup.window(last=setup.configured.detector.run.last_date)
+    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+
+
+def validate(name: str) -> None:
+    """Hold every landed batch against the contract."""
+    setup = load_experiment(name)
+    params, dates = setup.configured.detector.validate_, setup.landed_before(date.max)
+    validations = validate_batches(setup.site, setup.configured.contract, dates, params, progress_of("validate"))
+    check_accepted(name, validations)
+
+
+def filter_rows(name: str) -> None:
+    """Choose the five sets from all validated rows: the cut-off is the day after the last batch."""
+    setup = load_experiment(name)
+    params, dates = setup.configured.detector, setup.site.lake.dates("validated", name)
+    if not dates:
+        raise _nothing_to_do(setup, "validated rows", "validate")
+    prepare_rows(setup.site, dates[-1] + timedelta(days=1), params.filter, params.train.columns.numbers)
+
+
+def train(name: str) -> None:
+    """Fit the network, and log its epochs."""
+    setup = load_experiment(name)
+    epochs: list[tuple[int, EpochLog]] = []
+    log = lambda network, epoch: epochs.append((network, epoch))  # noqa: E731
+    fit_bundle(setup.site, _read_rows(setup), setup.configured.detector.train, setup.hashes, log)
+    write_epochs(setup.site.home / "training.csv", epochs)
+
+
+def calibrate(name: str) -> None:
+    """Set the threshold."""
+    setup = load_experiment(name)
+    rows = _read_rows(setup)
+    calibrate_bundle(setup.site, rows, setup.site.fitted(rows.cutoff), setup.configured.detector.calibrate)
+
+
+def evaluate(name: str) -> None:
+    """Measure the bundle on the test rows: metrics.json, the curves and the pictures."""
+    setup = load_experiment(name)
+    rows = _read_rows(setup)
+    examine_bundle(setup.site, rows, setup.site.calibrated(rows.cutoff), setup.configured.detector.ingest.labels)
+
+
+def _read_rows(setup: Setup) -> TrainingSet:
+    cutoffs = setup.site.lake.dates("clean", setup.site.detector)
+    if not cutoffs:
+        raise _nothing_to_do(setup, "clean rows", "filter")
+    return read_training_set(setup.site.lake, setup.site.detector, cutoffs[-1])
+
+
+def _nothing_to_do(setup: Setup, what: str, step: str) -> BatchMissing:
+    return BatchMissing(
+        f"The experiment has no {what} yet.",
+        where=str(setup.site.home),
+        todo=f"dvc repro {step}@{setup.site.detector}, which runs the stages before it too",
+    )
+
+
+STAGES = {
+    "ingest": ingest,
+    "validate": validate,
+    "filter": filter_rows,
+    "train": train,
+    "calibrate": calibrate,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,108 @@
+"""Distance to clean reference vectors: a record far from every clean one is anomalous, even if it is rebuilt well.
+
+A record's point is its encoded row and, beside it, the residual of each network, all in the same units: W slots. N
+records, m references, k neighbours. Score: mean distance to the k nearest references (Ramaswamy et al. 2000,
+doi:10.1145/342009.335437), divided by a power of the spacing around those (local scaling as in Breunig et al. 2000,
+doi:10.1145/342009.335388), so that a step counts for more where clean records lie close together.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+
+from models.errors import TooFewRows
+from models.params import Section
+from models.records import BLOCK
+
+# A reference's spacing, in mean spacings. Lower: among duplicates a tiny step would become an astronomical score.
+# Higher: one stray row among the references would excuse all the anomalies near it.
+SPACING_RANGE = (0.1, 3.0)
+
+
+class NeighboursParams(Section):
+    """How many clean fit rows to keep, how many of them to compare with, and the power of their spacing (0: none)."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    references: int = Field(default=2000, ge=2, le=20_000)
+    neighbours: int = Field(default=5, ge=1, le=1000)
+    local_scaling: float = Field(default=0.5, ge=0, le=1)
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Points of clean rows, float32 (m, W), and how far apart points lie around each, float64 (m,)."""
+
+    points: Tensor
+    spacing: Tensor
+
+
+NO_REFERENCES = References(torch.empty(0, 0), torch.empty(0, dtype=torch.float64))
+
+
+def draw_rows(rows: Tensor, params: NeighboursParams, seed: int) -> Tensor:
+    """Pick the rows (N, D) that become references, without replacement; all of them where there are not more.
+
+    Raises TooFewRows where a reference would not have enough others around it.
+    """
+    if min(len(rows), params.references) <= params.neighbours:
+        raise TooFewRows(
+            "There are too few clean rows to be neighbours.",
+            got=f"{len(rows)} fit rows, score.references {params.references}",
+            expected=f"more than score.neighbours, which is {params.neighbours}",
+            todo="widen the date range of the splits, or lower score.neighbours",
+        )
+    return rows[torch.randperm(len(rows), generator=Generator().manual_seed(seed))[: params.references]]
+
+
+def fit_references(points: Tensor, params: NeighboursParams) -> References:
+    """Measure the spacing around points (m, W): each one's mean distance to its k nearest others, within limits."""
+    points = points.contiguous()  # as a bundle brings them back: the layout would choose another kernel
+    parts = []
+    for part in torch.split(points, BLOCK):
+        _, offsets = _find_nearest(part, points, params.neighbours + 1)
+        distances = offsets.double().square().sum(dim=1).sqrt()  # (k + 1, part)
+        parts.append(distances.sort(dim=0).values[1:].mean(dim=0))  # the nearest is the point itself
+    spacing = torch.cat(parts)  # (m,)
+    mean = float(spacing.mean())
+    low, high = SPACING_RANGE
+    return References(points, spacing.clamp(low * mean, high * mean) if mean > 0 else torch.ones_like(spacing))
+
+
+def score_neighbours(points: Tensor, references: References, params: NeighboursParams) -> Tensor:
+    """Score of each point (N, W), float64 (N,), never negative; in blocks of BLOCK its bits depend on it alone."""
+    nearest, offsets = _find_nearest(points, references.points, params.neighbours)
+    distances = offsets.double().square().sum(dim=1).sqrt()  # (k, N)
+    return distances.mean(dim=0) / _measure_scale(nearest, references, params)
+
+
+def share_neighbours(points: Tensor, references: References, params: NeighboursParams) -> tuple[Tensor, Tensor]:
+    """Split scores by slot, float64 (N, W), adding up to the score; and the mean of the neighbours, float32 (N, W).
+
+    A squared distance is a sum over slots, so a slot's share of the distance is its square over the distance.
+    """
+    nearest, offsets = _find_nearest(points, references.points, params.neighbours)
+    squared = offsets.double().square()  # (k, W, N)
+    distances = squared.sum(dim=1, keepdim=True).sqrt()  # (k, 1, N)
+    by_slot = (squared / torch.where(distances > 0, distances, 1.0)).mean(dim=0)  # (W, N)
+    shares = by_slot / _measure_scale(nearest, references, params)
+    return shares.T, references.points[nearest].mean(dim=0)
+
+
+def _find_nearest(points: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Positions of the k nearest references (m, W) of points (N, W), int64 (k, N), and offsets to them (k, W, N).
+
+    As in `Stack`, the records stand side by side as columns, so that every one goes through the same additions. The
+    products only choose: distances come from differences, which do not cancel where a record is close to a reference.
+    """
+    columns = points.T.contiguous()  # (W, N)
+    halves = references.square().sum(dim=1, keepdim=True) / 2  # (m, 1)
+    closeness = torch.addmm(halves, references, columns, alpha=-1)  # (m, N): half the squared distance, less |x|^2 / 2
+    nearest = closeness.T.contiguous().topk(k, dim=1, largest=False).indices.T  # (k, N)
+    return nearest, references[nearest].transpose(1, 2).contiguous().sub_(columns)  # (k, W, N)
+
+
+def _measure_scale(nearest: Tensor, references: References, params: NeighboursParams) -> Tensor:
+    return references.spacing[nearest].mean(dim=0).pow(params.local_scaling)  # (N,)

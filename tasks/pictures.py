@@ -1,0 +1,137 @@
+"""Pictures of a detector's work as PNG files: they open anywhere, and DVC shows them side by side.
+
+N test rows with scores float64 (N,), higher = more anomalous, and the truth bool (N,). Blue is normal, red anomalous.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from models.detector import Detector, rebuild
+from models.encoders import encode_records
+from models.records import Records
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+NORMAL, ANOMALOUS, LINE = "#3b6fb6", "#c8402f", "#222222"
+SHOWN_POINTS = 4000  # of a scatter plot, drawn evenly from the rows
+
+
+def draw_all(
+    folder: Path, detector: Detector, records: Records, scores: Floats, is_anomaly: Flags, curve: pd.DataFrame
+) -> None:
+    """Draw every picture that these rows allow into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    threshold = detector.threshold.value
+    draw_scores(folder / "scores.png", scores, is_anomaly, threshold)
+    if is_anomaly.any():
+        draw_thresholds(folder / "thresholds.png", curve, threshold)
+        draw_ranking(folder / "ranking.png", scores, is_anomaly)
+    draw_latent(folder / "latent.png", detector.encode(records), scores, is_anomaly, threshold)
+    if any(column.kind == "image" for column in detector.columns):
+        draw_images(folder / "images.png", detector, records, scores)
+
+
+def draw_scores(path: Path, scores: Floats, is_anomaly: Flags, threshold: float) -> None:
+    """Histogram of the scores of normal and of anomalous rows, with the threshold."""
+    figure, [axes] = _figure(1)
+    shown = np.maximum(scores, np.quantile(scores, 0.001) if len(scores) else 0)
+    shown = np.maximum(shown, 1e-12)  # the axis is logarithmic
+    bins = np.geomspace(shown.min(), shown.max() * 1.001, 80)
+    for mask, colour, name in ((~is_anomaly, NORMAL, "normal"), (is_anomaly, ANOMALOUS, "anomalous")):
+        if mask.any():
+            share = np.full(int(mask.sum()), 100 / mask.sum())
+            axes.hist(shown[mask], bins, weights=share, color=colour, alpha=0.6, label=f"{name} ({mask.sum():,})")
+    axes.axvline(threshold, color=LINE, linestyle="--", label=f"threshold {threshold:.3g}")
+    axes.set(xscale="log", xlabel="score", ylabel="% of its rows", title="Scores of the test rows")
+    axes.legend()
+    figure.savefig(path)
+
+
+def draw_thresholds(path: Path, curve: pd.DataFrame, threshold: float) -> None:
+    """Precision, recall and F1 against the threshold; curve is what `evaluate.trace_thresholds` makes."""
+    figure, [axes] = _figure(1)
+    for name, colour in (("precision", NORMAL), ("recall", ANOMALOUS), ("f1", "#5a9e5a")):
+        axes.plot(curve["threshold"], curve[name], color=colour, label=name)
+    axes.axvline(threshold, color=LINE, linestyle="--", label=f"threshold {threshold:.3g}")
+    axes.set(xscale="log", xlabel="threshold", ylim=(0, 1.02), title="What a threshold would flag")
+    axes.legend()
+    figure.savefig(path)
+
+
+def draw_ranking(path: Path, scores: Floats, is_anomaly: Flags) -> None:
+    """The receiver operating characteristic and the precision-recall curve."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+    figure, [left, right] = _figure(2)
+    false_alarms, recall, _ = roc_curve(is_anomaly, scores)
+    left.plot(false_alarms, recall, color=NORMAL)
+    left.plot([0, 1], [0, 1], color=LINE, linestyle=":", linewidth=1)
+    area = roc_auc_score(is_anomaly, scores) if not is_anomaly.all() else float("nan")
+    left.set(xlabel="false-alarm rate", ylabel="recall", title=f"ROC, area {area:.4f}")
+    precision, recall, _ = precision_recall_curve(is_anomaly, scores)
+    right.plot(recall, precision, color=NORMAL)
+    average = average_precision_score(is_anomaly, scores)
+    right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title=f"Average precision {average:.4f}")
+    figure.savefig(path)
+
+
+def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, threshold: float) -> None:
+    """The latent space (N, Z) by its first two principal components, coloured by score, by flag and by truth."""
+    figure, panels = _figure(3)
+    chosen = np.unique(np.linspace(0, len(latent) - 1, SHOWN_POINTS).astype(int))
+    places = project(latent)[chosen]
+    colour = np.log10(np.maximum(scores[chosen], 1e-12))
+    drawn = panels[0].scatter(*places.T, c=colour, s=4, cmap="viridis")
+    figure.colorbar(drawn, ax=panels[0], label="log10 score")
+    for axes, mask in zip(panels[1:], (scores[chosen] > threshold, is_anomaly[chosen]), strict=True):
+        axes.scatter(*places[~mask].T, color=NORMAL, s=4, alpha=0.5)
+        axes.scatter(*places[mask].T, color=ANOMALOUS, s=4, alpha=0.5)
+    for axes, title in zip(panels, ("by score", "by flag", "by truth"), strict=True):
+        axes.set(title=f"Latent space {title}", xlabel="1st principal component", ylabel="2nd")
+    figure.savefig(path)
+
+
+def draw_images(path: Path, detector: Detector, records: Records, scores: Floats, each: int = 6) -> None:
+    """Typical and worst images of the first image column: as they came, as they were rebuilt, and the difference."""
+    order = np.argsort(scores, kind="stable")
+    middle = max(0, len(order) // 2 - each // 2)
+    chosen = np.concatenate([order[middle : middle + each], order[-each:]])
+    column = next(i for i, column in enumerate(detector.columns) if column.kind == "image")
+    own = detector.encoder.slots == column
+    encoded = encode_records(detector.encoder, records[torch.from_numpy(chosen)])
+    rebuilt = rebuild(detector.networks, encoded)[0].T  # (n, D)
+    shape = (-1, *detector.columns[column].shape)
+    before, after = (rows[:, own].reshape(shape).numpy() for rows in (encoded, rebuilt))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(len(chosen), 3.6), dpi=100, layout="constrained")
+    panels = figure.subplots(3, len(chosen), squeeze=False)
+    for row, (title, images) in enumerate((("image", before), ("rebuilt", after), ("error", np.abs(after - before)))):
+        for place, axes in enumerate(panels[row]):
+            axes.imshow(images[place], cmap="magma" if row == 2 else "gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(f"{scores[chosen[place]]:.2g}", fontsize=8)
+        panels[row][0].set_ylabel(title)
+    figure.suptitle(f"{min(each, len(scores))} typical test images, then the worst; their scores above")
+    figure.savefig(path)
+
+
+def project(latent: Floats) -> Floats:
+    """The first two principal components (N, 2) of (N, Z); a missing second one is zero."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(n_components=min(2, latent.shape[1]), random_state=0).fit_transform(latent)
+    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+
+
+def _figure(panels: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # half a second to import; a figure of its own needs no display
+
+    figure = Figure(figsize=(5.6 * panels, 4), dpi=100, layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])

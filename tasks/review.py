@@ -1,0 +1,229 @@
+"""Ask people about a published night, keep their verdicts, and learn the second stage from them.
+
+A night's questions are its alerts, and small seeded random samples of its suppressed flags and of its rows below the
+threshold, so that what both stages miss can be known. One row per record: QUESTIONS; `inclusion` is the chance that a
+record like it was asked about. Verdicts are `anomaly` or `normal`. Out: rows of `reviews`, and a bundle with a reducer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, JsonValue
+
+from models.detector import Detector
+from models.params import Section
+from models.reducer import Gain, NetworkReducerParams, ReducerLimits, ReducerParams, Verdicts, fit_reducer
+from tasks import payments, tracking, warehouse
+from tasks.columns import to_records
+from tasks.errors import BatchMissing, SourceInvalid, TooFewRows
+from tasks.filter import draw_order
+from tasks.ingest import IngestParams
+from tasks.lake import Lake, Manifest
+from tasks.register import Registered, register_bundle
+from tasks.score import WorstRows
+from tasks.site import Site
+from tasks.tables import Batch
+
+QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict"]
+ANOMALY, NORMAL = "anomaly", "normal"
+
+
+class ReviewParams(Section):
+    """How many rows are asked about besides a night's alerts, and how the reducer learns from the verdicts.
+
+    sample: rows a night below the threshold, and at most as many of the suppressed flags.
+    """
+
+    sample: int = Field(default=50, ge=0)
+    reducer: ReducerParams = Field(default=NetworkReducerParams(), discriminator="kind")
+    limits: ReducerLimits = ReducerLimits()
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The version that got a reducer, what that gains, and the flags and expected alerts of a usual reviewed night."""
+
+    registered: Registered
+    gain: Gain
+    flags_per_night: float
+    alerts_per_night: float
+
+
+def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
+    """The questions of a published night, always the same ones: QUESTIONS, alerts first. Raises BatchMissing."""
+    [batch] = list_published(site, day)
+    flags = warehouse.read_flags(warehouse.open_engine(site.warehouse_url), site.detector, day)
+    alerts, suppressed = flags[~flags["suppressed"]], flags[flags["suppressed"]]
+    some = suppressed.iloc[np.argsort(draw_order(suppressed["record_id"].tolist(), day.toordinal()))[:sample]]
+    below, rows_below = sample_below(site.lake, site.lake.get("scores", site.detector, day), batch.threshold, sample)
+    asked = [
+        group.assign(inclusion=len(group) / total)
+        for group, total in ((alerts, len(alerts)), (some, len(suppressed)), (below, rows_below))
+        if len(group)
+    ]
+    if not asked:
+        return pd.DataFrame(columns=QUESTIONS)
+    return pd.concat(asked, ignore_index=True).assign(batch_date=day, verdict="")[QUESTIONS]
+
+
+def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame:
+    """The questions of several published nights. Raises BatchMissing."""
+    return pd.concat([ask_about(site, day, sample) for day in days], ignore_index=True)
+
+
+def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> tuple[pd.DataFrame, int]:
+    """Draw at most `most` records at or below the threshold; returns record_id, score, causes, and how many there are.
+
+    A record's place in line depends on its id and the date alone, so slices change nothing.
+    """
+    drawn, total = WorstRows(most), 0
+    for part in scores.parts:
+        for table in lake.slices(part, ["record_id", "score"]):
+            below = table.filter(pc.less_equal(table["score"], threshold))
+            drawn.add(below, -draw_order(below["record_id"].to_pylist(), scores.batch_date.toordinal()))
+            total += below.num_rows
+    rows, _ = drawn.take()
+    frame = rows.to_pandas() if rows is not None else pd.DataFrame({"record_id": [], "score": []})
+    return frame.assign(causes=""), total
+
+
+def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, now: datetime) -> pd.DataFrame:
+    """Fill in the verdicts that labels known by `now` give: once the night has matured, no label means normal.
+
+    Raises SourceInvalid where the detector gets no labels.
+    """
+    if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
+        raise SourceInvalid(
+            f"{site.detector} gets no labels that could be taken for verdicts.",
+            where=f"detectors.{site.detector}.ingest.labels",
+            todo=f"let people judge: nightjar review {site.detector} --date DATE > FILE, then --take FILE",
+        )
+    engine, today = warehouse.open_engine(site.warehouse_url), now.astimezone(site.zone).date()
+    labels = warehouse.read_labels(engine, site.detector, now, questions["record_id"]).set_index("record_id")["label"]
+    label = questions["record_id"].map(labels)
+    label = label.mask(label.isna() & questions["batch_date"].map(lambda day: site.has_matured(day, today)), 0)
+    return questions.assign(verdict=label.map({1: ANOMALY, 0: NORMAL}).fillna(""))
+
+
+def read_answers(path: Path) -> pd.DataFrame:
+    """A file of questions with verdicts filled in; those left empty are left out. Raises SourceInvalid."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
+        if missing:
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+        answers = frame[frame["verdict"].str.strip() != ""].reset_index(drop=True)
+        answers["verdict"] = answers["verdict"].str.strip().str.lower()
+        answers["batch_date"] = answers["batch_date"].map(date.fromisoformat)
+        answers["inclusion"] = answers["inclusion"].astype(float)
+        unknown = set(answers["verdict"]) - {ANOMALY, NORMAL}
+        if unknown:
+            raise ValueError(f"verdicts {', '.join(sorted(unknown))}")
+        if not answers["inclusion"].between(0, 1, inclusive="right").all():
+            raise ValueError("an inclusion outside 0 to 1")
+        if answers.duplicated(["batch_date", "record_id"]).any():
+            raise ValueError("two verdicts on one record")
+    except (OSError, ValueError) as error:
+        raise SourceInvalid(
+            "The file of verdicts cannot be taken; none of it was.",
+            where=str(path),
+            got=str(error),
+            expected=f"what nightjar review wrote, with {ANOMALY}, {NORMAL} or nothing as each verdict",
+            todo="correct the file and take it again",
+        ) from error
+    return answers
+
+
+def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetime) -> int:
+    """Add verdicts to the warehouse and return how many said something new."""
+    engine, key = warehouse.open_engine(site.warehouse_url), ["batch_date", "record_id", "verdict"]
+    given = answers.loc[answers["verdict"] != "", [*key, "inclusion"]].assign(reviewer=reviewer)
+    known = warehouse.read_reviews(engine, site.detector)
+    is_known = pd.MultiIndex.from_frame(given[[*key, "reviewer"]]).isin(
+        pd.MultiIndex.from_frame(known[[*key, "reviewer"]])
+    )
+    return warehouse.add_reviews(engine, site.detector, given[~is_known].assign(reviewed_at=pd.Timestamp(now)))
+
+
+def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
+    """All verdicts so far, seen with a detector's eyes, and their nights. Raises TooFewRows where there are none.
+
+    Whether a record is a flag is the detector's own judgement, whichever version flagged it then. A record that later
+    input replaced or quarantined is left out.
+    """
+    reviews = warehouse.read_reviews(warehouse.open_engine(site.warehouse_url), site.detector)
+    names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
+    tables, rows = [], []
+    nights: list[date] = sorted(reviews["batch_date"].unique())
+    for day in nights:
+        of_night = reviews[reviews["batch_date"] == day]
+        asked = pa.array(of_night["record_id"], pa.string())
+        for part in site.lake.get("validated", site.detector, day).parts:
+            for table in site.lake.slices(part, names):
+                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), asked))
+                tables.append(found)
+                rows.append(of_night.set_index("record_id").loc[found["record_id"].to_pylist()])
+    if not tables:
+        raise TooFewRows(
+            f"Nobody has judged a record of {site.detector} yet.",
+            expected="verdicts on its flags",
+            todo=f"nightjar review {site.detector} --date DATE > FILE, then --take FILE; or --from-labels",
+        )
+    table, reviewed = pa.concat_tables(tables), pd.concat(rows)
+    records, _ = to_records(table, detector.columns)
+    verdicts = Verdicts(
+        features=detector.describe(records),
+        is_anomaly=(reviewed["verdict"] == ANOMALY).to_numpy(),
+        is_flag=detector.score(records) > detector.threshold.value,
+        inclusion=reviewed["inclusion"].to_numpy(),
+        times=table["event_time"].cast(pa.int64()).to_numpy(),
+    )
+    return verdicts, nights
+
+
+def reduce_detector(
+    detector: Detector, verdicts: Verdicts, nights: list[date], version: int, params: ReviewParams
+) -> tuple[Detector, Gain]:
+    """A detector of the same weights with a second stage, and what that gains. Raises TooFewRows and ReducerRefused.
+
+    Its lineage counts the reviewed nights as learnt from: it will not score them.
+    """
+    reducer = fit_reducer(verdicts, params.reducer, params.limits)
+    through = max(str(detector.lineage["trained_through"]), nights[-1].isoformat())
+    learnt: dict[str, JsonValue] = {"from_version": version, "reviewed_through": nights[-1].isoformat()}
+    reduced = detector.with_reducer(reducer)
+    lineage = {**detector.lineage, "trained_through": through, "reducer": learnt}
+    return reduced.with_lineage(lineage), reducer.header.gain
+
+
+def register_reducer(site: Site, params: ReviewParams) -> Reduced:
+    """Give the champion a reducer learnt from all verdicts so far, and register that as a version of its own."""
+    champion = tracking.get_champion(site)
+    detector = Detector.load(tracking.fetch_bundle(site, champion))
+    verdicts, nights = read_verdicts(site, detector)
+    reduced, gain = reduce_detector(detector, verdicts, nights, champion.version, params)
+    folder = site.bundles / "reduced" / str(champion.version)
+    reduced.save(folder)
+    registered = register_bundle(site, folder, None)
+    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    flags = float(np.mean([batch.flagged for batch in batches if batch.batch_date in nights]))
+    return Reduced(registered, gain, flags, flags * gain.alerts_share)
+
+
+def list_published(site: Site, day: date | None = None) -> list[Batch]:
+    """The published nights, or the one of a date. Raises BatchMissing where there is none."""
+    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    if found := [batch for batch in batches if day in (None, batch.batch_date)]:
+        return found
+    raise BatchMissing(
+        f"{site.detector} has published nothing{f' for {day}' if day else ''}.",
+        got=f"{len(batches)} published nights" + (f", the newest {batches[-1].batch_date}" if batches else ""),
+        expected="a published night",
+        todo=f"nightjar score {site.detector} --date {day or 'DATE'}",
+    )

@@ -1,0 +1,137 @@
+"""DVC over the stages, on the small project: real Git, real DVC, and the same bundle as the training flow's."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from toy import DAYS, FIRST, PARAMS, Project
+
+from flows.cli import execute
+from flows.experiment import load_experiment
+from models.bundle import read_manifest
+
+ROOT = Path(__file__).parents[2]
+CUTOFF = FIRST + timedelta(days=DAYS)
+STAGES = ("ingest", "validate", "filter", "train", "calibrate", "evaluate")
+
+
+def command(folder: Path, *words: str, succeeds: bool = True) -> str:
+    """Run a command in the project as a user would, with `nightjar` and `dvc` on the path."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("NIGHTJAR_")}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
+    }
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """A small project under Git and DVC after its first `dvc repro`; tests work on copies of it."""
+    from toy import make_project
+
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    make_project(folder)
+    params = {"detectors": {"orders": PARAMS | {"validate": {}, "calibrate": {}}, "elsewhere": PARAMS}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copy(folder / "contracts" / "orders.yaml", folder / "contracts" / "elsewhere.yaml")
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    pipeline["vars"] = [
+        {"detectors_from": {"orders": {"source": "sources/orders"}, "elsewhere": {"source": "sources/not-there"}}}
+    ]
+    for stage in pipeline["stages"].values():  # the code lies elsewhere
+        stage["do"]["deps"] = [d for d in stage["do"]["deps"] if not d.startswith(("tasks/", "models"))]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    (folder / ".gitignore").write_text("experiments/\nsources/\n.nightjar/\n")
+    for words in (("git", "init", "-q"), ("dvc", "init", "-q"), ("git", "add", "-A")):
+        command(folder, *words)
+    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "first")
+    command(folder, "dvc", "repro", "evaluate@orders")
+    return folder
+
+
+def test_repro_runs_every_stage_once_and_then_finds_nothing_to_do(reproduced: Path) -> None:
+    metrics = json.loads((reproduced / "experiments/orders/metrics.json").read_text())
+    assert metrics["recall"] == 1.0
+    assert metrics["anomalies"] == 3
+    assert "up to date" in command(reproduced, "dvc", "repro", "evaluate@orders")
+    assert "recall" in command(reproduced, "dvc", "metrics", "show")
+    pictures = {path.name for path in (reproduced / "experiments/orders/plots").iterdir()}
+    assert pictures == {"scores.png", "thresholds.png", "ranking.png", "latent.png"}
+
+
+def test_outputs_lie_only_under_the_experiment(reproduced: Path) -> None:
+    told = command(reproduced, "git", "status", "--short", "--untracked-files=all")
+    assert told.split() in (["??", "dvc.lock"], [])
+
+
+def test_a_missing_source_stops_its_own_detector_only(reproduced: Path) -> None:
+    assert "sources/not-there" in command(reproduced, "dvc", "repro", "evaluate@elsewhere", succeeds=False)
+    assert "up to date" in command(reproduced, "dvc", "repro", "evaluate@orders")
+
+
+def test_the_flow_and_dvc_give_the_same_bundle(
+    reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_PROJECT", str(reproduced))
+    monkeypatch.setenv("NIGHTJAR_SOURCES", str(reproduced / "sources"))
+    monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "home"))
+    assert execute(["train", "orders", "--cutoff", str(CUTOFF), "--json"]) == 0
+    from flows.setup import load_setup
+
+    flow, dvc = load_setup("orders").site, load_experiment("orders").site
+    for name in ("fitted", "calibrated"):
+        hashes = [read_manifest(getattr(site, name)(CUTOFF)).content_hash for site in (flow, dvc)]
+        assert hashes[0] == hashes[1]
+
+
+def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    command(folder, "git", "add", "dvc.lock")
+    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "reproduced")
+    run = ("dvc", "exp", "run", "--temp", "--copy-paths", "sources", "-n", "short", "evaluate@orders")
+    command(folder, *run, "-S", "detectors.orders.train.fit.epochs=1")
+    difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json"))
+    change = difference["experiments/orders/metrics.json"]["threshold"]
+    assert change["new"] != change["old"]
+    assert json.loads((folder / "experiments/orders/metrics.json").read_text())["threshold"] == change["old"]
+
+
+def test_outputs_travel_through_a_remote(reproduced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    command(folder, "dvc", "remote", "add", "-d", "store", str(tmp_path / "remote"))
+    command(folder, "dvc", "push", "evaluate@orders")
+    shutil.rmtree(folder / "experiments")
+    shutil.rmtree(folder / ".dvc" / "cache")
+    command(folder, "dvc", "pull", "evaluate@orders")
+    assert json.loads((folder / "experiments/orders/metrics.json").read_text())["anomalies"] == 3
+
+
+def test_a_stage_before_its_turn_says_what_to_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, earlier in (("filter", "validate"), ("train", "filter")):
+        assert execute(["stage", step, "orders"]) == 1
+        assert f"dvc repro {earlier}@orders" in capsys.readouterr().err
+
+
+def test_every_stage_names_params_that_each_detector_states_and_dvc_can_read() -> None:
+    from dvc.utils.serialize import load_yaml
+
+    pipeline, params = load_yaml(str(ROOT / "dvc.yaml")), load_yaml(str(ROOT / "params.yaml"))
+    assert tuple(pipeline["stages"]) == STAGES
+    for name in pipeline["vars"][0]["detectors_from"]:
+        for stage in pipeline["stages"].values():
+            for key in stage["do"]["params"]:
+                found = params
+                for part in key.replace("${key}", name).split("."):
+                    found = found[part]
+    assert "datetime.date" not in repr(params), "DVC cannot read dates: put them in quotes"

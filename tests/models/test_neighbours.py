@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from models.errors import TooFewRows
+from models.neighbours import (
+    SPACING_RANGE,
+    NeighboursParams,
+    draw_rows,
+    fit_references,
+    score_neighbours,
+    share_neighbours,
+)
+from models.records import BLOCK
+
+PARAMS = NeighboursParams(neighbours=4)
+
+
+def draw(n: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_scores_agree_with_the_neighbours_of_sklearn() -> None:
+    references, points = draw(60, 5), draw(30, 5, seed=1) * 2
+    finder = NearestNeighbors(n_neighbors=5).fit(references.double().numpy())
+    spacing = finder.kneighbors()[0][:, :4].mean(axis=1)  # without the point itself
+    low, high = SPACING_RANGE
+    spacing = spacing.clip(low * spacing.mean(), high * spacing.mean())
+    fitted = fit_references(references, PARAMS)
+    assert np.allclose(fitted.spacing, spacing)
+    distances, nearest = finder.kneighbors(points.double().numpy(), n_neighbors=4)
+    for power in (0.0, 0.5, 1.0):
+        params = PARAMS.model_copy(update={"local_scaling": power})
+        expected = distances.mean(axis=1) / spacing[nearest].mean(axis=1) ** power
+        assert np.allclose(score_neighbours(points, fitted, params), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("width", "m"), [(1, 5), (3, 7), (13, 257), (61, 1023), (120, 2000)])
+def test_a_score_is_the_same_bits_wherever_its_row_stands_and_whatever_stands_beside_it(
+    width: int, m: int, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fitted, row = fit_references(draw(m, width), PARAMS), draw(1, width, seed=1)
+        alone = torch.zeros(BLOCK, width)
+        alone[0] = row
+        expected = score_neighbours(alone, fitted, PARAMS)[0]
+        for beside in (row.expand(BLOCK, width), draw(BLOCK, width, seed=2) * 1e5):
+            block = beside.clone()
+            positions = [0, 1, 15, 16, 511, 1000, BLOCK - 2, BLOCK - 1]
+            block[positions] = row
+            for layout in (block, block.T.contiguous().T):  # rows side by side, and slot by slot as the encoder has it
+                assert set(score_neighbours(layout, fitted, PARAMS)[positions].tolist()) == {float(expected)}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_shares_are_never_negative_and_add_up_to_the_score() -> None:
+    fitted, points = fit_references(draw(50, 6), PARAMS), draw(20, 6, seed=1)
+    points[:, 2] += 9
+    shares, neighbours = share_neighbours(points, fitted, PARAMS)
+    scores = score_neighbours(points, fitted, PARAMS)
+    assert shares.shape == neighbours.shape == (20, 6) and shares.min() >= 0
+    assert torch.allclose(shares.sum(dim=1), scores, rtol=1e-12, atol=0)
+    assert (shares.argmax(dim=1) == 2).all()
+    nearest = np.argsort(np.linalg.norm(points[:, None] - fitted.points, axis=2), axis=1)[:, :4]
+    assert np.allclose(neighbours, fitted.points.numpy()[nearest].mean(axis=1), atol=1e-6)
+
+
+def test_a_row_that_is_itself_a_reference_many_times_scores_0_without_causes() -> None:
+    references = draw(30, 3)
+    references[:5] = references[0]
+    fitted = fit_references(references, PARAMS)
+    assert score_neighbours(references[:1], fitted, PARAMS).item() == 0
+    assert not share_neighbours(references[:1], fitted, PARAMS)[0].any()
+
+
+def test_duplicates_do_not_make_a_small_step_astronomical_and_a_stray_reference_excuses_nothing() -> None:
+    references = torch.cat([torch.zeros(50, 2), draw(50, 2) + 10, torch.full((1, 2), 1000.0)])
+    spacing = fit_references(references, PARAMS).spacing
+    low, high = SPACING_RANGE
+    assert np.isclose(spacing.max() / spacing.min(), high / low)
+    assert spacing[:50].eq(spacing.min()).all() and spacing[-1] == spacing.max()
+
+
+def test_equal_references_everywhere_still_give_finite_scores() -> None:
+    fitted = fit_references(torch.ones(10, 2), PARAMS)
+    assert score_neighbours(torch.tensor([[1.0, 1.0], [4.0, 5.0]]), fitted, PARAMS).tolist() == [0, 5]
+
+
+def test_the_references_drawn_are_distinct_rows_that_the_seed_chooses() -> None:
+    rows, params = torch.arange(100.0)[:, None], NeighboursParams(references=20)
+    drawn = draw_rows(rows, params, seed=3)
+    assert len(set(drawn.flatten().tolist())) == 20
+    assert torch.equal(drawn, draw_rows(rows, params, seed=3)) and not torch.equal(drawn, draw_rows(rows, params, 4))
+    assert sorted(draw_rows(rows[:9], params, seed=3).flatten().tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize(("rows", "references"), [(4, 100), (50, 4)])
+def test_too_few_rows_to_be_neighbours_are_refused(rows: int, references: int) -> None:
+    with pytest.raises(TooFewRows, match=r"more than score\.neighbours, which is 4"):
+        draw_rows(draw(rows, 2), NeighboursParams(references=references, neighbours=4), seed=0)

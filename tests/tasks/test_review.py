@@ -1,0 +1,284 @@
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from models.autoencoder import AutoencoderParams
+from models.calibration import QuantilePolicy
+from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.fitting import FitParams
+from models.records import Column
+from models.reducer import ForestReducerParams, ReducerLimits
+from tasks import warehouse
+from tasks.columns import to_records
+from tasks.contract import Contract
+from tasks.errors import BatchMissing, LeakageFound, SourceInvalid, TooFewRows
+from tasks.ingest import EventTime, IngestParams, LabelColumn
+from tasks.lake import Manifest
+from tasks.publish import publish_night
+from tasks.review import (
+    ANOMALY,
+    NORMAL,
+    QUESTIONS,
+    ReviewParams,
+    ask_about,
+    ask_about_all,
+    judge_by_labels,
+    keep_verdicts,
+    list_published,
+    read_answers,
+    read_verdicts,
+    reduce_detector,
+)
+from tasks.score import ScoreParams, check_out_of_sample, read_flags, score_batch
+from tasks.serving import ServedDetector
+from tasks.site import Site
+from tasks.sources import FilesSource
+from tasks.tables import Night
+
+DAYS = [date(2026, 3, day) for day in (1, 2, 3)]
+NOW = datetime(2026, 3, 9, 8, tzinfo=UTC)
+ROWS = 300
+COLUMNS = (Column("amount", "numeric"), Column("age", "numeric"))
+CONTRACT = Contract.model_validate({"columns": {"amount": {"type": "float"}, "age": {"type": "float"}}}, strict=False)
+PARAMS = ReviewParams(
+    sample=20,
+    reducer=ForestReducerParams(trees=20),
+    limits=ReducerLimits(min_verdicts=60, min_confirmed=20, max_recall_loss=0.2),
+)
+EVERYTHING = ScoreParams()
+INGEST = IngestParams(
+    source=FilesSource(kind="files", path="unread"),
+    event_time=EventTime(column="event_time"),
+    labels=LabelColumn(column="fraud", anomalous=("1",)),
+)
+
+
+def make_rows(day: date, wild: int = 60) -> pa.Table:
+    """The first `wild` rows break the habit amount = age: upwards every other one (these are true), or downwards."""
+    rng = np.random.default_rng(day.toordinal())
+    age = rng.normal(size=ROWS)
+    amount = age + 0.1 * rng.normal(size=ROWS)
+    amount[:wild] += np.where(np.arange(wild) % 2 == 0, 5.0, -5.0)
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    times = pa.array([start + timedelta(minutes=i) for i in range(ROWS)], pa.timestamp("us", tz="UTC"))
+    return pa.table(
+        {"record_id": [f"{day:%d}-{i}" for i in range(ROWS)], "event_time": times, "amount": amount, "age": age}
+    )
+
+
+def is_true(record_id: str) -> bool:
+    number = int(record_id.split("-")[1])
+    return number < 60 and number % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    params = DetectorParams(
+        network=AutoencoderParams(layers=(6, 1, 6)), fit=FitParams(epochs=15, batch_size=64, seed=1)
+    )
+    fit, stopping, clean = (to_records(make_rows(date(2026, 1, day), 0), COLUMNS)[0] for day in (1, 2, 3))
+    fitted = fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu"))
+    calibrated = calibrate_detector(fitted, clean, QuantilePolicy(q=0.95))
+    return calibrated.with_lineage({"trained_through": "2026-02-20"})
+
+
+@pytest.fixture
+def publish(site: Site, put_validated: Callable[..., Manifest]) -> Callable[..., pd.DataFrame]:
+    """Score and publish nights; returns the flags of the last."""
+
+    def publish_nights(detector: Detector, *days: date, params: ScoreParams = EVERYTHING) -> pd.DataFrame:
+        engine = warehouse.open_engine(site.warehouse_url)
+        for day in days:
+            validated = put_validated(day, make_rows(day))
+            path, scored, flagged, unseen = score_batch(site, detector, CONTRACT, validated, params)
+            night = Night(
+                detector="toy", batch_date=day, attempt=warehouse.begin_attempt(engine, "toy", day, "score", NOW),
+                input_hash="i", rows_in=ROWS, quarantined=0, excluded=0, scored=scored, flagged=flagged, unseen=unseen,
+                threshold=detector.threshold.value, model_name="nightjar-toy", model_version=1, scored_at=NOW,
+                seconds=1.0,
+            )  # fmt: skip
+            publish_night(engine, night, read_flags(site.lake, path), NOW, lambda: "i")
+        return warehouse.read_flags(engine, "toy", days[-1])
+
+    return publish_nights
+
+
+def judge(questions: pd.DataFrame) -> pd.DataFrame:
+    return questions.assign(verdict=[ANOMALY if is_true(record) else NORMAL for record in questions["record_id"]])
+
+
+@pytest.fixture
+def reduced(site: Site, detector: Detector, publish: Callable[..., pd.DataFrame]) -> Detector:
+    """A detector with a reducer learnt from the truth about the first two nights."""
+    publish(detector, *DAYS[:2])
+    keep_verdicts(site, judge(ask_about_all(site, DAYS[:2], 20)), "ada", NOW)
+    return reduce_detector(detector, *read_verdicts(site, detector), 1, PARAMS)[0]
+
+
+def test_all_flags_are_asked_about_and_a_known_share_of_the_rest(site, detector, publish) -> None:
+    flags = publish(detector, DAYS[0])
+    asked = ask_about(site, DAYS[0], 20)
+    assert asked.columns.tolist() == QUESTIONS
+    assert asked["record_id"].is_unique
+    above = asked[asked["score"] > detector.threshold.value]
+    assert above["record_id"].tolist() == flags["record_id"].tolist()
+    assert (above["inclusion"] == 1.0).all()
+    below = asked[asked["score"] <= detector.threshold.value]
+    assert len(below) == 20
+    assert below["inclusion"].to_numpy() == pytest.approx(20 / (ROWS - len(flags)))
+    assert (asked["verdict"] == "").all()
+
+
+def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, detector, publish, monkeypatch) -> None:
+    publish(detector, *DAYS[:2])
+    asked = ask_about(site, DAYS[0], 20)
+    monkeypatch.setattr("tasks.lake.SLICE_ROWS", 17)
+    pd.testing.assert_frame_equal(ask_about(site, DAYS[0], 20), asked)
+    numbers = {day: set(ask_about(site, day, 20)["record_id"].str[3:]) for day in DAYS[:2]}
+    assert numbers[DAYS[0]] != numbers[DAYS[1]]
+    assert len(ask_about(site, DAYS[0], 0)) == len(asked) - 20
+    assert len(ask_about(site, DAYS[0], 10_000)) == ROWS
+
+
+def test_a_night_that_was_never_published_is_refused(site, detector, publish) -> None:
+    with pytest.raises(BatchMissing, match="published nothing"):
+        list_published(site)
+    publish(detector, DAYS[0])
+    with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):
+        ask_about(site, DAYS[1], 5)
+
+
+def test_a_file_of_questions_comes_back_with_its_verdicts(site, detector, publish, tmp_path: Path) -> None:
+    publish(detector, DAYS[0])
+    asked = judge(ask_about(site, DAYS[0], 5))
+    asked.loc[3, "verdict"] = ""
+    asked.loc[4, "verdict"] = " Anomaly "
+    asked.to_csv(tmp_path / "asked.csv", index=False)
+    answers = read_answers(tmp_path / "asked.csv")
+    assert len(answers) == len(asked) - 1
+    assert keep_verdicts(site, answers, "ada", NOW) == len(answers)
+    assert keep_verdicts(site, answers, "ada", NOW + timedelta(hours=1)) == 0
+    assert keep_verdicts(site, answers, "kim", NOW + timedelta(hours=1)) == len(answers)
+    reviews = warehouse.read_reviews(warehouse.open_engine(site.warehouse_url), "toy").set_index("record_id")
+    assert asked["record_id"][3] not in reviews.index
+    assert reviews["verdict"][asked["record_id"][4]] == ANOMALY
+    assert reviews["inclusion"].to_dict() == pytest.approx(answers.set_index("record_id")["inclusion"].to_dict())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("record_id,verdict\na,normal\n", "no column batch_date, inclusion"),
+        ("batch_date,record_id,inclusion,verdict\n2026-03-01,a,1,perhaps\n", "verdicts perhaps"),
+        ("batch_date,record_id,inclusion,verdict\n2026-03-01,a,0,normal\n", "inclusion outside"),
+        ("batch_date,record_id,inclusion,verdict\n1st of March,a,1,normal\n", "1st of March"),
+        ("batch_date,record_id,inclusion,verdict\n2026-03-01,a,1,normal\n2026-03-01,a,1,anomaly\n", "two verdicts"),
+        ("", "No columns"),
+    ],
+)
+def test_a_file_that_cannot_be_taken_says_why(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "asked.csv").write_text(content)
+    with pytest.raises(SourceInvalid, match=message):
+        read_answers(tmp_path / "asked.csv")
+
+
+def test_labels_give_verdicts_and_no_label_means_normal_only_once_the_night_has_matured(
+    make_site, publish, detector
+) -> None:
+    site = make_site(label_delay_days=5)
+    publish(detector, DAYS[0])
+    asked = ask_about(site, DAYS[0], 20)
+    true = [record for record in asked["record_id"] if is_true(record)]
+    labels = pd.DataFrame({"record_id": true, "label": 1, "known_at": pd.Timestamp("2026-03-03", tz="UTC")})
+    warehouse.add_labels(warehouse.open_engine(site.warehouse_url), "toy", labels)
+    early, young, mature = (
+        judge_by_labels(asked, site, INGEST, datetime(2026, 3, d, 9, tzinfo=UTC)) for d in (2, 4, 7)
+    )
+    assert (early["verdict"] == "").all()
+    assert set(young["verdict"]) == {ANOMALY, ""}
+    pd.testing.assert_frame_equal(mature, judge(asked))
+    with pytest.raises(SourceInvalid, match="gets no labels"):
+        judge_by_labels(asked, site, INGEST.model_copy(update={"labels": None}), NOW)
+
+
+def test_verdicts_are_read_back_with_the_rows_they_are_about(site, detector, publish) -> None:
+    publish(detector, *DAYS[:2])
+    asked = ask_about_all(site, DAYS[:2], 20)
+    keep_verdicts(site, judge(asked), "ada", NOW)
+    verdicts, nights = read_verdicts(site, detector)
+    assert nights == DAYS[:2]
+    assert len(verdicts) == len(asked)
+    assert verdicts.is_flag.sum() == (asked["inclusion"] == 1).sum()
+    rows = pa.concat_tables([make_rows(day) for day in DAYS[:2]])
+    is_asked = np.isin(rows["record_id"].to_pylist(), asked["record_id"])
+    ids = [record for record, one in zip(rows["record_id"].to_pylist(), is_asked, strict=True) if one]
+    assert verdicts.is_anomaly.tolist() == [is_true(record) for record in ids]
+    expected = detector.describe(to_records(rows.filter(pa.array(is_asked)), COLUMNS)[0])
+    assert torch.equal(verdicts.features, expected)
+
+
+def test_without_a_verdict_there_is_nothing_to_learn_from(site, detector) -> None:
+    with pytest.raises(TooFewRows, match="Nobody has judged"):
+        read_verdicts(site, detector)
+
+
+def test_a_later_night_keeps_its_suppressed_flags_with_their_probability(site, detector, reduced, publish) -> None:
+    plain = publish(detector, DAYS[2])
+    flags = publish(reduced, DAYS[2])
+    assert flags["record_id"].tolist() == plain["record_id"].tolist()
+    assert flags["score"].tolist() == plain["score"].tolist()
+    assert flags["second_stage_probability"].between(0, 1).all()
+    cut = reduced.reducer.header.cut
+    assert flags["suppressed"].tolist() == (flags["second_stage_probability"] < cut).tolist()
+    is_anomaly = flags["record_id"].map(is_true)
+    assert flags.loc[~is_anomaly, "suppressed"].mean() > 0.8
+    assert flags.loc[is_anomaly, "suppressed"].mean() < 0.25
+    [batch] = list_published(site, DAYS[2])
+    assert batch.flagged == batch.published == len(flags)
+
+
+def test_the_cap_counts_alerts_and_bounds_the_suppressed_apart(reduced, publish) -> None:
+    everything = publish(reduced, DAYS[2])
+    capped = publish(reduced, DAYS[2], params=ScoreParams(max_alerts=7))
+    for suppressed in (True, False):
+        expected = everything[everything["suppressed"] == suppressed].head(7)
+        found = capped[capped["suppressed"] == suppressed]
+        assert found["record_id"].tolist() == expected["record_id"].tolist()
+
+
+def test_suppressed_flags_are_asked_about_by_sample(site, reduced, publish) -> None:
+    flags = publish(reduced, DAYS[2])
+    suppressed = flags.loc[flags["suppressed"], "record_id"]
+    asked = ask_about(site, DAYS[2], 5)
+    assert set(flags.loc[~flags["suppressed"], "record_id"]) <= set(asked["record_id"])
+    sampled = asked[asked["record_id"].isin(suppressed)]
+    assert len(sampled) == 5
+    assert sampled["inclusion"].to_numpy() == pytest.approx(5 / len(suppressed))
+
+
+def test_a_reviewed_night_is_learnt_from_and_not_scored_again(site, reduced) -> None:
+    assert reduced.lineage["trained_through"] == DAYS[1].isoformat()
+    assert reduced.lineage["reducer"] == {"from_version": 1, "reviewed_through": DAYS[1].isoformat()}
+    check_out_of_sample(site, reduced, DAYS[2])
+    with pytest.raises(LeakageFound):
+        check_out_of_sample(site, reduced, DAYS[1])
+
+
+def test_a_served_stack_answers_with_its_second_stage(detector, reduced, publish) -> None:
+    flags = publish(reduced, DAYS[2]).set_index("record_id")
+    rows = make_rows(DAYS[2]).to_pandas()
+    answer = ServedDetector(reduced).predict(rows).set_index(rows["record_id"])
+    flagged = answer[answer["is_flagged"]].loc[flags.index]
+    assert flagged["second_stage_probability"].tolist() == flags["second_stage_probability"].tolist()
+    assert flagged["is_suppressed"].tolist() == flags["suppressed"].tolist()
+    others = answer[~answer["is_flagged"]]
+    assert others["second_stage_probability"].isna().all()
+    assert not others["is_suppressed"].any()
+    assert "is_suppressed" not in ServedDetector(replace(reduced, reducer=None)).predict(rows)
