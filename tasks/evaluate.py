@@ -21,6 +21,7 @@ from models.encoders import encode_records
 from models.records import Records
 from tasks import payments, pictures, warehouse
 from tasks.columns import to_records
+from tasks.errors import TooFewRows
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.ingest import IngestParams, LabelColumn
 from tasks.policy import PURE
@@ -118,6 +119,14 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
     """
     detector = Detector.load(bundle)
     test = _Judged.read(site, rows, detector, "test", labels)
+    if not len(test.records):
+        raise TooFewRows(
+            "There are no test rows to measure on.",
+            where=f"detectors.{site.detector}.filter.splits",
+            got=rows.split,
+            expected="a share, or days, for test",
+            todo="give filter.splits some test rows in params.yaml",
+        )
     tuning = _Judged.read(site, rows, detector, "tuning", labels)
     threshold = detector.threshold
     once = ~find_repeats(encode_records(detector.encoder, test.records).numpy())
