@@ -20,7 +20,7 @@ from models.detector import Detector, DetectorParams, calibrate_detector, fit_de
 from models.encoders import choose_kinds, encode_records
 from models.records import Column, Records, make_records
 from tasks.evaluate import measure
-from tasks.filter import LeadingFraction, RandomHalf, draw_order, split_by_fractions
+from tasks.filter import RandomFraction, draw_order, split_by_fractions
 
 RECALL, PREVALENCE = 0.433, 0.0141
 PARAMS = load_detector(Path(__file__).parents[1], "creditcard").detector.train
@@ -70,7 +70,7 @@ def main() -> None:
 
     rows = []
     for seed in range(1, options.seeds + 1):
-        split = RandomHalf(kind="random_half", seed=seed, fit=0.4, stopping=0.05, tuning=0, test=0.5)
+        split = RandomFraction(kind="random_fraction", seed=seed, fit=0.4, stopping=0.05, tuning=0, test=0.5)
         sets = split_by_fractions(draw_order(ids, seed), is_fraud, split)
         detector, test = fit(frame, sets, seed), sets == "test"
         scores, truth = detector.score(take(frame, test)), is_fraud[test]
@@ -88,7 +88,7 @@ def main() -> None:
 
     print("\nThreshold policies, seed 1, with tuning rows of their own:")
     # A smaller share to judge on than above: so that 5 to 10 % of the tuning rows are frauds.
-    split = LeadingFraction(kind="leading_fraction", fit=0.6, stopping=0.05, tuning=0.1, test=0.2)
+    split = RandomFraction(kind="random_fraction", seed=1, fit=0.5, stopping=0.05, tuning=0.1, test=0.3)
     sets = split_by_fractions(draw_order(ids, 1), is_fraud, split)
     detector = fit(frame, sets, 1)
     tuning = (take(frame, sets == "tuning"), is_fraud[sets == "tuning"])

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from models.calibration import Floats, QuantilePolicy, rows_for_quantile
 from tasks.errors import SourceInvalid, TooFewRows
-from tasks.filter import ByDate, LeadingFraction, RandomHalf
+from tasks.filter import ByDate, LeadingFraction, RandomFraction
 from tasks.ingest import EventTime, batch_dates_of, read_event_times
 from tasks.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
 from tasks.sources import Arrival
@@ -33,7 +33,7 @@ EPOCH_S = (5e8, 5e9)  # seconds since 1970 of the years 1985 to 2128
 MAX_SHIFT = 0.5  # of distribution functions; noise among 50 rows stays below it
 ZONE = ZoneInfo("UTC")
 NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows; one more, for rounding
-Splits = ByDate | LeadingFraction | RandomHalf
+Splits = ByDate | LeadingFraction | RandomFraction
 
 
 @dataclass(frozen=True)
@@ -165,27 +165,27 @@ def choose_nights(calendar: Calendar) -> int:
 def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels: bool) -> tuple[Splits, Choice]:
     """How the rows before the first night are shared out. Raises TooFewRows where the threshold could not be had.
 
-    Rows with times are cut in the order of time, calibration last: the threshold is set on what is nearest to tonight,
-    and no later row helps to judge an earlier one. Rows dealt out have an order that means nothing, or worse (sorted by
-    label, by customer): drawing the sets at random makes fit and calibration rows alike, as the threshold supposes.
+    Rows with times are cut in the order of time: no later row helps to judge an earlier one. Rows dealt out have an
+    order that means nothing, or worse (sorted by label, by customer): drawing the sets at random makes fit and
+    calibration rows alike, as the threshold supposes.
     """
     days = list(calendar.rows)[:-nights]
     tuning = 0.1 if has_labels else 0.0
     splits: Splits
     if calendar.is_dealt:
-        splits = RandomHalf(kind="random_half", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
-        share = 1 - splits.fit - splits.stopping - splits.tuning - splits.test
+        splits = RandomFraction(kind="random_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1, seed=1)
+        share = splits.calibration
         why = "the order of the rows means nothing, so sets drawn at random are alike"
     elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:
         splits, share = by_date, 0.0
         why = "whole days in order of time, the latest for the threshold"
     else:
         splits = LeadingFraction(kind="leading_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1)
-        share = 1 - splits.fit - splits.stopping - splits.tuning - splits.test
-        why = "rows in order of time, the latest for the threshold"
+        share = splits.calibration
+        why = "rows in order of time: first those to learn from, then those for the threshold, then the test"
     rows = sum(calendar.rows[day] for day in days)
     _check_rows(rows, sum(calendar.rows.values()), share, anomalous)
-    told = ", ".join(f"{key} {value:g}" for key, value in splits.model_dump(exclude={"kind", "seed"}).items())
+    told = ", ".join(f"{key} {value:g}" for key, value in splits.model_dump(exclude={"kind", "seed"}, exclude_none=True).items())
     return splits, Choice("splits", f"{splits.kind}: {told}", why)
 
 

@@ -35,7 +35,6 @@ from tasks.ingest import IngestParams, LabelColumn
 from tasks.profile import (
     ENOUGH_ROWS,
     ID_NAME,
-    MAX_CATEGORIES,
     Choice,
     ColumnProfile,
     Decision,
@@ -313,13 +312,6 @@ def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
     texts = sample.table[labels.column].cast(pa.string()).to_pandas()
     marked: Mask = (labels.read(texts) == 1).to_numpy() & texts.notna().to_numpy()
     return marked
-
-
-def count_slots(decisions: Sequence[Decision], profiles: Sequence[ColumnProfile]) -> int:
-    """D, the encoded width: one slot a number, one a category and one for the unseen, four a date-time."""
-    distinct = {p.name: min(p.distinct, MAX_CATEGORIES) + 1 for p in profiles}
-    widths = {"numeric": 1, "log-numeric": 1, "date-time": 4, "left out": 0}
-    return sum(distinct[d.column] if d.kind == "categorical" else widths[d.kind] for d in decisions)
 
 
 def check_separator(sample: Sample) -> None:

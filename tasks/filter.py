@@ -74,23 +74,17 @@ class LeadingFraction(Fractions):
     kind: Literal["leading_fraction"]
 
 
-class RandomHalf(Fractions):
-    """Rows in an order drawn from their record_id and the seed: one half to learn from, one for tuning and test."""
+class RandomFraction(Fractions):
+    """Rows in an order drawn from their record_id and the seed, so that all sets are alike."""
 
-    kind: Literal["random_half"]
+    kind: Literal["random_fraction"]
     seed: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _check_half(self) -> "RandomHalf":
-        if abs(self.tuning + self.test - 0.5) > 1e-9:
-            raise ValueError("tuning + test must be 0.5; fit, stopping and calibration share the other half")
-        return self
 
 
 class FilterParams(Section):
     """How rows are split, and which are left out."""
 
-    splits: Annotated[ByDate | LeadingFraction | RandomHalf, Field(discriminator="kind")]
+    splits: Annotated[ByDate | LeadingFraction | RandomFraction, Field(discriminator="kind")]
     trim_fraction: float = Field(default=0.0, ge=0, lt=0.5)
     exclude_dates: tuple[date, ...] = ()
 
@@ -213,7 +207,7 @@ def choose_rows(
         sizes = [t.num_rows for t in tables]
         sets = np.repeat(np.array([by_day[day] for day in dates], dtype=object), sizes)
     else:
-        if isinstance(params.splits, RandomHalf):
+        if isinstance(params.splits, RandomFraction):
             order = draw_order(table["record_id"].to_pylist(), params.splits.seed)
         else:
             order = table["event_time"].cast(pa.int64()).to_numpy().astype(float)

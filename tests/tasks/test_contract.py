@@ -84,6 +84,7 @@ def test_the_event_time_may_be_listed_among_the_columns():
     [
         ("columns: {amount: {type: float}}\nextra_colums: stop", ["extra_colums", "unknown key", "'extra_columns'"]),
         ("columns: {amount: {type: float, nulable: true}}", ["columns.amount.nulable", "'nullable'"]),
+        ("columns: {_label: {type: int}}", ["'_label'", "Nightjar adds"]),
         ("columns: {amount: {type: double}}", ["columns.amount.type", "'double'"]),
         ("columns: {amount: {nullable: true}}", ["columns.amount.type", "required"]),
         ("columns: {amount: {type: float, masked: 1}}", ["columns.amount.masked", "bool"]),

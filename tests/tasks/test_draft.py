@@ -9,12 +9,9 @@ import pyarrow as pa
 import pytest
 
 from models.calibration import QuantilePolicy, rows_for_quantile
-from models.encoders import Encoder
-from models.records import Column
-from tasks.draft import Asked, Draft, count_slots, draft_detector
+from tasks.draft import Asked, Draft, draft_detector
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
-from tasks.filter import ByDate, LeadingFraction, RandomHalf, draw_order, split_by_fractions
-from tasks.profile import Decision, draw_sample, profile_columns
+from tasks.filter import ByDate, LeadingFraction, RandomFraction, draw_order, split_by_fractions
 from tasks.sources import Arrival, FilesSource, SqlSource
 
 FILES = FilesSource(kind="files", path="rows.csv")
@@ -117,7 +114,7 @@ def test_rows_without_times_are_dealt_out_ten_days_and_the_last_is_scored() -> N
     assert drafted.ingest.event_time.rows_per_day == 101
     assert drafted.nights == 1
     assert drafted.last_date == date(2026, 1, 10)
-    assert isinstance(drafted.filter.splits, RandomHalf)
+    assert isinstance(drafted.filter.splits, RandomFraction)
 
 
 def test_files_without_times_are_dealt_out_by_the_largest_of_them() -> None:
@@ -188,7 +185,7 @@ def test_too_few_rows_are_refused_with_the_number_that_would_do(label: str | Non
     needed = int(message.split("at least ")[1].split(" ")[0].replace(",", ""))
     enough = make_frame(needed, needed // 10)
     splits = draft(enough, **asked).filter.splits
-    assert isinstance(splits, RandomHalf)
+    assert isinstance(splits, RandomFraction)
     learnt = np.arange(needed) < needed * 9 // 10
     is_anomaly = enough["fraud"].to_numpy()[learnt] == (1 if label else 2)
     sets = split_by_fractions(draw_order([f"rows:{n}" for n in range(learnt.sum())], 1), is_anomaly, splits)
@@ -235,19 +232,3 @@ def test_a_wide_table_gets_no_ranges() -> None:
     rng = np.random.default_rng(0)
     wide = pd.DataFrame(rng.normal(size=(500, 60)), columns=[f"c{n}" for n in range(60)])
     assert not [e for e in draft(wide).contract.expectations if e.level == "row"]
-
-
-def test_the_encoded_width_is_counted_as_the_encoder_counts_it() -> None:
-    frame = with_times(make_frame(), 20).assign(shop=["a", "b", "c", "d"] * 250)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    sample = draw_sample([Arrival("x", "1", datetime(2026, 3, 9, tzinfo=UTC), lambda: [table])])
-    profiles = profile_columns(sample, np.ones(1000, dtype=bool))
-    decisions = [
-        Decision("size", "numeric", ""),
-        Decision("shop", "categorical", ""),
-        Decision("placed_at", "date-time", ""),
-    ]
-    encoder = Encoder(
-        [Column("size", "numeric"), Column("shop", "categorical", tuple("abcd")), Column("at", "datetime")]
-    )
-    assert count_slots(decisions, profiles) == encoder.width == 10

@@ -15,7 +15,7 @@ from tasks.filter import (
     ByDate,
     FilterParams,
     LeadingFraction,
-    RandomHalf,
+    RandomFraction,
     check_leakage,
     draw_order,
     find_outliers,
@@ -31,7 +31,7 @@ DAYS = [FIRST + timedelta(days=n) for n in range(8)]
 CUTOFF = DAYS[-1] + timedelta(days=1)
 BY_DATE = ByDate(kind="by_date", stopping_days=1, tuning_days=1, test_days=2, calibration_days=2)
 LEADING = LeadingFraction(kind="leading_fraction", fit=0.4, stopping=0.1, tuning=0.1, test=0.2)
-RANDOM = RandomHalf(kind="random_half", seed=3, fit=0.3, stopping=0.1, tuning=0.1, test=0.4)
+RANDOM = RandomFraction(kind="random_fraction", seed=3, fit=0.3, stopping=0.1, tuning=0.1, test=0.4)
 ROWS = 10  # a day
 
 
@@ -126,7 +126,7 @@ def test_of_many_anomalies_the_first_are_kept_in_proportion_to_the_normal_rows()
     assert np.flatnonzero(~is_anomaly & (sets == "test")).tolist() == list(range(80, 100))
 
 
-def test_random_half_depends_on_ids_and_seed_and_on_nothing_else():
+def test_random_fraction_depends_on_ids_and_seed_and_on_nothing_else():
     records = [f"r{i}" for i in range(400)]
     order = draw_order(records, 3)
     assert np.array_equal(draw_order(records[::-1], 3), order[::-1])
@@ -323,7 +323,6 @@ def test_the_same_rows_give_the_same_data_hash(site, days):
             lambda: LeadingFraction(kind="leading_fraction", fit=0.6, stopping=0.2, tuning=0.1, test=0.1),
             "leave something",
         ),
-        (lambda: RandomHalf(kind="random_half", seed=1, fit=0.4, stopping=0.2, tuning=0.1, test=0.1), "must be 0.5"),
         (
             lambda: ByDate(kind="by_date", stopping_days=0, tuning_days=1, test_days=1, calibration_days=1),
             "stopping_days",

@@ -487,20 +487,13 @@ def test_event_time_is_a_column_or_an_order_but_not_half_of_either(given: dict[s
         EventTime.model_validate(given)
 
 
-def test_labels_are_read_by_what_is_normal(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("normal.\nsmurf.\nnormal.\n")
-    source = FilesSource(kind="files", path=str(tmp_path / "rows.csv"), header=("label",))
-    rule = EventTime(rows_per_day=3, first_date=date(2026, 1, 30))
-    params = IngestParams(source=source, event_time=rule, labels=LabelColumn(column="label", normal=("normal.",)))
-    now = datetime(2030, 1, 1, tzinfo=UTC)
-    ingest_arrivals(site, params, Window(date.min, date.max, now))
-    known = read_labels(open_engine(site.warehouse_url), site.detector, now)
-    assert known["label"].tolist() == [0, 1, 0]
-
-
-def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous() -> None:
+def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous(site: Site) -> None:
     texts = pd.Series(["normal.", "smurf.", "back."])
     assert LabelColumn(column="label", normal=("normal.",)).read(texts).tolist() == [0, 1, 1]
     assert LabelColumn(column="label", anomalous=("back.",)).read(texts).tolist() == [0, 0, 1]
+    put(site, "pay.csv", "payment_id,at,label\na,2026-03-01,normal.\nb,2026-03-01,smurf.\nc,2026-03-01,\n")
+    ingest(site, configure("pay.csv", labels=LabelColumn(column="label", normal=("normal.",))))
+    found = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+    assert found[["record_id", "label"]].to_numpy().tolist() == [["a", 0], ["b", 1]]
     with pytest.raises(ValueError, match="either anomalous or normal"):
         LabelColumn(column="label")

@@ -98,7 +98,7 @@ def test_too_many_categories_are_left_out_and_many_with_few_common_ones_are_not(
     assert decide_kind(look_at(["main"] * 4800 + even)).kind == "categorical"
 
 
-@pytest.mark.parametrize("name", ["", " ", "record_id", "event_time", "label", "batch_date"])
+@pytest.mark.parametrize("name", ["", " ", "record_id", "event_time", "_label", "_batch_date"])
 def test_a_name_that_nightjar_needs_itself_or_that_is_none_is_left_out(name: str) -> None:
     assert decide_kind(look_at(rng.normal(size=N), name)).kind == "left out"
 

@@ -228,6 +228,14 @@ def test_an_extra_column_stops_the_batch_where_the_contract_says_so(land_rows, v
     assert site.lake.find("validated", "toy", DAY) is None
 
 
+def test_a_column_that_the_contract_ignores_is_left_out_without_a_word(land_rows, validate, site):
+    land_rows(make_rows().assign(mood="good"))
+    found = validate(make_contract(extra_columns="stop").model_copy(update={"ignored": ("mood",)}))
+    assert (found.failures, found.warnings) == ((), ())
+    [part] = site.lake.get("validated", "toy", DAY).parts
+    assert "mood" not in site.lake.columns(part)
+
+
 def test_a_column_that_only_one_part_lacks_is_missing(land_rows, validate):
     land_rows(make_rows(4), name="first")
     land_rows(make_rows(8).iloc[4:].drop(columns="card"), name="second")
