@@ -315,19 +315,17 @@ def explain(
 
     setup = prepare(name)
     found = explain_record(setup.site, setup.configured.contract, record_id, date.date() if date else None)
+    band = setup.configured.detector.score.name_band(found.percentile_rank)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found) | {"band": band})
         return
     verdict = "flagged" if found.is_flagged else "not flagged"
     stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
     stdout.print(
         f"score {found.score:.4g}, threshold {found.threshold:.4g}: {verdict}; "
-        f"rank {found.percentile_rank:.2f}, p-value {found.p_value:.2g}"
+        f"rank {found.percentile_rank:.2f}, band {band}, p-value {found.p_value:.2g}"
     )
-    causes = [{"part": "", "actual": "", "expected": ""} | cause for cause in found.causes]
-    parts = ("part",) if any(cause["part"] for cause in causes) else ()
-    columns = ("column", *parts, "share", "actual", "expected")
-    print_rows(Table(title="causes: shares of the score", title_justify="left"), causes, columns)
+    print_causes(found.causes)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
                  f"input {found.input_hash[:12]}")  # fmt: skip
 
@@ -398,6 +396,35 @@ def reduce(name: Name, as_json: Json = False, debug: Debug = False) -> None:
     stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
 
 
+@app.command(epilog='nightjar rank codes --value "code=AB 21 XR GB132"')
+def rank(
+    name: Name,
+    value: Annotated[list[str], typer.Option(help="A column's value; once a column.", metavar="COLUMN=TEXT")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score one record given here with the champion: its rank, severity and causes; nothing lands."""
+    from flows.setup import load_setup
+    from tasks.rank import rank_by_champion
+
+    if bad := [pair for pair in value if "=" not in pair]:
+        raise typer.BadParameter(f"{bad[0]!r} is not COLUMN=TEXT", param_hint="--value")
+    values = dict(pair.split("=", 1) for pair in value)
+    if len(values) < len(value):
+        raise typer.BadParameter("a column is given twice", param_hint="--value")
+    setup = load_setup(name)
+    hush_great_expectations()
+    found = rank_by_champion(setup.site, setup.configured.contract, values, setup.configured.detector.score)
+    if as_json:
+        print_json(asdict(found))
+        return
+    stdout.print(f"score {found.score:.4g}, rank {round(found.percentile_rank, 2):g}, band {found.band}", markup=False)
+    verdict = "flagged" if found.is_flagged else "not flagged"
+    stdout.print(f"threshold {found.threshold:.4g}: {verdict}; p-value {found.p_value:.2g}")
+    print_causes(found.causes)
+    stdout.print(f"{found.model} version {found.model_version}")
+
+
 @app.command(epilog="nightjar doctor payments")
 def doctor(name: Name, as_json: Json = False, debug: Debug = False) -> None:
     """Check params, contract, source, lake, warehouse, MLflow, champion and device, one line each."""
@@ -444,6 +471,14 @@ def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
     stdout.print(table, markup=False)
+
+
+def print_causes(causes: list[dict[str, Any]]) -> None:
+    """The causes of one record, with their parts where there are any."""
+    rows = [{"part": "", "actual": "", "expected": ""} | cause for cause in causes]
+    parts = ("part",) if any(row["part"] for row in rows) else ()
+    columns = ("column", *parts, "share", "actual", "expected")
+    print_rows(Table(title="causes: shares of the score", title_justify="left"), rows, columns)
 
 
 def print_metrics(summary: dict[str, Any]) -> None:

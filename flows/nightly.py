@@ -48,5 +48,5 @@ def nightly(name: str, batch_date: date | None = None) -> Night:
     [validation] = validate(site, setup.configured.contract, [day], params.validate_)
     scored = score(site, setup.configured.contract, validation, version, bundle, params.score, begun.started_at)
     night = publish(site, begun, scored)
-    report(site, validation, version)
+    report(site, validation, version, params.score)
     return night

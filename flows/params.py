@@ -107,6 +107,7 @@ def parse_detector(document: object, path: Path, name: str) -> Detector:
 def combine(name: str, detector: Detector, path: Path, contract: Contract) -> Configured:
     """A detector with its contract, which must fit together."""
     _check_columns(detector, contract, path)
+    _check_groups(detector, contract, path)
     learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
@@ -125,6 +126,26 @@ def _check_columns(detector: Detector, contract: Contract, path: Path) -> None:
             got="; ".join(bad),
             expected="columns that the contract keeps, unmasked, and that do not give the answer away",
             todo="correct train.columns, or the contract",
+        )
+
+
+def _check_groups(detector: Detector, contract: Contract, path: Path) -> None:
+    """Refuse groups that cannot be formed, and names of groups that nobody may see."""
+    groups = detector.score.groups
+    if groups is None:
+        return
+    bad = [f"{name} is not in the contract" for name in groups.names if name not in contract.columns]
+    if groups.by in contract.columns and (contract.columns[groups.by].masked or contract.columns[groups.by].shape):
+        bad.append(f"{groups.by} is masked by the contract, or an image")
+    if groups.weight in contract.columns and contract.columns[groups.weight].type not in ("int", "float"):
+        bad.append(f"{groups.weight} is no number")
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot form its groups.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="by: hour or a column that may be shown; weight: a column of numbers",
+            todo="correct score.groups, or the contract",
         )
 
 

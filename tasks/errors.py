@@ -10,6 +10,7 @@ NightjarError                 anything a user can put right
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
 ├── ReducerRefused           the second stage would lose more recall than it may
+├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             no such record in the published nights
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
 ├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
@@ -44,6 +45,10 @@ class BatchRejected(NightjarError):
 
 class ChampionMissing(NightjarError):
     """No model version is registered, or none carries the asked alias."""
+
+
+class RecordInvalid(NightjarError):
+    """A record given by hand lacks columns that the detector reads, or breaks the contract."""
 
 
 class RecordMissing(NightjarError):

@@ -1,4 +1,4 @@
-"""Publish one night: its flags and counts replace the batch's earlier ones in one transaction.
+"""Publish one night: its flags, groups and counts replace the batch's earlier ones in one transaction.
 
 Twice, at the same time from two processes, or killed anywhere: readers find the old result or the new one, whole.
 An attempt that a newer one overtook, or whose input has changed since, is refused; replaced rows are archived.
@@ -17,10 +17,11 @@ from prefect.context import TaskRunContext
 from sqlalchemy.dialects.postgresql import insert
 
 from tasks.errors import PublishConflict, ReconciliationFailed
+from tasks.groups import rank_groups, read_groups
 from tasks.policy import IO
 from tasks.score import Scored, read_flags
 from tasks.site import Site
-from tasks.tables import Night, attempts, flagged_anomalies, scoring_batches, superseded_anomalies
+from tasks.tables import Night, attempts, flagged_anomalies, group_scores, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
 
 # What scoring brings per flag; the night adds the rest.
@@ -63,12 +64,18 @@ def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
 
 
 def publish_night(
-    engine: sa.Engine, night: Night, flags: pd.DataFrame, now: datetime, current_input_hash: Callable[[], str]
+    engine: sa.Engine,
+    night: Night,
+    flags: pd.DataFrame,
+    now: datetime,
+    current_input_hash: Callable[[], str],
+    groups: pd.DataFrame | None = None,
 ) -> None:
     """Replace the batch's published result by this night's, all of it or nothing.
 
     flags: one row per alert or suppressed flag, FLAG_COLUMNS. `current_input_hash` reads the landing manifest; it is
-    asked while the batch is locked. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
+    asked while the batch is locked. groups: group, score, records; their ranks among the detector's groups of earlier
+    batch dates are those of this moment. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
     """
     check_counts(night, flags)
     rows = build_rows(night, flags)
@@ -78,6 +85,7 @@ def publish_night(
         _archive_flags(connection, night, now)
         connection.execute(sa.delete(flagged_anomalies).where(*_of_batch(flagged_anomalies, night)))
         load_rows(connection, flagged_anomalies, rows)
+        _replace_groups(connection, night, groups)
         _replace_batch(connection, night, len(flags))
         _finish_attempt(connection, night, now)
 
@@ -112,6 +120,16 @@ def _archive_flags(connection: sa.Connection, night: Night, now: datetime) -> No
             [*names, "superseded_at", "superseded_by"], old.where(*_of_batch(flagged_anomalies, night), older)
         )
     )
+
+
+def _replace_groups(connection: sa.Connection, night: Night, groups: pd.DataFrame | None) -> None:
+    connection.execute(sa.delete(group_scores).where(*_of_batch(group_scores, night)))
+    if groups is None or groups.empty:
+        return
+    past = (group_scores.c.detector == night.detector, group_scores.c.batch_date < night.batch_date)
+    scores = connection.scalars(sa.select(group_scores.c.score).where(*past)).all()
+    named = rank_groups(groups, scores).assign(detector=night.detector, batch_date=night.batch_date)
+    load_rows(connection, group_scores, named)
 
 
 def _replace_batch(connection: sa.Connection, night: Night, published: int) -> None:
@@ -189,8 +207,8 @@ def publish(site: Site, begun: Begun, scored: Scored) -> Night:
         scored_at=scored.scored_at,
         seconds=(now - begun.started_at).total_seconds(),
     )
-    flags = read_flags(lake, scored.flags_path)
+    flags, groups = read_flags(lake, scored.flags_path), read_groups(lake, scored.flags_path)
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
-    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash)
+    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash, groups)
     get_run_logger().info("published %d flags of %s", len(flags), _describe_batch(night))
     return night

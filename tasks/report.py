@@ -19,6 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from tasks import warehouse
 from tasks.lake import Lake, Manifest
 from tasks.policy import IO
+from tasks.score import ScoreParams
 from tasks.site import Site
 from tasks.tables import Batch
 from tasks.tracking import Version
@@ -26,6 +27,7 @@ from tasks.validate import Validation
 
 BINS = 60
 SHOWN_FLAGS = 100
+SHOWN_GROUPS = 24  # the hours of a day, or the worst groups
 LINEAGE = ("split", "trained_through", "data_hash", "params_hash", "contract_hash", "commit", "bundle_hash")
 
 
@@ -87,9 +89,15 @@ def _short(value: object) -> str:
 
 
 def render_report(
-    batch: Batch, flags: pd.DataFrame, histogram: Histogram | None, validation: Validation, version: Version
+    batch: Batch,
+    flags: pd.DataFrame,
+    histogram: Histogram | None,
+    validation: Validation,
+    version: Version,
+    params: ScoreParams,
+    groups: pd.DataFrame,
 ) -> str:
-    """The page as text: alerts in a table, suppressed flags as a count."""
+    """The page as text: alerts and groups in tables, suppressed flags as a count. groups: those of group_scores."""
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
     rows = [
@@ -97,6 +105,7 @@ def render_report(
             **row,
             "causes": [describe_cause(c) for c in json.loads(row["causes"])],
             "share": row["score"] / batch.threshold,
+            "band": params.name_band(row["percentile_rank"]),
         }
         for row in shown.to_dict("records")
     ]
@@ -104,6 +113,8 @@ def render_report(
     return environment.get_template("night.html").render(
         batch=batch,
         flags=rows,
+        groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
+        hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
         alerts=len(alerts),
         suppressed=len(flags) - len(alerts),
@@ -123,10 +134,14 @@ def read_night(site: Site, day: date) -> tuple[Batch, pd.DataFrame]:
     return batch, warehouse.read_flags(engine, site.detector, day)
 
 
-def write_report(site: Site, batch: Batch, flags: pd.DataFrame, validation: Validation, version: Version) -> Path:
+def write_report(
+    site: Site, batch: Batch, flags: pd.DataFrame, validation: Validation, version: Version, params: ScoreParams
+) -> Path:
     """Write the page of a published night and return its path."""
     lake, day = site.lake, batch.batch_date
-    page = render_report(batch, flags, count_scores(lake, lake.get("scores", site.detector, day)), validation, version)
+    histogram = count_scores(lake, lake.get("scores", site.detector, day))
+    groups = warehouse.read_groups(warehouse.open_engine(site.warehouse_url), site.detector, day)
+    page = render_report(batch, flags, histogram, validation, version, params, groups)
     path = site.reports / f"{day.isoformat()}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -154,11 +169,11 @@ def summarise_night(batch: Batch, flags: pd.DataFrame) -> str:
 
 
 @task(task_run_name="report {site.detector} {validation.batch_date}", **IO)
-def report(site: Site, validation: Validation, version: Version) -> Path:
+def report(site: Site, validation: Validation, version: Version, params: ScoreParams) -> Path:
     """Write the night's page, and its summary for the Prefect UI."""
     day = validation.batch_date
     batch, flags = read_night(site, day)
-    path = write_report(site, batch, flags, validation, version)
+    path = write_report(site, batch, flags, validation, version, params)
     create_markdown_artifact(
         summarise_night(batch, flags), key=f"night-{site.artifact_key}", description=f"{site.detector} {day}"
     )

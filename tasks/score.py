@@ -1,7 +1,8 @@
 """Score a validated batch with one model version, slice by slice, and explain its worst flags.
 
 In: the validated partition and a bundle. Out: the scores partition (record_id, score, percentile_rank for every row)
-and beside it flags.parquet, the flags to publish with their causes. Memory holds one slice and the worst flags.
+and beside it flags.parquet, the flags to publish with their causes, and groups.parquet, the scores of its groups.
+Memory holds one slice, the worst flags and some sums a group.
 """
 
 import io
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from prefect import get_run_logger, task
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from models.detector import Detector, Explanation
 from models.encoders import UNSEEN
@@ -28,6 +30,7 @@ from models.records import Column
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import LeakageFound
+from tasks.groups import GroupScores, GroupsParams, write_groups
 from tasks.lake import Lake, Manifest, read_ahead
 from tasks.policy import IO
 from tasks.progress import progress_of
@@ -43,11 +46,26 @@ MASKED = "masked"
 class ScoreParams(Section):
     """How many alerts a night may publish (the worst are kept), and how many causes each carries.
 
-    Suppressed flags are published too, beside the alerts, and at most as many.
+    Suppressed flags are published too, beside the alerts, and at most as many. `bands` names severities: each begins
+    at a percentile rank. `groups`: None publishes no group scores.
     """
 
     max_alerts: int = Field(default=1000, ge=1)
     causes: int = Field(default=3, ge=1)
+    bands: dict[str, float] = Field(default={"low": 0, "medium": 99, "high": 99.9, "critical": 99.99})
+    groups: GroupsParams | None = None
+
+    @field_validator("bands")
+    @classmethod
+    def _check_bands(cls, bands: dict[str, float]) -> dict[str, float]:
+        ranks = list(bands.values())
+        if ranks[:1] != [0] or ranks[-1] >= 100 or any(low >= high for low, high in pairwise(ranks)):
+            raise ValueError("bands begin with 0 and rise: the percentile rank, below 100, from which each one counts")
+        return bands
+
+    def name_band(self, percentile_rank: float) -> str:
+        """The severity of a rank, 0 to 100: the last band that begins at or below it."""
+        return [name for name, rank in self.bands.items() if rank <= percentile_rank][-1]
 
 
 @dataclass(frozen=True)
@@ -157,11 +175,12 @@ def score_batch(
 ) -> tuple[str, int, int, int]:
     """Write the scores of a validated batch; returns the flags' path and the rows scored, flagged and unseen."""
     lake, names = site.lake, [column.name for column in detector.columns]
-    read = list(dict.fromkeys(["record_id", "event_time", *names]))
+    grouped = params.groups.names if params.groups else ()
+    read = list(dict.fromkeys(["record_id", "event_time", *names, *grouped]))
     texts = tuple(column.name for column in detector.columns if column.kind in ("categorical", "sequence"))
     partition = lake.write("scores", site.detector, validated.batch_date)
     alerts, suppressed = WorstRows(params.max_alerts), WorstRows(params.max_alerts)
-    threshold = detector.threshold.value
+    groups, threshold = GroupScores(params.groups, site.zone), detector.threshold.value
     scored = flagged = unseen = 0
     for number, part in enumerate(validated.parts):
         with partition.part(f"part-{number}") as writer:
@@ -170,6 +189,7 @@ def score_batch(
                 scores = detector.score(records)
                 ranks = pa.array(detector.rank(scores).astype(np.float32))
                 writer.append(pa.table({"record_id": table["record_id"], "score": scores, "percentile_rank": ranks}))
+                groups.add(table, scores)
                 mask = scores > threshold
                 _, is_suppressed = detector.reduce(records[torch.from_numpy(mask)])
                 above, their_scores = table.filter(pa.array(mask)), scores[mask]
@@ -181,6 +201,7 @@ def score_batch(
     flags = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
     path = partition.path("flags.parquet")
     _write_flags(lake, path, flags)
+    write_groups(lake, path, groups.take())
     partition.commit({"input_hash": validated.facts["validation"]["input_hash"], "flags": path})
     return path, scored, flagged, unseen
 

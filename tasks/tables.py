@@ -114,7 +114,8 @@ group_scores = sa.Table(
     *_night_key(),
     _key("group", sa.Text),
     _value("score", sa.Double),
-    _value("rank", sa.Double, nullable=True),  # none on a group's first night
+    _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; none where there are none
+    _value("records", sa.BigInteger),
 )
 labels = sa.Table(
     "labels",

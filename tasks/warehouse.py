@@ -18,9 +18,20 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
-from tasks.tables import Attempt, Batch, Flag, Instant, attempts, flagged_anomalies, labels, reviews, scoring_batches
+from tasks.tables import (
+    Attempt,
+    Batch,
+    Flag,
+    Instant,
+    attempts,
+    flagged_anomalies,
+    group_scores,
+    labels,
+    reviews,
+    scoring_batches,
+)
 
-SCHEMA_VERSION = "0002"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0003"  # the newest file in migrations/versions
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
@@ -154,6 +165,14 @@ def read_flags(engine: sa.Engine, detector: str, batch_date: date) -> pd.DataFra
     flags = sa.select(flagged_anomalies).where(*_match(flagged_anomalies, key))
     with begin(engine) as connection:
         return _read_frame(connection, flags.order_by(flagged_anomalies.c.score.desc(), flagged_anomalies.c.record_id))
+
+
+def read_groups(engine: sa.Engine, detector: str, batch_date: date) -> pd.DataFrame:
+    """The published groups of one batch, by name; the columns of group_scores."""
+    key = {"detector": detector, "batch_date": batch_date}
+    groups = sa.select(group_scores).where(*_match(group_scores, key))
+    with begin(engine) as connection:
+        return _read_frame(connection, groups.order_by(group_scores.c.group))
 
 
 def find_flag(engine: sa.Engine, detector: str, record_id: str) -> Flag:

@@ -95,6 +95,57 @@ def test_explain_agrees_with_the_published_flag_and_names_versions(
     assert len(told["data_hash"]) == len(told["input_hash"]) == 64
 
 
+def test_rank_tells_a_record_on_the_command_line_what_explain_tells_a_published_one(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = make_rows(LAST).iloc[-1]
+    values = [text for name in ("items", "spend", "shop") for text in ("--value", f"{name}={row[name]}")]
+    found, told = answer(capsys, "rank", "orders", *values), answer(capsys, "explain", "orders", str(row["order_id"]))
+    assert found["is_flagged"]
+    same = ("score", "percentile_rank", "p_value", "band", "threshold", "model_version")
+    assert {key: found[key] for key in same} == {key: told[key] for key in same}
+    assert execute(["rank", "orders", *values]) == 0
+    assert capsys.readouterr().out.startswith(f"score {found['score']:.4g}, rank 100, band critical\n")
+
+
+def test_rank_says_what_is_wrong_with_a_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "needed, and not given: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
+    for bad in (["--value", "items"], ["--value", "items=1", "--value", "items=2"]):
+        assert execute(["rank", "orders", *bad]) == 2
+        assert "--value" in capsys.readouterr().err
+
+
+def test_groups_are_published_with_the_night_and_shown_in_its_report(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "score", value={"groups": {"by": "shop", "weight": "items"}})
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    for day in (LAST - timedelta(days=1), LAST):
+        answer(capsys, "score", "orders", "--date", str(day))
+    first, second = (warehouse.read_groups(engine, "orders", day) for day in (LAST - timedelta(days=1), LAST))
+    assert first["group"].tolist() == second["group"].tolist() == ["north", "south"]
+    assert first["records"].sum() == second["records"].sum() == ROWS
+    assert first["rank"].isna().all()
+    assert set(second["rank"]) <= {0.0, 50.0, 100.0}
+    page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{LAST}.html").read_text(encoding="utf-8")
+    assert "Groups, worst first" in page
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ({"by": "shpo"}, "shpo is not in the contract"),
+        ({"by": "customer"}, "customer is masked"),
+        ({"by": "hour", "weight": "shop"}, "shop is no number"),
+    ],
+)
+def test_groups_that_cannot_be_formed_are_refused(
+    project: Project, capsys: pytest.CaptureFixture[str], groups: dict[str, str], told: str
+) -> None:
+    project.change("params.yaml", "detectors", "orders", "score", value={"groups": groups})
+    assert told in refuse(capsys, "ingest", "orders")
+
+
 def test_explain_says_when_no_night_scored_the_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nobody" in refuse(capsys, "explain", "orders", "nobody")
 

@@ -27,6 +27,7 @@ from tasks.warehouse import (
     read_attempts,
     read_batches,
     read_flags,
+    read_groups,
 )
 
 DAY = date(2026, 3, 1)
@@ -277,3 +278,47 @@ def test_only_a_warehouse_that_does_not_answer_is_tried_again():
     retry = publish.retry_condition_fn
     assert retry(publish, None, Failed(data=ServiceUnreachable("away")))
     assert not retry(publish, None, Failed(data=PublishConflict("late")))
+
+
+def make_groups(*scores: float) -> pd.DataFrame:
+    names = [f"it's group {n}" for n in range(len(scores))]
+    return pd.DataFrame({"group": pd.Series(names, dtype="str"), "score": scores, "records": range(1, len(scores) + 1)})
+
+
+def publish_groups(engine: sa.Engine, day: date, *scores: float) -> None:
+    attempt = begin_attempt(engine, make_night().detector, day, "validate", NOW)
+    night = make_night(attempt, batch_date=day)
+    publish_night(engine, night, make_flags(), NOW, lambda: "h1", make_groups(*scores))
+
+
+def read_ranks(engine: sa.Engine, day: date) -> list[float | None]:
+    return [None if np.isnan(rank) else rank for rank in read_groups(engine, make_night().detector, day)["rank"]]
+
+
+def test_groups_are_ranked_against_those_of_earlier_nights(engine):
+    publish_groups(engine, DAY, 1.0, 2.0, 3.0, 4.0)
+    publish_groups(engine, DAY + timedelta(days=1), 2.5, 0.5, 9.0)
+    publish_groups(engine, DAY - timedelta(days=1), 2.5)  # a backfilled night knows nothing of later ones
+    assert read_ranks(engine, DAY) == [None] * 4
+    assert read_ranks(engine, DAY + timedelta(days=1)) == [50, 0, 100]
+    assert read_ranks(engine, DAY - timedelta(days=1)) == [None]
+    found = read_groups(engine, make_night().detector, DAY)
+    pd.testing.assert_frame_equal(found[["group", "score", "records"]], make_groups(1.0, 2.0, 3.0, 4.0))
+
+
+def test_publishing_again_replaces_the_nights_groups_and_ranks_them_alike(engine):
+    publish_groups(engine, DAY, 1.0, 2.0)
+    for scores in ((1.5, 2.5, 3.5), (1.5, 2.5), (1.5, 2.5)):
+        publish_groups(engine, DAY + timedelta(days=1), *scores)
+    assert read_ranks(engine, DAY + timedelta(days=1)) == [50, 100]
+    publish_groups(engine, DAY + timedelta(days=1))
+    assert read_ranks(engine, DAY + timedelta(days=1)) == []
+
+
+def test_a_refused_night_leaves_the_groups_alone(engine):
+    publish_groups(engine, DAY, 1.0, 2.0)
+    late = make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW))
+    with pytest.raises(PublishConflict):
+        publish_night(engine, late, make_flags(), NOW, lambda: "another input", make_groups(7.0))
+    assert read_groups(engine, late.detector, DAY)["score"].tolist() == [1.0, 2.0]
+    assert read_groups(engine, "another detector", DAY).empty

@@ -15,6 +15,7 @@ from tasks.publish import Night, publish_night
 from tasks.report import (
     BINS,
     SHOWN_FLAGS,
+    SHOWN_GROUPS,
     Histogram,
     count_scores,
     describe_cause,
@@ -23,6 +24,7 @@ from tasks.report import (
     summarise_night,
     write_report,
 )
+from tasks.score import ScoreParams
 from tasks.tables import Batch
 from tasks.tracking import Version
 from tasks.validate import Validation
@@ -84,9 +86,19 @@ def make_validation() -> Validation:
     return Validation(DAY, "i" * 64, 1_012, 1_008, 3, 1, {"bad amount": 3}, (f"columns ignored: {EVIL}",), (), outcomes)
 
 
-def render(flags: pd.DataFrame | None = None, histogram: Histogram | None = HISTOGRAM, **changes) -> str:
+PARAMS = ScoreParams()
+NO_GROUPS = pd.DataFrame({"group": [], "score": [], "rank": [], "records": []})
+
+
+def render(
+    flags: pd.DataFrame | None = None,
+    histogram: Histogram | None = HISTOGRAM,
+    params: ScoreParams = PARAMS,
+    groups: pd.DataFrame = NO_GROUPS,
+    **changes,
+) -> str:
     flags = make_flags("pay-1", EVIL) if flags is None else flags
-    return render_report(make_batch(**changes), flags, histogram, make_validation(), VERSION)
+    return render_report(make_batch(**changes), flags, histogram, make_validation(), VERSION, params, groups)
 
 
 class Page(HTMLParser):
@@ -235,9 +247,30 @@ def test_a_published_night_is_written_beside_the_others(site):
     engine = open_engine(site.warehouse_url)
     attempt = begin_attempt(engine, "toy", DAY, "score", NOW)
     publish_night(engine, make_night(attempt=attempt), make_flags("pay-1", EVIL), NOW, lambda: "i" * 64)
-    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION)
+    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION, ScoreParams())
     assert path == site.reports / "2026-03-01.html"
     page = path.read_text(encoding="utf-8")
     assert "pay-1" in page
     assert "<svg" in page
     assert EVIL not in page
+
+
+def test_flags_carry_the_band_of_their_rank():
+    page = Page(render(params=ScoreParams(bands={"all": 0, "upper": 99.5, "topmost": 99.9}))).text
+    assert "topmost" in page  # ranks 100 and 99
+    assert " all " in page
+    assert "upper" not in page
+
+
+def test_groups_are_shown_worst_first_and_only_where_there_are_any():
+    names = [f"{EVIL} {n}" for n in range(SHOWN_GROUPS + 2)]
+    ranks = [float("nan")] + [50.0] * (SHOWN_GROUPS + 1)
+    groups = pd.DataFrame({"group": names, "score": np.arange(len(names)), "rank": ranks, "records": 1_234})
+    page = render(groups=groups)
+    assert EVIL not in page
+    text = Page(page).text
+    assert text.index(f"{EVIL} {SHOWN_GROUPS + 1} ") < text.index(f"{EVIL} 3 ")
+    assert "2 more in group_scores" in page
+    assert "1,234" in page
+    assert "none yet" in render(groups=groups.head(1))
+    assert "Groups" not in render()

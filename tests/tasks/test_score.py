@@ -19,6 +19,7 @@ from models.records import Column, Tokens
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import LeakageFound
+from tasks.groups import GroupsParams, read_groups
 from tasks.score import (
     MASKED,
     ScoreParams,
@@ -230,6 +231,38 @@ def test_the_scores_partition_names_input_and_flags(score, site):
     manifest = site.lake.get("scores", "toy", DAY)
     assert manifest.facts["input_hash"] == f"landing of {DAY}"
     assert manifest.facts["flags"].startswith("scores/toy/batch_date=2026-03-01/attempt=1/")
+
+
+def test_groups_are_scored_from_columns_that_the_detector_need_not_read(site, put_validated, detector):
+    rows = make_rows(100).append_column("shop", pa.array(["north", "south"] * 50))
+    params = ScoreParams(groups=GroupsParams(by="shop", weight="amount"))
+    rows = rows.set_column(2, "amount", pa.array(np.arange(1.0, 101)))
+    path, *_ = score_batch(site, detector, CONTRACT, put_validated(DAY, rows.slice(0, 7), rows.slice(7)), params)
+    scores = detector.score(to_records(rows, COLUMNS)[0])
+    found = read_groups(site.lake, path)
+    expected = [np.average(scores[k::2], weights=np.arange(1.0, 101)[k::2]) for k in (0, 1)]
+    np.testing.assert_allclose(found["score"], expected)
+    assert found[["group", "records"]].values.tolist() == [["north", 50], ["south", 50]]
+
+
+def test_a_night_without_groups_leaves_none(site, put_validated, detector):
+    path, *_ = score_batch(site, detector, CONTRACT, put_validated(DAY, make_rows(20)), EVERYTHING)
+    assert read_groups(site.lake, path).empty
+
+
+@pytest.mark.parametrize(
+    ("rank", "band"), [(0.0, "low"), (98.99, "low"), (99.0, "medium"), (99.9, "high"), (99.995, "critical")]
+)
+def test_a_band_begins_at_its_rank(rank, band):
+    assert ScoreParams().name_band(rank) == band
+
+
+@pytest.mark.parametrize(
+    "bands", [{}, {"low": 1}, {"low": 0, "high": 0}, {"low": 0, "b": 99, "c": 90}, {"a": 0, "b": 100}]
+)
+def test_bands_that_do_not_rise_from_zero_are_refused(bands):
+    with pytest.raises(ValueError, match="bands begin with 0 and rise"):
+        ScoreParams(bands=bands)
 
 
 def test_progress_counts_rows(put_validated, site, detector):
