@@ -185,7 +185,8 @@ def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels:
         why = "rows in order of time: first those to learn from, then those for the threshold, then the test"
     rows = sum(calendar.rows[day] for day in days)
     _check_rows(rows, sum(calendar.rows.values()), share, anomalous)
-    told = ", ".join(f"{key} {value:g}" for key, value in splits.model_dump(exclude={"kind", "seed"}, exclude_none=True).items())
+    shares = splits.model_dump(exclude={"kind", "seed"}, exclude_none=True)
+    told = ", ".join(f"{key} {value:g}" for key, value in shares.items())
     return splits, Choice("splits", f"{splits.kind}: {told}", why)
 
 
