@@ -76,7 +76,7 @@ def full_f1(recall: float, false_alarm_rate: float) -> float:
     return 2 * found / (found + false + FULL_ANOMALOUS)
 
 
-def fit_and_score(history: list[str], *tests: list[str]) -> tuple[list[Floats], dict[str, float], int, int]:
+def fit_and_score(history: list[str], seed: int, *tests: list[str]) -> tuple[list[Floats], dict[str, float], int, int]:
     """Scores of each test, thresholds by name, and how many sessions of the history were fitted and calibrated on."""
     shares, params = DETECTOR.filter.splits, DETECTOR.train
     assert isinstance(shares, Fractions)
@@ -87,7 +87,8 @@ def fit_and_score(history: list[str], *tests: list[str]) -> tuple[list[Floats], 
     def read(sessions: list[str]) -> Records:
         return to_records(pa.table({"events": sessions}), columns)[0]
 
-    settings = DetectorParams(networks=params.networks, fit=params.fit, score=params.score)
+    own = params.fit.model_copy(update={"seed": seed})
+    settings = DetectorParams(networks=params.networks, fit=own, score=params.score)
     detector = fit_detector(columns, read(history[:fit]), read(history[fit:stopping]), settings, torch.device("cpu"))
     calibration = read(history[stopping:])
     thresholds = {"highest": float(detector.score(calibration).max())}
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("sources/hdfs"), help="hdfs_train.gz and hdfs_abnormal.gz")
     parser.add_argument("--history", type=float, nargs="+", default=[0.4, 0.6, 0.8], help="shares to learn from")
     parser.add_argument("--test", type=float, default=0.2, help="share that follows, to test on")
+    parser.add_argument("--seed", type=int, default=DETECTOR.train.fit.seed)
     options = parser.parse_args()
     sessions, bad = (read_sessions(options.data / f"hdfs_{name}.gz") for name in ("train", "abnormal"))
     rates: dict[str, list[tuple[float, float]]] = {}  # per method: AUROC, then recall at each budget, by split
@@ -111,7 +113,7 @@ def main() -> None:
     for share in options.history:
         now = round(share * len(sessions))
         history, following = sessions[:now], sessions[now : now + round(options.test * len(sessions))]
-        scores, thresholds, fitted, calibrated = fit_and_score(history, following, bad)
+        scores, thresholds, fitted, calibrated = fit_and_score(history, options.seed, following, bad)
         print(f"\nfirst {share:.0%}: {fitted} fit, {calibrated} calibration, {len(following)} normal test sessions")
         methods = {"detector": (scores, recall_at)}
         for name, seen in (("rule, fit rows", history[:fitted]), ("rule, all history", history)):
