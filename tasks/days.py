@@ -173,7 +173,7 @@ def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels:
     tuning = 0.1 if has_labels else 0.0
     splits: Splits
     if calendar.is_dealt:
-        splits = RandomFraction(kind="random_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1, seed=1)
+        splits = RandomFraction(kind="random_fraction", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
         share = splits.calibration
         why = "the order of the rows means nothing, so sets drawn at random are alike"
     elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:

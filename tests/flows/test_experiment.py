@@ -100,7 +100,7 @@ def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_
     command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "reproduced")
     run = ("dvc", "exp", "run", "--temp", "--copy-paths", "sources", "-n", "short", "evaluate@orders")
     command(folder, *run, "-S", "detectors.orders.train.fit.epochs=1")
-    difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json"))
+    difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json").splitlines()[0])
     change = difference["experiments/orders/metrics.json"]["threshold"]
     assert change["new"] != change["old"]
     assert json.loads((folder / "experiments/orders/metrics.json").read_text())["threshold"] == change["old"]

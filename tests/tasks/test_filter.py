@@ -170,7 +170,7 @@ def test_a_verdict_by_the_cut_off_counts_where_no_label_has_arrived(site, days, 
     add_reviews(open_engine(site.warehouse_url), "toy", given)
     prepared = prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
     assert prepared.excluded["labelled anomalous"] == 1
-    fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")["label"]
+    fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")[LABEL]
     assert f"{FIRST}/2" not in fit.index
     assert [fit[f"{FIRST}/{i}"] for i in (1, 3, 4)] == [0, 0, -1]
 
