@@ -144,7 +144,7 @@ def choose_training(columns: ColumnsParams, rows: int) -> TrainParams:
         columns=columns,
         networks=(AutoencoderParams(kind="autoencoder", layers=(64, 2, 64), activation="silu"),),
         fit=FitParams(epochs=60, batch_size=256 if rows < 50_000 else 1024, learning_rate=0.003, seed=1),
-        score=NeighboursParams(),
+        score=NeighboursParams(kind="neighbours"),
     )
 
 
