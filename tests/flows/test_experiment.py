@@ -78,6 +78,13 @@ def test_a_missing_source_stops_its_own_detector_only(reproduced: Path) -> None:
     assert "up to date" in command(reproduced, "dvc", "repro", "evaluate@orders")
 
 
+def test_a_source_that_moved_after_ingest_is_named(reproduced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    (folder / "sources" / "orders").rename(folder / "sources" / "moved")
+    assert "sources/orders" in command(folder, "dvc", "repro", "evaluate@orders", succeeds=False)
+
+
 def test_the_flow_and_dvc_give_the_same_bundle(
     reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

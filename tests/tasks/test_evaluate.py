@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from tasks import payments
-from tasks.evaluate import evaluate_nights, measure
+from tasks.evaluate import evaluate_nights, find_repeats, measure, recall_by_kind, trace_thresholds
 from tasks.ingest import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
 from tasks.sources import FilesSource
@@ -129,3 +129,28 @@ def test_a_night_without_rows_has_no_metrics_but_does_not_fail(site, publish):
     params = configure(labels=LabelColumn(column="fraud", anomalous=("1",)))
     assert evaluate_nights(site, params, DAYS, NOW).metrics.rows == 1
     assert evaluate_nights(site, params, DAYS[:1], NOW).metrics.rows == 0
+
+
+def test_the_threshold_curve_agrees_with_counting_row_by_row() -> None:
+    scores = np.array([5.0, 4.0, 4.0, 3.0, 1.0])
+    is_anomaly = np.array([True, True, False, False, True])
+    curve = trace_thresholds(scores, is_anomaly)
+    assert len(curve) == 4  # the tie at 4 is flagged whole
+    for row in curve.itertuples():
+        found = measure(scores, is_anomaly, row.threshold)
+        assert (row.precision, row.recall) == pytest.approx((found.precision, found.recall))
+        assert row.f1 == pytest.approx(found.f1)
+    many = trace_thresholds(np.arange(5000.0), np.arange(5000) % 7 == 0, most=50)
+    assert len(many) == 50
+
+
+def test_recall_is_counted_by_kind_of_anomaly_commonest_first() -> None:
+    kinds = pd.Series(["normal", "smurf", "back", "smurf", "smurf"])
+    flagged = np.array([True, True, False, True, False])
+    found = recall_by_kind(flagged, kinds.to_numpy() != "normal", kinds)
+    assert found.to_dict("list") == {"kind": ["smurf", "back"], "rows": [3, 1], "recall": [pytest.approx(2 / 3), 0.0]}
+
+
+def test_repeats_are_the_later_rows_that_equal_an_earlier_one_in_every_slot() -> None:
+    encoded = np.array([[1, 2], [1, 3], [1, 2], [2, 1], [1, 2]], dtype=np.float32)
+    assert find_repeats(encoded).tolist() == [False, False, True, False, True]
