@@ -1,6 +1,6 @@
 """A seeded generator of short codes such as "AB 21 XR GB132", as a sorting hall might scan them; the `codes` source.
 
-In: seed, size, date. Out: a day's rows: event_time, code, and malformed (no, or what is wrong with it). A well-formed
+In: seed, size, date. Out: a day's rows: event_time, code, and fault (well_formed, or what is wrong). A well-formed
 code follows one of a few hidden formats; its words follow a power law over more than 750 of them. A day's rows come
 from a generator keyed by (seed, date), so any date stands alone.
 """
@@ -28,6 +28,7 @@ FORMATS = {
     ("hall", "lane", "hall", "lane", "goods"): 0.15,
 }
 POWER = 1.5  # the n-th commonest word of a part is drawn in proportion to 1 / n ** POWER
+WELL_FORMED = "well_formed"
 FAULTS = ("order", "missing", "foreign", "swapped")
 
 
@@ -49,14 +50,14 @@ def draw_day(source: CodesSource, zone: ZoneInfo, day: date) -> pa.Table:
     times = np.sort(rng.uniform(start, end, n)) * 1_000_000
     formats = list(FORMATS)
     chosen = rng.choice(len(formats), n, p=list(FORMATS.values()))
-    faults = np.where(rng.random(n) < source.malformed_fraction, rng.choice(FAULTS, n), "no")
+    faults = np.where(rng.random(n) < source.malformed_fraction, rng.choice(FAULTS, n), WELL_FORMED)
     texts = []
     drawn = {part: iter(_draw_words(rng, words, 2 * n)) for part, words in WORDS.items()}
     for place, fault in zip(chosen, faults, strict=True):
         words = [next(drawn[part]) for part in formats[place]]
-        texts.append(" ".join(words if fault == "no" else spoil(rng, words, str(fault))))
+        texts.append(" ".join(words if fault == WELL_FORMED else spoil(rng, words, str(fault))))
     stamps = pa.array(times.astype(np.int64), pa.timestamp("us", tz="UTC"))
-    return pa.table({"event_time": stamps, "code": texts, "malformed": pa.array(faults.tolist())})
+    return pa.table({"event_time": stamps, "code": texts, "fault": pa.array(faults.tolist())})
 
 
 def _draw_words(rng: np.random.Generator, words: Sequence[str], n: int) -> list[str]:

@@ -14,6 +14,7 @@ from toy import DAYS, FIRST, PARAMS, Project
 
 from flows.cli import execute
 from flows.experiment import load_experiment
+from flows.params import detector_names, load_detector
 from models.bundle import read_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -142,3 +143,15 @@ def test_every_stage_names_params_that_each_detector_states_and_dvc_can_read() -
                 for part in key.replace("${key}", name).split("."):
                     found = found[part]
     assert "datetime.date" not in repr(params), "DVC cannot read dates: put them in quotes"
+
+
+def test_params_mean_the_same_after_dvc_has_written_them_anew(tmp_path: Path) -> None:
+    # `dvc exp run -S` writes the whole file: YAML 1.2, which drops the quotes of a "no".
+    from dvc.utils.hydra import apply_overrides
+
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    apply_overrides(tmp_path / "params.yaml", ["detectors.payments.run.nights=7"])  # as it was
+    assert (tmp_path / "params.yaml").read_text() != (ROOT / "params.yaml").read_text()
+    shutil.copytree(ROOT / "contracts", tmp_path / "contracts")
+    for name in detector_names(ROOT):
+        assert load_detector(tmp_path, name) == load_detector(ROOT, name)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.codes import FAULTS, FORMATS, WORDS, CodesSource, draw_day, spoil
+from tasks.codes import FAULTS, FORMATS, WELL_FORMED, WORDS, CodesSource, draw_day, spoil
 from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, ingest_arrivals
 from tasks.warehouse import open_engine, read_labels
 
@@ -22,17 +22,17 @@ def format_of(code: str) -> tuple[str, ...]:
 
 def test_well_formed_codes_follow_the_formats_in_their_shares_and_malformed_ones_none():
     rows = draw_day(SOURCE, BERLIN, FIRST).to_pylist()
-    formats = Counter(format_of(row["code"]) for row in rows if row["malformed"] == "no")
+    formats = Counter(format_of(row["code"]) for row in rows if row["fault"] == WELL_FORMED)
     assert formats.keys() == FORMATS.keys()
     assert all(abs(formats[name] / formats.total() - share) < 0.03 for name, share in FORMATS.items())
-    assert not any(format_of(row["code"]) in FORMATS for row in rows if row["malformed"] != "no")
+    assert not any(format_of(row["code"]) in FORMATS for row in rows if row["fault"] != WELL_FORMED)
 
 
 def test_about_one_in_a_hundred_is_malformed_in_each_way():
     days = [draw_day(SOURCE, BERLIN, date(2026, 4, day)) for day in range(1, 6)]
-    faults = Counter(pa.concat_tables(days)["malformed"].to_pylist())
-    assert faults.keys() == {"no", *FAULTS}
-    assert 0.007 < 1 - faults["no"] / faults.total() < 0.013
+    faults = Counter(pa.concat_tables(days)["fault"].to_pylist())
+    assert faults.keys() == {WELL_FORMED, *FAULTS}
+    assert 0.007 < 1 - faults[WELL_FORMED] / faults.total() < 0.013
     assert min(faults[fault] for fault in FAULTS) > 25
 
 
@@ -64,7 +64,9 @@ def test_a_day_is_the_same_whenever_it_is_drawn_and_lies_within_its_local_day():
 def test_days_that_are_over_land_with_their_labels(make_site):
     site = make_site("Europe/Berlin")
     params = IngestParams(
-        source=SOURCE, event_time=EventTime(column="event_time"), labels=LabelColumn(column="malformed", normal=("no",))
+        source=SOURCE,
+        event_time=EventTime(column="event_time"),
+        labels=LabelColumn(column="fault", normal=(WELL_FORMED,)),
     )
     now = datetime(2026, 3, 29, 22, 0, tzinfo=UTC)  # the end of the second day in Berlin
     done = ingest_arrivals(site, params, Window(date(2026, 3, 1), date(2026, 3, 31), now))
