@@ -58,6 +58,9 @@ def fetch_mnist(target: Path) -> None:
 
 
 DEEPLOG = "https://raw.githubusercontent.com/wuyifan18/DeepLog/master/data"
+ADBENCH = "https://raw.githubusercontent.com/Minqi824/ADBench/main/adbench/datasets/Classical"
+TABLES = ("2_annthyroid", "6_cardio", "11_donors", "24_mnist", "26_optdigits", "28_pendigits", "30_satellite",
+          "31_satimage-2", "32_shuttle", "34_smtp", "38_thyroid")  # fmt: skip
 PUBLIC: Mapping[str, tuple[PublicFile, ...]] = {
     "kddcup99": (PublicFile("kddcup99/kddcup.data_10_percent.gz", "scikit-learn's fetch_kddcup99", fetch_kddcup99),),
     "creditcard": (
@@ -70,6 +73,7 @@ PUBLIC: Mapping[str, tuple[PublicFile, ...]] = {
         from_url("hdfs/hdfs_train.gz", f"{DEEPLOG}/hdfs_train"),
         from_url("hdfs/hdfs_abnormal.gz", f"{DEEPLOG}/hdfs_test_abnormal"),
     ),
+    "adbench": tuple(from_url(f"adbench/{name}.npz", f"{ADBENCH}/{name}.npz") for name in TABLES),  # for bench/
 }
 
 
