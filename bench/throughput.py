@@ -36,7 +36,7 @@ from tasks.columns import describe_columns, to_records
 from tasks.ingest import add_identity
 from tasks.lake import SLICE_ROWS, read_ahead
 from tasks.publish import publish_night
-from tasks.score import read_flags, score_batch
+from tasks.score import score_batch
 from tasks.site import Site
 from tasks.tables import Night
 from tasks.train import TrainParams
@@ -114,7 +114,7 @@ def score_and_publish(site: Site, configured: Configured, detector: Detector) ->
         quarantined=validation.quarantined, excluded=validation.excluded, scored=scored, flagged=flagged,
         unseen=unseen, threshold=detector.threshold.value, model_name="m", model_version=1, scored_at=now, seconds=0,
     )  # fmt: skip
-    publish_night(engine, night, read_flags(lake, path), now, lambda: lake.get("landing", NAME, DAY).hash)
+    publish_night(engine, night, lake.read_frame(path), now, lambda: lake.get("landing", NAME, DAY).hash)
     return validation.rows_in
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from flows.params import NAME, Detector, RunParams, combine, parse_detector
 from flows.settings import Settings, load_settings
+from flows.setup import fill_url
 from models.calibration import QuantilePolicy
 from tasks.calibrate import CalibrateParams
 from tasks.contract import Contract
@@ -50,8 +51,7 @@ def init_detector(name: str, source: str, url: str | None, asked: Asked, force: 
 def _draft(source: str, url: str | None, sources: str, asked: Asked, now: datetime) -> Draft:
     if url or QUERY.match(source):
         query = name_query(source, url, os.environ)
-        filled = query.model_copy(update={"url": os.path.expandvars(query.url)})
-        return draft_detector(query, [read_query(filled, now)], asked)
+        return draft_detector(query, [read_query(fill_url(query), now)], asked)
     files = name_files(source, sources)
     return draft_detector(files, list(list_files(files, sources)), asked)
 

@@ -27,8 +27,7 @@ class Setup:
         params = self.configured.detector.ingest
         if not isinstance(params.source, SqlSource):
             return params
-        source = params.source.model_copy(update={"url": os.path.expandvars(params.source.url)})
-        return params.model_copy(update={"source": source})
+        return params.model_copy(update={"source": fill_url(params.source)})
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -64,6 +63,11 @@ class Setup:
         last = run.last_date or self.yesterday(datetime.now(UTC))
         landed = self.landed_before(last + timedelta(days=1))
         return landed[-run.nights :]
+
+
+def fill_url(source: SqlSource) -> SqlSource:
+    """A query with `${NAME}` in its URL filled in from the environment."""
+    return source.model_copy(update={"url": os.path.expandvars(source.url)})
 
 
 def prepare(name: str) -> Setup:

@@ -115,6 +115,11 @@ class Contract(Section):
         return self
 
     @property
+    def masked(self) -> set[str]:
+        """The columns whose values never leave the lake."""
+        return {name for name, column in self.columns.items() if column.masked}
+
+    @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of validated rows: record_id, event_time, then the columns."""
         fields = [pa.field("record_id", pa.string()), pa.field("event_time", TYPES["timestamp"])]

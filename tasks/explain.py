@@ -64,9 +64,8 @@ def explain_record(site: Site, contract: Contract, record_id: str, day: date | N
     detector = Detector.load(tracking.fetch_bundle(site, version))
     records, _ = to_records(row, detector.columns)
     score = detector.score(records)
-    masked = {name for name, column in contract.columns.items() if column.masked}
     most = max(len(detector.columns), MOST_CAUSES)
-    [text] = name_causes(detector.explain(records), row, detector.columns, masked, most)
+    [text] = name_causes(detector.explain(records), row, detector.columns, contract.masked, most)
     causes = json.loads(text)
     return RecordExplanation(
         record_id=record_id,

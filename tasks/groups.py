@@ -5,7 +5,6 @@ a column such as a frequency; and its percentile rank among the groups of earlie
 group, however many records it has.
 """
 
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -108,14 +107,12 @@ def rank_groups(groups: pd.DataFrame, past: Sequence[float]) -> pd.DataFrame:
 
 def write_groups(lake: Lake, flags_path: str, groups: pd.DataFrame) -> None:
     """Leave a night's groups for publishing, beside its flags."""
-    buffer = io.BytesIO()
-    groups.to_parquet(buffer, index=False)
-    lake.replace(_beside(flags_path), buffer.getvalue())
+    lake.replace_frame(_beside(flags_path), groups)
 
 
 def read_groups(lake: Lake, flags_path: str) -> pd.DataFrame:
     """The groups that scoring left beside the flags."""
-    return pd.read_parquet(io.BytesIO(lake.read(_beside(flags_path))))
+    return lake.read_frame(_beside(flags_path))
 
 
 def _beside(flags_path: str) -> str:

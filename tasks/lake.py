@@ -6,6 +6,7 @@ manifest replaces the partition whole.
 """
 
 import hashlib
+import io
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import duckdb
 import fsspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -199,6 +201,16 @@ class Lake:
             return bytes(self._fs.cat_file(self.full(path)))
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
+
+    def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
+        """Put a small table, as Parquet, in place of the old one in one step."""
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        self.replace(path, buffer.getvalue())
+
+    def read_frame(self, path: str) -> pd.DataFrame:
+        """A small table, whole."""
+        return pd.read_parquet(io.BytesIO(self.read(path)))
 
     def attempts(self, folder: str) -> list[int]:
         """The attempts that left files in a partition's folder, finished or not."""

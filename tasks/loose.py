@@ -98,10 +98,9 @@ def _score_slice(detector: Detector, contract: Contract, suite: Suite, typed: pa
     flagged = scores > detector.threshold.value
     texts = np.full(len(scores), None, dtype=object)
     if flagged.any():
-        masked = {name for name, column in contract.columns.items() if column.masked}
         chosen = rows.filter(pa.array(flagged))
         explained = detector.explain(to_records(chosen, detector.columns)[0])
-        texts[flagged] = name_causes(explained, chosen, detector.columns, masked, causes)
+        texts[flagged] = name_causes(explained, chosen, detector.columns, contract.masked, causes)
     columns = {
         "score": _spread(scores, good),
         "percentile_rank": _spread(detector.rank(scores), good),

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from tasks.errors import PublishConflict, ReconciliationFailed
 from tasks.groups import rank_groups, read_groups
 from tasks.policy import IO
-from tasks.score import Scored, read_flags
+from tasks.score import Scored
 from tasks.site import Site
 from tasks.tables import Night, attempts, flagged_anomalies, group_scores, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
@@ -207,7 +207,7 @@ def publish(site: Site, begun: Begun, scored: Scored) -> Night:
         scored_at=scored.scored_at,
         seconds=(now - begun.started_at).total_seconds(),
     )
-    flags, groups = read_flags(lake, scored.flags_path), read_groups(lake, scored.flags_path)
+    flags, groups = lake.read_frame(scored.flags_path), read_groups(lake, scored.flags_path)
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
     publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash, groups)
     get_run_logger().info("published %d flags of %s", len(flags), _describe_batch(night))

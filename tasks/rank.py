@@ -83,8 +83,7 @@ def rank_record(
     check_record(typed, contract, set(values))
     records, _ = to_records(typed, detector.columns)
     scores = detector.score(records)
-    masked = {name for name, column in contract.columns.items() if column.masked}
-    [text] = name_causes(detector.explain(records), typed, detector.columns, masked, params.causes)
+    [text] = name_causes(detector.explain(records), typed, detector.columns, contract.masked, params.causes)
     rank = float(detector.rank(scores)[0])
     return Ranked(
         score=float(scores[0]),

@@ -5,7 +5,6 @@ and beside it flags.parquet, the flags to publish with their causes, and groups.
 Memory holds one slice, the worst flags and some sums a group.
 """
 
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import LeakageFound
 from tasks.groups import GroupScores, GroupsParams, write_groups
-from tasks.lake import Lake, Manifest, read_ahead
+from tasks.lake import Manifest, read_ahead
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
@@ -200,7 +199,7 @@ def score_batch(
     found = [describe_flags(detector, *kept.take(), contract, params) for kept in (alerts, suppressed)]
     flags = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
     path = partition.path("flags.parquet")
-    _write_flags(lake, path, flags)
+    lake.replace_frame(path, flags)
     write_groups(lake, path, groups.take())
     partition.commit({"input_hash": validated.facts["validation"]["input_hash"], "flags": path})
     return path, scored, flagged, unseen
@@ -216,8 +215,7 @@ def describe_flags(
         probabilities, is_suppressed = np.empty(0), np.empty(0, dtype=bool)
     else:
         records, _ = to_records(rows, detector.columns)
-        masked = {name for name, column in contract.columns.items() if column.masked}
-        causes = name_causes(detector.explain(records), rows, detector.columns, masked, params.causes)
+        causes = name_causes(detector.explain(records), rows, detector.columns, contract.masked, params.causes)
         probabilities, is_suppressed = detector.reduce(records)
     return pd.DataFrame(
         {
@@ -231,17 +229,6 @@ def describe_flags(
             "suppressed": is_suppressed,
         }
     )
-
-
-def _write_flags(lake: Lake, path: str, flags: pd.DataFrame) -> None:
-    buffer = io.BytesIO()
-    flags.to_parquet(buffer, index=False)
-    lake.replace(path, buffer.getvalue())
-
-
-def read_flags(lake: Lake, path: str) -> pd.DataFrame:
-    """The flags that scoring left for publishing."""
-    return pd.read_parquet(io.BytesIO(lake.read(path)))
 
 
 def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:

@@ -36,7 +36,7 @@ from tasks.review import (
     read_verdicts,
     reduce_detector,
 )
-from tasks.score import ScoreParams, check_out_of_sample, read_flags, score_batch
+from tasks.score import ScoreParams, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.site import Site
 from tasks.sources import FilesSource
@@ -104,7 +104,7 @@ def publish(site: Site, put_validated: Callable[..., Manifest]) -> Callable[...,
                 threshold=detector.threshold.value, model_name="nightjar-toy", model_version=1, scored_at=NOW,
                 seconds=1.0,
             )  # fmt: skip
-            publish_night(engine, night, read_flags(site.lake, path), NOW, lambda: "i")
+            publish_night(engine, night, site.lake.read_frame(path), NOW, lambda: "i")
         return warehouse.read_flags(engine, "toy", days[-1])
 
     return publish_nights

@@ -27,7 +27,6 @@ from tasks.score import (
     check_out_of_sample,
     name_causes,
     read_ahead,
-    read_flags,
     score_batch,
 )
 
@@ -92,7 +91,7 @@ def score(site, put_validated, detector):
         parts = site.lake.get("scores", "toy", DAY).parts
         frames = [s.to_pandas() for part in parts for s in site.lake.slices(part)]
         scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        return scores, read_flags(site.lake, path), tuple(counts)
+        return scores, site.lake.read_frame(path), tuple(counts)
 
     return score_slices
 
