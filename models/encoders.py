@@ -36,16 +36,21 @@ def choose_kinds(columns: Sequence[Column], fit: Records, params: EncodeParams) 
     """Turn "numeric" into "log_numeric" where the fit rows are skewed beyond the limit and never negative."""
     if params.log_skewness is None:
         return tuple(columns)
-    numbers = _blank_infinite(fit.numbers)
-    mean, scale = _measure(numbers)
-    skewness = ((numbers - mean) / scale).pow(3).nanmean(dim=0).nan_to_num(0.0)
-    heavy = (skewness > params.log_skewness) & ~(numbers < 0).any(dim=0)
+    negative = (_blank_infinite(fit.numbers) < 0).any(dim=0)
+    heavy = (measure_skewness(fit.numbers) > params.log_skewness) & ~negative
     taken = iter(heavy.tolist())
     chosen = []
     for column in columns:
         is_heavy = column.kind in ("numeric", "log_numeric") and next(taken)
         chosen.append(replace(column, kind="log_numeric") if is_heavy else column)
     return tuple(chosen)
+
+
+def measure_skewness(numbers: Tensor) -> Tensor:
+    """Third standardised moment (F,) of each column of (N, F), N > 0, without its NaN and infinities; 0 if constant."""
+    finite = _blank_infinite(numbers)
+    mean, scale = _measure(finite)
+    return ((finite - mean) / scale).pow(3).nanmean(dim=0).nan_to_num(0.0)
 
 
 @dataclass(frozen=True)

@@ -200,12 +200,12 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
         frame["margin"] = frame["score"] - thresholds[day]
         scored.append(frame[["score", "margin", "kind"]])
     rows = pd.concat(scored, ignore_index=True)
-    anomalous = rows.dropna(subset="kind")
-    by_kind = anomalous.assign(caught=anomalous["margin"] > 0).groupby("kind")["caught"].agg(["mean", "size"])
     # Nights may differ in threshold: the margin says who is flagged, and ranks rows of one threshold like the score.
-    metrics = measure(rows["margin"].to_numpy(), rows["kind"].notna().to_numpy(), 0.0)
-    recall = {str(kind): float(value) for kind, value in by_kind["mean"].items()}
-    return NightsEvaluation(metrics, recall, {str(kind): int(value) for kind, value in by_kind["size"].items()})
+    margins, is_anomaly = rows["margin"].to_numpy(), rows["kind"].notna().to_numpy()
+    by_kind = recall_by_kind(margins > 0, is_anomaly, rows["kind"]).set_index("kind").sort_index()
+    recall = {str(kind): float(share) for kind, share in by_kind["recall"].items()}
+    rows_by_kind = {str(kind): int(n) for kind, n in by_kind["rows"].items()}
+    return NightsEvaluation(measure(margins, is_anomaly, 0.0), recall, rows_by_kind)
 
 
 @task(task_run_name="evaluate {site.detector}", **PURE)

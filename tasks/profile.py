@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
-from models.encoders import EncodeParams
+from models.encoders import EncodeParams, measure_skewness
 from tasks.columns import ColumnsParams
 from tasks.contract import RESERVED, TYPES
 from tasks.errors import SourceInvalid
@@ -181,7 +182,7 @@ def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> Column
         has_clock=kind == "timestamp" and _has_clock(there),
         low=float(finite.min()) if len(finite) else None,
         high=float(finite.max()) if len(finite) else None,
-        skewness=measure_skewness(clean),
+        skewness=float(measure_skewness(torch.from_numpy(clean)[:, None])) if len(clean) else 0.0,
         has_negative=bool((clean < 0).any()),
     )
 
@@ -223,15 +224,6 @@ def _find_type_of_text(column: pa.ChunkedArray) -> Type:
         if unreadable <= MAX_UNREADABLE * len(values):
             return kind
     return "text"
-
-
-def measure_skewness(numbers: npt.NDArray[np.float64]) -> float:
-    """The third standardised moment of the finite numbers (n,); 0 where they do not vary."""
-    finite = numbers[np.isfinite(numbers)]
-    largest = np.abs(finite).max(initial=0.0)
-    deviations = finite / largest - (finite / largest).mean() if largest > 0 else np.zeros(1)
-    spread = float(np.sqrt((deviations**2).mean()))
-    return float(((deviations / spread) ** 3).mean()) if spread > 0 else 0.0
 
 
 def _never_falls(values: pa.ChunkedArray) -> bool:
