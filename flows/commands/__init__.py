@@ -1,0 +1,1 @@
+"""The commands of `nightjar`, a file for each kind of work; heavy imports happen inside them."""
