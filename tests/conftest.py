@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from network import find_free_port
 from psycopg import sql
 
 from flows.cli import hush_at_exit
@@ -19,6 +19,12 @@ from flows.cli import hush_at_exit
 def pytest_configure() -> None:
     """The tests' last line stays the last line."""
     hush_at_exit()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the torture lasts: briefly with the other tests, for long with `make torture`."""
+    parser.addoption("--kills", type=int, default=6, help="runs to kill on each warehouse")
+    parser.addoption("--rounds", type=int, default=6, help="races to run on each warehouse")
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +91,3 @@ def run_server_command(folder: Path, *command: str) -> None:
     )  # fmt: skip
     if done.returncode:
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}", pytrace=False)
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
