@@ -1,9 +1,15 @@
 """Runs are killed from outside, at the boundaries of steps and at any moment; what comes after is as if nothing was."""
 
+import os
 import random
 import re
+import signal
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -112,3 +118,27 @@ def test_prefect_shows_killed_runs_as_crashed_when_the_next_one_has_begun(scene:
         runs = [run for run in client.read_flow_runs(limit=200) if run.state]
     assert not [run.name for run in runs if run.state and run.state.is_running()]
     assert any(run.state and "its process died" in str(run.state.message) for run in runs)
+
+
+def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
+    if scene.postgres:
+        pytest.skip("the warehouse plays no part in it: once is enough")
+    scene.put_back()
+    alone = {
+        name: value
+        for name, value in (os.environ | scene.environment).items()
+        if name not in ("PREFECT_API_URL", "PREFECT_HOME")
+    }
+    command = [str(Path(sys.executable).with_name("nightjar")), *SCORE]
+    with subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True, start_new_session=True) as victim:
+        assert any("Task run 'validate orders' - Finished" in line for line in victim.stderr or ())
+        os.killpg(victim.pid, signal.SIGKILL)
+    subprocess.run(command, env=alone, check=True, capture_output=True)
+    with closing(sqlite3.connect(scene.home / "prefect/prefect.db")) as connection:
+        runs = connection.execute(
+            "select state_type, count(*) from flow_run where name like 'score%' group by 1"
+        ).fetchall()
+    assert dict(runs) == {"CRASHED": 1, "COMPLETED": 1}
+    dead, done = warehouse.read_attempts(scene.engine, "orders", NIGHT)
+    assert (dead.status, done.status) == ("failed", "published")
+    assert "died without a word" in str(dead.cause)
