@@ -130,6 +130,8 @@ def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> Duplicates:
     """Record ids that occur twice or more, split by whether all columns of their rows agree."""
+    if not manifest.parts:
+        return Duplicates(frozenset(), frozenset())
     buckets = max(1, -(-manifest.rows // BUCKET_ROWS))
     repeated: list[str] = []
     for bucket in range(buckets):
@@ -240,8 +242,8 @@ def summarise(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, fl
     rows = batch.manifest.rows
     summary = {
         "rows": float(rows),
-        "quarantined_fraction": batch.reasons.total() / rows,
-        "duplicated_fraction": batch.excluded / rows,
+        "quarantined_fraction": batch.reasons.total() / max(rows, 1),  # an empty batch has nothing bad
+        "duplicated_fraction": batch.excluded / max(rows, 1),
     }
     wanted = sorted({str(e.kwargs["column"]) for e in contract.batch_expectations} - summary.keys())
     if not wanted or not batch.validated.parts:
