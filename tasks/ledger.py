@@ -30,7 +30,6 @@ class NightState:
     why: str
     batch: Batch | None
     version: int | None
-    has_landed: bool
 
 
 def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:
@@ -103,11 +102,11 @@ def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | No
 def _judge(
     day: date, landing: Manifest | None, batch: Batch | None, newest: Attempt | None, scorer: Version | None
 ) -> NightState:
-    version, has_landed = scorer.version if scorer else None, landing is not None
+    version = scorer.version if scorer else None
     cause = (newest.cause or "no cause was recorded") if newest and newest.status == "failed" else None
     if batch is None:
-        why = cause or ("never scored" if has_landed else "nothing has landed")
-        return NightState(day, "failed" if cause else "missing", why, None, version, has_landed)
+        why = cause or ("never scored" if landing else "nothing has landed")
+        return NightState(day, "failed" if cause else "missing", why, None, version)
     reasons = []
     if landing and landing.hash != batch.input_hash:
         reasons.append("its input has changed")
@@ -116,4 +115,4 @@ def _judge(
     state: State = "stale" if reasons else "fresh"
     if cause and newest and newest.attempt > batch.attempt:
         reasons.append(f"the newest try failed: {cause.splitlines()[0]}")
-    return NightState(day, state, "; ".join(reasons), batch, version, has_landed)
+    return NightState(day, state, "; ".join(reasons), batch, version)

@@ -96,6 +96,19 @@ def get_champion(site: Site) -> Version:
     return found
 
 
+def get_version(site: Site, number: int) -> Version:
+    """One registered version. Raises ChampionMissing where there is none of this number."""
+    versions = {version.version: version for version in list_versions(site)}
+    if number not in versions:
+        raise ChampionMissing(
+            f"{site.detector} has no version {number} to score with.",
+            where=f"registered model {site.model_name}",
+            got=f"versions {', '.join(map(str, versions)) or 'none'}",
+            todo="name one of these versions, or none for the champion",
+        )
+    return versions[number]
+
+
 def fetch_bundle(site: Site, version: Version) -> Path:
     """A version's bundle on this machine, downloaded once; loading it checks every byte. Raises BundleInvalid."""
     folder = site.bundles / f"version-{version.version}-{version.tags.get(HASH_TAG, 'unknown')[:12]}"

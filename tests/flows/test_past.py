@@ -1,0 +1,129 @@
+"""Late, corrected and repaired data, and nights that are scored again: what the on-call engineer types and sees."""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
+
+from flows.cli import execute
+from flows.setup import load_setup
+from tasks import warehouse
+from tasks.tracking import read_champions, record_champions
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+NEW = LAST + timedelta(days=1)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    """Run a command with --json and return the one document it prints."""
+    assert execute([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with one readable message; return the message."""
+    assert execute(list(arguments)) == 1
+    return capsys.readouterr().err
+
+
+def read_states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    return {n["batch_date"]: (n["state"], n["why"]) for n in answer(capsys, "status", "orders")["nights"]}
+
+
+def published(project: Project) -> dict[date, Any]:
+    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    return {batch.batch_date: batch for batch in warehouse.read_batches(engine, "orders")}
+
+
+def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(LAST + timedelta(days=3))
+    answer(capsys, "ingest", "orders")
+    states = read_states(capsys)
+    assert [states[str(LAST + timedelta(days=n))] for n in range(4)] == [
+        ("fresh", ""),
+        ("missing", "nothing has landed"),
+        ("missing", "nothing has landed"),
+        ("missing", "never scored"),
+    ]
+    yesterday = load_setup("orders").yesterday(datetime.now(UTC))
+    assert answer(capsys, "status", "orders")["days_behind"] == (yesterday - LAST).days - 3
+    plan = answer(
+        capsys, "backfill", "orders", "--from", str(NEW), "--to", "2026-12-31", "--only", "missing", "--dry-run"
+    )
+    assert plan["dates"] == [str(LAST + timedelta(days=3))]
+    assert plan["not_landed"] == [str(NEW), str(NEW + timedelta(days=1))]
+    trained.change("params.yaml", "detectors", "orders", "run", "last_date", value=str(LAST))
+    assert answer(capsys, "status", "orders")["days_behind"] is None
+
+
+def test_status_of_all_detectors_has_a_line_for_each_and_fails_with_a_broken_one(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(NEW)
+    answer(capsys, "ingest", "orders")
+    [line] = answer(capsys, "status")["detectors"]
+    assert (line["champion"], line["newest_night"], line["error"]) == (1, str(LAST), None)
+    assert {state: line[state] for state in ("fresh", "stale", "failed", "missing")} == {
+        "fresh": 2,
+        "stale": 0,
+        "failed": 0,
+        "missing": 2,  # NEW, and the day before the two that `run` covers
+    }
+    assert execute(["status"]) == 0
+    assert "orders" in capsys.readouterr().out
+    params = trained.folder / "params.yaml"  # a second detector, without a contract
+    params.write_text(params.read_text() + params.read_text().partition("\n")[2].replace("  orders:", "  returns:", 1))
+    first, second = answer(capsys, "status", code=1)["detectors"]
+    assert (first["fresh"], first["error"]) == (2, None)
+    assert "returns.yaml" in second["error"]
+
+
+def test_a_corrected_file_whose_rows_moved_leaves_a_stale_night_that_can_be_published_empty(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(LAST, make_rows(LAST).assign(placed_at=make_rows(NEW)["placed_at"]))
+    answer(capsys, "ingest", "orders")
+    assert read_states(capsys)[str(LAST)] == ("stale", "its input has changed")
+    assert "rows column values to be between" in refuse(capsys, "score", "orders", "--date", str(LAST))
+    assert published(trained)[LAST].rows_in == ROWS
+    state, why = read_states(capsys)[str(LAST)]
+    assert state == "stale"
+    assert why.startswith("its input has changed; the newest try failed: ")
+    trained.change("contracts/orders.yaml", "expectations", value=[])
+    night = answer(capsys, "score", "orders", "--date", str(LAST))
+    assert (night["rows_in"], night["scored"], night["flagged"]) == (0, 0, 0)
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    assert warehouse.read_flags(engine, "orders", LAST).empty
+    assert read_states(capsys)[str(LAST)][0] == "fresh"
+
+
+def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    answer(capsys, "promote", "orders")
+    site = load_setup("orders").site
+    assert [version for _, version in read_champions(site)] == [1, 2]
+    span = ("--from", str(LAST - timedelta(days=1)), "--to", str(LAST), "--as-of")
+    message = refuse(capsys, "backfill", "orders", *span)
+    assert f"got: {LAST - timedelta(days=1)}, {LAST}" in message
+    moved = [
+        (datetime(2026, 3, 1, tzinfo=UTC), 1),
+        (datetime.combine(LAST, datetime.min.time(), UTC) + timedelta(hours=6), 2),
+    ]
+    record_champions(site, moved)
+    plan = answer(capsys, "backfill", "orders", *span, "--only", "stale", "--dry-run")
+    assert plan["nights"] == [
+        {"batch_date": str(LAST), "state": "stale", "why": "scored by version 1 instead of 2", "version": 2}
+    ]
+    assert execute(["backfill", "orders", *span, "--only", "stale", "--dry-run"]) == 0
+    assert "scored by version 1 instead of 2" in capsys.readouterr().out
+    answer(capsys, "promote", "orders", "1")
+    answer(capsys, "backfill", "orders", *span)
+    assert [batch.model_version for batch in published(trained).values()] == [1, 2]
+    assert answer(capsys, "status", "orders")["champion"] == 1
