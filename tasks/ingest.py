@@ -7,7 +7,7 @@ that hold any. What has landed is known by the file's name and version, so a sec
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -235,7 +235,16 @@ def commit_parts(
         for day, partition in {**partitions, **left}.items():  # the new parts first: a crash in between is repeated
             old = lake.find("landing", site.detector, day)
             kept = tuple(part for part in old.parts if part.source != source) if old else ()
-            partition.commit({}, keep=kept)
+            partition.commit({}, keep=drop_orphans(kept, partition.parts))
+
+
+def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
+    """The kept parts without repairs of rows that are no longer there: a corrected file takes their place too."""
+    present = {part.sha256 for part in (*kept, *new) if not part.replaces}
+    for part in kept:  # in the order of landing: a repair may have been repaired
+        if present.intersection(part.replaces):
+            present.add(part.sha256)
+    return tuple(part for part in kept if part.sha256 in present)
 
 
 def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
@@ -269,11 +278,11 @@ def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: date
     labels, known: record_id, label, known_at; of known the latest a record. A correction is known when it arrived, or
     when its label would have been, whichever is later, and after the label that it corrects.
     """
-    latest = known.set_index("record_id")
-    is_other = labels["record_id"].map(latest["label"]) != labels["label"]
+    latest = known.set_index("record_id").reindex(labels["record_id"]).set_index(labels.index)  # a row a label
+    is_other = latest["label"] != labels["label"]
     # With a record's other rows, so that a contradiction within the arrival is still seen.
     chosen = labels[labels["record_id"].isin(labels.loc[is_other, "record_id"])]
-    known_at, after = chosen["known_at"], chosen["record_id"].map(latest["known_at"]) + timedelta(microseconds=1)
+    known_at, after = chosen["known_at"], latest.loc[chosen.index, "known_at"] + timedelta(microseconds=1)
     known_at = known_at.where(known_at > arrived_at, arrived_at)
     return chosen.assign(known_at=known_at.where(~(after > known_at), after))
 
@@ -318,21 +327,21 @@ def ingest_arrivals(
         older = landed.get(arrival.name, {})
         is_correction = any(part.version != arrival.version for part in older.values())
 
-        def keep_labels(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
+        def keep(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
             if params.labels:
                 labels = read_labels(site.lake, parts, params.labels, site.label_delay)
-                added.append(_add_labels(site, labels, arrival.arrived_at if is_correction else None))
+                added.append(keep_labels(site, labels, arrival.arrived_at if is_correction else None))
 
-        touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep_labels))
+        touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
         first = max(window.first - site.label_delay, params.source.first_date)  # a label may arrive this late
         feed = payments.read_labels(params.source, site.time_zone, first, window.last)
-        added.append(_add_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
+        added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
     return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
 
 
-def _add_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
+def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
     """Keep labels; those of an arrival that takes the place of an older one count from `corrected_at` on."""
     learnt = [frame for frame in frames if len(frame)]
     if not learnt:

@@ -1,13 +1,16 @@
-"""Commands that put past nights right: backfill."""
+"""Commands that put past nights right: backfill, replay."""
 
+import sys
+from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from flows.commands.options import Debug, Json, Name
-from flows.screen import print_json, print_rows, running, stdout
+from flows.screen import hush_great_expectations, print_json, print_rows, running, stdout
 
 app = typer.Typer()
 
@@ -51,3 +54,35 @@ def backfill(
     stdout.print(told, highlight=False)
     if plan.not_landed:
         stdout.print(f"nothing has landed on {', '.join(map(str, plan.not_landed))}", highlight=False)
+
+
+@app.command(epilog="nightjar replay payments --date 2026-11-20 > bad.csv; then with --take bad.csv")
+def replay(
+    name: Name,
+    date: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The batch date.")],
+    take: Annotated[Path | None, typer.Option(help="A file written by this command, with its rows put right.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List a batch's quarantined rows as CSV, or land the repaired ones in their place and score the night again."""
+    from flows.replay import list_bad_rows, replay_batch
+
+    hush_great_expectations()
+    if take is None:
+        bad = list_bad_rows(name, date.date())
+        if as_json:
+            print_json({"detector": name, "batch_date": date.date(), "rows": bad.to_pylist()})
+        else:
+            bad.to_pandas().to_csv(sys.stdout, index=False)
+        return
+    with running():
+        done = replay_batch(name, date.date(), take)
+    if as_json:
+        print_json({"detector": name, "batch_date": date.date(), **asdict(done)})
+        return
+    stdout.print(f"{done.taken.rows:,} repaired rows {'landed' if done.taken.is_new else 'had landed before'}")
+    if (night := done.night) is None:
+        stdout.print(f"{date.date()}: not scored, {done.why_not_scored}", highlight=False)
+        return
+    counts = f"{night.scored:,} rows scored, {night.flagged:,} flagged, {night.quarantined:,} still quarantined"
+    stdout.print(f"{date.date()}: {counts}", highlight=False)
