@@ -1,9 +1,12 @@
 """Late, corrected and repaired data, and nights that are scored again: what the on-call engineer types and sees."""
 
+import io
 import json
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 
@@ -14,6 +17,7 @@ from tasks.tracking import read_champions, record_champions
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)
+TICK = timedelta(microseconds=1)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
@@ -127,3 +131,53 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
     answer(capsys, "backfill", "orders", *span)
     assert [batch.model_version for batch in published(trained).values()] == [1, 2]
     assert answer(capsys, "status", "orders")["champion"] == 1
+
+
+def test_repaired_rows_are_replayed_into_their_night(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows(NEW).astype({"spend": object})
+    rows.loc[[0, 7, 9], "spend"] = ["1,50", "free", None]
+    trained.write_day(NEW, rows)
+    assert answer(capsys, "score", "orders", "--date", str(NEW))["quarantined"] == 3
+    assert execute(["replay", "orders", "--date", str(NEW)]) == 0
+    text = capsys.readouterr().out
+    assert "@example.org" not in text
+    bad = pd.read_csv(io.StringIO(text), dtype=str)
+    assert bad["record_id"].tolist() == rows.loc[[0, 7, 9], "order_id"].tolist()
+    path = tmp_path / "bad.csv"
+    bad.assign(spend=["1.50", "10.5", "none"]).to_csv(path, index=False)
+    done = answer(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+    night = published(trained)[NEW]
+    assert done["night"]["attempt"] == night.attempt == 2
+    assert (night.rows_in, night.scored, night.quarantined, night.excluded) == (ROWS + 3, ROWS - 1, 1, 3)
+    again = answer(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+    assert (again["taken"]["is_new"], again["night"]) == (False, None)
+    assert published(trained)[NEW] == night
+    assert read_states(capsys)[str(NEW)] == ("fresh", "")
+    [left] = answer(capsys, "replay", "orders", "--date", str(NEW))["rows"]
+    assert (left["record_id"], left["spend"]) == (rows.loc[9, "order_id"], "none")
+    bad.assign(record_id="nobody").to_csv(path, index=False)
+    assert "nobody" in refuse(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+
+
+def test_a_day_of_25_hours_and_a_leap_day_lose_and_double_no_row(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = load_setup("orders").site
+    days = [date(2026, 10, 25), date(2026, 10, 26), date(2028, 2, 29), date(2028, 3, 1)]
+    frames = []
+    for day in days:  # one row each seven minutes of the local day, from its first instant to its last
+        start, end = (site.start_of(d).astimezone(UTC) for d in (day, day + timedelta(days=1)))
+        times = pd.date_range(start, end, freq="7min", inclusive="left").append(pd.DatetimeIndex([end - TICK]))
+        frames.append(make_rows(day, len(times)).assign(placed_at=times.strftime("%Y-%m-%dT%H:%M:%S.%fZ")))
+    trained.write_day(days[0], pd.concat(frames))
+    ingested = answer(capsys, "ingest", "orders")
+    assert (ingested["dates"], ingested["rows"]) == ([str(day) for day in days], sum(map(len, frames)))
+    states = read_states(capsys)
+    assert [states[str(day)][0] for day in days] == ["missing"] * 4
+    answer(capsys, "backfill", "orders", "--from", str(days[0]), "--to", str(days[-1]))
+    nights = published(trained)
+    assert [nights[day].scored for day in days] == [len(frame) for frame in frames]
+    assert len(frames[0]) > len(frames[1]) == len(frames[2])
+    assert [read_states(capsys)[str(day)][0] for day in days] == ["fresh"] * 4
