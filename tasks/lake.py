@@ -219,6 +219,16 @@ class Lake:
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
+    def hash_file(self, path: str) -> str | None:
+        """The sha256 of a file's bytes, or None where there is none."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
     def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
         """Put a small table, as Parquet, in place of the old one in one step."""
         buffer = io.BytesIO()

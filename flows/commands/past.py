@@ -1,4 +1,4 @@
-"""Commands that put past nights right: backfill, replay."""
+"""Commands that examine past nights and put them right: backfill, replay, verify."""
 
 import sys
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.commands.options import Debug, Json, Name
+from flows.commands.options import Day, Debug, Json, Name
 from flows.screen import hush_great_expectations, print_json, print_rows, running, stdout
 
 app = typer.Typer()
@@ -86,3 +86,25 @@ def replay(
         return
     counts = f"{night.scored:,} rows scored, {night.flagged:,} flagged, {night.quarantined:,} still quarantined"
     stdout.print(f"{date.date()}: {counts}", highlight=False)
+
+
+@app.command(epilog="nightjar verify payments --date 2026-11-20")
+def verify(
+    name: Name,
+    date: Day = None,
+    sample: Annotated[int, typer.Option(min=0, help="Scores a night to compute again from landing.")] = 1000,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hold published nights (all, unless one is named) against landing, the lake's parts, the table and the model."""
+    from flows.verify import verify_nights
+
+    checks = verify_nights(name, date.date() if date else None, sample)
+    rows = [asdict(check) for check in checks]
+    if as_json:
+        print_json({"detector": name, "checks": rows})
+    else:
+        shown = [row | {"result": "FAILED" if row["result"] == "failed" else row["result"]} for row in rows]
+        print_rows(Table(title=f"verify {name}", title_justify="left"), shown, tuple(rows[0]))
+    if any(check.result == "failed" for check in checks):
+        raise typer.Exit(1)

@@ -2,17 +2,21 @@
 
 import io
 import json
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 
 from flows.cli import execute
 from flows.setup import load_setup
 from tasks import warehouse
+from tasks.lake import Lake, Zone
+from tasks.tables import flagged_anomalies, scoring_batches
 from tasks.tracking import read_champions, record_champions
 
 LAST = FIRST + timedelta(days=DAYS - 1)
@@ -181,3 +185,95 @@ def test_a_day_of_25_hours_and_a_leap_day_lose_and_double_no_row(
     assert [nights[day].scored for day in days] == [len(frame) for frame in frames]
     assert len(frames[0]) > len(frames[1]) == len(frames[2])
     assert [read_states(capsys)[str(day)][0] for day in days] == ["fresh"] * 4
+
+
+def verify(capsys: pytest.CaptureFixture[str], code: int = 0, *arguments: str) -> dict[str, tuple[str, str]]:
+    """The checks of LAST, by name: result and detail."""
+    found = answer(capsys, "verify", "orders", "--date", str(LAST), *arguments, code=code)
+    return {check["check"]: (check["result"], check["detail"]) for check in found["checks"]}
+
+
+def change_table(project: Project, table: sa.Table, **values: object) -> None:
+    """Alter rows of LAST behind Nightjar's back: the worst flag, or the batch's counts."""
+    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    of_night = table.c.batch_date == LAST
+    with warehouse.begin(engine) as connection:
+        if table is flagged_anomalies:
+            worst = sa.select(sa.func.max(table.c.score)).where(of_night).scalar_subquery()
+            of_night &= table.c.score == worst
+        connection.execute(sa.update(table).where(of_night).values(values))
+
+
+def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any], Any]) -> None:
+    """Write a part's file anew with one value changed; its manifest still tells of the old bytes."""
+    file = project.folder / ".nightjar" / "lake" / path
+    frame = pd.read_parquet(file)
+    frame.loc[frame.index[-1], column] = change(frame[column].iloc[-1])
+    frame.to_parquet(file, index=False)
+
+
+def test_a_published_night_verifies_and_each_alteration_is_found(
+    trained: Project, trained_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = verify(capsys)
+    assert {name: result for name, (result, _) in sound.items()} == dict.fromkeys(
+        ("input", "files", "counts", "flags", "scores"), "ok"
+    )
+    assert sound["scores"][1] == f"{ROWS} rows from landing by version 1, largest relative difference 0"
+    assert execute(["verify", "orders"]) == 0
+    assert capsys.readouterr().out.count(" ok ") == 10
+
+    flag = warehouse.read_flags(
+        warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb"), "orders", LAST
+    ).iloc[0]
+    for altered, fine, told in (
+        ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "another score than"),
+        ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
+        ({"record_id": "nobody"}, {"record_id": flag["record_id"]}, "nobody not above the threshold"),
+    ):
+        change_table(trained, flagged_anomalies, **altered)
+        found = verify(capsys, 1)
+        assert any(result == "failed" and told in detail for result, detail in found.values()), found
+        change_table(trained, flagged_anomalies, **fine)
+    change_table(trained, scoring_batches, scored=ROWS + 1)
+    assert verify(capsys, 1)["counts"][0] == "failed"
+    change_table(trained, scoring_batches, scored=ROWS)
+    assert verify(capsys)["counts"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("zone", "column", "told"),
+    [("scores", "score", {"files", "flags", "scores"}), ("landing", "spend", {"files", "scores"})],
+)
+def test_an_altered_part_is_found_by_its_bytes_and_by_its_scores(
+    trained: Project, capsys: pytest.CaptureFixture[str], zone: Zone, column: str, told: set[str]
+) -> None:
+    lake = Lake(str(trained.folder / ".nightjar" / "lake"))
+    inputs = published(trained)[LAST].scores if zone == "scores" else None
+    [part] = lake.get(zone, "orders", LAST, inputs).parts
+    rewrite_part(trained, part.path, column, lambda value: value * 1.01 if zone == "scores" else "1.5")
+    found = verify(capsys, 1)
+    assert {name for name, (result, _) in found.items() if result == "failed"} == told
+    assert part.path in found["files"][1]
+
+
+def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_rows(LAST).iloc[:5].assign(order_id=lambda f: "late-" + f["order_id"]).to_csv(
+        trained.orders / "late.csv", index=False
+    )
+    answer(capsys, "ingest", "orders")
+    found = verify(capsys)
+    assert {name: found[name][0] for name in ("input", "files", "counts", "flags", "scores")} == {
+        "input": "stale",
+        "files": "ok",
+        "counts": "ok",
+        "flags": "ok",
+        "scores": "stale",
+    }
+    lake = Lake(str(trained.folder / ".nightjar" / "lake"))
+    [part] = lake.get("validated", "orders", LAST).parts
+    (trained.folder / ".nightjar" / "lake" / part.path).unlink()
+    assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
+    assert "no night of 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
