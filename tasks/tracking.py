@@ -1,14 +1,16 @@
 """All MLflow calls: register a bundle as a model version, move aliases, fetch the champion.
 
 MLflow is imported when first used; it costs seconds. A version holds exactly the bundle folder, and is loaded by
-tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to).
+tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to). Since when
+which version was champion stands in tags of the registered model, one a change.
 """
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tasks.site import Site, hide_password
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
+SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
 LOADER = "tasks.serving"
 
 
@@ -31,6 +34,7 @@ class Version:
     version: int
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    registered_at: datetime | None = None
 
 
 @contextmanager
@@ -62,7 +66,16 @@ def list_versions(site: Site) -> list[Version]:
         for alias, version in models[0].aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         found = client.search_model_versions(f"name = '{site.model_name}'")
-        versions = [Version(v.name, int(v.version), tuple(aliases.get(str(v.version), ())), v.tags) for v in found]
+    versions = [
+        Version(
+            v.name,
+            int(v.version),
+            tuple(aliases.get(str(v.version), ())),
+            v.tags,
+            datetime.fromtimestamp(v.creation_timestamp / 1000, UTC),
+        )
+        for v in found
+    ]
     return sorted(versions, key=lambda version: version.version)
 
 
@@ -81,6 +94,19 @@ def get_champion(site: Site) -> Version:
             todo=f"nightjar train {site.detector}, or nightjar promote {site.detector} VERSION",
         )
     return found
+
+
+def get_version(site: Site, number: int) -> Version:
+    """One registered version. Raises ChampionMissing where there is none of this number."""
+    versions = {version.version: version for version in list_versions(site)}
+    if number not in versions:
+        raise ChampionMissing(
+            f"{site.detector} has no version {number} to score with.",
+            where=f"registered model {site.model_name}",
+            got=f"versions {', '.join(map(str, versions)) or 'none'}",
+            todo="name one of these versions, or none for the champion",
+        )
+    return versions[number]
 
 
 def fetch_bundle(site: Site, version: Version) -> Path:
@@ -111,10 +137,47 @@ def fetch_bundle(site: Site, version: Version) -> Path:
 def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:
     """Point an alias at a version; the version it leaves is remembered as the previous champion, on request."""
     before = find_version(site, alias)
+    history = read_champions(site) if alias == CHAMPION else []
     with _client(site) as client:
         if remember and alias == CHAMPION and before and before.version != version:
             client.set_model_version_tag(site.model_name, str(version), PREVIOUS_TAG, str(before.version))
         client.set_registered_model_alias(site.model_name, alias, str(version))
+    if alias == CHAMPION and [number for _, number in history][-1:] != [version]:
+        record_champions(site, [*history, (datetime.now(UTC), version)])
+
+
+def record_champions(site: Site, champions: Sequence[tuple[datetime, int]]) -> None:
+    """Keep since when (with a zone) which version was champion; what is kept already stays as it is."""
+    with _client(site) as client:
+        for since, version in champions:
+            instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")  # MLflow's tag names hold no colon
+            client.set_registered_model_tag(site.model_name, SINCE_TAG + instant, str(version))
+
+
+def read_champions(site: Site) -> list[tuple[datetime, int]]:
+    """Since when (UTC) which version was champion, oldest first.
+
+    Of a model that was registered before this was kept it is what its versions imply.
+    """
+    with _client(site) as client:
+        models = client.search_registered_models(f"name = '{site.model_name}'")
+        tags = models[0].tags if models else {}
+    kept = [(name.removeprefix(SINCE_TAG), int(text)) for name, text in tags.items() if name.startswith(SINCE_TAG)]
+    recorded = [
+        (datetime.strptime(instant, "%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC), version) for instant, version in kept
+    ]
+    return sorted(recorded) or imply_champions(list_versions(site))
+
+
+def imply_champions(versions: Sequence[Version]) -> list[tuple[datetime, int]]:
+    """The champion and those before it, as far as each one's tag names one, each since it was registered."""
+    by_number = {version.version: version for version in versions}
+    version = next((v for v in versions if CHAMPION in v.aliases), None)
+    found: dict[int, datetime] = {}
+    while version and version.registered_at and version.version not in found:
+        found[version.version] = version.registered_at
+        version = by_number.get(int(version.tags.get(PREVIOUS_TAG, 0)))
+    return sorted((since, number) for number, since in found.items())
 
 
 def clear_alias(site: Site, alias: str) -> None:
