@@ -46,6 +46,8 @@ class ContractColumn(Section):
     type: Literal["float", "int", "text", "bool", "timestamp", "image"]
     shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None  # of images: rows, columns
     nullable: bool = False
+    # Left out of the hash where it is the default, so that contracts from before it keep theirs.
+    required: bool = Field(default=True, exclude_if=lambda required: required)  # a batch without the column is rejected
     infinite: bool = False
     masked: bool = False  # a personal value: never in logs, reports, examples or causes
 
@@ -53,6 +55,8 @@ class ContractColumn(Section):
     def _check(self) -> "ContractColumn":
         if (self.type == "image") != (self.shape is not None):
             raise ValueError("an image, and nothing else, has a shape: [rows, columns] of pixels")
+        if not self.required and not self.nullable:
+            raise ValueError("required: false needs nullable: true, as the column is null where it is missing")
         return self
 
     def to_field(self, name: str) -> pa.Field:

@@ -17,9 +17,9 @@ from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import RecordInvalid
 from tasks.expectations import Suite
+from tasks.schema import type_rows
 from tasks.score import ScoreParams, name_causes
 from tasks.site import Site
-from tasks.validate import type_rows
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -24,10 +25,10 @@ from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
 from tasks.errors import BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
-from tasks.images import describe_shape, read_shape
 from tasks.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
 from tasks.progress import progress_of
+from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
 from tasks.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
@@ -72,6 +73,7 @@ class _OpenBatch:
 
     manifest: Manifest
     duplicates: Duplicates
+    landed: Landed
     validated: PartitionWriter
     quarantine: PartitionWriter
     files: ExitStack = field(default_factory=ExitStack)
@@ -79,9 +81,6 @@ class _OpenBatch:
     broken: Counter[str] = field(default_factory=Counter)  # rows that broke an expectation, by its text
     reasons: Counter[str] = field(default_factory=Counter)  # rows quarantined, by reason
     excluded: int = 0
-    surprises: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
-    misshapen: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -91,41 +90,9 @@ class _Piece:
     batch: _OpenBatch
     raw: pa.Table
     typed: pa.Table
+    unreadable: dict[str, Mask]
     good: PartWriter
     bad: PartWriter
-
-
-def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
-    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
-    columns = []
-    for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
-        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
-        columns.append(cast_column(column, kind))
-    return pa.table(columns, schema=contract.schema)
-
-
-def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column in another type; a value that cannot be read becomes null."""
-    if column.type == kind:
-        return column
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid:
-        values = column.to_pandas()
-    except pa.ArrowNotImplementedError:
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    if pa.types.is_timestamp(kind):
-        # By a stated format: otherwise the first row of a slice would choose it for all.
-        parsed = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
-    elif pa.types.is_boolean(kind):
-        parsed = values.astype(str).str.lower().map({"true": True, "1": True, "false": False, "0": False})
-    else:
-        parsed = pd.to_numeric(values, errors="coerce").astype("float64")
-        if pa.types.is_integer(kind):
-            parsed = parsed.where((parsed == parsed.round()) & (parsed.abs() < 2**63)).astype("Int64")
-    return pa.chunked_array([pa.array(parsed, kind, from_pandas=True)])
 
 
 def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> Duplicates:
@@ -143,11 +110,14 @@ def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> D
         return Duplicates(frozenset(), frozenset())
     quoted = ", ".join(quote(name) for name in columns)
     ids = ", ".join("'" + record.replace("'", "''") + "'" for record in repeated)
-    rows = lake.query(
-        f"select record_id, count(distinct hash({quoted})) as versions "  # noqa: S608 - identifiers and values are quoted
-        f"from parts where record_id in ({ids}) group by record_id",
-        manifest.parts,
-    ).to_pydict()
+    try:
+        rows = lake.query(
+            f"select record_id, count(distinct hash({quoted})) as versions "  # noqa: S608 - identifiers, values quoted
+            f"from parts where record_id in ({ids}) group by record_id",
+            manifest.parts,
+        ).to_pydict()
+    except duckdb.ConversionException:  # a column has a type in one part that another part's cannot become
+        return Duplicates(frozenset(), frozenset(repeated))
     pairs = list(zip(rows["record_id"], rows["versions"], strict=True))
     return Duplicates(frozenset(r for r, n in pairs if n == 1), frozenset(r for r, n in pairs if n > 1))
 
@@ -159,22 +129,10 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
             good = batch.files.enter_context(batch.validated.part(f"part-{number}"))
             bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
             for raw in read_ahead(lake.slices(part)):
-                names = set(raw.column_names) - {"record_id", "event_time"}
-                batch.surprises |= names - contract.columns.keys() - set(contract.ignored)
-                batch.misshapen |= find_misshapen(raw.schema, contract)
-                batch.missing |= contract.columns.keys() - names - {"event_time"}
-                yield _Piece(batch, raw, type_rows(raw, contract), good, bad)
-
-
-def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
-    """What is wrong with the landed columns that should hold images of the contract's shape."""
-    shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
-    found = {name: read_shape(schema.field(name)) for name in shapes}
-    return {
-        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
-        for name, shape in found.items()
-        if shape != shapes[name]
-    }
+                typed = type_rows(raw, contract)
+                unreadable = find_unreadable(raw, typed, contract)
+                batch.landed.add(raw, unreadable)
+                yield _Piece(batch, raw, typed, unreadable, good, bad)
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -217,13 +175,21 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     """Write a piece's rows where they belong, given for each broken expectation the mask of its rows."""
     batch = piece.batch
     exclude, different = judge_duplicates(piece.typed["record_id"], batch)
+    contract = batch.landed.contract
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # of each row, its place in `reasons`; the first one counts
+    critical = {
+        describe_unreadable(name, contract): mask
+        for name, mask in piece.unreadable.items()
+        if not contract.columns[name].nullable
+    }
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":
-            reasons.append(expectation.text)
-            reason[mask & (reason == 0)] = len(reasons) - 1
+            critical[expectation.text] = mask
+    for text, mask in critical.items():
+        reasons.append(text)
+        reason[mask & (reason == 0)] = len(reasons) - 1
     bad = (reason > 0) & ~exclude
     batch.excluded += int(exclude.sum())
     if bad.any():
@@ -336,24 +302,21 @@ def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
     names = dict.fromkeys(name for part in manifest.parts for name in lake.columns(part))
     duplicates = find_duplicates(lake, manifest, [c for c in names if c in contract.columns or c == "event_time"])
     key = (manifest.detector, manifest.batch_date)
-    return _OpenBatch(manifest, duplicates, lake.write("validated", *key), lake.write("quarantine", *key))
+    return _OpenBatch(
+        manifest, duplicates, Landed(contract), lake.write("validated", *key), lake.write("quarantine", *key)
+    )
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
     """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
     rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
-    failures: list[str] = []
-    warnings: list[str] = []
-    if batch.missing:
-        failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
-    failures += sorted(batch.misshapen)
-    if batch.surprises:
-        unknown = f"columns not in the contract, ignored: {', '.join(sorted(batch.surprises))}"
-        (failures if contract.extra_columns == "stop" else warnings).append(unknown)
+    landed, failures, warnings = batch.landed, batch.landed.failures, batch.landed.warnings
+    (failures if contract.extra_columns == "stop" else warnings).extend(landed.surprises)
     if quarantined > params.max_quarantined_fraction * rows_in:
         worst = ", ".join(f"{reason} ({n})" for reason, n in batch.reasons.most_common(3))
         limit = f"more than max_quarantined_fraction {params.max_quarantined_fraction:g}"
         failures.append(f"{quarantined} of {rows_in} rows quarantined, {limit}: {worst}")
+        failures += [landed.describe_reading(n) for n in sorted(landed.unreadable) if not contract.columns[n].nullable]
     for outcome in outcomes:
         if not outcome.success and outcome.level == "batch":
             (failures if outcome.severity == "critical" else warnings).append(f"{outcome.text}: got {outcome.observed}")
