@@ -77,6 +77,11 @@ class ContractExpectation(Section):
         return hash(self.text)
 
     @property
+    def columns(self) -> list[str]:
+        """The columns that it names."""
+        return [str(value) for key, value in self.kwargs.items() if key.startswith("column")]
+
+    @property
     def text(self) -> str:
         """The expectation in one line, for reasons and tables."""
         values = ", ".join(f"{key}={value}" for key, value in self.kwargs.items() if key != "column")
@@ -103,11 +108,13 @@ class Contract(Section):
                 if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
                     what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
                     raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
-                named = [str(value) for key, value in expectation.kwargs.items() if key.startswith("column")]
                 is_presence = expectation.type.endswith("_be_null")
-                if any(name in self.columns and self.columns[name].shape for name in named) and not is_presence:
+                if (
+                    any(name in self.columns and self.columns[name].shape for name in expectation.columns)
+                    and not is_presence
+                ):
                     raise ValueError(f"{expectation.type} cannot judge an image: only whether there is one")
-                if unknown := [name for name in named if name not in self.columns]:
+                if unknown := [name for name in expectation.columns if name not in self.columns]:
                     raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
             elif column not in BATCH_FACTS:
                 name, _, statistic = column.rpartition(".")

@@ -68,7 +68,7 @@ def score_rows(
 ) -> Iterator[pa.Table]:
     """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid where columns are missing."""
     contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
-    suite = Suite(contract.row_expectations)
+    suite = Suite(contract.row_expectations, contract.masked)
     for arrival in arrivals:
         first = 0
         for table in arrival.read():

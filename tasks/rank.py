@@ -63,7 +63,7 @@ def check_record(typed: pa.Table, contract: Contract, given: set[str]) -> None:
     """Hold the row against the critical row-level expectations of the given columns. Raises RecordInvalid."""
     critical = [e for e in contract.row_expectations if e.severity == "critical"]
     chosen = [e for e in critical if all(v in given for k, v in e.kwargs.items() if k.startswith("column"))]
-    suite = Suite(chosen)
+    suite = Suite(chosen, contract.masked)
     broken = suite.judge(typed.select(suite.columns).to_pandas()) if chosen else {}
     if broken:
         # The expectations' text alone: the value may be a masked one.

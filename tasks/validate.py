@@ -264,7 +264,7 @@ def _validate(
     params: ValidateParams,
     on_progress: Callable[[int, int], None],
 ) -> list[Validation]:
-    rows, summaries = Suite(contract.row_expectations), Suite(contract.batch_expectations)
+    rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
     for group in group_pieces(open_pieces(lake, contract, batches)):

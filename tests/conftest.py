@@ -9,11 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 
 from flows.cli import hush_at_exit
+
+# Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
+hypothesis.settings.register_profile("torture", max_examples=1000)
 
 
 def pytest_configure() -> None:
