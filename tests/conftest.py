@@ -8,12 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from network import find_free_port
 from psycopg import sql
 
 from flows.cli import hush_at_exit
+
+# Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
+hypothesis.settings.register_profile("torture", max_examples=1000)
 
 
 def pytest_configure() -> None:
