@@ -107,13 +107,14 @@ def rank_groups(groups: pd.DataFrame, past: Sequence[float]) -> pd.DataFrame:
 
 def write_groups(lake: Lake, flags_path: str, groups: pd.DataFrame) -> None:
     """Leave a night's groups for publishing, beside its flags."""
-    lake.replace_frame(_beside(flags_path), groups)
+    lake.replace_frame(beside(flags_path), groups)
 
 
 def read_groups(lake: Lake, flags_path: str) -> pd.DataFrame:
     """The groups that scoring left beside the flags."""
-    return lake.read_frame(_beside(flags_path))
+    return lake.read_frame(beside(flags_path))
 
 
-def _beside(flags_path: str) -> str:
+def beside(flags_path: str) -> str:
+    """Where a night's groups stand: beside its flags."""
     return str(PurePosixPath(flags_path).with_name("groups.parquet"))

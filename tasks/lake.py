@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -184,16 +184,54 @@ class Lake:
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Put a small file in place of the old one in one step: rename on disk, a single put on an object store."""
-        if self.is_local:
-            new = f"{path}.{secrets.token_hex(4)}"
-            with self.create(new) as file:
-                file.write(data)
-            Path(self.full(new)).replace(self.full(path))
-        else:
+    @contextmanager
+    def replacing(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a file that takes the old one's place in one step: a rename on disk, a single put on an object store."""
+        if not self.is_local:
             with self.create(path) as file:
-                file.write(data)
+                yield file
+            return
+        new = f"{path}.{secrets.token_hex(4)}"
+        with self.create(new) as file:
+            yield file
+        Path(self.full(new)).replace(self.full(path))
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place of the old one in one step."""
+        with self.replacing(path) as file:
+            file.write(data)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """A file's bytes, to be read in pieces."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
+                yield file
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The bytes of every file below a folder, by path; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self.full(folder), detail=True)
+        return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last written."""
+        moment: datetime = self._fs.modified(self.full(path))
+        return moment.astimezone(UTC)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
+        try:
+            self._fs.rm_file(self.full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+        folder = Path(self.full(path)).parent
+        if self.is_local and not any(folder.iterdir()):
+            folder.rmdir()
 
     def read(self, path: str) -> bytes:
         """A small file, whole."""
@@ -230,6 +268,17 @@ class Lake:
             return None
         except OSError as error:
             raise _unreachable(self.root, full, error) from error
+
+    def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
+        """The paths of all manifests, those of scores below their inputs among them."""
+        self._fs.invalidate_cache()
+        folder = self.full(f"{zone}/{detector}/batch_date=*")
+        found = [str(path) for below in ("", "/inputs=*") for path in self._fs.glob(f"{folder}{below}/manifest.json")]
+        return sorted(path.removeprefix(f"{self._base}/") for path in found)
+
+    def read_manifest(self, path: str) -> Manifest:
+        """The manifest at a path."""
+        return _decode(self.read(path))
 
     def get(self, zone: Zone, detector: str, batch_date: date) -> Manifest:
         """The partition's manifest; BatchMissing where there is none."""

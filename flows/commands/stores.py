@@ -1,0 +1,56 @@
+"""Commands of the stores that all detectors share: backup, restore."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import Debug, Json
+from flows.screen import print_json, running, stdout
+
+app = typer.Typer()
+
+
+@app.command(epilog="nightjar backup /mnt/backups/2026-11-21")
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    without_mlflow: Annotated[
+        bool, typer.Option("--without-mlflow", help="Leave MLflow out: a tracking server is copied by its own means.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy lake, warehouse and MLflow of all detectors into one folder; nights may run meanwhile."""
+    from flows.setup import load_stores
+    from tasks.backup import back_up
+    from tasks.progress import progress_of
+
+    with running():
+        made = back_up(load_stores(), folder, not without_mlflow, progress_of("copy lake"))
+    if as_json:
+        print_json({"folder": str(folder), "files": len(made.files), "bytes": made.size, "rows": made.rows})
+    else:
+        stdout.print(f"{len(made.files):,} files, {made.size / 1e6:,.1f} MB, {sum(made.rows.values()):,} table rows")
+        stdout.print("not in it: sources, params.yaml and contracts, reports and Data Docs"
+                     + (", MLflow" if without_mlflow else ""), soft_wrap=True)  # fmt: skip
+
+
+@app.command(epilog="NIGHTJAR_HOME=/srv/nightjar nightjar restore /mnt/backups/2026-11-21")
+def restore(
+    folder: Annotated[Path, typer.Argument(help="What nightjar backup wrote.", metavar="FOLDER")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fill empty stores from a backup, after every byte of it was checked; cut short, run it again."""
+    from flows.setup import load_stores
+    from tasks.backup import restore as fill
+    from tasks.progress import progress_of
+
+    with running():
+        held = fill(load_stores(), folder, progress_of("check backup"))
+    if as_json:
+        print_json({"folder": str(folder), "made_at": held.made_at, "files": len(held.files), "rows": held.rows})
+    else:
+        stdout.print(f"restored the backup of {held.made_at}: {len(held.files):,} files, "
+                     f"{sum(held.rows.values()):,} table rows", highlight=False)  # fmt: skip
+        stdout.print("next: nightjar status NAME; reports and Data Docs are made with the next nights", soft_wrap=True)
