@@ -22,7 +22,7 @@ from models.params import Section
 from tasks import registry_copy, warehouse
 from tasks.errors import BackupInvalid, ServiceUnreachable, SourceInvalid, StoreNotEmpty
 from tasks.inventory import list_named
-from tasks.lake import Lake
+from tasks.lake import PRUNED, Lake
 from tasks.tables import metadata
 
 FORMAT_VERSION = 1
@@ -124,6 +124,9 @@ def copy_lake(lake: Lake, folder: Path, tell: Tell) -> None:
                 _copy_out(lake, name, folder / name, hashes.get(name))
         _copy_out(lake, path, folder / path, None)
         tell(done, len(paths))
+    for name in files:
+        if name.endswith(f"/{PRUNED}"):  # otherwise what was pruned would land again
+            _copy_out(lake, name, folder / name, None)
 
 
 def _copy_out(lake: Lake, path: str, target: Path, sha256: str | None) -> None:

@@ -263,6 +263,7 @@ def ingest_arrivals(
     lake = site.lake
     days = lake.dates("landing", site.detector)
     parts = [part for day in days for part in lake.get("landing", site.detector, day).parts]
+    parts += [part for pruned in lake.pruned(site.detector).values() for part in pruned]
     held = Counter((part.source, part.version, part.dates) for part in parts)
     landed = {(source, version) for (source, version, dates), count in held.items() if count == dates}
     fresh = [a for a in list_arrivals(site, params, window) if (a.name, a.version) not in landed]

@@ -9,10 +9,10 @@ import hashlib
 import io
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
 
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+MANIFEST, PRUNED = "manifest.json", "pruned.json"
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 
@@ -85,14 +86,18 @@ class PartWriter:
         """Append rows; the first call makes the file and fixes its schema."""
         if not table.num_rows:
             return
-        if self._parquet is None:
-            self._file = self._files.enter_context(self._lake.create(self._path))
-            # A dictionary of numbers costs more time than its bytes are worth: half as much again.
-            texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
-            target = pa.PythonFile(self, mode="w")
-            self._parquet = pq.ParquetWriter(target, table.schema, use_dictionary=texts or False)
-        self._parquet.write_table(table, row_group_size=SLICE_ROWS)
+        self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
         self.rows += table.num_rows
+
+    def start(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Make the file, unless it is there; without it a part that gets no rows has no file."""
+        if self._parquet is not None:
+            return self._parquet
+        self._file = self._files.enter_context(self._lake.create(self._path))
+        # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+        texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False)
+        return self._parquet
 
     def finish(self, **origin: str) -> Part:
         """Write the Parquet footer, close the file and describe it."""
@@ -142,6 +147,16 @@ class PartitionWriter:
     def path(self, name: str) -> str:
         """Where this attempt keeps a file that is not one of the parts."""
         return f"{self._folder}/{self._token}-{name}"
+
+    def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
+        """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
+        name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
+        writer = PartWriter(self._lake, name)
+        writer.start(self._lake.schema(part))
+        for table in slices:
+            writer.append(table)
+        written = writer.finish()
+        return replace(part, path=name, rows=written.rows, sha256=written.sha256)
 
     def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
         """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
@@ -298,6 +313,20 @@ class Lake:
         found = self._fs.glob(self.full(f"{zone}/{detector}/batch_date=*/manifest.json"))
         return sorted(date.fromisoformat(str(path).rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
+    def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
+        """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(self.full(f"landing/{detector}/batch_date=*/{PRUNED}"))
+        manifests = [_decode(self._fs.cat_file(path)) for path in found]
+        return {manifest.batch_date: manifest.parts for manifest in manifests}
+
+    def remember_landing(self, path: str) -> None:
+        """Before a landing partition goes, note beside its manifest, at `path`, what had landed."""
+        going = self.read_manifest(path)
+        before = self.pruned(going.detector).get(going.batch_date, ())
+        parts = tuple(dict.fromkeys((*before, *going.parts)))
+        self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
+
     def write(self, zone: Zone, detector: str, batch_date: date) -> PartitionWriter:
         """Begin a new attempt at a partition."""
         return PartitionWriter(self, zone, detector, batch_date)
@@ -313,11 +342,15 @@ class Lake:
                 for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
                     yield pa.Table.from_batches([batch])
 
-    def columns(self, part: Part) -> list[str]:
-        """A part's column names, read from its footer."""
+    def schema(self, part: Part) -> pa.Schema:
+        """A part's columns and their types, read from its footer."""
         full = self.full(part.path)
         with self._reading(part):
-            return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
+            return pq.read_schema(full if self.is_local else self._fs.open(full))
+
+    def columns(self, part: Part) -> list[str]:
+        """A part's column names."""
+        return list(self.schema(part).names)
 
     def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
         """Run DuckDB over parts; `sql` reads them as the table `parts`."""

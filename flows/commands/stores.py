@@ -1,12 +1,15 @@
-"""Commands of the stores that all detectors share: backup, restore."""
+"""Commands that keep the stores in order: backup, restore, prune."""
 
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from flows.commands.options import Debug, Json
-from flows.screen import print_json, running, stdout
+from flows.screen import print_json, print_rows, running, stdout
 
 app = typer.Typer()
 
@@ -54,3 +57,30 @@ def restore(
         stdout.print(f"restored the backup of {held.made_at}: {len(held.files):,} files, "
                      f"{sum(held.rows.values()):,} table rows", highlight=False)  # fmt: skip
         stdout.print("next: nightjar status NAME; reports and Data Docs are made with the next nights", soft_wrap=True)
+
+
+@app.command(epilog="nightjar prune payments --dry-run")
+def prune(
+    name: Annotated[str | None, typer.Argument(help="One detector; all of them unless named.", metavar="NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go and stop.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove files that nothing names, a day old or older, and what is past the retention that params.yaml sets."""
+    from flows.params import detector_names
+    from flows.settings import load_settings
+    from flows.setup import prepare
+    from tasks.prune import prune_detector
+
+    rows = []
+    for each in [name] if name else detector_names(load_settings().project):
+        setup = prepare(each)
+        removed = prune_detector(setup.site, setup.configured.detector.retention, datetime.now(UTC), dry_run)
+        rows += [{"detector": each, **asdict(one)} for one in removed]
+    if as_json:
+        print_json({"dry_run": dry_run, "removed": rows})
+    elif rows:
+        title = "would be removed" if dry_run else "removed"
+        print_rows(Table(title=title, title_justify="left"), rows, ("detector", "what", "files", "bytes", "rows"))
+    else:
+        stdout.print("nothing to remove")

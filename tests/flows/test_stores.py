@@ -55,6 +55,12 @@ def test_a_project_works_on_from_a_backup_in_another_home_and_in_its_own(
     trained.write_day(late, make_rows(late))
     assert answer(capsys, "score", "orders", "--date", str(late))["model_version"] == 2
     assert answer(capsys, "rollback", "orders")["champion"] == 1
+    trained.change("params.yaml", "detectors", "orders", "retention", value={"quarantine_days": 1})
+    planned = answer(capsys, "prune", "orders", "--dry-run")["removed"]
+    assert [one["what"] for one in planned] == ["quarantine"]
+    assert answer(capsys, "prune")["removed"] == planned
+    assert execute(["prune", "orders"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
     assert execute(["restore", str(tmp_path / "copy")]) == 1
     assert "not empty" in capsys.readouterr().err
 

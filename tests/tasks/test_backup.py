@@ -266,6 +266,15 @@ def test_a_damaged_part_of_the_lake_is_not_copied_as_if_it_were_whole(tmp_path: 
         back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
 
 
+def test_what_was_pruned_from_landing_is_remembered_by_a_backup(tmp_path: Path, duckdb_stores: Stores) -> None:
+    lake = Lake(duckdb_stores.lake_root)
+    lake.remember_landing("landing/toy/batch_date=2026-03-01/manifest.json")
+    back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
+    new = move(tmp_path / "new", f"duckdb:///{tmp_path}/new/w.duckdb")
+    restore(new, tmp_path / "copy")
+    assert Lake(new.lake_root).pruned("toy") == lake.pruned("toy")
+
+
 def test_files_that_no_manifest_names_stay_behind(tmp_path: Path, duckdb_stores: Stores) -> None:
     Lake(duckdb_stores.lake_root).replace("landing/toy/batch_date=2026-03-01/attempt=9/part-0-dead.parquet", b"dead")
     made = back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
