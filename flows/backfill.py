@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.crashed import mark_crashed
 from flows.nightly import nightly
 from flows.setup import prepare
 from tasks.errors import RunFailed
@@ -20,7 +21,7 @@ def name_run() -> str:
     return f"backfill {parameters['name']} {parameters['dates'][0]} to {parameters['dates'][-1]}"
 
 
-@flow(name="backfill", flow_run_name=name_run)
+@flow(name="backfill", flow_run_name=name_run, on_running=[mark_crashed])
 def backfill(name: str, dates: list[date]) -> None:
     """Score and publish batches in order; red when any of them failed."""
     setup = prepare(name)

@@ -73,9 +73,14 @@ def fill_url(source: SqlSource) -> SqlSource:
 
 
 def prepare(name: str) -> Setup:
-    """Load a detector and bring its warehouse to today's schema. Raises ParamsInvalid, ServiceUnreachable."""
+    """Load a detector, bring its warehouse to today's schema and mark tries of dead processes as failed.
+
+    Raises ParamsInvalid, ServiceUnreachable.
+    """
     setup = load_setup(name)
-    warehouse.migrate(warehouse.open_engine(setup.site.warehouse_url))
+    engine = warehouse.open_engine(setup.site.warehouse_url)
+    warehouse.migrate(engine)
+    warehouse.bury_dead(engine, name, datetime.now(UTC))
     return setup
 
 

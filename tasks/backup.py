@@ -266,7 +266,7 @@ def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
         entry = manifest.files[f"{LAKE}/{name}"]
         if there.get(name) == entry.size and _hash_in(lake, name) == entry.sha256:
             continue
-        with (folder / name).open("rb") as source, lake.replacing(name) as target:
+        with (folder / name).open("rb") as source, lake.create(name) as target:
             copy_stream(source, target)
 
 

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from models.detector import Detector
 from tasks import tracking, warehouse
+from tasks.causes import name_causes
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import RecordMissing
-from tasks.score import name_causes
 from tasks.site import Site
 from tasks.tables import Batch
 

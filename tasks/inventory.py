@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import get_args
 
-from tasks.groups import beside
 from tasks.lake import Lake, Manifest, Zone
 
 ZONES: tuple[Zone, ...] = get_args(Zone)
@@ -36,11 +35,20 @@ def take_inventory(lake: Lake, detector: str) -> Inventory:
 
 
 def list_named(path: str, manifest: Manifest, files: Mapping[str, int]) -> Iterator[str]:
-    """The files of a lake that belong to the manifest at `path`: itself, its parts, and what stands beside them."""
+    """The files of a lake that belong to the manifest at `path`: itself, its parts, and the flags and groups of scores.
+
+    Below the inputs of scores nothing else is written once their manifest is there, so all of it belongs to that.
+    """
     yield path
     yield from (part.path for part in manifest.parts)
-    if flags := manifest.facts.get("flags"):
-        yield from (flags, beside(flags))
-    folder = PurePosixPath(path).parent
-    if folder.name.startswith("inputs="):
-        yield from (name for name in files if name.startswith(f"{folder}/"))
+    yield from list_results(manifest, files)
+    if manifest.inputs:
+        yield from (name for name in files if name.startswith(f"{PurePosixPath(path).parent}/"))
+
+
+def list_results(manifest: Manifest, files: Mapping[str, int]) -> list[str]:
+    """The flags and groups beside the scores of a manifest. Before schema 0004 only the flags were named."""
+    if not (flags := manifest.facts.get("flags")):
+        return []
+    groups = manifest.facts.get("groups", str(PurePosixPath(flags).with_name("groups.parquet")))
+    return [name for name in (flags, groups) if name in files]

@@ -2,12 +2,14 @@
 
 A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json` written
 last. Readers see a partition only through its manifest, so a dead attempt leaves nothing visible, and replacing the
-manifest replaces the partition whole.
+manifest replaces the partition whole. Scores lie under `inputs=KEY/` instead, with a manifest of their own: KEY is a
+hash of all they depend on, so whoever writes there writes the same, and a later attempt finds what is finished.
 """
 
 import hashlib
 import io
 import json
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,7 @@ class Manifest:
     attempt: int
     parts: tuple[Part, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str | None = None  # the key of scores
 
     @property
     def rows(self) -> int:
@@ -75,8 +78,8 @@ class PartWriter:
 
     closed = False
 
-    def __init__(self, lake: "Lake", path: str) -> None:
-        self._lake, self._path, self._files = lake, path, ExitStack()
+    def __init__(self, lake: "Lake", path: str, files: ExitStack) -> None:
+        self._lake, self._path, self._files = lake, path, files
         self._digest, self._position = hashlib.sha256(), 0
         self._parquet: pq.ParquetWriter | None = None
         self._file: IO[bytes]
@@ -100,17 +103,17 @@ class PartWriter:
         return self._parquet
 
     def finish(self, **origin: str) -> Part:
-        """Write the Parquet footer, close the file and describe it."""
-        with self._files:
-            if self._parquet is not None:
-                self._parquet.close()
+        """Write the Parquet footer and describe the file."""
+        if self._parquet is not None:
+            self._parquet.close()
         return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
 
     def write(self, data: bytes) -> int:
         """PyArrow's way out: hash and pass on."""
         self._digest.update(data)
         self._position += len(data)
-        return self._file.write(data)
+        with self._lake.writing(self._path):
+            return self._file.write(data)
 
     def tell(self) -> int:
         """The bytes written so far."""
@@ -120,48 +123,51 @@ class PartWriter:
         """Nothing is held back here."""
 
     def close(self) -> None:
-        """PyArrow is done; `finish` closes the file."""
+        """PyArrow is done; the partition closes the file."""
 
 
 class PartitionWriter:
     """One attempt at a partition: parts first, the manifest last. Without `commit` nothing becomes visible."""
 
-    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date) -> None:
-        self._lake, self._key = lake, (zone, detector, batch_date)
-        folder = lake.partition(zone, detector, batch_date)
-        self.attempt = 1 + max(lake.attempts(folder), default=0)
-        self._folder = f"{folder}/attempt={self.attempt}"
+    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date, inputs: str | None) -> None:
+        self._lake, self._key, self._inputs = lake, (zone, detector, batch_date), inputs
+        partition = lake.partition(zone, detector, batch_date)
+        self.attempt = 0 if inputs else 1 + max(lake.attempts(partition), default=0)
+        self._folder = f"{partition}/{f'inputs={inputs}' if inputs else f'attempt={self.attempt}'}"
         # Two processes may have taken the same number.
-        self._token = "0" if lake.sole_writer else secrets.token_hex(4)
+        self._token = "" if inputs else "-0" if lake.sole_writer else f"-{secrets.token_hex(4)}"
         self.parts: list[Part] = []
 
     @contextmanager
     def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
-        """Open `name`.parquet; on a clean exit it is listed among the parts, unless it got no rows."""
-        writer = PartWriter(self._lake, f"{self._folder}/{name}-{self._token}.parquet")
-        yield writer
-        described = writer.finish(**origin)
+        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows."""
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, self.path(f"{name}.parquet"), files)
+            yield writer
+            described = writer.finish(**origin)
         if writer.rows:
             self.parts.append(described)
 
     def path(self, name: str) -> str:
-        """Where this attempt keeps a file that is not one of the parts."""
-        return f"{self._folder}/{self._token}-{name}"
+        """Where this attempt keeps a file of that name."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{self._folder}/{stem}{self._token}{dot}{suffix}"
 
     def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
         """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
         name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
-        writer = PartWriter(self._lake, name)
-        writer.start(self._lake.schema(part))
-        for table in slices:
-            writer.append(table)
-        written = writer.finish()
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, name, files)
+            writer.start(self._lake.schema(part))
+            for table in slices:
+                writer.append(table)
+            written = writer.finish()
         return replace(part, path=name, rows=written.rows, sha256=written.sha256)
 
     def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
         """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
-        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts)
-        self._lake.replace(f"{self._lake.partition(*self._key)}/manifest.json", _encode(manifest))
+        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts, self._inputs)
+        self._lake.replace(self._lake.manifest_path(*self._key, self._inputs), _encode(manifest))
         return manifest
 
 
@@ -184,37 +190,34 @@ class Lake:
         """The partition's folder, relative to the root."""
         return f"{zone}/{detector}/batch_date={batch_date.isoformat()}"
 
+    def manifest_path(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> str:
+        """The manifest's path, relative to the root."""
+        folder = self.partition(zone, detector, batch_date)
+        return f"{folder}/inputs={inputs}/manifest.json" if inputs else f"{folder}/manifest.json"
+
     def full(self, path: str) -> str:
         """The path as the file system knows it."""
         return f"{self._base}/{path}"
 
     @contextmanager
     def create(self, path: str) -> Iterator[IO[bytes]]:
-        """Open a new file for writing, its folders made first."""
+        """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
         full = self.full(path)
-        try:
-            self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
-            with self._fs.open(full, "wb") as file:
-                yield file
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
+        with ExitStack() as closing:
+            with self.writing(path):
+                self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+                file = closing.enter_context(_appear(full) if self.is_local else self._fs.open(full, "wb"))
+            yield file
+            with self.writing(path):
+                closing.close()
 
     @contextmanager
-    def replacing(self, path: str) -> Iterator[IO[bytes]]:
-        """Open a file that takes the old one's place in one step: a rename on disk, a single put on an object store."""
-        if not self.is_local:
-            with self.create(path) as file:
-                yield file
-            return
-        new = f"{path}.{secrets.token_hex(4)}"
-        with self.create(new) as file:
-            yield file
-        Path(self.full(new)).replace(self.full(path))
-
-    def replace(self, path: str, data: bytes) -> None:
-        """Put a small file in place of the old one in one step."""
-        with self.replacing(path) as file:
-            file.write(data)
+    def writing(self, path: str) -> Iterator[None]:
+        """Whatever keeps a file from being written becomes ServiceUnreachable."""
+        try:
+            yield
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
@@ -248,6 +251,11 @@ class Lake:
         if self.is_local and not any(folder.iterdir()):
             folder.rmdir()
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place of the old one, in one step."""
+        with self.create(path) as file, self.writing(path):
+            file.write(data)
+
     def read(self, path: str) -> bytes:
         """A small file, whole."""
         try:
@@ -274,15 +282,19 @@ class Lake:
         )
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
-    def find(self, zone: Zone, detector: str, batch_date: date) -> Manifest | None:
+    def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
         """The partition's manifest, or None where no attempt was committed."""
-        full = self.full(f"{self.partition(zone, detector, batch_date)}/manifest.json")
+        data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
+        return None if data is None else _decode(data)
+
+    def find_file(self, path: str) -> bytes | None:
+        """A small file, whole, or None where there is none."""
         try:
-            return _decode(self._fs.cat_file(full))
+            return bytes(self._fs.cat_file(self.full(path)))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreachable(self.root, full, error) from error
+            raise _unreachable(self.root, path, error) from error
 
     def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
         """The paths of all manifests, those of scores below their inputs among them."""
@@ -295,9 +307,9 @@ class Lake:
         """The manifest at a path."""
         return _decode(self.read(path))
 
-    def get(self, zone: Zone, detector: str, batch_date: date) -> Manifest:
+    def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
         """The partition's manifest; BatchMissing where there is none."""
-        if (manifest := self.find(zone, detector, batch_date)) is None:
+        if (manifest := self.find(zone, detector, batch_date, inputs)) is None:
             raise BatchMissing(
                 f"{detector} has no {zone} rows for {batch_date}.",
                 where=f"{self.root}/{self.partition(zone, detector, batch_date)}",
@@ -327,9 +339,9 @@ class Lake:
         parts = tuple(dict.fromkeys((*before, *going.parts)))
         self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
 
-    def write(self, zone: Zone, detector: str, batch_date: date) -> PartitionWriter:
-        """Begin a new attempt at a partition."""
-        return PartitionWriter(self, zone, detector, batch_date)
+    def write(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> PartitionWriter:
+        """Begin a new attempt at a partition; of scores, go on with what has these inputs."""
+        return PartitionWriter(self, zone, detector, batch_date, inputs)
 
     def slices(
         self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
@@ -381,6 +393,21 @@ class Lake:
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection
+
+
+@contextmanager
+def _appear(path: str) -> Iterator[IO[bytes]]:
+    """A local file that gets its name when all of it is on the disk; an exception leaves nothing."""
+    new = f"{path}.{secrets.token_hex(4)}.new"
+    try:
+        with Path(new).open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(new).replace(path)
+    except BaseException:
+        Path(new).unlink(missing_ok=True)
+        raise
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:

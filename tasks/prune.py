@@ -8,7 +8,7 @@ challenger, published flags, labels, reviews and registered versions.
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -26,6 +26,7 @@ from tasks.tables import attempts, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, lock_key, open_engine
 
 GRACE = timedelta(hours=24)  # a younger file may be a live attempt's
+SUPERSEDED = "superseded scores"
 BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 
 
@@ -55,6 +56,7 @@ class Removal:
     batch_date: date | None
     files: tuple[tuple[str, int], ...]  # path and bytes
     rows: int = 0
+    inputs: str | None = None  # of scores that go unless a night is published from them meanwhile
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,16 @@ class Removed:
 
 @dataclass(frozen=True)
 class Kept:
-    """What retention must not touch: batch dates whose landing is still needed, and cut-offs and versions in use."""
+    """What must not go: the published batches with the inputs of their scores, and cut-offs and versions in use."""
 
-    published: frozenset[date]
+    scores: Mapping[date, str | None]  # of published batches
     trained_through: date | None
     cutoffs: frozenset[date]
     versions: frozenset[int]
 
     def needs_landing(self, day: date) -> bool:
         """Whether nothing has become of a batch yet."""
-        return day not in self.published and not (self.trained_through and day <= self.trained_through)
+        return day not in self.scores and not (self.trained_through and day <= self.trained_through)
 
 
 def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_run: bool = False) -> list[Removed]:
@@ -86,9 +88,14 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
     lake, today = site.lake, now.astimezone(site.zone).date()
     kept = read_kept(site)
     inventory = take_inventory(lake, site.detector)
-    in_lake = [*plan_orphans(lake, inventory, now), *plan_partitions(inventory, retention, today, kept)]
+    in_lake = [
+        *plan_orphans(lake, inventory, now),
+        *plan_superseded(lake, inventory, now, kept),
+        *plan_partitions(inventory, retention, today, kept),
+    ]
     on_disk = [*plan_bundles(site, retention, now, kept), *plan_pages(site, retention, today)]
-    done = [removal for removal in in_lake if dry_run or _remove_from_lake(site, removal, now)]
+    once = {removal.files[0]: removal for removal in in_lake}  # scores may be both superseded and past retention
+    done = [removal for removal in once.values() if dry_run or _remove_from_lake(site, removal, now)]
     for removal in on_disk if not dry_run else ():
         _remove_from_disk(removal)
     rows = prune_tables(site, retention, now, dry_run)
@@ -97,13 +104,13 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
 
 def read_kept(site: Site) -> Kept:
     """What retention must not touch, from the warehouse and the registry."""
-    nights = sa.select(scoring_batches.c.batch_date).where(scoring_batches.c.detector == site.detector)
+    nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores)
     with begin(open_engine(site.warehouse_url)) as connection:
-        published = frozenset(connection.scalars(nights))
+        rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
     used = [v for v in tracking.list_versions(site) if v.aliases]
     champion = next((v for v in used if tracking.CHAMPION in v.aliases), None)
     return Kept(
-        published=published,
+        scores={row.batch_date: row.scores for row in rows},
         trained_through=date.fromisoformat(champion.tags["trained_through"]) if champion else None,
         cutoffs=frozenset(date.fromisoformat(v.tags["cutoff"]) for v in used),
         versions=frozenset(v.version for v in used),
@@ -111,10 +118,34 @@ def read_kept(site: Site) -> Kept:
 
 
 def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Removal]:
-    """Files that no manifest names, once they are older than any live attempt."""
-    for path, size in inventory.unnamed.items():
-        if not path.endswith(f"/{PRUNED}") and lake.modified(path) < now - GRACE:
-            yield Removal(f"orphans in {path.split('/')[0]}", read_batch_date(path), ((path, size),))
+    """Files that no manifest names, once they are older than any live attempt.
+
+    Unfinished scores go as a whole, receipts first: a later attempt believes a receipt that it finds.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in inventory.unnamed:
+        folder = path.rpartition("/")[0]
+        groups.setdefault(folder if "/inputs=" in folder else path, []).append(path)
+    for paths in groups.values():
+        if not paths[0].endswith(f"/{PRUNED}") and all(lake.modified(path) < now - GRACE for path in paths):
+            paths.sort(key=lambda path: not path.endswith(".json"))
+            files = tuple((path, inventory.unnamed[path]) for path in paths)
+            yield Removal(f"orphans in {paths[0].split('/')[0]}", read_batch_date(paths[0]), files)
+
+
+def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept) -> Iterator[Removal]:
+    """Scores that no published night was published from, once they are older than any live attempt."""
+    for path, manifest in inventory.manifests.items():
+        is_published = kept.scores.get(manifest.batch_date) == manifest.inputs
+        if manifest.zone == "scores" and not is_published and lake.modified(path) < now - GRACE:
+            yield Removal(SUPERSEDED, manifest.batch_date, order_files(path, inventory), manifest.rows, manifest.inputs)
+
+
+def order_files(path: str, inventory: Inventory) -> tuple[tuple[str, int], ...]:
+    """The files of a manifest with their bytes: the manifest, then what only JSON tells of, then the rest."""
+    names = set(list_named(path, inventory.manifests[path], inventory.named)) & inventory.named.keys()
+    ordered = sorted(names, key=lambda name: (name != path, not name.endswith(".json"), name))
+    return tuple((name, inventory.named[name]) for name in ordered)
 
 
 def read_batch_date(path: str) -> date | None:
@@ -137,9 +168,7 @@ def plan_partitions(inventory: Inventory, retention: RetentionParams, today: dat
         is_needed = (zone == "landing" and kept.needs_landing(day)) or (zone == "clean" and day in kept.cutoffs)
         if limit is None or is_needed or day >= today - timedelta(days=limit):
             continue
-        names = [path, *(name for name in list_named(path, manifest, inventory.named) if name != path)]
-        files = tuple((name, inventory.named[name]) for name in dict.fromkeys(names) if name in inventory.named)
-        yield Removal(zone, day, files, manifest.rows)
+        yield Removal(zone, day, order_files(path, inventory), manifest.rows)
 
 
 def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Kept) -> Iterator[Removal]:
@@ -184,8 +213,8 @@ def _size(path: Path) -> int:
 def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
     """Remove the files, unless an attempt is at work on their batch; returns whether they went."""
     lake = site.lake
-    with hold_batch(site, removal.batch_date, now) as is_idle:
-        if not is_idle:
+    with hold_batch(site, removal.batch_date, now) as held:
+        if not held.is_idle or (removal.inputs and removal.inputs == held.scores):
             return False
         path, _ = removal.files[0]
         if removal.what == "landing":
@@ -195,17 +224,29 @@ def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Held:
+    """A batch that new attempts wait for: whether none is at work on it, and the inputs of its published scores."""
+
+    is_idle: bool
+    scores: str | None
+
+
 @contextmanager
-def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[bool]:
-    """Make new attempts at a batch wait meanwhile; yields whether none is at work. An old running one is dead."""
+def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[Held]:
+    """Make new attempts at a batch wait meanwhile. One that has been running for longer than a day is dead."""
     if batch_date is None:
-        yield True
+        yield Held(True, None)
         return
     live = (attempts.c.status == "running", attempts.c.started_at > now - GRACE)
-    batch = (attempts.c.detector == site.detector, attempts.c.batch_date == batch_date)
     with begin(open_engine(site.warehouse_url)) as connection:
         lock_key(connection, site.detector, batch_date.isoformat())
-        yield not connection.scalar(sa.select(sa.func.count()).select_from(attempts).where(*batch, *live))
+        tries, scores = (
+            sa.select(column).where(table.c.detector == site.detector, table.c.batch_date == batch_date)
+            for column, table in ((attempts.c.attempt, attempts), (scoring_batches.c.scores, scoring_batches))
+        )
+        is_idle = connection.scalar(tries.where(*live).limit(1)) is None
+        yield Held(is_idle, connection.scalar(scores))
 
 
 def _remove_from_disk(removal: Removal) -> None:

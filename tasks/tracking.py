@@ -15,10 +15,11 @@ from typing import Any
 import pandas as pd
 
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
+from tasks.owner import is_dead, name_process
 from tasks.site import Site, hide_password
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-HASH_TAG, PREVIOUS_TAG = "bundle_hash", "previous_champion"
+HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 LOADER = "tasks.serving"
 
 
@@ -137,24 +138,33 @@ def log_version(
     import mlflow
     from mlflow.models import infer_signature
 
+    named = dict(tags) | {HASH_TAG: content_hash}
     with _client(site) as client:
         if client.get_experiment_by_name(site.model_name) is None:
             location = Path(site.artifacts).joinpath(site.detector).as_uri() if site.artifacts else None
             client.create_experiment(site.model_name, artifact_location=location)
-        mlflow.set_experiment(site.model_name)
-        with mlflow.start_run(run_name=f"train {site.detector} {tags['cutoff']}", tags=dict(tags)):
+        experiment = mlflow.set_experiment(site.model_name)
+        _end_dead_runs(client, experiment.experiment_id)
+        with mlflow.start_run(
+            run_name=f"train {site.detector} {tags['cutoff']}", tags=named | {OWNER_TAG: name_process()}
+        ):
             mlflow.log_params(dict(params))
             mlflow.log_metrics(dict(metrics))
-            info = mlflow.pyfunc.log_model(
+            model = mlflow.pyfunc.log_model(
                 name="bundle",
                 loader_module=LOADER,
                 data_path=str(bundle),
                 signature=infer_signature(example, answer),
                 input_example=example,
                 pip_requirements=["nightjar"],  # the package brings its own pinned requirements
-                registered_model_name=site.model_name,
             )
-        version = info.registered_model_version
-        for name, value in (dict(tags) | {HASH_TAG: content_hash}).items():
-            client.set_model_version_tag(site.model_name, str(version), name, value)
-    return Version(site.model_name, int(version), (), dict(tags) | {HASH_TAG: content_hash})
+            # Its tags come with it: a version never stands there without its hash, wherever this process dies.
+            version = mlflow.register_model(model.model_uri, site.model_name, tags=named)
+    return Version(site.model_name, int(version.version), (), named)
+
+
+def _end_dead_runs(client: Any, experiment_id: str) -> None:
+    """Mark as killed the runs whose process died before it had registered anything."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if is_dead(run.data.tags.get(OWNER_TAG)):
+            client.set_terminated(run.info.run_id, "KILLED")

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
+from tasks.owner import is_dead, name_process
 from tasks.tables import (
     Attempt,
     Batch,
@@ -31,7 +32,7 @@ from tasks.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0003"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0004"  # the newest file in migrations/versions
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
@@ -128,14 +129,14 @@ def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -
 def begin_attempt(
     engine: sa.Engine, detector: str, batch_date: date, step: str, now: datetime, run_id: str | None = None
 ) -> int:
-    """Record a try at a batch and return its fencing number: one more than any try before, also in a race."""
+    """Record a try of this process at a batch; return its fencing number: one more than any before, also in a race."""
     key = {"detector": detector, "batch_date": batch_date}
     with begin(engine) as connection:
         lock_key(connection, detector, batch_date.isoformat())
         newest = connection.scalar(sa.select(sa.func.max(attempts.c.attempt)).where(*_match(attempts, key)))
         attempt = (newest or 0) + 1
         row = key | {"attempt": attempt, "step": step, "status": "running", "started_at": now, "run_id": run_id}
-        connection.execute(sa.insert(attempts).values(row))
+        connection.execute(sa.insert(attempts).values(row | {"owner": name_process()}))
     return attempt
 
 
@@ -147,6 +148,20 @@ def fail_attempt(
     outcome = {"status": "failed", "step": step, "cause": cause, "finished_at": now}
     with begin(engine) as connection:
         connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
+
+
+def bury_dead(engine: sa.Engine, detector: str, now: datetime) -> list[Attempt]:
+    """Mark as failed every try whose process, on this host, died without a word; returns them as they were."""
+    running = sa.select(attempts).where(*_match(attempts, {"detector": detector, "status": "running"}))
+    with begin(engine) as connection:
+        tries = [Attempt(**row) for row in connection.execute(running).mappings()]
+        dead = [attempt for attempt in tries if is_dead(attempt.owner)]
+        for one in dead:
+            key = {name: getattr(one, name) for name in ("detector", "batch_date", "attempt", "status")}
+            cause = f"its process died without a word: {one.owner} (host, process, born)"
+            outcome = {"status": "failed", "cause": cause, "finished_at": now}
+            connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
+    return dead
 
 
 def read_batches(engine: sa.Engine, detector: str) -> list[Batch]:

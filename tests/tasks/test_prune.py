@@ -31,7 +31,7 @@ TWO_DAYS_AGO = (NOW - timedelta(days=2)).timestamp()
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both nights are published; the champion's cut-off is the old one."""
-    in_use = Kept(frozenset({OLD, NEW}), None, frozenset({OLD}), frozenset({1}))
+    in_use = Kept(dict.fromkeys((OLD, NEW)), None, frozenset({OLD}), frozenset({1}))
     monkeypatch.setattr(prune, "read_kept", lambda site: in_use)
 
 
@@ -83,6 +83,36 @@ def test_a_batch_that_an_attempt_is_working_on_is_left_alone(site: Site) -> None
     assert prune_detector(site, FOREVER, NOW) == [Removed("orphans in scores", 1, 5, 0)]
 
 
+def test_unfinished_scores_go_as_a_whole_and_receipts_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"scores/toy/batch_date={NEW}/inputs=ab"
+    old = [leave_orphan(site, f"{folder}/{name}", 2) for name in ("part-0-flags.parquet", "part-0.json")]
+    young = leave_orphan(site, f"{folder}/part-1.parquet", 0.1)
+    assert prune_detector(site, FOREVER, NOW) == []
+    young.unlink()
+    gone: list[str] = []
+    monkeypatch.setattr("tasks.lake.Lake.remove", lambda lake, path: gone.append(path.rsplit("/", 1)[1]))
+    prune_detector(site, FOREVER, NOW)
+    assert gone == ["part-0.json", "part-0-flags.parquet"]
+    assert all(path.exists() for path in old)
+
+
+def test_scores_that_no_night_was_published_from_go_after_a_day(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for inputs in ("aa", "bb"):
+        partition = site.lake.write("scores", "toy", NEW, inputs)
+        with partition.part("part-0") as part:
+            part.append(pa.table({"record_id": ["a", "b"]}))
+        site.lake.replace(partition.path("part-0.json"), b"{}")
+        partition.commit({})
+    kept = Kept({NEW: "bb"}, None, frozenset(), frozenset())
+    monkeypatch.setattr(prune, "read_kept", lambda site: kept)
+    now = datetime.now(UTC)
+    assert prune_detector(site, FOREVER, now) == []
+    [removed] = prune_detector(site, FOREVER, now + timedelta(days=2))
+    assert (removed.what, removed.files, removed.rows) == ("superseded scores", 3, 2)
+    assert not site.lake.find("scores", "toy", NEW, "aa")
+    assert site.lake.find("scores", "toy", NEW, "bb")
+
+
 def test_retention_goes_by_batch_date_and_zone_and_spares_the_training_sets_in_use(site: Site) -> None:
     names: tuple[Zone, ...] = ("landing", "validated", "quarantine", "clean", "scores")
     for zone in names:
@@ -98,7 +128,7 @@ def test_retention_goes_by_batch_date_and_zone_and_spares_the_training_sets_in_u
 def test_landing_of_which_nothing_has_become_yet_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     put(site, "landing", OLD)
     put(site, "landing", OLD + timedelta(days=1))
-    kept = Kept(frozenset(), OLD, frozenset(), frozenset())
+    kept = Kept({}, OLD, frozenset(), frozenset())
     monkeypatch.setattr(prune, "read_kept", lambda site: kept)
     prune_detector(site, RetentionParams(landing_days=1), NOW)
     assert zones(site)["landing"] == [OLD + timedelta(days=1)]
