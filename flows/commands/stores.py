@@ -1,15 +1,18 @@
-"""Commands that keep the stores in order: backup, restore, prune."""
+"""Commands that keep the stores in order: backup, restore, prune, erase."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from flows.commands.options import Debug, Json
+from flows.commands.options import Debug, Json, Name
 from flows.screen import print_json, print_rows, running, stdout
+
+if TYPE_CHECKING:
+    from tasks.erase import Erased
 
 app = typer.Typer()
 
@@ -84,3 +87,43 @@ def prune(
         print_rows(Table(title=title, title_justify="left"), rows, ("detector", "what", "files", "bytes", "rows"))
     else:
         stdout.print("nothing to remove")
+
+
+@app.command(epilog="nightjar erase payments P20261120-0-923714926")
+def erase(
+    name: Name,
+    record_id: Annotated[str, typer.Argument(help="The record, as the tables name it.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove one record from every zone, table and page, and say where it was; then its night is scored again."""
+    from flows.setup import prepare
+    from tasks.erase import erase_artifacts, erase_record
+
+    site = prepare(name).site
+    with running():
+        erased = erase_record(site, record_id, datetime.now(UTC))
+        summaries = erase_artifacts(site, record_id)
+    if as_json:
+        print_json(asdict(erased) | {"prefect_summaries": summaries})
+    else:
+        print_erased(name, erased, summaries)
+    if erased.left:
+        raise typer.Exit(1)
+
+
+def print_erased(name: str, erased: "Erased", summaries: int) -> None:
+    """Where a record was, what that means for nights and versions, and where Nightjar cannot reach."""
+    rows = [asdict(place) for place in erased.places]
+    print_rows(Table(title="erased from", title_justify="left"), rows, ("what", "batch_date", "rows"))
+    lines = [f"deleted    {page}" for page in erased.pages]
+    lines += [f"deleted    {summaries} summaries of nights in Prefect"] if summaries else []
+    lines += [f"stale      nightjar backfill {name} --from {day} --to {day}" for day in erased.stale]
+    for fitted in erased.fitted:
+        told = ", ".join(fitted.aliases) or "no alias"
+        holds = "; its bundle keeps encoded rows, maybe this one's: train anew" if fitted.holds_rows else ""
+        lines.append(f"learnt     version {fitted.version} ({told}) may have learnt from it{holds}")
+    lines += [f"left       {path}: an attempt may be at work; run this again when it has ended" for path in erased.left]
+    lines.append("elsewhere  the source, earlier backups, logs and copies of the tables may still hold it")
+    for line in lines:
+        stdout.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from toy import CUTOFF, DAYS, FIRST, Project, make_rows
@@ -70,3 +73,42 @@ def test_a_project_works_on_from_a_backup_in_another_home_and_in_its_own(
     assert read_tables(home) == tables
     assert answer(capsys, "status", "orders") == status
     assert answer(capsys, "explain", "orders", record) == told
+
+
+def mentions(home: Path, record_id: str) -> list[str]:
+    """The files below a home that hold an id, Parquet read and databases asked."""
+    found = [f"table {name}" for name, rows in read_tables(home).items() if any(record_id in row for row in rows)]
+    for path in sorted(path for path in home.rglob("*") if path.is_file() and "prefect" not in path.parts):
+        held = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        if record_id.encode() in held and path.suffix not in (".duckdb", ".db"):
+            found.append(str(path))
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection:
+        return found + ["mlflow.db"] * any(record_id in line for line in connection.iterdump())
+
+
+def test_an_erased_record_is_nowhere_and_its_night_is_scored_again_without_it(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, record, learnt = trained.folder / ".nightjar", f"{LAST:%m%d}-0299", f"{FIRST:%m%d}-0007"
+    assert mentions(home, record)
+    told = answer(capsys, "erase", "orders", record)
+    zones = {place["what"]: place["rows"] for place in told["places"]}
+    expected = ("landing", "validated", "scores", "unused files in scores", "flagged_anomalies", "labels")
+    assert zones == dict.fromkeys(expected, 1)
+    assert told["pages"] == [f"reports/orders/{LAST}.html"]
+    assert (told["stale"], told["fitted"], told["left"]) == ([str(LAST)], [], [])
+    assert told["prefect_summaries"] >= 1
+    assert mentions(home, record) == []
+    states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "orders")["nights"]}
+    assert states[str(LAST)] == "stale"
+    assert answer(capsys, "backfill", "orders", "--from", str(LAST), "--to", str(LAST))["dates"] == [str(LAST)]
+    assert answer(capsys, "status", "orders")["nights"][-1]["state"] == "fresh"
+    assert mentions(home, record) == []
+    assert execute(["erase", "orders", record]) == 1
+    assert "holds no such record" in capsys.readouterr().err
+
+    assert execute(["erase", "orders", learnt]) == 0
+    shown = capsys.readouterr().out
+    assert "version 1 (champion) may have learnt from it" in shown
+    assert "backfill" not in shown
+    assert mentions(home, learnt) == []
