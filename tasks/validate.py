@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
-from tasks.errors import BatchRejected
+from tasks.errors import BatchMissing, BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
 from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
@@ -281,11 +281,27 @@ def validate_batches(
     done = {day: found for day, found in cached.items() if found}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
+        check_whole(lake, todo)
         fresh = _validate(lake, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
         build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
+
+
+def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
+    """Raise BatchMissing where rows have arrived for a batch whose others were pruned: they alone are no batch."""
+    pruned = lake.pruned(manifests[0].detector)
+    for manifest in manifests:
+        gone = {part.source for part in pruned.get(manifest.batch_date, ())} - {p.source for p in manifest.parts}
+        if gone:
+            raise BatchMissing(
+                f"Most of a batch of {manifest.detector} was pruned from landing; what is left was not validated.",
+                where=f"{manifest.zone}, {manifest.batch_date}",
+                got=f"{manifest.rows} rows that arrived later",
+                expected=f"the rows of {', '.join(sorted(gone)[:3])} as well",
+                todo="deliver those again, changed or under another name; or list the date in filter.exclude_dates",
+            )
 
 
 def find_validation(
