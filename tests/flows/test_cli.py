@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 
 from flows.cli import execute
@@ -165,6 +167,30 @@ def test_status_shows_a_night_as_stale_when_a_late_file_lands_and_run_scores_it_
     assert summary["nights"][-1]["attempt"] == 2
     states = {n["batch_date"]: n["state"] for n in answer(capsys, "status", "orders")["nights"]}
     assert states[LAST.isoformat()] == "fresh"
+
+
+def test_one_detector_that_fails_does_not_stop_the_night_of_another(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load((trained.folder / "params.yaml").read_text())["detectors"]
+    # One with a misspelt key, the sound one, one that nobody has trained yet; in this order.
+    both = {"broken": document["orders"] | {"trian": {}}, "orders": document["orders"], "untrained": document["orders"]}
+    (trained.folder / "params.yaml").write_text(yaml.safe_dump({"detectors": both}, sort_keys=False))
+    for name in ("broken", "untrained"):
+        shutil.copy(trained.folder / "contracts/orders.yaml", trained.folder / f"contracts/{name}.yaml")
+    assert execute(["score", "--all", "--date", str(LAST), "--json"]) == 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    failed, done = json.loads(told.out)["nights"]
+    assert (failed["detector"], failed["flagged"]) == ("broken", None)
+    assert "unknown key (did you mean 'train'?)" in failed["cause"]
+    assert (done["detector"], done["batch_date"], done["cause"]) == ("orders", str(LAST), "")
+    assert published(trained)[-1].attempt == 2
+    assert execute(["score", "--all", "--date", str(LAST)]) == 1
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("broken", "FAILED", "published", "unknown key"))
+    assert execute(["score", "orders", "--all"]) == 2
+    assert execute(["score"]) == 2
 
 
 def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_back(
