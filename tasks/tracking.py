@@ -4,23 +4,28 @@ MLflow is imported when first used; it costs seconds. A version holds exactly th
 tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to).
 """
 
+import logging
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import sqlalchemy as sa
 
+from models.bundle import read_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
 from tasks.owner import is_dead, name_process
-from tasks.site import Site, hide_password
+from tasks.site import Site, hide_password, writing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 LOADER = "tasks.serving"
+SHOWN = 500  # characters of an error of MLflow, which may list every file
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,28 @@ def _client(site: Site) -> Iterator[Any]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs with a traceback is raised too
     try:
+        _open_file(site.mlflow_uri)
         mlflow.set_tracking_uri(site.mlflow_uri)
         yield mlflow.MlflowClient(site.mlflow_uri)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
         raise ServiceUnreachable(
             "MLflow does not answer as it should.",
             where=hide_password(site.mlflow_uri),
-            got=hide_password(str(error).splitlines()[0]),
+            got=hide_password(" ".join(str(error).split())[:SHOWN]),
             expected="a tracking server or an SQLite file that this process may write to",
             todo="check NIGHTJAR_MLFLOW and that the server runs",
         ) from error
+
+
+def _open_file(uri: str) -> None:
+    """Open an SQLite file once before MLflow does, which tries for 100 s where that fails. Raises sqlite3.Error."""
+    path = sa.make_url(uri).database if uri.startswith("sqlite:") else None
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("pragma schema_version")
 
 
 def list_versions(site: Site) -> list[Version]:
@@ -86,11 +102,14 @@ def get_champion(site: Site) -> Version:
 def fetch_bundle(site: Site, version: Version) -> Path:
     """A version's bundle on this machine, downloaded once; loading it checks every byte. Raises BundleInvalid."""
     folder = site.bundles / f"version-{version.version}-{version.tags.get(HASH_TAG, 'unknown')[:12]}"
+    if folder.exists() and not _is_whole(folder):
+        shutil.rmtree(folder)  # the registry has it as it was
     if not folder.exists():
         import mlflow
 
         downloading = site.bundles / f"downloading-{time.time_ns()}"
-        downloading.mkdir(parents=True)
+        with writing(downloading):
+            downloading.mkdir(parents=True)
         with _client(site):
             uri = f"models:/{version.name}/{version.version}"
             model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(downloading)))
@@ -102,10 +121,19 @@ def fetch_bundle(site: Site, version: Version) -> Path:
                 expected=f"loader {LOADER!r} and no code",
                 todo="register it with nightjar train",
             )
-        if not folder.exists():  # another process may have fetched it meanwhile
-            (model / flavor["data"]).replace(folder)
-        shutil.rmtree(downloading)
+        with writing(folder):
+            if not folder.exists():  # another process may have fetched it meanwhile
+                (model / flavor["data"]).replace(folder)
+            shutil.rmtree(downloading)
     return folder
+
+
+def _is_whole(bundle: Path) -> bool:
+    try:
+        read_bundle(bundle)
+    except BundleInvalid:
+        return False
+    return True
 
 
 def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:
