@@ -22,12 +22,13 @@ def name_run() -> str:
 
 
 @flow(name="backfill", flow_run_name=name_run, on_running=[mark_crashed])
-def backfill(name: str, dates: list[date]) -> None:
-    """Score and publish batches in order; red when any of them failed."""
+def backfill(name: str, dates: list[date], versions: list[int] | None = None) -> None:
+    """Score and publish batches in order; red when any of them failed. versions: one a date; else the champion's."""
     setup = prepare(name)
     # One pass over all dates costs a fraction of one a night. A rejected batch is left to its own night to report.
     validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
-    states = [nightly(name, day, return_state=True) for day in dates]
+    scorers: Sequence[int | None] = versions or [None] * len(dates)
+    states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
     raise_failures(name, dates, states)
 
 

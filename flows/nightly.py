@@ -39,16 +39,16 @@ def name_run() -> str:
     on_failure=[record_failure],
     on_crashed=[record_failure],
 )
-def nightly(name: str, batch_date: date | None = None) -> Night:
-    """Score a batch (yesterday's, unless named) with the champion and publish it."""
+def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
+    """Score a batch (yesterday's, unless named) with the champion, or with a named version, and publish it."""
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
     ingest(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
-    version, bundle = resolve_champion(site)
+    scorer, bundle = resolve_champion(site, version)
     [validation] = validate(site, setup.configured.contract, [day], params.validate_)
-    scored = score(site, setup.configured.contract, validation, version, bundle, params.score, begun.started_at)
+    scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
     night = publish(site, begun, scored)
-    report(site, validation, version, params.score)
+    report(site, validation, scorer, params.score)
     return night

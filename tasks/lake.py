@@ -36,7 +36,10 @@ SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 @dataclass(frozen=True)
 class Part:
-    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from."""
+    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from.
+
+    `replaces`: the rows of these parts, by their sha256, that share a record_id with a row here count no longer.
+    """
 
     path: str
     rows: int
@@ -45,6 +48,7 @@ class Part:
     version: str = ""
     arrived_at: str = ""
     dates: int = 1  # on how many batch dates the arrival landed
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,16 @@ class Lake:
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
+    def hash_file(self, path: str) -> str | None:
+        """The sha256 of a file's bytes, or None where there is none."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
     def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
         """Put a small table, as Parquet, in place of the old one in one step."""
         buffer = io.BytesIO()
@@ -438,7 +452,7 @@ def _encode(manifest: Manifest) -> bytes:
 def _decode(data: bytes) -> Manifest:
     document = json.loads(data)
     document.pop("hash")
-    parts = tuple(Part(**part) for part in document.pop("parts"))
+    parts = tuple(Part(**part | {"replaces": tuple(part.get("replaces", ()))}) for part in document.pop("parts"))
     return Manifest(**document | {"batch_date": date.fromisoformat(document["batch_date"]), "parts": parts})
 
 

@@ -118,7 +118,7 @@ def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
 
 
 @task(task_run_name="resolve champion of {site.detector}", **IO)
-def resolve_champion(site: Site) -> tuple[tracking.Version, Path]:
-    """The one version that scores this night, and its bundle on this machine."""
-    version = tracking.get_champion(site)
-    return version, tracking.fetch_bundle(site, version)
+def resolve_champion(site: Site, version: int | None = None) -> tuple[tracking.Version, Path]:
+    """The one version that scores this night (the champion, unless one is named), and its bundle on this machine."""
+    found = tracking.get_champion(site) if version is None else tracking.get_version(site, version)
+    return found, tracking.fetch_bundle(site, found)

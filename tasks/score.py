@@ -192,8 +192,8 @@ def score_batch(
 ) -> Manifest:
     """Write the scores of a validated batch under their key, and beside them the flags and groups to publish.
 
-    What an earlier attempt finished is not computed again. Facts: input_hash, scored, flagged, unseen, and the paths
-    of flags and groups.
+    What an earlier attempt finished is not computed again. Facts: input_hash, validated (its hash), scored, flagged,
+    unseen, and the paths of flags and groups.
     """
     key = (site.detector, validated.batch_date)
     if finished := site.lake.find("scores", *key, inputs):
@@ -215,7 +215,8 @@ def score_batch(
     site.lake.replace_frame(paths["groups"], groups)
     partition.parts = [receipt.part for receipt in receipts.values()]
     counts = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
-    return partition.commit({"input_hash": validated.facts["validation"]["input_hash"], **counts, **paths})
+    origin = {"input_hash": validated.facts["validation"]["input_hash"], "validated": validated.hash}
+    return partition.commit({**origin, **counts, **paths})
 
 
 def _tell_more(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:

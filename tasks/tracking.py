@@ -1,31 +1,38 @@
 """All MLflow calls: register a bundle as a model version, move aliases, fetch the champion.
 
 MLflow is imported when first used; it costs seconds. A version holds exactly the bundle folder, and is loaded by
-tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to).
+tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to). Since when
+which version was champion stands in tags of the registered model, one a change.
 """
 
 import logging
+import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
+import yaml
 
-from models.bundle import read_bundle
+from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
 from tasks.owner import is_dead, name_process
 from tasks.site import Site, hide_password, writing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
+SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
 LOADER = "tasks.serving"
 SHOWN = 500  # characters of an error of MLflow, which may list every file
+DOWNLOADING, STALE_S = "downloading-", 3600
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Version:
     version: int
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    registered_at: datetime | None = None
 
 
 @contextmanager
@@ -78,7 +86,16 @@ def list_versions(site: Site) -> list[Version]:
         for alias, version in models[0].aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         found = client.search_model_versions(f"name = '{site.model_name}'")
-        versions = [Version(v.name, int(v.version), tuple(aliases.get(str(v.version), ())), v.tags) for v in found]
+    versions = [
+        Version(
+            v.name,
+            int(v.version),
+            tuple(aliases.get(str(v.version), ())),
+            v.tags,
+            datetime.fromtimestamp(v.creation_timestamp / 1000, UTC),
+        )
+        for v in found
+    ]
     return sorted(versions, key=lambda version: version.version)
 
 
@@ -99,50 +116,135 @@ def get_champion(site: Site) -> Version:
     return found
 
 
-def fetch_bundle(site: Site, version: Version) -> Path:
-    """A version's bundle on this machine, downloaded once; loading it checks every byte. Raises BundleInvalid."""
-    folder = site.bundles / f"version-{version.version}-{version.tags.get(HASH_TAG, 'unknown')[:12]}"
-    if folder.exists() and not _is_whole(folder):
-        shutil.rmtree(folder)  # the registry has it as it was
-    if not folder.exists():
-        import mlflow
+def get_version(site: Site, number: int) -> Version:
+    """One registered version. Raises ChampionMissing where there is none of this number."""
+    versions = {version.version: version for version in list_versions(site)}
+    if number not in versions:
+        raise ChampionMissing(
+            f"{site.detector} has no version {number} to score with.",
+            where=f"registered model {site.model_name}",
+            got=f"versions {', '.join(map(str, versions)) or 'none'}",
+            todo="name one of these versions, or none for the champion",
+        )
+    return versions[number]
 
-        downloading = site.bundles / f"downloading-{time.time_ns()}"
-        with writing(downloading):
-            downloading.mkdir(parents=True)
-        with _client(site):
-            uri = f"models:/{version.name}/{version.version}"
-            model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(downloading)))
-        flavor = mlflow.models.Model.load(str(model)).flavors.get("python_function", {})
-        if flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor:
-            raise BundleInvalid(
-                f"Version {version.version} of {version.name} is not a Nightjar bundle.",
-                got=f"loader {flavor.get('loader_module')!r}",
-                expected=f"loader {LOADER!r} and no code",
-                todo="register it with nightjar train",
-            )
-        with writing(folder):
-            if not folder.exists():  # another process may have fetched it meanwhile
-                (model / flavor["data"]).replace(folder)
-            shutil.rmtree(downloading)
+
+def fetch_bundle(site: Site, version: Version) -> Path:
+    """A version's bundle on this machine: whole, and the one that was registered. Downloaded once, checked every time.
+
+    It appears in one rename, so neither a kill half-way nor two processes at once leave half a bundle behind. Raises
+    BundleInvalid.
+    """
+    expected = version.tags.get(HASH_TAG, "")
+    if not re.fullmatch(r"[0-9a-f]{64}", expected):
+        raise _refuse(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
+    folder = site.bundles / f"version-{version.version}-{expected[:12]}"
+    if not folder.exists():
+        with writing(site.bundles):
+            _fetch(site, version, folder)
+    check_bundle(folder, expected)
     return folder
 
 
-def _is_whole(bundle: Path) -> bool:
+def _fetch(site: Site, version: Version, folder: Path) -> None:
+    site.bundles.mkdir(parents=True, exist_ok=True)
+    _clear_downloads(site.bundles)
+    with TemporaryDirectory(prefix=DOWNLOADING, dir=site.bundles) as downloading:
+        data = _download(site, version, Path(downloading))
+        check_bundle(data, version.tags[HASH_TAG])
+        try:
+            data.rename(folder)
+        except OSError:  # another process has fetched it meanwhile
+            if not folder.exists():
+                raise
+
+
+def _download(site: Site, version: Version, folder: Path) -> Path:
+    """Download a version's files and find the bundle among them; nothing of them is run. Raises BundleInvalid."""
+    import mlflow
+
+    with _client(site):
+        uri = f"models:/{version.name}/{version.version}"
+        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     try:
-        read_bundle(bundle)
-    except BundleInvalid:
-        return False
-    return True
+        document = yaml.safe_load((model / "MLmodel").read_text(encoding="utf-8"))
+        flavors = dict(document["flavors"])
+        flavor = dict(flavors.pop("python_function"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise _refuse(
+            version, f"an MLmodel that cannot be read: {error}", "one with the flavor python_function"
+        ) from error
+    runs_code = flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor or flavors
+    data = (model / str(flavor.get("data"))).resolve()
+    # It will be moved: it must be one of the folders that came, and no link or path to another one of this machine.
+    if runs_code or not data.is_dir() or model.resolve() not in data.parents:
+        got = f"loader {flavor.get('loader_module')!r}, data {flavor.get('data')!r}, further flavors {sorted(flavors)}"
+        raise _refuse(version, got, f"loader {LOADER!r}, a folder of data below it, and no code")
+    return data
+
+
+def _clear_downloads(folder: Path) -> None:
+    """Remove what downloads have left that were killed half-way; one of the last hour may still be running."""
+    for stale in folder.glob(f"{DOWNLOADING}*"):
+        with suppress(FileNotFoundError):  # its process, or another one, has removed it meanwhile
+            if stale.stat().st_mtime < time.time() - STALE_S:
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _refuse(version: Version, got: str, expected: str) -> BundleInvalid:
+    return BundleInvalid(
+        f"Version {version.version} of {version.name} is not a Nightjar bundle.",
+        where=f"models:/{version.name}/{version.version}",
+        got=got,
+        expected=expected,
+        todo="register it with nightjar train, or go back with nightjar rollback",
+    )
 
 
 def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:
     """Point an alias at a version; the version it leaves is remembered as the previous champion, on request."""
     before = find_version(site, alias)
+    history = read_champions(site) if alias == CHAMPION else []
     with _client(site) as client:
         if remember and alias == CHAMPION and before and before.version != version:
             client.set_model_version_tag(site.model_name, str(version), PREVIOUS_TAG, str(before.version))
         client.set_registered_model_alias(site.model_name, alias, str(version))
+    if alias == CHAMPION and [number for _, number in history][-1:] != [version]:
+        record_champions(site, [*history, (datetime.now(UTC), version)])
+
+
+def record_champions(site: Site, champions: Sequence[tuple[datetime, int]]) -> None:
+    """Keep since when (with a zone) which version was champion; what is kept already stays as it is."""
+    with _client(site) as client:
+        for since, version in champions:
+            instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")  # MLflow's tag names hold no colon
+            client.set_registered_model_tag(site.model_name, SINCE_TAG + instant, str(version))
+
+
+def read_champions(site: Site) -> list[tuple[datetime, int]]:
+    """Since when (UTC) which version was champion, oldest first.
+
+    Of a model that was registered before this was kept it is what its versions imply.
+    """
+    with _client(site) as client:
+        models = client.search_registered_models(f"name = '{site.model_name}'")
+        tags = models[0].tags if models else {}
+    kept = [(name.removeprefix(SINCE_TAG), int(text)) for name, text in tags.items() if name.startswith(SINCE_TAG)]
+    recorded = [
+        (datetime.strptime(instant, "%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC), version) for instant, version in kept
+    ]
+    return sorted(recorded) or imply_champions(list_versions(site))
+
+
+def imply_champions(versions: Sequence[Version]) -> list[tuple[datetime, int]]:
+    """The champion and those before it, as far as each one's tag names one, each since it was registered."""
+    by_number = {version.version: version for version in versions}
+    version = next((v for v in versions if CHAMPION in v.aliases), None)
+    found: dict[int, datetime] = {}
+    while version and version.registered_at and version.version not in found:
+        found[version.version] = version.registered_at
+        version = by_number.get(int(version.tags.get(PREVIOUS_TAG, 0)))
+    return sorted((since, number) for number, since in found.items())
 
 
 def clear_alias(site: Site, alias: str) -> None:

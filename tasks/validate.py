@@ -2,16 +2,18 @@
 
 Row-level expectations run on up to JUDGED_ROWS rows at once, batch-level ones on one summary row a batch that DuckDB
 computes; small batches share a slice, since Great Expectations costs milliseconds an expectation however few the rows.
-Identical duplicates keep one row; rows that share a record_id and differ are all quarantined.
+Identical duplicates keep one row; rows that share a record_id and differ are all quarantined. Rows that a replay has
+replaced are excluded.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -24,10 +26,10 @@ from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
 from tasks.errors import BatchMissing, BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
-from tasks.images import describe_shape, read_shape
-from tasks.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote, read_ahead
+from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
 from tasks.progress import progress_of
+from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
 from tasks.site import Site, writing
 
 DUPLICATE = "record_id shared by rows that differ"
@@ -71,17 +73,17 @@ class _OpenBatch:
     """A batch while its slices pass through: its writers, its counts, the duplicates already kept."""
 
     manifest: Manifest
+    replaced: Mapping[str, frozenset[str]]  # the ids whose rows of a part count no longer, by the part's sha256
     duplicates: Duplicates
+    landed: Landed
     validated: PartitionWriter
     quarantine: PartitionWriter
     files: ExitStack = field(default_factory=ExitStack)
     kept: set[str] = field(default_factory=set)
     broken: Counter[str] = field(default_factory=Counter)  # rows that broke an expectation, by its text
     reasons: Counter[str] = field(default_factory=Counter)  # rows quarantined, by reason
-    excluded: int = 0
-    surprises: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
-    misshapen: set[str] = field(default_factory=set)
+    duplicated: int = 0  # rows excluded because an identical one is kept
+    superseded: int = 0  # rows excluded because a replay has replaced them
 
 
 @dataclass(frozen=True)
@@ -91,45 +93,31 @@ class _Piece:
     batch: _OpenBatch
     raw: pa.Table
     typed: pa.Table
+    replaced: frozenset[str]
+    unreadable: dict[str, Mask]
     good: PartWriter
     bad: PartWriter
 
 
-def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
-    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
-    columns = []
-    for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
-        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
-        columns.append(cast_column(column, kind))
-    return pa.table(columns, schema=contract.schema)
+def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
+    """The record ids that a later replay has replaced, by the sha256 of the part that holds the replaced rows."""
+    replaced: dict[str, frozenset[str]] = {}
+    for replay in (part for part in manifest.parts if part.replaces):
+        ids = frozenset(record for s in lake.slices(replay, ["record_id"]) for record in s["record_id"].to_pylist())
+        replaced |= {sha256: replaced.get(sha256, frozenset()) | ids for sha256 in replay.replaces}
+    return replaced
 
 
-def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column in another type; a value that cannot be read becomes null."""
-    if column.type == kind:
-        return column
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid:
-        values = column.to_pandas()
-    except pa.ArrowNotImplementedError:
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    if pa.types.is_timestamp(kind):
-        # By a stated format: otherwise the first row of a slice would choose it for all.
-        parsed = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
-    elif pa.types.is_boolean(kind):
-        parsed = values.astype(str).str.lower().map({"true": True, "1": True, "false": False, "0": False})
-    else:
-        parsed = pd.to_numeric(values, errors="coerce").astype("float64")
-        if pa.types.is_integer(kind):
-            parsed = parsed.where((parsed == parsed.round()) & (parsed.abs() < 2**63)).astype("Int64")
-    return pa.chunked_array([pa.array(parsed, kind, from_pandas=True)])
+def find_duplicates(
+    lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]] | None = None
+) -> Duplicates:
+    """Record ids that occur twice or more, split by whether all columns of their rows agree.
 
-
-def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> Duplicates:
-    """Record ids that occur twice or more, split by whether all columns of their rows agree."""
+    replaced: by part the ids whose rows there do not count.
+    """
+    if not manifest.parts:
+        return Duplicates(frozenset(), frozenset())
+    replayed = frozenset[str]().union(*(replaced or {}).values())
     buckets = max(1, -(-manifest.rows // BUCKET_ROWS))
     repeated: list[str] = []
     for bucket in range(buckets):
@@ -138,18 +126,39 @@ def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> D
             f"select record_id from parts {share} group by record_id having count(*) > 1",  # noqa: S608 - two integers
             manifest.parts,
         )
-        repeated += [record for record in found["record_id"].to_pylist() if record is not None]
-    if not repeated:
-        return Duplicates(frozenset(), frozenset())
-    quoted = ", ".join(quote(name) for name in columns)
-    ids = ", ".join("'" + record.replace("'", "''") + "'" for record in repeated)
-    rows = lake.query(
-        f"select record_id, count(distinct hash({quoted})) as versions "  # noqa: S608 - identifiers and values are quoted
-        f"from parts where record_id in ({ids}) group by record_id",
-        manifest.parts,
-    ).to_pydict()
-    pairs = list(zip(rows["record_id"], rows["versions"], strict=True))
-    return Duplicates(frozenset(r for r, n in pairs if n == 1), frozenset(r for r, n in pairs if n > 1))
+        several = found["record_id"].drop_null().to_pylist()
+        repeated += [record for record in several if record not in replayed]
+    versions: dict[str, set[int]] = {}
+    copies: Counter[str] = Counter()
+    # The replayed ids part by part: what counts of them depends on the part.
+    asked = [(part, replayed - replaced.get(part.sha256, frozenset())) for part in manifest.parts] if replaced else []
+    for parts, ids in [(manifest.parts, repeated), *(((part,), live) for part, live in asked)]:
+        for record, hashed, count in read_versions(lake, parts, columns, ids):
+            versions.setdefault(record, set()).add(hashed)
+            copies[record] += count
+    twice = {record for record, count in copies.items() if count > 1}
+    different = {record for record in twice if len(versions[record]) > 1}
+    return Duplicates(frozenset(twice - different), frozenset(different))
+
+
+def read_versions(
+    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: Collection[str]
+) -> list[tuple[str, int, int]]:
+    """Of each named record its different rows: record_id, the hash of the columns, how many such rows there are."""
+    if not ids:
+        return []
+    known = {name for part in parts for name in lake.columns(part)}
+    hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
+    named = ", ".join("'" + record.replace("'", "''") + "'" for record in ids)
+    try:
+        found = lake.query(
+            f"select record_id, {hashed} as version, count(*) as copies from parts "  # noqa: S608 - all is quoted
+            f"where record_id in ({named}) group by all",
+            parts,
+        )
+    except duckdb.ConversionException:  # a column has a type in one part that another part's cannot become
+        return [(record, version, 1) for record in ids for version in (0, 1)]
+    return list(zip(*found.to_pydict().values(), strict=True))
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
@@ -158,23 +167,12 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
         for number, part in enumerate(batch.manifest.parts):
             good = batch.files.enter_context(batch.validated.part(f"part-{number}"))
             bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
+            replaced = batch.replaced.get(part.sha256, frozenset())
             for raw in read_ahead(lake.slices(part)):
-                names = set(raw.column_names) - {"record_id", "event_time"}
-                batch.surprises |= names - contract.columns.keys() - set(contract.ignored)
-                batch.misshapen |= find_misshapen(raw.schema, contract)
-                batch.missing |= contract.columns.keys() - names - {"event_time"}
-                yield _Piece(batch, raw, type_rows(raw, contract), good, bad)
-
-
-def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
-    """What is wrong with the landed columns that should hold images of the contract's shape."""
-    shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
-    found = {name: read_shape(schema.field(name)) for name in shapes}
-    return {
-        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
-        for name, shape in found.items()
-        if shape != shapes[name]
-    }
+                typed = type_rows(raw, contract)
+                unreadable = find_unreadable(raw, typed, contract)
+                batch.landed.add(raw, unreadable)
+                yield _Piece(batch, raw, typed, replaced, unreadable, good, bad)
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -199,11 +197,11 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch) -> tuple[Mask, Mask]:
+def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch, superseded: Mask) -> tuple[Mask, Mask]:
     """Two masks over a slice's rows: those to exclude (a later identical row) and those to quarantine."""
     exclude, different = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     repeated = pa.array(batch.duplicates.identical | batch.duplicates.different, pa.string())
-    for row in np.flatnonzero(pc.is_in(ids, repeated)):
+    for row in np.flatnonzero(pc.is_in(ids, repeated).to_numpy() & ~superseded):
         record = ids[row].as_py()
         if record in batch.duplicates.different:
             different[row] = True
@@ -215,17 +213,28 @@ def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch) -> tuple[Mask, Mas
 
 def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     """Write a piece's rows where they belong, given for each broken expectation the mask of its rows."""
-    batch = piece.batch
-    exclude, different = judge_duplicates(piece.typed["record_id"], batch)
+    batch, ids = piece.batch, piece.typed["record_id"]
+    superseded: Mask = pc.is_in(ids, pa.array(piece.replaced, pa.string())).to_numpy()
+    duplicated, different = judge_duplicates(ids, batch, superseded)
+    exclude = superseded | duplicated
+    contract = batch.landed.contract
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # of each row, its place in `reasons`; the first one counts
+    critical = {
+        describe_unreadable(name, contract): mask
+        for name, mask in piece.unreadable.items()
+        if not contract.columns[name].nullable
+    }
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":
-            reasons.append(expectation.text)
-            reason[mask & (reason == 0)] = len(reasons) - 1
+            critical[expectation.text] = mask
+    for text, mask in critical.items():
+        reasons.append(text)
+        reason[mask & (reason == 0)] = len(reasons) - 1
     bad = (reason > 0) & ~exclude
-    batch.excluded += int(exclude.sum())
+    batch.duplicated += int(duplicated.sum())
+    batch.superseded += int(superseded.sum())
     if bad.any():
         named = [reasons[place] for place in reason[bad]]
         batch.reasons.update(named)
@@ -237,11 +246,11 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
 
 def summarise(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
     """One batch's summary: its counts, and what batch-level expectations ask of its columns, computed by DuckDB."""
-    rows = batch.manifest.rows
+    rows = batch.manifest.rows - batch.superseded
     summary = {
         "rows": float(rows),
-        "quarantined_fraction": batch.reasons.total() / rows,
-        "duplicated_fraction": batch.excluded / rows,
+        "quarantined_fraction": batch.reasons.total() / max(rows, 1),  # an empty batch has nothing bad
+        "duplicated_fraction": batch.duplicated / max(rows, 1),
     }
     wanted = sorted({str(e.kwargs["column"]) for e in contract.batch_expectations} - summary.keys())
     if not wanted or not batch.validated.parts:
@@ -315,7 +324,7 @@ def _validate(
     params: ValidateParams,
     on_progress: Callable[[int, int], None],
 ) -> list[Validation]:
-    rows, summaries = Suite(contract.row_expectations), Suite(contract.batch_expectations)
+    rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
     with ExitStack() as files:  # an error leaves no half-written file
@@ -356,26 +365,24 @@ def _judge(group: list[_Piece], rows: Suite) -> None:
 
 def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
     names = dict.fromkeys(name for part in manifest.parts for name in lake.columns(part))
-    duplicates = find_duplicates(lake, manifest, [c for c in names if c in contract.columns or c == "event_time"])
+    columns = [name for name in names if name in contract.columns or name == "event_time"]
+    replaced = find_replaced(lake, manifest)
+    duplicates = find_duplicates(lake, manifest, columns, replaced)
     key = (manifest.detector, manifest.batch_date)
-    return _OpenBatch(manifest, duplicates, lake.write("validated", *key), lake.write("quarantine", *key))
+    partitions = (lake.write("validated", *key), lake.write("quarantine", *key))
+    return _OpenBatch(manifest, replaced, duplicates, Landed(contract), *partitions)
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
     """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
     rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
-    failures: list[str] = []
-    warnings: list[str] = []
-    if batch.missing:
-        failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
-    failures += sorted(batch.misshapen)
-    if batch.surprises:
-        unknown = f"columns not in the contract, ignored: {', '.join(sorted(batch.surprises))}"
-        (failures if contract.extra_columns == "stop" else warnings).append(unknown)
+    landed, failures, warnings = batch.landed, batch.landed.failures, batch.landed.warnings
+    (failures if contract.extra_columns == "stop" else warnings).extend(landed.surprises)
     if quarantined > params.max_quarantined_fraction * rows_in:
         worst = ", ".join(f"{reason} ({n})" for reason, n in batch.reasons.most_common(3))
         limit = f"more than max_quarantined_fraction {params.max_quarantined_fraction:g}"
         failures.append(f"{quarantined} of {rows_in} rows quarantined, {limit}: {worst}")
+        failures += [landed.describe_reading(n) for n in sorted(landed.unreadable) if not contract.columns[n].nullable]
     for outcome in outcomes:
         if not outcome.success and outcome.level == "batch":
             (failures if outcome.severity == "critical" else warnings).append(f"{outcome.text}: got {outcome.observed}")
@@ -387,7 +394,7 @@ def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcom
         rows_in=rows_in,
         validated=sum(part.rows for part in batch.validated.parts),
         quarantined=quarantined,
-        excluded=batch.excluded,
+        excluded=batch.duplicated + batch.superseded,
         reasons=dict(batch.reasons.most_common()),
         warnings=tuple(warnings),
         failures=tuple(failures),

@@ -4,7 +4,6 @@ DuckDB (one file, one process at a time) and PostgreSQL are told apart in three 
 bulk loading. Instants are UTC, with their zone. `migrate` brings an empty or older warehouse to SCHEMA_VERSION.
 """
 
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
@@ -36,9 +36,6 @@ SCHEMA_VERSION = "0004"  # the newest file in migrations/versions
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
-
-# DuckDB's file lock keeps other processes out; this keeps the threads of this process from meeting inside the file.
-_DUCKDB_LOCK = threading.Lock()
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -72,7 +69,7 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
     Raises ServiceUnreachable when the server is away, its disk is full, or another process or thread keeps DuckDB's
     file, or a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
     """
-    with _keep_threads_out(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
+    with _alone(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
         try:
             with connection.begin():
                 if engine.dialect.name == "postgresql":
@@ -308,16 +305,27 @@ def read_reviews(engine: sa.Engine, detector: str, known_by: datetime | None = N
 
 
 @contextmanager
-def _keep_threads_out(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+    """Keep the other threads and processes of Nightjar out of DuckDB's file.
+
+    DuckDB's own lock is not enough: of processes that open and close one file in quick turns, some lost rows that
+    others had committed (tests/torture/test_races.py found it).
+    """
     if engine.dialect.name != "duckdb":
         yield
         return
-    if not _DUCKDB_LOCK.acquire(timeout=lock_timeout_s):
-        raise _unreachable(engine.url, f"another thread of this process kept it for {lock_timeout_s:g} s")
+    lock = FileLock(f"{engine.url.database}.lock", timeout=lock_timeout_s, poll_interval=0.01)
+    try:
+        lock.acquire()
+    except Timeout:
+        kept = f"another process or thread of Nightjar kept it for {lock_timeout_s:g} s"
+        raise _unreachable(engine.url, kept) from None
+    except OSError as error:
+        raise _unreachable(engine.url, str(error)) from error
     try:
         yield
     finally:
-        _DUCKDB_LOCK.release()
+        lock.release()
 
 
 def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
@@ -491,7 +499,7 @@ def _invalid_url(got: str) -> ParamsInvalid:
 
 def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
-    if url.drivername == "duckdb" and ("lock" in got or "another thread" in got):
+    if url.drivername == "duckdb" and ("lock" in got or "kept it for" in got):
         todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
     elif url.drivername == "duckdb":
         todo = "check the file's folder, its permissions and the free space; nightjar restore brings a backup back"

@@ -1,5 +1,6 @@
 """Damaged files, and too little memory: found where they are read, named, and healed by the file being put right."""
 
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -15,7 +16,7 @@ from toy import make_rows
 from flows.setup import Setup
 from models.errors import MemoryExhausted
 from models.fitting import watch_memory
-from tasks.errors import SourceInvalid
+from tasks.errors import BundleInvalid, SourceInvalid
 from tasks.filter import read_training_set
 from tasks.ingest import EventTime, IngestParams, ingest_arrivals
 from tasks.lake import Manifest
@@ -66,11 +67,14 @@ def test_a_part_damaged_in_its_middle_stops_the_step_that_reads_it(setup: Setup,
         night.run(name, site)
 
 
-def test_a_damaged_local_bundle_is_fetched_again(setup: Setup) -> None:
+def test_a_damaged_local_bundle_is_refused_until_its_folder_is_deleted(setup: Setup) -> None:
     version = get_champion(setup.site)
     weights = fetch_bundle(setup.site, version) / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(BundleInvalid, match="was altered"):
+        fetch_bundle(setup.site, version)
+    shutil.rmtree(weights.parent)
     assert (fetch_bundle(setup.site, version) / "weights.safetensors").read_bytes() == whole
 
 
