@@ -148,7 +148,10 @@ def build_docs(
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    context = gx.get_context(mode="file", project_root_dir=folder)
+    try:
+        context = gx.get_context(mode="file", project_root_dir=folder)
+    except gx.exceptions.GreatExpectationsError as error:  # in which an OSError is only a text
+        raise OSError(str(error)) from error
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     expectations = (*contract.row_expectations, *contract.batch_expectations)
     context.suites.add_or_update(
