@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tasks.contract import Contract, ContractExpectation
-from tasks.errors import BatchRejected
+from tasks.errors import BatchRejected, ParamsInvalid
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,8 +52,10 @@ class Suite:
         failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
+            if (rows := result.result.get("unexpected_index_list")) is None:
+                raise _refuse(expectation, "it says only whether all rows meet it, not which ones do not")
             mask = np.zeros(len(frame), bool)
-            mask[np.asarray(result.result["unexpected_index_list"], dtype=np.int64)] = True
+            mask[np.asarray(rows, dtype=np.int64)] = True
             masks[expectation] = mask
         return masks
 
@@ -84,11 +86,33 @@ class Suite:
         from great_expectations.validator.validator import Validator
 
         if self._validator is None:
+            check_arguments(self.expectations)
             context = gx.get_context(mode="ephemeral")
             context.variables.progress_bars = {"globally": False, "metric_calculations": False}
             self._validator = Validator(execution_engine=PandasExecutionEngine(), data_context=context)
         self._validator.execution_engine.load_batch_data("slice", frame)
         return self._validator
+
+
+def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
+    """Raise ParamsInvalid for an expectation that Great Expectations does not know, or not with these arguments."""
+    from great_expectations.exceptions import GreatExpectationsError
+
+    for expectation in expectations:
+        try:
+            configure(expectation).to_domain_obj()
+        except (GreatExpectationsError, ValueError, TypeError) as error:
+            raise _refuse(expectation, " ".join(str(error).split())) from error
+
+
+def _refuse(expectation: ContractExpectation, got: str) -> ParamsInvalid:
+    return ParamsInvalid(
+        f"Great Expectations cannot judge by {expectation.type}.",
+        where=f"the contract, expectation {expectation.text!r}",
+        got=got,
+        expected="one of its expectations by its registered name, with arguments that it takes",
+        todo="correct the expectation",
+    )
 
 
 def configure(expectation: ContractExpectation, position: int = 0) -> Any:
