@@ -35,10 +35,10 @@ from tasks import payments
 from tasks.columns import describe_columns, to_records
 from tasks.ingest import add_identity
 from tasks.lake import SLICE_ROWS, read_ahead
-from tasks.publish import publish_night
-from tasks.score import score_batch
+from tasks.publish import Begun, publish_scored
+from tasks.score import score_night
 from tasks.site import Site
-from tasks.tables import Night
+from tasks.tracking import Version
 from tasks.train import TrainParams
 from tasks.validate import check_accepted, find_validation, validate_batches
 from tasks.warehouse import begin_attempt, migrate, open_engine
@@ -101,20 +101,16 @@ def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:
         yield from read_ahead(site.lake.slices(part, names, texts))
 
 
-def score_and_publish(site: Site, configured: Configured, detector: Detector) -> int:
-    now, lake, engine = datetime.now(UTC), site.lake, open_engine(site.warehouse_url)
-    contract, learnt = configured.contract, configured.detector
-    attempt = begin_attempt(engine, NAME, DAY, "begin", now)
-    validation = find_validation(lake, contract, NAME, DAY, learnt.validate_)
+def score_and_publish(site: Site, configured: Configured) -> int:
+    """Score and publish as a night does; what an earlier round finished is forgotten first."""
+    shutil.rmtree(Path(site.lake_root, "scores"), ignore_errors=True)
+    now, learnt = datetime.now(UTC), configured.detector
+    begun = Begun(begin_attempt(open_engine(site.warehouse_url), NAME, DAY, "begin", now), now)
+    validation = find_validation(site.lake, configured.contract, NAME, DAY, learnt.validate_)
     assert validation is not None
-    validated, params = lake.get("validated", NAME, DAY), learnt.score
-    path, scored, flagged, unseen = score_batch(site, detector, contract, validated, params)
-    night = Night(
-        detector=NAME, batch_date=DAY, attempt=attempt, input_hash=validation.input_hash, rows_in=validation.rows_in,
-        quarantined=validation.quarantined, excluded=validation.excluded, scored=scored, flagged=flagged,
-        unseen=unseen, threshold=detector.threshold.value, model_name="m", model_version=1, scored_at=now, seconds=0,
-    )  # fmt: skip
-    publish_night(engine, night, lake.read_frame(path), now, lambda: lake.get("landing", NAME, DAY).hash)
+    version = Version("m", 1, (), {})
+    scored = score_night(site, configured.contract, validation, version, site.home / "bundle", learnt.score, now)
+    publish_scored(site, begun, scored)
     return validation.rows_in
 
 
@@ -134,7 +130,7 @@ def run_case(site: Site, case: str) -> tuple[float, int]:
     if case == "full":
         check_accepted(NAME, validate_batches(site, configured.contract, [DAY], configured.detector.validate_))
     if case in ("full", "night"):
-        rows = score_and_publish(site, configured, detector)
+        rows = score_and_publish(site, configured)
     elif case == "read":
         rows = sum(table.num_rows for table in slices)
     else:

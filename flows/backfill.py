@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.crashed import mark_crashed
 from flows.nightly import nightly
 from flows.setup import prepare
 from tasks.errors import RunFailed
@@ -20,13 +21,14 @@ def name_run() -> str:
     return f"backfill {parameters['name']} {parameters['dates'][0]} to {parameters['dates'][-1]}"
 
 
-@flow(name="backfill", flow_run_name=name_run)
-def backfill(name: str, dates: list[date]) -> None:
-    """Score and publish batches in order; red when any of them failed."""
+@flow(name="backfill", flow_run_name=name_run, on_running=[mark_crashed])
+def backfill(name: str, dates: list[date], versions: list[int] | None = None) -> None:
+    """Score and publish batches in order; red when any of them failed. versions: one a date; else the champion's."""
     setup = prepare(name)
     # One pass over all dates costs a fraction of one a night. A rejected batch is left to its own night to report.
     validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
-    states = [nightly(name, day, return_state=True) for day in dates]
+    scorers: Sequence[int | None] = versions or [None] * len(dates)
+    states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
     raise_failures(name, dates, states)
 
 

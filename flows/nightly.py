@@ -5,8 +5,9 @@ from typing import Any
 
 from prefect import Flow, flow
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run as current
 
+from flows.crashed import mark_crashed
 from flows.setup import load_setup, prepare
 from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
@@ -19,14 +20,14 @@ from tasks.validate import validate
 LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their nights then show as stale
 
 
-def record_failure(_flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Mark the try in the warehouse, so that `nightjar status` knows of it without Prefect."""
-    fail_night(prepare(run.parameters["name"]).site, str(run.id), str(state.message))
+    fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), str(state.message))
 
 
 def name_run() -> str:
     """Name the batch date, also where a schedule leaves it to the flow."""
-    parameters = flow_run.get_parameters()
+    parameters = current.get_parameters()
     name, day = parameters["name"], parameters["batch_date"]
     return f"score {name} {day or load_setup(name).window().last}"
 
@@ -34,19 +35,20 @@ def name_run() -> str:
 @flow(
     name="nightly",
     flow_run_name=name_run,
-    on_failure=[record_failure],  # type: ignore[list-item]  # Prefect passes by position
-    on_crashed=[record_failure],  # type: ignore[list-item]
+    on_running=[mark_crashed],
+    on_failure=[record_failure],
+    on_crashed=[record_failure],
 )
-def nightly(name: str, batch_date: date | None = None) -> Night:
-    """Score a batch (yesterday's, unless named) with the champion and publish it."""
+def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
+    """Score a batch (yesterday's, unless named) with the champion, or with a named version, and publish it."""
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
     ingest(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
-    version, bundle = resolve_champion(site)
+    scorer, bundle = resolve_champion(site, version)
     [validation] = validate(site, setup.configured.contract, [day], params.validate_)
-    scored = score(site, setup.configured.contract, validation, version, bundle, params.score, begun.started_at)
+    scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
     night = publish(site, begun, scored)
-    report(site, validation, version, params.score)
+    report(site, validation, scorer, params.score)
     return night

@@ -24,6 +24,7 @@ from tasks.contract import Contract
 from tasks.errors import ParamsInvalid
 from tasks.filter import FilterParams
 from tasks.ingest import IngestParams
+from tasks.prune import RetentionParams
 from tasks.review import ReviewParams
 from tasks.score import ScoreParams
 from tasks.site import hide_password
@@ -63,6 +64,7 @@ class Detector(Section):
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
     review: ReviewParams = ReviewParams()
+    retention: RetentionParams = RetentionParams()
 
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"

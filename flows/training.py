@@ -4,6 +4,7 @@ from datetime import date
 
 from prefect import flow
 
+from flows.crashed import mark_crashed
 from flows.setup import prepare
 from tasks.calibrate import calibrate
 from tasks.evaluate import evaluate
@@ -14,7 +15,7 @@ from tasks.train import train
 from tasks.validate import validate
 
 
-@flow(name="training", flow_run_name="train {name} before {cutoff}", validate_parameters=True)
+@flow(name="training", flow_run_name="train {name} before {cutoff}", on_running=[mark_crashed])
 def training(name: str, cutoff: date) -> Registered:
     """Fit, calibrate, measure and register a detector on what was known when `cutoff` began."""
     setup = prepare(name)

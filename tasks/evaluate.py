@@ -187,17 +187,15 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
     if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
         return None
     lake, scored = site.lake, []
-    thresholds = {
-        b.batch_date: b.threshold
-        for b in warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
-    }
+    engine = warehouse.open_engine(site.warehouse_url)
+    published = {batch.batch_date: batch for batch in warehouse.read_batches(engine, site.detector)}
     for day in nights:
-        manifest = lake.get("scores", site.detector, day)
+        manifest = lake.get("scores", site.detector, day, published[day].scores)
         slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]
         frame = pa.concat_tables([NO_SCORES, *slices], promote_options="permissive").to_pandas()
         truth = read_truth(site, params, day, now).set_index("record_id")["kind"]
         frame["kind"] = frame["record_id"].map(truth)
-        frame["margin"] = frame["score"] - thresholds[day]
+        frame["margin"] = frame["score"] - published[day].threshold
         scored.append(frame[["score", "margin", "kind"]])
     rows = pd.concat(scored, ignore_index=True)
     # Nights may differ in threshold: the margin says who is flagged, and ranks rows of one threshold like the score.

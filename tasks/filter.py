@@ -187,9 +187,10 @@ def choose_rows(
             todo="set trim_fraction to 0, or name numeric columns in train.columns",
         )
     lake = site.lake
-    known = [d for d in lake.dates("validated", site.detector) if d < cutoff and d not in params.exclude_dates]
+    before = [d for d in lake.dates("validated", site.detector) if d < cutoff and d not in params.exclude_dates]
+    manifests = [m for day in before if (m := lake.get("validated", site.detector, day)).rows]
+    known = [manifest.batch_date for manifest in manifests]
     dates = [day for day in known if site.has_matured(day, cutoff)]
-    manifests = [lake.get("validated", site.detector, day) for day in known]
     excluded = Counter({"not matured at the cut-off": sum(m.rows for m in manifests if m.batch_date not in dates)})
     tables = [_read(lake, m) for m in manifests if m.batch_date in dates]
     if not tables:

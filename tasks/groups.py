@@ -7,7 +7,6 @@ group, however many records it has.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -18,7 +17,6 @@ import pyarrow as pa
 from models.calibration import percentile_ranks
 from models.params import Section
 from tasks.errors import BatchRejected
-from tasks.lake import Lake
 
 Floats = npt.NDArray[np.float64]
 HOUR = "hour"
@@ -56,12 +54,19 @@ class GroupScores:
         for group, sums in zip(groups, np.stack(columns, axis=1), strict=True):
             self._sums[group] = self._sums.get(group, np.zeros(3)) + sums
 
-    def take(self) -> pd.DataFrame:
-        """One row a group, by name: group, score (the weighted mean), records."""
+    def sums(self) -> pd.DataFrame:
+        """One row a group, by name: group, weighted (sum of score times weight), weight (sum), records."""
         names = sorted(self._sums)
         sums = np.array([self._sums[name] for name in names]).reshape(-1, 3)
-        columns = {"score": sums[:, 0] / sums[:, 1], "records": sums[:, 2].astype(np.int64)}
+        columns = {"weighted": sums[:, 0], "weight": sums[:, 1], "records": sums[:, 2].astype(np.int64)}
         return pd.DataFrame({"group": pd.Series(names, dtype="str"), **columns})
+
+
+def combine_groups(sums: pd.DataFrame) -> pd.DataFrame:
+    """Sums of the parts of a batch to one row a group, by name: group, score (the weighted mean), records."""
+    total = sums.groupby("group", sort=True, as_index=False).sum()
+    score = total["weighted"] / total["weight"]
+    return pd.DataFrame({"group": total["group"], "score": score, "records": total["records"]})
 
 
 def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.NDArray[np.intp]]:
@@ -103,17 +108,3 @@ def rank_groups(groups: pd.DataFrame, past: Sequence[float]) -> pd.DataFrame:
     if not len(known):
         return groups.assign(rank=np.nan)
     return groups.assign(rank=percentile_ranks(groups["score"].to_numpy(), known))
-
-
-def write_groups(lake: Lake, flags_path: str, groups: pd.DataFrame) -> None:
-    """Leave a night's groups for publishing, beside its flags."""
-    lake.replace_frame(_beside(flags_path), groups)
-
-
-def read_groups(lake: Lake, flags_path: str) -> pd.DataFrame:
-    """The groups that scoring left beside the flags."""
-    return lake.read_frame(_beside(flags_path))
-
-
-def _beside(flags_path: str) -> str:
-    return str(PurePosixPath(flags_path).with_name("groups.parquet"))

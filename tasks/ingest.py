@@ -1,16 +1,16 @@
 """Bring a source's rows into landing, one shape for all: record_id, event_time (UTC), then the source's own columns.
 
 CSV values stay text until validation, so a bad value is quarantined as it arrived. Landing is append-only: each arrival
-adds a part with its arrival time; a file that arrives again, changed, takes the place of its older part. What has
-landed is known by the file's name and version, so a second ingest does nothing.
+adds a part with its arrival time; a file that arrives again, changed, takes the place of its older parts, on all dates
+that hold any. What has landed is known by the file's name and version, so a second ingest does nothing.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -24,7 +24,7 @@ from models.params import Section
 from tasks import codes, payments, warehouse
 from tasks.contract import TYPES
 from tasks.errors import SourceInvalid
-from tasks.lake import Lake, Part, PartWriter
+from tasks.lake import Lake, Part, PartitionWriter, PartWriter
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.schema import cast_column
@@ -162,40 +162,45 @@ def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
 
 
 def land(
-    lake: Lake,
-    detector: str,
+    site: Site,
     arrival: Arrival,
     params: IngestParams,
-    zone: ZoneInfo,
+    elsewhere: Iterable[date] = (),
     before_commit: Callable[[list[Part]], None] = lambda parts: None,
 ) -> dict[date, int]:
     """Write one arrival into the landing partitions of its dates; returns the rows landed a date.
 
     Nothing of a file that turns out to be damaged becomes visible: manifests are committed after its last row, and
     after `before_commit` has had its parts. A part says on how many dates its arrival landed, so that an arrival of
-    which a crash left only some is known as such and lands again.
+    which a crash left only some is known as such and lands again. `elsewhere`: dates that hold older versions of it.
+    """
+    partitions = write_parts(site, arrival, params)
+    before_commit([part for partition in partitions.values() for part in partition.parts])
+    commit_parts(site, arrival.name, partitions, elsewhere)
+    return {day: sum(part.rows for part in partition.parts) for day, partition in partitions.items()}
+
+
+def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date, PartitionWriter]:
+    """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid where there is no row.
+
     Rows without a readable event time join the file's first readable date, where validation quarantines them.
     """
-    partitions = {}
+    partitions: dict[date, PartitionWriter] = {}
+    writers: dict[date, PartWriter] = {}
     rows, undated = 0, []
+    origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
     with ExitStack() as stack:
-        writers: dict[date, PartWriter] = {}
 
         def append(day: date, table: pa.Table) -> None:
             if day not in writers:
-                partitions[day] = lake.write("landing", detector, day)
-                origin = {
-                    "source": arrival.name,
-                    "version": arrival.version,
-                    "arrived_at": arrival.arrived_at.isoformat(),
-                }
+                partitions[day] = site.lake.write("landing", site.detector, day)
                 writers[day] = stack.enter_context(partitions[day].part("part-0", **origin))
             writers[day].append(table)
 
         for table in arrival.read():
             identified = add_identity(table, params, arrival.name, rows)
             rows += table.num_rows
-            dates = batch_dates_of(identified["event_time"], zone)
+            dates = batch_dates_of(identified["event_time"], site.zone)
             for day in pc.unique(dates).to_pylist():
                 chosen = identified.filter(pc.is_null(dates) if day is None else pc.equal(dates, day))
                 undated.append(chosen) if day is None else append(day, chosen)
@@ -210,12 +215,55 @@ def land(
             )
         for table in undated:
             append(min(writers), table)
-    before_commit([part for partition in partitions.values() for part in partition.parts])
-    for day, partition in partitions.items():
+    for partition in partitions.values():
         partition.parts = [replace(part, dates=len(partitions)) for part in partition.parts]
-        old = lake.find("landing", detector, day)
-        partition.commit({}, keep=tuple(part for part in old.parts if part.source != arrival.name) if old else ())
-    return {day: writer.rows for day, writer in writers.items()}
+    return partitions
+
+
+def commit_parts(
+    site: Site, source: str, partitions: Mapping[date, PartitionWriter], elsewhere: Iterable[date] = ()
+) -> None:
+    """Make the parts of a source visible in place of its older ones, which also leave the dates `elsewhere`.
+
+    A date that nothing is left of stays as an empty batch, so that what was published of it shows as stale. The
+    manifests are read and replaced under one lock of the warehouse: of two processes none undoes the other's landing.
+    """
+    lake = site.lake
+    left = {day: lake.write("landing", site.detector, day) for day in sorted(set(elsewhere) - partitions.keys())}
+    with warehouse.begin(warehouse.open_engine(site.warehouse_url)) as connection:
+        warehouse.lock_key(connection, site.detector, "landing")
+        for day, partition in {**partitions, **left}.items():  # the new parts first: a crash in between is repeated
+            old = lake.find("landing", site.detector, day)
+            if old is None and day in left:
+                continue  # pruned meanwhile
+            kept = tuple(part for part in old.parts if part.source != source) if old else ()
+            partition.commit({}, keep=drop_orphans(kept, partition.parts))
+
+
+def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
+    """The kept parts without repairs of rows that are no longer there: a corrected file takes their place too."""
+    present = {part.sha256 for part in (*kept, *new) if not part.replaces}
+    for part in kept:  # in the order of landing: a repair may have been repaired
+        if present.intersection(part.replaces):
+            present.add(part.sha256)
+    return tuple(part for part in kept if part.sha256 in present)
+
+
+def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
+    """What has landed: the parts by source and batch date, those that were pruned since included."""
+    landed: dict[str, dict[date, Part]] = {}
+    for day, parts in lake.pruned(detector).items():
+        for part in parts:
+            landed.setdefault(part.source, {})[day] = part
+    for day in lake.dates("landing", detector):
+        for part in lake.get("landing", detector, day).parts:
+            landed.setdefault(part.source, {})[day] = part
+    return landed
+
+
+def has_landed(arrival: Arrival, parts: Collection[Part]) -> bool:
+    """Whether these parts of its source, one a date, are the whole arrival and nothing of an older version."""
+    return {(part.version, part.dates) for part in parts} == {(arrival.version, len(parts))}
 
 
 def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
@@ -227,6 +275,21 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
             frame = texts.to_pandas().dropna()
             label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
+
+
+def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: datetime) -> pd.DataFrame:
+    """The labels of a corrected arrival that are not known yet, dated so that they change no training of the past.
+
+    labels, known: record_id, label, known_at; of known the latest a record. A correction is known when it arrived, or
+    when its label would have been, whichever is later, and after the label that it corrects.
+    """
+    latest = known.set_index("record_id").reindex(labels["record_id"]).set_index(labels.index)  # a row a label
+    is_other = latest["label"] != labels["label"]
+    # With a record's other rows, so that a contradiction within the arrival is still seen.
+    chosen = labels[labels["record_id"].isin(labels.loc[is_other, "record_id"])]
+    known_at, after = chosen["known_at"], latest.loc[chosen.index, "known_at"] + timedelta(microseconds=1)
+    known_at = known_at.where(known_at > arrived_at, arrived_at)
+    return chosen.assign(known_at=known_at.where(~(after > known_at), after))
 
 
 @dataclass(frozen=True)
@@ -260,35 +323,39 @@ def ingest_arrivals(
     Labels that come with rows are kept before the rows land: a failure in between repeats both. `on_progress` is told
     how many arrivals of how many are done.
     """
-    lake = site.lake
-    days = lake.dates("landing", site.detector)
-    parts = [part for day in days for part in lake.get("landing", site.detector, day).parts]
-    held = Counter((part.source, part.version, part.dates) for part in parts)
-    landed = {(source, version) for (source, version, dates), count in held.items() if count == dates}
-    fresh = [a for a in list_arrivals(site, params, window) if (a.name, a.version) not in landed]
+    landed = list_landed(site.lake, site.detector)
+    arrivals = list_arrivals(site, params, window)
+    fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
     touched: Counter[date] = Counter()
     added: list[int] = []
-
-    def keep_labels(parts: list[Part]) -> None:
-        if params.labels:
-            added.append(_add_labels(site, read_labels(lake, parts, params.labels, site.label_delay)))
-
     for done, arrival in enumerate(fresh, start=1):
-        touched.update(land(lake, site.detector, arrival, params, site.zone, keep_labels))
+        older = landed.get(arrival.name, {})
+        is_correction = any(part.version != arrival.version for part in older.values())
+
+        def keep(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
+            if params.labels:
+                labels = read_labels(site.lake, parts, params.labels, site.label_delay)
+                added.append(keep_labels(site, labels, arrival.arrived_at if is_correction else None))
+
+        touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
         first = max(window.first - site.label_delay, params.source.first_date)  # a label may arrive this late
         feed = payments.read_labels(params.source, site.time_zone, first, window.last)
-        added.append(_add_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
+        added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
     return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
 
 
-def _add_labels(site: Site, frames: Iterable[pd.DataFrame]) -> int:
-    known = [frame for frame in frames if len(frame)]
-    if not known:
+def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
+    """Keep labels; those of an arrival that takes the place of an older one count from `corrected_at` on."""
+    learnt = [frame for frame in frames if len(frame)]
+    if not learnt:
         return 0
-    engine = warehouse.open_engine(site.warehouse_url)
-    return warehouse.add_labels(engine, site.detector, pd.concat(known, ignore_index=True))
+    engine, labels = warehouse.open_engine(site.warehouse_url), pd.concat(learnt, ignore_index=True)
+    if corrected_at:
+        known = warehouse.read_labels(engine, site.detector, datetime.max.replace(tzinfo=UTC), labels["record_id"])
+        labels = date_corrections(labels, known, corrected_at)
+    return warehouse.add_labels(engine, site.detector, labels)
 
 
 @task(task_run_name="ingest {site.detector}", **IO)

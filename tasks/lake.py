@@ -2,18 +2,20 @@
 
 A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json` written
 last. Readers see a partition only through its manifest, so a dead attempt leaves nothing visible, and replacing the
-manifest replaces the partition whole.
+manifest replaces the partition whole. Scores lie under `inputs=KEY/` instead, with a manifest of their own: KEY is a
+hash of all they depend on, so whoever writes there writes the same, and a later attempt finds what is finished.
 """
 
 import hashlib
 import io
 import json
+import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import date
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -28,12 +30,16 @@ from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
 
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+MANIFEST, PRUNED = "manifest.json", "pruned.json"
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 
 @dataclass(frozen=True)
 class Part:
-    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from."""
+    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from.
+
+    `replaces`: the rows of these parts, by their sha256, that share a record_id with a row here count no longer.
+    """
 
     path: str
     rows: int
@@ -42,6 +48,7 @@ class Part:
     version: str = ""
     arrived_at: str = ""
     dates: int = 1  # on how many batch dates the arrival landed
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Manifest:
     attempt: int
     parts: tuple[Part, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str | None = None  # the key of scores
 
     @property
     def rows(self) -> int:
@@ -74,8 +82,8 @@ class PartWriter:
 
     closed = False
 
-    def __init__(self, lake: "Lake", path: str) -> None:
-        self._lake, self._path, self._files = lake, path, ExitStack()
+    def __init__(self, lake: "Lake", path: str, files: ExitStack) -> None:
+        self._lake, self._path, self._files = lake, path, files
         self._digest, self._position = hashlib.sha256(), 0
         self._parquet: pq.ParquetWriter | None = None
         self._file: IO[bytes]
@@ -85,27 +93,31 @@ class PartWriter:
         """Append rows; the first call makes the file and fixes its schema."""
         if not table.num_rows:
             return
-        if self._parquet is None:
-            self._file = self._files.enter_context(self._lake.create(self._path))
-            # A dictionary of numbers costs more time than its bytes are worth: half as much again.
-            texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
-            target = pa.PythonFile(self, mode="w")
-            self._parquet = pq.ParquetWriter(target, table.schema, use_dictionary=texts or False)
-        self._parquet.write_table(table, row_group_size=SLICE_ROWS)
+        self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
         self.rows += table.num_rows
 
+    def start(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Make the file, unless it is there; without it a part that gets no rows has no file."""
+        if self._parquet is not None:
+            return self._parquet
+        self._file = self._files.enter_context(self._lake.create(self._path))
+        # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+        texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False)
+        return self._parquet
+
     def finish(self, **origin: str) -> Part:
-        """Write the Parquet footer, close the file and describe it."""
-        with self._files:
-            if self._parquet is not None:
-                self._parquet.close()
+        """Write the Parquet footer and describe the file."""
+        if self._parquet is not None:
+            self._parquet.close()
         return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
 
     def write(self, data: bytes) -> int:
         """PyArrow's way out: hash and pass on."""
         self._digest.update(data)
         self._position += len(data)
-        return self._file.write(data)
+        with self._lake.writing(self._path):
+            return self._file.write(data)
 
     def tell(self) -> int:
         """The bytes written so far."""
@@ -115,38 +127,51 @@ class PartWriter:
         """Nothing is held back here."""
 
     def close(self) -> None:
-        """PyArrow is done; `finish` closes the file."""
+        """PyArrow is done; the partition closes the file."""
 
 
 class PartitionWriter:
     """One attempt at a partition: parts first, the manifest last. Without `commit` nothing becomes visible."""
 
-    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date) -> None:
-        self._lake, self._key = lake, (zone, detector, batch_date)
-        folder = lake.partition(zone, detector, batch_date)
-        self.attempt = 1 + max(lake.attempts(folder), default=0)
-        self._folder = f"{folder}/attempt={self.attempt}"
+    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date, inputs: str | None) -> None:
+        self._lake, self._key, self._inputs = lake, (zone, detector, batch_date), inputs
+        partition = lake.partition(zone, detector, batch_date)
+        self.attempt = 0 if inputs else 1 + max(lake.attempts(partition), default=0)
+        self._folder = f"{partition}/{f'inputs={inputs}' if inputs else f'attempt={self.attempt}'}"
         # Two processes may have taken the same number.
-        self._token = "0" if lake.sole_writer else secrets.token_hex(4)
+        self._token = "" if inputs else "-0" if lake.sole_writer else f"-{secrets.token_hex(4)}"
         self.parts: list[Part] = []
 
     @contextmanager
     def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
-        """Open `name`.parquet; on a clean exit it is listed among the parts, unless it got no rows."""
-        writer = PartWriter(self._lake, f"{self._folder}/{name}-{self._token}.parquet")
-        yield writer
-        described = writer.finish(**origin)
+        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows."""
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, self.path(f"{name}.parquet"), files)
+            yield writer
+            described = writer.finish(**origin)
         if writer.rows:
             self.parts.append(described)
 
     def path(self, name: str) -> str:
-        """Where this attempt keeps a file that is not one of the parts."""
-        return f"{self._folder}/{self._token}-{name}"
+        """Where this attempt keeps a file of that name."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{self._folder}/{stem}{self._token}{dot}{suffix}"
+
+    def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
+        """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
+        name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, name, files)
+            writer.start(self._lake.schema(part))
+            for table in slices:
+                writer.append(table)
+            written = writer.finish()
+        return replace(part, path=name, rows=written.rows, sha256=written.sha256)
 
     def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
         """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
-        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts)
-        self._lake.replace(f"{self._lake.partition(*self._key)}/manifest.json", _encode(manifest))
+        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts, self._inputs)
+        self._lake.replace(self._lake.manifest_path(*self._key, self._inputs), _encode(manifest))
         return manifest
 
 
@@ -169,36 +194,86 @@ class Lake:
         """The partition's folder, relative to the root."""
         return f"{zone}/{detector}/batch_date={batch_date.isoformat()}"
 
+    def manifest_path(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> str:
+        """The manifest's path, relative to the root."""
+        folder = self.partition(zone, detector, batch_date)
+        return f"{folder}/inputs={inputs}/manifest.json" if inputs else f"{folder}/manifest.json"
+
     def full(self, path: str) -> str:
         """The path as the file system knows it."""
         return f"{self._base}/{path}"
 
     @contextmanager
     def create(self, path: str) -> Iterator[IO[bytes]]:
-        """Open a new file for writing, its folders made first."""
+        """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
         full = self.full(path)
+        with ExitStack() as closing:
+            with self.writing(path):
+                self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+                file = closing.enter_context(_appear(full) if self.is_local else self._fs.open(full, "wb"))
+            yield file
+            with self.writing(path):
+                closing.close()
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[None]:
+        """Whatever keeps a file from being written becomes ServiceUnreachable."""
         try:
-            self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
-            with self._fs.open(full, "wb") as file:
+            yield
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """A file's bytes, to be read in pieces."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
                 yield file
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
+    def files(self, folder: str) -> dict[str, int]:
+        """The bytes of every file below a folder, by path; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self.full(folder), detail=True)
+        return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last written."""
+        moment: datetime = self._fs.modified(self.full(path))
+        return moment.astimezone(UTC)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
+        try:
+            self._fs.rm_file(self.full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+        folder = Path(self.full(path)).parent
+        if self.is_local and not any(folder.iterdir()):
+            folder.rmdir()
+
     def replace(self, path: str, data: bytes) -> None:
-        """Put a small file in place of the old one in one step: rename on disk, a single put on an object store."""
-        if self.is_local:
-            new = f"{path}.{secrets.token_hex(4)}"
-            with self.create(new) as file:
-                file.write(data)
-            Path(self.full(new)).replace(self.full(path))
-        else:
-            with self.create(path) as file:
-                file.write(data)
+        """Put a small file in place of the old one, in one step."""
+        with self.create(path) as file, self.writing(path):
+            file.write(data)
 
     def read(self, path: str) -> bytes:
         """A small file, whole."""
         try:
             return bytes(self._fs.cat_file(self.full(path)))
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    def hash_file(self, path: str) -> str | None:
+        """The sha256 of a file's bytes, or None where there is none."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
@@ -221,19 +296,34 @@ class Lake:
         )
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
-    def find(self, zone: Zone, detector: str, batch_date: date) -> Manifest | None:
+    def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
         """The partition's manifest, or None where no attempt was committed."""
-        full = self.full(f"{self.partition(zone, detector, batch_date)}/manifest.json")
+        data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
+        return None if data is None else _decode(data)
+
+    def find_file(self, path: str) -> bytes | None:
+        """A small file, whole, or None where there is none."""
         try:
-            return _decode(self._fs.cat_file(full))
+            return bytes(self._fs.cat_file(self.full(path)))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreachable(self.root, full, error) from error
+            raise _unreachable(self.root, path, error) from error
 
-    def get(self, zone: Zone, detector: str, batch_date: date) -> Manifest:
+    def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
+        """The paths of all manifests, those of scores below their inputs among them."""
+        self._fs.invalidate_cache()
+        folder = self.full(f"{zone}/{detector}/batch_date=*")
+        found = [str(path) for below in ("", "/inputs=*") for path in self._fs.glob(f"{folder}{below}/manifest.json")]
+        return sorted(path.removeprefix(f"{self._base}/") for path in found)
+
+    def read_manifest(self, path: str) -> Manifest:
+        """The manifest at a path."""
+        return _decode(self.read(path))
+
+    def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
         """The partition's manifest; BatchMissing where there is none."""
-        if (manifest := self.find(zone, detector, batch_date)) is None:
+        if (manifest := self.find(zone, detector, batch_date, inputs)) is None:
             raise BatchMissing(
                 f"{detector} has no {zone} rows for {batch_date}.",
                 where=f"{self.root}/{self.partition(zone, detector, batch_date)}",
@@ -249,9 +339,23 @@ class Lake:
         found = self._fs.glob(self.full(f"{zone}/{detector}/batch_date=*/manifest.json"))
         return sorted(date.fromisoformat(str(path).rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
-    def write(self, zone: Zone, detector: str, batch_date: date) -> PartitionWriter:
-        """Begin a new attempt at a partition."""
-        return PartitionWriter(self, zone, detector, batch_date)
+    def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
+        """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(self.full(f"landing/{detector}/batch_date=*/{PRUNED}"))
+        manifests = [_decode(self._fs.cat_file(path)) for path in found]
+        return {manifest.batch_date: manifest.parts for manifest in manifests}
+
+    def remember_landing(self, path: str) -> None:
+        """Before a landing partition goes, note beside its manifest, at `path`, what had landed."""
+        going = self.read_manifest(path)
+        before = self.pruned(going.detector).get(going.batch_date, ())
+        parts = tuple(dict.fromkeys((*before, *going.parts)))
+        self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
+
+    def write(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> PartitionWriter:
+        """Begin a new attempt at a partition; of scores, go on with what has these inputs."""
+        return PartitionWriter(self, zone, detector, batch_date, inputs)
 
     def slices(
         self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
@@ -264,11 +368,15 @@ class Lake:
                 for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
                     yield pa.Table.from_batches([batch])
 
-    def columns(self, part: Part) -> list[str]:
-        """A part's column names, read from its footer."""
+    def schema(self, part: Part) -> pa.Schema:
+        """A part's columns and their types, read from its footer."""
         full = self.full(part.path)
         with self._reading(part):
-            return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
+            return pq.read_schema(full if self.is_local else self._fs.open(full))
+
+    def columns(self, part: Part) -> list[str]:
+        """A part's column names."""
+        return list(self.schema(part).names)
 
     def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
         """Run DuckDB over parts; `sql` reads them as the table `parts`."""
@@ -301,6 +409,21 @@ class Lake:
         return connection
 
 
+@contextmanager
+def _appear(path: str) -> Iterator[IO[bytes]]:
+    """A local file that gets its name when all of it is on the disk; an exception leaves nothing."""
+    new = f"{path}.{secrets.token_hex(4)}.new"
+    try:
+        with Path(new).open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(new).replace(path)
+    except BaseException:
+        Path(new).unlink(missing_ok=True)
+        raise
+
+
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield items while the next one is already being read on another thread."""
     with ThreadPoolExecutor(1) as pool:
@@ -324,7 +447,7 @@ def _encode(manifest: Manifest) -> bytes:
 def _decode(data: bytes) -> Manifest:
     document = json.loads(data)
     document.pop("hash")
-    parts = tuple(Part(**part) for part in document.pop("parts"))
+    parts = tuple(Part(**part | {"replaces": tuple(part.get("replaces", ()))}) for part in document.pop("parts"))
     return Manifest(**document | {"batch_date": date.fromisoformat(document["batch_date"]), "parts": parts})
 
 

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.detector import Detector
+from tasks.causes import name_causes
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import SourceInvalid
 from tasks.expectations import Mask, Suite
 from tasks.ingest import IngestParams, add_identity
 from tasks.schema import describe_unreadable, find_unreadable, type_rows
-from tasks.score import name_causes
 from tasks.sources import Arrival
 
 SCHEMA = pa.schema(

@@ -17,11 +17,10 @@ from prefect.context import TaskRunContext
 from sqlalchemy.dialects.postgresql import insert
 
 from tasks.errors import PublishConflict, ReconciliationFailed
-from tasks.groups import rank_groups, read_groups
+from tasks.groups import rank_groups
 from tasks.policy import IO
-from tasks.score import Scored
 from tasks.site import Site
-from tasks.tables import Night, attempts, flagged_anomalies, group_scores, scoring_batches, superseded_anomalies
+from tasks.tables import Night, Scored, attempts, flagged_anomalies, group_scores, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
 
 # What scoring brings per flag; the night adds the rest.
@@ -186,29 +185,20 @@ def fail_night(site: Site, run_id: str, cause: str) -> None:
             fail_attempt(engine, *key, attempt.step, cause, datetime.now(UTC))
 
 
+def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
+    """Publish a scored batch from what lies in the lake; returns the night as published."""
+    now, lake = datetime.now(UTC), site.lake
+    night = Night(**vars(scored), attempt=begun.attempt, seconds=(now - begun.started_at).total_seconds())
+    facts = lake.get("scores", site.detector, scored.batch_date, scored.scores).facts
+    flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
+    landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
+    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash, groups)
+    return night
+
+
 @task(task_run_name="publish {site.detector} {scored.batch_date}", **IO)
 def publish(site: Site, begun: Begun, scored: Scored) -> Night:
     """Publish a scored batch, and return the row that scoring_batches now holds of it."""
-    now, lake = datetime.now(UTC), site.lake
-    night = Night(
-        detector=site.detector,
-        batch_date=scored.batch_date,
-        attempt=begun.attempt,
-        input_hash=scored.input_hash,
-        rows_in=scored.rows_in,
-        quarantined=scored.quarantined,
-        excluded=scored.excluded,
-        scored=scored.scored,
-        flagged=scored.flagged,
-        unseen=scored.unseen,
-        threshold=scored.threshold,
-        model_name=site.model_name,
-        model_version=scored.version,
-        scored_at=scored.scored_at,
-        seconds=(now - begun.started_at).total_seconds(),
-    )
-    flags, groups = lake.read_frame(scored.flags_path), read_groups(lake, scored.flags_path)
-    landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
-    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash, groups)
-    get_run_logger().info("published %d flags of %s", len(flags), _describe_batch(night))
+    night = publish_scored(site, begun, scored)
+    get_run_logger().info("published %s: %d flagged", _describe_batch(night), night.flagged)
     return night

@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from models.detector import Detector
 from tasks import tracking
+from tasks.causes import name_causes
 from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import RecordInvalid
 from tasks.expectations import Suite
 from tasks.schema import type_rows
-from tasks.score import ScoreParams, name_causes
+from tasks.score import ScoreParams
 from tasks.site import Site
 
 

@@ -48,12 +48,11 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     """Log a bundle as a model version, unless a version already holds it."""
     content_hash = read_manifest(bundle).content_hash
     versions = tracking.list_versions(site)
-    known = next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None)
-    has_champion = any(tracking.CHAMPION in v.aliases for v in versions)
-    if known and not has_champion:  # an earlier registration ended half-way
-        tracking.set_alias(site, tracking.CHAMPION, known.version)
-        return Registered(known.version, tracking.CHAMPION, is_new=False)
-    if known:
+    alias = tracking.CHALLENGER if any(tracking.CHAMPION in v.aliases for v in versions) else tracking.CHAMPION
+    if known := next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None):
+        if not known.aliases or alias == tracking.CHAMPION:  # an earlier registration may have ended before this
+            tracking.set_alias(site, alias, known.version)
+            return Registered(known.version, alias, is_new=False)
         return Registered(known.version, ", ".join(known.aliases), is_new=False)
     detector = Detector.load(bundle)
     example = make_example(detector.columns)
@@ -73,7 +72,6 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
         tags,
     )
-    alias = tracking.CHALLENGER if has_champion else tracking.CHAMPION
     tracking.set_alias(site, alias, version.version)
     return Registered(version.version, alias, is_new=True)
 
@@ -120,7 +118,7 @@ def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
 
 
 @task(task_run_name="resolve champion of {site.detector}", **IO)
-def resolve_champion(site: Site) -> tuple[tracking.Version, Path]:
-    """The one version that scores this night, and its bundle on this machine."""
-    version = tracking.get_champion(site)
-    return version, tracking.fetch_bundle(site, version)
+def resolve_champion(site: Site, version: int | None = None) -> tuple[tracking.Version, Path]:
+    """The one version that scores this night (the champion, unless one is named), and its bundle on this machine."""
+    found = tracking.get_champion(site) if version is None else tracking.get_version(site, version)
+    return found, tracking.fetch_bundle(site, found)

@@ -139,7 +139,7 @@ def write_report(
 ) -> Path:
     """Write the page of a published night and return its path."""
     lake, day = site.lake, batch.batch_date
-    histogram = count_scores(lake, lake.get("scores", site.detector, day))
+    histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
     groups = warehouse.read_groups(warehouse.open_engine(site.warehouse_url), site.detector, day)
     page = render_report(batch, flags, histogram, validation, version, params, groups)
     path = site.reports / f"{day.isoformat()}.html"

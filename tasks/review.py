@@ -61,7 +61,9 @@ def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
     flags = warehouse.read_flags(warehouse.open_engine(site.warehouse_url), site.detector, day)
     alerts, suppressed = flags[~flags["suppressed"]], flags[flags["suppressed"]]
     some = suppressed.iloc[np.argsort(draw_order(suppressed["record_id"].tolist(), day.toordinal()))[:sample]]
-    below, rows_below = sample_below(site.lake, site.lake.get("scores", site.detector, day), batch.threshold, sample)
+    below, rows_below = sample_below(
+        site.lake, site.lake.get("scores", site.detector, day, batch.scores), batch.threshold, sample
+    )
     asked = [
         group.assign(inclusion=len(group) / total)
         for group, total in ((alerts, len(alerts)), (some, len(suppressed)), (below, rows_below))

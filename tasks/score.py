@@ -1,18 +1,19 @@
-"""Score a validated batch with one model version, slice by slice, and explain its worst flags.
+"""Score a validated batch with one model version, part by part, and explain its worst flags.
 
-In: the validated partition and a bundle. Out: the scores partition (record_id, score, percentile_rank for every row)
-and beside it flags.parquet, the flags to publish with their causes, and groups.parquet, the scores of its groups.
+In: the validated partition and a bundle. Out: a partition of scores (record_id, score, percentile_rank for every row)
+and in it flags.parquet, the flags to publish with their causes, and groups.parquet, the scores of its groups.
+A part that is finished leaves a receipt, so that whoever comes after a crash goes on from there.
 Memory holds one slice, the worst flags and some sums a group.
 """
 
+import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +21,27 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from prefect import get_run_logger, task
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
-from models.detector import Detector, Explanation
-from models.encoders import UNSEEN
+from models.bundle import read_manifest
+from models.detector import Detector
 from models.params import Section
-from models.records import Column
+from tasks.causes import name_causes
 from tasks.columns import to_records
 from tasks.contract import Contract
-from tasks.errors import LeakageFound
-from tasks.groups import GroupScores, GroupsParams, write_groups
-from tasks.lake import Manifest, read_ahead
+from tasks.errors import LeakageFound, PublishConflict
+from tasks.groups import GroupScores, GroupsParams, combine_groups
+from tasks.lake import Manifest, Part, PartitionWriter, read_ahead
 from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
-from tasks.tokens import list_unseen
+from tasks.tables import Scored
 from tasks.tracking import Version
 from tasks.validate import Validation
 
 Floats = npt.NDArray[np.float64]
-MASKED = "masked"
+CODE_VERSION = 1  # raise it when the same inputs come to other scores, flags or causes: what is finished is then left
+COUNTS = ("scored", "flagged", "unseen")
 
 
 class ScoreParams(Section):
@@ -65,24 +67,6 @@ class ScoreParams(Section):
     def name_band(self, percentile_rank: float) -> str:
         """The severity of a rank, 0 to 100: the last band that begins at or below it."""
         return [name for name, rank in self.bands.items() if rank <= percentile_rank][-1]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One scored batch, ready to publish. `flags_path` is relative to the lake root."""
-
-    batch_date: date
-    input_hash: str
-    rows_in: int
-    quarantined: int
-    excluded: int
-    scored: int
-    flagged: int
-    unseen: int
-    threshold: float
-    version: int
-    flags_path: str
-    scored_at: datetime
 
 
 class WorstRows:
@@ -111,57 +95,90 @@ class WorstRows:
         self._rows = None if self._rows is None else self._rows.take(pa.array(order))
 
 
-def name_causes(
-    explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: set[str], most: int
-) -> list[str]:
-    """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
+@dataclass(frozen=True)
+class PartScores:
+    """The receipt of one part: its scores' part, how many rows were scored, flagged, and had an unseen category."""
 
-    Shares add up to the score. A patch of an image or a token of a sequence is named by "part". Actual and expected
-    are in the record's own units; a masked column shows neither.
-    """
-    actual = {column.name: rows[column.name].to_pylist() for column in columns if column.kind != "image"}
-    texts = []
-    for row, shares in enumerate(explanation.contributions):
-        order = np.argsort(-shares, kind="stable")
-        causes: list[dict[str, Any]] = []
-        for position in order[:most]:
-            unit = explanation.units[position]
-            column = columns[unit.column]
-            shown: dict[str, Any] = {"part": unit.part} if unit.part else {}
-            if not unit.part:
-                shown["actual"] = _plain(actual[column.name][row])
-            elif unit.part == UNSEEN:
-                shown["actual"] = ", ".join(list_unseen(actual[column.name][row], column))
-            else:
-                shown["actual"] = _round(explanation.actual[row, position])
-            shown["expected"] = _expected(column, explanation.expected[row, position])
-            if column.name in masked:
-                shown = dict.fromkeys(shown, MASKED)
-            causes.append({"column": column.name, "share": float(shares[position])} | shown)
-        causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
-        texts.append(json.dumps(causes, allow_nan=False))
-    return texts
+    part: Part
+    scored: int
+    flagged: int
+    unseen: int
 
 
-def _expected(column: Column, value: float) -> Any:
-    if column.kind == "categorical":
-        code = int(value)
-        return column.vocabulary[code] if 0 <= code < len(column.vocabulary) else "unseen"
-    if column.kind == "datetime":
-        return f"around {int(value) % 24:02d}:00 UTC"
-    return _plain(_round(value))
+@dataclass(frozen=True)
+class Scoring:
+    """Everything that scoring the parts of one batch needs: small, and the same for all of them."""
+
+    site: Site
+    detector: Detector
+    contract: Contract
+    params: ScoreParams
+    partition: PartitionWriter
+
+    def find(self, name: str) -> PartScores | None:
+        """The receipt of a part that an earlier attempt finished."""
+        data = self.site.lake.find_file(self.partition.path(f"{name}.json"))
+        return None if data is None else TypeAdapter(PartScores).validate_json(data)
+
+    def score(self, name: str, validated: Part, on_progress: Callable[[int], None]) -> PartScores:
+        """Score a part; its worst flags and its sums of groups are left beside its scores, the receipt last."""
+        lake, columns = self.site.lake, self.detector.columns
+        grouped = self.params.groups.names if self.params.groups else ()
+        read = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in columns), *grouped]))
+        texts = tuple(column.name for column in columns if column.kind in ("categorical", "sequence"))
+        alerts, suppressed = WorstRows(self.params.max_alerts), WorstRows(self.params.max_alerts)
+        groups = GroupScores(self.params.groups, self.site.zone)
+        flagged = unseen = 0
+        with self.partition.part(name) as writer:
+            for table in read_ahead(lake.slices(validated, read, texts)):
+                records, is_unseen = to_records(table, columns)
+                scores = self.detector.score(records)
+                ranks = pa.array(self.detector.rank(scores).astype(np.float32))
+                writer.append(pa.table({"record_id": table["record_id"], "score": scores, "percentile_rank": ranks}))
+                groups.add(table, scores)
+                mask = scores > self.detector.threshold.value
+                _, is_suppressed = self.detector.reduce(records[torch.from_numpy(mask)])
+                above, their_scores = table.filter(pa.array(mask)), scores[mask]
+                alerts.add(above.filter(pa.array(~is_suppressed)), their_scores[~is_suppressed])
+                suppressed.add(above.filter(pa.array(is_suppressed)), their_scores[is_suppressed])
+                flagged, unseen = flagged + int(mask.sum()), unseen + int(is_unseen.sum())
+                on_progress(writer.rows)
+        found = [
+            describe_flags(self.detector, *kept.take(), self.contract, self.params) for kept in (alerts, suppressed)
+        ]
+        lake.replace_frame(self.partition.path(f"{name}-flags.parquet"), combine_flags(found, self.params.max_alerts))
+        lake.replace_frame(self.partition.path(f"{name}-groups.parquet"), groups.sums())
+        receipt = PartScores(self.partition.parts[-1], writer.rows, flagged, unseen)
+        lake.replace(self.partition.path(f"{name}.json"), json.dumps(asdict(receipt)).encode())
+        return receipt
+
+    def combine(self, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The batch's flags and its groups, from those of its parts."""
+        flags, groups = self._describe(WorstRows(1)), GroupScores(self.params.groups, self.site.zone).sums()
+        for name in names:
+            flags = combine_flags([flags, self._read(f"{name}-flags.parquet")], self.params.max_alerts)
+            groups = pd.concat([groups, self._read(f"{name}-groups.parquet")], ignore_index=True)
+        return flags, combine_groups(groups)
+
+    def _describe(self, worst: WorstRows) -> pd.DataFrame:
+        return describe_flags(self.detector, *worst.take(), self.contract, self.params)
+
+    def _read(self, name: str) -> pd.DataFrame:
+        return self.site.lake.read_frame(self.partition.path(name))
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, bool):
-        return str(value).lower()  # as the vocabulary of a true-or-false column has it
-    return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else value
+def hash_inputs(site: Site, validated: Manifest, bundle_hash: str, contract: Contract, params: ScoreParams) -> str:
+    """The key of a batch's scores: equal where all they depend on is equal, so that they need not be computed again."""
+    inputs = {
+        "code": CODE_VERSION,
+        "landing": validated.facts["validation"]["input_hash"],
+        "parts": [part.sha256 for part in validated.parts],
+        "bundle": bundle_hash,
+        "masked": sorted(contract.masked),
+        "params": params.model_dump(mode="json", exclude={"bands"}),
+        "time_zone": site.time_zone,  # of groups by hour
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def score_batch(
@@ -170,39 +187,48 @@ def score_batch(
     contract: Contract,
     validated: Manifest,
     params: ScoreParams,
+    inputs: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[str, int, int, int]:
-    """Write the scores of a validated batch; returns the flags' path and the rows scored, flagged and unseen."""
-    lake, names = site.lake, [column.name for column in detector.columns]
-    grouped = params.groups.names if params.groups else ()
-    read = list(dict.fromkeys(["record_id", "event_time", *names, *grouped]))
-    texts = tuple(column.name for column in detector.columns if column.kind in ("categorical", "sequence"))
-    partition = lake.write("scores", site.detector, validated.batch_date)
-    alerts, suppressed = WorstRows(params.max_alerts), WorstRows(params.max_alerts)
-    groups, threshold = GroupScores(params.groups, site.zone), detector.threshold.value
-    scored = flagged = unseen = 0
+) -> Manifest:
+    """Write the scores of a validated batch under their key, and beside them the flags and groups to publish.
+
+    What an earlier attempt finished is not computed again. Facts: input_hash, validated (its hash), scored, flagged,
+    unseen, and the paths of flags and groups.
+    """
+    key = (site.detector, validated.batch_date)
+    if finished := site.lake.find("scores", *key, inputs):
+        on_progress(validated.rows, validated.rows)
+        return finished
+    partition = site.lake.write("scores", *key, inputs)
+    scoring = Scoring(site, detector, contract, params, partition)
+    receipts: dict[str, PartScores] = {}
+    done = 0
     for number, part in enumerate(validated.parts):
-        with partition.part(f"part-{number}") as writer:
-            for table in read_ahead(lake.slices(part, read, texts)):
-                records, is_unseen = to_records(table, detector.columns)
-                scores = detector.score(records)
-                ranks = pa.array(detector.rank(scores).astype(np.float32))
-                writer.append(pa.table({"record_id": table["record_id"], "score": scores, "percentile_rank": ranks}))
-                groups.add(table, scores)
-                mask = scores > threshold
-                _, is_suppressed = detector.reduce(records[torch.from_numpy(mask)])
-                above, their_scores = table.filter(pa.array(mask)), scores[mask]
-                alerts.add(above.filter(pa.array(~is_suppressed)), their_scores[~is_suppressed])
-                suppressed.add(above.filter(pa.array(is_suppressed)), their_scores[is_suppressed])
-                scored, flagged, unseen = scored + len(scores), flagged + int(mask.sum()), unseen + int(is_unseen.sum())
-                on_progress(scored, validated.rows)
-    found = [describe_flags(detector, *kept.take(), contract, params) for kept in (alerts, suppressed)]
+        tell = partial(_tell_more, on_progress, done, validated.rows)
+        name, done = f"part-{number}", done + part.rows
+        if receipt := scoring.find(name):
+            tell(part.rows)
+        receipts[name] = receipt or scoring.score(name, part, tell)
+    flags, groups = scoring.combine(list(receipts))
+    paths = {name: partition.path(f"{name}.parquet") for name in ("flags", "groups")}
+    site.lake.replace_frame(paths["flags"], flags)
+    site.lake.replace_frame(paths["groups"], groups)
+    partition.parts = [receipt.part for receipt in receipts.values()]
+    counts = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
+    origin = {"input_hash": validated.facts["validation"]["input_hash"], "validated": validated.hash}
+    return partition.commit({**origin, **counts, **paths})
+
+
+def _tell_more(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
+    on_progress(before + rows, total)
+
+
+def combine_flags(found: Sequence[pd.DataFrame], most: int) -> pd.DataFrame:
+    """The worst `most` alerts of all, then the worst suppressed flags, at most as many; ties keep the earlier row."""
     flags = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
-    path = partition.path("flags.parquet")
-    lake.replace_frame(path, flags)
-    write_groups(lake, path, groups.take())
-    partition.commit({"input_hash": validated.facts["validation"]["input_hash"], "flags": path})
-    return path, scored, flagged, unseen
+    ranked = flags.sort_values("score", ascending=False, kind="stable")
+    kept = [ranked[ranked["suppressed"] == is_suppressed].head(most) for is_suppressed in (False, True)]
+    return pd.concat(kept, ignore_index=True)
 
 
 def describe_flags(
@@ -243,6 +269,51 @@ def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:
         )
 
 
+def check_input(site: Site, validated: Manifest, validation: Validation) -> None:
+    """Refuse rows that another run validated meanwhile from other input. Raises PublishConflict."""
+    found = validated.facts["validation"]["input_hash"]
+    if found != validation.input_hash:
+        raise PublishConflict(
+            "the batch was validated again while this night ran; nothing was scored",
+            where=f"detector {site.detector}, batch {validation.batch_date}",
+            got=f"validated rows of input {found}",
+            expected=f"those of input {validation.input_hash}, which this night validated",
+            todo="nothing if the other run publishes; else run the night again",
+        )
+
+
+def score_night(
+    site: Site,
+    contract: Contract,
+    validation: Validation,
+    version: Version,
+    bundle: Path,
+    params: ScoreParams,
+    now: datetime,
+) -> Scored:
+    """Score one validated batch with one version. Raises LeakageFound, PublishConflict."""
+    detector, day = Detector.load(bundle), validation.batch_date
+    check_out_of_sample(site, detector, day)
+    validated = site.lake.get("validated", site.detector, day)
+    check_input(site, validated, validation)
+    inputs = hash_inputs(site, validated, read_manifest(bundle).content_hash, contract, params)
+    scores = score_batch(site, detector, contract, validated, params, inputs, progress_of(f"score {day}"))
+    return Scored(
+        detector=site.detector,
+        batch_date=day,
+        input_hash=validation.input_hash,
+        rows_in=validation.rows_in,
+        quarantined=validation.quarantined,
+        excluded=validation.excluded,
+        threshold=detector.threshold.value,
+        model_name=version.name,
+        model_version=version.version,
+        scored_at=now,
+        scores=inputs,
+        **{name: scores.facts[name] for name in COUNTS},
+    )
+
+
 @task(task_run_name="score {site.detector} {validation.batch_date}", **IO)
 def score(
     site: Site,
@@ -254,24 +325,6 @@ def score(
     now: datetime,
 ) -> Scored:
     """Score one batch with the version resolved at the start of the night."""
-    detector, day = Detector.load(bundle), validation.batch_date
-    check_out_of_sample(site, detector, day)
-    validated = site.lake.get("validated", site.detector, day)
-    path, scored, flagged, unseen = score_batch(
-        site, detector, contract, validated, params, progress_of(f"score {day}")
-    )
-    get_run_logger().info("%d rows scored, %d flagged, %d with an unseen category", scored, flagged, unseen)
-    return Scored(
-        batch_date=day,
-        input_hash=validation.input_hash,
-        rows_in=validation.rows_in,
-        quarantined=validation.quarantined,
-        excluded=validation.excluded,
-        scored=scored,
-        flagged=flagged,
-        unseen=unseen,
-        threshold=detector.threshold.value,
-        version=version.version,
-        flags_path=path,
-        scored_at=now,
-    )
+    scored = score_night(site, contract, validation, version, bundle, params, now)
+    get_run_logger().info("%d rows scored, %d flagged, %d with an unseen category", *(vars(scored)[n] for n in COUNTS))
+    return scored

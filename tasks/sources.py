@@ -71,12 +71,16 @@ Source = Annotated[FilesSource | SqlSource | payments.PaymentsSource | codes.Cod
 
 @dataclass(frozen=True)
 class Arrival:
-    """One file, query or feed delivery. `version` changes when its content may have."""
+    """One file, query or feed delivery. `version` changes when its content may have.
+
+    is_whole: what the name brought before and does not bring now is gone. A query may ask for the latest days only.
+    """
 
     name: str
     version: str
     arrived_at: datetime
     read: Callable[[], Iterable[pa.Table]]
+    is_whole: bool = True
 
 
 def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
@@ -250,7 +254,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
             ) from error
 
     name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
-    return Arrival(name, now.isoformat(), now, read)
+    return Arrival(name, now.isoformat(), now, read, is_whole=False)
 
 
 def _settle(schema: pa.Schema) -> pa.Schema:

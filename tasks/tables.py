@@ -95,6 +95,7 @@ scoring_batches = sa.Table(
     _value("model_version", sa.Integer),
     _value("scored_at", Instant),
     _value("seconds", sa.Double),
+    _value("scores", sa.Text, nullable=True),  # where they lie in the lake: Lake.find's `inputs`
 )
 attempts = sa.Table(
     "attempts",
@@ -107,6 +108,7 @@ attempts = sa.Table(
     _value("started_at", Instant),
     _value("finished_at", Instant, nullable=True),
     _value("run_id", sa.Text, nullable=True),
+    _value("owner", sa.Text, nullable=True),  # the process: see tasks/owner.py
 )
 group_scores = sa.Table(
     "group_scores",
@@ -147,15 +149,15 @@ drift = sa.Table(
 
 
 @dataclass(frozen=True)
-class Night:
-    """One attempt's result for one batch, ready to publish. rows_in = quarantined + excluded + scored.
+class Scored:
+    """A scored batch. rows_in = quarantined + excluded + scored.
 
-    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category.
+    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category. `scores` says where the
+    scores lie in the lake; None: where Nightjar before schema 0004 left them.
     """
 
     detector: str
     batch_date: date
-    attempt: int
     input_hash: str
     rows_in: int
     quarantined: int
@@ -167,6 +169,14 @@ class Night:
     model_name: str
     model_version: int
     scored_at: datetime
+    scores: str | None
+
+
+@dataclass(frozen=True)
+class Night(Scored):
+    """One attempt's result for one batch, ready to publish; `seconds` since the attempt began."""
+
+    attempt: int
     seconds: float
 
 
@@ -190,6 +200,7 @@ class Attempt:
     started_at: datetime
     finished_at: datetime | None
     run_id: str | None
+    owner: str | None
 
 
 @dataclass(frozen=True)

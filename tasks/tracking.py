@@ -1,15 +1,17 @@
 """All MLflow calls: register a bundle as a model version, move aliases, fetch the champion.
 
 MLflow is imported when first used; it costs seconds. A version holds exactly the bundle folder, and is loaded by
-tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to).
+tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) and `challenger` (wants to). Since when
+which version was champion stands in tags of the registered model, one a change.
 """
 
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,10 +21,12 @@ import yaml
 
 from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
+from tasks.owner import is_dead, name_process
 from tasks.site import Site, hide_password
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-HASH_TAG, PREVIOUS_TAG = "bundle_hash", "previous_champion"
+HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
+SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600
 
@@ -35,6 +39,7 @@ class Version:
     version: int
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    registered_at: datetime | None = None
 
 
 @contextmanager
@@ -66,7 +71,16 @@ def list_versions(site: Site) -> list[Version]:
         for alias, version in models[0].aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         found = client.search_model_versions(f"name = '{site.model_name}'")
-        versions = [Version(v.name, int(v.version), tuple(aliases.get(str(v.version), ())), v.tags) for v in found]
+    versions = [
+        Version(
+            v.name,
+            int(v.version),
+            tuple(aliases.get(str(v.version), ())),
+            v.tags,
+            datetime.fromtimestamp(v.creation_timestamp / 1000, UTC),
+        )
+        for v in found
+    ]
     return sorted(versions, key=lambda version: version.version)
 
 
@@ -85,6 +99,19 @@ def get_champion(site: Site) -> Version:
             todo=f"nightjar train {site.detector}, or nightjar promote {site.detector} VERSION",
         )
     return found
+
+
+def get_version(site: Site, number: int) -> Version:
+    """One registered version. Raises ChampionMissing where there is none of this number."""
+    versions = {version.version: version for version in list_versions(site)}
+    if number not in versions:
+        raise ChampionMissing(
+            f"{site.detector} has no version {number} to score with.",
+            where=f"registered model {site.model_name}",
+            got=f"versions {', '.join(map(str, versions)) or 'none'}",
+            todo="name one of these versions, or none for the champion",
+        )
+    return versions[number]
 
 
 def fetch_bundle(site: Site, version: Version) -> Path:
@@ -157,10 +184,47 @@ def _refuse(version: Version, got: str, expected: str) -> BundleInvalid:
 def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:
     """Point an alias at a version; the version it leaves is remembered as the previous champion, on request."""
     before = find_version(site, alias)
+    history = read_champions(site) if alias == CHAMPION else []
     with _client(site) as client:
         if remember and alias == CHAMPION and before and before.version != version:
             client.set_model_version_tag(site.model_name, str(version), PREVIOUS_TAG, str(before.version))
         client.set_registered_model_alias(site.model_name, alias, str(version))
+    if alias == CHAMPION and [number for _, number in history][-1:] != [version]:
+        record_champions(site, [*history, (datetime.now(UTC), version)])
+
+
+def record_champions(site: Site, champions: Sequence[tuple[datetime, int]]) -> None:
+    """Keep since when (with a zone) which version was champion; what is kept already stays as it is."""
+    with _client(site) as client:
+        for since, version in champions:
+            instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")  # MLflow's tag names hold no colon
+            client.set_registered_model_tag(site.model_name, SINCE_TAG + instant, str(version))
+
+
+def read_champions(site: Site) -> list[tuple[datetime, int]]:
+    """Since when (UTC) which version was champion, oldest first.
+
+    Of a model that was registered before this was kept it is what its versions imply.
+    """
+    with _client(site) as client:
+        models = client.search_registered_models(f"name = '{site.model_name}'")
+        tags = models[0].tags if models else {}
+    kept = [(name.removeprefix(SINCE_TAG), int(text)) for name, text in tags.items() if name.startswith(SINCE_TAG)]
+    recorded = [
+        (datetime.strptime(instant, "%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC), version) for instant, version in kept
+    ]
+    return sorted(recorded) or imply_champions(list_versions(site))
+
+
+def imply_champions(versions: Sequence[Version]) -> list[tuple[datetime, int]]:
+    """The champion and those before it, as far as each one's tag names one, each since it was registered."""
+    by_number = {version.version: version for version in versions}
+    version = next((v for v in versions if CHAMPION in v.aliases), None)
+    found: dict[int, datetime] = {}
+    while version and version.registered_at and version.version not in found:
+        found[version.version] = version.registered_at
+        version = by_number.get(int(version.tags.get(PREVIOUS_TAG, 0)))
+    return sorted((since, number) for number, since in found.items())
 
 
 def clear_alias(site: Site, alias: str) -> None:
@@ -184,24 +248,33 @@ def log_version(
     import mlflow
     from mlflow.models import infer_signature
 
+    named = dict(tags) | {HASH_TAG: content_hash}
     with _client(site) as client:
         if client.get_experiment_by_name(site.model_name) is None:
             location = Path(site.artifacts).joinpath(site.detector).as_uri() if site.artifacts else None
             client.create_experiment(site.model_name, artifact_location=location)
-        mlflow.set_experiment(site.model_name)
-        with mlflow.start_run(run_name=f"train {site.detector} {tags['cutoff']}", tags=dict(tags)):
+        experiment = mlflow.set_experiment(site.model_name)
+        _end_dead_runs(client, experiment.experiment_id)
+        with mlflow.start_run(
+            run_name=f"train {site.detector} {tags['cutoff']}", tags=named | {OWNER_TAG: name_process()}
+        ):
             mlflow.log_params(dict(params))
             mlflow.log_metrics(dict(metrics))
-            info = mlflow.pyfunc.log_model(
+            model = mlflow.pyfunc.log_model(
                 name="bundle",
                 loader_module=LOADER,
                 data_path=str(bundle),
                 signature=infer_signature(example, answer),
                 input_example=example,
                 pip_requirements=["nightjar"],  # the package brings its own pinned requirements
-                registered_model_name=site.model_name,
             )
-        version = info.registered_model_version
-        for name, value in (dict(tags) | {HASH_TAG: content_hash}).items():
-            client.set_model_version_tag(site.model_name, str(version), name, value)
-    return Version(site.model_name, int(version), (), dict(tags) | {HASH_TAG: content_hash})
+            # Its tags come with it: a version never stands there without its hash, wherever this process dies.
+            version = mlflow.register_model(model.model_uri, site.model_name, tags=named)
+    return Version(site.model_name, int(version.version), (), named)
+
+
+def _end_dead_runs(client: Any, experiment_id: str) -> None:
+    """Mark as killed the runs whose process died before it had registered anything."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if is_dead(run.data.tags.get(OWNER_TAG)):
+            client.set_terminated(run.info.run_id, "KILLED")

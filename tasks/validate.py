@@ -2,11 +2,12 @@
 
 Row-level expectations run on up to JUDGED_ROWS rows at once, batch-level ones on one summary row a batch that DuckDB
 computes; small batches share a slice, since Great Expectations costs milliseconds an expectation however few the rows.
-Identical duplicates keep one row; rows that share a record_id and differ are all quarantined.
+Identical duplicates keep one row; rows that share a record_id and differ are all quarantined. Rows that a replay has
+replaced are excluded.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
@@ -23,9 +24,9 @@ from pydantic import Field, TypeAdapter
 
 from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
-from tasks.errors import BatchRejected
+from tasks.errors import BatchMissing, BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
-from tasks.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote, read_ahead
+from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
 from tasks.progress import progress_of
 from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
@@ -72,6 +73,7 @@ class _OpenBatch:
     """A batch while its slices pass through: its writers, its counts, the duplicates already kept."""
 
     manifest: Manifest
+    replaced: Mapping[str, frozenset[str]]  # the ids whose rows of a part count no longer, by the part's sha256
     duplicates: Duplicates
     landed: Landed
     validated: PartitionWriter
@@ -80,7 +82,8 @@ class _OpenBatch:
     kept: set[str] = field(default_factory=set)
     broken: Counter[str] = field(default_factory=Counter)  # rows that broke an expectation, by its text
     reasons: Counter[str] = field(default_factory=Counter)  # rows quarantined, by reason
-    excluded: int = 0
+    duplicated: int = 0  # rows excluded because an identical one is kept
+    superseded: int = 0  # rows excluded because a replay has replaced them
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,31 @@ class _Piece:
     batch: _OpenBatch
     raw: pa.Table
     typed: pa.Table
+    replaced: frozenset[str]
     unreadable: dict[str, Mask]
     good: PartWriter
     bad: PartWriter
 
 
-def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> Duplicates:
-    """Record ids that occur twice or more, split by whether all columns of their rows agree."""
+def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
+    """The record ids that a later replay has replaced, by the sha256 of the part that holds the replaced rows."""
+    replaced: dict[str, frozenset[str]] = {}
+    for replay in (part for part in manifest.parts if part.replaces):
+        ids = frozenset(record for s in lake.slices(replay, ["record_id"]) for record in s["record_id"].to_pylist())
+        replaced |= {sha256: replaced.get(sha256, frozenset()) | ids for sha256 in replay.replaces}
+    return replaced
+
+
+def find_duplicates(
+    lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]] | None = None
+) -> Duplicates:
+    """Record ids that occur twice or more, split by whether all columns of their rows agree.
+
+    replaced: by part the ids whose rows there do not count.
+    """
+    if not manifest.parts:
+        return Duplicates(frozenset(), frozenset())
+    replayed = frozenset[str]().union(*(replaced or {}).values())
     buckets = max(1, -(-manifest.rows // BUCKET_ROWS))
     repeated: list[str] = []
     for bucket in range(buckets):
@@ -105,21 +126,39 @@ def find_duplicates(lake: Lake, manifest: Manifest, columns: Sequence[str]) -> D
             f"select record_id from parts {share} group by record_id having count(*) > 1",  # noqa: S608 - two integers
             manifest.parts,
         )
-        repeated += [record for record in found["record_id"].to_pylist() if record is not None]
-    if not repeated:
-        return Duplicates(frozenset(), frozenset())
-    quoted = ", ".join(quote(name) for name in columns)
-    ids = ", ".join("'" + record.replace("'", "''") + "'" for record in repeated)
+        several = found["record_id"].drop_null().to_pylist()
+        repeated += [record for record in several if record not in replayed]
+    versions: dict[str, set[int]] = {}
+    copies: Counter[str] = Counter()
+    # The replayed ids part by part: what counts of them depends on the part.
+    asked = [(part, replayed - replaced.get(part.sha256, frozenset())) for part in manifest.parts] if replaced else []
+    for parts, ids in [(manifest.parts, repeated), *(((part,), live) for part, live in asked)]:
+        for record, hashed, count in read_versions(lake, parts, columns, ids):
+            versions.setdefault(record, set()).add(hashed)
+            copies[record] += count
+    twice = {record for record, count in copies.items() if count > 1}
+    different = {record for record in twice if len(versions[record]) > 1}
+    return Duplicates(frozenset(twice - different), frozenset(different))
+
+
+def read_versions(
+    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: Collection[str]
+) -> list[tuple[str, int, int]]:
+    """Of each named record its different rows: record_id, the hash of the columns, how many such rows there are."""
+    if not ids:
+        return []
+    known = {name for part in parts for name in lake.columns(part)}
+    hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
+    named = ", ".join("'" + record.replace("'", "''") + "'" for record in ids)
     try:
-        rows = lake.query(
-            f"select record_id, count(distinct hash({quoted})) as versions "  # noqa: S608 - identifiers, values quoted
-            f"from parts where record_id in ({ids}) group by record_id",
-            manifest.parts,
-        ).to_pydict()
+        found = lake.query(
+            f"select record_id, {hashed} as version, count(*) as copies from parts "  # noqa: S608 - all is quoted
+            f"where record_id in ({named}) group by all",
+            parts,
+        )
     except duckdb.ConversionException:  # a column has a type in one part that another part's cannot become
-        return Duplicates(frozenset(), frozenset(repeated))
-    pairs = list(zip(rows["record_id"], rows["versions"], strict=True))
-    return Duplicates(frozenset(r for r, n in pairs if n == 1), frozenset(r for r, n in pairs if n > 1))
+        return [(record, version, 1) for record in ids for version in (0, 1)]
+    return list(zip(*found.to_pydict().values(), strict=True))
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
@@ -128,11 +167,12 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
         for number, part in enumerate(batch.manifest.parts):
             good = batch.files.enter_context(batch.validated.part(f"part-{number}"))
             bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
+            replaced = batch.replaced.get(part.sha256, frozenset())
             for raw in read_ahead(lake.slices(part)):
                 typed = type_rows(raw, contract)
                 unreadable = find_unreadable(raw, typed, contract)
                 batch.landed.add(raw, unreadable)
-                yield _Piece(batch, raw, typed, unreadable, good, bad)
+                yield _Piece(batch, raw, typed, replaced, unreadable, good, bad)
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -157,11 +197,11 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch) -> tuple[Mask, Mask]:
+def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch, superseded: Mask) -> tuple[Mask, Mask]:
     """Two masks over a slice's rows: those to exclude (a later identical row) and those to quarantine."""
     exclude, different = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     repeated = pa.array(batch.duplicates.identical | batch.duplicates.different, pa.string())
-    for row in np.flatnonzero(pc.is_in(ids, repeated)):
+    for row in np.flatnonzero(pc.is_in(ids, repeated).to_numpy() & ~superseded):
         record = ids[row].as_py()
         if record in batch.duplicates.different:
             different[row] = True
@@ -173,8 +213,10 @@ def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch) -> tuple[Mask, Mas
 
 def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     """Write a piece's rows where they belong, given for each broken expectation the mask of its rows."""
-    batch = piece.batch
-    exclude, different = judge_duplicates(piece.typed["record_id"], batch)
+    batch, ids = piece.batch, piece.typed["record_id"]
+    superseded: Mask = pc.is_in(ids, pa.array(piece.replaced, pa.string())).to_numpy()
+    duplicated, different = judge_duplicates(ids, batch, superseded)
+    exclude = superseded | duplicated
     contract = batch.landed.contract
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # of each row, its place in `reasons`; the first one counts
@@ -191,7 +233,8 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
         reasons.append(text)
         reason[mask & (reason == 0)] = len(reasons) - 1
     bad = (reason > 0) & ~exclude
-    batch.excluded += int(exclude.sum())
+    batch.duplicated += int(duplicated.sum())
+    batch.superseded += int(superseded.sum())
     if bad.any():
         named = [reasons[place] for place in reason[bad]]
         batch.reasons.update(named)
@@ -203,11 +246,11 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
 
 def summarise(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
     """One batch's summary: its counts, and what batch-level expectations ask of its columns, computed by DuckDB."""
-    rows = batch.manifest.rows
+    rows = batch.manifest.rows - batch.superseded
     summary = {
         "rows": float(rows),
-        "quarantined_fraction": batch.reasons.total() / rows,
-        "duplicated_fraction": batch.excluded / rows,
+        "quarantined_fraction": batch.reasons.total() / max(rows, 1),  # an empty batch has nothing bad
+        "duplicated_fraction": batch.duplicated / max(rows, 1),
     }
     wanted = sorted({str(e.kwargs["column"]) for e in contract.batch_expectations} - summary.keys())
     if not wanted or not batch.validated.parts:
@@ -238,11 +281,27 @@ def validate_batches(
     done = {day: found for day, found in cached.items() if found}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
+        check_whole(lake, todo)
         fresh = _validate(lake, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
         build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
+
+
+def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
+    """Raise BatchMissing where rows have arrived for a batch whose others were pruned: they alone are no batch."""
+    pruned = lake.pruned(manifests[0].detector)
+    for manifest in manifests:
+        gone = {part.source for part in pruned.get(manifest.batch_date, ())} - {p.source for p in manifest.parts}
+        if gone:
+            raise BatchMissing(
+                f"Most of a batch of {manifest.detector} was pruned from landing; what is left was not validated.",
+                where=f"{manifest.zone}, {manifest.batch_date}",
+                got=f"{manifest.rows} rows that arrived later",
+                expected=f"the rows of {', '.join(sorted(gone)[:3])} as well",
+                todo="deliver those again, changed or under another name; or list the date in filter.exclude_dates",
+            )
 
 
 def find_validation(
@@ -300,11 +359,12 @@ def _validate(
 
 def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
     names = dict.fromkeys(name for part in manifest.parts for name in lake.columns(part))
-    duplicates = find_duplicates(lake, manifest, [c for c in names if c in contract.columns or c == "event_time"])
+    columns = [name for name in names if name in contract.columns or name == "event_time"]
+    replaced = find_replaced(lake, manifest)
+    duplicates = find_duplicates(lake, manifest, columns, replaced)
     key = (manifest.detector, manifest.batch_date)
-    return _OpenBatch(
-        manifest, duplicates, Landed(contract), lake.write("validated", *key), lake.write("quarantine", *key)
-    )
+    partitions = (lake.write("validated", *key), lake.write("quarantine", *key))
+    return _OpenBatch(manifest, replaced, duplicates, Landed(contract), *partitions)
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
@@ -328,7 +388,7 @@ def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcom
         rows_in=rows_in,
         validated=sum(part.rows for part in batch.validated.parts),
         quarantined=quarantined,
-        excluded=batch.excluded,
+        excluded=batch.duplicated + batch.superseded,
         reasons=dict(batch.reasons.most_common()),
         warnings=tuple(warnings),
         failures=tuple(failures),

@@ -1,14 +1,13 @@
-"""Commands of the nights: run, ingest, score, backfill, status."""
+"""Commands of the nights: run, ingest, score, status."""
 
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from flows.commands.options import Day, Debug, Json, Name
+from flows.commands.options import Day, Debug, Json, MaybeName, Name
 from flows.screen import hush_great_expectations, print_json, print_rows, running, show_cell, starting_prefect, stdout
 
 app = typer.Typer()
@@ -85,62 +84,48 @@ def score(
         stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
 
 
-@app.command(epilog="nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only stale --dry-run")
-def backfill(
-    name: Name,
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
-    only: Annotated[str, typer.Option(help="missing, stale, failed or all.")] = "all",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Score and publish a range of batch dates again, or those of them in one state."""
-    from flows.setup import prepare
-    from tasks.ledger import read_ledger
-    from tasks.tracking import find_version
+@app.command(epilog="nightjar status; nightjar status payments --json")
+def status(name: MaybeName = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Show every batch date after training: fresh, stale, failed or missing; without NAME one line a detector."""
+    if name is None:
+        show_all(as_json)
+        return
+    from flows.status import read_status
 
-    if only not in ("all", "missing", "stale", "failed"):
-        raise typer.BadParameter(f"{only!r} is not one of missing, stale, failed, all", param_hint="--only")
-    setup = prepare(name)
-    landed = [d for d in setup.site.lake.dates("landing", name) if first.date() <= d <= last.date()]
-    ledger = read_ledger(setup.site, landed, find_version(setup.site))
-    plan = [night.batch_date for night in ledger if only in ("all", night.state)]
-    if plan and not dry_run:
-        from flows.backfill import backfill as flow
-
-        with running():
-            flow(name, plan)
-    if as_json:
-        print_json({"detector": name, "dates": plan, "dry_run": dry_run})
-    else:
-        stdout.print(f"{'would score' if dry_run else 'scored'} {len(plan)} of {len(landed)} landed dates: "
-                     + (", ".join(map(str, plan)) or "none"))  # fmt: skip
-
-
-@app.command(epilog="nightjar status payments --json")
-def status(name: Name, as_json: Json = False, debug: Debug = False) -> None:
-    """Show every landed batch date after training: fresh, stale, failed or missing."""
-    from flows.setup import prepare
-    from tasks.ledger import read_ledger
-    from tasks.tracking import find_version
-
-    setup = prepare(name)
-    champion = find_version(setup.site)
-    through = champion.tags.get("trained_through", "") if champion else ""
-    days = [day for day in setup.site.lake.dates("landing", name) if day.isoformat() > through]
-    ledger = read_ledger(setup.site, days, champion)
+    found = read_status(name)
     rows = [
         {"batch_date": n.batch_date, "state": n.state, "why": n.why, "attempt": n.batch.attempt if n.batch else None,
          "flagged": n.batch.flagged if n.batch else None, "version": n.batch.model_version if n.batch else None}
-        for n in ledger
+        for n in found.nights
     ]  # fmt: skip
     if as_json:
-        print_json({"detector": name, "champion": champion.version if champion else None, "nights": rows})
+        print_json(asdict(found) | {"nights": rows})
+        return
+    title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
+    columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
+    print_rows(Table(title=title, title_justify="left"), rows, columns)
+    if found.days_behind:
+        stdout.print(
+            f"the newest complete batch that landed is {found.days_behind:,} days behind yesterday", highlight=False
+        )
+
+
+def show_all(as_json: bool) -> None:
+    """One line a detector; exits with 1 where one of them is broken."""
+    from flows.settings import load_settings
+    from flows.status import read_lines
+
+    lines = read_lines(load_settings().project)
+    rows = [asdict(line) | line.counts for line in lines]
+    if as_json:
+        print_json({"detectors": [{key: value for key, value in row.items() if key != "counts"} for row in rows]})
     else:
-        title = f"{name}: champion is version {champion.version}" if champion else f"{name}: no champion yet"
-        columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
-        print_rows(Table(title=title, title_justify="left"), rows, columns)
+        rows = [row | {"error": (line.error or "").split("\n")[0]} for row, line in zip(rows, lines, strict=True)]
+        columns = ["detector", "champion", "newest_night", "days_behind", *lines[0].counts] if lines else []
+        columns += ["error"] if any(line.error for line in lines) else []
+        print_rows(Table(title="all detectors", title_justify="left"), rows, tuple(columns))
+    if any(line.error for line in lines):
+        raise typer.Exit(1)
 
 
 def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:

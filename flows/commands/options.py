@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 Name = Annotated[str, typer.Argument(help="The detector, as params.yaml names it.", metavar="NAME")]
+MaybeName = Annotated[str | None, typer.Argument(help="The detector; all of them unless named.", metavar="[NAME]")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")]

@@ -12,6 +12,7 @@ HOSTILE = [
     "", " ", "'", '"', "';drop table labels;--", "../../etc/passwd", "-rf", "--help", "a\nb", "a\x00b", "\u202egnp.exe",
     "<script>alert(1)</script>", "${HOME}", "{{7*7}}", "%s%n", "\ufeffa", "a/b", "a\\b", "NaN", "null", "x" * 300,
     "1e999", "record_id", "event_time", "_label", "quarantine_reason", "A", "a", "é", "\U0001f600", "batch_date",
+    "count(*)",
 ]  # fmt: skip
 TEXTS = st.sampled_from(HOSTILE) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JUNK = st.recursive(

@@ -74,7 +74,7 @@ def land_rows(site: Site) -> Callable[..., dict[date, int]]:
         params = IngestParams(source=source, record_id="record_id", event_time=EventTime(column="event_time"))
         tables = [pa.Table.from_pandas(frame, preserve_index=False) for frame in frames]
         arrival = Arrival(name, version, datetime(2026, 3, 9, tzinfo=UTC), lambda: tables)
-        return land(site.lake, site.detector, arrival, params, site.zone)
+        return land(site, arrival, params)
 
     return land_frames
 

@@ -77,7 +77,7 @@ def publish(site):
         night = Night(
             detector="toy", batch_date=day, attempt=begin_attempt(engine, "toy", day, "score", NOW), input_hash="h",
             rows_in=len(scores), quarantined=0, excluded=0, scored=len(scores), flagged=0, unseen=0,
-            threshold=threshold, model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0,
+            threshold=threshold, model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0, scores=None,
         )  # fmt: skip
         flags = pd.DataFrame({name: [] for name in FLAG_COLUMNS})
         publish_night(engine, night, flags, NOW, lambda: "h")

@@ -1,5 +1,7 @@
 import dataclasses
+import os
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,8 @@ from tasks.filter import (
     split_by_date,
     split_by_fractions,
 )
+from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, ingest_arrivals
+from tasks.sources import FilesSource
 from tasks.warehouse import add_labels, add_reviews, open_engine
 
 FIRST = date(2026, 3, 1)
@@ -83,6 +87,12 @@ def test_five_disjoint_sets_hold_every_row_once(site, days, label, splits):
     assert splits.kind in prepared.split
 
 
+def test_a_day_that_nothing_is_left_of_counts_for_nothing(site, days, put_validated):
+    put_validated(DAYS[-1] + timedelta(days=1))
+    prepared = prepare_rows(site, CUTOFF + timedelta(days=1), FilterParams(splits=BY_DATE), [])
+    assert (prepared.trained_through, prepared.rows_per_night) == (DAYS[-1], ROWS)
+
+
 def test_by_date_gives_calibration_the_latest_days_and_fit_the_earliest(site, days):
     prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
     found = {name: sorted({record.split("/")[0] for record in rows}) for name, rows in read_sets(site).items()}
@@ -90,6 +100,36 @@ def test_by_date_gives_calibration_the_latest_days_and_fit_the_earliest(site, da
     assert [found[name] for name in order] == [
         [str(day) for day in DAYS[a:b]] for a, b in ((0, 2), (2, 3), (3, 4), (4, 6), (6, 8))
     ]
+
+
+def test_a_late_label_changes_training_from_the_next_cutoff_and_never_the_past(site, days):
+    params = IngestParams(
+        source=FilesSource(kind="files", path="days.csv"),
+        record_id="record_id",
+        event_time=EventTime(column="event_time"),
+        labels=LabelColumn(column="fraud", anomalous=("1",)),
+    )
+    frame = pd.concat([make_day(day).to_pandas().assign(fraud=0) for day in DAYS], ignore_index=True)
+    late = CUTOFF + timedelta(days=1)
+
+    def deliver(arrived: date) -> None:
+        path = Path(site.sources) / "days.csv"
+        frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%SZ")
+        stamp = datetime.combine(arrived, time(), UTC).timestamp()
+        os.utime(path, (stamp, stamp))
+        ingest_arrivals(site, params, Window(DAYS[0], DAYS[-1], datetime(2100, 1, 1, tzinfo=UTC)))
+
+    def prepare(cutoff: date) -> str:
+        return prepare_rows(site, cutoff, FilterParams(splits=BY_DATE), []).data_hash
+
+    deliver(CUTOFF)
+    before, unlabelled = prepare(CUTOFF), prepare(late + timedelta(days=1))
+    frame.loc[frame["record_id"] == f"{FIRST}/3", "fraud"] = 1
+    deliver(late)
+    assert prepare(CUTOFF) == before
+    assert f"{FIRST}/3" in read_sets(site)["fit"]
+    assert prepare(late + timedelta(days=1)) != unlabelled
+    assert f"{FIRST}/3" not in read_sets(site, late + timedelta(days=1))["fit"]
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -1,4 +1,4 @@
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.errors import BatchRejected
-from tasks.groups import MISSING, GroupScores, GroupsParams, name_hours, rank_groups, read_groups, write_groups
+from tasks.groups import MISSING, GroupScores, GroupsParams, combine_groups, name_hours, rank_groups
 
 BERLIN = ZoneInfo("Europe/Berlin")
 BY_SHOP = GroupsParams(by="shop", weight="times")
@@ -27,10 +27,11 @@ def make_rows(n: int = 200, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
 
 
 def gather(params: GroupsParams | None, rows: pa.Table, scores: np.ndarray, slice_rows: int = 1000) -> pd.DataFrame:
-    groups = GroupScores(params, BERLIN)
+    """The groups of rows that come as two parts, each in slices."""
+    parts = [GroupScores(params, BERLIN), GroupScores(params, BERLIN)]
     for start in range(0, len(scores), slice_rows):
-        groups.add(rows.slice(start, slice_rows), scores[start : start + slice_rows])
-    return groups.take()
+        parts[start > 50].add(rows.slice(start, slice_rows), scores[start : start + slice_rows])
+    return combine_groups(pd.concat([part.sums() for part in parts], ignore_index=True))
 
 
 @pytest.mark.parametrize("slice_rows", [1, 7, 1000])
@@ -91,11 +92,7 @@ def test_a_rank_is_the_share_of_past_groups_that_scored_less():
     assert rank_groups(groups, [])["rank"].isna().all()
 
 
-@pytest.mark.parametrize("params", [None, BY_SHOP])
-def test_groups_are_left_beside_the_flags_and_read_back(site, params):
-    rows, scores = make_rows()
-    found = gather(params, rows, scores)
-    path = site.lake.write("scores", "toy", date(2026, 3, 1)).path("flags.parquet")
-    write_groups(site.lake, path, found)
-    pd.testing.assert_frame_equal(read_groups(site.lake, path), found)
-    assert found.empty == (params is None)
+def test_without_params_there_are_no_groups():
+    found = gather(None, *make_rows())
+    assert found.empty
+    assert found.columns.tolist() == ["group", "score", "records"]

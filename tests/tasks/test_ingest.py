@@ -1,5 +1,12 @@
+import dataclasses
 import gzip
+import os
+import pickle
 import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -13,10 +20,10 @@ import pytest
 from tasks import payments
 from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, batch_dates_of, ingest_arrivals, land
-from tasks.lake import PartitionWriter
+from tasks.lake import Lake, PartitionWriter
 from tasks.site import Site
 from tasks.sources import Arrival, FilesSource, SqlSource
-from tasks.warehouse import open_engine, read_labels
+from tasks.warehouse import migrate, open_engine, read_labels
 
 DAY = date(2026, 3, 1)
 NEXT = date(2026, 3, 2)
@@ -260,6 +267,107 @@ def test_a_changed_file_takes_the_place_of_its_older_part(site):
     assert next(p for p in after.parts if p.source == "b.csv") in before.parts
 
 
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_corrected_file_leaves_nothing_on_a_date_that_its_rows_have_left(site, still_there):
+    put(site, "in/a.csv", "payment_id,at\na,2026-03-01T10:00:00Z\n")
+    if still_there:
+        put(site, "in/b.csv", "payment_id,at\nb,2026-03-01T11:00:00Z\n")
+    ingest(site, configure("in"))
+    before = site.lake.get("landing", "toy", DAY)
+    put(site, "in/a.csv", "payment_id,at\na,2026-03-02T10:00:00Z\n")
+    assert ingest(site, configure("in")).dates == (NEXT,)
+    after = site.lake.get("landing", "toy", DAY)
+    assert [part.source for part in after.parts] == ["b.csv"] * still_there
+    assert after.hash != before.hash
+    assert read_landing(site, NEXT)["record_id"].tolist() == ["a"]
+    assert ingest(site, configure("in")).arrivals == 0
+
+
+def test_an_older_version_that_a_crash_left_elsewhere_goes_with_the_next_ingest(site, monkeypatch):
+    put(site, "pay.csv", "payment_id,at\na,2026-03-01T10:00:00Z\n")
+    ingest(site, configure("pay.csv"))
+    put(site, "pay.csv", "payment_id,at,n\na,2026-03-02T10:00:00Z,1\n")
+    whole = PartitionWriter.commit
+
+    def die_at_the_old_date(self, facts, keep=()):
+        if not self.parts:
+            raise KeyboardInterrupt
+        return whole(self, facts, keep)
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(PartitionWriter, "commit", die_at_the_old_date)
+        ingest(site, configure("pay.csv"))
+    assert len(read_landing(site)) == 2
+    hash_before = site.lake.get("landing", "toy", NEXT).hash
+    assert ingest(site, configure("pay.csv")).arrivals == 1
+    assert site.lake.get("landing", "toy", DAY).parts == ()
+    assert site.lake.get("landing", "toy", NEXT).hash == hash_before
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
+def test_what_a_query_asks_for_no_longer_stays(site, tmp_path):
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("create table payments (payment_id text, at text)")
+        connection.execute("insert into payments values ('a', '2026-03-01 10:00:00'), ('b', '2026-03-02 10:00:00')")
+    source = SqlSource(kind="sql", url=f"sqlite:///{tmp_path}/source.db", query="select * from payments")
+    ingest(site, configure(source=source), datetime(2026, 3, 3, tzinfo=UTC))
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("delete from payments where payment_id = 'a'")
+    assert ingest(site, configure(source=source), datetime(2026, 3, 4, tzinfo=UTC)).dates == (NEXT,)
+    assert sorted(read_landing(site)["record_id"]) == ["a", "b"]
+
+
+def make_arrival(number: int) -> Arrival:
+    """One row on each of DAY and NEXT."""
+    rows = {"payment_id": [f"{number}-{n}" for n in range(2)], "at": [f"{day}T10:00:00Z" for day in (DAY, NEXT)]}
+    return Arrival(f"{number}.csv", "1", LATER, lambda: [pa.table(rows)])
+
+
+def test_arrivals_that_land_at_the_same_time_all_stay(site, warehouse_url, monkeypatch):
+    site = dataclasses.replace(site, warehouse_url=warehouse_url)
+    migrate(open_engine(warehouse_url))
+    find = Lake.find
+
+    def find_slowly(*arguments):
+        found = find(*arguments)
+        time.sleep(0.02)  # so that without the lock all have read before the first one writes
+        return found
+
+    monkeypatch.setattr(Lake, "find", find_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: land(site, make_arrival(number), configure()), range(4)))
+    for day in (DAY, NEXT):
+        assert sorted(part.source for part in site.lake.get("landing", "toy", day).parts) == [
+            f"{number}.csv" for number in range(4)
+        ]
+
+
+LAND_FOUR = """
+import pickle, sys
+from datetime import UTC, datetime
+import pyarrow as pa
+from tasks.ingest import EventTime, IngestParams, land
+from tasks.sources import Arrival, FilesSource
+site, params = pickle.load(sys.stdin.buffer)
+print("ready", flush=True)
+for number in range(4):
+    table = pa.table({"payment_id": [str(number)], "at": ["2026-03-01T10:00:00Z"]})
+    land(site, Arrival(f"other-{number}.csv", "1", datetime(2026, 3, 2, tzinfo=UTC), lambda: [table]), params)
+"""
+
+
+def test_two_processes_that_land_at_once_lose_no_arrival(site):
+    command = [sys.executable, "-c", LAND_FOUR]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdin.write(pickle.dumps((site, configure())))
+        other.stdin.close()
+        other.stdout.readline()
+        for number in range(4):
+            land(site, make_arrival(number), configure())
+    assert other.returncode == 0
+    assert len(site.lake.get("landing", "toy", DAY).parts) == 8
+
+
 def test_a_late_file_adds_a_part_with_its_arrival_time(site):
     source = payments.PaymentsSource(kind="payments", seed=1, rows_per_day=2_000, first_date=DAY - timedelta(days=28))
     params = configure(source=source, event_time=EventTime(column="event_time"))
@@ -311,6 +419,49 @@ def test_labels_in_a_column_are_known_after_the_label_delay(make_site, name):
     ]
     assert read_labels(engine, "toy", datetime(2026, 3, 4, 10, 30, tzinfo=UTC))["record_id"].tolist() == ["a"]
     assert ingest(site, params).labels == 0
+
+
+def test_a_corrected_file_corrects_its_labels_from_its_arrival_on(make_site):
+    site = make_site(label_delay_days=1)
+    params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
+    header, rows = "payment_id,at,fraud\n", ["a,2026-03-01T10:00:00Z,0\n", "b,2026-03-01T10:00:00Z,\n"]
+    put(site, "pay.csv", header + "".join(rows))
+    ingest(site, params)
+    corrected = put(site, "pay.csv", header + "".join(rows).replace("Z,0", "Z,1").replace("Z,\n", "Z,1\n"))
+    arrived = datetime(2026, 3, 20, 12, tzinfo=UTC)
+    os.utime(corrected, (arrived.timestamp(), arrived.timestamp()))
+    assert ingest(site, params).labels == 2
+    engine = open_engine(site.warehouse_url)
+    before = read_labels(engine, "toy", arrived - timedelta(microseconds=1))
+    assert before[["record_id", "label"]].to_numpy().tolist() == [["a", 0]]
+    after = read_labels(engine, "toy", arrived)
+    assert after[["record_id", "label"]].to_numpy().tolist() == [["a", 1], ["b", 1]]
+    assert after["known_at"].tolist() == [arrived, arrived]
+    corrected.touch()
+    assert ingest(site, params).labels == 0
+
+
+def test_a_correction_that_comes_before_its_label_was_due_counts_when_it_is_due(make_site):
+    site = make_site(label_delay_days=7)
+    params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
+    for label in "01":
+        path = put(site, "pay.csv", f"payment_id,at,fraud\na,2026-03-01T10:00:00Z,{label}\n")
+        arrived = datetime(2026, 3, 2 + int(label), tzinfo=UTC).timestamp()
+        os.utime(path, (arrived, arrived))
+        ingest(site, params)
+    due = datetime(2026, 3, 8, 10, tzinfo=UTC)
+    engine = open_engine(site.warehouse_url)
+    assert read_labels(engine, "toy", due - timedelta(seconds=1)).empty
+    assert read_labels(engine, "toy", due + timedelta(seconds=1))["label"].tolist() == [1]
+
+
+def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
+    params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
+    put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\n")
+    ingest(site, params)
+    put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\na,2026-03-01T10:00:00Z,1\n")
+    with pytest.raises(SourceInvalid, match="contradicting"):
+        ingest(site, params)
 
 
 def test_progress_is_told_by_arrival(site):
@@ -389,7 +540,7 @@ def test_a_file_that_breaks_off_after_whole_slices_leaves_nothing(site):
 
     arrival = Arrival("pay.csv", "1", LATER, read)
     with pytest.raises(SourceInvalid):
-        land(site.lake, "toy", arrival, configure(), site.zone)
+        land(site, arrival, configure())
     assert site.lake.dates("landing", "toy") == []
 
 

@@ -80,9 +80,31 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ServiceUnreachable, match="disk full"):
         write(lake, ROWS.slice(1))
     assert lake.get("landing", "toy", DAY) == old
+
+
+def test_a_part_whose_rows_end_in_an_error_leaves_no_file(tmp_path):
+    lake = Lake(str(tmp_path))
+    partition = lake.write("landing", "toy", DAY)
+    with pytest.raises(OSError, match="the source is gone"), partition.part("part-0") as part:
+        part.append(ROWS)
+        assert [path.suffix for path in tmp_path.rglob("part-*")] == [".new"]
+        raise OSError("the source is gone")
+    assert not list(tmp_path.rglob("part-*"))
+    assert not partition.parts
+
+
+def test_partitions_of_other_inputs_stand_beside_each_other(lake):
+    for inputs, rows in (("one", ROWS), ("two", ROWS.slice(1)), ("two", ROWS.slice(1))):
+        partition = lake.write("scores", "toy", DAY, inputs)
+        with partition.part("part-0") as part:
+            part.append(rows)
+        partition.commit({})
+    assert [lake.get("scores", "toy", DAY, inputs).rows for inputs in ("one", "two")] == [3, 2]
+    assert lake.get("scores", "toy", DAY, "two").parts[0].path.endswith("inputs=two/part-0.parquet")
+    assert lake.find("scores", "toy", DAY) is None
 
 
 def test_parts_of_earlier_attempts_can_be_kept(lake):

@@ -51,6 +51,7 @@ def make_night(attempt: int = 1, **changes) -> Night:
         model_version=3,
         scored_at=NOW,
         seconds=1.5,
+        scores=None,
     )
     return dataclasses.replace(night, **changes)
 

@@ -48,7 +48,7 @@ def make_night(**changes) -> Night:
     night = Night(
         detector="toy", batch_date=DAY, attempt=2, input_hash="i" * 64, rows_in=1_012, quarantined=3, excluded=1,
         scored=1_008, flagged=5, unseen=2, threshold=2.5, model_name="nightjar-toy", model_version=4, scored_at=NOW,
-        seconds=1.5,
+        seconds=1.5, scores=None,
     )  # fmt: skip
     return dataclasses.replace(night, **changes)
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from tasks.review import (
     read_verdicts,
     reduce_detector,
 )
-from tasks.score import ScoreParams, check_out_of_sample, score_batch
+from tasks.score import COUNTS, ScoreParams, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.site import Site
 from tasks.sources import FilesSource
@@ -97,14 +98,14 @@ def publish(site: Site, put_validated: Callable[..., Manifest]) -> Callable[...,
         engine = warehouse.open_engine(site.warehouse_url)
         for day in days:
             validated = put_validated(day, make_rows(day))
-            path, scored, flagged, unseen = score_batch(site, detector, CONTRACT, validated, params)
+            scores = score_batch(site, detector, CONTRACT, validated, params, token_hex(4))
             night = Night(
                 detector="toy", batch_date=day, attempt=warehouse.begin_attempt(engine, "toy", day, "score", NOW),
-                input_hash="i", rows_in=ROWS, quarantined=0, excluded=0, scored=scored, flagged=flagged, unseen=unseen,
-                threshold=detector.threshold.value, model_name="nightjar-toy", model_version=1, scored_at=NOW,
-                seconds=1.0,
+                input_hash="i", rows_in=ROWS, quarantined=0, excluded=0, threshold=detector.threshold.value,
+                model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0, scores=scores.inputs,
+                **{name: scores.facts[name] for name in COUNTS},
             )  # fmt: skip
-            publish_night(engine, night, site.lake.read_frame(path), NOW, lambda: "i")
+            publish_night(engine, night, site.lake.read_frame(scores.facts["flags"]), NOW, lambda: "i")
         return warehouse.read_flags(engine, "toy", days[-1])
 
     return publish_nights

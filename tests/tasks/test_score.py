@@ -1,6 +1,8 @@
 import json
+import secrets
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,19 +18,23 @@ from models.detector import Detector, DetectorParams, Explanation, calibrate_det
 from models.encoders import UNSEEN, Unit
 from models.fitting import FitParams
 from models.records import Column, Tokens
+from tasks.causes import MASKED, name_causes
 from tasks.columns import to_records
 from tasks.contract import Contract
-from tasks.errors import LeakageFound
-from tasks.groups import GroupsParams, read_groups
+from tasks.errors import LeakageFound, PublishConflict
+from tasks.groups import GroupsParams
+from tasks.lake import read_ahead
 from tasks.score import (
-    MASKED,
+    COUNTS,
     ScoreParams,
+    Scoring,
     WorstRows,
+    check_input,
     check_out_of_sample,
-    name_causes,
-    read_ahead,
+    hash_inputs,
     score_batch,
 )
+from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
 COLUMNS = (
@@ -87,11 +93,10 @@ def score(site, put_validated, detector):
         *slices: pa.Table, params: ScoreParams = EVERYTHING, contract: Contract = CONTRACT, use: Detector = detector
     ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[int, int, int]]:
         validated = put_validated(DAY, *slices)
-        path, *counts = score_batch(site, use, contract, validated, params)
-        parts = site.lake.get("scores", "toy", DAY).parts
-        frames = [s.to_pandas() for part in parts for s in site.lake.slices(part)]
+        found = score_batch(site, use, contract, validated, params, secrets.token_hex(4))
+        frames = [s.to_pandas() for part in found.parts for s in site.lake.slices(part)]
         scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        return scores, site.lake.read_frame(path), tuple(counts)
+        return scores, site.lake.read_frame(found.facts["flags"]), tuple(found.facts[name] for name in COUNTS)
 
     return score_slices
 
@@ -167,8 +172,9 @@ def test_values_of_masked_columns_never_show(score, site):
         shown = {cause["column"]: (cause["actual"], cause["expected"]) for cause in causes[:-1]}
         assert shown["spend"] == shown["country"] == (MASKED, MASKED)
         assert shown["amount"] != (MASKED, MASKED)
-    written = site.lake.read(site.lake.get("scores", "toy", DAY).facts["flags"])
-    assert b"SECRET" not in written
+    written = [path for path in Path(site.lake_root, "scores").rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert not any(b"SECRET" in path.read_bytes() for path in written)
     assert "SECRET" not in flags.to_csv()
 
 
@@ -225,28 +231,80 @@ def test_a_batch_without_a_flag_has_no_causes(score, detector):
     assert (len(flags), scored, flagged) == (0, 20, 0)
 
 
-def test_the_scores_partition_names_input_and_flags(score, site):
-    score(make_rows(20))
-    manifest = site.lake.get("scores", "toy", DAY)
+def test_the_scores_partition_names_input_and_flags(site, put_validated, detector):
+    manifest = score_batch(site, detector, CONTRACT, put_validated(DAY, make_rows(20)), EVERYTHING, "key")
+    assert manifest == site.lake.get("scores", "toy", DAY, "key")
     assert manifest.facts["input_hash"] == f"landing of {DAY}"
-    assert manifest.facts["flags"].startswith("scores/toy/batch_date=2026-03-01/attempt=1/")
+    assert manifest.facts["flags"] == "scores/toy/batch_date=2026-03-01/inputs=key/flags.parquet"
+
+
+def test_parts_that_an_attempt_finished_are_not_scored_again(site, put_validated, detector, monkeypatch):
+    rows = make_rows(90, wild=9).append_column("shop", pa.array(["north", "south", "west"] * 30))
+    params = ScoreParams(max_alerts=5, groups=GroupsParams(by="shop"))
+    validated = put_validated(DAY, rows.slice(0, 30), rows.slice(30, 30), rows.slice(60))
+    whole = score_batch(site, detector, CONTRACT, validated, params, "whole")
+    write, scored = Scoring.score, []
+
+    def die_at_the_third(scoring, name, part, tell):
+        if name == "part-2" and len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(name)
+        return write(scoring, name, part, tell)
+
+    monkeypatch.setattr(Scoring, "score", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        score_batch(site, detector, CONTRACT, validated, params, "broken")
+    assert site.lake.find("scores", "toy", DAY, "broken") is None
+    scored.append("from here on all is well")
+    healed = score_batch(site, detector, CONTRACT, validated, params, "broken")
+    assert scored == ["part-0", "part-1", "from here on all is well", "part-2"]
+    assert [part.sha256 for part in healed.parts] == [part.sha256 for part in whole.parts]
+    for name in ("flags", "groups"):
+        pd.testing.assert_frame_equal(site.lake.read_frame(healed.facts[name]), site.lake.read_frame(whole.facts[name]))
+    assert [healed.facts[name] for name in COUNTS] == [whole.facts[name] for name in COUNTS]
+    score_batch(site, detector, CONTRACT, validated, params, "broken")
+    assert len(scored) == 4
+
+
+def test_the_key_of_scores_follows_everything_that_they_depend_on(site, put_validated):
+    rows, open_contract = make_rows(20), CONTRACT.model_copy(update={"columns": {}})
+    validated, params = put_validated(DAY, rows), ScoreParams()
+    key = hash_inputs(site, validated, "bundle", CONTRACT, params)
+    assert hash_inputs(site, put_validated(DAY, rows), "bundle", CONTRACT, params) == key  # another attempt, same rows
+    assert hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(bands={"all": 0})) == key
+    others = [
+        hash_inputs(site, put_validated(DAY, rows.slice(1)), "bundle", CONTRACT, params),
+        hash_inputs(site, validated, "another bundle", CONTRACT, params),
+        hash_inputs(site, validated, "bundle", open_contract, params),
+        hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(max_alerts=7)),
+        hash_inputs(replace(site, time_zone="Asia/Tokyo"), validated, "bundle", CONTRACT, params),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_rows_that_another_run_validated_meanwhile_are_refused(site, put_validated):
+    validated = put_validated(DAY, make_rows(20))
+    mine = Validation(DAY, f"landing of {DAY}", 20, 20, 0, 0, {})
+    check_input(site, validated, mine)
+    with pytest.raises(PublishConflict, match="validated again while this night ran"):
+        check_input(site, validated, replace(mine, input_hash="what I validated"))
 
 
 def test_groups_are_scored_from_columns_that_the_detector_need_not_read(site, put_validated, detector):
     rows = make_rows(100).append_column("shop", pa.array(["north", "south"] * 50))
     params = ScoreParams(groups=GroupsParams(by="shop", weight="amount"))
     rows = rows.set_column(2, "amount", pa.array(np.arange(1.0, 101)))
-    path, *_ = score_batch(site, detector, CONTRACT, put_validated(DAY, rows.slice(0, 7), rows.slice(7)), params)
+    found = score_batch(site, detector, CONTRACT, put_validated(DAY, rows.slice(0, 7), rows.slice(7)), params, "key")
     scores = detector.score(to_records(rows, COLUMNS)[0])
-    found = read_groups(site.lake, path)
+    found = site.lake.read_frame(found.facts["groups"])
     expected = [np.average(scores[k::2], weights=np.arange(1.0, 101)[k::2]) for k in (0, 1)]
     np.testing.assert_allclose(found["score"], expected)
     assert found[["group", "records"]].values.tolist() == [["north", 50], ["south", 50]]
 
 
 def test_a_night_without_groups_leaves_none(site, put_validated, detector):
-    path, *_ = score_batch(site, detector, CONTRACT, put_validated(DAY, make_rows(20)), EVERYTHING)
-    assert read_groups(site.lake, path).empty
+    found = score_batch(site, detector, CONTRACT, put_validated(DAY, make_rows(20)), EVERYTHING, "key")
+    assert site.lake.read_frame(found.facts["groups"]).empty
 
 
 @pytest.mark.parametrize(
@@ -267,8 +325,11 @@ def test_bands_that_do_not_rise_from_zero_are_refused(bands):
 def test_progress_counts_rows(put_validated, site, detector):
     told = []
     validated = put_validated(DAY, make_rows(5), make_rows(7, seed=9))
-    score_batch(site, detector, CONTRACT, validated, EVERYTHING, lambda done, total: told.append((done, total)))
+    tell = lambda done, total: told.append((done, total))  # noqa: E731
+    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", tell)
     assert told == [(5, 12), (12, 12)]
+    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", tell)
+    assert told[2:] == [(12, 12)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.contract import Contract
 from tasks.errors import BatchMissing, BatchRejected, ParamsInvalid
+from tasks.ingest import commit_parts
 from tasks.schema import type_rows
 from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, validate_batches
 
@@ -371,6 +372,19 @@ def test_unchanged_batches_are_not_computed_again(land_rows, validate, site, mon
     land_rows(make_rows(9).iloc[8:], name="late")
     assert validate(make_contract()).rows_in == 9
     assert site.lake.get("validated", "toy", DAY).attempt == 3
+
+
+@pytest.mark.parametrize(("limits", "accepted"), [({"min_value": 0}, True), ({"min_value": 1}, False)])
+def test_a_batch_that_nothing_is_left_of_is_empty_and_refused_only_by_its_contract(
+    land_rows, validate, site, limits, accepted
+):
+    land_rows(make_rows())
+    commit_parts(site, "rows", {}, [DAY])
+    found = validate(make_contract(expect("rows", level="batch", **limits)), params=ValidateParams())
+    check_counts(found)
+    assert (found.rows_in, found.warnings, not found.failures) == (0, (), accepted)
+    if accepted:
+        assert site.lake.get("validated", "toy", DAY).rows == 0
 
 
 def test_a_rejected_batch_does_not_stop_the_others(land_rows, site, no_docs):

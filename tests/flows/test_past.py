@@ -1,0 +1,279 @@
+"""Late, corrected and repaired data, and nights that are scored again: what the on-call engineer types and sees."""
+
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
+
+from flows.cli import execute
+from flows.setup import load_setup
+from tasks import warehouse
+from tasks.lake import Lake, Zone
+from tasks.tables import flagged_anomalies, scoring_batches
+from tasks.tracking import read_champions, record_champions
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+NEW = LAST + timedelta(days=1)
+TICK = timedelta(microseconds=1)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    """Run a command with --json and return the one document it prints."""
+    assert execute([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with one readable message; return the message."""
+    assert execute(list(arguments)) == 1
+    return capsys.readouterr().err
+
+
+def read_states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    return {n["batch_date"]: (n["state"], n["why"]) for n in answer(capsys, "status", "orders")["nights"]}
+
+
+def published(project: Project) -> dict[date, Any]:
+    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    return {batch.batch_date: batch for batch in warehouse.read_batches(engine, "orders")}
+
+
+def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(LAST + timedelta(days=3))
+    answer(capsys, "ingest", "orders")
+    states = read_states(capsys)
+    assert [states[str(LAST + timedelta(days=n))] for n in range(4)] == [
+        ("fresh", ""),
+        ("missing", "nothing has landed"),
+        ("missing", "nothing has landed"),
+        ("missing", "never scored"),
+    ]
+    yesterday = load_setup("orders").yesterday(datetime.now(UTC))
+    assert answer(capsys, "status", "orders")["days_behind"] == (yesterday - LAST).days - 3
+    plan = answer(
+        capsys, "backfill", "orders", "--from", str(NEW), "--to", "2026-12-31", "--only", "missing", "--dry-run"
+    )
+    assert plan["dates"] == [str(LAST + timedelta(days=3))]
+    assert plan["not_landed"] == [str(NEW), str(NEW + timedelta(days=1))]
+    trained.change("params.yaml", "detectors", "orders", "run", "last_date", value=str(LAST))
+    assert answer(capsys, "status", "orders")["days_behind"] is None
+
+
+def test_status_of_all_detectors_has_a_line_for_each_and_fails_with_a_broken_one(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(NEW)
+    answer(capsys, "ingest", "orders")
+    [line] = answer(capsys, "status")["detectors"]
+    assert (line["champion"], line["newest_night"], line["error"]) == (1, str(LAST), None)
+    assert {state: line[state] for state in ("fresh", "stale", "failed", "missing")} == {
+        "fresh": 2,
+        "stale": 0,
+        "failed": 0,
+        "missing": 2,  # NEW, and the day before the two that `run` covers
+    }
+    assert execute(["status"]) == 0
+    assert "orders" in capsys.readouterr().out
+    params = trained.folder / "params.yaml"  # a second detector, without a contract
+    params.write_text(params.read_text() + params.read_text().partition("\n")[2].replace("  orders:", "  returns:", 1))
+    first, second = answer(capsys, "status", code=1)["detectors"]
+    assert (first["fresh"], first["error"]) == (2, None)
+    assert "returns.yaml" in second["error"]
+
+
+def test_a_corrected_file_whose_rows_moved_leaves_a_stale_night_that_can_be_published_empty(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(LAST, make_rows(LAST).assign(placed_at=make_rows(NEW)["placed_at"]))
+    answer(capsys, "ingest", "orders")
+    assert read_states(capsys)[str(LAST)] == ("stale", "its input has changed")
+    assert "rows column values to be between" in refuse(capsys, "score", "orders", "--date", str(LAST))
+    assert published(trained)[LAST].rows_in == ROWS
+    state, why = read_states(capsys)[str(LAST)]
+    assert state == "stale"
+    assert why.startswith("its input has changed; the newest try failed: ")
+    trained.change("contracts/orders.yaml", "expectations", value=[])
+    night = answer(capsys, "score", "orders", "--date", str(LAST))
+    assert (night["rows_in"], night["scored"], night["flagged"]) == (0, 0, 0)
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    assert warehouse.read_flags(engine, "orders", LAST).empty
+    assert read_states(capsys)[str(LAST)][0] == "fresh"
+
+
+def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    answer(capsys, "promote", "orders")
+    site = load_setup("orders").site
+    assert [version for _, version in read_champions(site)] == [1, 2]
+    span = ("--from", str(LAST - timedelta(days=1)), "--to", str(LAST), "--as-of")
+    message = refuse(capsys, "backfill", "orders", *span)
+    assert f"got: {LAST - timedelta(days=1)}, {LAST}" in message
+    moved = [
+        (datetime(2026, 3, 1, tzinfo=UTC), 1),
+        (datetime.combine(LAST, datetime.min.time(), UTC) + timedelta(hours=6), 2),
+    ]
+    record_champions(site, moved)
+    plan = answer(capsys, "backfill", "orders", *span, "--only", "stale", "--dry-run")
+    assert plan["nights"] == [
+        {"batch_date": str(LAST), "state": "stale", "why": "scored by version 1 instead of 2", "version": 2}
+    ]
+    assert execute(["backfill", "orders", *span, "--only", "stale", "--dry-run"]) == 0
+    assert "scored by version 1 instead of 2" in capsys.readouterr().out
+    answer(capsys, "promote", "orders", "1")
+    answer(capsys, "backfill", "orders", *span)
+    assert [batch.model_version for batch in published(trained).values()] == [1, 2]
+    assert answer(capsys, "status", "orders")["champion"] == 1
+
+
+def test_repaired_rows_are_replayed_into_their_night(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows(NEW).astype({"spend": object})
+    rows.loc[[0, 7, 9], "spend"] = ["1,50", "free", None]
+    trained.write_day(NEW, rows)
+    assert answer(capsys, "score", "orders", "--date", str(NEW))["quarantined"] == 3
+    assert execute(["replay", "orders", "--date", str(NEW)]) == 0
+    text = capsys.readouterr().out
+    assert "@example.org" not in text
+    bad = pd.read_csv(io.StringIO(text), dtype=str)
+    assert bad["record_id"].tolist() == rows.loc[[0, 7, 9], "order_id"].tolist()
+    path = tmp_path / "bad.csv"
+    bad.assign(spend=["1.50", "10.5", "none"]).to_csv(path, index=False)
+    done = answer(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+    night = published(trained)[NEW]
+    assert done["night"]["attempt"] == night.attempt == 2
+    assert (night.rows_in, night.scored, night.quarantined, night.excluded) == (ROWS + 3, ROWS - 1, 1, 3)
+    again = answer(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+    assert (again["taken"]["is_new"], again["night"]) == (False, None)
+    assert published(trained)[NEW] == night
+    assert read_states(capsys)[str(NEW)] == ("fresh", "")
+    [left] = answer(capsys, "replay", "orders", "--date", str(NEW))["rows"]
+    assert (left["record_id"], left["spend"]) == (rows.loc[9, "order_id"], "none")
+    bad.assign(record_id="nobody").to_csv(path, index=False)
+    assert "nobody" in refuse(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
+
+
+def test_a_day_of_25_hours_and_a_leap_day_lose_and_double_no_row(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = load_setup("orders").site
+    days = [date(2026, 10, 25), date(2026, 10, 26), date(2028, 2, 29), date(2028, 3, 1)]
+    frames = []
+    for day in days:  # one row each seven minutes of the local day, from its first instant to its last
+        start, end = (site.start_of(d).astimezone(UTC) for d in (day, day + timedelta(days=1)))
+        times = pd.date_range(start, end, freq="7min", inclusive="left").append(pd.DatetimeIndex([end - TICK]))
+        frames.append(make_rows(day, len(times)).assign(placed_at=times.strftime("%Y-%m-%dT%H:%M:%S.%fZ")))
+    trained.write_day(days[0], pd.concat(frames))
+    ingested = answer(capsys, "ingest", "orders")
+    assert (ingested["dates"], ingested["rows"]) == ([str(day) for day in days], sum(map(len, frames)))
+    states = read_states(capsys)
+    assert [states[str(day)][0] for day in days] == ["missing"] * 4
+    answer(capsys, "backfill", "orders", "--from", str(days[0]), "--to", str(days[-1]))
+    nights = published(trained)
+    assert [nights[day].scored for day in days] == [len(frame) for frame in frames]
+    assert len(frames[0]) > len(frames[1]) == len(frames[2])
+    assert [read_states(capsys)[str(day)][0] for day in days] == ["fresh"] * 4
+
+
+def verify(capsys: pytest.CaptureFixture[str], code: int = 0, *arguments: str) -> dict[str, tuple[str, str]]:
+    """The checks of LAST, by name: result and detail."""
+    found = answer(capsys, "verify", "orders", "--date", str(LAST), *arguments, code=code)
+    return {check["check"]: (check["result"], check["detail"]) for check in found["checks"]}
+
+
+def change_table(project: Project, table: sa.Table, **values: object) -> None:
+    """Alter rows of LAST behind Nightjar's back: the worst flag, or the batch's counts."""
+    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    of_night = table.c.batch_date == LAST
+    with warehouse.begin(engine) as connection:
+        if table is flagged_anomalies:
+            worst = sa.select(sa.func.max(table.c.score)).where(of_night).scalar_subquery()
+            of_night &= table.c.score == worst
+        connection.execute(sa.update(table).where(of_night).values(values))
+
+
+def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any], Any]) -> None:
+    """Write a part's file anew with one value changed; its manifest still tells of the old bytes."""
+    file = project.folder / ".nightjar" / "lake" / path
+    frame = pd.read_parquet(file)
+    frame.loc[frame.index[-1], column] = change(frame[column].iloc[-1])
+    frame.to_parquet(file, index=False)
+
+
+def test_a_published_night_verifies_and_each_alteration_is_found(
+    trained: Project, trained_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = verify(capsys)
+    assert {name: result for name, (result, _) in sound.items()} == dict.fromkeys(
+        ("input", "files", "counts", "flags", "scores"), "ok"
+    )
+    assert sound["scores"][1] == f"{ROWS} rows from landing by version 1, largest relative difference 0"
+    assert execute(["verify", "orders"]) == 0
+    assert capsys.readouterr().out.count(" ok ") == 10
+
+    flag = warehouse.read_flags(
+        warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb"), "orders", LAST
+    ).iloc[0]
+    for altered, fine, told in (
+        ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "another score than"),
+        ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
+        ({"record_id": "nobody"}, {"record_id": flag["record_id"]}, "nobody not above the threshold"),
+    ):
+        change_table(trained, flagged_anomalies, **altered)
+        found = verify(capsys, 1)
+        assert any(result == "failed" and told in detail for result, detail in found.values()), found
+        change_table(trained, flagged_anomalies, **fine)
+    change_table(trained, scoring_batches, scored=ROWS + 1)
+    assert verify(capsys, 1)["counts"][0] == "failed"
+    change_table(trained, scoring_batches, scored=ROWS)
+    assert verify(capsys)["counts"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("zone", "column", "told"),
+    [("scores", "score", {"files", "flags", "scores"}), ("landing", "spend", {"files", "scores"})],
+)
+def test_an_altered_part_is_found_by_its_bytes_and_by_its_scores(
+    trained: Project, capsys: pytest.CaptureFixture[str], zone: Zone, column: str, told: set[str]
+) -> None:
+    lake = Lake(str(trained.folder / ".nightjar" / "lake"))
+    inputs = published(trained)[LAST].scores if zone == "scores" else None
+    [part] = lake.get(zone, "orders", LAST, inputs).parts
+    rewrite_part(trained, part.path, column, lambda value: value * 1.01 if zone == "scores" else "1.5")
+    found = verify(capsys, 1)
+    assert {name for name, (result, _) in found.items() if result == "failed"} == told
+    assert part.path in found["files"][1]
+
+
+def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_rows(LAST).iloc[:5].assign(order_id=lambda f: "late-" + f["order_id"]).to_csv(
+        trained.orders / "late.csv", index=False
+    )
+    answer(capsys, "ingest", "orders")
+    found = verify(capsys)
+    assert {name: found[name][0] for name in ("input", "files", "counts", "flags", "scores")} == {
+        "input": "stale",
+        "files": "ok",
+        "counts": "ok",
+        "flags": "ok",
+        "scores": "stale",
+    }
+    lake = Lake(str(trained.folder / ".nightjar" / "lake"))
+    [part] = lake.get("validated", "orders", LAST).parts
+    (trained.folder / ".nightjar" / "lake" / part.path).unlink()
+    assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
+    assert "no night of 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
