@@ -5,6 +5,7 @@ rows are fetched for the expectations that failed, which is several times cheape
 Great Expectations is imported when first used: it costs seconds and 250 MB.
 """
 
+import html
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -174,9 +175,13 @@ def build_docs(
     folder.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="file", project_root_dir=folder)
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    expectations = (*contract.row_expectations, *contract.batch_expectations)
+    # Great Expectations puts names and arguments into its pages as they are.
+    shown = [
+        e.model_copy(update={"kwargs": escape(e.kwargs)})
+        for e in (*contract.row_expectations, *contract.batch_expectations)
+    ]
     context.suites.add_or_update(
-        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(expectations)])
+        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(shown)])
     )
     suite_key = ExpectationSuiteIdentifier(detector)
     keys = []
@@ -188,7 +193,7 @@ def build_docs(
                 result=_docs_result(outcome, rows),
                 exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
             )
-            for n, (expectation, outcome) in enumerate(zip(expectations, found, strict=True))
+            for n, (expectation, outcome) in enumerate(zip(shown, found, strict=True))
         ]
         met = sum(outcome.success for outcome in found)
         page = ExpectationSuiteValidationResult(
@@ -208,6 +213,15 @@ def build_docs(
         context.validation_results_store.add(key, page)
         keys.append(key)
     context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def escape(value: Any) -> Any:
+    """A contract's value with its texts, at any depth, fit for an HTML page."""
+    if isinstance(value, dict):
+        return {key: escape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escape(one) for one in value]
+    return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
 def _docs_result(outcome: Outcome, rows: int) -> dict[str, Any]:
