@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
+from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_project, make_rows, point_to
 
 from flows.cli import execute
-from tasks import warehouse
+from flows.setup import load_setup
+from tasks import tracking, warehouse
 from tasks.lake import Lake
 
 LAST = FIRST + timedelta(days=DAYS - 1)
@@ -505,3 +506,26 @@ def test_the_registered_version_answers_requests_with_the_published_score(
     assert told["score"].iloc[0] == flag["score"]
     assert told["percentile_rank"].iloc[0] == flag["percentile_rank"]
     assert bool(told["is_flagged"].iloc[0])
+
+
+# --- again from scratch ---
+
+
+def test_the_same_data_params_and_seed_give_the_same_bundle_and_the_same_flags_in_another_home(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look() -> tuple[str, list[object]]:
+        site = load_setup("orders").site
+        engine = warehouse.open_engine(site.warehouse_url)
+        dates = [batch.batch_date for batch in warehouse.read_batches(engine, "orders")]
+        assert len(dates) == 2
+        learnt = ["record_id", "score", "percentile_rank", "p_value", "threshold", "causes"]
+        flags = pd.concat([warehouse.read_flags(engine, "orders", day)[learnt] for day in dates])
+        return tracking.get_champion(site).tags["bundle_hash"], flags.to_numpy().tolist()
+
+    first = look()
+    again = make_project(tmp_path / "again")
+    point_to(monkeypatch, again.folder)
+    monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "another-home"))
+    answer(capsys, "run", "orders")
+    assert look() == first
