@@ -100,9 +100,7 @@ class Contract(Section):
     @model_validator(mode="after")
     def _check(self) -> "Contract":
         if unnamed := [name for name in self.columns if not name.isprintable() or not name.strip()]:
-            raise ValueError(
-                f"columns may not hold {unnamed[0]!r}: a name has letters, and nothing that cannot be shown"
-            )
+            raise ValueError(f"columns may not hold {unnamed[0]!r}: a name is of characters that can be shown")
         alike = Counter(name.casefold() for name in self.columns)
         if twice := [name for name in self.columns if alike[name.casefold()] > 1]:
             raise ValueError(f"{' and '.join(twice)} differ only in capitals, which DuckDB takes for one column")

@@ -271,7 +271,7 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
     for part in parts:
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
             # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
-            texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
+            texts = table.set_column(2, rule.column, cast_column(table[rule.column], pa.string()))
             frame = texts.to_pandas().dropna()
             label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})

@@ -46,7 +46,7 @@ def test_contracts(document: object) -> None:
     assert all(isinstance(e.text, str) for e in (*contract.row_expectations, *contract.batch_expectations))
 
 
-@cases(2)
+@cases(3)
 @given(spoilt_bytes(yaml.safe_dump(SHORT).encode()) | spoilt_bytes(b"detectors: &a {orders: !!float 1, <<: *a}\n"))
 @example(b"detectors: {orders: 2026-13-45}")
 @example(b"detectors: &a {orders: *a}")

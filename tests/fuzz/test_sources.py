@@ -4,11 +4,10 @@ import csv
 import io
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import fsspec
 import pyarrow as pa
@@ -22,6 +21,7 @@ from tasks.errors import NightjarError
 from tasks.ingest import EventTime, IngestParams, LabelColumn, land, read_labels
 from tasks.lake import Lake, Manifest
 from tasks.schema import Landed, find_unreadable, type_rows
+from tasks.site import Site
 from tasks.sources import Arrival, FilesSource, read_csv, read_parquet
 from tasks.validate import find_duplicates
 
@@ -51,19 +51,27 @@ SETTINGS = st.sampled_from([PARAMS, IN_SECONDS, NO_IDS])
 NAMES = ["id", "at", "amount", "visits", "shop", "open", "since", "fraud"]
 
 
+def make_site(folder: str) -> Site:
+    return Site(
+        detector="toy", time_zone="Europe/Berlin", label_delay=timedelta(), sources=folder, lake_root=f"{folder}/lake",
+        warehouse_url=f"duckdb:///{folder}/warehouse.duckdb", mlflow_uri="", artifacts=None, home=Path(folder),
+        device="cpu", threads=1, commit="c0ffee",
+    )  # fmt: skip
+
+
 def take(name: str, content: bytes, params: IngestParams, read: Callable[..., Any]) -> tuple[int, list[dict]] | None:
     """Land a file as ingest does and look at it as validate does; None where it was refused."""
     with tempfile.TemporaryDirectory() as folder:
-        path, lake = Path(folder) / name, Lake(f"{folder}/lake")
+        path, site = Path(folder) / name, make_site(folder)
         path.write_bytes(content)
         arrival = Arrival(name, "1", datetime(2026, 3, 9, tzinfo=UTC), lambda: read(FILES, str(path)))
         try:
-            landed = land(lake, "toy", arrival, params, ZoneInfo("Europe/Berlin"))
+            landed = land(site, arrival, params)
         except NightjarError as error:
             assert "to do" in str(error)
             assert not list(Path(folder).rglob("manifest.json"))
             return None
-        rows = [row for day in landed for row in look(lake, lake.get("landing", "toy", day), params)]
+        rows = [row for day in landed for row in look(site.lake, site.lake.get("landing", "toy", day), params)]
         return sum(landed.values()), rows
 
 
@@ -83,11 +91,12 @@ def look(lake: Lake, manifest: Manifest, params: IngestParams) -> list[dict]:
     told = [*found.failures, *found.warnings, *found.surprises, *map(found.describe_reading, found.unreadable)]
     assert all(isinstance(text, str) for text in told)
     if params.labels:
-        assert sum(len(frame) for frame in read_labels(lake, list(manifest.parts), params.labels, ZERO)) <= len(rows)
+        assert sum(len(frame) for frame in read_labels(lake, list(manifest.parts), params.labels, timedelta())) <= len(
+            rows
+        )
     return rows
 
 
-ZERO = datetime(2026, 1, 1) - datetime(2026, 1, 1)
 NUMBERS = st.integers(-(2**70), 2**70).map(str) | st.floats().map(repr) | TEXTS
 VALUES = {
     "id": TEXTS,
@@ -128,7 +137,7 @@ def read_as_python(text: str) -> float | None:
         return None
 
 
-@cases(2)
+@cases(1.5)
 @given(tables(), SETTINGS)
 @example((["id", "at", "amount"], [["a", "2026-03-01", "9007199254740993"]]), PARAMS)
 def test_csv(table: tuple[list[str], list[list[str]]], params: IngestParams) -> None:
@@ -146,7 +155,7 @@ def test_csv(table: tuple[list[str], list[list[str]]], params: IngestParams) -> 
 PLAIN = write_csv(NAMES, [["a", "2026-03-01T12:00:00Z", "1.5", "2", "north", "true", "2026-03-01", "0"]] * 3)
 
 
-@cases(2)
+@cases(1.5)
 @given(spoilt_bytes(PLAIN), SETTINGS)
 @example(b"", PARAMS)
 @example(b"\n", PARAMS)
@@ -218,7 +227,7 @@ def write_parquet(table: pa.Table) -> bytes:
 VIEW = pa.table({"at": ["2026-03-01"], "shop": pa.array(["north"], pa.string_view())})
 
 
-@cases(2)
+@cases(1.5)
 @given(arrow_tables(), SETTINGS)
 @example(VIEW, NO_IDS)  # Arrow cannot filter them
 def test_parquet(table: pa.Table, params: IngestParams) -> None:
