@@ -284,6 +284,14 @@ def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named
     assert "no night of 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
 
 
+def test_a_night_on_postgresql_verifies_to_the_last_bit(
+    trained: Project, postgres_warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_WAREHOUSE", postgres_warehouse_url)
+    answer(capsys, "score", "orders", "--date", str(LAST))
+    assert {result for result, _ in verify(capsys).values()} == {"ok"}
+
+
 def test_of_a_capped_night_only_the_least_flags_may_be_missing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
