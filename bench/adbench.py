@@ -29,8 +29,8 @@ from models.encoders import choose_kinds
 from tasks.columns import describe_columns, to_records
 from tasks.draft import Asked, draft_detector
 from tasks.filter import draw_order
+from tasks.schema import type_rows
 from tasks.sources import Arrival, FilesSource
-from tasks.validate import type_rows
 
 Floats = npt.NDArray[np.float64]
 Scorer = Callable[[Floats, Floats, int], Floats]  # fit rows, test rows, seed -> test scores

@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from flows.commands import flags, nights, past, start, versions
+from flows.commands import flags, nights, past, start, stores, versions
 from flows.screen import stderr
 from models.errors import NightjarError
 
@@ -21,13 +21,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for panel, commands in {
+PANELS = {
     "Nights": nights,
     "Past nights": past,
     "Flags": flags,
     "Versions": versions,
+    "Stores": stores,
     "Detectors": start,
-}.items():
+}
+for panel, commands in PANELS.items():
     for command in commands.app.registered_commands:
         command.rich_help_panel = panel
         app.registered_commands.append(command)

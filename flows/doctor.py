@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flows.params import find_broken
+from flows.settings import load_settings
 from flows.setup import Setup, prepare
 from models.detector import Detector
 from models.fitting import resolve_device
@@ -13,11 +15,12 @@ from tasks.ingest import list_arrivals
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """What one check found. `needed`: without it there is no night; else it only wants to be known."""
 
     check: str
     ok: bool
     detail: str
+    needed: bool = True
 
 
 def examine(name: str) -> list[Finding]:
@@ -31,7 +34,11 @@ def examine(name: str) -> list[Finding]:
         "device": _check_device,
     }
     findings = [Finding("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")]
-    return findings + [_try(check, function, setup) for check, function in checks.items()]
+    findings += [_try(check, function, setup) for check, function in checks.items()]
+    return findings + [
+        Finding(f"detector {other}", False, f"its own nights only: {told}", needed=False)
+        for other, told in find_broken(load_settings().project).items()
+    ]
 
 
 def _try(check: str, function: Callable[[Setup], str], setup: Setup) -> Finding:

@@ -58,7 +58,7 @@ def _draft(source: str, url: str | None, sources: str, asked: Asked, now: dateti
 
 def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:
     """Raise ParamsInvalid for a name that cannot be one, or, without `force`, that is taken."""
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         raise ParamsInvalid(
             "This cannot be the name of a detector.",
             got=repr(name),

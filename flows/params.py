@@ -1,12 +1,15 @@
 """params.yaml, loaded once into frozen typed sections: what to learn. Where to run is settings.
 
 A section's type lives beside the code that reads it; here they are assembled into a detector. Unknown and misspelt
-keys, and values out of range, are errors that name the file and the key.
+keys, and values out of range, are errors that name the file and the key. A detector is judged by its own section and
+contract alone: what is wrong with another one must not stop its night.
 """
 
 import difflib
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Hashable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -21,14 +24,18 @@ from tasks.contract import Contract
 from tasks.errors import ParamsInvalid
 from tasks.filter import FilterParams
 from tasks.ingest import IngestParams
+from tasks.prune import RetentionParams
 from tasks.review import ReviewParams
 from tasks.score import ScoreParams
+from tasks.site import hide_password
 from tasks.train import TrainParams
 from tasks.validate import ValidateParams
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
 LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
+MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can stand for billions
+SHOWN = 120  # characters of a bad value
 
 
 def _known_zone(name: str) -> str:
@@ -57,6 +64,7 @@ class Detector(Section):
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
     review: ReviewParams = ReviewParams()
+    retention: RetentionParams = RetentionParams()
 
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
@@ -81,27 +89,61 @@ class Configured(Section):
 
 
 def load_detector(project: Path, name: str) -> Configured:
-    """Read params.yaml and contracts/NAME.yaml of a project folder; ParamsInvalid says what is wrong and where."""
+    """Read NAME's section of params.yaml and contracts/NAME.yaml; ParamsInvalid says what is wrong and where.
+
+    Other detectors' sections and contracts are not looked at.
+    """
     path = project / "params.yaml"
-    detector = parse_detector(read_yaml(path), path, name)
-    contract_path = project / "contracts" / f"{name}.yaml"
+    return _configure(read_yaml(path), path, name)
+
+
+def find_broken(project: Path) -> dict[str, str]:
+    """The detectors of params.yaml that cannot be loaded, and why. Raises ParamsInvalid where none can be read."""
+    path = project / "params.yaml"
+    document, broken = read_yaml(path), {}
+    for name in map(str, read_sections(document, path)):
+        try:
+            _configure(document, path, name)
+        except ParamsInvalid as error:
+            broken[name] = str(error)
+    return broken
+
+
+def _configure(document: object, path: Path, name: str) -> Configured:
+    detector = parse_detector(document, path, name)
+    contract_path = path.parent / "contracts" / f"{name}.yaml"
     return combine(name, detector, path, parse_section(Contract, read_yaml(contract_path), contract_path))
 
 
 def parse_detector(document: object, path: Path, name: str) -> Detector:
-    """One detector of the document of params.yaml; every other one is checked as well."""
-    params = parse_section(_Params, document, path)
-    if name not in params.detectors:
-        near = difflib.get_close_matches(name, params.detectors, n=1)
+    """One detector of the document of params.yaml, whatever the others look like. Raises ParamsInvalid."""
+    sections = {str(key): section for key, section in read_sections(document, path).items()}
+    if name not in sections:
+        near = difflib.get_close_matches(name, sections, n=1)
         raise ParamsInvalid(
             f"There is no detector {name!r}.",
             where=str(path),
-            expected=", ".join(sorted(params.detectors)),
+            expected=", ".join(sorted(sections)),
             todo=f"did you mean {near[0]}?"
             if near
             else f"use one of these names, or nightjar init {name} --source FILE",
         )
-    return params.detectors[name]
+    return parse_section(_Params, {"detectors": {name: sections[name]}}, path).detectors[name]
+
+
+def read_sections(document: object, path: Path) -> dict[Any, object]:
+    """The sections of the document of params.yaml by detector, not parsed yet. Raises ParamsInvalid."""
+    keys = list(document) if isinstance(document, dict) else []
+    sections = document["detectors"] if isinstance(document, dict) and keys == ["detectors"] else None
+    if not isinstance(sections, dict):
+        raise ParamsInvalid(
+            f"{path.name} does not hold detectors.",
+            where=str(path),
+            got=f"the keys {', '.join(map(repr, keys))}" if keys else type(document).__name__,
+            expected="one key, detectors, and below it a section a detector",
+            todo="correct the file, or begin with nightjar init NAME --source FILE",
+        )
+    return sections
 
 
 def combine(name: str, detector: Detector, path: Path, contract: Contract) -> Configured:
@@ -152,7 +194,7 @@ def _check_groups(detector: Detector, contract: Contract, path: Path) -> None:
 def detector_names(project: Path) -> list[str]:
     """The detectors that params.yaml configures, in its order."""
     path = project / "params.yaml"
-    return list(parse_section(_Params, read_yaml(path), path).detectors)
+    return [str(name) for name in read_sections(read_yaml(path), path)]
 
 
 def parse_section(kind: type[S], document: object, path: Path) -> S:
@@ -160,6 +202,8 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
     try:
         # By way of JSON: strict types then still take a list for a tuple and text for a date.
         return kind.model_validate_json(json.dumps(document, default=str))
+    except TypeError as error:
+        raise _not_yaml(path, f"{error}") from error  # a date or the like as a key
     except ValidationError as error:
         problems = [_explain(kind, dict(problem)) for problem in error.errors()]
         raise ParamsInvalid(
@@ -170,15 +214,47 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
         ) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as its standard has it: a key that stands twice in one mapping is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        texts = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [text for text, times in Counter(texts).items() if times > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> object:
     """A YAML document. Raises ParamsInvalid where there is none, or it is broken."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError as error:
         todo = "run nightjar from the project's folder, or set NIGHTJAR_PROJECT to it"
         raise ParamsInvalid(f"There is no {path.name}.", where=str(path), todo=todo) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=str(error)) from error
+    except OSError as error:
+        raise ParamsInvalid(f"{path.name} cannot be read.", where=str(path), got=str(error)) from error
+    # PyYAML lets through what int(), date() and look-ups raise of a value such as 2026-13-45.
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_yaml(path, str(error)) from error
+    if _count_values(document, {}) > MAX_VALUES:
+        raise _not_yaml(path, f"more than {MAX_VALUES:,} values, or one that holds itself")
+    return document
+
+
+def _not_yaml(path: Path, got: str) -> ParamsInvalid:
+    todo = "correct the file; what DVC cannot read, Nightjar does not read either"
+    return ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=got, todo=todo)
+
+
+def _count_values(document: object, counted: dict[int, int]) -> int:
+    """The values of a document, aliases followed; each node is walked once."""
+    if not isinstance(document, dict | list):
+        return 1
+    if id(document) not in counted:
+        counted[id(document)] = MAX_VALUES  # while it is walked: what holds itself has no end
+        below = document.values() if isinstance(document, dict) else document
+        counted[id(document)] = 1 + sum(_count_values(value, counted) for value in below)
+    return counted[id(document)]
 
 
 def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
@@ -188,7 +264,8 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         near = difflib.get_close_matches(steps[-1], _all_keys(kind), n=1)
         text = f"{'.'.join(steps)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
     elif problem["type"] != "missing":
-        text += f", got {problem['input']!r}"
+        got = hide_password(repr(problem["input"]))  # it may be a whole section, with a database's URL
+        text += f", got {got if len(got) <= SHOWN else got[:SHOWN] + '...'}"
     return text
 
 

@@ -4,10 +4,12 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 from flows.params import Configured, load_detector
 from flows.settings import Settings, load_settings
 from tasks import codes, payments, warehouse
+from tasks.backup import Stores
 from tasks.errors import BatchMissing
 from tasks.ingest import IngestParams, Window
 from tasks.site import Site
@@ -101,6 +103,13 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         commit=read_commit(settings),
     )
     return Setup(configured, site)
+
+
+def load_stores() -> Stores:
+    """The stores that all detectors share. Raises ParamsInvalid."""
+    settings = load_settings()
+    artifacts = settings.artifacts or str(settings.home_path / "mlflow-artifacts")
+    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, Path(artifacts))
 
 
 def read_commit(settings: Settings) -> str:

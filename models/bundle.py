@@ -68,6 +68,13 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
     return contents
 
 
+def check_bundle(folder: Path, content_hash: str) -> None:
+    """Check every byte, and that it is the bundle of this hash and not a sound one in its place; BundleInvalid."""
+    read_bundle(folder)
+    if (found := read_manifest(folder).content_hash) != content_hash:
+        raise _invalid("is another bundle", folder, f"content hash {found}", f"content hash {content_hash}")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest alone, as for its content hash; raises BundleInvalid."""
     path = folder / MANIFEST
@@ -106,6 +113,8 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 
 def _read(path: Path) -> bytes:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise _invalid("is not a plain file", path, "a link, a folder or a pipe", "a file of the bundle itself")
     try:
         return path.read_bytes()
     except OSError as error:

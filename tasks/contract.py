@@ -46,6 +46,8 @@ class ContractColumn(Section):
     type: Literal["float", "int", "text", "bool", "timestamp", "image"]
     shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None  # of images: rows, columns
     nullable: bool = False
+    # Left out of the hash where it is the default, so that contracts from before it keep theirs.
+    required: bool = Field(default=True, exclude_if=lambda required: required)  # a batch without the column is rejected
     infinite: bool = False
     masked: bool = False  # a personal value: never in logs, reports, examples or causes
 
@@ -53,6 +55,8 @@ class ContractColumn(Section):
     def _check(self) -> "ContractColumn":
         if (self.type == "image") != (self.shape is not None):
             raise ValueError("an image, and nothing else, has a shape: [rows, columns] of pixels")
+        if not self.required and not self.nullable:
+            raise ValueError("required: false needs nullable: true, as the column is null where it is missing")
         return self
 
     def to_field(self, name: str) -> pa.Field:
@@ -71,6 +75,11 @@ class ContractExpectation(Section):
     def __hash__(self) -> int:
         """By its text: kwargs is a dict."""
         return hash(self.text)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it names."""
+        return [str(value) for key, value in self.kwargs.items() if key.startswith("column")]
 
     @property
     def text(self) -> str:
@@ -99,11 +108,13 @@ class Contract(Section):
                 if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
                     what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
                     raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
-                named = [str(value) for key, value in expectation.kwargs.items() if key.startswith("column")]
                 is_presence = expectation.type.endswith("_be_null")
-                if any(name in self.columns and self.columns[name].shape for name in named) and not is_presence:
+                if (
+                    any(name in self.columns and self.columns[name].shape for name in expectation.columns)
+                    and not is_presence
+                ):
                     raise ValueError(f"{expectation.type} cannot judge an image: only whether there is one")
-                if unknown := [name for name in named if name not in self.columns]:
+                if unknown := [name for name in expectation.columns if name not in self.columns]:
                     raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
             elif column not in BATCH_FACTS:
                 name, _, statistic = column.rpartition(".")

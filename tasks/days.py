@@ -20,8 +20,9 @@ from tasks.errors import SourceInvalid, TooFewRows
 from tasks.filter import ByDate, LeadingFraction, RandomFraction
 from tasks.ingest import EventTime, batch_dates_of, read_event_times
 from tasks.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
+from tasks.schema import cast_column
 from tasks.sources import Arrival
-from tasks.validate import ValidateParams, cast_column
+from tasks.validate import ValidateParams
 
 FIRST_DATE = date(2026, 1, 1)  # of rows that bring no time
 PARTS = 10  # rows without a time make so many days: nine to learn from, one to score

@@ -15,6 +15,8 @@ NightjarError                 anything a user can put right
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
 ├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
 ├── LeakageFound              two sets share records, or a label was used before it was known
+├── BackupInvalid             a backup is incomplete, altered, or of stores that it cannot hold
+├── StoreNotEmpty             a restore would mix with what a store already holds
 ├── RunFailed                 at least one part of a run failed; lists them all
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
@@ -65,6 +67,14 @@ class ReconciliationFailed(NightjarError):
 
 class LeakageFound(NightjarError):
     """Two sets of rows that must be disjoint share records, or a label was used before it was known."""
+
+
+class BackupInvalid(NightjarError):
+    """A backup is incomplete, altered or of another format, or cannot be made of these stores."""
+
+
+class StoreNotEmpty(NightjarError):
+    """A restore or a backup would mix with what is there already."""
 
 
 class RunFailed(NightjarError):

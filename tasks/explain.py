@@ -43,8 +43,8 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa
     """The newest published night that scored a record, and the record's validated row. Raises RecordMissing."""
     batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
     for batch in reversed([b for b in batches if day in (None, b.batch_date)]):
-        validated = site.lake.get("validated", site.detector, batch.batch_date)
-        for part in validated.parts:
+        validated = site.lake.find("validated", site.detector, batch.batch_date)
+        for part in validated.parts if validated else ():  # it may have been pruned
             for table in site.lake.slices(part):
                 found = table.filter(pc.equal(table["record_id"], record_id))
                 if found.num_rows:
@@ -53,7 +53,7 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa
         f"No published night of {site.detector} scored this record.",
         got=f"record_id {record_id!r}" + (f" on {day}" if day else ""),
         expected="a record that was validated and scored",
-        todo="check the id; quarantined rows are in the lake's quarantine zone, with their reason",
+        todo="check the id and retention.validated_days; quarantined rows are in the lake's quarantine zone, with why",
     )
 
 

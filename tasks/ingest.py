@@ -234,6 +234,8 @@ def commit_parts(
         warehouse.lock_key(connection, site.detector, "landing")
         for day, partition in {**partitions, **left}.items():  # the new parts first: a crash in between is repeated
             old = lake.find("landing", site.detector, day)
+            if old is None and day in left:
+                continue  # pruned meanwhile
             kept = tuple(part for part in old.parts if part.source != source) if old else ()
             partition.commit({}, keep=drop_orphans(kept, partition.parts))
 
@@ -248,8 +250,11 @@ def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
-    """What landing holds: the parts by source and batch date."""
+    """What has landed: the parts by source and batch date, those that were pruned since included."""
     landed: dict[str, dict[date, Part]] = {}
+    for day, parts in lake.pruned(detector).items():
+        for part in parts:
+            landed.setdefault(part.source, {})[day] = part
     for day in lake.dates("landing", detector):
         for part in lake.get("landing", detector, day).parts:
             landed.setdefault(part.source, {})[day] = part

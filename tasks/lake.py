@@ -11,11 +11,11 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import date
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -30,6 +30,7 @@ from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
 
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+MANIFEST, PRUNED = "manifest.json", "pruned.json"
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 
@@ -92,14 +93,18 @@ class PartWriter:
         """Append rows; the first call makes the file and fixes its schema."""
         if not table.num_rows:
             return
-        if self._parquet is None:
-            self._file = self._files.enter_context(self._lake.create(self._path))
-            # A dictionary of numbers costs more time than its bytes are worth: half as much again.
-            texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
-            target = pa.PythonFile(self, mode="w")
-            self._parquet = pq.ParquetWriter(target, table.schema, use_dictionary=texts or False)
-        self._parquet.write_table(table, row_group_size=SLICE_ROWS)
+        self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
         self.rows += table.num_rows
+
+    def start(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Make the file, unless it is there; without it a part that gets no rows has no file."""
+        if self._parquet is not None:
+            return self._parquet
+        self._file = self._files.enter_context(self._lake.create(self._path))
+        # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+        texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False)
+        return self._parquet
 
     def finish(self, **origin: str) -> Part:
         """Write the Parquet footer and describe the file."""
@@ -151,6 +156,17 @@ class PartitionWriter:
         """Where this attempt keeps a file of that name."""
         stem, dot, suffix = name.rpartition(".")
         return f"{self._folder}/{stem}{self._token}{dot}{suffix}"
+
+    def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
+        """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
+        name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, name, files)
+            writer.start(self._lake.schema(part))
+            for table in slices:
+                writer.append(table)
+            written = writer.finish()
+        return replace(part, path=name, rows=written.rows, sha256=written.sha256)
 
     def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
         """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
@@ -207,6 +223,38 @@ class Lake:
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """A file's bytes, to be read in pieces."""
+        try:
+            with self._fs.open(self.full(path), "rb") as file:
+                yield file
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The bytes of every file below a folder, by path; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self.full(folder), detail=True)
+        return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last written."""
+        moment: datetime = self._fs.modified(self.full(path))
+        return moment.astimezone(UTC)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
+        try:
+            self._fs.rm_file(self.full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unreachable(self.root, path, error) from error
+        folder = Path(self.full(path)).parent
+        if self.is_local and not any(folder.iterdir()):
+            folder.rmdir()
+
     def replace(self, path: str, data: bytes) -> None:
         """Put a small file in place of the old one, in one step."""
         with self.create(path) as file, self.writing(path):
@@ -262,6 +310,17 @@ class Lake:
         except OSError as error:
             raise _unreachable(self.root, path, error) from error
 
+    def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
+        """The paths of all manifests, those of scores below their inputs among them."""
+        self._fs.invalidate_cache()
+        folder = self.full(f"{zone}/{detector}/batch_date=*")
+        found = [str(path) for below in ("", "/inputs=*") for path in self._fs.glob(f"{folder}{below}/manifest.json")]
+        return sorted(path.removeprefix(f"{self._base}/") for path in found)
+
+    def read_manifest(self, path: str) -> Manifest:
+        """The manifest at a path."""
+        return _decode(self.read(path))
+
     def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
         """The partition's manifest; BatchMissing where there is none."""
         if (manifest := self.find(zone, detector, batch_date, inputs)) is None:
@@ -280,6 +339,20 @@ class Lake:
         found = self._fs.glob(self.full(f"{zone}/{detector}/batch_date=*/manifest.json"))
         return sorted(date.fromisoformat(str(path).rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
+    def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
+        """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
+        self._fs.invalidate_cache()
+        found = self._fs.glob(self.full(f"landing/{detector}/batch_date=*/{PRUNED}"))
+        manifests = [_decode(self._fs.cat_file(path)) for path in found]
+        return {manifest.batch_date: manifest.parts for manifest in manifests}
+
+    def remember_landing(self, path: str) -> None:
+        """Before a landing partition goes, note beside its manifest, at `path`, what had landed."""
+        going = self.read_manifest(path)
+        before = self.pruned(going.detector).get(going.batch_date, ())
+        parts = tuple(dict.fromkeys((*before, *going.parts)))
+        self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
+
     def write(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> PartitionWriter:
         """Begin a new attempt at a partition; of scores, go on with what has these inputs."""
         return PartitionWriter(self, zone, detector, batch_date, inputs)
@@ -295,11 +368,15 @@ class Lake:
                 for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
                     yield pa.Table.from_batches([batch])
 
-    def columns(self, part: Part) -> list[str]:
-        """A part's column names, read from its footer."""
+    def schema(self, part: Part) -> pa.Schema:
+        """A part's columns and their types, read from its footer."""
         full = self.full(part.path)
         with self._reading(part):
-            return list(pq.read_schema(full if self.is_local else self._fs.open(full)).names)
+            return pq.read_schema(full if self.is_local else self._fs.open(full))
+
+    def columns(self, part: Part) -> list[str]:
+        """A part's column names."""
+        return list(self.schema(part).names)
 
     def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
         """Run DuckDB over parts; `sql` reads them as the table `parts`."""

@@ -25,8 +25,8 @@ from tasks.contract import Contract
 from tasks.errors import SourceInvalid
 from tasks.expectations import Mask, Suite
 from tasks.ingest import IngestParams, add_identity
+from tasks.schema import describe_unreadable, find_unreadable, type_rows
 from tasks.sources import Arrival
-from tasks.validate import type_rows
 
 SCHEMA = pa.schema(
     {
@@ -68,13 +68,14 @@ def score_rows(
 ) -> Iterator[pa.Table]:
     """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid where columns are missing."""
     contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
-    suite = Suite(contract.row_expectations)
+    suite = Suite(contract.row_expectations, contract.masked)
     for arrival in arrivals:
         first = 0
         for table in arrival.read():
             raw = add_identity(table, params, arrival.name, first)
             first += table.num_rows
-            if missing := contract.columns.keys() - set(raw.column_names):
+            required = {name for name, column in contract.columns.items() if column.required}
+            if missing := required - set(raw.column_names):
                 raise SourceInvalid(
                     f"The file lacks {', '.join(sorted(missing))}.",
                     where=arrival.name,
@@ -83,11 +84,15 @@ def score_rows(
                     todo="bring the columns that the detector was made with",
                 )
             if table.num_rows:
-                yield _score_slice(detector, contract, suite, type_rows(raw, contract), causes)
+                yield _score_slice(detector, contract, suite, raw, causes)
 
 
-def _score_slice(detector: Detector, contract: Contract, suite: Suite, typed: pa.Table, causes: int) -> pa.Table:
+def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.Table, causes: int) -> pa.Table:
+    typed = type_rows(raw, contract)
     reasons = np.full(typed.num_rows, None, dtype=object)
+    for name, mask in find_unreadable(raw, typed, contract).items():
+        if not contract.columns[name].nullable:
+            reasons[mask & (reasons == None)] = describe_unreadable(name, contract)  # noqa: E711 - elementwise
     for expectation, mask in suite.judge(typed.select(suite.columns).to_pandas()).items():
         if expectation.severity == "critical":
             reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise

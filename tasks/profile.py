@@ -21,8 +21,8 @@ from tasks.columns import ColumnsParams
 from tasks.contract import RESERVED, TYPES
 from tasks.errors import SourceInvalid
 from tasks.ingest import check_names
+from tasks.schema import MISSING_WORDS, cast_column, is_text
 from tasks.sources import Arrival
-from tasks.validate import cast_column
 
 SAMPLE_ROWS = 100_000
 ENOUGH_ROWS = 50  # fewer say nothing about whether values repeat
@@ -30,7 +30,6 @@ MAX_UNREADABLE = 0.05  # share of a text column's values that may be no number, 
 # An infinite value is no distance from anything: fitted on, it drowns the others, and 1 % of them set the threshold.
 # Such rows are quarantined, and more of them than this could sink a day.
 MAX_INFINITE = 0.01
-MISSING_WORDS = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
 FEW_VALUES = 2  # whole numbers with no more values than this are categories
 MIN_COVERED = 0.8  # share of rows whose category the detector must know by name
@@ -203,7 +202,7 @@ def find_type(column: pa.ChunkedArray) -> Type | None:
         return "timestamp"
     if pa.types.is_null(kind):
         return "text"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if is_text(kind):
         return _find_type_of_text(column.cast(pa.string()))
     return None
 

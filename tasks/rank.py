@@ -18,9 +18,9 @@ from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import RecordInvalid
 from tasks.expectations import Suite
+from tasks.schema import type_rows
 from tasks.score import ScoreParams
 from tasks.site import Site
-from tasks.validate import type_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def check_record(typed: pa.Table, contract: Contract, given: set[str]) -> None:
     """Hold the row against the critical row-level expectations of the given columns. Raises RecordInvalid."""
     critical = [e for e in contract.row_expectations if e.severity == "critical"]
     chosen = [e for e in critical if all(v in given for k, v in e.kwargs.items() if k.startswith("column"))]
-    suite = Suite(chosen)
+    suite = Suite(chosen, contract.masked)
     broken = suite.judge(typed.select(suite.columns).to_pandas()) if chosen else {}
     if broken:
         # The expectations' text alone: the value may be a masked one.

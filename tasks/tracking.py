@@ -5,17 +5,21 @@ tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) an
 which version was champion stands in tags of the registered model, one a change.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import yaml
 
+from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
 from tasks.owner import is_dead, name_process
 from tasks.site import Site, hide_password
@@ -24,6 +28,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
 LOADER = "tasks.serving"
+DOWNLOADING, STALE_S = "downloading-", 3600
 
 
 @dataclass(frozen=True)
@@ -110,28 +115,70 @@ def get_version(site: Site, number: int) -> Version:
 
 
 def fetch_bundle(site: Site, version: Version) -> Path:
-    """A version's bundle on this machine, downloaded once; loading it checks every byte. Raises BundleInvalid."""
-    folder = site.bundles / f"version-{version.version}-{version.tags.get(HASH_TAG, 'unknown')[:12]}"
-    if not folder.exists():
-        import mlflow
+    """A version's bundle on this machine: whole, and the one that was registered. Downloaded once, checked every time.
 
-        downloading = site.bundles / f"downloading-{time.time_ns()}"
-        downloading.mkdir(parents=True)
-        with _client(site):
-            uri = f"models:/{version.name}/{version.version}"
-            model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(downloading)))
-        flavor = mlflow.models.Model.load(str(model)).flavors.get("python_function", {})
-        if flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor:
-            raise BundleInvalid(
-                f"Version {version.version} of {version.name} is not a Nightjar bundle.",
-                got=f"loader {flavor.get('loader_module')!r}",
-                expected=f"loader {LOADER!r} and no code",
-                todo="register it with nightjar train",
-            )
-        if not folder.exists():  # another process may have fetched it meanwhile
-            (model / flavor["data"]).replace(folder)
-        shutil.rmtree(downloading)
+    It appears in one rename, so neither a kill half-way nor two processes at once leave half a bundle behind. Raises
+    BundleInvalid.
+    """
+    expected = version.tags.get(HASH_TAG, "")
+    if not re.fullmatch(r"[0-9a-f]{64}", expected):
+        raise _refuse(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
+    folder = site.bundles / f"version-{version.version}-{expected[:12]}"
+    if not folder.exists():
+        site.bundles.mkdir(parents=True, exist_ok=True)
+        _clear_downloads(site.bundles)
+        with TemporaryDirectory(prefix=DOWNLOADING, dir=site.bundles) as downloading:
+            data = _download(site, version, Path(downloading))
+            check_bundle(data, expected)
+            try:
+                data.rename(folder)
+            except OSError:  # another process has fetched it meanwhile
+                if not folder.exists():
+                    raise
+    check_bundle(folder, expected)
     return folder
+
+
+def _download(site: Site, version: Version, folder: Path) -> Path:
+    """Download a version's files and find the bundle among them; nothing of them is run. Raises BundleInvalid."""
+    import mlflow
+
+    with _client(site):
+        uri = f"models:/{version.name}/{version.version}"
+        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    try:
+        document = yaml.safe_load((model / "MLmodel").read_text(encoding="utf-8"))
+        flavors = dict(document["flavors"])
+        flavor = dict(flavors.pop("python_function"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise _refuse(
+            version, f"an MLmodel that cannot be read: {error}", "one with the flavor python_function"
+        ) from error
+    runs_code = flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor or flavors
+    data = (model / str(flavor.get("data"))).resolve()
+    # It will be moved: it must be one of the folders that came, and no link or path to another one of this machine.
+    if runs_code or not data.is_dir() or model.resolve() not in data.parents:
+        got = f"loader {flavor.get('loader_module')!r}, data {flavor.get('data')!r}, further flavors {sorted(flavors)}"
+        raise _refuse(version, got, f"loader {LOADER!r}, a folder of data below it, and no code")
+    return data
+
+
+def _clear_downloads(folder: Path) -> None:
+    """Remove what downloads have left that were killed half-way; one of the last hour may still be running."""
+    for stale in folder.glob(f"{DOWNLOADING}*"):
+        with suppress(FileNotFoundError):  # its process, or another one, has removed it meanwhile
+            if stale.stat().st_mtime < time.time() - STALE_S:
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _refuse(version: Version, got: str, expected: str) -> BundleInvalid:
+    return BundleInvalid(
+        f"Version {version.version} of {version.name} is not a Nightjar bundle.",
+        where=f"models:/{version.name}/{version.version}",
+        got=got,
+        expected=expected,
+        todo="register it with nightjar train, or go back with nightjar rollback",
+    )
 
 
 def set_alias(site: Site, alias: str, version: int, remember: bool = True) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -23,12 +24,12 @@ from pydantic import Field, TypeAdapter
 
 from models.params import Section
 from tasks.contract import STATISTICS, Contract, ContractExpectation
-from tasks.errors import BatchRejected
+from tasks.errors import BatchMissing, BatchRejected
 from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
-from tasks.images import describe_shape, read_shape
 from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWriter, quote, read_ahead
 from tasks.policy import PURE
 from tasks.progress import progress_of
+from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
 from tasks.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
@@ -74,6 +75,7 @@ class _OpenBatch:
     manifest: Manifest
     replaced: Mapping[str, frozenset[str]]  # the ids whose rows of a part count no longer, by the part's sha256
     duplicates: Duplicates
+    landed: Landed
     validated: PartitionWriter
     quarantine: PartitionWriter
     files: ExitStack = field(default_factory=ExitStack)
@@ -82,9 +84,6 @@ class _OpenBatch:
     reasons: Counter[str] = field(default_factory=Counter)  # rows quarantined, by reason
     duplicated: int = 0  # rows excluded because an identical one is kept
     superseded: int = 0  # rows excluded because a replay has replaced them
-    surprises: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
-    misshapen: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -95,41 +94,9 @@ class _Piece:
     raw: pa.Table
     typed: pa.Table
     replaced: frozenset[str]
+    unreadable: dict[str, Mask]
     good: PartWriter
     bad: PartWriter
-
-
-def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
-    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
-    columns = []
-    for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
-        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
-        columns.append(cast_column(column, kind))
-    return pa.table(columns, schema=contract.schema)
-
-
-def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column in another type; a value that cannot be read becomes null."""
-    if column.type == kind:
-        return column
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid:
-        values = column.to_pandas()
-    except pa.ArrowNotImplementedError:
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    if pa.types.is_timestamp(kind):
-        # By a stated format: otherwise the first row of a slice would choose it for all.
-        parsed = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
-    elif pa.types.is_boolean(kind):
-        parsed = values.astype(str).str.lower().map({"true": True, "1": True, "false": False, "0": False})
-    else:
-        parsed = pd.to_numeric(values, errors="coerce").astype("float64")
-        if pa.types.is_integer(kind):
-            parsed = parsed.where((parsed == parsed.round()) & (parsed.abs() < 2**63)).astype("Int64")
-    return pa.chunked_array([pa.array(parsed, kind, from_pandas=True)])
 
 
 def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
@@ -183,11 +150,14 @@ def read_versions(
     known = {name for part in parts for name in lake.columns(part)}
     hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
     named = ", ".join("'" + record.replace("'", "''") + "'" for record in ids)
-    found = lake.query(
-        f"select record_id, {hashed} as version, count(*) as copies from parts "  # noqa: S608 - all is quoted
-        f"where record_id in ({named}) group by all",
-        parts,
-    )
+    try:
+        found = lake.query(
+            f"select record_id, {hashed} as version, count(*) as copies from parts "  # noqa: S608 - all is quoted
+            f"where record_id in ({named}) group by all",
+            parts,
+        )
+    except duckdb.ConversionException:  # a column has a type in one part that another part's cannot become
+        return [(record, version, 1) for record in ids for version in (0, 1)]
     return list(zip(*found.to_pydict().values(), strict=True))
 
 
@@ -199,22 +169,10 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
             bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
             replaced = batch.replaced.get(part.sha256, frozenset())
             for raw in read_ahead(lake.slices(part)):
-                names = set(raw.column_names) - {"record_id", "event_time"}
-                batch.surprises |= names - contract.columns.keys() - set(contract.ignored)
-                batch.misshapen |= find_misshapen(raw.schema, contract)
-                batch.missing |= contract.columns.keys() - names - {"event_time"}
-                yield _Piece(batch, raw, type_rows(raw, contract), replaced, good, bad)
-
-
-def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
-    """What is wrong with the landed columns that should hold images of the contract's shape."""
-    shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
-    found = {name: read_shape(schema.field(name)) for name in shapes}
-    return {
-        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
-        for name, shape in found.items()
-        if shape != shapes[name]
-    }
+                typed = type_rows(raw, contract)
+                unreadable = find_unreadable(raw, typed, contract)
+                batch.landed.add(raw, unreadable)
+                yield _Piece(batch, raw, typed, replaced, unreadable, good, bad)
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -259,13 +217,21 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     superseded: Mask = pc.is_in(ids, pa.array(piece.replaced, pa.string())).to_numpy()
     duplicated, different = judge_duplicates(ids, batch, superseded)
     exclude = superseded | duplicated
+    contract = batch.landed.contract
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # of each row, its place in `reasons`; the first one counts
+    critical = {
+        describe_unreadable(name, contract): mask
+        for name, mask in piece.unreadable.items()
+        if not contract.columns[name].nullable
+    }
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":
-            reasons.append(expectation.text)
-            reason[mask & (reason == 0)] = len(reasons) - 1
+            critical[expectation.text] = mask
+    for text, mask in critical.items():
+        reasons.append(text)
+        reason[mask & (reason == 0)] = len(reasons) - 1
     bad = (reason > 0) & ~exclude
     batch.duplicated += int(duplicated.sum())
     batch.superseded += int(superseded.sum())
@@ -315,11 +281,27 @@ def validate_batches(
     done = {day: found for day, found in cached.items() if found}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
+        check_whole(lake, todo)
         fresh = _validate(lake, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
         build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
+
+
+def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
+    """Raise BatchMissing where rows have arrived for a batch whose others were pruned: they alone are no batch."""
+    pruned = lake.pruned(manifests[0].detector)
+    for manifest in manifests:
+        gone = {part.source for part in pruned.get(manifest.batch_date, ())} - {p.source for p in manifest.parts}
+        if gone:
+            raise BatchMissing(
+                f"Most of a batch of {manifest.detector} was pruned from landing; what is left was not validated.",
+                where=f"{manifest.zone}, {manifest.batch_date}",
+                got=f"{manifest.rows} rows that arrived later",
+                expected=f"the rows of {', '.join(sorted(gone)[:3])} as well",
+                todo="deliver those again, changed or under another name; or list the date in filter.exclude_dates",
+            )
 
 
 def find_validation(
@@ -341,7 +323,7 @@ def _validate(
     params: ValidateParams,
     on_progress: Callable[[int, int], None],
 ) -> list[Validation]:
-    rows, summaries = Suite(contract.row_expectations), Suite(contract.batch_expectations)
+    rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
     for group in group_pieces(open_pieces(lake, contract, batches)):
@@ -381,24 +363,20 @@ def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
     replaced = find_replaced(lake, manifest)
     duplicates = find_duplicates(lake, manifest, columns, replaced)
     key = (manifest.detector, manifest.batch_date)
-    return _OpenBatch(manifest, replaced, duplicates, lake.write("validated", *key), lake.write("quarantine", *key))
+    partitions = (lake.write("validated", *key), lake.write("quarantine", *key))
+    return _OpenBatch(manifest, replaced, duplicates, Landed(contract), *partitions)
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
     """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
     rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
-    failures: list[str] = []
-    warnings: list[str] = []
-    if batch.missing:
-        failures.append(f"columns missing: {', '.join(sorted(batch.missing))}")
-    failures += sorted(batch.misshapen)
-    if batch.surprises:
-        unknown = f"columns not in the contract, ignored: {', '.join(sorted(batch.surprises))}"
-        (failures if contract.extra_columns == "stop" else warnings).append(unknown)
+    landed, failures, warnings = batch.landed, batch.landed.failures, batch.landed.warnings
+    (failures if contract.extra_columns == "stop" else warnings).extend(landed.surprises)
     if quarantined > params.max_quarantined_fraction * rows_in:
         worst = ", ".join(f"{reason} ({n})" for reason, n in batch.reasons.most_common(3))
         limit = f"more than max_quarantined_fraction {params.max_quarantined_fraction:g}"
         failures.append(f"{quarantined} of {rows_in} rows quarantined, {limit}: {worst}")
+        failures += [landed.describe_reading(n) for n in sorted(landed.unreadable) if not contract.columns[n].nullable]
     for outcome in outcomes:
         if not outcome.success and outcome.level == "batch":
             (failures if outcome.severity == "critical" else warnings).append(f"{outcome.text}: got {outcome.observed}")

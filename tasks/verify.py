@@ -22,9 +22,10 @@ from tasks.columns import to_records
 from tasks.contract import Contract
 from tasks.errors import NightjarError
 from tasks.lake import Manifest
+from tasks.schema import type_rows
 from tasks.site import Site
 from tasks.tables import Batch
-from tasks.validate import find_replaced, type_rows
+from tasks.validate import find_replaced
 
 Result = Literal["ok", "failed", "stale"]
 TOLERANCE = 1e-5  # relative: what another kind of processor may make of the same score

@@ -4,10 +4,9 @@ DuckDB (one file, one process at a time) and PostgreSQL are told apart in three 
 bulk loading. Instants are UTC, with their zone. `migrate` brings an empty or older warehouse to SCHEMA_VERSION.
 """
 
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
 from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
@@ -36,9 +36,6 @@ SCHEMA_VERSION = "0004"  # the newest file in migrations/versions
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
-
-# DuckDB's file lock keeps other processes out; this keeps the threads of this process from meeting inside the file.
-_DUCKDB_LOCK = threading.Lock()
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -65,7 +62,7 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
     Raises ServiceUnreachable when the server is away, or when another process or thread keeps DuckDB's file, or
     a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
     """
-    with _keep_threads_out(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
+    with _alone(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
         try:
             with connection.begin():
                 if engine.dialect.name == "postgresql":
@@ -86,22 +83,29 @@ def lock_key(connection: sa.Connection, *key: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
-def migrate(engine: sa.Engine) -> None:
-    """Bring the tables to SCHEMA_VERSION; costs one query where they are there already."""
+def migrate(engine: sa.Engine, version: str | None = None) -> None:
+    """Bring the tables to SCHEMA_VERSION, or an older one; costs one query where they are there already."""
+    version = version or SCHEMA_VERSION
     with begin(engine) as connection:
-        if _read_version(connection) == SCHEMA_VERSION:
+        if _read_version(connection) == version:
             return
         lock_key(connection, "schema")
         found = _read_version(connection)  # another process may have migrated while this one waited
         if found is not None and found > SCHEMA_VERSION:
             raise NightjarError(
                 "the warehouse was migrated by a newer Nightjar",
-                where=_describe_place(engine),
+                where=describe_place(engine),
                 got=f"schema {found}",
                 expected=f"schema {SCHEMA_VERSION} or older",
                 todo="install the newer Nightjar here too",
             )
-        _upgrade_schema(connection)
+        _upgrade_schema(connection, version)
+
+
+def is_new(engine: sa.Engine) -> bool:
+    """Whether no version of Nightjar has made its tables here yet."""
+    with begin(engine) as connection:
+        return _read_version(connection) is None
 
 
 def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:
@@ -294,16 +298,25 @@ def read_reviews(engine: sa.Engine, detector: str, known_by: datetime | None = N
 
 
 @contextmanager
-def _keep_threads_out(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+    """Keep the other threads and processes of Nightjar out of DuckDB's file.
+
+    DuckDB's own lock is not enough: of processes that open and close one file in quick turns, some lost rows that
+    others had committed (tests/torture/test_races.py found it).
+    """
     if engine.dialect.name != "duckdb":
         yield
         return
-    if not _DUCKDB_LOCK.acquire(timeout=lock_timeout_s):
-        raise _unreachable(engine, f"another thread of this process kept it for {lock_timeout_s:g} s")
+    lock = FileLock(f"{engine.url.database}.lock", timeout=lock_timeout_s, poll_interval=0.01)
+    try:
+        lock.acquire()
+    except Timeout:
+        kept = f"another process or thread of Nightjar kept it for {lock_timeout_s:g} s"
+        raise _unreachable(engine, kept) from None
     try:
         yield
     finally:
-        _DUCKDB_LOCK.release()
+        lock.release()
 
 
 def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
@@ -324,13 +337,13 @@ def _read_version(connection: sa.Connection) -> str | None:
     return connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
 
 
-def _upgrade_schema(connection: sa.Connection) -> None:
+def _upgrade_schema(connection: sa.Connection, version: str) -> None:
     from alembic import command  # 0.3 s, needed once in a schema's life
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "tasks:migrations")
-    command.upgrade(config, SCHEMA_VERSION)
+    command.upgrade(config, version)
 
 
 def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
@@ -386,20 +399,50 @@ def _to_arrow_array(values: pd.Series, column: sa.Column[Any]) -> Any:
     return pa.array(naive_utc, pa.timestamp("us"), from_pandas=True, safe=False).cast(kind)  # drops nanoseconds
 
 
-def _read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+def read_slices(connection: sa.Connection, query: sa.Select[Any], rows: int) -> Iterator[Any]:
+    """A query's rows as Arrow tables of at most so many rows, however many there are; none where there are none."""
     import pyarrow as pa
 
-    columns = list(query.selected_columns)
-    schema = pa.schema([(column.name, _arrow_type(column)) for column in columns])
+    schema = arrow_schema(query)
+    if connection.dialect.name == "duckdb":
+        with _unwarned():
+            batches = connection.execute(query).cursor.to_arrow_reader(rows)
+        for batch in batches:
+            yield pa.Table.from_batches([batch]).cast(schema)
+        return
+    for part in connection.execute(query, execution_options={"yield_per": rows}).partitions():
+        yield _to_table(list(part), schema)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    with warnings.catch_warnings():  # DuckDB warns of a copy; rows one by one take ten times as long
+        warnings.filterwarnings("ignore", "Arrow output on a DB-API result")
+        yield
+
+
+def arrow_schema(query: sa.Select[Any]) -> Any:
+    """The Arrow schema of a query's rows."""
+    import pyarrow as pa
+
+    return pa.schema([(column.name, _arrow_type(column)) for column in query.selected_columns])
+
+
+def _to_table(rows: Sequence[Any], schema: Any) -> Any:
+    import pyarrow as pa
+
+    values = zip(*rows, strict=True) if rows else [()] * len(schema)
+    return pa.table([pa.array(list(v), kind) for v, kind in zip(values, schema.types, strict=True)], schema=schema)
+
+
+def _read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+    schema = arrow_schema(query)
     result = connection.execute(query)
     if connection.dialect.name == "duckdb":
-        with warnings.catch_warnings():  # DuckDB warns of a copy; rows one by one take ten times as long
-            warnings.filterwarnings("ignore", "Arrow output on a DB-API result")
+        with _unwarned():
             table = result.cursor.to_arrow_table().cast(schema)
     else:
-        rows = result.all()
-        values = zip(*rows, strict=True) if rows else [()] * len(columns)
-        table = pa.table([pa.array(list(v), kind) for v, kind in zip(values, schema.types, strict=True)], schema=schema)
+        table = _to_table(result.all(), schema)
     frame: pd.DataFrame = table.to_pandas()
     return frame
 
@@ -431,7 +474,7 @@ def _driver(connection: sa.Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def _describe_place(engine: sa.Engine) -> str:
+def describe_place(engine: sa.Engine) -> str:
     """The URL without user, password and query: messages reach logs and tables."""
     url = engine.url
     return sa.URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
@@ -452,4 +495,4 @@ def _unreachable(engine: sa.Engine, cause: sa.exc.DBAPIError | str) -> ServiceUn
         todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
     else:
         todo = "check that PostgreSQL runs, that the warehouse URL in the settings is right and who holds its locks"
-    return ServiceUnreachable("the warehouse does not answer", where=_describe_place(engine), got=got, todo=todo)
+    return ServiceUnreachable("the warehouse does not answer", where=describe_place(engine), got=got, todo=todo)

@@ -3,22 +3,32 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
+from network import find_free_port
 from psycopg import sql
 
 from flows.cli import hush_at_exit
+
+# Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
+hypothesis.settings.register_profile("torture", max_examples=1000)
 
 
 def pytest_configure() -> None:
     """The tests' last line stays the last line."""
     hush_at_exit()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the torture lasts: briefly with the other tests, for long with `make torture`."""
+    parser.addoption("--kills", type=int, default=6, help="runs to kill on each warehouse")
+    parser.addoption("--rounds", type=int, default=6, help="races to run on each warehouse")
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +95,3 @@ def run_server_command(folder: Path, *command: str) -> None:
     )  # fmt: skip
     if done.returncode:
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}", pytrace=False)
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -210,6 +210,16 @@ def test_doctor_finds_everything_in_order_and_names_what_is_not(
     assert checks["champion"] is True
 
 
+def test_doctor_names_the_broken_sections_of_others_and_passes(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "other", value={"trian": {}})
+    *needed, other = answer(capsys, "doctor", "orders")["checks"]
+    assert all(check["ok"] and check["needed"] for check in needed)
+    assert (other["check"], other["ok"], other["needed"]) == ("detector other", False, False)
+    assert "trian" in other["detail"]
+
+
 def test_a_night_publishes_to_postgresql_by_its_url_alone(
     trained: Project, postgres_warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,15 @@ def test_equal_contracts_have_equal_hashes_and_others_have_not():
     assert parse(TOY).hash != parse(TOY.replace("{type: float}", "{type: float, masked: true}")).hash
 
 
+def test_a_column_is_required_unless_it_says_otherwise_and_old_contracts_keep_their_hash():
+    assert parse(TOY).hash == "439ca91f1bf917952ec6c7a379720b97cf1e13e1e081d162943299ef69c83f44"
+    optional = parse(TOY.replace("nullable: true", "nullable: true, required: false"))
+    assert not optional.columns["country"].required
+    assert optional.hash != parse(TOY).hash == parse(TOY.replace("{type: int}", "{type: int, required: true}")).hash
+    with pytest.raises(ParamsInvalid, match="required: false needs nullable: true"):
+        parse(TOY.replace("{type: int}", "{type: int, required: false}"))
+
+
 def test_an_expectation_in_one_line_names_column_rule_and_limits():
     texts = [e.text for e in parse(TOY).expectations]
     assert texts == ["visits column values to be between min_value=0", "rows column values to be between min_value=3"]

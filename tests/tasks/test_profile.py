@@ -16,8 +16,8 @@ from models.records import Column, make_records
 from tasks.contract import TYPES
 from tasks.errors import SourceInvalid
 from tasks.profile import ColumnProfile, decide_kind, decide_kinds, draw_sample, find_type, profile_column
+from tasks.schema import cast_column
 from tasks.sources import Arrival
-from tasks.validate import cast_column
 
 N = 400
 rng = np.random.default_rng(4)

@@ -286,7 +286,7 @@ def test_a_thread_that_waits_too_long_for_duckdb_gets_an_error(tmp_path):
     engine = open_engine(f"duckdb:///{tmp_path}/w.duckdb")
     with begin(engine), ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(begin(engine, 0.1).__enter__)
-        with pytest.raises(ServiceUnreachable, match="another thread"):
+        with pytest.raises(ServiceUnreachable, match="another process or thread of Nightjar"):
             waiting.result()
 
 

@@ -1,0 +1,64 @@
+"""Params and contracts, spoilt: a ParamsInvalid or a detector, never another error; no file is touched."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import yaml
+from fuzzing import JUNK, cases, spoilt, spoilt_bytes
+from hypothesis import example, given
+from hypothesis import strategies as st
+from toy import CONTRACT, PARAMS
+
+from flows.params import combine, load_detector, parse_detector, parse_section, read_yaml
+from tasks.contract import Contract
+from tasks.errors import ParamsInvalid
+from tasks.schema import type_rows
+
+PATH = Path("params.yaml")
+SHORT = {"detectors": {"orders": {"run": {"nights": 2}, "when": "2026-03-01", "a": [1, 2.5, None, True]}}}
+
+
+@cases(6)
+@given(st.one_of(spoilt({"detectors": {"orders": PARAMS}}), JUNK))
+def test_params(document: object) -> None:
+    contract = parse_section(Contract, CONTRACT, PATH)
+    try:
+        found = combine("orders", parse_detector(document, PATH, "orders"), PATH, contract)
+    except ParamsInvalid as error:
+        assert "params.yaml" in str(error)
+        return
+    again = json.loads(found.detector.model_dump_json(by_alias=True))
+    assert parse_detector({"detectors": {"orders": again}}, PATH, "orders") == found.detector
+    assert len(found.params_hash) == 64
+
+
+@cases(5)
+@given(st.one_of(spoilt(CONTRACT), JUNK))
+def test_contracts(document: object) -> None:
+    try:
+        contract = parse_section(Contract, document, PATH)
+    except ParamsInvalid:
+        return
+    assert set(contract.schema.names) >= contract.columns.keys()
+    assert type_rows(contract.schema.empty_table(), contract).num_rows == 0
+    assert parse_section(Contract, json.loads(contract.model_dump_json()), PATH).hash == contract.hash
+    assert all(isinstance(e.text, str) for e in (*contract.row_expectations, *contract.batch_expectations))
+
+
+@cases(4)
+@given(spoilt_bytes(yaml.safe_dump(SHORT).encode()) | spoilt_bytes(b"detectors: &a {orders: !!float 1, <<: *a}\n"))
+@example(b"detectors: {orders: 2026-13-45}")
+@example(b"detectors: &a {orders: *a}")
+@example(b"\xff\xfe")
+def test_yaml(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(content)
+        try:
+            read_yaml(path)
+            load_detector(path.parent, "orders")
+        except ParamsInvalid as error:
+            assert "params.yaml" in str(error)
+        assert path.read_bytes() == content
+        assert [p.name for p in path.parent.iterdir()] == ["params.yaml"]

@@ -1,0 +1,179 @@
+"""A project on the eve of a night: runs that are killed or race start here, and what they leave is held against it.
+
+The night has three deliveries, bad rows, doubled rows, groups and a cap on alerts, so that every column says something.
+"""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from psycopg import sql
+from toy import DAYS, FIRST, make_project, make_rows
+from victims import Victim, start
+
+from models.detector import Detector
+from tasks.lake import Lake
+from tasks.tables import flagged_anomalies, group_scores, labels, scoring_batches
+from tasks.warehouse import begin, open_engine
+
+NIGHT = FIRST + timedelta(days=DAYS)
+PASSING = {"attempt", "scored_at", "seconds", "superseded_at", "superseded_by"}  # what may differ between two runs
+TABLES = (flagged_anomalies, scoring_batches, group_scores, labels)
+ZONES = ("landing", "validated", "quarantine")
+
+
+@dataclass
+class Scene:
+    """A project folder, its warehouse, and how to put both back to the eve."""
+
+    folder: Path
+    postgres: str | None  # the server's URL; None: DuckDB
+    environment: dict[str, str]
+    runs: int = 0
+
+    @property
+    def home(self) -> Path:
+        return self.folder / ".nightjar"
+
+    @property
+    def warehouse_url(self) -> str:
+        return f"{self.postgres}/{self.database}" if self.postgres else f"duckdb:///{self.home}/warehouse.duckdb"
+
+    @property
+    def database(self) -> str:
+        return f"scene_{self.folder.parent.name.replace('-', '_')}"
+
+    @property
+    def kind(self) -> str:
+        return "PostgreSQL" if self.postgres else "DuckDB"
+
+    @property
+    def engine(self) -> sa.Engine:
+        return open_engine(self.warehouse_url)
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(str(self.home / "lake"))
+
+    def start(self, *arguments: str, **environment: str) -> Victim:
+        """Start a command on this project."""
+        self.runs += 1
+        return start(list(arguments), self.environment | environment, self.folder / f"run-{self.runs}.log")
+
+    def run(self, *arguments: str, expected: int = 0, **environment: str) -> str:
+        """Run a command to its end and return its words."""
+        victim = self.start(*arguments, **environment)
+        code = victim.end()
+        assert code == expected, victim.text
+        return victim.text
+
+    def keep(self) -> None:
+        """Remember this moment as the eve."""
+        shutil.copytree(self.home, self.folder / "eve")
+        self._copy_database(f"{self.database}_eve", self.database)
+
+    def put_back(self) -> None:
+        """Go back to the eve: lake, warehouse, MLflow, reports."""
+        shutil.rmtree(self.home)
+        shutil.copytree(self.folder / "eve", self.home)
+        self._copy_database(self.database, f"{self.database}_eve")
+
+    def _copy_database(self, name: str, template: str | None) -> None:
+        if self.postgres is None:
+            return
+        with psycopg.connect(f"{self.postgres.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+            of = sql.SQL(" template {}").format(sql.Identifier(template)) if template else sql.SQL("")
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)) + of)
+
+    def read_table(self, table: sa.Table, day: date | None = None) -> list[tuple[Any, ...]]:
+        """A table's rows, of one batch if asked, without what may differ between two runs; sorted."""
+        columns = [column for column in table.c if column.name not in PASSING]
+        query = sa.select(*columns)
+        if day is not None:
+            query = query.where(table.c.batch_date == day)
+        with begin(self.engine) as connection:
+            return sorted(tuple(map(repr, row)) for row in connection.execute(query))
+
+    def digest(self) -> str:
+        """A hash of everything that was published, learnt and kept, whoever did it and when."""
+        tables = {table.name: self.read_table(table) for table in TABLES}
+        zones = {zone: self.read_zone(zone) for zone in ZONES}
+        scores = {
+            str(day): self.read_parts(self.lake.get("scores", "orders", day, inputs).parts)
+            for day, inputs in self.read_scores()
+        }
+        content = json.dumps([tables, zones, scores], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def ask_mlflow(self, query: str) -> list[tuple[Any, ...]]:
+        """Ask MLflow's database, past MLflow: it would remember the file that `put_back` has replaced."""
+        with closing(sqlite3.connect(self.home / "mlflow.db")) as connection:
+            return connection.execute(query).fetchall()
+
+    def read_versions(self) -> dict[int, tuple[str, str]]:
+        """Of each registered version the bundle's hash, read from its files, and its aliases."""
+        aliases = dict(self.ask_mlflow("select version, group_concat(alias) from registered_model_aliases group by 1"))
+        places = self.ask_mlflow("select version, storage_location from model_versions order by version")
+        tagged = dict(self.ask_mlflow("select version, value from model_version_tags where key = 'bundle_hash'"))
+        found = {}
+        for version, place in places:
+            [manifest] = Path(place.removeprefix("file://")).glob("data/*/manifest.json")
+            Detector.load(manifest.parent)  # checks every byte
+            found[version] = (json.loads(manifest.read_text())["content_hash"], aliases.get(version, ""))
+            assert tagged[version] == found[version][0]
+        return found
+
+    def read_scores(self) -> list[tuple[date, str]]:
+        with begin(self.engine) as connection:
+            found = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores)
+            return [(row.batch_date, row.scores) for row in connection.execute(found)]
+
+    def read_zone(self, zone: Any) -> dict[str, Any]:
+        return {
+            str(day): self.read_parts(self.lake.get(zone, "orders", day).parts)
+            for day in self.lake.dates(zone, "orders")
+        }
+
+    def read_parts(self, parts: Any) -> list[str]:
+        """The content of parts, by hash; each must hold what its manifest says."""
+        found = []
+        for part in parts:
+            path = Path(self.lake.full(part.path))
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == part.sha256, part.path
+            assert pq.read_metadata(path).num_rows == part.rows
+            found.append(part.sha256)
+        return sorted(found)
+
+
+def make_scene(folder: Path, postgres: str | None, environment: Mapping[str, str]) -> Scene:
+    """A project that is trained and has published two nights, with the third one's deliveries waiting."""
+    project = make_project(folder)
+    project.change("params.yaml", "detectors", "orders", "score", value={"max_alerts": 5, "groups": {"by": "shop"}})
+    project.change("params.yaml", "detectors", "orders", "validate", value={"max_quarantined_fraction": 0.2})
+    scene = Scene(folder, postgres, {})
+    scene.environment |= {
+        "NIGHTJAR_PROJECT": str(folder),
+        "NIGHTJAR_SOURCES": str(folder / "sources"),
+        "NIGHTJAR_WAREHOUSE": scene.warehouse_url,
+    } | dict(environment)
+    scene._copy_database(scene.database, None)
+    scene.run("run", "orders")
+    rows = make_rows(NIGHT, 600)
+    rows.loc[[7, 207, 407], "spend"] = -1.0
+    for number in range(3):
+        delivery = pd.concat([rows[200 * number : 200 * number + 200], rows[200 * number : 200 * number + 2]])
+        delivery.to_csv(project.orders / f"orders-{NIGHT}-{number}.csv", index=False)
+    scene.keep()
+    return scene

@@ -1,0 +1,82 @@
+"""Runs of the command line as processes of their own, made to be killed from outside.
+
+A fork server has imported everything beforehand, so a run begins at once; otherwise it is a process like any other:
+a session of its own, its own exit code, its words in a file.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+PRELOADED = ["flows.nightly", "flows.training", "flows.backfill", "mlflow.pyfunc", "great_expectations", "victims"]
+POLL_S = 0.01
+
+
+class Victim:
+    """A command under way; `text` is what it has written so far."""
+
+    def __init__(self, process: BaseProcess, log: Path) -> None:
+        self._process, self._log = process, log
+
+    @property
+    def text(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def wait_for(self, words: str, times: int = 1, timeout_s: float = 120) -> bool:
+        """Wait until the words have been written so many times; False where it ended before."""
+        deadline = time.monotonic() + timeout_s
+        while self.text.count(words) < times:
+            if not self.is_running or time.monotonic() > deadline:
+                return self.text.count(words) >= times
+            time.sleep(POLL_S)
+        return True
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to its whole process group."""
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self.send(signal.SIGKILL)
+        self._process.join()
+
+    def end(self, timeout_s: float = 180) -> int:
+        """Wait for its end and return its exit code."""
+        self._process.join(timeout_s)
+        if self.is_running:
+            self.kill()
+            raise TimeoutError(self.text)
+        code = self._process.exitcode
+        assert code is not None
+        return code
+
+
+def start(arguments: list[str], environment: Mapping[str, str], log: Path) -> Victim:
+    """Start `nightjar ARGUMENTS` in a session of its own, with these variables, writing into a file."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run, args=(arguments, dict(environment), str(log)))
+    process.start()
+    return Victim(process, log)
+
+
+def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from flows.cli import execute
+
+    sys.exit(execute(arguments))

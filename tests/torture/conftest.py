@@ -1,0 +1,80 @@
+"""What torture needs: a Prefect server, and a project that stands just before a night, on either warehouse."""
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from network import find_free_port
+from scene import Scene, make_scene
+
+TRIED = pytest.StashKey[Counter[tuple[str, str, str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TRIED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of faults."""
+    rows = [(*what, str(tries)) for what, tries in sorted(config.stash[TRIED].items())]
+    if rows:
+        table = [("fault", "where", "found after it", "tries"), *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(4)]
+        for row in table:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            terminalreporter.write_line("  ".join(cells).rstrip())
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server that outlives every run that is killed; this process and its children know of it."""
+    home, port = tmp_path_factory.mktemp("server"), find_free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    ours = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "TQDM_DISABLE": "1",
+    }
+    with pytest.MonkeyPatch.context() as monkeypatch, (home / "log").open("wb") as log:
+        for name, value in ours.items():
+            monkeypatch.setenv(name, value)
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until_healthy(f"{url}/health")
+        yield url
+        server.terminate()
+        server.wait()
+
+
+def wait_until_healthy(url: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                assert answer.status == 200
+                return
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="session", params=["duckdb", "postgresql"])
+def scene(request: pytest.FixtureRequest, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A project just before its night, on one engine after the other."""
+    postgres = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    return make_scene(tmp_path_factory.mktemp(request.param) / "project", postgres, {"PREFECT_API_URL": prefect_url})
+
+
+@pytest.fixture
+def note(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Keep what was tried and what was found after it, for the table at the end."""
+    return lambda fault, place, found: pytestconfig.stash[TRIED].update([(fault, place, found)])
