@@ -15,9 +15,10 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 from flows.cli import execute
 from flows.setup import load_setup
 from tasks import warehouse
+from tasks.errors import ChampionMissing
 from tasks.lake import Lake, Zone
 from tasks.tables import flagged_anomalies, scoring_batches
-from tasks.tracking import read_champions, record_champions
+from tasks.tracking import get_version, read_champions, record_champions
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)
@@ -135,6 +136,8 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
     answer(capsys, "backfill", "orders", *span)
     assert [batch.model_version for batch in published(trained).values()] == [1, 2]
     assert answer(capsys, "status", "orders")["champion"] == 1
+    with pytest.raises(ChampionMissing, match="no version 9"):
+        get_version(site, 9)
 
 
 def test_repaired_rows_are_replayed_into_their_night(
@@ -161,6 +164,8 @@ def test_repaired_rows_are_replayed_into_their_night(
     assert read_states(capsys)[str(NEW)] == ("fresh", "")
     [left] = answer(capsys, "replay", "orders", "--date", str(NEW))["rows"]
     assert (left["record_id"], left["spend"]) == (rows.loc[9, "order_id"], "none")
+    checks = answer(capsys, "verify", "orders", "--date", str(NEW))["checks"]  # replaced rows are not taken for others
+    assert {check["result"] for check in checks} == {"ok"}
     bad.assign(record_id="nobody").to_csv(path, index=False)
     assert "nobody" in refuse(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
 
@@ -213,7 +218,7 @@ def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any
 
 
 def test_a_published_night_verifies_and_each_alteration_is_found(
-    trained: Project, trained_folder: Path, capsys: pytest.CaptureFixture[str]
+    trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound = verify(capsys)
     assert {name: result for name, (result, _) in sound.items()} == dict.fromkeys(
@@ -277,3 +282,29 @@ def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named
     (trained.folder / ".nightjar" / "lake" / part.path).unlink()
     assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
     assert "no night of 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
+
+
+def test_a_night_on_postgresql_verifies_to_the_last_bit(
+    trained: Project, postgres_warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_WAREHOUSE", postgres_warehouse_url)
+    answer(capsys, "score", "orders", "--date", str(LAST))
+    assert {result for result, _ in verify(capsys).values()} == {"ok"}
+
+
+def test_of_a_capped_night_only_the_least_flags_may_be_missing(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "score", value={"max_alerts": 3})
+    flagged = answer(capsys, "score", "orders", "--date", str(LAST))["flagged"]
+    assert verify(capsys)["flags"] == (
+        "ok",
+        f"3 flags, their scores as in the scores zone, {flagged - 3} left out by the cap",
+    )
+    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    worst = warehouse.read_flags(engine, "orders", LAST)["record_id"].iloc[0]
+    with warehouse.begin(engine) as connection:
+        connection.execute(sa.delete(flagged_anomalies).where(flagged_anomalies.c.record_id == worst))
+    change_table(trained, scoring_batches, published=2)
+    assert verify(capsys, 1)["flags"] == ("failed", f"{worst} above the threshold and not in the table")
+    assert len(verify(capsys, 1, "--sample", "2")["scores"][1].split("2 rows from landing")) == 2
