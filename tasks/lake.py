@@ -31,6 +31,8 @@ from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
+# What a query ends with although its parts are whole: columns that do not fit together, or too little memory.
+NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 
@@ -391,7 +393,7 @@ class Lake:
         try:
             yield
         except (OSError, pa.ArrowException, duckdb.Error) as error:
-            if isinstance(error, duckdb.BinderException | duckdb.ParserException | MemoryError):  # not the part
+            if isinstance(error, NOT_OF_A_PART):
                 raise
             paths = [part.path for part in parts]
             raise SourceInvalid(
