@@ -4,7 +4,7 @@ BIN := .venv/bin
 PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test lint bench ui clean
+.PHONY: help nightly test torture lint bench ui clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 
 test: $(BIN)/.installed ## the test suite
 	$(BIN)/pytest -n 2 --dist loadfile
+
+torture: $(BIN)/.installed ## kills, races, faults and fuzzing at length (an hour or two); the short form is in make test
+	$(BIN)/pytest tests/torture tests/faults tests/fuzz --kills 100 --rounds 250 --hypothesis-profile=torture \
+		-o timeout=7200
 
 lint: $(BIN)/.installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The nightly flow: one batch from landing to published flags and a report."""
 
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from prefect.runtime import flow_run as current
 
 from flows.crashed import mark_crashed
 from flows.setup import load_setup, prepare
+from tasks.errors import NightjarError
 from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
@@ -29,7 +31,9 @@ def name_run() -> str:
     """Name the batch date, also where a schedule leaves it to the flow."""
     parameters = current.get_parameters()
     name, day = parameters["name"], parameters["batch_date"]
-    return f"score {name} {day or load_setup(name).window().last}"
+    with suppress(NightjarError):  # the flow itself says what is wrong with the detector
+        day = day or load_setup(name).window().last
+    return f"score {name} {day or 'of yesterday'}"
 
 
 @flow(

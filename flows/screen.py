@@ -14,6 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from models.errors import NightjarError
+
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
 
 
@@ -58,6 +60,9 @@ def running() -> Iterator[None]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     hush_great_expectations()
+    consoles = list(logging.getLogger().handlers)  # Prefect's among them
+    for console in consoles:
+        console.addFilter(_is_news)
     logger, handler = logging.getLogger("nightjar.progress"), _Bars()
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -67,6 +72,8 @@ def running() -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
+        for console in consoles:
+            console.removeFilter(_is_news)
 
 
 @contextmanager
@@ -85,6 +92,12 @@ def starting_prefect() -> Iterator[Callable[[], None]]:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(get_client, sync_client=True)
         yield lambda: pool.shutdown()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what the one readable message at the end will say; Prefect's own pages still have it all."""
+    is_known = record.exc_info is not None and isinstance(record.exc_info[1], NightjarError)
+    return not is_known and not (record.name.startswith("prefect.") and "in state Failed(" in record.getMessage())
 
 
 def hush_great_expectations() -> None:

@@ -70,7 +70,12 @@ def prepare_environment(settings: Settings) -> None:
 
     A variable that the user has set is left alone, except that nothing phones home.
     """
-    settings.home_path.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.home_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        todo = "correct NIGHTJAR_HOME, or the permissions"
+        where = str(settings.home_path)
+        raise ParamsInvalid("The home folder cannot be made.", where=where, got=str(error), todo=todo) from error
     os.environ.update(
         DO_NOT_TRACK="1",
         MLFLOW_DISABLE_TELEMETRY="true",

@@ -241,7 +241,7 @@ class Detector:
             if isinstance(header.score, NeighboursParams):
                 references = References(arrays["references.points"], arrays["references.spacing"])
             reducer = Reducer.build(header.reducer, _take(arrays, "reducer.")) if header.reducer else None
-        except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
+        except (ValidationError, SafetensorError, RuntimeError, KeyError, NightjarError) as error:
             raise BundleInvalid(
                 "The files of the bundle do not fit together.",
                 where=str(folder),

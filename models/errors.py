@@ -25,5 +25,9 @@ class TrainingDiverged(NightjarError):  # noqa: N818
     """The loss became NaN or infinite."""
 
 
+class MemoryExhausted(NightjarError):  # noqa: N818
+    """The computer, or its GPU, has not enough memory for a fit."""
+
+
 class ReducerRefused(NightjarError):  # noqa: N818
     """The second stage would lose more recall than the params allow."""

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BeforeValidator, Field
 from torch import Generator, Tensor
 
 from models.autoencoder import Autoencoder, AutoencoderParams
-from models.errors import NightjarError, TooFewRows, TrainingDiverged
+from models.errors import MemoryExhausted, NightjarError, TooFewRows, TrainingDiverged
 from models.params import Section
 from models.variational import Variational, VariationalParams
 
@@ -146,6 +146,31 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
             todo="set the device to auto or cpu, or send the run to the gpu work pool",
         )
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+@contextmanager
+def watch_memory(rows: int) -> Iterator[None]:
+    """Whatever runs out of memory in a block that fits on so many rows becomes MemoryExhausted."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _exhausted(rows, error) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch has a type for the GPU's memory only
+            raise
+        raise _exhausted(rows, error) from error
+
+
+def _exhausted(rows: int, error: Exception) -> MemoryExhausted:
+    is_gpu = isinstance(error, torch.OutOfMemoryError)
+    return MemoryExhausted(
+        f"There is not enough memory {'on the GPU ' if is_gpu else ''}to fit; nothing was saved.",
+        where=f"a fit on {rows:,} rows",
+        got=(str(error) or type(error).__name__).splitlines()[0],
+        expected="memory for all encoded fit rows and one batch of the network",
+        todo="train on fewer days (filter.splits, filter.exclude_dates), lower train.fit.batch_size or the layers, "
+        + ("set NIGHTJAR_DEVICE=cpu, or free the GPU" if is_gpu else "or give the process more memory"),
+    )
 
 
 @contextmanager

@@ -6,8 +6,7 @@ it first and fills the warehouse last, in one transaction: cut short, it is simp
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +19,10 @@ from pydantic import ValidationError
 
 from models.params import Section
 from tasks import registry_copy, warehouse
-from tasks.errors import BackupInvalid, ServiceUnreachable, SourceInvalid, StoreNotEmpty
+from tasks.errors import BackupInvalid, SourceInvalid, StoreNotEmpty
 from tasks.inventory import list_named
 from tasks.lake import PRUNED, Lake
+from tasks.site import writing
 from tasks.tables import metadata
 
 FORMAT_VERSION = 1
@@ -78,7 +78,8 @@ def back_up(stores: Stores, folder: Path, with_mlflow: bool, tell: Tell = lambda
             todo="name another folder, or delete this one",
         )
     database = registry_copy.find_database(stores.mlflow_uri) if with_mlflow else None
-    with _writing(folder):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         rows = export_tables(warehouse.open_engine(stores.warehouse_url), folder / WAREHOUSE)
         copy_lake(Lake(stores.lake_root), folder / LAKE, tell)
         experiments = registry_copy.export_registry(database, folder / registry_copy.FOLDER) if database else None
@@ -217,7 +218,7 @@ def restore(stores: Stores, folder: Path, tell: Tell = lambda done, total: None)
     check_lake_empty(lake, manifest)
     check_tables_empty(engine)
     database = registry_copy.find_database(stores.mlflow_uri) if manifest.experiments is not None else None
-    with _writing(stores.artifacts.parent):
+    with writing(stores.artifacts.parent):
         if database and manifest.experiments is not None:
             source = folder / registry_copy.FOLDER
             registry_copy.import_registry(source, manifest.experiments, database, stores.artifacts)
@@ -250,7 +251,7 @@ def check_tables_empty(engine: sa.Engine) -> None:
     if held := {name: count for name, count in counts.items() if count}:
         raise StoreNotEmpty(
             "The warehouse is not empty; nothing was restored.",
-            where=warehouse.describe_place(engine),
+            where=warehouse.describe_place(engine.url),
             got=", ".join(f"{name} {count:,} rows" for name, count in held.items()),
             expected="tables without rows; a restore fills them last and all at once",
             todo="nothing, if these rows are an earlier restore's, which has then ended; else point NIGHTJAR_HOME or "
@@ -294,7 +295,7 @@ def fill_tables(engine: sa.Engine, folder: Path, schema_version: str) -> None:
 def _older(engine: sa.Engine, schema_version: str) -> StoreNotEmpty:
     return StoreNotEmpty(
         "The warehouse has today's tables already, and the backup is of older ones.",
-        where=warehouse.describe_place(engine),
+        where=warehouse.describe_place(engine.url),
         got=f"schema {warehouse.SCHEMA_VERSION}",
         expected=f"no tables, to make those of schema {schema_version}, fill them and migrate",
         todo="drop the empty tables, or point NIGHTJAR_WAREHOUSE to a new database",
@@ -303,18 +304,3 @@ def _older(engine: sa.Engine, schema_version: str) -> StoreNotEmpty:
 
 def _file_of(folder: Path, table: sa.Table) -> Path:
     return folder / f"{table.name}.parquet"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ServiceUnreachable(
-            "The copy cannot be written.",
-            where=str(folder),
-            got=str(error),
-            expected="a folder that this process may write to, with space for all of it",
-            todo="check the permissions and the free space, then run it again into a new folder",
-        ) from error

@@ -12,7 +12,7 @@ from models.params import Section
 from tasks.columns import to_records
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
-from tasks.site import Site
+from tasks.site import Site, writing
 
 
 class CalibrateParams(Section):
@@ -30,7 +30,8 @@ def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: Calibr
     is_anomaly = labelled[LABEL].to_numpy() == 1
     calibrated = calibrate_detector(detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night)
     folder = site.calibrated(rows.cutoff)
-    calibrated.save(folder)
+    with writing(folder):
+        calibrated.save(folder)
     return folder, calibrated.threshold
 
 

@@ -8,6 +8,7 @@ are Great Expectations' own, each with a level: `row` (a row that breaks a criti
 
 import hashlib
 import sys
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ STATISTICS = {
 ANY_TYPE = ("distinct", "missing_fraction")  # the others are of numbers only
 OF_MANY_ROWS = tuple(f"expect_column_values_to_be_{what}" for what in ("unique", "increasing", "decreasing"))
 BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
-RESERVED = ("record_id", "_batch_date", "_label")  # what Nightjar itself adds to the rows it keeps
+RESERVED = ("record_id", "_batch_date", "_label", "quarantine_reason")  # what Nightjar itself adds to the rows it keeps
 FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
 
 
@@ -98,6 +99,11 @@ class Contract(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Contract":
+        if unnamed := [name for name in self.columns if not name.isprintable() or not name.strip()]:
+            raise ValueError(f"columns may not hold {unnamed[0]!r}: a name is of characters that can be shown")
+        alike = Counter(name.casefold() for name in self.columns)
+        if twice := [name for name in self.columns if alike[name.casefold()] > 1]:
+            raise ValueError(f"{' and '.join(twice)} differ only in capitals, which DuckDB takes for one column")
         if taken := [name for name in self.columns if name in RESERVED]:
             raise ValueError(f"columns may not hold {taken[0]!r}: Nightjar adds a column of that name itself")
         for expectation in self.expectations:

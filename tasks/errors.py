@@ -9,6 +9,7 @@ NightjarError                 anything a user can put right
 ├── BundleInvalid             a saved detector is altered or unreadable
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
+├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit
 ├── ReducerRefused           the second stage would lose more recall than it may
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             no such record in the published nights
@@ -21,9 +22,16 @@ NightjarError                 anything a user can put right
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
 
-from models.errors import BundleInvalid, NightjarError, ReducerRefused, TooFewRows, TrainingDiverged
+from models.errors import (
+    BundleInvalid,
+    MemoryExhausted,
+    NightjarError,
+    ReducerRefused,
+    TooFewRows,
+    TrainingDiverged,
+)
 
-__all__ = ["BundleInvalid", "NightjarError", "ReducerRefused", "TooFewRows", "TrainingDiverged"]
+__all__ = ["BundleInvalid", "MemoryExhausted", "NightjarError", "ReducerRefused", "TooFewRows", "TrainingDiverged"]
 
 # The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.
 # ruff: noqa: N818

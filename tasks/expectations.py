@@ -5,6 +5,7 @@ rows are fetched for the expectations that failed, which is several times cheape
 Great Expectations is imported when first used: it costs seconds and 250 MB.
 """
 
+import html
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tasks.contract import Contract, ContractExpectation
-from tasks.errors import BatchRejected
+from tasks.errors import BatchRejected, ParamsInvalid
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,8 +53,10 @@ class Suite:
         failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
+            if (rows := result.result.get("unexpected_index_list")) is None:
+                raise _refuse(expectation, "it says only whether all rows meet it, not which ones do not")
             mask = np.zeros(len(frame), bool)
-            mask[np.asarray(result.result["unexpected_index_list"], dtype=np.int64)] = True
+            mask[np.asarray(rows, dtype=np.int64)] = True
             masks[expectation] = mask
         return masks
 
@@ -84,11 +87,33 @@ class Suite:
         from great_expectations.validator.validator import Validator
 
         if self._validator is None:
+            check_arguments(self.expectations)
             context = gx.get_context(mode="ephemeral")
             context.variables.progress_bars = {"globally": False, "metric_calculations": False}
             self._validator = Validator(execution_engine=PandasExecutionEngine(), data_context=context)
         self._validator.execution_engine.load_batch_data("slice", frame)
         return self._validator
+
+
+def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
+    """Raise ParamsInvalid for an expectation that Great Expectations does not know, or not with these arguments."""
+    from great_expectations.exceptions import GreatExpectationsError
+
+    for expectation in expectations:
+        try:
+            configure(expectation).to_domain_obj()
+        except (GreatExpectationsError, ValueError, TypeError) as error:
+            raise _refuse(expectation, " ".join(str(error).split())) from error
+
+
+def _refuse(expectation: ContractExpectation, got: str) -> ParamsInvalid:
+    return ParamsInvalid(
+        f"Great Expectations cannot judge by {expectation.type}.",
+        where=f"the contract, expectation {expectation.text!r}",
+        got=got,
+        expected="one of its expectations by its registered name, with arguments that it takes",
+        todo="correct the expectation",
+    )
 
 
 def configure(expectation: ContractExpectation, position: int = 0) -> Any:
@@ -148,11 +173,18 @@ def build_docs(
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    context = gx.get_context(mode="file", project_root_dir=folder)
+    try:
+        context = gx.get_context(mode="file", project_root_dir=folder)
+    except gx.exceptions.GreatExpectationsError as error:  # in which an OSError is only a text
+        raise OSError(str(error)) from error
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    expectations = (*contract.row_expectations, *contract.batch_expectations)
+    # Great Expectations puts names and arguments into its pages as they are.
+    shown = [
+        e.model_copy(update={"kwargs": escape(e.kwargs)})
+        for e in (*contract.row_expectations, *contract.batch_expectations)
+    ]
     context.suites.add_or_update(
-        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(expectations)])
+        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(shown)])
     )
     suite_key = ExpectationSuiteIdentifier(detector)
     keys = []
@@ -164,7 +196,7 @@ def build_docs(
                 result=_docs_result(outcome, rows),
                 exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
             )
-            for n, (expectation, outcome) in enumerate(zip(expectations, found, strict=True))
+            for n, (expectation, outcome) in enumerate(zip(shown, found, strict=True))
         ]
         met = sum(outcome.success for outcome in found)
         page = ExpectationSuiteValidationResult(
@@ -184,6 +216,15 @@ def build_docs(
         context.validation_results_store.add(key, page)
         keys.append(key)
     context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def escape(value: Any) -> Any:
+    """A contract's value with its texts, at any depth, fit for an HTML page."""
+    if isinstance(value, dict):
+        return {key: escape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escape(one) for one in value]
+    return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
 def _docs_result(outcome: Outcome, rows: int) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from models.params import Section
 from tasks import codes, payments, warehouse
+from tasks.contract import TYPES
 from tasks.errors import SourceInvalid
 from tasks.lake import Lake, Part, PartitionWriter, PartWriter
 from tasks.policy import IO
 from tasks.progress import progress_of
+from tasks.schema import cast_column
 from tasks.site import Site
 from tasks.sources import Arrival, FilesSource, Source, SqlSource, list_codes, list_files, list_payments, read_query
 
@@ -84,7 +86,6 @@ class IngestParams(Section):
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
 DAY_US = 86_400_000_000  # microseconds
-READABLE_TIMES = (pd.Timestamp("0001-01-02", tz="UTC"), pd.Timestamp("9999-12-30", tz="UTC"))  # of Python's dates
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ class Ingested:
 
 
 def check_names(table: pa.Table, arrival: str) -> None:
-    """Raise SourceInvalid where two columns share a name."""
-    if len(set(table.column_names)) < table.num_columns:
+    """Raise SourceInvalid where two columns share a name, as DuckDB compares names: without regard to capitals."""
+    if len({name.casefold() for name in table.column_names}) < table.num_columns:
         raise SourceInvalid(
             "The source has two columns of one name.",
             where=arrival,
             got=f"columns {', '.join(table.column_names)}",
-            expected="a name of its own for each column",
+            expected="a name of its own for each column, not only in capitals",
             todo="rename one of them",
         )
 
@@ -125,7 +126,9 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
             todo="correct the file, or the ingest section of params.yaml",
         )
     if params.record_id:
-        ids = table[params.record_id].cast(pa.string())
+        ids = cast_column(table[params.record_id], pa.string())
+        # PostgreSQL keeps no NUL; a row without an id is quarantined.
+        ids = pc.if_else(pc.match_substring(ids, "\0"), pa.scalar(None, pa.string()), ids)
         table = table.drop_columns([params.record_id])
     else:
         stem = SUFFIXES.sub("", name)
@@ -146,14 +149,11 @@ def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Arr
         return pa.array(midnight + day * DAY_US + row * DAY_US // rule.rows_per_day, pa.timestamp("us", tz="UTC"))
     column = table[rule.column]
     if rule.seconds_since:
-        seconds = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce")
+        seconds = cast_column(column, pa.float64()).to_pandas()
         start = pd.Timestamp(rule.seconds_since).tz_convert("UTC")
-        times = start + pd.to_timedelta(seconds, unit="s", errors="coerce")
-    else:
-        # By a stated format: otherwise the first row of a slice would choose it for all.
-        times = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-    times = times.astype("datetime64[us, UTC]")
-    return pa.array(times.where(times.between(*READABLE_TIMES)), pa.timestamp("us", tz="UTC"))
+        times = (start + pd.to_timedelta(seconds, unit="s", errors="coerce")).astype("datetime64[us, UTC]")
+        column = pa.chunked_array([pa.array(times, TYPES["timestamp"])])
+    return cast_column(column, TYPES["timestamp"]).combine_chunks()
 
 
 def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
@@ -275,7 +275,7 @@ def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: tim
     for part in parts:
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
             # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
-            texts = table.set_column(2, rule.column, table[rule.column].cast(pa.string()))
+            texts = table.set_column(2, rule.column, cast_column(table[rule.column], pa.string()))
             frame = texts.to_pandas().dropna()
             label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
             yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})

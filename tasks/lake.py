@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -390,7 +390,9 @@ class Lake:
     def _reading(self, *parts: Part) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException, duckdb.IOException, duckdb.InvalidInputException) as error:
+        except (OSError, pa.ArrowException, duckdb.Error) as error:
+            if isinstance(error, duckdb.BinderException | duckdb.ParserException | MemoryError):  # not the part
+                raise
             paths = [part.path for part in parts]
             raise SourceInvalid(
                 "A part of the lake is missing or damaged.",
@@ -412,15 +414,18 @@ class Lake:
 @contextmanager
 def _appear(path: str) -> Iterator[IO[bytes]]:
     """A local file that gets its name when all of it is on the disk; an exception leaves nothing."""
-    new = f"{path}.{secrets.token_hex(4)}.new"
+    new = Path(f"{path}.{secrets.token_hex(4)}.new")
+    file = new.open("xb")
     try:
-        with Path(new).open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(new).replace(path)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        new.replace(path)
     except BaseException:
-        Path(new).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
+        with suppress(OSError):  # on a full disk closing fails once more, and would hide why
+            file.close()
         raise
 
 

@@ -20,7 +20,7 @@ from tasks import warehouse
 from tasks.lake import Lake, Manifest
 from tasks.policy import IO
 from tasks.score import ScoreParams
-from tasks.site import Site
+from tasks.site import Site, writing
 from tasks.tables import Batch
 from tasks.tracking import Version
 from tasks.validate import Validation
@@ -143,8 +143,9 @@ def write_report(
     groups = warehouse.read_groups(warehouse.open_engine(site.warehouse_url), site.detector, day)
     page = render_report(batch, flags, histogram, validation, version, params, groups)
     path = site.reports / f"{day.isoformat()}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
     return path
 
 

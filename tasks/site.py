@@ -1,12 +1,15 @@
 """Where one detector's data lives: the record that every task gets, made once by the flows from the settings."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from tasks.errors import ServiceUnreachable
 from tasks.lake import Lake
 
 
@@ -85,6 +88,21 @@ class Site:
     def artifact_key(self) -> str:
         """The detector's name as Prefect accepts it in artifact keys."""
         return self.detector.replace("_", "-")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever keeps a file below a local folder from being written becomes ServiceUnreachable."""
+    try:
+        yield
+    except OSError as error:
+        raise ServiceUnreachable(
+            "A local folder cannot be written.",
+            where=str(folder),
+            got=str(error),
+            expected="a folder that this process may write to, with free space",
+            todo="check the settings (NIGHTJAR_HOME), the permissions and the free space, then run it again",
+        ) from error
 
 
 def hide_password(text: str) -> str:

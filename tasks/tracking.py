@@ -5,11 +5,13 @@ tasks.serving: no code and no pickle. Aliases are `champion` (scores tonight) an
 which version was champion stands in tags of the registered model, one a change.
 """
 
+import logging
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,17 +19,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import sqlalchemy as sa
 import yaml
 
 from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
 from tasks.owner import is_dead, name_process
-from tasks.site import Site, hide_password
+from tasks.site import Site, hide_password, writing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
 LOADER = "tasks.serving"
+SHOWN = 500  # characters of an error of MLflow, which may list every file
 DOWNLOADING, STALE_S = "downloading-", 3600
 
 
@@ -48,17 +52,28 @@ def _client(site: Site) -> Iterator[Any]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs with a traceback is raised too
     try:
+        _open_file(site.mlflow_uri)
         mlflow.set_tracking_uri(site.mlflow_uri)
         yield mlflow.MlflowClient(site.mlflow_uri)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
         raise ServiceUnreachable(
             "MLflow does not answer as it should.",
             where=hide_password(site.mlflow_uri),
-            got=hide_password(str(error).splitlines()[0]),
+            got=hide_password(" ".join(str(error).split())[:SHOWN]),
             expected="a tracking server or an SQLite file that this process may write to",
             todo="check NIGHTJAR_MLFLOW and that the server runs",
         ) from error
+
+
+def _open_file(uri: str) -> None:
+    """Open an SQLite file once before MLflow does, which tries for 100 s where that fails. Raises sqlite3.Error."""
+    path = sa.make_url(uri).database if uri.startswith("sqlite:") else None
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("pragma schema_version")
 
 
 def list_versions(site: Site) -> list[Version]:
@@ -125,18 +140,23 @@ def fetch_bundle(site: Site, version: Version) -> Path:
         raise _refuse(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
     folder = site.bundles / f"version-{version.version}-{expected[:12]}"
     if not folder.exists():
-        site.bundles.mkdir(parents=True, exist_ok=True)
-        _clear_downloads(site.bundles)
-        with TemporaryDirectory(prefix=DOWNLOADING, dir=site.bundles) as downloading:
-            data = _download(site, version, Path(downloading))
-            check_bundle(data, expected)
-            try:
-                data.rename(folder)
-            except OSError:  # another process has fetched it meanwhile
-                if not folder.exists():
-                    raise
+        with writing(site.bundles):
+            _fetch(site, version, folder)
     check_bundle(folder, expected)
     return folder
+
+
+def _fetch(site: Site, version: Version, folder: Path) -> None:
+    site.bundles.mkdir(parents=True, exist_ok=True)
+    _clear_downloads(site.bundles)
+    with TemporaryDirectory(prefix=DOWNLOADING, dir=site.bundles) as downloading:
+        data = _download(site, version, Path(downloading))
+        check_bundle(data, version.tags[HASH_TAG])
+        try:
+            data.rename(folder)
+        except OSError:  # another process has fetched it meanwhile
+            if not folder.exists():
+                raise
 
 
 def _download(site: Site, version: Version, folder: Path) -> Path:

@@ -11,16 +11,16 @@ import pandas as pd
 from prefect import get_run_logger, task
 from pydantic import JsonValue
 
-from models.detector import DetectorParams, fit_detector
+from models.detector import Detector, DetectorParams, fit_detector
 from models.encoders import EncodeParams, choose_kinds
-from models.fitting import EpochLog, FitParams, Networks, resolve_device
+from models.fitting import EpochLog, FitParams, Networks, resolve_device, watch_memory
 from models.params import Section
 from models.scoring import ResidualParams, ScoreParams
 from tasks.columns import ColumnsParams, describe_columns, to_records
 from tasks.filter import TrainingSet, read_set
 from tasks.policy import PURE
 from tasks.progress import progress_of
-from tasks.site import Site
+from tasks.site import Site, writing
 
 
 class TrainParams(Section):
@@ -41,14 +41,7 @@ def fit_bundle(
     on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Path:
     """Fit on a training set and save the bundle; `hashes` (params, contract) become part of its lineage."""
-    fit_rows = read_set(site.lake, site.detector, rows.cutoff, "fit")
-    stopping_rows = read_set(site.lake, site.detector, rows.cutoff, "stopping")
-    described = describe_columns(params.columns, fit_rows)
-    fit, _ = to_records(fit_rows, described)
-    stopping, _ = to_records(stopping_rows, described)
-    columns = choose_kinds(described, fit, params.encode)
-    learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
-    detector = fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
+    detector = _fit(site, rows, params, on_epoch)
     lineage: dict[str, JsonValue] = {
         "detector": site.detector,
         "cutoff": rows.cutoff.isoformat(),
@@ -62,8 +55,23 @@ def fit_bundle(
         **hashes,
     }
     folder = site.fitted(rows.cutoff)
-    detector.with_lineage(lineage).save(folder)
+    with writing(folder):
+        detector.with_lineage(lineage).save(folder)
     return folder
+
+
+def _fit(
+    site: Site, rows: TrainingSet, params: TrainParams, on_epoch: Callable[[int, EpochLog], None] | None
+) -> Detector:
+    with watch_memory(rows.rows["fit"]):
+        fit_rows = read_set(site.lake, site.detector, rows.cutoff, "fit")
+        stopping_rows = read_set(site.lake, site.detector, rows.cutoff, "stopping")
+        described = describe_columns(params.columns, fit_rows)
+        fit, _ = to_records(fit_rows, described)
+        stopping, _ = to_records(stopping_rows, described)
+        columns = choose_kinds(described, fit, params.encode)
+        learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
+        return fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
 
 
 def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:

@@ -30,7 +30,7 @@ from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWr
 from tasks.policy import PURE
 from tasks.progress import progress_of
 from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
-from tasks.site import Site
+from tasks.site import Site, writing
 
 DUPLICATE = "record_id shared by rows that differ"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; it costs a quarter of a second each time
@@ -284,7 +284,8 @@ def validate_batches(
         check_whole(lake, todo)
         fresh = _validate(lake, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
-        build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
+        with writing(site.docs):
+            build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
 
@@ -326,20 +327,15 @@ def _validate(
     rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
-    for group in group_pieces(open_pieces(lake, contract, batches)):
-        frame = to_frame(pa.concat_tables([piece.typed for piece in group]).select(rows.columns))
-        broken = rows.judge(frame)
-        position = 0
-        for piece in group:
-            end = position + piece.typed.num_rows
-            sort_rows(piece, {expectation: mask[position:end] for expectation, mask in broken.items()})
-            position = end
-        for batch in {piece.batch for piece in group} - {group[-1].batch}:
-            batch.files.close()
-        seen += len(frame)
-        on_progress(seen, total)
-    for batch in batches:
-        batch.files.close()
+    with ExitStack() as files:  # an error leaves no half-written file
+        for batch in batches:
+            files.enter_context(batch.files)
+        for group in group_pieces(open_pieces(lake, contract, batches)):
+            _judge(group, rows)
+            for batch in {piece.batch for piece in group} - {group[-1].batch}:
+                batch.files.close()
+            seen += sum(piece.typed.num_rows for piece in group)
+            on_progress(seen, total)
     summary = pd.DataFrame([summarise(lake, contract, batch) for batch in batches])
     broken = summaries.judge(summary)
     # A null summary value (no rows to compute it from) passes in Great Expectations; here it does not.
@@ -355,6 +351,16 @@ def _validate(
         ]
         results.append(_close(contract, batch, params, tuple(outcomes)))
     return results
+
+
+def _judge(group: list[_Piece], rows: Suite) -> None:
+    """Hold some pieces against the row-level expectations at once, and write their rows where they belong."""
+    broken = rows.judge(to_frame(pa.concat_tables([piece.typed for piece in group]).select(rows.columns)))
+    position = 0
+    for piece in group:
+        end = position + piece.typed.num_rows
+        sort_rows(piece, {expectation: mask[position:end] for expectation, mask in broken.items()})
+        position = end
 
 
 def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:

@@ -50,17 +50,24 @@ def open_engine(url: str) -> sa.Engine:
     if parsed.drivername == "duckdb":
         if parsed.database in (None, "", ":memory:"):
             raise _invalid_url("DuckDB without a file, which forgets everything between two transactions")
-        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(parsed)
     # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
     return sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
+
+
+def _make_folder(url: sa.URL) -> None:
+    try:
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unreachable(url, str(error)) from error
 
 
 @contextmanager
 def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[sa.Connection]:
     """One transaction: committed at the end, rolled back by any exception, the connection closed either way.
 
-    Raises ServiceUnreachable when the server is away, or when another process or thread keeps DuckDB's file, or
-    a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
+    Raises ServiceUnreachable when the server is away, its disk is full, or another process or thread keeps DuckDB's
+    file, or a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
     """
     with _alone(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
         try:
@@ -70,9 +77,9 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
                     connection.execute(sa.select(lock_timeout))
                 yield connection
         except sa.exc.DBAPIError as error:
-            lock_refused = getattr(error.orig, "sqlstate", None) == "55P03"
-            if error.connection_invalidated or lock_refused:
-                raise _unreachable(engine, error) from error
+            # Operational: a server that went away, a lock refused, a full disk. Anything else is a fault of ours.
+            if error.connection_invalidated or isinstance(error, sa.exc.OperationalError):
+                raise _unreachable(engine.url, error) from error
             raise
 
 
@@ -94,7 +101,7 @@ def migrate(engine: sa.Engine, version: str | None = None) -> None:
         if found is not None and found > SCHEMA_VERSION:
             raise NightjarError(
                 "the warehouse was migrated by a newer Nightjar",
-                where=describe_place(engine),
+                where=describe_place(engine.url),
                 got=f"schema {found}",
                 expected=f"schema {SCHEMA_VERSION} or older",
                 todo="install the newer Nightjar here too",
@@ -312,7 +319,9 @@ def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         kept = f"another process or thread of Nightjar kept it for {lock_timeout_s:g} s"
-        raise _unreachable(engine, kept) from None
+        raise _unreachable(engine.url, kept) from None
+    except OSError as error:
+        raise _unreachable(engine.url, str(error)) from error
     try:
         yield
     finally:
@@ -327,7 +336,7 @@ def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
             return engine.connect()
         except sa.exc.DBAPIError as error:
             if "Could not set lock" not in str(error.orig) or time.monotonic() >= deadline:
-                raise _unreachable(engine, error) from error
+                raise _unreachable(engine.url, error) from error
             time.sleep(0.05)
 
 
@@ -357,7 +366,7 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
             for part in rows.to_batches(COPY_ROWS):
                 copy.write(_encode_copy_text(part))
     except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
-        raise _unreachable(connection.engine, str(error)) from error
+        raise _unreachable(connection.engine.url, str(error)) from error
 
 
 def _encode_copy_text(rows: Any) -> str:
@@ -474,9 +483,8 @@ def _driver(connection: sa.Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def describe_place(engine: sa.Engine) -> str:
+def describe_place(url: sa.URL) -> str:
     """The URL without user, password and query: messages reach logs and tables."""
-    url = engine.url
     return sa.URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
@@ -489,10 +497,12 @@ def _invalid_url(got: str) -> ParamsInvalid:
     )
 
 
-def _unreachable(engine: sa.Engine, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
+def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
-    if engine.dialect.name == "duckdb":
+    if url.drivername == "duckdb" and ("lock" in got or "kept it for" in got):
         todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
+    elif url.drivername == "duckdb":
+        todo = "check the file's folder, its permissions and the free space; nightjar restore brings a backup back"
     else:
         todo = "check that PostgreSQL runs, that the warehouse URL in the settings is right and who holds its locks"
-    return ServiceUnreachable("the warehouse does not answer", where=describe_place(engine), got=got, todo=todo)
+    return ServiceUnreachable("the warehouse does not answer", where=describe_place(url), got=got, todo=todo)

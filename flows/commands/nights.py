@@ -1,6 +1,7 @@
 """Commands of the nights: run, ingest, score, status."""
 
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,13 @@ def ingest(name: Name, until: Day = None, as_json: Json = False, debug: Debug = 
         stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}")
 
 
-@app.command(epilog="nightjar score payments --date 2026-11-21, or nightjar score payments --source loose.csv")
+@app.command(
+    epilog="nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
+)
 def score(
-    name: Name,
+    name: MaybeName = None,
     date: Day = None,
+    every: Annotated[bool, typer.Option("--all", help="Every detector that has a version to score with.")] = False,
     source: Annotated[str | None, typer.Option(help="Score this CSV or Parquet file; nothing is published.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show the worst rows of --source only.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write every row of --source to this Parquet file.")] = None,
@@ -66,6 +70,13 @@ def score(
     """Score and publish one batch (yesterday's unless named) with the champion, or look at a loose file."""
     if source is None and (limit is not None or output):
         raise typer.BadParameter("--limit and --output need --source")
+    if every:
+        if name or source:
+            raise typer.BadParameter("it takes no NAME and no --source", param_hint="--all")
+        score_all(date.date() if date else None, as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("name a detector, or --all", param_hint="NAME")
     if source is not None:
         if date:
             raise typer.BadParameter("a loose file has no batch date", param_hint="--date")
@@ -125,6 +136,28 @@ def show_all(as_json: bool) -> None:
         columns += ["error"] if any(line.error for line in lines) else []
         print_rows(Table(title="all detectors", title_justify="left"), rows, tuple(columns))
     if any(line.error for line in lines):
+        raise typer.Exit(1)
+
+
+def score_all(day: date | None, as_json: bool) -> None:
+    """Score and publish the batch of every detector, and show what became of each; exit code 1 when any failed."""
+    from flows.every import Outcome, score_every
+
+    with running():
+        state: Any = score_every(day, return_state=True)
+    outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
+    if isinstance(outcomes, Exception):  # before it came to any detector
+        raise outcomes
+    failed = [outcome for outcome in outcomes if outcome.cause]
+    if as_json:
+        print_json({"nights": [asdict(outcome) for outcome in outcomes]})
+    else:
+        rows = [asdict(one) | {"result": "FAILED" if one.cause else "published"} for one in outcomes]
+        columns = ("detector", "batch_date", "result", "flagged")
+        print_rows(Table(title="every detector", title_justify="left"), rows, columns)
+        for outcome in failed:
+            stdout.print(f"{outcome.detector}: {outcome.cause}", style="red", markup=False, highlight=False)
+    if failed:
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -10,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
+import yaml
+from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_project, make_rows, point_to
 
 from flows.cli import execute
-from tasks import warehouse
+from flows.setup import load_setup
+from tasks import tracking, warehouse
 from tasks.lake import Lake
 
 LAST = FIRST + timedelta(days=DAYS - 1)
@@ -165,6 +168,30 @@ def test_status_shows_a_night_as_stale_when_a_late_file_lands_and_run_scores_it_
     assert summary["nights"][-1]["attempt"] == 2
     states = {n["batch_date"]: n["state"] for n in answer(capsys, "status", "orders")["nights"]}
     assert states[LAST.isoformat()] == "fresh"
+
+
+def test_one_detector_that_fails_does_not_stop_the_night_of_another(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load((trained.folder / "params.yaml").read_text())["detectors"]
+    # One with a misspelt key, the sound one, one that nobody has trained yet; in this order.
+    both = {"broken": document["orders"] | {"trian": {}}, "orders": document["orders"], "untrained": document["orders"]}
+    (trained.folder / "params.yaml").write_text(yaml.safe_dump({"detectors": both}, sort_keys=False))
+    for name in ("broken", "untrained"):
+        shutil.copy(trained.folder / "contracts/orders.yaml", trained.folder / f"contracts/{name}.yaml")
+    assert execute(["score", "--all", "--date", str(LAST), "--json"]) == 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    failed, done = json.loads(told.out)["nights"]
+    assert (failed["detector"], failed["flagged"]) == ("broken", None)
+    assert "unknown key (did you mean 'train'?)" in failed["cause"]
+    assert (done["detector"], done["batch_date"], done["cause"]) == ("orders", str(LAST), "")
+    assert published(trained)[-1].attempt == 2
+    assert execute(["score", "--all", "--date", str(LAST)]) == 1
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("broken", "FAILED", "published", "unknown key"))
+    assert execute(["score", "orders", "--all"]) == 2
+    assert execute(["score"]) == 2
 
 
 def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_back(
@@ -479,3 +506,26 @@ def test_the_registered_version_answers_requests_with_the_published_score(
     assert told["score"].iloc[0] == flag["score"]
     assert told["percentile_rank"].iloc[0] == flag["percentile_rank"]
     assert bool(told["is_flagged"].iloc[0])
+
+
+# --- again from scratch ---
+
+
+def test_the_same_data_params_and_seed_give_the_same_bundle_and_the_same_flags_in_another_home(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look() -> tuple[str, list[object]]:
+        site = load_setup("orders").site
+        engine = warehouse.open_engine(site.warehouse_url)
+        dates = [batch.batch_date for batch in warehouse.read_batches(engine, "orders")]
+        assert len(dates) == 2
+        learnt = ["record_id", "score", "percentile_rank", "p_value", "threshold", "causes"]
+        flags = pd.concat([warehouse.read_flags(engine, "orders", day)[learnt] for day in dates])
+        return tracking.get_champion(site).tags["bundle_hash"], flags.to_numpy().tolist()
+
+    first = look()
+    again = make_project(tmp_path / "again")
+    point_to(monkeypatch, again.folder)
+    monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "another-home"))
+    answer(capsys, "run", "orders")
+    assert look() == first

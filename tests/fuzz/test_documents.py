@@ -19,7 +19,7 @@ PATH = Path("params.yaml")
 SHORT = {"detectors": {"orders": {"run": {"nights": 2}, "when": "2026-03-01", "a": [1, 2.5, None, True]}}}
 
 
-@cases(6)
+@cases(4)
 @given(st.one_of(spoilt({"detectors": {"orders": PARAMS}}), JUNK))
 def test_params(document: object) -> None:
     contract = parse_section(Contract, CONTRACT, PATH)
@@ -33,7 +33,7 @@ def test_params(document: object) -> None:
     assert len(found.params_hash) == 64
 
 
-@cases(5)
+@cases(3)
 @given(st.one_of(spoilt(CONTRACT), JUNK))
 def test_contracts(document: object) -> None:
     try:
@@ -46,7 +46,7 @@ def test_contracts(document: object) -> None:
     assert all(isinstance(e.text, str) for e in (*contract.row_expectations, *contract.batch_expectations))
 
 
-@cases(4)
+@cases(3)
 @given(spoilt_bytes(yaml.safe_dump(SHORT).encode()) | spoilt_bytes(b"detectors: &a {orders: !!float 1, <<: *a}\n"))
 @example(b"detectors: {orders: 2026-13-45}")
 @example(b"detectors: &a {orders: *a}")

@@ -325,3 +325,17 @@ def test_detectors_that_score_at_the_same_time_keep_their_own_thread_counts(dete
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda one: one.score(records), detectors))
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("setup", ["autoencoder", "neighbours"])
+def test_another_thread_count_gives_scores_within_one_in_a_hundred_thousand(setup: str) -> None:
+    columns = (*(Column(f"x{i}", "numeric") for i in range(200)),)
+    rng = np.random.default_rng(3)
+    rows = [make_records(rng.normal(size=(n, 200)) @ rng.normal(size=(200, 200))) for n in (600, 200, 1500)]
+    score = NeighboursParams(kind="neighbours", references=200) if setup == "neighbours" else ResidualParams()
+    network = AutoencoderParams(kind="autoencoder", layers=(300, 30, 300))
+    params = DetectorParams(networks=(network,), fit=FitParams(epochs=1, batch_size=64), score=score, threads=1)
+    one = fit_detector(columns, rows[0], rows[1], params, torch.device("cpu"))
+    two = replace(one, threads=2)
+    np.testing.assert_allclose(two.score(rows[2]), one.score(rows[2]), rtol=1e-5)
+    assert two.score(rows[2]).tolist() == two.score(rows[2]).tolist()

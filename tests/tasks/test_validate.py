@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.contract import Contract
-from tasks.errors import BatchMissing, BatchRejected
+from tasks.errors import BatchMissing, BatchRejected, ParamsInvalid
 from tasks.ingest import commit_parts
 from tasks.schema import type_rows
 from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, validate_batches
@@ -529,3 +529,28 @@ def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypa
         assert (found.validated, found.quarantined, found.excluded) == sort_by_hand(rows)
         assert site.lake.get("quarantine", "toy", found.batch_date).rows == found.quarantined
         assert site.lake.get("validated", "toy", found.batch_date).rows == found.validated
+
+
+@pytest.mark.parametrize(
+    ("expectation", "words"),
+    [
+        (expect("amount", "expect_column_values_to_be_betwen"), "not found"),
+        (expect("amount", min_value="x"), "not a valid float"),
+        (expect("amount"), "cannot both be None"),
+        (expect("amount", min_value=0, mni_value=1), "mni_value"),
+        (expect("card", "expect_column_values_to_be_of_type", type_="zzz"), "not which ones"),
+        (expect("rows", "expect_column_values_to_be_betwen", level="batch"), "not found"),
+    ],
+)
+def test_an_expectation_that_great_expectations_refuses_is_an_error_of_the_contract(
+    land_rows, validate, expectation, words
+):
+    land_rows(make_rows())
+    with pytest.raises(ParamsInvalid, match=words):
+        validate(make_contract(expectation))
+
+
+def test_what_an_expectation_says_of_a_masked_column_when_it_fails_is_not_shown(land_rows, validate):
+    land_rows(make_rows())
+    with pytest.raises(BatchRejected, match="the column is masked"):
+        validate(make_contract(expect("card", min_value=1)))

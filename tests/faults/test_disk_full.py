@@ -1,0 +1,111 @@
+"""A full or read-only disk at every step that writes: a typed error, nothing visible of it, and the next try heals."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import pytest
+from steps import TONIGHT, NightSteps, TrainingSteps, read_result
+
+from flows.setup import Setup
+from tasks.errors import ServiceUnreachable
+from tasks.site import Site
+from tasks.tracking import list_versions, set_alias
+from tasks.warehouse import add_labels, begin_attempt, migrate, open_engine, read_attempts, read_labels
+
+FULL = r"No space left|disk is full"
+NOW = datetime(2026, 4, 3, tzinfo=UTC)
+
+
+def refuse(step: Callable[[], Any], match: str = FULL) -> None:
+    with pytest.raises(ServiceUnreachable, match=match):
+        step()
+
+
+@pytest.fixture
+def on_disk(setup: Setup, disk: Any) -> Setup:
+    """The trained project with its lake on the small disk."""
+    import shutil
+
+    shutil.copytree(setup.site.lake_root, disk.folder / "lake")
+    return replace(setup, site=replace(setup.site, lake_root=str(disk.folder / "lake")))
+
+
+def test_a_night_on_a_full_lake_leaves_no_trace_and_heals(
+    on_disk: Setup, disk: Any, undisturbed: tuple[list[Any], str]
+) -> None:
+    steps = NightSteps(on_disk)
+    for name in steps.steps:
+        if name in ("ingest", "validate", "score"):
+            before = on_disk.site.lake.files("")
+            disk.fill()
+            refuse(lambda: steps.run(name, on_disk.site))  # noqa: B023 - run at once
+            assert on_disk.site.lake.files("") == before
+            disk.empty()
+        steps.run(name, on_disk.site)
+    assert read_result(on_disk.site) == undisturbed
+
+
+def test_a_bundle_page_or_download_that_does_not_fit_is_written_again(setup: Setup, disk: Any) -> None:
+    away = replace(setup.site, home=disk.folder / "home")
+    training, night = TrainingSteps(setup), NightSteps(setup)
+    for name in ("ingest", "validate", "filter"):
+        training.run(name, setup.site)
+    for name in ("begin", "ingest"):
+        night.run(name, setup.site)
+    disk.fill()
+    for steps, name in ((training, "train"), (night, "validate"), (night, "resolve")):
+        refuse(lambda: steps.run(name, away))  # noqa: B023 - run at once
+    disk.empty()
+    for steps, name in ((training, "train"), (night, "validate"), (night, "resolve")):
+        steps.run(name, away)
+
+
+def test_a_warehouse_that_does_not_fit_is_as_it_was(disk: Any) -> None:
+    engine = open_engine(f"duckdb:///{disk.folder}/warehouse.duckdb")
+    migrate(engine)
+    assert begin_attempt(engine, "orders", TONIGHT, "score", NOW) == 1
+    disk.fill()
+    many = pd.DataFrame({"record_id": [f"r{row:09d}" for row in range(200_000)], "label": 1, "known_at": NOW})
+    refuse(lambda: add_labels(engine, "orders", many))
+    refuse(lambda: [begin_attempt(engine, "orders", TONIGHT, "score", NOW) for _ in range(100)])
+    refuse(lambda: migrate(open_engine(f"duckdb:///{disk.folder}/new.duckdb")))
+    disk.empty()
+    assert read_labels(engine, "orders", NOW).empty
+    known = len(read_attempts(engine, "orders"))
+    assert begin_attempt(engine, "orders", TONIGHT, "score", NOW) == known + 1
+    assert add_labels(engine, "orders", many.head(10)) == 10
+
+
+def test_a_registry_that_does_not_fit_keeps_its_versions_and_takes_the_next(setup: Setup, disk: Any) -> None:
+    site: Site = replace(setup.site, mlflow_uri=f"sqlite:///{disk.folder}/mlflow.db", artifacts=str(disk.folder / "a"))
+    from tasks.register import register_bundle
+
+    assert list_versions(site) == []
+    bundle = setup.site.calibrated(next(iter(setup.site.lake.dates("clean", "orders"))))
+    disk.fill(leave=0)
+    refuse(lambda: register_bundle(site, bundle, None))
+    disk.empty()
+    assert register_bundle(site, bundle, None).alias == "champion"
+    disk.fill(leave=0)
+    refuse(lambda: set_alias(site, "challenger", 1))
+    disk.empty()
+    assert [version.aliases for version in list_versions(site)] == [("champion",)]
+
+
+def test_stores_on_a_read_only_disk_are_named(setup: Setup, disk: Any) -> None:
+    engine = open_engine(f"duckdb:///{disk.folder}/warehouse.duckdb")
+    migrate(engine)
+    disk.remount("ro")
+    site = replace(
+        setup.site, home=disk.folder / "home", lake_root=str(disk.folder / "lake"),
+        mlflow_uri=f"sqlite:///{disk.folder}/new.db",
+    )  # fmt: skip
+    refuse(lambda: begin_attempt(engine, "orders", TONIGHT, "score", NOW), "Read-only")
+    refuse(lambda: list_versions(site), "unable to open database file")
+    refuse(lambda: NightSteps(setup).run("ingest", site), "Read-only")
+    refuse(lambda: NightSteps(setup).run("resolve", replace(setup.site, home=disk.folder / "home")), "Read-only")
+    disk.remount("rw")
+    begin_attempt(engine, "orders", TONIGHT, "score", NOW)

@@ -1,0 +1,106 @@
+"""Names and values that want to be SQL, paths, options or HTML stay what they are: text."""
+
+import csv
+import dataclasses
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from fuzzing import HOSTILE
+
+from flows.params import parse_section
+from tasks.contract import Contract
+from tasks.errors import ParamsInvalid
+from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, ingest_arrivals
+from tasks.publish import publish_night
+from tasks.site import Site
+from tasks.sources import FilesSource
+from tasks.tables import Night
+from tasks.validate import ValidateParams, validate_batches
+from tasks.warehouse import add_labels, begin_attempt, find_flag, read_flags, read_groups, read_labels
+
+DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
+ANY = ValidateParams(max_quarantined_fraction=1.0)
+NAMES = [
+    "'", '"', "';drop table labels;--", "../../etc/passwd", "-rf", "<script>alert(1)</script>", "${HOME}", "{{7*7}}",
+    "%s%n", "a/b", "a\\b", "count(*)", "a.mean", "\U0001f600", "zeile",
+]  # fmt: skip
+VALUES = [text for text in HOSTILE if text.strip() and "\0" not in text and "\n" not in text]
+BETWEEN = "expect_column_values_to_be_between"
+
+
+def test_columns_of_any_printable_name_go_all_the_way_to_the_data_docs(site: Site) -> None:
+    path = Path(site.sources) / "--odd'name;.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["id", "at", *NAMES])
+        writer.writerows([[f"r{row}", "2026-03-01T12:00:00Z", *[str(row)] * len(NAMES)] for row in (0, 1, 2, 2)])
+    source = FilesSource(kind="files", path="*.csv")
+    ingest_arrivals(
+        site,
+        IngestParams(source=source, record_id="id", event_time=EventTime(column="at")),
+        Window(DAY, DAY, datetime(2100, 1, 1, tzinfo=UTC)),
+    )
+    judged = [
+        {"level": level, "type": BETWEEN, "kwargs": {"column": name + end, "min_value": 0, "max_value": 2}}
+        for name in NAMES
+        for level, end in (("row", ""), ("batch", ".mean"))
+    ]
+    document = {"columns": {name: {"type": "float"} for name in NAMES}, "expectations": judged}
+    [found] = validate_batches(site, parse_section(Contract, document, path), [DAY], ANY)
+    assert (found.rows_in, found.validated, found.excluded, found.failures) == (4, 3, 1, ())
+    assert {o.observed for o in found.results if o.level == "batch"} == {"1"}
+    pages = [page.read_text() for page in site.docs.rglob("*.html")]
+    assert pages
+    assert any("&lt;script&gt;alert(1)" in page for page in pages)
+    assert not any("<script>alert(1)" in page for page in pages)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0b", "\u202ea", "\ufeffa"])
+def test_a_column_whose_name_cannot_be_shown_is_no_column_of_a_contract(name: str) -> None:
+    with pytest.raises(ParamsInvalid, match="can be shown"):
+        parse_section(Contract, {"columns": {name: {"type": "text"}}}, Path("toy.yaml"))
+
+
+def test_columns_that_duckdb_takes_for_one_are_refused() -> None:
+    with pytest.raises(ParamsInvalid, match="Amount and amount differ only in capitals"):
+        columns = {name: {"type": "text"} for name in ("Amount", "b", "amount")}
+        parse_section(Contract, {"columns": columns}, Path("toy.yaml"))
+
+
+def test_records_and_groups_of_any_name_are_published_and_found_again(engine: sa.Engine) -> None:
+    detector = VALUES[3]
+    night = Night(
+        detector=detector, batch_date=DAY, attempt=begin_attempt(engine, detector, DAY, "validate", NOW),
+        input_hash="h", rows_in=len(VALUES), quarantined=0, excluded=0, scored=len(VALUES), flagged=len(VALUES),
+        unseen=0, threshold=1.0, model_name=detector, model_version=1, scored_at=NOW, seconds=1.0, scores=None,
+    )  # fmt: skip
+    flags = pd.DataFrame({"record_id": VALUES}).assign(
+        event_time=pd.Timestamp(NOW), score=2.0, percentile_rank=99.0, p_value=0.01, causes=VALUES,
+        second_stage_probability=None, suppressed=False,
+    )  # fmt: skip
+    flags["second_stage_probability"] = flags["second_stage_probability"].astype(float)
+    groups = pd.DataFrame({"group": VALUES, "score": 1.0, "records": 1})
+    publish_night(engine, night, flags, NOW, lambda: "h", groups)
+    assert sorted(read_flags(engine, detector, DAY)["record_id"]) == sorted(VALUES)
+    assert sorted(read_groups(engine, detector, DAY)["group"]) == sorted(VALUES)
+    assert all(find_flag(engine, detector, value) for value in VALUES)
+    labels = pd.DataFrame({"record_id": VALUES, "label": 1, "known_at": pd.Timestamp(NOW)})
+    assert add_labels(engine, detector, labels) == len(VALUES)
+    assert sorted(read_labels(engine, detector, NOW, pd.Series(VALUES))["record_id"]) == sorted(VALUES)
+
+
+def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(site: Site, engine: sa.Engine) -> None:
+    (Path(site.sources) / "rows.csv").write_bytes(b"id,at,fraud\na\x00b,2026-03-01T12:00Z,1\nc,2026-03-01T12:00Z,1\n")
+    params = IngestParams(
+        source=FilesSource(kind="files", path="rows.csv"), record_id="id", event_time=EventTime(column="at"),
+        labels=LabelColumn(column="fraud", anomalous=("1",)),
+    )  # fmt: skip
+    site = dataclasses.replace(site, warehouse_url=engine.url.render_as_string(hide_password=False))
+    done = ingest_arrivals(site, params, Window(DAY, DAY, datetime(2100, 1, 1, tzinfo=UTC)))
+    assert (done.rows, done.labels) == (2, 1)
+    contract = parse_section(Contract, {"columns": {"fraud": {"type": "int"}}}, Path("toy.yaml"))
+    [found] = validate_batches(site, contract, [DAY], ANY)
+    assert (found.validated, found.quarantined) == (1, 1)
