@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from flows.setup import prepare
-from tasks.ledger import NightState, list_due, read_ledger, read_ledger_as_of
+from tasks.ledger import NightState, list_due, list_landed_dates, read_ledger, read_ledger_as_of
 from tasks.tracking import find_version
 
 
@@ -30,9 +30,10 @@ class Plan:
 def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Plan:
     """Plan a range of batch dates, or those of them in one state. Raises ChampionMissing where as_of has no version."""
     setup = prepare(name)
-    site, landed = setup.site, setup.site.lake.dates("landing", name)
-    asked = [day for day in list_due(landed, None, setup.yesterday(datetime.now(UTC))) if first <= day <= last]
+    site, known = setup.site, list_landed_dates(setup.site.lake, name)
+    landed = site.lake.dates("landing", name)
+    asked = [day for day in list_due(known, None, setup.yesterday(datetime.now(UTC))) if first <= day <= last]
     found = [day for day in asked if day in landed]
     ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, find_version(site))
     nights = [night for night in ledger if only in ("all", night.state)]
-    return Plan(nights, len(found), [day for day in asked if day not in landed])
+    return Plan(nights, len(found), [day for day in asked if day not in known])

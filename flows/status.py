@@ -9,7 +9,7 @@ from typing import get_args
 from flows.params import detector_names
 from flows.setup import prepare
 from tasks.errors import NightjarError
-from tasks.ledger import NightState, State, count_days_behind, list_due, read_ledger
+from tasks.ledger import NightState, State, count_days_behind, list_due, list_landed_dates, read_ledger
 from tasks.tracking import find_version
 
 
@@ -45,7 +45,7 @@ def read_status(name: str) -> Status:
     setup = prepare(name)
     site, champion = setup.site, find_version(setup.site)
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
-    landed, yesterday = site.lake.dates("landing", name), setup.yesterday(datetime.now(UTC))
+    landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday(datetime.now(UTC))
     nights = read_ledger(site, list_due(landed, learnt, yesterday), champion)
     is_bounded = setup.configured.detector.run.last_date is not None
     behind = None if is_bounded else count_days_behind(landed, yesterday)

@@ -1,12 +1,12 @@
 """`nightjar verify`: every check of tasks/verify.py for the published nights of a detector."""
 
 import secrets
-from datetime import date
+from datetime import UTC, date, datetime
 
 from flows.setup import prepare
 from tasks import warehouse
 from tasks.errors import BatchMissing
-from tasks.verify import Check, verify_night
+from tasks.verify import Check, Published, verify_night
 
 
 def verify_nights(name: str, day: date | None, sample: int) -> list[Check]:
@@ -21,6 +21,18 @@ def verify_nights(name: str, day: date | None, sample: int) -> list[Check]:
             todo=f"nightjar status {name} shows what is published",
         )
     seed = secrets.randbelow(2**31)  # another sample each time
+    retention, now = setup.configured.detector.retention, datetime.now(UTC)
     return [
-        check for batch in chosen for check in verify_night(setup.site, setup.configured.contract, batch, sample, seed)
+        check
+        for batch in chosen
+        for check in verify_night(
+            Published(
+                setup.site,
+                setup.configured.contract,
+                batch,
+                sample,
+                seed,
+                retention.find_past(batch.batch_date, now.astimezone(setup.site.zone).date()),
+            )
+        )
     ]

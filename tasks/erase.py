@@ -8,8 +8,8 @@ The rest of a batch keeps its rows, but its input is another one now: its night 
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, cast
 
@@ -153,13 +153,19 @@ def rewrite_partition(lake: Lake, manifest: Manifest, inventory: Inventory, reco
     old = [part for part in manifest.parts if count_record(lake, part, record_id)]
     new = {part.path: partition.rewrite(part, without(lake, part, record_id)) for part in old}
     if old:
-        partition.commit(manifest.facts, keep=tuple(new.get(part.path, part) for part in manifest.parts))
+        hashes = {part.sha256: new[part.path].sha256 for part in old}
+        partition.commit(manifest.facts, keep=tuple(rename(new.get(p.path, p), hashes) for p in manifest.parts))
     for name in list_results(manifest, inventory.named):
         frame = lake.read_frame(name)
         if (mask := names_record(frame, record_id)).any():
             lake.replace_frame(name, frame[~mask])
     for part in old:
         lake.remove(part.path)
+
+
+def rename(part: Part, hashes: Mapping[str, str]) -> Part:
+    """A part that repairs rows of others names these by the hashes that they have now."""
+    return replace(part, replaces=tuple(hashes.get(sha256, sha256) for sha256 in part.replaces))
 
 
 def without(lake: Lake, part: Part, record_id: str) -> Iterator[pa.Table]:

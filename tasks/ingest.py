@@ -250,14 +250,18 @@ def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
-    """What has landed: the parts by source and batch date, those that were pruned since included."""
+    """What has landed: the newest parts by source and batch date, those that were pruned since included.
+
+    Of a source that has been delivered again since, what was pruned of its older version is gone for good.
+    """
+    pruned = [(day, part) for day, parts in lake.pruned(detector).items() for part in parts]
+    days = lake.dates("landing", detector)
+    there = [(day, part) for day in days for part in lake.get("landing", detector, day).parts]
+    newest = {part.source: part for part in sorted((p for _, p in pruned), key=lambda part: part.arrived_at)}
+    newest |= {part.source: part for _, part in there}
     landed: dict[str, dict[date, Part]] = {}
-    for day, parts in lake.pruned(detector).items():
-        for part in parts:
-            landed.setdefault(part.source, {})[day] = part
-    for day in lake.dates("landing", detector):
-        for part in lake.get("landing", detector, day).parts:
-            landed.setdefault(part.source, {})[day] = part
+    for day, part in [(day, part) for day, part in pruned if part.version == newest[part.source].version] + there:
+        landed.setdefault(part.source, {})[day] = part
     return landed
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tasks import tracking, warehouse
 from tasks.errors import ChampionMissing
-from tasks.lake import Manifest
+from tasks.lake import Lake, Manifest
 from tasks.site import Site
 from tasks.tables import Attempt, Batch
 from tasks.tracking import Version
@@ -30,6 +30,11 @@ class NightState:
     why: str
     batch: Batch | None
     version: int | None
+
+
+def list_landed_dates(lake: Lake, detector: str) -> list[date]:
+    """The dates on which something has landed, in order, those that were pruned since included."""
+    return sorted({*lake.dates("landing", detector), *lake.pruned(detector)})
 
 
 def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:

@@ -47,6 +47,17 @@ class RetentionParams(Section):
     superseded_days: int | None = Field(default=None, ge=1)
     attempts_days: int | None = Field(default=None, ge=1)
 
+    def find_past(self, day: date, today: date) -> frozenset[str]:
+        """The zones of the lake that need not keep a day's partition any longer."""
+        days = {
+            "landing": self.landing_days,
+            "validated": self.validated_days,
+            "quarantine": self.quarantine_days,
+            "clean": self.clean_days,
+            "scores": self.scores_days,
+        }
+        return frozenset(zone for zone, limit in days.items() if limit and day < today - timedelta(days=limit))
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -156,17 +167,10 @@ def read_batch_date(path: str) -> date | None:
 
 def plan_partitions(inventory: Inventory, retention: RetentionParams, today: date, kept: Kept) -> Iterator[Removal]:
     """Partitions past their zone's retention, the manifest of each first."""
-    days = {
-        "landing": retention.landing_days,
-        "validated": retention.validated_days,
-        "quarantine": retention.quarantine_days,
-        "clean": retention.clean_days,
-        "scores": retention.scores_days,
-    }
     for path, manifest in inventory.manifests.items():
-        zone, day, limit = manifest.zone, manifest.batch_date, days[manifest.zone]
+        zone, day = manifest.zone, manifest.batch_date
         is_needed = (zone == "landing" and kept.needs_landing(day)) or (zone == "clean" and day in kept.cutoffs)
-        if limit is None or is_needed or day >= today - timedelta(days=limit):
+        if is_needed or zone not in retention.find_past(day, today):
             continue
         yield Removal(zone, day, order_files(path, inventory), manifest.rows)
 
@@ -241,6 +245,7 @@ def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[H
     live = (attempts.c.status == "running", attempts.c.started_at > now - GRACE)
     with begin(open_engine(site.warehouse_url)) as connection:
         lock_key(connection, site.detector, batch_date.isoformat())
+        lock_key(connection, site.detector, "landing")  # whoever lands reads and replaces the same manifests
         tries, scores = (
             sa.select(column).where(table.c.detector == site.detector, table.c.batch_date == batch_date)
             for column, table in ((attempts.c.attempt, attempts), (scoring_batches.c.scores, scoring_batches))

@@ -29,12 +29,13 @@ from tasks.validate import find_replaced
 
 Result = Literal["ok", "failed", "stale"]
 TOLERANCE = 1e-5  # relative: what another kind of processor may make of the same score
+NO_LANDING = "there is no landing partition"
 NAMED = 3  # of what is wrong, in a detail
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check of one night came to. stale: it cannot be made, as the night's input has changed since."""
+    """What one check of one night came to. stale: it cannot be made: the night's input has changed or was pruned."""
 
     batch_date: date
     check: str
@@ -53,13 +54,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Published:
-    """A published night with its partitions, read once. sample: how many scores to compute again; seed: which."""
+    """A published night with its partitions, read once. sample: how many scores to compute again; seed: which.
+
+    past: the zones of which retention may have taken this night's partition.
+    """
 
     site: Site
     contract: Contract
     batch: Batch
     sample: int
     seed: int
+    past: frozenset[str] = frozenset()
 
     @cached_property
     def partitions(self) -> dict[str, Manifest | None]:
@@ -67,6 +72,10 @@ class Published:
         find, key = self.site.lake.find, (self.site.detector, self.batch.batch_date)
         found = {"landing": find("landing", *key), "validated": find("validated", *key)}
         return found | {"quarantine": find("quarantine", *key), "scores": find("scores", *key, self.batch.scores)}
+
+    def is_pruned(self, zone: str) -> bool:
+        """Whether a zone's partition is gone, and may be."""
+        return self.partitions[zone] is None and zone in self.past
 
     @cached_property
     def flags(self) -> pd.DataFrame:
@@ -89,9 +98,8 @@ class Published:
         return frame
 
 
-def verify_night(site: Site, contract: Contract, batch: Batch, sample: int, seed: int) -> list[Check]:
+def verify_night(night: Published) -> list[Check]:
     """Make every check of a published night; one that fails or breaks off does not stop the others."""
-    night = Published(site, contract, batch, sample, seed)
     checks: dict[str, Callable[[Published], Finding]] = {
         "input": check_input,
         "files": check_files,
@@ -118,7 +126,7 @@ def check_input(night: Published) -> Finding:
     landing, scores = night.partitions["landing"], night.partitions["scores"]
     wanted = night.batch.input_hash
     if landing is None:
-        return Finding(["there is no landing partition"], "")
+        return Finding([], "", "landing was pruned") if night.is_pruned("landing") else Finding([NO_LANDING], "")
     if scores and scores.facts["input_hash"] != wanted:
         return Finding([f"the scores are of input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
     stale = describe_later(night) if landing.hash == wanted else "landing has changed since"
@@ -138,33 +146,34 @@ def check_files(night: Published) -> Finding:
     """Every part has the bytes that its manifest says."""
     problems, parts = [], 0
     for zone, manifest in night.partitions.items():
-        if manifest is None:
+        if manifest is None and not night.is_pruned(zone):
             problems.append(f"there is no {zone} partition")
-            continue
-        parts += len(manifest.parts)
-        for part in manifest.parts:
+        for part in manifest.parts if manifest else ():
+            parts += 1
             found = night.site.lake.hash_file(part.path)
             if found != part.sha256:
                 told = f"sha256 {found[:12]}, recorded {part.sha256[:12]}" if found else "missing"
                 problems.append(f"{part.path}: {told}")
-    return Finding(problems, f"{parts} parts have the recorded sha256")
+    pruned = ", ".join(zone for zone in night.partitions if night.is_pruned(zone))
+    return Finding(problems, f"{parts} parts have the recorded sha256" + (f"; pruned: {pruned}" if pruned else ""))
 
 
 def check_counts(night: Published) -> Finding:
     """The table's counts add up, and are those of the partitions that are still the night's."""
     batch, rows = night.batch, {zone: m.rows for zone, m in night.partitions.items() if m}
-    expected = {
+    expected: dict[str, tuple[int, int | None]] = {
         "rows in": (batch.rows_in, batch.scored + batch.quarantined + batch.excluded),
-        "scored": (batch.scored, rows.get("scores")),
-        "flagged": (batch.flagged, len(night.above)),
         "published": (batch.published, len(night.flags)),
     }
+    if not night.is_pruned("scores"):
+        expected |= {"scored": (batch.scored, rows.get("scores")), "flagged": (batch.flagged, len(night.above))}
     landing = night.partitions["landing"]
     if landing and landing.hash == batch.input_hash:
         expected["landed"] = (batch.rows_in, rows["landing"])
         if not describe_later(night):
-            expected |= {"validated": (batch.scored, rows["validated"])}
-            expected |= {"quarantined": (batch.quarantined, rows.get("quarantine"))}
+            expected["validated"] = (batch.scored, rows["validated"])
+            if not night.is_pruned("quarantine"):
+                expected["quarantined"] = (batch.quarantined, rows.get("quarantine"))
     problems = [
         f"{name}: {told} in the table, {found} found" for name, (told, found) in expected.items() if told != found
     ]
@@ -173,6 +182,8 @@ def check_counts(night: Published) -> Finding:
 
 def check_flags(night: Published) -> Finding:
     """The table's flags are the rows above the threshold, with their scores; a cap leaves out the least only."""
+    if night.is_pruned("scores"):
+        return Finding([], "", "the scores were pruned")
     batch, flags = night.batch, night.flags.set_index("record_id")
     above = night.above.drop_duplicates("record_id").set_index("record_id")
     known = above.reindex(flags.index)
@@ -199,8 +210,10 @@ def check_flags(night: Published) -> Finding:
 def check_scores(night: Published) -> Finding:
     """Flags and a sample of all scored rows get the same score from landing; ranks and p-values follow from it."""
     landing = night.partitions["landing"]
-    if landing is None or landing.hash != night.batch.input_hash:
-        return Finding([], "", "landing has changed since")
+    if landing is None:
+        return check_input(night)
+    if landing.hash != night.batch.input_hash or night.is_pruned("scores"):
+        return Finding([], "", "landing has changed since, or the scores were pruned")
     version = tracking.get_version(night.site, night.batch.model_version)
     detector = Detector.load(tracking.fetch_bundle(night.site, version))
     chosen = choose_rows(night)

@@ -292,6 +292,28 @@ def test_a_night_on_postgresql_verifies_to_the_last_bit(
     assert {result for result, _ in verify(capsys).values()} == {"ok"}
 
 
+def test_what_retention_took_is_called_pruned_and_not_lost(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "retention", value={"landing_days": 1, "scores_days": 1})
+    assert execute(["prune", "orders"]) == 0
+    capsys.readouterr()
+    found = verify(capsys)
+    assert {name: result for name, (result, _) in found.items()} == {
+        "input": "stale",
+        "files": "ok",
+        "counts": "ok",
+        "flags": "stale",
+        "scores": "stale",
+    }
+    assert found["files"][1].endswith("pruned: landing, scores")
+    assert read_states(capsys)[str(LAST)] == ("fresh", "")
+    span = ("--from", str(LAST), "--to", str(LAST))
+    assert answer(capsys, "backfill", "orders", *span, "--dry-run")["not_landed"] == []
+    trained.change("params.yaml", "detectors", "orders", "retention", value={})
+    assert verify(capsys, 1)["files"][1].startswith("there is no landing partition")
+
+
 def test_of_a_capped_night_only_the_least_flags_may_be_missing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,20 @@ def test_a_part_that_held_nothing_else_stays_known_and_does_not_land_again(site:
     assert list(site.lake.slices(part)) == []
 
 
+def test_a_repair_still_names_the_part_that_it_repairs(site: Site) -> None:
+    put(site.lake, "landing", ROWS)
+    [broken] = site.lake.get("landing", "toy", DAY).parts
+    partition = site.lake.write("landing", "toy", DAY)
+    with partition.part("part-0", source="replay") as part:
+        part.append(ROWS.slice(0, 2))
+    partition.parts = [replace(part, replaces=(broken.sha256,)) for part in partition.parts]
+    partition.commit({}, keep=(broken,))
+    erase_record(site, VICTIM, NOW)
+    original, repair = site.lake.get("landing", "toy", DAY).parts
+    assert original.sha256 != broken.sha256
+    assert (repair.rows, repair.replaces) == (1, (original.sha256,))
+
+
 @pytest.mark.parametrize("stop_at", ["commit", "remove", "replace_frame", "erase_rows", "erase_pages"])
 def test_a_run_that_was_killed_is_finished_by_the_next(
     site: Site, monkeypatch: pytest.MonkeyPatch, stop_at: str

@@ -305,6 +305,19 @@ def test_an_older_version_that_a_crash_left_elsewhere_goes_with_the_next_ingest(
     assert ingest(site, configure("pay.csv")).arrivals == 0
 
 
+def test_what_was_pruned_of_an_older_version_is_gone_for_good(site):
+    put(site, "pay.csv", "payment_id,at\na,2026-03-01T10:00:00Z\nb,2026-03-02T10:00:00Z\n")
+    ingest(site, configure("pay.csv"))
+    path = site.lake.manifest_path("landing", "toy", DAY)
+    site.lake.remember_landing(path)
+    site.lake.remove(path)
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+    put(site, "pay.csv", "payment_id,at,n\na,2026-03-02T10:00:00Z,1\n")
+    assert ingest(site, configure("pay.csv")).dates == (NEXT,)
+    assert site.lake.find("landing", "toy", DAY) is None
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
 def test_what_a_query_asks_for_no_longer_stays(site, tmp_path):
     with sqlite3.connect(tmp_path / "source.db") as connection:
         connection.execute("create table payments (payment_id text, at text)")
