@@ -53,8 +53,9 @@ def execute(arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
             return 1
-        unexpected = f"unexpected {type(error).__name__}: {error}\n  to do: run again with --debug and report it"
-        told = str(error) if isinstance(error, NightjarError) else unexpected
+        told = f"{type(error).__name__}: {error}"
+        if not isinstance(error, NightjarError):
+            told = f"unexpected {told}\n  to do: run again with --debug and report it"
         stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0

@@ -124,3 +124,12 @@ def test_the_names_in_params_yaml_stand_in_the_contracts() -> None:
         kinds = ("numeric", "log_numeric", "categorical", "datetime", "image", "sequence")
         used = {column for kind in kinds for column in columns.get(kind, [])}
         assert used <= set(contract["columns"]), name
+
+
+def test_the_runbook_has_an_entry_for_every_error_and_no_other() -> None:
+    from tasks import errors
+
+    kinds = (getattr(errors, name) for name in dir(errors))
+    names = {kind.__name__ for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)}
+    entries = set(re.findall(r"^## ([A-Z][A-Za-z]+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE))
+    assert entries == names - {"NightjarError"}
