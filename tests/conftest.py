@@ -27,8 +27,8 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the torture lasts: briefly with the other tests, for long with `make torture`."""
-    parser.addoption("--kills", type=int, default=6, help="runs to kill on each warehouse")
-    parser.addoption("--rounds", type=int, default=6, help="races to run on each warehouse")
+    parser.addoption("--kills", type=int, default=4, help="runs to kill on each warehouse")
+    parser.addoption("--rounds", type=int, default=4, help="races to run on each warehouse")
 
 
 @pytest.fixture(scope="session")
