@@ -391,7 +391,8 @@ class Lake:
         try:
             yield
         except (OSError, pa.ArrowException, duckdb.Error) as error:
-            if isinstance(error, duckdb.BinderException | duckdb.ParserException | MemoryError):  # not the part
+            not_the_part = duckdb.BinderException | duckdb.ParserException | duckdb.ConversionException | MemoryError
+            if isinstance(error, not_the_part):
                 raise
             paths = [part.path for part in parts]
             raise SourceInvalid(
