@@ -154,9 +154,17 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
         with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(SLICE_ROWS):
                 batch.validate(full=True)  # texts of a damaged file may be no UTF-8
+                _check_instants(batch)
                 yield _without_views(pa.Table.from_batches([batch]))
     except (EOFError, OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
+
+
+def _check_instants(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid for instants of which microseconds cannot count the years: DuckDB reads no file with one."""
+    for column in batch.columns:
+        if pa.types.is_timestamp(column.type) and column.type.unit in ("s", "ms"):
+            column.cast(pa.timestamp("us", column.type.tz))
 
 
 def _without_views(table: pa.Table) -> pa.Table:

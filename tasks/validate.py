@@ -156,7 +156,8 @@ def read_versions(
             f"where record_id in ({named}) group by all",
             parts,
         )
-    except duckdb.ConversionException:  # a column has a type in one part that another part's cannot become
+    # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range.
+    except duckdb.ConversionException:
         return [(record, version, 1) for record in ids for version in (0, 1)]
     return list(zip(*found.to_pydict().values(), strict=True))
 

@@ -5,6 +5,8 @@ The night has three deliveries, bad rows, doubled rows, groups and a cap on aler
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -96,6 +98,18 @@ class Scene:
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
             of = sql.SQL(" template {}").format(sql.Identifier(template)) if template else sql.SQL("")
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)) + of)
+
+    def list_files(self) -> list[str]:
+        """The files of the lake, without the numbers and tokens that tell attempts apart."""
+        files = [path for path in (self.home / "lake").rglob("*") if path.is_file()]
+        names = [str(path.relative_to(self.home)) for path in files]
+        return sorted(re.sub(r"attempt=\d+|-[0-9a-f]{8}\b", "", name) for name in names)
+
+    def age_files(self) -> None:
+        """Make every file of the lake two days older, past the time in which a live attempt may still need it."""
+        for path in (self.home / "lake").rglob("*"):
+            then = path.stat().st_mtime - 2 * 86_400
+            os.utime(path, (then, then))
 
     def read_table(self, table: sa.Table, day: date | None = None) -> list[tuple[Any, ...]]:
         """A table's rows, of one batch if asked, without what may differ between two runs; sorted."""

@@ -78,6 +78,7 @@ def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
     steps, seconds = time_steps(scene, *SCORE)
     whole, shown = scene.digest(), [scene.read_table(table, NIGHT) for table in SHOWN]
     assert all(shown)
+    named = scene.list_files()
     scene.put_back()
     places = []
     kills = pytestconfig.getoption("kills")
@@ -91,6 +92,10 @@ def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
         scene.run(*SCORE)
         assert scene.digest() == whole, places
         assert finished.items() <= list_finished(scene).items(), places  # not computed again
+        scene.age_files()
+        scene.run("prune", "orders")
+        assert scene.list_files() == named, places  # orphans are gone, and nothing else
+        assert scene.digest() == whole, places
         *tries, last = warehouse.read_attempts(scene.engine, "orders", NIGHT)
         assert last.status == "published"
         assert all(one.status == "published" or "died without a word" in one.cause for one in tries)
