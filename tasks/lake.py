@@ -143,16 +143,23 @@ class PartitionWriter:
         # Two processes may have taken the same number.
         self._token = "" if inputs else "-0" if lake.sole_writer else f"-{secrets.token_hex(4)}"
         self.parts: list[Part] = []
+        self._opened: list[str] = []
 
     @contextmanager
     def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
-        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows."""
+        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows.
+
+        Parts stand in the order in which they were opened, however they are closed.
+        """
+        path = self.path(f"{name}.parquet")
+        self._opened.append(path)
         with ExitStack() as files:
-            writer = PartWriter(self._lake, self.path(f"{name}.parquet"), files)
+            writer = PartWriter(self._lake, path, files)
             yield writer
             described = writer.finish(**origin)
         if writer.rows:
             self.parts.append(described)
+            self.parts.sort(key=lambda part: self._opened.index(part.path))
 
     def path(self, name: str) -> str:
         """Where this attempt keeps a file of that name."""

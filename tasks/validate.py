@@ -34,6 +34,7 @@ from tasks.site import Site, writing
 
 DUPLICATE = "record_id shared by rows that differ"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; it costs a quarter of a second each time
+PART_SLICES = 8  # of a validated part: about a million rows, a second of scoring, and what a crash may cost of it
 DOCS_PAGES = 7  # a page costs a third of a second: the latest batches get one, and every rejected one
 BUCKET_ROWS = 1_000_000  # duplicates are looked for in this many rows at once, so memory stays flat
 
@@ -163,13 +164,15 @@ def read_versions(
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
-    """The rows of some batches in order, slice by slice."""
+    """The rows of some batches in order, slice by slice; a large landing part becomes several."""
     for batch in batches:
         for number, part in enumerate(batch.manifest.parts):
-            good = batch.files.enter_context(batch.validated.part(f"part-{number}"))
-            bad = batch.files.enter_context(batch.quarantine.part(f"part-{number}"))
             replaced = batch.replaced.get(part.sha256, frozenset())
-            for raw in read_ahead(lake.slices(part)):
+            for place, raw in enumerate(read_ahead(lake.slices(part))):
+                if place % PART_SLICES == 0:
+                    name = f"part-{number}-{place // PART_SLICES}" if place else f"part-{number}"
+                    good = batch.files.enter_context(batch.validated.part(name))
+                    bad = batch.files.enter_context(batch.quarantine.part(name))
                 typed = type_rows(raw, contract)
                 unreadable = find_unreadable(raw, typed, contract)
                 batch.landed.add(raw, unreadable)

@@ -554,3 +554,14 @@ def test_what_an_expectation_says_of_a_masked_column_when_it_fails_is_not_shown(
     land_rows(make_rows())
     with pytest.raises(BatchRejected, match="the column is masked"):
         validate(make_contract(expect("card", min_value=1)))
+
+
+def test_a_large_landing_part_becomes_several_in_the_order_of_its_rows(site, land_rows, validate, read, monkeypatch):
+    monkeypatch.setattr("tasks.lake.SLICE_ROWS", 3)
+    monkeypatch.setattr("tasks.validate.PART_SLICES", 2)
+    land_rows(make_rows(20, amount={7: "free"}))
+    check_counts(validate())
+    parts = site.lake.get("validated", "toy", DAY).parts
+    assert [part.rows for part in parts] == [6, 5, 6, 2]
+    assert read("validated")["record_id"].tolist() == [f"r{row}" for row in range(20) if row != 7]
+    assert read("quarantine")["record_id"].tolist() == ["r7"]
