@@ -105,7 +105,9 @@ class PartWriter:
         self._file = self._files.enter_context(self._lake.create(self._path))
         # A dictionary of numbers costs more time than its bytes are worth: half as much again.
         texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
-        self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False)
+        self._parquet = pq.ParquetWriter(
+            pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False, write_page_checksum=True
+        )
         return self._parquet
 
     def finish(self, **origin: str) -> Part:
@@ -373,7 +375,8 @@ class Lake:
         full = self.full(part.path)
         with self._reading(part):
             source = full if self.is_local else self._fs.open(full)
-            with pq.ParquetFile(source, read_dictionary=list(categories)) as file:
+            options = {"read_dictionary": list(categories), "page_checksum_verification": True}
+            with pq.ParquetFile(source, **options) as file:
                 for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
                     yield pa.Table.from_batches([batch])
 

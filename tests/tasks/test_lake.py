@@ -4,6 +4,7 @@ from datetime import date
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -238,3 +239,13 @@ def test_any_table_written_in_slices_comes_back_whole(tmp_path, slices):
     assert pa.concat_tables([schema.empty_table(), *(p for part in manifest.parts for p in lake.slices(part))]).equals(
         whole
     )
+
+
+def test_one_flipped_bit_in_a_part_is_noticed_when_it_is_read(tmp_path):
+    lake = Lake(str(tmp_path))
+    [part] = write(lake, pa.table({"score": np.random.default_rng(0).normal(size=1000)})).parts
+    path = tmp_path / part.path
+    sound = path.read_bytes()
+    path.write_bytes(sound[:3000] + bytes([sound[3000] ^ 1]) + sound[3001:])
+    with pytest.raises(SourceInvalid, match="missing or damaged"):
+        list(lake.slices(part))
