@@ -18,6 +18,7 @@ from flows.init import insert_section, name_files, name_query
 from flows.params import load_detector
 from tasks.errors import ParamsInvalid, SourceInvalid
 from tasks.lake import Lake
+from tasks.warehouse import open_engine, read_batches
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 
@@ -91,7 +92,7 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
     found = answer(capsys, "score", "machines", "--source", "loose.csv", "--output", "all.parquet", "--limit", "40")
     assert (found["rows"], found["scored"], len(found["records"])) == (200, 198, 40)
     assert {row["record_id"]: row["reason"] for row in found["bad_rows"]} == {
-        "m-0003": "load % column values to not be null", "m-0004": "site column values to not be null",
+        "m-0003": "load %: not readable as float", "m-0004": "site column values to not be null",
     }  # fmt: skip
     scores = [record["score"] for record in found["records"]]
     assert scores == sorted(scores, reverse=True)
@@ -108,11 +109,12 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
 def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lake = Lake(str(trained.folder / ".nightjar" / "lake"))
-    day = LAST
-    published = pd.concat(
-        table.to_pandas() for part in lake.get("scores", "orders", day).parts for table in lake.slices(part)
-    ).set_index("record_id")["score"]
+    lake, day = Lake(str(trained.folder / ".nightjar" / "lake")), LAST
+    engine = open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    batch = next(batch for batch in read_batches(engine, "orders") if batch.batch_date == day)
+    scores = lake.get("scores", "orders", day, batch.scores)
+    published = pd.concat(table.to_pandas() for part in scores.parts for table in lake.slices(part))
+    published = published.set_index("record_id")["score"]
     make_rows(day).drop(columns="fraud").to_csv(trained.folder / "loose.csv", index=False)
     before = lake.dates("landing", "orders")
     found = answer(capsys, "score", "orders", "--source", str(trained.folder / "loose.csv"))
