@@ -21,7 +21,7 @@ from models.params import Section
 from tasks import registry_copy, warehouse
 from tasks.errors import BackupInvalid, SourceInvalid, StoreNotEmpty
 from tasks.inventory import list_named
-from tasks.lake import PRUNED, Lake
+from tasks.lake import PRUNED, Lake, decode_manifest
 from tasks.site import writing
 from tasks.tables import metadata
 
@@ -118,12 +118,14 @@ def copy_lake(lake: Lake, folder: Path, tell: Tell) -> None:
     """Copy every manifest and the files it names; what none names stays behind. Raises SourceInvalid."""
     paths, files = lake.manifests(), lake.files("")
     for done, path in enumerate(paths, start=1):
-        manifest = lake.read_manifest(path)
+        data = lake.read(path)  # once: a night may replace it while its parts are copied
+        manifest = decode_manifest(data)
         hashes = {part.path: part.sha256 for part in manifest.parts}
         for name in list_named(path, manifest, files):
             if name != path:
                 _copy_out(lake, name, folder / name, hashes.get(name))
-        _copy_out(lake, path, folder / path, None)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
         tell(done, len(paths))
     for name in files:
         if name.endswith(f"/{PRUNED}"):  # otherwise what was pruned would land again
@@ -170,7 +172,7 @@ def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupM
     bad = []
     for done, (name, entry) in enumerate(manifest.files.items(), start=1):
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
             bad.append(f"{name} leads outside")
         elif not path.is_file():
             bad.append(f"{name} is missing")
@@ -265,15 +267,10 @@ def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
     there = lake.files("")
     for name in sorted(names, key=lambda name: name.endswith(f"/{MANIFEST}")):
         entry = manifest.files[f"{LAKE}/{name}"]
-        if there.get(name) == entry.size and _hash_in(lake, name) == entry.sha256:
+        if there.get(name) == entry.size and lake.hash_file(name) == entry.sha256:
             continue
         with (folder / name).open("rb") as source, lake.create(name) as target:
             copy_stream(source, target)
-
-
-def _hash_in(lake: Lake, path: str) -> str:
-    with lake.open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def fill_tables(engine: sa.Engine, folder: Path, schema_version: str) -> None:

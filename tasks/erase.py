@@ -9,6 +9,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, cast
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 
 from models.detector import Detector
 from tasks import tracking
-from tasks.errors import RecordMissing, SourceInvalid
+from tasks.errors import NightjarError, RecordMissing, SourceInvalid
 from tasks.inventory import Inventory, list_results, take_inventory
 from tasks.lake import Lake, Manifest, Part, Zone
 from tasks.prune import GRACE, hold_batch, read_batch_date
@@ -34,6 +35,7 @@ from tasks.tables import (
     scoring_batches,
     superseded_anomalies,
 )
+from tasks.tracking import Version
 from tasks.warehouse import begin, open_engine
 
 ERASED = "(erased)"
@@ -79,17 +81,21 @@ class Erased:
     stale: tuple[date, ...]
     fitted: tuple[Fitted, ...]
     left: tuple[str, ...]
+    summaries: int  # of nights, in Prefect
 
 
-def erase_record(site: Site, record_id: str, now: datetime) -> Erased:
-    """Remove a record from everything that Nightjar keeps of a detector. Raises RecordMissing where it is nowhere."""
+def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) -> Erased:
+    """Remove a record from everything that Nightjar keeps of a detector. Raises RecordMissing where it is nowhere.
+
+    summaries: how many of Prefect's were removed beforehand.
+    """
     before = take_inventory(site.lake, site.detector)
     in_zones, busy = erase_named(site, before, record_id, now)
     in_files, left = erase_unnamed(site, take_inventory(site.lake, site.detector), record_id, now)
     in_tables = erase_rows(site, record_id)
     places = merge_places([*in_zones, *in_files, *in_tables])
     pages = erase_pages(site, record_id)
-    if not (any(place.rows for place in places) or pages or busy or left):
+    if not (any(place.rows for place in places) or pages or busy or left or summaries):
         raise RecordMissing(
             f"{site.detector} holds no such record.",
             where="every zone, table and page",
@@ -105,6 +111,7 @@ def erase_record(site: Site, record_id: str, now: datetime) -> Erased:
         stale=tuple(sorted(read_published(site) & landed)),
         fitted=find_fitted(site, days),
         left=tuple(sorted({*busy, *left})),
+        summaries=summaries,
     )
 
 
@@ -191,7 +198,8 @@ def erase_unnamed(site: Site, inventory: Inventory, record_id: str, now: datetim
         if rows == 0:
             continue
         folder, _, attempt = path.rpartition("/")[0].rpartition("/attempt=")
-        is_overtaken = attempt.isdigit() and int(attempt) < newest.get(folder, 0)
+        is_landing = path.startswith("landing/")  # where attempts add up: none overtakes another
+        is_overtaken = not is_landing and attempt.isdigit() and int(attempt) < newest.get(folder, 0)
         is_old = lake.modified(path) < now - GRACE
         with hold_batch(site, read_batch_date(path), now) as held:
             if held.is_idle and (is_overtaken or is_old or "/inputs=" in path):
@@ -280,12 +288,17 @@ def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
     """The registered versions whose training dates cover one of the days."""
     found = []
     for version in tracking.list_versions(site):
-        first, last = (date.fromisoformat(version.tags[name]) for name in ("first_date", "trained_through"))
-        if any(first <= day <= last for day in days):
-            detector = Detector.load(tracking.fetch_bundle(site, version))
-            holds_rows = detector.score_params.kind == "neighbours"
-            found.append(Fitted(version.version, version.aliases, holds_rows))
+        dates = [version.tags.get(name) for name in ("first_date", "trained_through")]
+        if None in dates or any(str(dates[0]) <= day.isoformat() <= str(dates[1]) for day in days):
+            found.append(Fitted(version.version, version.aliases, _holds_rows(site, version)))
     return tuple(found)
+
+
+def _holds_rows(site: Site, version: Version) -> bool:
+    """Whether a version's bundle keeps encoded rows; one that cannot be looked at may."""
+    with suppress(NightjarError):
+        return Detector.load(tracking.fetch_bundle(site, version)).score_params.kind == "neighbours"
+    return True
 
 
 def erase_artifacts(site: Site, record_id: str) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import get_args
 
-from tasks.lake import Lake, Manifest, Zone
+from tasks.lake import UNFINISHED, Lake, Manifest, Zone
 
 ZONES: tuple[Zone, ...] = get_args(Zone)
 
@@ -37,13 +37,14 @@ def take_inventory(lake: Lake, detector: str) -> Inventory:
 def list_named(path: str, manifest: Manifest, files: Mapping[str, int]) -> Iterator[str]:
     """The files of a lake that belong to the manifest at `path`: itself, its parts, and the flags and groups of scores.
 
-    Below the inputs of scores nothing else is written once their manifest is there, so all of it belongs to that.
+    Below the inputs of scores all belongs to their manifest, except files that were never finished.
     """
     yield path
     yield from (part.path for part in manifest.parts)
     yield from list_results(manifest, files)
     if manifest.inputs:
-        yield from (name for name in files if name.startswith(f"{PurePosixPath(path).parent}/"))
+        folder = f"{PurePosixPath(path).parent}/"
+        yield from (name for name in files if name.startswith(folder) and not name.endswith(UNFINISHED))
 
 
 def list_results(manifest: Manifest, files: Mapping[str, int]) -> list[str]:

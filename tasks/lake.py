@@ -26,13 +26,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import BatchMissing, ServiceUnreachable, SourceInvalid
+from tasks.errors import BatchMissing, MemoryExhausted, ServiceUnreachable, SourceInvalid
 
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
 # What a query ends with although its parts are whole: columns that do not fit together, or too little memory.
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
+UNFINISHED = ".new"  # the end of a file's name while it is being written
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 
 
@@ -310,7 +311,7 @@ class Lake:
     def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
         """The partition's manifest, or None where no attempt was committed."""
         data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
-        return None if data is None else _decode(data)
+        return None if data is None else decode_manifest(data)
 
     def find_file(self, path: str) -> bytes | None:
         """A small file, whole, or None where there is none."""
@@ -330,7 +331,7 @@ class Lake:
 
     def read_manifest(self, path: str) -> Manifest:
         """The manifest at a path."""
-        return _decode(self.read(path))
+        return decode_manifest(self.read(path))
 
     def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
         """The partition's manifest; BatchMissing where there is none."""
@@ -354,7 +355,7 @@ class Lake:
         """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
         self._fs.invalidate_cache()
         found = self._fs.glob(self.full(f"landing/{detector}/batch_date=*/{PRUNED}"))
-        manifests = [_decode(self._fs.cat_file(path)) for path in found]
+        manifests = [decode_manifest(self._fs.cat_file(path)) for path in found]
         return {manifest.batch_date: manifest.parts for manifest in manifests}
 
     def remember_landing(self, path: str) -> None:
@@ -402,6 +403,14 @@ class Lake:
     def _reading(self, *parts: Part) -> Iterator[None]:
         try:
             yield
+        except duckdb.OutOfMemoryException as error:
+            raise MemoryExhausted(
+                "There is not enough memory to look at a batch; nothing was changed.",
+                where=f"{self.root}/{parts[0].path}" if parts else self.root,
+                got=str(error).splitlines()[0],
+                expected="memory, or space in the temporary folder, for one bucket of record ids",
+                todo="give the process more memory, and run the step again",
+            ) from error
         except (OSError, pa.ArrowException, duckdb.Error) as error:
             if isinstance(error, NOT_OF_A_PART):
                 raise
@@ -411,7 +420,7 @@ class Lake:
                 where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
                 got=(str(error) or type(error).__name__).splitlines()[0],
                 expected=", ".join(f"{part.rows} rows with sha256 {part.sha256[:12]}" for part in parts[:3]),
-                todo="restore the file, or delete the partition's manifest and run the step again",
+                todo="restore the file from a backup; of other zones than landing, delete the manifest, and run again",
             ) from error
 
     @cached_property
@@ -426,7 +435,7 @@ class Lake:
 @contextmanager
 def _appear(path: str) -> Iterator[IO[bytes]]:
     """A local file that gets its name when all of it is on the disk; an exception leaves nothing."""
-    new = Path(f"{path}.{secrets.token_hex(4)}.new")
+    new = Path(f"{path}.{secrets.token_hex(4)}{UNFINISHED}")
     file = new.open("xb")
     try:
         yield file
@@ -461,7 +470,8 @@ def _encode(manifest: Manifest) -> bytes:
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
 
-def _decode(data: bytes) -> Manifest:
+def decode_manifest(data: bytes) -> Manifest:
+    """A manifest from the bytes of its file."""
     document = json.loads(data)
     document.pop("hash")
     parts = tuple(Part(**part | {"replaces": tuple(part.get("replaces", ()))}) for part in document.pop("parts"))

@@ -2,7 +2,7 @@
 
 A plan is made first and then carried out, batch by batch, under the key that a new attempt would wait for; a batch
 that an attempt is working on is left alone. A manifest goes before its files, so a kill leaves orphans for next time.
-What never goes: landing that was neither published nor learnt from, the clean rows and bundles of champion and
+What never goes: landing of which no night and no training has come yet, the clean rows and bundles of champion and
 challenger, published flags, labels, reviews and registered versions.
 """
 
@@ -20,12 +20,13 @@ from pydantic import Field
 from models.params import Section
 from tasks import tracking
 from tasks.inventory import Inventory, list_named, take_inventory
-from tasks.lake import PRUNED, Lake
+from tasks.lake import MANIFEST, PRUNED, UNFINISHED, Lake, Manifest
 from tasks.site import Site
 from tasks.tables import attempts, scoring_batches, superseded_anomalies
 from tasks.warehouse import begin, lock_key, open_engine
 
 GRACE = timedelta(hours=24)  # a younger file may be a live attempt's
+ORPHANS = "orphans"
 SUPERSEDED = "superseded scores"
 BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 
@@ -68,6 +69,7 @@ class Removal:
     files: tuple[tuple[str, int], ...]  # path and bytes
     rows: int = 0
     inputs: str | None = None  # of scores that go unless a night is published from them meanwhile
+    landed: str | None = None  # the hash of landing that goes unless more lands meanwhile
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,15 @@ class Kept:
     """What must not go: the published batches with the inputs of their scores, and cut-offs and versions in use."""
 
     scores: Mapping[date, str | None]  # of published batches
+    landed: Mapping[date, str]  # the input hash of published batches
     trained_through: date | None
     cutoffs: frozenset[date]
     versions: frozenset[int]
 
-    def needs_landing(self, day: date) -> bool:
-        """Whether nothing has become of a batch yet."""
-        return day not in self.scores and not (self.trained_through and day <= self.trained_through)
+    def needs_landing(self, landing: Manifest) -> bool:
+        """Whether something has landed of which nothing has become yet: no night, no training."""
+        is_learnt = self.trained_through is not None and landing.batch_date <= self.trained_through
+        return not is_learnt and self.landed.get(landing.batch_date) != landing.hash
 
 
 def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_run: bool = False) -> list[Removed]:
@@ -115,13 +119,14 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
 
 def read_kept(site: Site) -> Kept:
     """What retention must not touch, from the warehouse and the registry."""
-    nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores)
+    nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores, scoring_batches.c.input_hash)
     with begin(open_engine(site.warehouse_url)) as connection:
         rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
     used = [v for v in tracking.list_versions(site) if v.aliases]
     champion = next((v for v in used if tracking.CHAMPION in v.aliases), None)
     return Kept(
         scores={row.batch_date: row.scores for row in rows},
+        landed={row.batch_date: row.input_hash for row in rows},
         trained_through=date.fromisoformat(champion.tags["trained_through"]) if champion else None,
         cutoffs=frozenset(date.fromisoformat(v.tags["cutoff"]) for v in used),
         versions=frozenset(v.version for v in used),
@@ -136,12 +141,13 @@ def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Re
     groups: dict[str, list[str]] = {}
     for path in inventory.unnamed:
         folder = path.rpartition("/")[0]
-        groups.setdefault(folder if "/inputs=" in folder else path, []).append(path)
+        belongs = "/inputs=" in folder and not path.endswith(UNFINISHED)
+        groups.setdefault(folder if belongs else path, []).append(path)
     for paths in groups.values():
         if not paths[0].endswith(f"/{PRUNED}") and all(lake.modified(path) < now - GRACE for path in paths):
             paths.sort(key=lambda path: not path.endswith(".json"))
             files = tuple((path, inventory.unnamed[path]) for path in paths)
-            yield Removal(f"orphans in {paths[0].split('/')[0]}", read_batch_date(paths[0]), files)
+            yield Removal(f"{ORPHANS} in {paths[0].split('/')[0]}", read_batch_date(paths[0]), files)
 
 
 def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept) -> Iterator[Removal]:
@@ -169,10 +175,11 @@ def plan_partitions(inventory: Inventory, retention: RetentionParams, today: dat
     """Partitions past their zone's retention, the manifest of each first."""
     for path, manifest in inventory.manifests.items():
         zone, day = manifest.zone, manifest.batch_date
-        is_needed = (zone == "landing" and kept.needs_landing(day)) or (zone == "clean" and day in kept.cutoffs)
+        is_needed = (zone == "landing" and kept.needs_landing(manifest)) or (zone == "clean" and day in kept.cutoffs)
         if is_needed or zone not in retention.find_past(day, today):
             continue
-        yield Removal(zone, day, order_files(path, inventory), manifest.rows)
+        landed = manifest.hash if zone == "landing" else None
+        yield Removal(zone, day, order_files(path, inventory), manifest.rows, landed=landed)
 
 
 def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Kept) -> Iterator[Removal]:
@@ -221,11 +228,22 @@ def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
         if not held.is_idle or (removal.inputs and removal.inputs == held.scores):
             return False
         path, _ = removal.files[0]
-        if removal.what == "landing":
+        if _is_wanted_now(lake, removal, path):
+            return False
+        if removal.landed:
             lake.remember_landing(path)
         for path, _ in removal.files:
             lake.remove(path)
     return True
+
+
+def _is_wanted_now(lake: Lake, removal: Removal, path: str) -> bool:
+    """Whether more has landed, or scores have been finished, since the plan was made."""
+    if removal.landed:
+        return lake.read_manifest(path).hash != removal.landed
+    folder, _, name = path.rpartition("/")
+    is_orphan = removal.what.startswith(ORPHANS) and "/inputs=" in folder and not name.endswith(UNFINISHED)
+    return is_orphan and lake.find_file(f"{folder}/{MANIFEST}") is not None
 
 
 @dataclass(frozen=True)

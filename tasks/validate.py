@@ -298,7 +298,8 @@ def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
     """Raise BatchMissing where rows have arrived for a batch whose others were pruned: they alone are no batch."""
     pruned = lake.pruned(manifests[0].detector)
     for manifest in manifests:
-        gone = {part.source for part in pruned.get(manifest.batch_date, ())} - {p.source for p in manifest.parts}
+        asked = {part.source for part in pruned.get(manifest.batch_date, ()) if not part.replaces}  # repairs come anew
+        gone = asked - {part.source for part in manifest.parts}
         if gone:
             raise BatchMissing(
                 f"Most of a batch of {manifest.detector} was pruned from landing; what is left was not validated.",

@@ -177,6 +177,8 @@ def check_counts(night: Published) -> Finding:
     problems = [
         f"{name}: {told} in the table, {found} found" for name, (told, found) in expected.items() if told != found
     ]
+    if problems and not (landing and landing.hash == batch.input_hash):
+        return Finding([], "", f"landing has changed since, or was pruned; {'; '.join(problems)}")
     return Finding(problems, f"{batch.rows_in} rows in, {batch.scored} scored, {batch.flagged} flagged")
 
 

@@ -102,22 +102,22 @@ def erase(
 
     site = prepare(name).site
     with running():
-        erased = erase_record(site, record_id, datetime.now(UTC))
-        summaries = erase_artifacts(site, record_id)
+        summaries = erase_artifacts(site, record_id)  # first: what a second try looks at does not find them
+        erased = erase_record(site, record_id, datetime.now(UTC), summaries)
     if as_json:
-        print_json(asdict(erased) | {"prefect_summaries": summaries})
+        print_json(asdict(erased))
     else:
-        print_erased(name, erased, summaries)
+        print_erased(name, erased)
     if erased.left:
         raise typer.Exit(1)
 
 
-def print_erased(name: str, erased: "Erased", summaries: int) -> None:
+def print_erased(name: str, erased: "Erased") -> None:
     """Where a record was, what that means for nights and versions, and where Nightjar cannot reach."""
     rows = [asdict(place) for place in erased.places]
     print_rows(Table(title="erased from", title_justify="left"), rows, ("what", "batch_date", "rows"))
     lines = [f"deleted    {page}" for page in erased.pages]
-    lines += [f"deleted    {summaries} summaries of nights in Prefect"] if summaries else []
+    lines += [f"deleted    {erased.summaries} summaries of nights in Prefect"] if erased.summaries else []
     lines += [f"stale      nightjar backfill {name} --from {day} --to {day}" for day in erased.stale]
     for fitted in erased.fitted:
         told = ", ".join(fitted.aliases) or "no alias"
@@ -125,5 +125,6 @@ def print_erased(name: str, erased: "Erased", summaries: int) -> None:
         lines.append(f"learnt     version {fitted.version} ({told}) may have learnt from it{holds}")
     lines += [f"left       {path}: an attempt may be at work; run this again when it has ended" for path in erased.left]
     lines.append("elsewhere  the source, earlier backups, logs and copies of the tables may still hold it")
+    lines.append("           after a training that ran meanwhile, run this again")
     for line in lines:
         stdout.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -97,7 +97,7 @@ def test_an_erased_record_is_nowhere_and_its_night_is_scored_again_without_it(
     assert zones == dict.fromkeys(expected, 1)
     assert told["pages"] == [f"reports/orders/{LAST}.html"]
     assert (told["stale"], told["fitted"], told["left"]) == ([str(LAST)], [], [])
-    assert told["prefect_summaries"] >= 1
+    assert told["summaries"] >= 1
     assert mentions(home, record) == []
     states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "orders")["nights"]}
     assert states[str(LAST)] == "stale"

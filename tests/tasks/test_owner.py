@@ -24,7 +24,8 @@ def test_a_process_is_alive_until_it_is_killed():
 def test_a_number_that_was_given_again_is_another_process():
     host, pid, born = name_process().split(" ")
     assert not is_dead(f"{host} {pid} {born}")
-    assert is_dead(f"{host} {pid} {float(born) - 60:.2f}")
+    assert not is_dead(f"{host} {pid} {float(born) - 60:.2f}")  # somebody has set the clock
+    assert is_dead(f"{host} {pid} {float(born) - 3600:.2f}")
 
 
 def test_nothing_is_known_of_other_hosts_and_unnamed_processes():

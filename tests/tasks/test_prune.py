@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -30,9 +31,13 @@ TWO_DAYS_AGO = (NOW - timedelta(days=2)).timestamp()
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both nights are published; the champion's cut-off is the old one."""
-    in_use = Kept(dict.fromkeys((OLD, NEW)), None, frozenset({OLD}), frozenset({1}))
-    monkeypatch.setattr(prune, "read_kept", lambda site: in_use)
+    """Both nights are published, as they have landed; the champion's cut-off is the old one."""
+
+    def read_kept(site: Site) -> Kept:
+        landed = {day: site.lake.get("landing", "toy", day).hash for day in site.lake.dates("landing", "toy")}
+        return Kept(dict.fromkeys((OLD, NEW)), landed, None, frozenset({OLD}), frozenset({1}))
+
+    monkeypatch.setattr(prune, "read_kept", read_kept)
 
 
 def put(site: Site, zone: Zone, day: date) -> None:
@@ -103,7 +108,7 @@ def test_scores_that_no_night_was_published_from_go_after_a_day(site: Site, monk
             part.append(pa.table({"record_id": ["a", "b"]}))
         site.lake.replace(partition.path("part-0.json"), b"{}")
         partition.commit({})
-    kept = Kept({NEW: "bb"}, None, frozenset(), frozenset())
+    kept = Kept({NEW: "bb"}, {}, None, frozenset(), frozenset())
     monkeypatch.setattr(prune, "read_kept", lambda site: kept)
     now = datetime.now(UTC)
     assert prune_detector(site, FOREVER, now) == []
@@ -128,7 +133,7 @@ def test_retention_goes_by_batch_date_and_zone_and_spares_the_training_sets_in_u
 def test_landing_of_which_nothing_has_become_yet_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     put(site, "landing", OLD)
     put(site, "landing", OLD + timedelta(days=1))
-    kept = Kept({}, OLD, frozenset(), frozenset())
+    kept = Kept({}, {}, OLD, frozenset(), frozenset())
     monkeypatch.setattr(prune, "read_kept", lambda site: kept)
     prune_detector(site, RetentionParams(landing_days=1), NOW)
     assert zones(site)["landing"] == [OLD + timedelta(days=1)]
@@ -223,3 +228,34 @@ def test_prune_works_on_an_object_store(make_site: Callable[..., Site], tmp_path
     site.lake.replace(f"landing/toy/batch_date={OLD}/attempt=1/part.parquet", b"123")
     assert prune_detector(site, FOREVER, datetime.now(UTC)) == []
     assert prune_detector(site, FOREVER, datetime.now(UTC) + timedelta(days=2))[0].files == 1
+
+
+def test_rows_that_landed_after_their_night_was_published_stay_until_it_is_scored_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site, "landing", OLD)
+    published = site.lake.get("landing", "toy", OLD).hash
+    kept = Kept({OLD: None}, {OLD: published}, None, frozenset(), frozenset())
+    monkeypatch.setattr(prune, "read_kept", lambda site: kept)
+    newest = site.lake.write("landing", "toy", OLD)
+    with newest.part("part-1", source="late.csv", version="1") as part:
+        part.append(pa.table({"record_id": ["c"]}))
+    newest.commit({}, keep=site.lake.get("landing", "toy", OLD).parts)
+    prune_detector(site, RetentionParams(landing_days=1), NOW)
+    assert site.lake.get("landing", "toy", OLD).rows == 3
+
+
+def test_scores_that_are_finished_between_plan_and_removal_stay(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"scores/toy/batch_date={NEW}/inputs=ab"
+    part = leave_orphan(site, f"{folder}/part-0.parquet", 2)
+    never = leave_orphan(site, f"{folder}/part-0.json.0badf00d.new", 2)
+    hold = prune.hold_batch
+
+    def finish_first(site: Site, *arguments: Any) -> Any:
+        site.lake.replace(f"{folder}/manifest.json", b"{}")
+        return hold(site, *arguments)
+
+    monkeypatch.setattr(prune, "hold_batch", finish_first)
+    prune_detector(site, FOREVER, NOW)
+    assert part.exists()
+    assert not never.exists()
