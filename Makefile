@@ -23,7 +23,8 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 	@$(BIN)/nightjar run payments
 
 test: $(BIN)/.installed ## the test suite
-	$(BIN)/pytest -n 2 --dist loadfile
+	@# The longest files first: the other worker then has something left to do until the end.
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/torture tests/flows tests
 
 torture: $(BIN)/.installed ## kills, races, faults and fuzzing at length (an hour or two); the short form is in make test
 	$(BIN)/pytest tests/torture tests/faults tests/fuzz --kills 100 --rounds 250 --hypothesis-profile=torture \
