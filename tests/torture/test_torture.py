@@ -76,7 +76,7 @@ def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
 ) -> None:
     scene.put_back()
     steps, seconds = time_steps(scene, *SCORE)
-    whole, shown = scene.digest(), [scene.read_table(table, NIGHT) for table in SHOWN]
+    whole, shown = scene.read_all(), [scene.read_table(table, NIGHT) for table in SHOWN]
     assert all(shown)
     named = scene.list_files()
     scene.put_back()
@@ -85,17 +85,17 @@ def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
     for number, (boundary, moment) in enumerate(plan_kills(kills, steps, seconds), start=1):
         places.append(kill(scene.start(*SCORE), boundary, moment))
         assert [scene.read_table(table, NIGHT) for table in SHOWN] in ([[], [], []], shown), places  # nothing, or all
-        scene.digest()  # every manifest names whole files
+        scene.read_all()  # every manifest names whole files
         if number % LIVES and number < kills:
             continue
         finished = list_finished(scene)
         scene.run(*SCORE)
-        assert scene.digest() == whole, places
+        assert scene.read_all() == whole, places
         assert finished.items() <= list_finished(scene).items(), places  # not computed again
         scene.age_files()
         scene.run("prune", "orders")
         assert scene.list_files() == named, places  # orphans are gone, and nothing else
-        assert scene.digest() == whole, places
+        assert scene.read_all() == whole, places
         *tries, last = warehouse.read_attempts(scene.engine, "orders", NIGHT)
         assert last.status == "published"
         assert all(one.status == "published" or "died without a word" in one.cause for one in tries)
@@ -191,7 +191,7 @@ def test_whole_runs_of_one_batch_at_once_leave_what_one_run_leaves(
         pytest.skip("left to make torture: two at once are tried here")
     scene.put_back()
     scene.run(*SCORE)
-    whole = scene.digest()
+    whole = scene.read_all()
     for _ in range(max(1, rounds)):
         scene.put_back()
         victims = [scene.start(*SCORE) for _ in range(runs)]
@@ -199,7 +199,7 @@ def test_whole_runs_of_one_batch_at_once_leave_what_one_run_leaves(
         texts = [victim.text for victim, code in zip(victims, codes, strict=True) if code]
         assert 0 in codes
         assert all(any(words in text for words in OVERTAKEN) for text in texts), texts
-        assert scene.digest() == whole
+        assert scene.read_all() == whole
         assert {one.status for one in warehouse.read_attempts(scene.engine, "orders", NIGHT)} <= {"published", "failed"}
         note(f"{runs} runs of one batch at once", scene.kind, "as one run")
 
@@ -212,10 +212,10 @@ def test_an_old_run_that_wakes_up_after_a_newer_one_has_published_is_refused(
     assert old.wait_for("rows scored")
     old.send(signal.SIGSTOP)
     scene.run(*SCORE)
-    published = scene.digest()
+    published = scene.read_all()
     old.send(signal.SIGCONT)
     code = old.end()
-    assert (code, scene.digest()) == (1, published)
+    assert (code, scene.read_all()) == (1, published)
     assert "a newer attempt has published this batch; its rows were left as they are" in old.text
     first, second = warehouse.read_attempts(scene.engine, "orders", NIGHT)
     assert (first.status, second.status) == ("failed", "published")
