@@ -50,12 +50,12 @@ def kill(victim: Victim, boundary: int, seconds: float) -> str:
 
 
 def plan_kills(kills: int, steps: int, seconds: float) -> Iterator[tuple[int, float]]:
-    """Every boundary in turn; a moment after one; any moment of a run's life."""
+    """Every boundary in turn; a moment after one; any moment of a run's life (its start is a third of it)."""
     rng = random.Random(kills)
     boundaries = rng.sample(range(steps + 1), steps + 1)
     for number in range(kills):
         boundary = boundaries[number // 3 % len(boundaries)]
-        yield ((boundary, 0.0), (boundary, rng.uniform(0, 0.2)), (0, rng.uniform(0, seconds)))[number % 3]
+        yield ((boundary, 0.0), (boundary, rng.uniform(0, 0.2)), (0, rng.uniform(0, 0.7 * seconds)))[number % 3]
 
 
 def time_steps(scene: Scene, *arguments: str) -> tuple[int, float]:
