@@ -1,4 +1,4 @@
-"""Commands that keep the stores in order: migrate, backup, restore, prune, erase."""
+"""Commands that keep the stores in order: migrate, export, backup, restore, prune, erase."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,6 +34,24 @@ def migrate(as_json: Json = False, debug: Debug = False) -> None:
     if engine.dialect.name == "postgresql":
         none = "none: an administrator makes them (docs/settings.md); then run this again"
         stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="nightjar export /mnt/exports/2026-11-21")
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
+    from flows.setup import load_stores
+    from tasks.backup import export_warehouse
+
+    rows = export_warehouse(load_stores().warehouse_url, folder)
+    if as_json:
+        print_json({"folder": str(folder), "rows": rows})
+        return
+    for table, count in rows.items():
+        stdout.print(f"{count:>12,} rows  {folder}/{table}.parquet", soft_wrap=True, highlight=False)
 
 
 @app.command(epilog="nightjar backup /mnt/backups/2026-11-21")

@@ -3,9 +3,11 @@
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from psycopg import sql
@@ -13,8 +15,10 @@ from toy import DAYS, FIRST, Project
 
 from flows.cli import execute
 from tasks.roles import READER, WRITER
-from tasks.warehouse import SCHEMA_VERSION, begin, migrate, open_engine, read_attempts, read_flags
+from tasks.tables import metadata
+from tasks.warehouse import SCHEMA_VERSION, begin, begin_attempt, migrate, open_engine, read_attempts, read_flags
 
+NOW = datetime(2026, 4, 3, 4, tzinfo=UTC)
 LAST = FIRST + timedelta(days=DAYS - 1)
 PASSWORD = "s3cret-9f"
 
@@ -147,6 +151,23 @@ def test_migrating_duckdb_says_from_which_schema_to_which(
     assert say(url, "migrate")[1] == f"schema     was empty, is now {SCHEMA_VERSION} in {url}\n"
     told = json.loads(say(url, "migrate", "--json")[1])
     assert told == {"warehouse": url, "before": SCHEMA_VERSION, "schema": SCHEMA_VERSION, "roles": []}
+
+
+def test_an_export_holds_every_table_and_wants_a_new_folder(
+    project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str, tmp_path: Path
+) -> None:
+    migrate(open_engine(warehouse_url))
+    begin_attempt(open_engine(warehouse_url), "orders", LAST, "begin", NOW)
+    folder = tmp_path / "exports" / "today"
+    told = json.loads(say(warehouse_url, "export", str(folder), "--json")[1])
+    assert told["rows"] == {table: int(table == "attempts") for table in metadata.tables}
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(metadata.tables)
+    [row] = pq.read_table(folder / "attempts.parquet").to_pylist()
+    assert (row["detector"], row["batch_date"], row["attempt"], row["started_at"]) == ("orders", LAST, 1, NOW)
+    code, out, err = say(warehouse_url, "export", str(folder))
+    assert (code, out) == (1, "")
+    assert "error: StoreNotEmpty: The folder is not empty." in err
+    assert f"1 rows  {tmp_path}/again/attempts.parquet" in say(warehouse_url, "export", str(tmp_path / "again"))[1]
 
 
 def test_a_writer_scores_a_night_that_a_reader_looks_at(

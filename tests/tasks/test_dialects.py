@@ -251,7 +251,9 @@ def dialects() -> dict[str, sa.Dialect]:
     import duckdb_engine
     import snowflake.sqlalchemy.snowdialect as snowflake
     import sqlalchemy_bigquery as bigquery
+    from sqlalchemy.sql import functions
 
+    functions._registry["_default"].pop("unnest", None)  # BigQuery's would take PostgreSQL's place in reflection
     built_in = {name: module.dialect() for name, module in {
         "mssql": mssql, "mysql": mysql, "oracle": oracle, "postgresql": postgresql, "sqlite": sqlite,
         "snowflake": snowflake, "bigquery": bigquery,
