@@ -235,7 +235,7 @@ def grant_roles(stack: Stack) -> None:
     """Make the logins members of the roles that the warehouse's migrations have made."""
     with stack.connect() as connection:
         for login, role in MEMBERS.items():
-            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier("nightjar"), sql.Identifier(login)))
+            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(login)))
 
 
 def start_supervisor(stack: Stack) -> None:

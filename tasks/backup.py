@@ -69,14 +69,7 @@ class BackupManifest(Section):
 
 def back_up(stores: Stores, folder: Path, with_mlflow: bool, tell: Tell = lambda done, total: None) -> BackupManifest:
     """Copy the stores into a new folder. Raises StoreNotEmpty, BackupInvalid, SourceInvalid and ServiceUnreachable."""
-    if folder.exists() and any(folder.iterdir()):
-        raise StoreNotEmpty(
-            "The folder of the backup is not empty.",
-            where=str(folder),
-            got=f"{len(list(folder.iterdir()))} files or folders",
-            expected="a new or empty folder; one without manifest.json is what a backup that was cut short left",
-            todo="name another folder, or delete this one",
-        )
+    check_new(folder, "one without manifest.json is what a backup that was cut short left")
     database = registry_copy.find_database(stores.mlflow_uri) if with_mlflow else None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,13 +88,39 @@ def back_up(stores: Stores, folder: Path, with_mlflow: bool, tell: Tell = lambda
     return manifest
 
 
+def check_new(folder: Path, else_what: str) -> None:
+    """Raise StoreNotEmpty where the folder has something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise StoreNotEmpty(
+            "The folder is not empty.",
+            where=str(folder),
+            got=f"{len(list(folder.iterdir()))} files or folders",
+            expected=f"a new or empty folder; {else_what}",
+            todo="name another folder, or delete this one",
+        )
+
+
+def export_warehouse(url: str, folder: Path) -> dict[str, int]:
+    """Write the tables into a new folder, as Parquet for other databases; returns the rows of each.
+
+    Raises StoreNotEmpty and ServiceUnreachable.
+    """
+    check_new(folder, "an export that was cut short is made again from the beginning")
+    with writing(folder):
+        return export_tables(warehouse.open_engine(url), folder)
+
+
 def export_tables(engine: sa.Engine, folder: Path) -> dict[str, int]:
     """Write every table as Parquet, all as they were at one moment; returns the rows of each."""
     warehouse.migrate(engine)
     if engine.dialect.name == "postgresql":
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with warehouse.begin(engine) as connection:
+        if engine.dialect.name not in ("postgresql", "duckdb"):
+            warehouse.lock_key(
+                connection, "export"
+            )  # a moment without writers, where statements see what was committed
         return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
 
 

@@ -18,6 +18,7 @@ NightjarError                 anything a user can put right
 ├── LeakageFound              two sets share records, or a label was used before it was known
 ├── BackupInvalid             a backup is incomplete, altered, or of stores that it cannot hold
 ├── StoreNotEmpty             a restore would mix with what a store already holds
+├── SchemaMismatch            the warehouse's tables are of another version than the code
 ├── RunFailed                 at least one part of a run failed; lists them all
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
@@ -83,6 +84,10 @@ class BackupInvalid(NightjarError):
 
 class StoreNotEmpty(NightjarError):
     """A restore or a backup would mix with what is there already."""
+
+
+class SchemaMismatch(NightjarError):
+    """The warehouse's tables are of a newer Nightjar, or of an older one and this login may not migrate them."""
 
 
 class RunFailed(NightjarError):

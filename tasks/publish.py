@@ -8,13 +8,11 @@ The fencing number follows M. Kleppmann, "How to do distributed locking" (2016).
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
-from sqlalchemy.dialects.postgresql import insert
 
 from tasks.errors import PublishConflict, ReconciliationFailed
 from tasks.groups import rank_groups
@@ -132,10 +130,8 @@ def _replace_groups(connection: sa.Connection, night: Night, groups: pd.DataFram
 
 
 def _replace_batch(connection: sa.Connection, night: Night, published: int) -> None:
-    row: dict[str, Any] = asdict(night) | {"published": published}
-    keys = ["detector", "batch_date"]
-    values = {name: value for name, value in row.items() if name not in keys}
-    connection.execute(insert(scoring_batches).values(row).on_conflict_do_update(index_elements=keys, set_=values))
+    connection.execute(sa.delete(scoring_batches).where(*_of_batch(scoring_batches, night)))
+    connection.execute(sa.insert(scoring_batches).values(asdict(night) | {"published": published}))
 
 
 def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> None:

@@ -20,13 +20,17 @@ class Instant(sa.types.TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Refuse a naive datetime: it would mean another moment on a server in another zone."""
-        if value is not None and value.tzinfo is None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
             raise ValueError(f"{value!r} has no time zone; the warehouse keeps UTC")
-        return value
+        return value.astimezone(UTC)  # some engines drop the zone
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Turn the session's zone into UTC."""
-        return None if value is None else value.astimezone(UTC)
+        """Turn the session's zone into UTC, or give back the zone that the engine dropped."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:

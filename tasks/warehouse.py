@@ -1,7 +1,8 @@
 """The warehouse: one short transaction at a time, its schema, its attempts and labels, and what is read from it.
 
-DuckDB (one file, one process at a time) and PostgreSQL are told apart in three places only: opening, locking and
-bulk loading. Instants are UTC, with their zone. `migrate` brings an empty or older warehouse to SCHEMA_VERSION.
+DuckDB (one file, one process at a time), PostgreSQL and the others are told apart in three places only: opening,
+locking and bulk loading. Every other statement is the same for all. Instants are UTC, with their zone. `migrate` brings
+an empty or older warehouse to SCHEMA_VERSION.
 """
 
 import time
@@ -15,10 +16,10 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
-from sqlalchemy.dialects.postgresql import insert  # DuckDB speaks the same "on conflict"
 
-from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
+from tasks.errors import ParamsInvalid, RecordMissing, SchemaMismatch, ServiceUnreachable, SourceInvalid
 from tasks.owner import is_dead, name_process
+from tasks.roles import WRITER, grant_roles, may_migrate
 from tasks.tables import (
     Attempt,
     Batch,
@@ -32,27 +33,63 @@ from tasks.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0004"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0005"  # the newest file in migrations/versions
+SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, from the first migration on
 LOCK_TIMEOUT_S = 30.0
 COPY_ROWS = 10_000
+FILES = ("duckdb", "sqlite")
+DRIVERS = (*FILES, "postgresql+psycopg", "snowflake")
+NOT_A_WAREHOUSE = {
+    "bigquery": "its driver has no transactions: a reader would see half a night, and a kill would leave it",
+    **dict.fromkeys(("mysql", "mariadb", "mssql", "oracle"), "its keys cannot be text of any length, as ids are"),
+}
+NO_RIGHT = "42501"  # SQLSTATE insufficient_privilege
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Describe the warehouse at `duckdb:///PATH` or `postgresql+psycopg://...`; the first `begin` connects."""
+    """Describe the warehouse at `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; `begin` connects.
+
+    Raises ParamsInvalid, and ServiceUnreachable where a file's folder cannot be made.
+    """
+    parsed = _read_url(url)
+    if parsed.drivername in FILES:
+        _make_folder(parsed)
+    waits = {"postgresql+psycopg": {"connect_timeout": 10}, "sqlite": {"timeout": LOCK_TIMEOUT_S}}
+    options = waits.get(parsed.drivername, {})
+    try:
+        # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
+        engine = sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
+    except (ImportError, AttributeError, sa.exc.NoSuchModuleError) as error:
+        raise _no_driver(parsed, error) from error
+    if parsed.drivername == "sqlite":
+        _begin_immediately(engine)
+    return engine
+
+
+def _read_url(url: str) -> sa.URL:
+    """No message quotes the text: it may hold a password."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise _invalid_url("text that is no URL") from None  # the text may hold a password
-    if parsed.drivername not in ("duckdb", "postgresql", "postgresql+psycopg"):
-        raise _invalid_url(f"driver {parsed.drivername!r}")
-    options: dict[str, Any] = {"connect_timeout": 10} if parsed.drivername != "duckdb" else {}
-    if parsed.drivername == "duckdb":
+    except (sa.exc.ArgumentError, ValueError):
+        raise _invalid_url("text that is no URL") from None
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy 2.0 would take another driver
+    if parsed.drivername not in DRIVERS:
+        reason = NOT_A_WAREHOUSE.get(parsed.get_backend_name(), "publishing is not proven there")
+        raise _invalid_url(f"driver {parsed.drivername!r}: {reason}")
+    if parsed.drivername in FILES:
         if parsed.database in (None, "", ":memory:"):
-            raise _invalid_url("DuckDB without a file, which forgets everything between two transactions")
-        _make_folder(parsed)
-    # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
-    return sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
+            raise _invalid_url(f"{parsed.drivername} without a file, which forgets everything between two transactions")
+    elif "@" in f"{parsed.host}{parsed.database}":
+        raise _invalid_url("a host or database with an @: in a user or password it is written %40")
+    return parsed
+
+
+def _begin_immediately(engine: sa.Engine) -> None:
+    """One SQLite transaction at a time, DDL included; its driver would begin late and leave DDL out."""
+    sa.event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin immediate"))
 
 
 def _make_folder(url: sa.URL) -> None:
@@ -67,7 +104,8 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
     """One transaction: committed at the end, rolled back by any exception, the connection closed either way.
 
     Raises ServiceUnreachable when the server is away, its disk is full, or another process or thread keeps DuckDB's
-    file, or a PostgreSQL lock, for longer than `lock_timeout_s`. Do not nest.
+    file, or a PostgreSQL lock, for longer than `lock_timeout_s`; ParamsInvalid when the login lacks a right. Do not
+    nest.
     """
     with _alone(engine, lock_timeout_s), _connect(engine, lock_timeout_s) as connection:
         try:
@@ -80,33 +118,72 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
             # Operational: a server that went away, a lock refused, a full disk. Anything else is a fault of ours.
             if error.connection_invalidated or isinstance(error, sa.exc.OperationalError):
                 raise _unreachable(engine.url, error) from error
+            if getattr(error.orig, "sqlstate", None) == NO_RIGHT:
+                raise _forbidden(engine.url, error.orig) from error
             raise
 
 
 def lock_key(connection: sa.Connection, *key: str) -> None:
-    """Make others that lock the same key wait until this transaction ends. On DuckDB the open file is the lock."""
+    """Make others that lock the same key wait until this transaction ends.
+
+    DuckDB's open file is the lock. Engines without locks by name have one row that all keys share: who updates it first
+    makes the others wait.
+    """
     if connection.dialect.name == "postgresql":
         number = sa.func.hashtextextended("\x1f".join(("nightjar", *key)), 0)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+    elif connection.dialect.name != "duckdb":
+        connection.execute(sa.update(SCHEMA).values(version_num=SCHEMA.c.version_num))
 
 
-def migrate(engine: sa.Engine, version: str | None = None) -> None:
-    """Bring the tables to SCHEMA_VERSION, or an older one; costs one query where they are there already."""
+def migrate(engine: sa.Engine, version: str | None = None) -> str | None:
+    """Bring the tables to SCHEMA_VERSION, or an older one, and return the version they had; None: there were none.
+
+    Costs one query where there is nothing to do. Raises SchemaMismatch where the warehouse is newer, or older and the
+    login may not change it.
+    """
     version = version or SCHEMA_VERSION
     with begin(engine) as connection:
-        if _read_version(connection) == version:
-            return
-        lock_key(connection, "schema")
+        found = _read_version(connection)
+        if found == version:
+            return found
+        if found is not None or connection.dialect.name == "postgresql":  # elsewhere the lock is a row yet to come
+            lock_key(connection, "schema")
         found = _read_version(connection)  # another process may have migrated while this one waited
-        if found is not None and found > SCHEMA_VERSION:
-            raise NightjarError(
-                "the warehouse was migrated by a newer Nightjar",
-                where=describe_place(engine.url),
-                got=f"schema {found}",
-                expected=f"schema {SCHEMA_VERSION} or older",
-                todo="install the newer Nightjar here too",
-            )
-        _upgrade_schema(connection, version)
+        if found != version:
+            _refuse_mismatch(connection, found, version)
+            _upgrade_schema(connection, version)
+    return found
+
+
+def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str) -> None:
+    where = describe_place(connection.engine.url)
+    if found is not None and found > SCHEMA_VERSION:
+        raise SchemaMismatch(
+            "the warehouse was migrated by a newer Nightjar",
+            where=where,
+            got=f"schema {found}",
+            expected=f"schema {SCHEMA_VERSION} or older",
+            todo="install the newer Nightjar here too; if the database is another program's, MLflow's for example, "
+            "give Nightjar one of its own",
+        )
+    if not may_migrate(connection, is_new=found is None):
+        raise SchemaMismatch(
+            "the warehouse is older than this Nightjar, and this login may not change its tables",
+            where=where,
+            got=f"schema {found}" if found else "none of Nightjar's tables",
+            expected=f"schema {version}",
+            todo="let the owner of the warehouse run: nightjar migrate",
+        )
+
+
+def renew_roles(engine: sa.Engine) -> list[str]:
+    """Make PostgreSQL's roles where there are none and grant them their rights again; returns those that have them."""
+    with begin(engine) as connection:
+        if connection.dialect.name != "postgresql" or not may_migrate(connection, is_new=False):
+            return []
+        lock_key(connection, "schema")
+        return grant_roles(connection)
 
 
 def is_new(engine: sa.Engine) -> bool:
@@ -126,8 +203,12 @@ def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -
         _driver(connection).register(source.name, rows)
         connection.execute(sa.insert(table).from_select(rows.column_names, sa.select(source)))
         _driver(connection).unregister(source.name)
-    else:
+    elif connection.dialect.name == "postgresql":
         _copy_rows(connection, table, rows)
+    else:
+        for part in rows.to_batches(COPY_ROWS):
+            if part.num_rows:
+                connection.execute(sa.insert(table), part.to_pylist())
 
 
 def begin_attempt(
@@ -224,15 +305,12 @@ def add_labels(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
     frame: record_id (text), label (int), known_at (instant), one row per label learnt. Raises SourceInvalid where
     one record has two labels known at one instant: nobody could say which one is right.
     """
-    staged = sa.Table("staged_labels", sa.MetaData(), *_copy_columns(labels), prefixes=["temporary"])
-    both = sa.and_(staged.c.record_id == labels.c.record_id, staged.c.known_at == labels.c.known_at)
-    contradicting = sa.select(sa.func.count()).select_from(sa.join(staged, labels, both))
     with begin(engine) as connection:
+        staged = _stage_rows(connection, labels, frame[["record_id", "label", "known_at"]].assign(detector=detector))
         lock_key(connection, detector, "labels")  # two loaders of the same rows would deadlock
-        staged.create(connection)
-        load_rows(connection, staged, frame[["record_id", "label", "known_at"]].assign(detector=detector))
-        new = insert(labels).from_select(staged.c.keys(), sa.select(staged)).on_conflict_do_nothing()
-        added = connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount
+        added = _insert_new(connection, labels, staged)
+        both = sa.and_(staged.c.record_id == labels.c.record_id, staged.c.known_at == labels.c.known_at)
+        contradicting = sa.select(sa.func.count()).select_from(sa.join(staged, labels, both))
         rows = connection.scalar(contradicting.where(labels.c.detector == detector, staged.c.label != labels.c.label))
         if rows:
             raise SourceInvalid(
@@ -242,8 +320,32 @@ def add_labels(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
                 expected="one label per record and instant",
                 todo="correct the label, or give the correction the later instant at which it was known",
             )
-        staged.drop(connection)
     return added
+
+
+def _stage_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> sa.Table:
+    """Load the frame into a temporary table like `table`; it goes with the connection. Not under a lock.
+
+    Snowflake commits where a table is made, which would end the lock.
+    """
+    staged = sa.Table(f"staged_{table.name}", sa.MetaData(), *_copy_columns(table), prefixes=["temporary"])
+    staged.create(connection)
+    load_rows(connection, staged, frame)
+    return staged
+
+
+def _insert_new(connection: sa.Connection, table: sa.Table, staged: sa.Table) -> int:
+    """Insert the staged rows whose key the table lacks, one row a key, and return how many; the key is locked."""
+    names, keys = table.c.keys(), table.primary_key.columns.keys()
+    others = [staged.c[name] for name in names if name not in keys]
+    turn = sa.func.row_number().over(partition_by=[staged.c[name] for name in keys], order_by=others)
+    ranked = sa.select(staged, turn.label("turn")).subquery()
+    there = sa.select(sa.literal(1)).select_from(table).where(*(table.c[name] == ranked.c[name] for name in keys))
+    new = sa.select(*(ranked.c[name] for name in names)).where(ranked.c.turn == 1, ~there.exists())
+    inserted = connection.execute(
+        sa.insert(table).from_select(names, new), execution_options={"preserve_rowcount": True}
+    )
+    return inserted.rowcount
 
 
 def read_labels(
@@ -266,10 +368,7 @@ def read_labels(
             known = known.where(labels.c.record_id.in_(sa.select(asked.c.record_id)))
         ranked = known.subquery()
         current = sa.select(ranked.c.record_id, ranked.c.label, ranked.c.known_at).where(ranked.c.recency == 1)
-        frame = _read_frame(connection, current.order_by(ranked.c.record_id))
-        if record_ids is not None:
-            asked.drop(connection)
-    return frame
+        return _read_frame(connection, current.order_by(ranked.c.record_id))
 
 
 def add_reviews(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
@@ -277,15 +376,10 @@ def add_reviews(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
 
     frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict ("anomaly" or "normal"), inclusion (0, 1].
     """
-    staged = sa.Table("staged_reviews", sa.MetaData(), *_copy_columns(reviews), prefixes=["temporary"])
     with begin(engine) as connection:
+        staged = _stage_rows(connection, reviews, frame.assign(detector=detector))
         lock_key(connection, detector, "reviews")
-        staged.create(connection)
-        load_rows(connection, staged, frame.assign(detector=detector))
-        new = insert(reviews).from_select(staged.c.keys(), sa.select(staged)).on_conflict_do_nothing()
-        added = connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount
-        staged.drop(connection)
-    return added
+        return _insert_new(connection, reviews, staged)
 
 
 def read_reviews(engine: sa.Engine, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
@@ -343,7 +437,7 @@ def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
 def _read_version(connection: sa.Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
-    return connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
+    return connection.scalar(sa.select(SCHEMA.c.version_num))
 
 
 def _upgrade_schema(connection: sa.Connection, version: str) -> None:
@@ -367,6 +461,8 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
                 copy.write(_encode_copy_text(part))
     except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
         raise _unreachable(connection.engine.url, str(error)) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _forbidden(connection.engine.url, error) from error
 
 
 def _encode_copy_text(rows: Any) -> str:
@@ -493,16 +589,35 @@ def _invalid_url(got: str) -> ParamsInvalid:
         "the warehouse URL is not usable",
         got=got,
         expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
-        todo="correct the warehouse URL in the settings",
+        todo="correct NIGHTJAR_WAREHOUSE; docs/settings.md tells what other databases can do",
+    )
+
+
+def _no_driver(url: sa.URL, error: Exception) -> ParamsInvalid:
+    return ParamsInvalid(
+        "the warehouse's driver is not usable here",
+        where=describe_place(url),
+        got=f"{type(error).__name__}: {error}",
+        todo=f'pip install "nightjar[{url.get_backend_name()}]", which brings what fits it',
+    )
+
+
+def _forbidden(url: sa.URL, cause: object) -> ParamsInvalid:
+    return ParamsInvalid(
+        "the login in the warehouse URL lacks a right",
+        where=describe_place(url),
+        got=str(cause).splitlines()[0],
+        expected=f"a member of the role {WRITER} to run nights, of nightjar_reader to read, or the owner of the tables",
+        todo=f"let an administrator grant it {WRITER}, or name another login in NIGHTJAR_WAREHOUSE",
     )
 
 
 def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
-    if url.drivername == "duckdb" and ("lock" in got or "kept it for" in got):
+    if url.drivername in FILES and ("lock" in got or "kept it for" in got):
         todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
-    elif url.drivername == "duckdb":
+    elif url.drivername in FILES:
         todo = "check the file's folder, its permissions and the free space; nightjar restore brings a backup back"
     else:
-        todo = "check that PostgreSQL runs, that the warehouse URL in the settings is right and who holds its locks"
+        todo = "check that its server runs, that the warehouse URL in the settings is right and who holds its locks"
     return ServiceUnreachable("the warehouse does not answer", where=describe_place(url), got=got, todo=todo)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The URL of an empty PostgreSQL server on loopback, without a database name; stopped at the session's end."""
+    with run_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def own_postgres_url() -> Iterator[str]:
+    """Another such server, for one module: its tests change what all databases of a server share."""
+    with run_postgres() as url:
+        yield url
+
+
+@contextmanager
+def run_postgres() -> Iterator[str]:
     initdb, pg_ctl = find_binary("initdb"), find_binary("pg_ctl")
     password, port = secrets.token_hex(8), find_free_port()
     # Not pytest's own folder: that is closed to the other user whom the server runs as when the tests run as root.

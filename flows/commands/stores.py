@@ -1,4 +1,4 @@
-"""Commands that keep the stores in order: backup, restore, prune, erase."""
+"""Commands that keep the stores in order: migrate, export, backup, restore, prune, erase."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +15,43 @@ if TYPE_CHECKING:
     from tasks.erase import Erased
 
 app = typer.Typer()
+
+
+@app.command(epilog="NIGHTJAR_WAREHOUSE=postgresql+psycopg://OWNER:PASSWORD@HOST/DATABASE nightjar migrate")
+def migrate(as_json: Json = False, debug: Debug = False) -> None:
+    """Bring the warehouse to the newest schema; on PostgreSQL also grant its roles their rights again."""
+    from flows.setup import load_stores
+    from tasks import warehouse
+
+    engine = warehouse.open_engine(load_stores().warehouse_url)
+    before = warehouse.migrate(engine)
+    roles, place = warehouse.renew_roles(engine), warehouse.describe_place(engine.url)
+    if as_json:
+        print_json({"warehouse": place, "before": before, "schema": warehouse.SCHEMA_VERSION, "roles": roles})
+        return
+    told = "is" if before == warehouse.SCHEMA_VERSION else f"was {before or 'empty'}, is now"
+    stdout.print(f"schema     {told} {warehouse.SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
+    if engine.dialect.name == "postgresql":
+        none = "none: an administrator makes them (docs/settings.md); then run this again"
+        stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="nightjar export /mnt/exports/2026-11-21")
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
+    from flows.setup import load_stores
+    from tasks.backup import export_warehouse
+
+    rows = export_warehouse(load_stores().warehouse_url, folder)
+    if as_json:
+        print_json({"folder": str(folder), "rows": rows})
+        return
+    for table, count in rows.items():
+        stdout.print(f"{count:>12,} rows  {folder}/{table}.parquet", soft_wrap=True, highlight=False)
 
 
 @app.command(epilog="nightjar backup /mnt/backups/2026-11-21")

@@ -14,6 +14,12 @@ class DuckImpl(DefaultImpl):
     transactional_ddl = True
 
 
+class SnowflakeImpl(DefaultImpl):
+    """Makes Snowflake known to Alembic; its DDL commits by itself."""
+
+    __dialect__ = "snowflake"
+
+
 context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
     context.run_migrations()

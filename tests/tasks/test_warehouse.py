@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from texts import AWKWARD
 
-from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, ServiceUnreachable, SourceInvalid
+from tasks.errors import ParamsInvalid, RecordMissing, SchemaMismatch, ServiceUnreachable, SourceInvalid
 from tasks.tables import attempts, labels, metadata, reviews
 from tasks.warehouse import (
     SCHEMA_VERSION,
@@ -71,17 +71,15 @@ def test_the_migrations_make_the_tables_that_the_code_names(postgres_warehouse_u
         assert compare_metadata(context, metadata) == []
 
 
-def test_a_review_written_before_inclusion_was_kept_counts_as_asked_for_certain(warehouse_url, monkeypatch):
+def test_a_review_written_before_inclusion_was_kept_counts_as_asked_for_certain(warehouse_url):
     engine = open_engine(warehouse_url)
-    monkeypatch.setattr("tasks.warehouse.SCHEMA_VERSION", "0001")
-    migrate(engine)
+    migrate(engine, "0001")
     old = {"detector": "cards", "batch_date": DAY, "record_id": "a", "reviewer": "kim", "reviewed_at": NOW}
     with begin(engine) as connection:
         connection.execute(
             sa.insert(sa.table("reviews", *map(sa.column, [*old, "verdict"]))), old | {"verdict": "normal"}
         )
-    monkeypatch.undo()
-    migrate(engine)
+    assert migrate(engine) == "0001"
     assert read_reviews(engine, "cards")[["record_id", "verdict", "inclusion"]].values.tolist() == [
         ["a", "normal", 1.0]
     ]
@@ -93,7 +91,7 @@ def test_a_warehouse_of_a_newer_nightjar_is_refused(engine):
     version = sa.table("alembic_version", sa.column("version_num"))
     with begin(engine) as connection:
         connection.execute(sa.update(version).values(version_num="9999"))
-    with pytest.raises(NightjarError, match="newer Nightjar"):
+    with pytest.raises(SchemaMismatch, match="newer Nightjar"):
         migrate(engine)
 
 
@@ -322,7 +320,21 @@ def test_a_server_that_ends_the_session_is_unreachable(postgres_warehouse_url):
         connection.execute(sa.select(1))
 
 
-@pytest.mark.parametrize("url", ["duckdb://", "duckdb:///:memory:", "mysql://u:s3cret@h/d", "s3cret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "s3cret",
+        "duckdb://",
+        "duckdb:///:memory:",
+        "sqlite://",
+        "mysql://u:s3cret@h/d",
+        "bigquery://s3cret/d",
+        "postgres://u:s3cret@h/d",
+        "postgresql+psycopg://u:p@s3cret:s3cret/d",  # read as a port
+        "postgresql+psycopg://u:p@s3cret@h/d",  # read as a host
+    ],
+)
 def test_a_url_that_cannot_hold_a_warehouse_is_refused(url):
     with pytest.raises(ParamsInvalid) as caught:
         open_engine(url)

@@ -38,7 +38,7 @@ def flag_values() -> list[sa.Column[Any]]:
 def upgrade() -> None:
     # Deleting 100,000 rows that a DuckDB index covers takes 3.5 s at the commit, without the index 0.1 s. There the
     # file has one writer, which deletes a night before it loads it, so nothing can be doubled.
-    many_writers = op.get_bind().dialect.name == "postgresql"
+    many_writers = op.get_context().dialect.name == "postgresql"
     op.create_table(
         "flagged_anomalies",
         key("detector", sa.Text, many_writers),

@@ -11,6 +11,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    # DuckDB adds no column with a constraint, so the constraint follows.
-    op.add_column("reviews", sa.Column("inclusion", sa.Double, server_default="1"))
-    op.alter_column("reviews", "inclusion", nullable=False)
+    # DuckDB adds no column with a constraint, so the constraint follows; SQLite adds it with the column or never.
+    follows = op.get_context().dialect.name != "sqlite"
+    op.add_column("reviews", sa.Column("inclusion", sa.Double, nullable=follows, server_default=sa.text("1")))
+    if follows:
+        op.alter_column("reviews", "inclusion", existing_type=sa.Double, nullable=False)

@@ -1,0 +1,190 @@
+"""Warehouses as a user names them: wrong URLs, wrong passwords, older and newer schemas, logins with few rights."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+import sqlalchemy as sa
+from psycopg import sql
+from toy import DAYS, FIRST, Project
+
+from flows.cli import execute
+from tasks.roles import READER, WRITER
+from tasks.tables import metadata
+from tasks.warehouse import SCHEMA_VERSION, begin, begin_attempt, migrate, open_engine, read_attempts, read_flags
+
+NOW = datetime(2026, 4, 3, 4, tzinfo=UTC)
+LAST = FIRST + timedelta(days=DAYS - 1)
+PASSWORD = "s3cret-9f"
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command on a warehouse; returns the exit code, stdout, and stderr. No password is in either."""
+
+    def run(url: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("NIGHTJAR_WAREHOUSE", url)
+        code = execute(list(arguments))
+        told = capsys.readouterr()
+        assert PASSWORD not in told.out + told.err
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def log_in(postgres_warehouse_url: str) -> Iterator[Callable[[str], str]]:
+    """Make a login that is a member of a role; returns its URL."""
+    admin, made = sa.make_url(postgres_warehouse_url), []
+
+    def run(statement: sql.Composable) -> None:
+        url = admin.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def make(role: str) -> str:
+        name = f"person_{secrets.token_hex(4)}"
+        grant = sql.SQL("create role {} login password {} in role {}")
+        run(grant.format(sql.Identifier(name), sql.Literal(PASSWORD), sql.Identifier(role)))
+        made.append(name)
+        return admin.set(username=name, password=PASSWORD).render_as_string(hide_password=False)
+
+    yield make
+    for name in made:
+        run(sql.SQL("drop role {}").format(sql.Identifier(name)))
+
+
+COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "told"),
+    [
+        (PASSWORD, "ParamsInvalid", "text that is no URL"),
+        (f"postgres://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "driver 'postgres'"),
+        (f"postgresql+psycopg://u:p@{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "%40"),
+        (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "text that is no URL"),
+        (f"bigquery://u:{PASSWORD}@project/d", "ParamsInvalid", "no transactions"),
+        (f"mysql+pymysql://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "text of any length"),
+        (f"postgresql+psycopg://u:{PASSWORD}@no-such-host.invalid/d", "ServiceUnreachable", "no-such-host.invalid"),
+        (f"postgresql+psycopg://u:{PASSWORD}@127.0.0.1:9/d", "ServiceUnreachable", "127.0.0.1:9"),
+    ],
+)
+def test_a_wrong_url_ends_in_one_message(
+    project: Project, say: Callable[..., tuple[int, str, str]], url: str, name: str, told: str
+) -> None:
+    for command in COMMANDS:
+        code, out, err = say(url, *command)
+        assert (code, out) == (1, "")
+        assert err[err.index("error: ") :].startswith(f"error: {name}: the warehouse")
+        assert told in err
+        assert "Traceback" not in err
+
+
+def test_a_wrong_password_or_database_ends_in_one_message(
+    project: Project, say: Callable[..., tuple[int, str, str]], postgres_warehouse_url: str
+) -> None:
+    right = sa.make_url(postgres_warehouse_url)
+    wrong = {
+        "password authentication failed": right.set(password=PASSWORD),
+        'database "nowhere" does not exist': right.set(database="nowhere"),
+    }
+    for told, url in wrong.items():
+        for command in COMMANDS:
+            code, out, err = say(url.render_as_string(hide_password=False), *command)
+            assert (code, out) == (1, "")
+            assert "error: ServiceUnreachable: the warehouse does not answer" in err
+            assert told in err
+            assert str(right.password) not in err
+
+
+def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_its_owner(
+    project: Project,
+    say: Callable[..., tuple[int, str, str]],
+    postgres_warehouse_url: str,
+    log_in: Callable[[str], str],
+) -> None:
+    migrate(open_engine(postgres_warehouse_url))  # makes the roles
+    with begin(open_engine(postgres_warehouse_url)) as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '0004'"))
+    writer = log_in(WRITER)
+    for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
+        code, out, err = say(writer, *command)
+        assert (code, out) == (1, "")
+        assert "error: SchemaMismatch: the warehouse is older than this Nightjar" in err
+        assert "got: schema 0004" in err
+        assert f"expected: schema {SCHEMA_VERSION}" in err
+        assert "let the owner of the warehouse run: nightjar migrate" in err
+    code, out, _ = say(postgres_warehouse_url, "migrate", "--json")
+    told = json.loads(out)
+    assert (code, told["before"], told["schema"], told["roles"]) == (0, "0004", SCHEMA_VERSION, [WRITER, READER])
+    assert say(writer, "ingest", "orders")[0] == 0
+    code, out, _ = say(postgres_warehouse_url, "migrate")
+    assert f"schema     is {SCHEMA_VERSION} in postgresql+psycopg://127.0.0.1" in out
+    assert f"roles      {WRITER}, {READER}" in out
+
+
+def test_a_warehouse_one_migration_ahead_is_refused(
+    project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str
+) -> None:
+    engine = open_engine(warehouse_url)
+    migrate(engine)
+    newer = f"{int(SCHEMA_VERSION) + 1:04}"
+    with begin(engine) as connection:
+        connection.execute(sa.text("update alembic_version set version_num = :newer"), {"newer": newer})
+    for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
+        code, out, err = say(warehouse_url, *command)
+        assert (code, out) == (1, "")
+        assert "error: SchemaMismatch: the warehouse was migrated by a newer Nightjar" in err
+        assert f"got: schema {newer}" in err
+
+
+def test_migrating_duckdb_says_from_which_schema_to_which(
+    project: Project, say: Callable[..., tuple[int, str, str]]
+) -> None:
+    url = f"duckdb:///{project.folder}/w.duckdb"
+    assert say(url, "migrate")[1] == f"schema     was empty, is now {SCHEMA_VERSION} in {url}\n"
+    told = json.loads(say(url, "migrate", "--json")[1])
+    assert told == {"warehouse": url, "before": SCHEMA_VERSION, "schema": SCHEMA_VERSION, "roles": []}
+
+
+def test_an_export_holds_every_table_and_wants_a_new_folder(
+    project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str, tmp_path: Path
+) -> None:
+    migrate(open_engine(warehouse_url))
+    begin_attempt(open_engine(warehouse_url), "orders", LAST, "begin", NOW)
+    folder = tmp_path / "exports" / "today"
+    told = json.loads(say(warehouse_url, "export", str(folder), "--json")[1])
+    assert told["rows"] == {table: int(table == "attempts") for table in metadata.tables}
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(metadata.tables)
+    [row] = pq.read_table(folder / "attempts.parquet").to_pylist()
+    assert (row["detector"], row["batch_date"], row["attempt"], row["started_at"]) == ("orders", LAST, 1, NOW)
+    code, out, err = say(warehouse_url, "export", str(folder))
+    assert (code, out) == (1, "")
+    assert "error: StoreNotEmpty: The folder is not empty." in err
+    assert f"1 rows  {tmp_path}/again/attempts.parquet" in say(warehouse_url, "export", str(tmp_path / "again"))[1]
+
+
+def test_a_writer_scores_a_night_that_a_reader_looks_at(
+    trained: Project,
+    say: Callable[..., tuple[int, str, str]],
+    postgres_warehouse_url: str,
+    log_in: Callable[[str], str],
+) -> None:
+    migrate(open_engine(postgres_warehouse_url))
+    writer, reader = log_in(WRITER), log_in(READER)
+    code, out, err = say(writer, "score", "orders", "--date", str(LAST))
+    assert code == 0, err
+    flags = read_flags(open_engine(reader), "orders", LAST)
+    assert len(flags) >= 3
+    assert say(reader, "explain", "orders", str(flags["record_id"][0]))[0] == 0
+    assert "fresh" in say(reader, "status", "orders")[1]
+    code, out, err = say(reader, "score", "orders", "--date", str(LAST))
+    assert (code, out) == (1, "")
+    assert "error: ParamsInvalid: the login in the warehouse URL lacks a right" in err
+    assert [one.status for one in read_attempts(open_engine(reader), "orders")] == ["published"]
