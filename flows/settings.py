@@ -24,7 +24,8 @@ class Settings(BaseSettings):
     lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
     warehouse: str = Field(default="", description="SQLAlchemy URL: duckdb or postgresql+psycopg")
     mlflow: str = Field(default="", description="MLflow tracking URI")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks are fitted")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks fit and score")
+    devices: int = Field(default=1, ge=1, le=64, description="GPUs (or processes) that fit a network together")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
 
     @property

@@ -100,6 +100,7 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         home=settings.home_path,
         device=settings.device,
         threads=settings.threads,
+        devices=settings.devices,
         commit=read_commit(settings),
     )
     return Setup(configured, site)

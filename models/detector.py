@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
+from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, NightjarError
 from models.fitting import (
@@ -33,7 +34,7 @@ from models.fitting import (
     Networks,
     build_network,
     fit_network,
-    pin_threads,
+    pin_arithmetic,
 )
 from models.neighbours import (
     NO_REFERENCES,
@@ -115,7 +116,7 @@ class Detector:
         scores = torch.empty(len(records), dtype=torch.float64)
         weights = self._weigh().float()
         self.encoder.check_widths(records)
-        with pin_threads(self.threads), torch.inference_mode():
+        with pin_arithmetic(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 encoded = self.encoder(block)
                 # In place: fresh memory costs more than arithmetic.
@@ -133,7 +134,7 @@ class Detector:
         contributions = torch.zeros(len(records), len(self.encoder.units), dtype=torch.float64)
         actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
         weights, units, width = self._weigh(), self.encoder.slot_units, self.encoder.width
-        with pin_threads(self.threads), torch.inference_mode():
+        with pin_arithmetic(self.threads), torch.inference_mode():
             for rows, block in iterate_blocks(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
@@ -155,7 +156,7 @@ class Detector:
     def encode(self, records: Records) -> Floats:
         """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
         encoded = encode_records(self.encoder, records)
-        with pin_threads(self.threads), torch.inference_mode():
+        with pin_arithmetic(self.threads), torch.inference_mode():
             return self.networks[0].latent(encoded).double().numpy()
 
     def rank(self, scores: Floats) -> Floats:
@@ -289,19 +290,25 @@ def fit_detector(
     params: DetectorParams,
     device: torch.device,
     on_epoch: Callable[[int, EpochLog], None] | None = None,
+    devices: int = 1,
 ) -> Detector:
     """Fit encoder and networks on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet.
 
-    Each network has a seed of its own, counted up from fit.seed. on_epoch gets the network's number, from 0.
+    Each network has a seed of its own, counted up from fit.seed, and is fitted by so many devices of the given kind
+    together. on_epoch gets the network's number, from 0.
     """
-    with pin_threads(params.threads):
+    with pin_arithmetic(params.threads):
         encoder = Encoder(columns).fit(fit)
         fit_rows, stopping_rows = encode_records(encoder, fit), encode_records(encoder, stopping)  # (N, D)
         networks, spreads = [], []
         for i, layout in enumerate(params.networks):
             own = params.fit.model_copy(update={"seed": params.fit.seed + i})
             network = build_network(layout, encoder.width, own.seed)
-            fit_network(network, fit_rows, stopping_rows, own, device, partial(on_epoch, i) if on_epoch else None)
+            tell = partial(on_epoch, i) if on_epoch else None
+            if devices > 1:
+                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, tell)
+            else:
+                fit_network(network, fit_rows, stopping_rows, own, device, tell)
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)

@@ -71,7 +71,8 @@ def _fit(
         stopping, _ = to_records(stopping_rows, described)
         columns = choose_kinds(described, fit, params.encode)
         learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
-        return fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
+        device = resolve_device(site.device, site.devices)
+        return fit_detector(columns, fit, stopping, learnt, device, on_epoch, site.devices)
 
 
 def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
