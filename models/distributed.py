@@ -98,7 +98,8 @@ def _run(folder: Path, devices: int, on_epoch: Callable[[EpochLog], None]) -> in
         try:
             assert process.stdout  # noqa: S101 - it is a pipe, as asked
             for line in process.stdout:
-                on_epoch(EpochLog(**json.loads(line)))
+                if line.startswith("{"):  # NCCL may speak there too
+                    on_epoch(EpochLog(**json.loads(line)))
             return process.wait()
         finally:
             process.terminate()  # torchrun stops its processes then

@@ -214,7 +214,7 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"], devices: int = 1) -> to
         return torch.device("cpu")
     if found < devices:
         raise NightjarError(
-            "There are fewer GPUs than asked for." if found else "There is no GPU to fit on.",
+            "There are fewer GPUs than asked for." if found else "There is no GPU to compute on.",
             got=f"device {name}, of which torch sees {found}",
             expected=f"{devices}, with their driver, and a torch built for them",
             todo="set NIGHTJAR_DEVICE to cpu, NIGHTJAR_DEVICES to what there is, or send the run to the gpu work pool",

@@ -146,6 +146,23 @@ def test_a_compiled_fit_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(compiled) == 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("params", NETWORKS)
+def test_a_gpu_learns_what_the_cpu_learns_wherever_the_rows_lie(
+    params: AutoencoderParams | VariationalParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(device: str) -> tuple[list[float], list[Tensor]]:
+        network, learn = build_network(params, 4, seed=0), FitParams(epochs=5, batch_size=32)
+        result = fit_network(network, make_rows(200, 1), make_rows(40, 2), learn, torch.device(device))
+        return [epoch.stopping_loss for epoch in result.epochs], weigh(network.cpu())
+
+    losses, weights = run("cuda")
+    # Random numbers are the device's own, so only what is fitted without them is the same.
+    assert losses == pytest.approx(run("cpu")[0], rel=1e-3 if isinstance(params, AutoencoderParams) else 0.2)
+    monkeypatch.setattr("models.fitting.SHARE_OF_GPU", 0.0)  # now the batches travel
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(run("cuda")[1], weights, strict=True))
+
+
 def test_settings_of_speed_leave_the_hash_of_older_params_alone() -> None:
     assert FitParams().model_dump().keys().isdisjoint({"precision", "compile"})
     faster = FitParams(precision="bfloat16", compile=True)
