@@ -73,4 +73,4 @@ def _check_champion(setup: Setup) -> str:
 
 
 def _check_device(setup: Setup) -> str:
-    return f"{resolve_device(setup.site.device)}, {setup.site.threads} threads"
+    return f"{resolve_device(setup.site.device, setup.site.devices)}, {setup.site.threads} threads"

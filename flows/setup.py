@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from flows.params import Configured, load_detector
 from flows.settings import Settings, load_settings
 from tasks import codes, payments, warehouse
@@ -32,9 +34,16 @@ class Setup:
         return params.model_copy(update={"source": fill_url(params.source)})
 
     @property
-    def hashes(self) -> dict[str, str]:
-        """What of params and contract the lineage records."""
-        return {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
+    def hashes(self) -> dict[str, JsonValue]:
+        """What of params and contract the lineage records: their hashes, and which columns may lack a finite value."""
+        columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
+        read = {name: columns[name] for name in names if name in columns}
+        gaps: dict[str, list[JsonValue]] = {
+            "nullable": [name for name, column in read.items() if column.nullable],
+            "infinite": [name for name, column in read.items() if column.infinite],
+        }
+        hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
+        return {**hashes, **{kind: found for kind, found in gaps.items() if found}}
 
     def window(self, first: date | None = None, last: date | None = None) -> Window:
         """The dates to ask the source for, up to now; by default from its beginning to yesterday."""
@@ -104,6 +113,7 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         home=settings.home_path,
         device=settings.device,
         threads=settings.threads,
+        devices=settings.devices,
         commit=read_commit(settings),
     )
     return Setup(configured, site)

@@ -6,7 +6,9 @@ night. D slots a row, M networks (one, unless more are asked for).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
 from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
+from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
-from models.errors import BundleInvalid, NightjarError
+from models.errors import BundleInvalid, MemoryExhausted, NightjarError
 from models.fitting import (
     EpochLog,
     FitParams,
@@ -33,7 +36,7 @@ from models.fitting import (
     Networks,
     build_network,
     fit_network,
-    pin_threads,
+    pin_arithmetic,
 )
 from models.neighbours import (
     NO_REFERENCES,
@@ -45,7 +48,7 @@ from models.neighbours import (
     share_neighbours,
 )
 from models.params import Section
-from models.records import Column, Records, iterate_blocks
+from models.records import BLOCK, GPU_BLOCK, Column, Records, iterate_blocks
 from models.reducer import Reducer, ReducerHeader, describe_records
 from models.scoring import ResidualParams, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
 
@@ -109,14 +112,32 @@ class Detector:
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
     reducer: Reducer | None = None
+    block: int = BLOCK  # rows of one pass; like the device no part of what is saved
+
+    def to(self, device: torch.device) -> "Detector":
+        """The same detector on a device, with blocks of its size; the second stage, with few rows, stays on the CPU.
+
+        Scores of another device agree within 1e-5 relative, so that flags differ only that close to the threshold.
+        """
+        if device.type == "cpu":
+            return self
+        references = References(self.references.points.to(device), self.references.spacing.to(device))
+        return replace(
+            self,
+            encoder=deepcopy(self.encoder).to(device),
+            networks=tuple(deepcopy(network).to(device) for network in self.networks),
+            spreads=self.spreads.to(device),
+            references=references,
+            block=GPU_BLOCK // (8 if references.points.numel() else 1),  # each row of a block meets each reference
+        )
 
     def score(self, records: Records) -> Floats:
         """Score rows, float64 (N,). A row's score is the same bits whatever rows come with it."""
-        scores = torch.empty(len(records), dtype=torch.float64)
+        scores = torch.empty(len(records), dtype=torch.float64, device=self.spreads.device)
         weights = self._weigh().float()
         self.encoder.check_widths(records)
-        with pin_threads(self.threads), torch.inference_mode():
-            for rows, block in iterate_blocks(records):
+        with self._pinned():
+            for rows, block in self._cut(records):
                 encoded = self.encoder(block)
                 # In place: fresh memory costs more than arithmetic.
                 residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
@@ -125,16 +146,16 @@ class Detector:
                 else:
                     found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
                 scores[rows] = found[: rows.stop - rows.start]
-        return scores.numpy()
+        return scores.numpy(force=True)  # a GPU is waited for here only
 
     def explain(self, records: Records) -> Explanation:
         """Share the scores of rows among the units; slower than scoring, meant for flags."""
-        scores = torch.from_numpy(self.score(records))
-        contributions = torch.zeros(len(records), len(self.encoder.units), dtype=torch.float64)
+        scores = torch.from_numpy(self.score(records)).to(self.spreads.device)
+        contributions = scores.new_zeros(len(records), len(self.encoder.units))
         actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
         weights, units, width = self._weigh(), self.encoder.slot_units, self.encoder.width
-        with pin_threads(self.threads), torch.inference_mode():
-            for rows, block in iterate_blocks(records):
+        with self._pinned():
+            for rows, block in self._cut(records):
                 n = rows.stop - rows.start
                 encoded = self.encoder(block)
                 rebuilt = rebuild(self.networks, encoded)  # (M, D, N)
@@ -150,13 +171,14 @@ class Detector:
                     repeated = units.repeat(len(rebuilt))
                     contributions[rows] = share_scores(beside, weights, repeated, scores[rows], self.score_params)
                     expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
-        return Explanation(self.encoder.units, contributions.numpy(), actual.numpy(), expected.numpy())
+        shown = (part.numpy(force=True) for part in (contributions, actual, expected))
+        return Explanation(self.encoder.units, *shown)
 
     def encode(self, records: Records) -> Floats:
         """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
-        encoded = encode_records(self.encoder, records)
-        with pin_threads(self.threads), torch.inference_mode():
-            return self.networks[0].latent(encoded).double().numpy()
+        encoded = encode_records(self.encoder, records, self.block)
+        with self._pinned():
+            return self.networks[0].latent(encoded).double().numpy(force=True)
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""
@@ -170,7 +192,7 @@ class Detector:
         """What the reducer reads of rows, float32 (N, E); see `reducer.describe_records`."""
         scores, usual = self.score(records), float(np.median(self._calibrated().scores))
         contributions = self.explain(records).contributions
-        encoded = encode_records(self.encoder, records)
+        encoded = encode_records(self.encoder, records, self.block).cpu()
         return describe_records(encoded, contributions, scores, self.rank(scores), max(usual, 1e-12))
 
     def reduce(self, records: Records) -> tuple[Floats, NDArray[np.bool_]]:
@@ -264,6 +286,22 @@ class Detector:
             reducer=reducer,
         )
 
+    @contextmanager
+    def _pinned(self) -> Iterator[None]:
+        try:
+            with pin_arithmetic(self.threads), torch.inference_mode():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryExhausted(
+                "There is not enough memory on the GPU to score.",
+                got=(str(error) or "out of memory").splitlines()[0],
+                expected=f"memory for {self.block:,} rows and what the networks make of them",
+                todo="free the GPU, or set NIGHTJAR_DEVICE=cpu",
+            ) from error
+
+    def _cut(self, records: Records) -> Iterator[tuple[slice, Records]]:
+        return iterate_blocks(records, self.block, self.spreads.device)
+
     def _weigh(self) -> Tensor:
         """Weight of each slot of each network in a residual score, float64 (M D,); a neighbours score has none."""
         if isinstance(self.score_params, NeighboursParams):
@@ -289,19 +327,25 @@ def fit_detector(
     params: DetectorParams,
     device: torch.device,
     on_epoch: Callable[[int, EpochLog], None] | None = None,
+    devices: int = 1,
 ) -> Detector:
     """Fit encoder and networks on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet.
 
-    Each network has a seed of its own, counted up from fit.seed. on_epoch gets the network's number, from 0.
+    Each network has a seed of its own, counted up from fit.seed, and is fitted by so many devices of the given kind
+    together. on_epoch gets the network's number, from 0.
     """
-    with pin_threads(params.threads):
+    with pin_arithmetic(params.threads):
         encoder = Encoder(columns).fit(fit)
         fit_rows, stopping_rows = encode_records(encoder, fit), encode_records(encoder, stopping)  # (N, D)
         networks, spreads = [], []
         for i, layout in enumerate(params.networks):
             own = params.fit.model_copy(update={"seed": params.fit.seed + i})
             network = build_network(layout, encoder.width, own.seed)
-            fit_network(network, fit_rows, stopping_rows, own, device, partial(on_epoch, i) if on_epoch else None)
+            tell = partial(on_epoch, i) if on_epoch else None
+            if devices > 1:
+                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, tell)
+            else:
+                fit_network(network, fit_rows, stopping_rows, own, device, tell)
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.errors import NightjarError, TooFewRows
 from models.params import Section
-from models.records import MISSING_TIME, PADDING, Column, Records, Tokens, iterate_blocks
+from models.records import BLOCK, MISSING_TIME, PADDING, Column, Records, Tokens, iterate_blocks
 
 # In standard deviations. Far beyond any threshold, and its float32 square stays finite through a network.
 MAX_DEVIATION = 1e6
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
 
         The result is a view of (D, N): slot by slot is how the arithmetic here and in `Stack` runs fastest.
         """
-        encoded = torch.zeros(self.width, len(records))  # (D, N)
+        encoded = torch.zeros(self.width, len(records), device=records.numbers.device)  # (D, N)
         n_numeric, n_categorical, n_datetime, n_pixels, _ = self.widths
         if n_numeric:
             numbers = self._compress_tails(records.numbers)  # (Fn, N)
@@ -196,12 +196,13 @@ class Encoder(nn.Module):
             )
 
 
-def encode_records(encoder: Encoder, records: Records) -> Tensor:
-    """Encode all rows at once in memory, float32 (N, D), with the same blocks that scoring uses."""
+def encode_records(encoder: Encoder, records: Records, size: int = BLOCK) -> Tensor:
+    """Encode all rows at once in memory, float32 (N, D) on the encoder's device, with the same blocks as scoring."""
     encoder.check_widths(records)
-    encoded = torch.empty(len(records), encoder.width)
+    device = encoder.mean.device
+    encoded = torch.empty(len(records), encoder.width, device=device)
     with torch.no_grad():
-        for rows, block in iterate_blocks(records):
+        for rows, block in iterate_blocks(records, size, device):
             encoded[rows] = encoder(block)[: rows.stop - rows.start]
     return encoded
 

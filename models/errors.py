@@ -29,5 +29,9 @@ class MemoryExhausted(NightjarError):  # noqa: N818
     """The computer, or its GPU, has not enough memory for a fit."""
 
 
+class ProcessLost(NightjarError):  # noqa: N818
+    """A process of a fit on several devices died or hung."""
+
+
 class ReducerRefused(NightjarError):  # noqa: N818
     """The second stage would lose more recall than the params allow."""

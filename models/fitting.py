@@ -1,7 +1,8 @@
 """Fit a network on encoded rows in memory: shuffled slices, Adam, early stopping, the best weights restored.
 
-Input (N, D) float32 fit and stopping rows; N rows, D slots. The same rows, params, thread count and kind of
-processor give the same weights, and the global random state is never touched. Kingma & Ba 2014, arXiv:1412.6980.
+Input (N, D) float32 fit and stopping rows; N rows, D slots. The same rows, params, thread count, kind of processor and
+number of processes give the same weights, and the global random state is never touched. Kingma & Ba 2014,
+arXiv:1412.6980. Several processes share every batch: see `models/distributed.py`.
 """
 
 import math
@@ -13,7 +14,8 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import AliasChoices, BeforeValidator, Field
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.autoencoder import Autoencoder, AutoencoderParams
 from models.errors import MemoryExhausted, NightjarError, TooFewRows, TrainingDiverged
@@ -36,10 +38,15 @@ Networks = Annotated[
 ]
 Network = Autoencoder | Variational
 EVALUATED_ROWS = 8192  # rows of one pass over the stopping rows
+SHARE_OF_GPU = 0.5  # of a GPU's free memory that rows may take; networks, batches and the optimizer need the rest
 
 
 class FitParams(Section):
-    """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008)."""
+    """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008).
+
+    precision bfloat16: products and activations of the fit in 16 bits, weights and their steps in 32. compile: the
+    loss is compiled, which costs seconds at the start. Both change the weights, and nothing of how they score.
+    """
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=256, ge=1)
@@ -50,6 +57,30 @@ class FitParams(Section):
     min_improvement: float = Field(default=1e-3, ge=0, lt=1)
     noise: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0)
+    # Left out of the hash where they are the defaults, so that params from before them keep theirs.
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda given: given == "float32")
+    compile: bool = Field(default=False, exclude_if=lambda given: not given)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of every batch one process computes: each `size`-th row, from the `rank`-th on. Alone it is all of it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The process's own of some rows (N, ...)."""
+        return rows[self.rank :: self.size]
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum of a value over all processes, the same bits in each."""
+        if self.size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+
+ALONE = Share()
 
 
 @dataclass(frozen=True)
@@ -81,6 +112,20 @@ def build_network(params: NetworkParams, width: int, seed: int) -> Network:
         return Variational(width, params)
 
 
+class Criterion(nn.Module):
+    """A network's loss as a module of its own: what is compiled, and what processes exchange gradients around."""
+
+    def __init__(self, network: Network, params: FitParams, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.device_type = network, device.type
+        self.is_mixed, self.is_compiled = params.precision == "bfloat16", params.compile
+
+    def forward(self, x: Tensor, target: Tensor, chance: Generator) -> Tensor:
+        """The loss of a batch (batch, D)."""
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.is_mixed):
+            return self.network.loss(x, target, chance)
+
+
 def fit_network(
     network: Network,
     fit: Tensor,
@@ -88,31 +133,33 @@ def fit_network(
     params: FitParams,
     device: torch.device,
     on_epoch: Callable[[EpochLog], None] | None = None,
+    share: Share = ALONE,
 ) -> FitResult:
     """Fit in place until the stopping loss no longer falls; it ends in eval mode with the best weights.
 
     Raises TooFewRows without fit or stopping rows, TrainingDiverged when a loss is NaN or infinite.
     """
-    if len(fit) == 0 or len(stopping) == 0:
+    if min(len(fit), len(stopping)) < share.size:
         raise TooFewRows(
             "There are too few rows to fit a network.",
             got=f"{len(fit)} fit rows, {len(stopping)} stopping rows",
-            expected="at least 1 of each",
+            expected=f"at least {share.size} of each",
             todo="widen the date range of the splits, or see which rows the filter took away",
         )
     network.to(device).train()
-    fit, stopping = fit.to(device), stopping.to(device)
+    fit, stopping = place_rows(fit, share.take(stopping), device)
+    criterion = _prepare(Criterion(network, params, device), share)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
     )
     shuffle = Generator().manual_seed(params.seed)  # on the CPU: the same order on every device
-    chance = Generator(device).manual_seed(params.seed)
+    chance = Generator(device).manual_seed(params.seed + share.rank)
     epochs: list[EpochLog] = []
     best_epoch, best_loss, best_weights = 0, math.inf, network.state_dict()
     for epoch in range(1, params.epochs + 1):
         started = time.perf_counter()
-        fit_loss = _run_epoch(network, fit, params, optimizer, shuffle, chance)
-        stopping_loss = measure_loss(network, stopping)
+        fit_loss = _run_epoch(criterion, fit, params, optimizer, shuffle, chance, share)
+        stopping_loss = measure_loss(network, stopping, share)
         _check_finite(epoch, fit_loss, stopping_loss, params)
         is_best = stopping_loss < best_loss * (1 - params.min_improvement)
         if is_best:
@@ -128,24 +175,51 @@ def fit_network(
     return FitResult(best_epoch, best_loss, tuple(epochs))
 
 
-def measure_loss(network: Network, rows: Tensor) -> float:
-    """Mean loss of rows (N, D) with nothing left to chance."""
+def measure_loss(network: Network, rows: Tensor, share: Share = ALONE) -> float:
+    """Mean loss of the rows (N, D) of all processes, this one's given, with nothing left to chance."""
+    device = next(network.parameters()).device
     with torch.inference_mode():
-        losses = [network.loss(part, part, None).double() * len(part) for part in torch.split(rows, EVALUATED_ROWS)]
-        return float(torch.stack(losses).sum() / len(rows))
+        losses = []
+        for some in torch.split(rows, EVALUATED_ROWS):
+            part = load_rows(some, device)
+            losses.append(network.loss(part, part, None).double() * len(part))
+        total = torch.stack(losses).sum()
+        total, n = share.add(torch.stack([total, torch.full_like(total, len(rows))]))
+        return float(total / n)
 
 
-def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Name the device to fit on: auto takes a GPU where there is one; asking for one that is not there raises."""
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
+def place_rows(fit: Tensor, stopping: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Move rows to a GPU that has room for them; else they stay in main memory, and each batch goes by itself."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if fit.nbytes + stopping.nbytes <= SHARE_OF_GPU * free:
+            return fit.to(device), stopping.to(device)
+    return fit, stopping
+
+
+def load_rows(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows where they are computed on; from main memory by way of pinned pages, so that nobody waits for the copy."""
+    if rows.device.type == device.type:
+        return rows
+    return rows.pin_memory().to(device, non_blocking=True)
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"], devices: int = 1) -> torch.device:
+    """Name the kind of device to compute on: auto takes a GPU where there is one; too few of the asked raise.
+
+    Several of the CPU are several processes.
+    """
+    found = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not found and devices == 1):
+        return torch.device("cpu")
+    if found < devices:
         raise NightjarError(
-            "There is no GPU to fit on.",
-            got="device cuda, but torch sees no CUDA device",
-            expected="a CUDA device with its driver, and a torch built for it",
-            todo="set the device to auto or cpu, or send the run to the gpu work pool",
+            "There are fewer GPUs than asked for." if found else "There is no GPU to compute on.",
+            got=f"device {name}, of which torch sees {found}",
+            expected=f"{devices}, with their driver, and a torch built for them",
+            todo="set NIGHTJAR_DEVICE to cpu, NIGHTJAR_DEVICES to what there is, or send the run to the gpu work pool",
         )
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    return torch.device("cuda")
 
 
 @contextmanager
@@ -174,37 +248,52 @@ def _exhausted(rows: int, error: Exception) -> MemoryExhausted:
 
 
 @contextmanager
-def pin_threads(threads: int) -> Iterator[None]:
-    """Run a block with exactly this many threads: sums round differently when they are split differently."""
-    before = torch.get_num_threads()
+def pin_arithmetic(threads: int) -> Iterator[None]:
+    """Run a block with exactly this many threads, and on a GPU without the shortened products of TF32.
+
+    Sums round differently when they are split differently; TF32 would keep three digits of seven.
+    """
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(precision)
+
+
+def _prepare(criterion: Criterion, share: Share) -> Callable[[Tensor, Tensor, Generator], Tensor]:
+    joined = DistributedDataParallel(criterion) if share.size > 1 else criterion
+    return torch.compile(joined) if criterion.is_compiled else joined
 
 
 def _run_epoch(
-    network: Network,
+    criterion: Callable[[Tensor, Tensor, Generator], Tensor],
     fit: Tensor,
     params: FitParams,
     optimizer: torch.optim.Optimizer,
     shuffle: Generator,
     chance: Generator,
+    share: Share,
 ) -> float:
-    total = torch.zeros((), device=fit.device)
+    total = torch.zeros((), device=chance.device)
     order = torch.randperm(len(fit), generator=shuffle).to(fit.device)  # (N,)
-    for picked in torch.split(order, params.batch_size):
-        target = fit[picked]  # (batch, D)
+    for batch in torch.split(order, params.batch_size):
+        own = share.take(batch)
+        # Gradients are averaged over processes, so a mean over fewer rows must count for less. One that has none of
+        # the batch takes part all the same, with a row that counts for nothing: the others wait for it.
+        weight = len(own) * share.size / len(batch)
+        target = load_rows(fit[own if len(own) else batch[:1]], chance.device)  # (batch, D)
         x = target
         if params.noise > 0:
-            x = target + params.noise * torch.randn(target.shape, generator=chance, device=fit.device)
+            x = target + params.noise * torch.randn(target.shape, generator=chance, device=chance.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = network.loss(x, target, chance)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = criterion(x, target, chance)
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.detach() * len(picked)  # read once per epoch: reading waits for the GPU
-    return float(total) / len(fit)
+        total += loss.detach() * len(own)  # read once per epoch: reading waits for the GPU
+    return float(share.add(total)) / len(fit)
 
 
 def _check_finite(epoch: int, fit_loss: float, stopping_loss: float, params: FitParams) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from models.errors import NightjarError
 
-# Every pass through a network is this many rows, the last one padded: see `iterate_blocks`.
-BLOCK = 1024
+# Every pass through a network is this many rows, the last one padded: see `iterate_blocks`. So few keep no GPU busy.
+BLOCK, GPU_BLOCK = 1024, 65_536
+CPU = torch.device("cpu")
 MISSING_TIME = torch.iinfo(torch.int64).min  # what NumPy calls NaT
 PADDING = -1  # the code of a place behind a sequence's last token
 
@@ -98,6 +99,11 @@ class Records:
         """N."""
         return self.numbers.shape[0]
 
+    def to(self, device: torch.device) -> "Records":
+        """The rows on a device; to a GPU by way of pinned pages, so that nobody waits for the copy."""
+        parts = (part.contiguous().pin_memory() for part in self.parts) if device.type == "cuda" else self.parts
+        return Records(*(part.to(device, non_blocking=True) for part in parts))
+
     def __getitem__(self, rows: slice | Tensor) -> "Records":
         """Take rows by slice, by positions or by a bool mask (N,)."""
         return Records(*(part[rows] for part in self.parts))
@@ -119,21 +125,21 @@ def make_records(
     return Records(*(torch.from_numpy(part) for part in parts))
 
 
-def iterate_blocks(records: Records) -> Iterator[tuple[slice, Records]]:
-    """Cut records into blocks of exactly BLOCK rows, the last padded with zeros; the slice says which rows are real.
+def iterate_blocks(records: Records, size: int = BLOCK, device: torch.device = CPU) -> Iterator[tuple[slice, Records]]:
+    """Cut records into blocks of exactly `size` rows, the last padded with zeros; the slice says which rows are real.
 
     Matrix kernels round differently for different shapes. With one shape only, a record's score cannot depend on
     its neighbours, on the size of its batch, or on how the batch was sliced.
     """
-    for start in range(0, len(records), BLOCK):
-        block = records[start : start + BLOCK]
+    for start in range(0, len(records), size):
+        block = records[start : start + size].to(device)
         rows = slice(start, start + len(block))
-        yield rows, Records(*map(_pad, block.parts))
+        yield rows, Records(*(_pad(part, size) for part in block.parts))
 
 
-def _pad(part: Tensor) -> Tensor:
-    if len(part) == BLOCK:
+def _pad(part: Tensor, size: int) -> Tensor:
+    if len(part) == size:
         return part.contiguous()  # the layout of the caller's memory must not choose the kernel either
-    padded = part.new_zeros(BLOCK, part.shape[1])
+    padded = part.new_zeros(size, part.shape[1])
     padded[: len(part)] = part
     return padded

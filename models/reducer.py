@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from models.autoencoder import Stack, Widths
 from models.calibration import Floats
 from models.errors import ReducerRefused, TooFewRows
-from models.fitting import pin_threads
+from models.fitting import pin_arithmetic
 from models.params import Section
 from models.records import BLOCK
 
@@ -291,7 +291,7 @@ def fit_classifier(rows: Verdicts, params: ReducerParams) -> Classifier:
         )
     balanced = weights * np.where(rows.is_anomaly, 0.5 / of_true, 0.5 / of_false) * len(rows)
     fit = _fit_forest if isinstance(params, ForestReducerParams) else _fit_network
-    with pin_threads(1):
+    with pin_arithmetic(1):
         classifier: Classifier = fit(rows, balanced, params)  # type: ignore[arg-type]
     classifier.shift.fill_(float(np.log(of_true / of_false)))
     return classifier
@@ -300,7 +300,7 @@ def fit_classifier(rows: Verdicts, params: ReducerParams) -> Classifier:
 def predict(classifier: Classifier, features: Tensor) -> Floats:
     """Probabilities of rows (N, E), float64 (N,), in blocks of one shape as in `records.iterate_blocks`."""
     probabilities = torch.empty(len(features), dtype=torch.float64)
-    with pin_threads(1), torch.inference_mode():
+    with pin_arithmetic(1), torch.inference_mode():
         for start in range(0, len(features), BLOCK):
             block = features[start : start + BLOCK]
             # The whole block to its end: the last few values of a part would go another way through the processor.

@@ -44,7 +44,7 @@ def weigh_slots(params: ResidualParams, slots: Tensor, spreads: Tensor) -> Tenso
     """
     if params.kind == "standardised":
         return 1 / (len(spreads) * spreads[slots])
-    return torch.full((len(slots),), 1 / len(slots), dtype=torch.float64)
+    return torch.full((len(slots),), 1 / len(slots), dtype=torch.float64, device=slots.device)
 
 
 def score_residuals(residual: Tensor, weights: Tensor, params: ResidualParams) -> Tensor:

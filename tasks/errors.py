@@ -10,6 +10,7 @@ NightjarError                 anything a user can put right
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
 ├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit
+├── ProcessLost              a process of a fit on several devices died or hung
 ├── ReducerRefused           the second stage would lose more recall than it may
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             no such record in the published nights
@@ -27,12 +28,21 @@ from models.errors import (
     BundleInvalid,
     MemoryExhausted,
     NightjarError,
+    ProcessLost,
     ReducerRefused,
     TooFewRows,
     TrainingDiverged,
 )
 
-__all__ = ["BundleInvalid", "MemoryExhausted", "NightjarError", "ReducerRefused", "TooFewRows", "TrainingDiverged"]
+__all__ = [
+    "BundleInvalid",
+    "MemoryExhausted",
+    "NightjarError",
+    "ProcessLost",
+    "ReducerRefused",
+    "TooFewRows",
+    "TrainingDiverged",
+]
 
 # The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.
 # ruff: noqa: N818

@@ -1,29 +1,52 @@
 """What MLflow loads: `mlflow models serve` on a host with our package answers with score, rank, p-value and flag.
 
-In: a frame with the detector's columns. Out, row by row: score, percentile_rank, p_value, is_flagged; of a detector
-with a reducer also second_stage_probability (NaN where not flagged) and is_suppressed.
+In: records with the detector's columns, as a frame, or over HTTP as JSON; docs/realtime.md has the forms. Out, record
+by record: score, percentile_rank, p_value, is_flagged; of a detector with a reducer also second_stage_probability
+(missing where not flagged) and is_suppressed. What a night would quarantine for a missing or infinite value is refused.
 """
 
+import base64
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.detector import Detector
+from models.records import Column
 from tasks.columns import to_records
+from tasks.contract import TYPES
+from tasks.errors import NightjarError, RecordInvalid
+from tasks.schema import cast_column
+
+MOST_ROWS = 10_000  # of one request
+FORMS = ("dataframe_records", "dataframe_split")
+SERVER = "mlflow.pyfunc.scoring_server.app"
+TODO = "correct the request; docs/realtime.md says what it may hold"
 
 
 class ServedDetector:
-    """A detector behind MLflow's `predict`."""
+    """A detector behind MLflow's `predict`, and behind its server."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
+        # Of bundles from before there was such a list, nothing may be missing.
+        self.nullable, self.infinite = (_names(detector.lineage.get(key)) for key in ("nullable", "infinite"))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Score the rows of a frame that has the detector's columns; others are ignored."""
-        names = [column.name for column in self.detector.columns]
-        records, _ = to_records(pa.Table.from_pandas(frame[names], preserve_index=False), self.detector.columns)
+        """Score the rows of a frame that has the detector's columns; others are ignored. Raises RecordInvalid."""
+        present = [column.name for column in self.detector.columns if column.name in frame]
+        return self.score(pa.Table.from_pandas(frame[present], preserve_index=False))
+
+    def score(self, table: pa.Table) -> pd.DataFrame:
+        """Score the rows of a table that has the detector's columns. Raises RecordInvalid."""
+        records, _ = to_records(self._complete(table), self.detector.columns)
         scores = self.detector.score(records)
         is_flagged = scores > self.detector.threshold.value
         answer = pd.DataFrame(
@@ -42,6 +65,165 @@ class ServedDetector:
             is_suppressed=is_flagged & is_suppressed,
         )
 
+    def respond(self, body: bytes, content_type: str | None, *ignored: object) -> Any:
+        """Answer one HTTP request, in the place of MLflow's `invocations`."""
+        from mlflow.pyfunc.scoring_server import InvocationsResponse
+
+        try:
+            answer = self.score(read_request(body, content_type, self.detector.columns))
+        except NightjarError as error:
+            told = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
+            return InvocationsResponse(json.dumps(told), 400, "application/json")
+        rows = answer.astype(object).where(answer.notna(), None).to_dict("records")
+        return InvocationsResponse(json.dumps({"predictions": rows}, allow_nan=False), 200, "application/json")
+
+    def _complete(self, table: pa.Table) -> pa.Table:
+        """The table with its absent columns as nulls, where nothing is missing or infinite that may not be."""
+        for column in self.detector.columns:
+            name = column.name
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+            values, may_be_missing = table[name], name in self.nullable
+            if values.null_count and not may_be_missing:
+                raise _refuse(f"column {name}", f"no value in {values.null_count} of {len(values)} rows", "a value")
+            if pa.types.is_floating(values.type) and name not in self.infinite and pc.any(pc.is_inf(values)).as_py():
+                raise _refuse(f"column {name}", "an infinite value", "a finite one")
+        return table
+
+
+def read_request(body: bytes, content_type: str | None, columns: Sequence[Column]) -> pa.Table:
+    """The rows of a request as typed columns, without those that the detector does not read. Raises RecordInvalid."""
+    if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+        raise _refuse("header Content-Type", repr(content_type), "application/json")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _refuse("body", f"{len(body)} bytes that are no JSON", "a JSON object") from error
+    rows = read_rows(document)
+    if len(rows) > MOST_ROWS:
+        raise _refuse("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
+    typed = {column.name: type_values(column, [row.get(column.name) for row in rows]) for column in columns}
+    return pa.table(typed)
+
+
+def read_rows(document: object) -> list[dict[str, Any]]:
+    """The rows of a request, each as values by column. Raises RecordInvalid."""
+    keys = list(document) if isinstance(document, dict) else []
+    if not isinstance(document, dict) or len(keys) != 1 or keys[0] not in FORMS:
+        got = f"the keys {_show(keys)}" if isinstance(document, dict) else _name_kind(document)
+        raise _refuse("body", got, f"an object with one key, {' or '.join(FORMS)}")
+    [(form, content)] = document.items()
+    rows = content if form == "dataframe_records" else _unfold(content)
+    if not isinstance(rows, list):
+        raise _refuse(form, _name_kind(rows), "an array of rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise _refuse(f"{form}, row {number}", _name_kind(row), "an object of values by column")
+    return rows
+
+
+def _unfold(content: object) -> list[dict[str, Any]]:
+    """The rows of `dataframe_split`."""
+    names, data = (content.get(key) if isinstance(content, dict) else None for key in ("columns", "data"))
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(data, list)):
+        raise _refuse("dataframe_split", _name_kind(content), "an object with the arrays columns, of names, and data")
+    if len(set(names)) < len(names):
+        twice = [name for name in names if names.count(name) > 1]
+        raise _refuse("dataframe_split, columns", f"{_show(twice[:1])} twice", "each name once")
+    for number, row in enumerate(data, 1):
+        if not isinstance(row, list) or len(row) != len(names):
+            got = f"{len(row)} values" if isinstance(row, list) else _name_kind(row)
+            raise _refuse(f"dataframe_split, row {number} of data", got, f"an array of {len(names)} values")
+    return [dict(zip(names, row, strict=True)) for row in data]
+
+
+def type_values(column: Column, values: Sequence[object]) -> pa.Array:
+    """A column's JSON values (N,) as the night has them; null and NaN are missing values. Raises RecordInvalid."""
+    read, expected, kind = _reading(column)
+    typed: list[object] = []
+    for number, value in enumerate(values, 1):
+        is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+        try:
+            typed.append(None if is_missing else read(value))
+        except (TypeError, ValueError, OverflowError) as error:
+            # Which value it is stays with who sent it: it may be a personal one.
+            got = f"{_name_kind(value)} that cannot be read so"
+            raise _refuse(f"column {column.name}, row {number} of {len(values)}", got, expected) from error
+    return pa.array(typed, kind)
+
+
+def _reading(column: Column) -> tuple[Callable[[Any], object], str, pa.DataType]:
+    """How one JSON value of a column is read, what it must be, and the column's Arrow type."""
+    if column.kind == "categorical":
+        return _read_category, "a text, a number or a boolean", pa.string()
+    if column.kind == "sequence":
+        return _read_text, "a text", pa.string()
+    if column.kind == "datetime":
+        return _read_time, "a text with a date and time by ISO 8601", TYPES["timestamp"]
+    if column.kind == "image":
+        size = math.prod(column.shape)
+        shape = f"{column.shape[0]} rows of {column.shape[1]} pixels"
+        return lambda value: _read_image(value, size), f"{size} bytes as base64: {shape}, a byte each", pa.binary(size)
+    return _read_number, "a number of 64 bits", pa.float64()
+
+
+def _read_number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
+
+
+def _read_category(value: object) -> str:
+    """As Arrow writes the values of typed columns as texts: 5, 5.5, true."""
+    if isinstance(value, bool | int | float):
+        return str(pa.scalar(value).cast(pa.string()))
+    return _read_text(value)
+
+
+def _read_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()  # halves of a surrogate pair are no text
+    return value
+
+
+def _read_time(value: object) -> object:
+    [instant] = cast_column(pa.array([_read_text(value)]), TYPES["timestamp"])
+    if not instant.is_valid:
+        raise ValueError
+    return instant
+
+
+def _read_image(value: object, size: int) -> bytes:
+    pixels = base64.b64decode(_read_text(value), validate=True)
+    if len(pixels) != size:
+        raise ValueError
+    return pixels
+
+
+def _names(listed: object) -> frozenset[str]:
+    return frozenset(map(str, listed)) if isinstance(listed, list) else frozenset()
+
+
+def _name_kind(value: object) -> str:
+    kinds = {dict: "an object", list: "an array", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "nothing")
+
+
+def _show(names: Sequence[object]) -> str:
+    text = ", ".join(ascii(name) for name in names[:5]) or "none"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _refuse(where: str, got: str, expected: str) -> RecordInvalid:
+    return RecordInvalid("The request cannot be scored.", where=where, got=got, expected=expected, todo=TODO)
+
 
 def _load_pyfunc(path: str) -> ServedDetector:
-    return ServedDetector(Detector.load(Path(path)))
+    served = ServedDetector(Detector.load(Path(path)))
+    if SERVER in sys.modules:  # this process is `mlflow models serve`
+        from mlflow.pyfunc import scoring_server
+
+        # MLflow's own reading repeats the request's values in its errors, with tracebacks, and ends some as a 500.
+        scoring_server.invocations = served.respond
+    return served

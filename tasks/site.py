@@ -29,6 +29,7 @@ class Site:
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     commit: str
+    devices: int = 1  # that fit a network together
     sole_writer: bool = False  # of the lake: true in experiments, whose files have the same names in every run
 
     @property

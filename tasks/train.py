@@ -3,7 +3,7 @@
 In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calibrated, with its lineage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,10 +37,10 @@ def fit_bundle(
     site: Site,
     rows: TrainingSet,
     params: TrainParams,
-    hashes: dict[str, str],
+    hashes: Mapping[str, JsonValue],
     on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Path:
-    """Fit on a training set and save the bundle; `hashes` (params, contract) become part of its lineage."""
+    """Fit on a training set and save the bundle; `hashes` (of params and contract, say) become part of its lineage."""
     detector = _fit(site, rows, params, on_epoch)
     lineage: dict[str, JsonValue] = {
         "detector": site.detector,
@@ -71,7 +71,8 @@ def _fit(
         stopping, _ = to_records(stopping_rows, described)
         columns = choose_kinds(described, fit, params.encode)
         learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
-        return fit_detector(columns, fit, stopping, learnt, resolve_device(site.device), on_epoch)
+        device = resolve_device(site.device, site.devices)
+        return fit_detector(columns, fit, stopping, learnt, device, on_epoch, site.devices)
 
 
 def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
@@ -81,7 +82,7 @@ def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
 
 
 @task(task_run_name="train {site.detector}", **PURE)
-def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, str]) -> Path:
+def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, JsonValue]) -> Path:
     """Fit the networks; each epoch is logged."""
     logger, tell = get_run_logger(), progress_of("train")
     networks, epochs = len(params.networks), params.fit.epochs

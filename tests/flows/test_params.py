@@ -8,6 +8,8 @@ import yaml
 from toy import CONTRACT, PARAMS
 
 from flows.params import Configured, detector_names, find_broken, load_detector, read_yaml
+from flows.settings import Settings
+from flows.setup import load_setup
 from tasks.errors import ParamsInvalid
 
 
@@ -108,3 +110,26 @@ def test_the_message_hides_the_password_of_a_url(folder: Path) -> None:
     message = refuse(folder)
     assert "sqll" in message
     assert "secret" not in message
+
+
+def test_the_lineage_says_which_columns_may_be_missing_or_infinite_and_else_nothing_more(folder: Path) -> None:
+    def find_keys() -> dict[str, object]:
+        hashes = load_setup("orders", Settings(project=folder)).hashes
+        return {key: value for key, value in hashes.items() if not key.endswith("_hash")}
+
+    assert find_keys() == {}
+    columns = {**CONTRACT["columns"], "spend": {"type": "float", "nullable": True, "infinite": True}}
+    columns["customer"] = {"type": "text", "nullable": True}  # the detector does not read it
+    (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump({**CONTRACT, "columns": columns}))
+    assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"]}
+
+
+def test_settings_of_speed_that_are_not_used_leave_the_params_hash_alone(folder: Path) -> None:
+    def find_hash(**fit: object) -> str:
+        train = {**PARAMS["train"], "fit": {**PARAMS["train"]["fit"], **fit}}
+        (folder / "params.yaml").write_text(yaml.safe_dump({"detectors": {"orders": {**PARAMS, "train": train}}}))
+        return load_detector(folder, "orders").params_hash
+
+    before = find_hash()
+    assert find_hash(precision="float32", compile=False) == before
+    assert len({before, find_hash(precision="bfloat16"), find_hash(compile=True)}) == 3

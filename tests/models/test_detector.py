@@ -18,10 +18,10 @@ from models.bundle import CALIBRATION, HEADER, WEIGHTS, read_bundle, write_bundl
 from models.calibration import BestFBetaPolicy, QuantilePolicy
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import encode_records
-from models.errors import BundleInvalid, NightjarError
+from models.errors import BundleInvalid, MemoryExhausted, NightjarError
 from models.fitting import EpochLog, FitParams, NetworkParams
 from models.neighbours import NeighboursParams
-from models.records import BLOCK, Column, Records, Tokens, make_records
+from models.records import BLOCK, GPU_BLOCK, Column, Records, Tokens, make_records
 from models.scoring import ResidualParams, ScoreParams
 from models.variational import VariationalParams
 
@@ -39,6 +39,10 @@ SETUPS: dict[str, tuple[list[NetworkParams], ScoreParams]] = {
     "several networks": (NETWORKS, ResidualParams()),
     "neighbours": ([NETWORKS[0]] * 2, NeighboursParams(references=101, neighbours=3)),
 }
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")),
+]
 LINEAGE = {"data_hash": "ab12", "params_hash": "cd34", "rows": 300, "contract": {"passed": True}}
 
 
@@ -128,6 +132,57 @@ def test_a_score_does_not_depend_on_neighbours_order_or_slicing(detector: Detect
     assert np.array_equal(detector.score(records[torch.from_numpy(order)]), scores[order])
     by_column = make_records(np.asfortranarray(records.numbers), records.codes.numpy(), records.times.numpy())
     assert np.array_equal(detector.score(by_column), scores)
+
+
+def move(detector: Detector, device: str) -> Detector:
+    """The detector on a GPU, or on the CPU with the blocks of one."""
+    return replace(detector, block=GPU_BLOCK) if device == "cpu" else detector.to(torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_scores_ranks_and_flags_of_a_gpu_and_its_blocks_agree_with_the_cpus(detector: Detector, device: str) -> None:
+    records, moved = make_batch(5000, 5), move(detector, device)
+    scores, found = detector.score(records), moved.score(records)
+    assert np.allclose(found, scores, rtol=1e-5, atol=0)
+    threshold = detector.threshold.value
+    differ = (found > threshold) != (scores > threshold)
+    assert np.allclose(scores[differ], threshold, rtol=1e-5, atol=0)
+    assert (scores > threshold).sum() > 100 and moved.threshold == detector.threshold
+    alone, together = moved.score(records[:7]), found[:7]
+    assert np.allclose(alone, together, rtol=0 if device == "cpu" else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_explanations_and_latent_places_of_a_gpu_agree_with_the_cpus(detector: Detector, device: str) -> None:
+    records, moved = make_batch(40, 6), move(detector, device)
+    found, expected = moved.explain(records), detector.explain(records)
+    assert np.allclose(found.contributions.sum(axis=1), moved.score(records), rtol=1e-12, atol=0)
+    for name in ("contributions", "actual", "expected"):
+        assert np.allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+    assert np.allclose(moved.encode(records), detector.encode(records), rtol=1e-4, atol=1e-6)
+
+
+def test_a_gpu_that_is_full_is_an_error_that_says_so(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore words.")
+
+    monkeypatch.setattr("models.detector.rebuild", fail)
+    with pytest.raises(MemoryExhausted, match=r"(?s)on the GPU to score.*Tried to allocate 20.00 MiB\.\n.*65,536 rows"):
+        replace(detector, block=GPU_BLOCK).score(make_batch(3, 1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_a_gpu_has_scored_is_saved_as_the_cpu_would(detector: Detector, device: str, tmp_path: Path) -> None:
+    assert move(detector, device).save(tmp_path / "moved") == detector.save(tmp_path / "stayed")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_scoring_mixes_no_devices(detector: Detector, kind: str | None) -> None:
+    # The device that computes nothing but shapes takes no part of another one; at the end there is nothing to read.
+    if kind:
+        detector = replace(detector, score_params=ResidualParams(kind=kind))
+    with pytest.raises(NotImplementedError, match="copy out of meta tensor"):
+        detector.to(torch.device("meta")).score(make_batch(30, 6))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, None])

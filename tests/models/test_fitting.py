@@ -1,4 +1,6 @@
+import functools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from models.fitting import (
     EpochLog,
     FitParams,
     Network,
+    Share,
     build_network,
     fit_network,
     measure_loss,
-    pin_threads,
+    pin_arithmetic,
     resolve_device,
 )
 from models.variational import VariationalParams
@@ -110,18 +113,77 @@ def test_no_fit_or_no_stopping_rows_are_refused() -> None:
             fit_network(network, make_rows(fit, 1), make_rows(stopping, 2), FitParams(), CPU)
 
 
-def test_devices_are_resolved_and_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == resolve_device("cpu") == CPU
-    with pytest.raises(NightjarError, match="no GPU"):
-        resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == torch.device("cuda") and resolve_device("cpu") == CPU
+def test_fewer_rows_than_processes_are_refused() -> None:
+    network = build_network(NETWORKS[0], 4, 0)
+    with pytest.raises(TooFewRows, match=r"(?s)3 fit rows, 1 stopping rows.*at least 2 of each"):
+        fit_network(network, make_rows(3, 1), make_rows(1, 2), FitParams(), CPU, share=Share(rank=1, size=2))
+
+
+@pytest.mark.parametrize("params", NETWORKS)
+def test_mixed_precision_learns_as_much(params: AutoencoderParams | VariationalParams) -> None:
+    def run(precision: Literal["float32", "bfloat16"]) -> tuple[Network, float]:
+        network, learn = build_network(params, 4, seed=0), FitParams(epochs=10, batch_size=32, precision=precision)
+        return network, fit_network(network, make_rows(200, 1), make_rows(40, 2), learn, CPU).best_loss
+
+    (exact, loss), (mixed, their_loss) = run("float32"), run("bfloat16")
+    assert math.isclose(loss, their_loss, rel_tol=0.05) and loss != their_loss
+    assert all(weight.dtype == torch.float32 for weight in mixed.parameters())
+    assert not torch.equal(next(exact.parameters()), next(mixed.parameters()))
+
+
+def test_a_compiled_fit_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is traced runs as it is: the C++ or CUDA that it would become takes half a minute to build.
+    compiled = []
+    trace = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or trace(module))
+
+    def run(is_compiled: bool) -> list[float]:
+        learn = FitParams(epochs=3, batch_size=48, noise=0.1, compile=is_compiled)
+        result = fit_network(build_network(NETWORKS[1], 4, 0), make_rows(200, 1), make_rows(40, 2), learn, CPU)
+        return [loss for epoch in result.epochs for loss in (epoch.fit_loss, epoch.stopping_loss)]
+
+    assert run(True) == pytest.approx(run(False), rel=1e-4)
+    assert len(compiled) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("params", NETWORKS)
+def test_a_gpu_learns_what_the_cpu_learns_wherever_the_rows_lie(
+    params: AutoencoderParams | VariationalParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(device: str) -> tuple[list[float], list[Tensor]]:
+        network, learn = build_network(params, 4, seed=0), FitParams(epochs=5, batch_size=32)
+        result = fit_network(network, make_rows(200, 1), make_rows(40, 2), learn, torch.device(device))
+        return [epoch.stopping_loss for epoch in result.epochs], weigh(network.cpu())
+
+    losses, weights = run("cuda")
+    # Random numbers are the device's own, so only what is fitted without them is the same.
+    assert losses == pytest.approx(run("cpu")[0], rel=1e-3 if isinstance(params, AutoencoderParams) else 0.2)
+    monkeypatch.setattr("models.fitting.SHARE_OF_GPU", 0.0)  # now the batches travel
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(run("cuda")[1], weights, strict=True))
+
+
+def test_settings_of_speed_leave_the_hash_of_older_params_alone() -> None:
+    assert FitParams().model_dump().keys().isdisjoint({"precision", "compile"})
+    faster = FitParams(precision="bfloat16", compile=True)
+    assert FitParams.model_validate(faster.model_dump()) == faster
+
+
+def test_devices_are_resolved_and_missing_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert resolve_device("auto") == resolve_device("cpu") == resolve_device("cpu", devices=2) == CPU
+    for asked in (("cuda", 1), ("auto", 2)):
+        with pytest.raises(NightjarError, match="no GPU"):
+            resolve_device(*asked)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda", 2) == torch.device("cuda") and resolve_device("cpu") == CPU
+    with pytest.raises(NightjarError, match=r"(?s)fewer GPUs than asked for.*torch sees 2.*expected: 3"):
+        resolve_device("auto", 3)
 
 
 def test_the_thread_count_is_pinned_and_put_back() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), pin_threads(before + 1):
+    with pytest.raises(ZeroDivisionError), pin_arithmetic(before + 1):
         assert torch.get_num_threads() == before + 1
         _ = 1 / 0
     assert torch.get_num_threads() == before

@@ -282,6 +282,20 @@ def test_the_key_of_scores_follows_everything_that_they_depend_on(site, put_vali
     assert len({key, *others}) == 6
 
 
+def test_scores_of_a_gpu_lie_under_a_key_of_their_own(site, put_validated, monkeypatch):
+    # Their last bits differ from the CPU's: two attempts that write under one key must write the same.
+    validated = put_validated(DAY, make_rows(20))
+
+    def find_key(device: str) -> str:
+        return hash_inputs(replace(site, device=device), validated, "bundle", CONTRACT, ScoreParams())
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    key = find_key("cpu")
+    assert find_key("auto") == key
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_key("cpu") == key != find_key("auto") == find_key("cuda")
+
+
 def test_rows_that_another_run_validated_meanwhile_are_refused(site, put_validated):
     validated = put_validated(DAY, make_rows(20))
     mine = Validation(DAY, f"landing of {DAY}", 20, 20, 0, 0, {})
