@@ -13,8 +13,7 @@ from urllib.parse import unquote
 
 import sqlalchemy as sa
 
-from tasks.errors import BackupInvalid, ServiceUnreachable, StoreNotEmpty
-from tasks.site import hide_password
+from tasks.errors import BackupInvalid, ServiceUnreachable, StoreNotEmpty, hide_password
 
 FOLDER = "mlflow"
 DATABASE = "mlflow.db"

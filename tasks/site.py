@@ -1,6 +1,5 @@
 """Where one detector's data lives: the record that every task gets, made once by the flows from the settings."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from tasks.errors import ServiceUnreachable
+from tasks.errors import ServiceUnreachable, hide_password
 from tasks.lake import Lake
 
 
@@ -103,8 +102,3 @@ def writing(folder: Path) -> Iterator[None]:
             expected="a folder that this process may write to, with free space",
             todo="check the settings (NIGHTJAR_HOME), the permissions and the free space, then run it again",
         ) from error
-
-
-def hide_password(text: str) -> str:
-    """A text without the user and password of the URLs in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -23,9 +23,9 @@ import sqlalchemy as sa
 import yaml
 
 from models.bundle import check_bundle
-from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
+from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable, hide_password
 from tasks.owner import is_dead, name_process
-from tasks.site import Site, hide_password, writing
+from tasks.site import Site, writing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
