@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import psycopg
 import pytest
 from network import find_free_port
-from objects import ObjectStore, start_object_store
+from objects import ObjectStore, forget_stores, start_object_store
 from psycopg import sql
 
 from flows.cli import hush_at_exit
@@ -81,14 +80,6 @@ def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     forget_stores()
     return object_server
-
-
-def forget_stores() -> None:
-    """Let fsspec read the environment anew: it keeps file systems for as long as their arguments are the same."""
-    with suppress(ImportError):
-        from s3fs import S3FileSystem
-
-        S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["duckdb", "postgresql"])

@@ -1,5 +1,6 @@
 """A real S3 server over HTTP on loopback (moto's), in a process of its own, and buckets on it."""
 
+import json
 import secrets
 import subprocess
 import sys
@@ -57,6 +58,21 @@ class ObjectStore:
         """Keys of uploads in several pieces that nobody has finished."""
         return [found["Key"] for found in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Meanwhile the server checks keys, and knows none."""
+        before = self._let_pass(b"0")
+        try:
+            yield
+        finally:
+            self._let_pass(before)
+
+    def _let_pass(self, requests: bytes) -> bytes:
+        plain = {"Content-Type": "text/plain"}
+        asked = urllib.request.Request(f"{self.url}/moto-api/reset-auth", data=requests, headers=plain)
+        with urllib.request.urlopen(asked) as answer:
+            return str(json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"]).encode()
+
 
 @contextmanager
 def start_object_store(folder: Path) -> Iterator[ObjectStore]:
@@ -83,3 +99,10 @@ def _wait_until_up(url: str, server: "subprocess.Popen[bytes]", timeout_s: float
             if server.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def forget_stores() -> None:
+    """Let fsspec read the environment anew: it keeps file systems for as long as their arguments are the same."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
