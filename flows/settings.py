@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
     warehouse: str = Field(default="", description="SQLAlchemy URL: duckdb or postgresql+psycopg")
     mlflow: str = Field(default="", description="MLflow tracking URI")
+    artifacts: str = Field(default="", description="folder or s3:// URL of the files of registered models")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks are fitted")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
 
@@ -48,9 +49,11 @@ class Settings(BaseSettings):
         return self.mlflow or f"sqlite:///{self.home_path / 'mlflow.db'}"
 
     @property
-    def artifacts(self) -> str | None:
-        """Where a serverless MLflow keeps its artifacts; None lets the server decide."""
-        return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
+    def artifact_root(self) -> str | None:
+        """Where MLflow keeps the files of models; None lets its server decide."""
+        if not self.artifacts:
+            return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
+        return self.artifacts if "://" in self.artifacts else str((self.project / self.artifacts).resolve())
 
 
 def load_settings() -> Settings:

@@ -4,7 +4,6 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 from flows.params import Configured, load_detector
 from flows.settings import Settings, load_settings
@@ -96,7 +95,7 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         lake_root=settings.lake_root,
         warehouse_url=settings.warehouse_url,
         mlflow_uri=settings.mlflow_uri,
-        artifacts=settings.artifacts,
+        artifacts=settings.artifact_root,
         home=settings.home_path,
         device=settings.device,
         threads=settings.threads,
@@ -108,8 +107,8 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
 def load_stores() -> Stores:
     """The stores that all detectors share. Raises ParamsInvalid."""
     settings = load_settings()
-    artifacts = settings.artifacts or str(settings.home_path / "mlflow-artifacts")
-    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, Path(artifacts))
+    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
+    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, artifacts)
 
 
 def read_commit(settings: Settings) -> str:

@@ -521,10 +521,13 @@ def _passing_over_missing() -> Iterator[None]:
 
 
 def list_faults() -> tuple[type[Exception], ...]:
-    """What an object store raises that is away or refuses: s3fs translates some of botocore's errors, not all."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return OSError, BotoCoreError, ClientError
+    """What a store raises that is away or refuses: s3fs translates some of botocore's errors, MLflow none."""
+    try:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        return (OSError,)
+    return OSError, Boto3Error, BotoCoreError, ClientError
 
 
 def _unreachable(root: str, path: str, error: Exception) -> ServiceUnreachable:
