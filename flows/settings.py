@@ -28,6 +28,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks are fitted")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
 
+    task_runner: str = Field(
+        default="threads",
+        pattern=r"^(threads|(tcp|tls|ws|wss)://.+)$",
+        description="threads, or the address of a Dask scheduler",
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="parts of a batch scored at once by threads")
+
     @property
     def home_path(self) -> Path:
         """The home folder, absolute."""

@@ -13,6 +13,7 @@ from tasks.errors import BatchMissing
 from tasks.ingest import IngestParams, Window
 from tasks.site import Site
 from tasks.sources import SqlSource
+from tasks.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Setup:
 
     configured: Configured
     site: Site
+    workers: Workers
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -101,7 +103,8 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         threads=settings.threads,
         commit=read_commit(settings),
     )
-    return Setup(configured, site)
+    scheduler = None if settings.task_runner == "threads" else settings.task_runner
+    return Setup(configured, site, Workers(scheduler, settings.workers))
 
 
 def load_stores() -> Stores:

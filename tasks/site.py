@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
@@ -34,6 +34,10 @@ class Site:
     def lake(self) -> Lake:
         """The lake, opened anew: it holds no connection worth sharing."""
         return Lake(self.lake_root, self.sole_writer)
+
+    def for_workers(self) -> "Site":
+        """The site as it is sent to workers: without the warehouse, the sources, and any password of MLflow's URL."""
+        return replace(self, warehouse_url="", sources="", mlflow_uri=hide_password(self.mlflow_uri))
 
     @property
     def zone(self) -> ZoneInfo:
