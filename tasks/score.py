@@ -360,7 +360,7 @@ def find_unscored(
 
 
 def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
-    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched, unless it is here."""
+    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
     detector = Detector.load(fetch_bundle(job.site, job.version))
     partition = job.site.lake.write("scores", job.site.detector, job.batch_date, job.inputs)
     scoring = Scoring(job.site, detector, job.contract, job.params, partition)
