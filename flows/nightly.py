@@ -16,7 +16,7 @@ from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
-from tasks.score import score
+from tasks.score import score, spread_parts
 from tasks.tables import Night
 from tasks.validate import validate
 
@@ -54,6 +54,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     ingest(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
     scorer, bundle = resolve_champion(site, version)
     [validation] = validate(site, setup.configured.contract, [day], params.validate_)
+    spread_parts(site, setup.configured.contract, validation, scorer, bundle, params.score, setup.workers)
     scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
     night = publish(site, begun, scored)
     report(site, validation, scorer, params.score)

@@ -21,13 +21,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from models.params import Section
 from tasks.calibrate import CalibrateParams
 from tasks.contract import Contract
-from tasks.errors import ParamsInvalid
+from tasks.errors import ParamsInvalid, hide_password
 from tasks.filter import FilterParams
 from tasks.ingest import IngestParams
 from tasks.prune import RetentionParams
 from tasks.review import ReviewParams
 from tasks.score import ScoreParams
-from tasks.site import hide_password
 from tasks.train import TrainParams
 from tasks.validate import ValidateParams
 

@@ -24,11 +24,19 @@ class Settings(BaseSettings):
     lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
     warehouse: str = Field(default="", description="SQLAlchemy URL: duckdb or postgresql+psycopg")
     mlflow: str = Field(default="", description="MLflow tracking URI")
+    artifacts: str = Field(default="", description="folder or s3:// URL of the files of registered models")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks fit and score")
     devices: int = Field(default=1, ge=1, le=64, description="GPUs (or processes) that fit a network together")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
     train_deployment: str = Field(default="", description="Prefect deployment that trains; none: in this process")
     limits: bool = Field(default=False, description="runs of one detector queue behind Prefect's limits (make deploy)")
+
+    task_runner: str = Field(
+        default="threads",
+        pattern=r"^(threads|(tcp|tls|ws|wss)://.+)$",
+        description="threads, or the address of a Dask scheduler",
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="parts of a batch scored at once by threads")
 
     @property
     def home_path(self) -> Path:
@@ -51,9 +59,11 @@ class Settings(BaseSettings):
         return self.mlflow or f"sqlite:///{self.home_path / 'mlflow.db'}"
 
     @property
-    def artifacts(self) -> str | None:
-        """Where a serverless MLflow keeps its artifacts; None lets the server decide."""
-        return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
+    def artifact_root(self) -> str | None:
+        """Where MLflow keeps the files of models; None lets its server decide."""
+        if not self.artifacts:
+            return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
+        return self.artifacts if "://" in self.artifacts else str((self.project / self.artifacts).resolve())
 
 
 def load_settings() -> Settings:

@@ -4,7 +4,6 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -16,6 +15,7 @@ from tasks.errors import BatchMissing
 from tasks.ingest import IngestParams, Window
 from tasks.site import Site
 from tasks.sources import SqlSource
+from tasks.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Setup:
 
     configured: Configured
     site: Site
+    workers: Workers
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -109,21 +110,22 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         lake_root=settings.lake_root,
         warehouse_url=settings.warehouse_url,
         mlflow_uri=settings.mlflow_uri,
-        artifacts=settings.artifacts,
+        artifacts=settings.artifact_root,
         home=settings.home_path,
         device=settings.device,
         threads=settings.threads,
         devices=settings.devices,
         commit=read_commit(settings),
     )
-    return Setup(configured, site)
+    scheduler = None if settings.task_runner == "threads" else settings.task_runner
+    return Setup(configured, site, Workers(scheduler, settings.workers))
 
 
 def load_stores() -> Stores:
     """The stores that all detectors share. Raises ParamsInvalid."""
     settings = load_settings()
-    artifacts = settings.artifacts or str(settings.home_path / "mlflow-artifacts")
-    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, Path(artifacts))
+    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
+    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, artifacts)
 
 
 def read_commit(settings: Settings) -> str:

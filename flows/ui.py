@@ -22,7 +22,7 @@ def start_servers(settings: Settings) -> dict[str, subprocess.Popen[bytes]]:
     tools = Path(sys.executable).parent
     prefect = [str(tools / "prefect"), "server", "start", "--host", HOST, "--port", "4200"]
     mlflow = [str(tools / "mlflow"), "server", "--backend-store-uri", settings.mlflow_uri, "--host", HOST]
-    mlflow += ["--port", "5000", "--workers", "1", "--default-artifact-root", str(settings.artifacts)]
+    mlflow += ["--port", "5000", "--workers", "1", "--default-artifact-root", str(settings.artifact_root)]
     return {
         f"http://{HOST}:4200": _start(prefect, settings.home_path / "prefect-server.log"),
         f"http://{HOST}:5000": _start(mlflow, settings.home_path / "mlflow-server.log"),

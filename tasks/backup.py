@@ -36,12 +36,12 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Stores:
-    """The three stores that all detectors share. `artifacts`: where a restore puts MLflow's files."""
+    """The three stores that all detectors share. `artifacts`: folder or URL where a restore puts MLflow's files."""
 
     lake_root: str
     warehouse_url: str
     mlflow_uri: str
-    artifacts: Path
+    artifacts: str
 
 
 class FileEntry(Section):
@@ -239,7 +239,7 @@ def restore(stores: Stores, folder: Path, tell: Tell = lambda done, total: None)
     check_lake_empty(lake, manifest)
     check_tables_empty(engine)
     database = registry_copy.find_database(stores.mlflow_uri) if manifest.experiments is not None else None
-    with writing(stores.artifacts.parent):
+    with writing(database.parent if database else folder):
         if database and manifest.experiments is not None:
             source = folder / registry_copy.FOLDER
             registry_copy.import_registry(source, manifest.experiments, database, stores.artifacts)

@@ -24,6 +24,8 @@ NightjarError                 anything a user can put right
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
 
+import re
+
 from models.errors import (
     BundleInvalid,
     MemoryExhausted,
@@ -106,3 +108,8 @@ class RunFailed(NightjarError):
 
 class ServiceUnreachable(NightjarError):
     """The warehouse, the lake or MLflow does not answer."""
+
+
+def hide_password(text: str) -> str:
+    """A text without the user and password of the URLs in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

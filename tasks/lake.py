@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import BatchMissing, MemoryExhausted, ServiceUnreachable, SourceInvalid
+from tasks.errors import (
+    BatchMissing,
+    MemoryExhausted,
+    ParamsInvalid,
+    ServiceUnreachable,
+    SourceInvalid,
+    hide_password,
+)
 
 T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
@@ -35,6 +43,9 @@ MANIFEST, PRUNED = "manifest.json", "pruned.json"
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
 UNFINISHED = ".new"  # the end of a file's name while it is being written
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
+UPLOAD_BYTES = 8 << 20  # held in memory for each file that is being written to an object store
+# Stores that have no folders; fsspec would make the bucket instead, also one whose name is mistyped.
+BUCKETS = {"s3", "gs", "gcs", "abfs", "az"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class PartWriter:
         """PyArrow's way out: hash and pass on."""
         self._digest.update(data)
         self._position += len(data)
-        with self._lake.writing(self._path):
+        with self._lake.reaching(self._path):
             return self._file.write(data)
 
     def tell(self) -> int:
@@ -195,8 +206,20 @@ class Lake:
 
     def __init__(self, root: str, sole_writer: bool = False) -> None:
         self.root, self.sole_writer = root.rstrip("/"), sole_writer
-        self._fs, self._base = fsspec.core.url_to_fs(self.root)
-        self.is_local = "file" in self._fs.protocol
+        try:
+            # What another process has written since must be seen: listings are not kept.
+            self._fs, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ParamsInvalid(
+                "The lake cannot be opened.",
+                where=hide_password(self.root),
+                got=str(error),
+                expected="a folder, or a URL of a file system that fsspec knows and whose package is installed",
+                todo="correct NIGHTJAR_LAKE, or install the package; for s3:// pip install 'nightjar[s3]'",
+            ) from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else {*self._fs.protocol}
+        self.is_local, self._has_folders = "file" in protocols, not protocols & BUCKETS
+        self._faults = list_faults() if "s3" in protocols else (OSError,)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
         """Travel as what it was made of: an open DuckDB cannot."""
@@ -220,74 +243,78 @@ class Lake:
         """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
         full = self.full(path)
         with ExitStack() as closing:
-            with self.writing(path):
-                self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
-                file = closing.enter_context(_appear(full) if self.is_local else self._fs.open(full, "wb"))
+            with self.reaching(path):
+                if self._has_folders:
+                    self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+                file = closing.enter_context(_appear(full) if self.is_local else self._upload(full))
             yield file
-            with self.writing(path):
+            with self.reaching(path):
                 closing.close()
 
     @contextmanager
-    def writing(self, path: str) -> Iterator[None]:
-        """Whatever keeps a file from being written becomes ServiceUnreachable."""
+    def _upload(self, full: str) -> Iterator[IO[bytes]]:
+        """A file of a store that is there when it is closed; an exception leaves nothing."""
+        file = self._fs.open(full, "wb", block_size=UPLOAD_BYTES)
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            with suppress(*self._faults):
+                file.discard()
+            file.forced = True  # for fsspec it is flushed: closing it, as its end does, sends nothing more
+            file.close()
+            raise
+
+    @contextmanager
+    def reaching(self, path: str) -> Iterator[None]:
+        """Whatever keeps a file from being read or written becomes ServiceUnreachable."""
         try:
             yield
-        except OSError as error:
+        except self._faults as error:
             raise _unreachable(self.root, path, error) from error
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """A file's bytes, to be read in pieces."""
-        try:
-            with self._fs.open(self.full(path), "rb") as file:
-                yield file
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
+        with self.reaching(path), self._fs.open(self.full(path), "rb") as file:
+            yield file
 
     def files(self, folder: str) -> dict[str, int]:
         """The bytes of every file below a folder, by path; none where there is no such folder."""
-        self._fs.invalidate_cache()
-        found = self._fs.find(self.full(folder), detail=True)
+        found: dict[str, Any] = {}
+        with self.reaching(folder), _passing_over_missing():
+            found = self._fs.find(self.full(folder), detail=True)
         return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
 
     def modified(self, path: str) -> datetime:
         """When a file was last written."""
-        moment: datetime = self._fs.modified(self.full(path))
+        with self.reaching(path):
+            moment: datetime = self._fs.modified(self.full(path))
         return moment.astimezone(UTC)
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
-        try:
+        with self.reaching(path), _passing_over_missing():
             self._fs.rm_file(self.full(path))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
-        folder = Path(self.full(path)).parent
-        if self.is_local and not any(folder.iterdir()):
-            folder.rmdir()
+            folder = Path(self.full(path)).parent
+            if self.is_local and not any(folder.iterdir()):
+                folder.rmdir()
 
     def replace(self, path: str, data: bytes) -> None:
         """Put a small file in place of the old one, in one step."""
-        with self.create(path) as file, self.writing(path):
+        with self.create(path) as file, self.reaching(path):
             file.write(data)
 
     def read(self, path: str) -> bytes:
         """A small file, whole."""
-        try:
+        with self.reaching(path):
             return bytes(self._fs.cat_file(self.full(path)))
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
 
     def hash_file(self, path: str) -> str | None:
         """The sha256 of a file's bytes, or None where there is none."""
-        try:
-            with self._fs.open(self.full(path), "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
+        with self.reaching(path), _passing_over_missing(), self._fs.open(self.full(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None
 
     def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
         """Put a small table, as Parquet, in place of the old one in one step."""
@@ -301,11 +328,10 @@ class Lake:
 
     def attempts(self, folder: str) -> list[int]:
         """The attempts that left files in a partition's folder, finished or not."""
-        self._fs.invalidate_cache()
-        full = self.full(folder)
-        names = (
-            [str(name).rsplit("/", 1)[-1] for name in self._fs.ls(full, detail=False)] if self._fs.exists(full) else []
-        )
+        found: list[Any] = []
+        with self.reaching(folder), _passing_over_missing():
+            found = self._fs.ls(self.full(folder), detail=False)
+        names = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
     def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
@@ -315,19 +341,25 @@ class Lake:
 
     def find_file(self, path: str) -> bytes | None:
         """A small file, whole, or None where there is none."""
-        try:
+        with self.reaching(path), _passing_over_missing():
             return bytes(self._fs.cat_file(self.full(path)))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _unreachable(self.root, path, error) from error
+        return None
 
     def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
         """The paths of all manifests, those of scores below their inputs among them."""
-        self._fs.invalidate_cache()
-        folder = self.full(f"{zone}/{detector}/batch_date=*")
-        found = [str(path) for below in ("", "/inputs=*") for path in self._fs.glob(f"{folder}{below}/manifest.json")]
-        return sorted(path.removeprefix(f"{self._base}/") for path in found)
+        folder = f"{zone}/{detector}/batch_date=*"
+        return sorted(path for below in ("", "/inputs=*") for path in self._glob(f"{folder}{below}/{MANIFEST}"))
+
+    def _glob(self, pattern: str) -> list[str]:
+        """The files that a pattern fits, `*` being a name or a piece of one.
+
+        An object store is asked once for everything below: to look into folder after folder is a request each.
+        """
+        if self._has_folders:
+            with self.reaching(pattern):
+                return [str(path).removeprefix(f"{self._base}/") for path in self._fs.glob(self.full(pattern))]
+        fits = re.compile(re.escape(pattern).replace(r"\*", "[^/]*")).fullmatch
+        return [path for path in self.files(pattern.partition("*")[0].rpartition("/")[0]) if fits(path)]
 
     def read_manifest(self, path: str) -> Manifest:
         """The manifest at a path."""
@@ -347,15 +379,12 @@ class Lake:
 
     def dates(self, zone: Zone, detector: str) -> list[date]:
         """The batch dates with a committed partition, in order."""
-        self._fs.invalidate_cache()
-        found = self._fs.glob(self.full(f"{zone}/{detector}/batch_date=*/manifest.json"))
-        return sorted(date.fromisoformat(str(path).rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
+        found = self._glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
+        return sorted(date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
     def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
         """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
-        self._fs.invalidate_cache()
-        found = self._fs.glob(self.full(f"landing/{detector}/batch_date=*/{PRUNED}"))
-        manifests = [decode_manifest(self._fs.cat_file(path)) for path in found]
+        manifests = [self.read_manifest(path) for path in self._glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
         return {manifest.batch_date: manifest.parts for manifest in manifests}
 
     def remember_landing(self, path: str) -> None:
@@ -411,10 +440,13 @@ class Lake:
                 expected="memory, or space in the temporary folder, for one bucket of record ids",
                 todo="give the process more memory, and run the step again",
             ) from error
-        except (OSError, pa.ArrowException, duckdb.Error) as error:
+        except (*self._faults, pa.ArrowException, duckdb.Error) as error:
             if isinstance(error, NOT_OF_A_PART):
                 raise
             paths = [part.path for part in parts]
+            if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
+                with self.reaching(paths[0]), _passing_over_missing():
+                    self._fs.info(self.full(paths[0]))
             raise SourceInvalid(
                 "A part of the lake is missing or damaged.",
                 where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
@@ -478,11 +510,31 @@ def decode_manifest(data: bytes) -> Manifest:
     return Manifest(**document | {"batch_date": date.fromisoformat(document["batch_date"]), "parts": parts})
 
 
-def _unreachable(root: str, path: str, error: OSError) -> ServiceUnreachable:
+@contextmanager
+def _passing_over_missing() -> Iterator[None]:
+    """Go on where there is no such file or folder; a bucket that is not there is another matter."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if type(error.__cause__).__name__ == "NoSuchBucket":
+            raise
+
+
+def list_faults() -> tuple[type[Exception], ...]:
+    """What a store raises that is away or refuses: s3fs translates some of botocore's errors, MLflow none."""
+    try:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        return (OSError,)
+    return OSError, Boto3Error, BotoCoreError, ClientError
+
+
+def _unreachable(root: str, path: str, error: Exception) -> ServiceUnreachable:
     return ServiceUnreachable(
         "The lake cannot be read or written.",
-        where=f"{root} ({path})",
-        got=str(error),
+        where=f"{hide_password(root)} ({path})",
+        got=hide_password(str(error)),
         expected="a folder or object store that this process may write to",
-        todo="check NIGHTJAR_LAKE, the permissions and the free space",
+        todo="check NIGHTJAR_LAKE, the permissions and the free space; of an object store its keys and endpoint",
     )

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 
 import sqlalchemy as sa
 
-from tasks.errors import BackupInvalid, ServiceUnreachable, StoreNotEmpty
-from tasks.site import hide_password
+from tasks.errors import BackupInvalid, ServiceUnreachable, StoreNotEmpty, hide_password
+from tasks.lake import Lake
+from tasks.tracking import locate_artifacts
 
 FOLDER = "mlflow"
 DATABASE = "mlflow.db"
@@ -51,8 +52,12 @@ def export_registry(database: Path, folder: Path) -> dict[str, str]:
         source.backup(target)
         experiments = read_experiments(target)
     for name, location in experiments.items():
-        if (files := read_local(name, location)).is_dir():
-            shutil.copytree(files, folder / name)
+        place = open_place(name, location)
+        for path in place.files(""):
+            copy = folder / name / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with place.open(path) as remote, copy.open("wb") as file:
+                shutil.copyfileobj(remote, file)
     return experiments
 
 
@@ -62,32 +67,30 @@ def read_experiments(connection: sqlite3.Connection) -> dict[str, str]:
     return dict(connection.execute(sql, (len(PREFIX), PREFIX)).fetchall())
 
 
-def read_local(name: str, location: str) -> Path:
-    """An artifact location as a folder. Raises BackupInvalid where it is none."""
-    if location.startswith("file://"):
-        return Path(unquote(location.removeprefix("file://")))
-    if "://" in location:
+def open_place(name: str, location: str) -> Lake:
+    """An artifact location as a place of files. Raises BackupInvalid where it is another system's."""
+    if "://" in location and not location.startswith(("file://", "s3://")):
         raise BackupInvalid(
-            f"The files of {name} are not on this machine.",
+            f"The files of {name} cannot be copied from here.",
             where=hide_password(location),
-            expected="a folder",
+            expected="a folder, or a URL of S3",
             todo="copy that store by its own means, and the others with nightjar backup FOLDER --without-mlflow",
         )
-    return Path(location)
+    return Lake(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
 
 
-def import_registry(folder: Path, experiments: Mapping[str, str], database: Path, artifacts: Path) -> None:
+def import_registry(folder: Path, experiments: Mapping[str, str], database: Path, artifacts: str) -> None:
     """Put files and database in place, the database last; locations are rewritten. Raises StoreNotEmpty."""
     if not (folder / DATABASE).exists():
         return
-    moved = {old: artifacts.joinpath(name.removeprefix(PREFIX)).as_uri() for name, old in experiments.items()}
+    moved = {old: locate_artifacts(artifacts, name.removeprefix(PREFIX)) for name, old in experiments.items()}
     new = database.with_name(f"{database.name}.restoring")
     database.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / DATABASE, new)
     rewrite_locations(new, moved)
     check_registry_empty(database, new)
     for name, old in experiments.items():
-        copy_artifacts(folder / name, artifacts / name.removeprefix(PREFIX), old, moved[old])
+        copy_artifacts(folder / name, open_place(name, moved[old]), old, moved[old])
     new.replace(database)
 
 
@@ -120,15 +123,15 @@ def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
                     connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
 
 
-def copy_artifacts(source: Path, target: Path, old: str, new: str) -> None:
+def copy_artifacts(source: Path, target: Lake, old: str, new: str) -> None:
     """Copy an experiment's files; MLmodel files, which name their own place, are rewritten."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        name = str(path.relative_to(source))
         if path.name == "MLmodel":
-            copy.write_text(path.read_text(encoding="utf-8").replace(f"{old}/", f"{new}/"), encoding="utf-8")
-        else:
-            shutil.copyfile(path, copy)
+            target.replace(name, path.read_text(encoding="utf-8").replace(f"{old}/", f"{new}/").encode())
+            continue
+        with path.open("rb") as file, target.create(name) as copy:
+            shutil.copyfileobj(file, copy)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Memory holds one slice, the worst flags and some sums a group.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -37,12 +38,14 @@ from tasks.policy import IO
 from tasks.progress import progress_of
 from tasks.site import Site
 from tasks.tables import Scored
-from tasks.tracking import Version
+from tasks.tracking import Version, fetch_bundle
 from tasks.validate import Validation
+from tasks.workers import Workers
 
 Floats = npt.NDArray[np.float64]
 CODE_VERSION = 1  # raise it when the same inputs come to other scores, flags or causes: what is finished is then left
 COUNTS = ("scored", "flagged", "unseen")
+MOST_TASKS = 500  # of a batch: Prefect is at ease with hundreds
 
 
 class ScoreParams(Section):
@@ -285,6 +288,16 @@ def check_input(site: Site, validated: Manifest, validation: Validation) -> None
         )
 
 
+def open_batch(
+    site: Site, contract: Contract, validation: Validation, detector: Detector, bundle: Path, params: ScoreParams
+) -> tuple[Manifest, str]:
+    """The validated batch and the key of its scores. Raises LeakageFound, PublishConflict."""
+    check_out_of_sample(site, detector, validation.batch_date)
+    validated = site.lake.get("validated", site.detector, validation.batch_date)
+    check_input(site, validated, validation)
+    return validated, hash_inputs(site, validated, read_manifest(bundle).content_hash, contract, params)
+
+
 def score_night(
     site: Site,
     contract: Contract,
@@ -296,10 +309,7 @@ def score_night(
 ) -> Scored:
     """Score one validated batch with one version. Raises LeakageFound, PublishConflict."""
     detector, day = Detector.load(bundle).to(resolve_device(site.device)), validation.batch_date
-    check_out_of_sample(site, detector, day)
-    validated = site.lake.get("validated", site.detector, day)
-    check_input(site, validated, validation)
-    inputs = hash_inputs(site, validated, read_manifest(bundle).content_hash, contract, params)
+    validated, inputs = open_batch(site, contract, validation, detector, bundle, params)
     scores = score_batch(site, detector, contract, validated, params, inputs, progress_of(f"score {day}"))
     return Scored(
         detector=site.detector,
@@ -315,6 +325,90 @@ def score_night(
         scores=inputs,
         **{name: scores.facts[name] for name in COUNTS},
     )
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What scoring some parts of a batch takes: small, to be sent to a worker. Its site leads to no warehouse."""
+
+    site: Site
+    contract: Contract
+    params: ScoreParams
+    version: Version
+    batch_date: date
+    inputs: str
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """The job of a batch, its parts without a receipt by name, and the rows of those that have one."""
+
+    job: ScoreJob
+    parts: tuple[tuple[str, Part], ...]
+    rows_done: int
+
+
+def find_unscored(
+    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
+) -> Unscored:
+    """What is left to score of a batch. Raises LeakageFound, PublishConflict."""
+    validated, inputs = open_batch(site, contract, validation, Detector.load(bundle), bundle, params)
+    manifest = site.lake.manifest_path("scores", site.detector, validation.batch_date, inputs)
+    folder = manifest.rpartition("/")[0]
+    there = site.lake.files(folder)
+    named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
+    left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
+    job = ScoreJob(site.for_workers(), contract, params, version, validation.batch_date, inputs)
+    return Unscored(job, tuple(left), validated.rows - sum(part.rows for _, part in left))
+
+
+def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
+    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
+    detector = Detector.load(fetch_bundle(job.site, job.version)).to(resolve_device(job.site.device))
+    partition = job.site.lake.write("scores", job.site.detector, job.batch_date, job.inputs)
+    scoring = Scoring(job.site, detector, job.contract, job.params, partition)
+    left = [(name, part) for name, part in parts if scoring.find(name) is None]
+    return sum(scoring.score(name, part, lambda rows: None).scored for name, part in left)
+
+
+def share_out(parts: Sequence[tuple[str, Part]], tasks: int) -> list[Sequence[tuple[str, Part]]]:
+    """Parts in neighbouring runs of one length, as short as so many tasks allow."""
+    length = max(1, math.ceil(len(parts) / tasks))
+    return [parts[first : first + length] for first in range(0, len(parts), length)]
+
+
+@task(task_run_name="score {site.detector} {validation.batch_date}: plan", **IO)
+def plan_parts(
+    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
+) -> Unscored:
+    """Find the parts that no attempt has finished."""
+    return find_unscored(site, contract, validation, version, bundle, params)
+
+
+@task(task_run_name="score {job.site.detector} {job.batch_date}: from {parts[0][0]}", **IO)
+def score_parts(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
+    """Score some parts, on whichever worker this is."""
+    rows = score_pieces(job, parts)
+    get_run_logger().info("%d rows of %d parts", rows, len(parts))
+    return rows
+
+
+def spread_parts(
+    site: Site,
+    contract: Contract,
+    validation: Validation,
+    version: Version,
+    bundle: Path,
+    params: ScoreParams,
+    workers: Workers,
+) -> None:
+    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once."""
+    unscored = plan_parts(site, contract, validation, version, bundle, params)
+    shares = share_out(unscored.parts, MOST_TASKS)
+    rows = [sum(part.rows for _, part in share) for share in shares]
+    total, tell = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
+    pieces = [{"job": unscored.job, "parts": share} for share in shares]
+    workers.run(score_parts, pieces, lambda done: tell(unscored.rows_done + sum(rows[: done + 1]), total))
 
 
 @task(task_run_name="score {site.detector} {validation.batch_date}", **IO)

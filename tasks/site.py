@@ -1,15 +1,14 @@
 """Where one detector's data lives: the record that every task gets, made once by the flows from the settings."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from tasks.errors import ServiceUnreachable
+from tasks.errors import ServiceUnreachable, hide_password
 from tasks.lake import Lake
 
 
@@ -36,6 +35,10 @@ class Site:
     def lake(self) -> Lake:
         """The lake, opened anew: it holds no connection worth sharing."""
         return Lake(self.lake_root, self.sole_writer)
+
+    def for_workers(self) -> "Site":
+        """The site as it is sent to workers: without the warehouse, the sources, and any password of MLflow's URL."""
+        return replace(self, warehouse_url="", sources="", mlflow_uri=hide_password(self.mlflow_uri))
 
     @property
     def zone(self) -> ZoneInfo:
@@ -104,8 +107,3 @@ def writing(folder: Path) -> Iterator[None]:
             expected="a folder that this process may write to, with free space",
             todo="check the settings (NIGHTJAR_HOME), the permissions and the free space, then run it again",
         ) from error
-
-
-def hide_password(text: str) -> str:
-    """A text without the user and password of the URLs in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

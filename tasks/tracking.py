@@ -23,9 +23,10 @@ import sqlalchemy as sa
 import yaml
 
 from models.bundle import check_bundle
-from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable
+from tasks.errors import BundleInvalid, ChampionMissing, ServiceUnreachable, hide_password
+from tasks.lake import list_faults
 from tasks.owner import is_dead, name_process
-from tasks.site import Site, hide_password, writing
+from tasks.site import Site, writing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
@@ -57,14 +58,19 @@ def _client(site: Site) -> Iterator[Any]:
         _open_file(site.mlflow_uri)
         mlflow.set_tracking_uri(site.mlflow_uri)
         yield mlflow.MlflowClient(site.mlflow_uri)
-    except (MlflowException, OSError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
+    except (MlflowException, *list_faults(), sqlite3.Error, sa.exc.SQLAlchemyError) as error:
         raise ServiceUnreachable(
             "MLflow does not answer as it should.",
             where=hide_password(site.mlflow_uri),
             got=hide_password(" ".join(str(error).split())[:SHOWN]),
             expected="a tracking server or an SQLite file that this process may write to",
-            todo="check NIGHTJAR_MLFLOW and that the server runs",
+            todo="check NIGHTJAR_MLFLOW and that the server runs; of files in an object store its keys and endpoint",
         ) from error
+
+
+def locate_artifacts(root: str, detector: str) -> str:
+    """The URL of the files of a detector's versions, below a folder or URL."""
+    return f"{root.rstrip('/')}/{detector}" if "://" in root else Path(root).joinpath(detector).as_uri()
 
 
 def _open_file(uri: str) -> None:
@@ -271,7 +277,7 @@ def log_version(
     named = dict(tags) | {HASH_TAG: content_hash}
     with _client(site) as client:
         if client.get_experiment_by_name(site.model_name) is None:
-            location = Path(site.artifacts).joinpath(site.detector).as_uri() if site.artifacts else None
+            location = locate_artifacts(site.artifacts, site.detector) if site.artifacts else None
             client.create_experiment(site.model_name, artifact_location=location)
         experiment = mlflow.set_experiment(site.model_name)
         _end_dead_runs(client, experiment.experiment_id)

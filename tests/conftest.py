@@ -13,6 +13,7 @@ import hypothesis
 import psycopg
 import pytest
 from network import find_free_port
+from objects import ObjectStore, forget_stores, start_object_store
 from psycopg import sql
 
 from flows.cli import hush_at_exit
@@ -78,6 +79,22 @@ def postgres_warehouse_url(postgres_url: str) -> str:
     with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
     return f"{postgres_url}/{name}"
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 server for the session; nothing of the environment leads to it yet."""
+    with start_object_store(tmp_path_factory.mktemp("objects")) as store:
+        yield store
+
+
+@pytest.fixture
+def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The S3 server, with endpoint and keys in the environment, where people put them."""
+    for name, value in object_server.environment.items():
+        monkeypatch.setenv(name, value)
+    forget_stores()
+    return object_server
 
 
 @pytest.fixture(params=["duckdb", "postgresql"])

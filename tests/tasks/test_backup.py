@@ -57,7 +57,7 @@ def stores(tmp_path: Path, warehouse_url: str) -> Stores:
     fill(open_engine(warehouse_url))
     lake = Lake(str(tmp_path / "lake"))
     put_partition(lake, [1, 2, 3])
-    return Stores(lake.root, warehouse_url, f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+    return Stores(lake.root, warehouse_url, f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"))
 
 
 def put_partition(lake: Lake, values: list[int]) -> None:
@@ -69,7 +69,7 @@ def put_partition(lake: Lake, values: list[int]) -> None:
 
 def move(folder: Path, url: str) -> Stores:
     """Empty stores elsewhere."""
-    return Stores(str(folder / "lake"), url, f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
+    return Stores(str(folder / "lake"), url, f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts"))
 
 
 def test_what_is_restored_is_what_was_backed_up(stores: Stores, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -225,7 +225,7 @@ def test_the_places_that_mlflow_names_move_with_it(tmp_path: Path) -> None:
     make_registry(tmp_path / "mlflow.db", tmp_path / "artifacts")
     experiments = registry_copy.export_registry(tmp_path / "mlflow.db", tmp_path / "copy")
     new = tmp_path / "new"
-    registry_copy.import_registry(tmp_path / "copy", experiments, new / "mlflow.db", new / "artifacts")
+    registry_copy.import_registry(tmp_path / "copy", experiments, new / "mlflow.db", str(new / "artifacts"))
     with closing(sqlite3.connect(new / "mlflow.db")) as connection:
         text = "\n".join(connection.iterdump())
     assert (tmp_path / "artifacts").as_uri() not in text
@@ -241,7 +241,7 @@ def test_an_mlflow_with_other_runs_is_left_alone(tmp_path: Path, duckdb_stores: 
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     make_registry(tmp_path / "new.db", tmp_path / "others")
     before = (tmp_path / "new.db").read_bytes()
-    new = Stores(str(tmp_path / "new"), f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/new.db", tmp_path)
+    new = Stores(str(tmp_path / "new"), f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/new.db", str(tmp_path))
     with pytest.raises(StoreNotEmpty, match=r"MLflow is not empty[\s\S]*2 runs"):
         restore(new, tmp_path / "copy")
     assert (tmp_path / "new.db").read_bytes() == before
@@ -249,7 +249,7 @@ def test_an_mlflow_with_other_runs_is_left_alone(tmp_path: Path, duckdb_stores: 
 
 
 def test_a_tracking_server_is_refused_before_anything_is_written(tmp_path: Path, duckdb_stores: Stores) -> None:
-    served = Stores(duckdb_stores.lake_root, duckdb_stores.warehouse_url, "http://u:s3cret@127.0.0.1:9", tmp_path)
+    served = Stores(duckdb_stores.lake_root, duckdb_stores.warehouse_url, "http://u:s3cret@127.0.0.1:9", str(tmp_path))
     with pytest.raises(BackupInvalid, match="--without-mlflow") as refused:
         back_up(served, tmp_path / "copy", with_mlflow=True)
     assert "s3cret" not in str(refused.value)

@@ -18,8 +18,10 @@ DAY = date(2026, 3, 1)
 ROWS = pa.table({"record_id": ["a", "b", "c"], "amount": [1.0, None, 3.5]})
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    if request.param == "s3":
+        return Lake(f"s3://{request.getfixturevalue('object_store').make_bucket()}/some/where")
     return Lake(str(tmp_path / "lake") if request.param == "folder" else f"memory://{tmp_path.name}/lake")
 
 
@@ -57,8 +59,11 @@ def test_a_partition_without_a_manifest_is_invisible(lake):
 
 def test_a_dead_attempt_leaves_the_old_partition_and_its_number_is_not_used_again(lake):
     old = write(lake, ROWS)
-    with pytest.raises(KeyboardInterrupt), lake.write("landing", "toy", DAY).part("part-0") as part:
+    partition = lake.write("landing", "toy", DAY)
+    with partition.part("part-0") as part:
         part.append(ROWS.slice(0, 1))
+    with pytest.raises(KeyboardInterrupt), partition.part("part-1") as part:
+        part.append(ROWS.slice(1))
         raise KeyboardInterrupt
     assert lake.get("landing", "toy", DAY) == old
     assert write(lake, ROWS.slice(0, 2)).attempt == 3

@@ -20,6 +20,6 @@ def test_the_hour_that_a_clock_change_takes_is_waited_for(make_site):
 
 
 def test_passwords_in_urls_are_hidden():
-    from tasks.site import hide_password
+    from tasks.errors import hide_password
 
     assert hide_password("postgresql+psycopg://me:secret@host/db failed") == "postgresql+psycopg://host/db failed"

@@ -1,0 +1,95 @@
+"""A whole project whose lake and model files lie in a bucket: the same table and bundle, every command works."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from objects import ObjectStore
+from toy import DAYS, FIRST, Project, make_rows, point_to
+
+from flows.cli import execute
+from flows.setup import load_setup
+from tasks.tables import flagged_anomalies, scoring_batches
+from tasks.tracking import get_champion
+from tasks.warehouse import begin, open_engine
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+CHANCE = {"scored_at", "seconds"}
+
+
+def read_table(home: Path) -> dict[str, list[str]]:
+    """What is published, but for the moment at which it was."""
+    with begin(open_engine(f"duckdb:///{home}/warehouse.duckdb")) as connection:
+        return {
+            table.name: sorted(
+                map(repr, connection.execute(sa.select(*(c for c in table.c if c.name not in CHANCE))).all())
+            )
+            for table in (flagged_anomalies, scoring_batches)
+        }
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def ask(*arguments: str) -> Any:
+        code = execute([*arguments, "--json"])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return json.loads(said.out)
+
+    return ask
+
+
+def test_a_project_in_a_bucket_publishes_what_one_on_disk_does_and_every_command_works_there(
+    trained_folder: Path,
+    project: Project,
+    object_store: ObjectStore,
+    answer: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bucket, home = object_store.make_bucket(), project.folder / ".nightjar"
+    monkeypatch.setenv("NIGHTJAR_LAKE", f"s3://{bucket}/lake")
+    monkeypatch.setenv("NIGHTJAR_ARTIFACTS", f"s3://{bucket}/models")
+    answer("run", "orders")
+    assert read_table(home) == read_table(trained_folder / ".nightjar")
+    hashes = [get_champion(load_setup("orders").site).tags["bundle_hash"]]
+    assert not (home / "lake").exists()
+    assert not (home / "mlflow-artifacts").exists()
+    assert object_store.list_keys(bucket, "models/orders/")
+    assert object_store.list_uploads(bucket) == []
+
+    late, bad = LAST + timedelta(days=1), make_rows(LAST + timedelta(days=1))
+    bad.loc[[3, 4], "spend"] = -1.0
+    project.write_day(late, bad)
+    project.change("params.yaml", "detectors", "orders", "validate", value={"max_quarantined_fraction": 0.2})
+    shutil.rmtree(home / "bundles")  # the bundle comes from the bucket
+    assert answer("score", "orders", "--date", str(late))["quarantined"] == 2
+    assert execute(["replay", "orders", "--date", str(late)]) == 0
+    repaired = tmp_path / "repaired.csv"
+    repaired.write_text(capsys.readouterr().out.replace("-1.0", "11.0"))
+    answer("replay", "orders", "--date", str(late), "--take", str(repaired))
+    assert [night["state"] for night in answer("status", "orders")["nights"]][-3:] == ["fresh"] * 3
+    assert {check["result"] for check in answer("verify", "orders")["checks"]} == {"ok"}
+    record = f"{late:%m%d}-0299"
+    assert answer("explain", "orders", record)["record_id"] == record
+    answer("erase", "orders", record)
+    answer("backfill", "orders", "--from", str(late), "--to", str(late))
+
+    before = answer("status", "orders")
+    answer("backup", str(tmp_path / "copy"))
+    other = object_store.make_bucket()
+    monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("NIGHTJAR_LAKE", f"s3://{other}/lake")
+    monkeypatch.setenv("NIGHTJAR_ARTIFACTS", f"s3://{other}/models")
+    answer("restore", str(tmp_path / "copy"))
+    assert answer("status", "orders") == before
+    hashes.append(get_champion(load_setup("orders").site).tags["bundle_hash"])
+    point_to(monkeypatch, trained_folder)
+    hashes.append(get_champion(load_setup("orders").site).tags["bundle_hash"])
+    assert len(set(hashes)) == 1
