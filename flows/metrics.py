@@ -6,8 +6,10 @@ Nothing is written: neither is the warehouse migrated nor are dead tries marked,
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
@@ -63,7 +65,8 @@ def read_detectors(project: Path) -> tuple[str | None, list[Reading]]:
         _check_schema(schema)
     except NightjarError as error:  # once for all: waiting for it at every detector would outlast a scrape
         return schema, [Reading(name, error=error) for name in names]
-    return schema, [read_detector(name, has_tables=schema is not None) for name in names]
+    with ThreadPoolExecutor(max_workers=8) as pool:  # so that an MLflow that is away is waited for once
+        return schema, list(pool.map(partial(read_detector, has_tables=schema is not None), names))
 
 
 def read_detector(name: str, has_tables: bool) -> Reading:
