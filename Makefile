@@ -4,7 +4,7 @@ BIN := .venv/bin
 PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test torture lint bench ui clean
+.PHONY: help nightly test torture lint bench ui up down deploy clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,15 @@ bench: $(BIN)/.installed ## detection and speed, measured side by side (half an 
 
 ui: $(BIN)/.installed ## the Prefect and MLflow pages over the runs made here
 	@$(BIN)/python -m flows.ui
+
+up: $(BIN)/.installed ## PostgreSQL, Prefect, MLflow and two workers on this machine, deployed
+	@$(BIN)/nightjar up
+
+down: $(BIN)/.installed ## stop what make up has started
+	@$(BIN)/nightjar down
+
+deploy: $(BIN)/.installed ## deployments, pools, limits and the automation, on the server of PREFECT_API_URL
+	@$(BIN)/nightjar deploy
 
 clean: ## forget everything Nightjar wrote here: lake, warehouse, models, runs
 	rm -rf .nightjar

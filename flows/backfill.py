@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.crashed import mark_crashed
 from flows.nightly import nightly
+from flows.plan import Only, make_plan
 from flows.setup import prepare
 from tasks.errors import RunFailed
 from tasks.validate import validate
@@ -30,6 +31,17 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
     scorers: Sequence[int | None] = versions or [None] * len(dates)
     states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
     raise_failures(name, dates, states)
+
+
+@flow(name="backfill-range", flow_run_name="backfill {name}, {only} of {first} to {last}", on_running=[mark_crashed])
+def backfill_range(name: str, first: date, last: date, only: Only = "missing", as_of: bool = False) -> None:
+    """Score and publish a range of batch dates, or those of them in one state; as_of: with the champions of their time.
+
+    It is what `nightjar backfill` does, for the Prefect page.
+    """
+    plan = make_plan(name, first, last, only, as_of)
+    if plan.dates:
+        backfill(name, plan.dates, plan.versions if as_of else None)
 
 
 def raise_failures(name: str, dates: Sequence[date], states: Sequence[State[Any]]) -> None:

@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from flows.commands import flags, nights, past, start, stores, versions
+from flows.commands import flags, nights, past, start, stores, team, versions
 from flows.screen import stderr
 from models.errors import NightjarError
 
@@ -28,6 +28,7 @@ PANELS = {
     "Versions": versions,
     "Stores": stores,
     "Detectors": start,
+    "Team": team,
 }
 for panel, commands in PANELS.items():
     for command in commands.app.registered_commands:

@@ -1,5 +1,6 @@
-"""The night of every detector that is in service, one after the other; one failing never stops another's."""
+"""What is done for every detector, one after the other; one failing never stops another: the night, and retraining."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -14,7 +15,9 @@ from flows.nightly import nightly
 from flows.params import detector_names
 from flows.settings import load_settings
 from flows.setup import load_setup
+from flows.training import training
 from tasks.errors import NightjarError
+from tasks.register import Registered
 from tasks.tables import Night
 from tasks.tracking import list_versions
 
@@ -29,6 +32,16 @@ class Outcome:
     cause: str
 
 
+@dataclass(frozen=True)
+class Retrained:
+    """What became of one detector's training: the version and its alias, or the cause that there is none."""
+
+    detector: str
+    version: int | None
+    alias: str | None
+    cause: str
+
+
 def name_run() -> str:
     """Name the batch date, where one is given."""
     return f"score all {current.get_parameters()['batch_date'] or 'of yesterday'}"
@@ -37,18 +50,35 @@ def name_run() -> str:
 @flow(name="every", flow_run_name=name_run, on_running=[mark_crashed])
 def score_every(batch_date: date | None = None) -> State[list[Outcome]]:
     """Score a batch (yesterday's, unless named) of every detector; red, with who failed and why, when any did."""
-    outcomes = [score_one(name, batch_date) for name in detector_names(load_settings().project) if is_in_service(name)]
+    outcomes = [score_one(name, batch_date) for name in list_in_service()]
     causes = [f"{outcome.detector}: {outcome.cause}" for outcome in outcomes if outcome.cause]
     if causes:
         return Failed(message="\n".join(causes), data=outcomes)
     return Completed(message=f"{len(outcomes)} published", data=outcomes)
 
 
-def is_in_service(name: str) -> bool:
-    """Whether a detector has anything to score with; one that cannot be looked at counts: its night will say why."""
-    with suppress(NightjarError):
-        return bool(list_versions(load_setup(name).site))
-    return True
+@flow(name="retrain", flow_run_name="train all", on_running=[mark_crashed])
+def retrain_every() -> State[list[Retrained]]:
+    """Train a challenger of every detector on what is known today; red, with who failed and why, when any did."""
+    outcomes = [train_one(name) for name in list_in_service()]
+    causes = [f"{outcome.detector}: {outcome.cause}" for outcome in outcomes if outcome.cause]
+    if causes:
+        return Failed(message="\n".join(causes), data=outcomes)
+    return Completed(message=f"{len(outcomes)} trained", data=outcomes)
+
+
+def list_in_service() -> Iterator[str]:
+    """The detectors that run every night and have something to score with.
+
+    One that cannot be looked at counts: its run will say why.
+    """
+    for name in detector_names(load_settings().project):
+        is_in_service = True
+        with suppress(NightjarError):
+            setup = load_setup(name)
+            is_in_service = setup.configured.detector.run.every_night and bool(list_versions(setup.site))
+        if is_in_service:
+            yield name
 
 
 def score_one(name: str, batch_date: date | None) -> Outcome:
@@ -58,3 +88,12 @@ def score_one(name: str, batch_date: date | None) -> Outcome:
     if isinstance(night, Night):
         return Outcome(name, night.batch_date, night.flagged, "")
     return Outcome(name, batch_date, None, str(night))
+
+
+def train_one(name: str) -> Retrained:
+    """One detector's training, whatever becomes of it."""
+    state = training(name, return_state=True)
+    made = state.result(raise_on_failure=False)
+    if isinstance(made, Registered):
+        return Retrained(name, made.version, made.alias, "")
+    return Retrained(name, None, None, str(made))

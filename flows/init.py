@@ -122,9 +122,9 @@ def _has_password(url: str) -> bool:
 
 def assemble(drafted: Draft, today: date) -> Detector:
     """The params section. A night is named only where the newest rows lie in the future."""
-    ahead = {"last_date": drafted.last_date} if drafted.last_date >= today else {}
+    last = drafted.last_date if drafted.last_date >= today else None
     return Detector(
-        run=RunParams(nights=drafted.nights, **ahead),
+        run=RunParams(nights=drafted.nights, last_date=last),
         ingest=drafted.ingest,
         filter=drafted.filter,
         train=drafted.train,

@@ -10,6 +10,7 @@ from prefect.runtime import flow_run as current
 
 from flows.crashed import mark_crashed
 from flows.setup import load_setup, prepare
+from flows.turns import taking_turns
 from tasks.errors import NightjarError
 from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
@@ -43,6 +44,7 @@ def name_run() -> str:
     on_failure=[record_failure],
     on_crashed=[record_failure],
 )
+@taking_turns("score")
 def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
     """Score a batch (yesterday's, unless named) with the champion, or with a named version, and publish it."""
     setup = prepare(name)

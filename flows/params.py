@@ -45,10 +45,11 @@ def _known_zone(name: str) -> str:
 
 
 class RunParams(Section):
-    """What `nightjar run` covers: `nights` scored batches that end at `last_date`."""
+    """What `nightjar run` covers: `nights` scored batches that end at `last_date`; and whether they go on by themselves."""
 
     nights: int = Field(ge=1, le=366)
     last_date: date | None = None  # None: the newest batch date that the source has
+    every_night: bool = True  # once it has a champion: scored by `score --all`, trained weekly, watched for freshness
 
 
 class Detector(Section):

@@ -1,11 +1,14 @@
 """What a backfill would do: which nights of a range it would score, why, and with which version."""
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
+from typing import Literal
 
 from flows.setup import prepare
 from tasks.ledger import NightState, list_due, list_landed_dates, read_ledger, read_ledger_as_of
 from tasks.tracking import find_version
+
+Only = Literal["all", "missing", "stale", "failed"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Pla
     setup = prepare(name)
     site, known = setup.site, list_landed_dates(setup.site.lake, name)
     landed = site.lake.dates("landing", name)
-    asked = [day for day in list_due(known, None, setup.yesterday(datetime.now(UTC))) if first <= day <= last]
+    asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
     found = [day for day in asked if day in landed]
     ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, find_version(site))
     nights = [night for night in ledger if only in ("all", night.state)]

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     mlflow: str = Field(default="", description="MLflow tracking URI")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks are fitted")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
+    train_deployment: str = Field(default="", description="Prefect deployment that trains; none: in this process")
+    limits: bool = Field(default=False, description="runs of one detector queue behind Prefect's limits (make deploy)")
 
     @property
     def home_path(self) -> Path:
@@ -54,9 +56,15 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment; ParamsInvalid names the bad variable."""
+    """Read the environment, and below it the files in the folder NIGHTJAR_SECRETS, such as `nightjar_warehouse`.
+
+    ParamsInvalid names the bad variable.
+    """
+    secrets = os.environ.get("NIGHTJAR_SECRETS")
+    if secrets and not Path(secrets).is_dir():
+        raise ParamsInvalid("NIGHTJAR_SECRETS names no folder.", got=repr(secrets), todo="unset or correct it")
     try:
-        return Settings()
+        return Settings(_secrets_dir=secrets)  # type: ignore[call-arg]  # pydantic's own
     except ValidationError as error:
         problem = error.errors()[0]
         name = f"NIGHTJAR_{str(problem['loc'][0]).upper()}"

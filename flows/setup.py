@@ -43,9 +43,13 @@ class Setup:
         begin = source.first_date if isinstance(source, payments.PaymentsSource | codes.CodesSource) else date.min
         return Window(max(first or begin, begin), last or self.yesterday(now), now)
 
-    def yesterday(self, now: datetime) -> date:
+    def today(self, now: datetime | None = None) -> date:
+        """The date that it is in the detector's time zone."""
+        return (now or datetime.now(UTC)).astimezone(self.site.zone).date()
+
+    def yesterday(self, now: datetime | None = None) -> date:
         """The newest batch date that is complete."""
-        return now.astimezone(self.site.zone).date() - timedelta(days=1)
+        return self.today(now) - timedelta(days=1)
 
     def landed_before(self, cutoff: date) -> list[date]:
         """The landed batch dates before a cut-off, without those params exclude. Raises BatchMissing."""
@@ -62,7 +66,7 @@ class Setup:
     def nights(self) -> list[date]:
         """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date` or yesterday."""
         run = self.configured.detector.run
-        last = run.last_date or self.yesterday(datetime.now(UTC))
+        last = run.last_date or self.yesterday()
         landed = self.landed_before(last + timedelta(days=1))
         return landed[-run.nights :]
 

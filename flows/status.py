@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import get_args
 
@@ -50,7 +50,7 @@ def read_nights(setup: Setup) -> Status:
     site, champion = setup.site, find_version(setup.site)
     name = site.detector
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
-    landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday(datetime.now(UTC))
+    landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
     nights = read_ledger(site, list_due(landed, learnt, yesterday), champion)
     is_bounded = setup.configured.detector.run.last_date is not None
     behind = None if is_bounded else count_days_behind(landed, yesterday)

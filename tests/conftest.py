@@ -28,6 +28,7 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the torture lasts: briefly with the other tests, for long with `make torture`."""
     parser.addoption("--kills", type=int, default=4, help="runs to kill on each warehouse")
+    parser.addoption("--screenshots", default="", help="a folder for the pictures of pages that tests/stack takes")
     parser.addoption("--rounds", type=int, default=4, help="races to run on each warehouse")
 
 

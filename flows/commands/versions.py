@@ -1,7 +1,6 @@
 """Commands that make model versions and choose the champion: train, promote, rollback, reduce."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ def train(name: Name, cutoff: Day = None, as_json: Json = False, debug: Debug = 
     setup = prepare(name)
     from flows.training import training
 
-    day = cutoff.date() if cutoff else datetime.now(UTC).astimezone(setup.site.zone).date()
+    day = cutoff.date() if cutoff else setup.today()
     with running():
         registered = training(name, day)
     if as_json:

@@ -1,0 +1,55 @@
+"""The freshness watch: red while a detector's newest published night is older than it should be, or a night failed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.crashed import mark_crashed
+from flows.every import list_in_service
+from flows.setup import load_setup
+from flows.status import StatusLine, read_line
+
+
+@flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])
+def watch_freshness(max_days_behind: int = 0) -> State[None]:
+    """Look at every detector in service; red, with who is late and why, when any is.
+
+    max_days_behind: by how many days the newest published night may be older than yesterday.
+    """
+    lines = [read_line(name) for name in list_in_service()]
+    late = [f"{line.detector}: {cause}" for line in lines if (cause := find_lateness(line, max_days_behind))]
+    create_table_artifact([tell(line, late) for line in lines], key="freshness", description=describe(late))
+    if late:
+        return Failed(message="\n".join(late))
+    return Completed(message=f"{len(lines)} fresh")
+
+
+def find_lateness(line: StatusLine, max_days_behind: int) -> str:
+    """Why a detector is late, in words, or nothing."""
+    if line.error:
+        return line.error
+    if line.newest_night is None:
+        return "no night is published yet"
+    behind = (load_setup(line.detector).yesterday() - line.newest_night).days
+    if behind > max_days_behind:
+        return f"its newest published night is {line.newest_night}, {behind} days before yesterday"
+    failed = line.counts["failed"]
+    return f"{failed} nights failed: nightjar status {line.detector}" if failed else ""
+
+
+def tell(line: StatusLine, late: Sequence[str]) -> dict[str, Any]:
+    """A detector's row of the table on the Prefect page."""
+    facts = {key: value for key, value in asdict(line).items() if key not in ("counts", "error")}
+    row = {key: str(value) if isinstance(value, date) else value for key, value in facts.items()} | line.counts
+    return row | {"late": any(cause.startswith(f"{line.detector}: ") for cause in late)}
+
+
+def describe(late: Sequence[str]) -> str:
+    """The artifact's text above the table."""
+    return "\n".join(f"- {cause}" for cause in late) or "every detector in service is fresh"

@@ -1,0 +1,323 @@
+"""The whole stack on this machine, as `make up` starts it: a schedule fires, the GPU pool trains, workers are killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psutil
+import psycopg
+import pytest
+from network import find_free_port
+from playwright.sync_api import Page, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import CronSchedule
+
+ROOT = Path(__file__).parent.parent.parent
+DETECTOR = "payments"
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack, as its user has it: the command line, the pages, the table."""
+
+    home: Path
+    ports: dict[str, int]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        lines = (self.home / "stack" / "env").read_text().splitlines()
+        named = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        return os.environ | {name: value.strip("'") for name, value in named.items()}
+
+    def nightjar(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def status(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.nightjar("status", DETECTOR, "--json").stdout)
+        return told
+
+    def up(self) -> str:
+        ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
+        env = os.environ | {"NIGHTJAR_HOME": str(self.home), "NIGHTJAR_PROJECT": str(ROOT)}
+        command = [sys.executable, "-m", "flows.cli", "up", "--debug", *ports]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout
+
+    def client(self) -> SyncPrefectClient:
+        return SyncPrefectClient(api=f"http://127.0.0.1:{self.ports['prefect']}/api")
+
+    def begin(self, deployment: str, **parameters: Any) -> FlowRun:
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+    def read(self, run: FlowRun) -> FlowRun:
+        with self.client() as client:
+            return client.read_flow_run(run.id)
+
+    def wait(self, run: FlowRun, timeout_s: float = 300) -> FlowRun:
+        until(
+            lambda: (state := self.read(run).state) is not None and state.is_final(), timeout_s, run.name + self.logs()
+        )
+        return self.read(run)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        url = (self.home / "stack/secrets/warehouse_reader").read_text().replace("+psycopg", "")
+        with psycopg.connect(url) as connection:
+            return connection.execute(sql).fetchall()  # type: ignore[call-overload]
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environ = process.environ()
+                told = [*process.cmdline(), environ.get("PREFECT__FLOW_RUN_ID", "")]
+                if environ.get("STACK") == str(self.home / "stack") and word in " ".join(told):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, word: str) -> None:
+        found = self.processes(word)
+        assert found, word
+        for process in found:
+            process.kill()
+
+    def logs(self) -> str:
+        files = sorted((self.home / "stack").glob("*.log"))
+        return "".join(f"\n=== {file.name}\n" + file.read_text()[-1500:] for file in files)
+
+
+def until(is_so: Callable[[], bool], timeout_s: float, told: str = "") -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so after {timeout_s} s {told}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # pytest's own folders are closed to the user postgres
+    home.chmod(0o755)
+    found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow")})
+    try:
+        found.up()
+        yield found
+    finally:
+        told = found.nightjar("down")
+        shutil.rmtree(home)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack) -> FlowRun:
+    """The flow run that has trained the first champion."""
+    run = stack.wait(stack.begin("training/one-detector", name=DETECTOR))
+    assert run.state is not None
+    assert run.state.is_completed(), (run.state.message or "") + stack.logs()
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(request: pytest.FixtureRequest) -> Iterator[Page]:
+    with sync_playwright() as tool:
+        options = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
+        browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+        yield browser.new_page(viewport={"width": 1100, "height": 640})
+        browser.close()
+
+
+@pytest.fixture
+def show(page: Page, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str, str], str]:
+    """Open a page, wait until it says what it should, and keep a picture of it."""
+    folder = Path(request.config.getoption("--screenshots") or tmp_path)
+
+    def look(url: str, expected: str, name: str) -> str:
+        page.goto(url)
+        page.get_by_text(expected).first.wait_for(timeout=30_000)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=folder / f"{name}.png")
+        return page.inner_text("body")
+
+    return look
+
+
+def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack) -> None:
+    first, second = (json.loads(stack.nightjar("deploy", "--json").stdout) for _ in range(2))
+    assert first == second
+    assert {row["deployment"]: row["pool"] for row in first["deployments"]} == {
+        "backfill-range/backfill": "cpu",
+        "every/nightly": "cpu",
+        "freshness/hourly": "cpu",
+        "nightly/one-night": "cpu",
+        "retrain/weekly": "cpu",
+        "train/gpu": "gpu",
+        "training/one-detector": "cpu",
+    }
+    with stack.client() as client:
+        assert len([one for one in client.read_automations() if one.name.startswith("nightjar: ")]) == 1
+        limits = {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=100, offset=0)}
+    assert limits[f"nightjar-score-{DETECTOR}"] == limits[f"nightjar-train-{DETECTOR}"] == 1
+
+
+def test_a_secret_stands_in_no_log_and_no_command_line(stack: Stack) -> None:
+    secrets = [file.read_text() for file in (stack.home / "stack/secrets").glob("*_password")]
+    assert len(secrets) == 5
+    told = "".join(file.read_text() for file in (stack.home / "stack").glob("*.log"))
+    told += "".join(" ".join(process.cmdline()) for process in stack.processes(""))
+    assert not [secret for secret in secrets if secret in told]
+    modes = {file.stat().st_mode & 0o077 for file in (stack.home / "stack/secrets").iterdir()}
+    assert modes == {0}
+
+
+def test_training_hands_its_train_step_to_the_gpu_pool(stack: Stack, trained: FlowRun) -> None:
+    assert trained.work_pool_name == "cpu"
+    with stack.client() as client:
+        there = client.read_deployment_by_name("train/gpu")
+        only = FlowRunFilter.model_validate({"deployment_id": {"any_": [there.id]}})
+        [child] = client.read_flow_runs(flow_run_filter=only)
+    assert child.work_pool_name == "gpu"
+    assert child.state is not None
+    assert child.state.is_completed()
+    assert stack.status()["champion"] == 1
+
+
+def test_a_schedule_fires_and_the_night_is_published(stack: Stack, trained: FlowRun) -> None:
+    with stack.client() as client:
+        nightly = client.read_deployment_by_name("every/nightly")
+        client.create_deployment_schedules(nightly.id, [(CronSchedule(cron="* * * * *", timezone="UTC"), True)])
+        only = FlowRunFilter.model_validate(
+            {"deployment_id": {"any_": [nightly.id]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
+        )
+        until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 240, stack.logs())
+        run = client.read_flow_runs(flow_run_filter=only)[0]
+        for schedule in client.read_deployment_schedules(nightly.id):
+            if getattr(schedule.schedule, "cron", "") == "* * * * *":
+                client.delete_deployment_schedule(nightly.id, schedule.id)
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter())
+    assert run.auto_scheduled
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    assert {"validation-payments", "calibration-payments"} <= {artifact.key for artifact in artifacts}
+    [(published, rows, flags)] = stack.query(
+        "select b.batch_date, b.scored, (select count(*) from flagged_anomalies f where f.batch_date = b.batch_date) "
+        "from scoring_batches b"
+    )
+    assert published == newest_batch()
+    assert rows > 4000
+    assert 0 < flags < 500
+
+
+def newest_batch() -> date:
+    return datetime.now(ZoneInfo("Europe/Berlin")).date() - timedelta(days=1)
+
+
+def test_runs_whose_workers_are_killed_turn_red_and_what_they_left_is_made_good(stack: Stack, trained: FlowRun) -> None:
+    newest = newest_batch()
+    first = newest - timedelta(days=9)
+    training = stack.begin("training/one-detector", name=DETECTOR, cutoff=str(newest - timedelta(days=3)))
+    with stack.client() as client:
+        there = client.read_deployment_by_name("train/gpu")
+        only = FlowRunFilter.model_validate(
+            {"deployment_id": {"any_": [there.id]}, "state": {"type": {"any_": ["RUNNING"]}}}
+        )
+        until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 120, stack.logs())
+        [child] = client.read_flow_runs(flow_run_filter=only)
+    until(lambda: bool(stack.processes(str(child.id))), 60)
+    stack.kill("--pool gpu")
+    stack.kill(str(child.id))
+    backfill = stack.begin("backfill-range/backfill", name=DETECTOR, first=str(first), last=str(newest))
+    until(lambda: len(stack.query("select 1 from scoring_batches")) >= 3, 180, stack.logs())
+    stack.kill("--pool cpu")
+    stack.kill(str(backfill.id))
+
+    crashed = stack.wait(child)
+    assert crashed.state is not None
+    assert crashed.state.is_crashed(), crashed.state
+    failed = stack.wait(training)
+    assert failed.state is not None
+    assert failed.state.is_failed(), failed.state
+    assert "RunFailed" in (failed.state.message or "")
+    stopped = stack.wait(backfill)
+    assert stopped.state is not None
+    assert stopped.state.is_crashed(), stopped.state
+
+    again = stack.wait(stack.begin("backfill-range/backfill", name=DETECTOR, first=str(first), last=str(newest)))
+    assert again.state is not None
+    assert again.state.is_completed(), (again.state.message or "") + stack.logs()
+    published = stack.query("select batch_date, count(*) from scoring_batches group by 1 order by 1")
+    assert published == [(first + timedelta(days=day), 1) for day in range(10)]
+    doubled = "select batch_date, record_id from flagged_anomalies group by 1, 2 having count(*) > 1"
+    assert stack.query(doubled) == []
+    checks = json.loads(stack.nightjar("verify", DETECTOR, "--json").stdout)["checks"]
+    assert {check["result"] for check in checks} == {"passed"}
+    freshness = stack.wait(stack.begin("freshness/hourly"))
+    assert freshness.state is not None
+    assert freshness.state.is_completed(), freshness.state.message
+
+
+def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason(
+    stack: Stack, trained: FlowRun
+) -> None:
+    with stack.client() as client:
+        there = client.read_deployment_by_name("train/gpu")
+        bare = {"command": f"{sys._base_executable} -I -m prefect.flow_engine"}
+        client.update_deployment(there.id, {"job_variables": bare})  # type: ignore[arg-type]
+    run = stack.wait(stack.begin("training/one-detector", name=DETECTOR))
+    assert run.state is not None
+    assert run.state.is_failed()
+    assert "train/gpu" in (run.state.message or "")
+    assert "Crashed" in (run.state.message or "")
+    assert stack.nightjar("deploy").returncode == 0
+
+
+def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[[str, str, str], str]) -> None:
+    prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
+    assert "one-detector" in show(f"{prefect}/deployments", "weekly", "deployments")
+    with stack.client() as client:
+        found = client.read_deployment_by_name("backfill-range/backfill")
+    form = show(f"{prefect}/deployments/deployment/{found.id}/run", "as_of", "form")
+    assert all(name in form for name in ("first", "last", "only"))
+    assert "train" in show(f"{prefect}/runs/flow-run/{trained.id}", "Task Runs", "training")
+    assert "champion" in show(f"{mlflow}/#/models/nightjar-{DETECTOR}", "Versions", "registry")
+
+
+def test_down_stops_what_up_started_and_up_finds_it_again(stack: Stack, trained: FlowRun) -> None:
+    before = stack.query("select detector, batch_date, scores from scoring_batches order by 2")
+    others = subprocess.Popen(["sleep", "60"])
+    assert "postgres" in stack.nightjar("down").stdout
+    assert stack.processes("") == []
+    assert others.poll() is None
+    others.kill()
+    others.wait()
+    stack.up()
+    assert stack.query("select detector, batch_date, scores from scoring_batches order by 2") == before
+    assert stack.status()["champion"] == 1
+    assert stack.read(trained).state is not None
+
+
+def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack) -> None:
+    before = {process.pid for process in stack.processes("worker start")}
+    stack.up()
+    assert {process.pid for process in stack.processes("worker start")} == before
