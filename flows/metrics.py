@@ -83,13 +83,13 @@ def read_detector(name: str, has_tables: bool) -> Reading:
 
 def read_calendar(setup: Setup, reading: Reading) -> Reading:
     """Add what has landed, and what should be published by now."""
-    site, yesterday = setup.site, setup.yesterday(datetime.now(UTC))
-    is_bounded = setup.configured.detector.run.last_date is not None
+    site, yesterday = setup.site, setup.yesterday()
+    every_night = setup.configured.detector.run.every_night
     landed = [day for day in list_landed_dates(site.lake, site.detector) if day <= yesterday]
     return replace(
         reading,
         landed=site.start_of(landed[-1]) if landed else None,
-        expected=None if is_bounded else site.start_of(yesterday),
+        expected=site.start_of(yesterday) if every_night else None,
     )
 
 

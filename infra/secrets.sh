@@ -14,9 +14,15 @@ put() { # NAME, content on stdin
     fi
 }
 
-for name in postgres prefect mlflow nightjar grafana; do
-    head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${name}_password"
+put_url() { # NAME DRIVER LOGIN DATABASE
+    echo "$2://$3:$(cat "secrets/$3_password")@postgres:5432/$4" | put "$1"
+}
+
+for login in postgres prefect mlflow nightjar nightly analyst grafana; do
+    head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${login}_password"
 done
-echo "postgresql+asyncpg://prefect:$(cat secrets/prefect_password)@postgres:5432/prefect" | put prefect_database
-echo "postgresql+psycopg://mlflow:$(cat secrets/mlflow_password)@postgres:5432/mlflow" | put mlflow_database
-echo "postgresql+psycopg://nightjar:$(cat secrets/nightjar_password)@postgres:5432/nightjar" | put nightjar_warehouse
+put_url prefect_database postgresql+asyncpg prefect prefect
+put_url mlflow_database postgresql+psycopg mlflow mlflow
+put_url warehouse_owner postgresql+psycopg nightjar nightjar
+put_url warehouse_reader postgresql+psycopg analyst nightjar
+put_url nightjar_warehouse postgresql+psycopg nightly nightjar

@@ -21,7 +21,7 @@ class Reading:
     """What is known of a detector; what could not be read is None, for the reason `error`.
 
     The instants are those at which batch dates begin: of the newest published one, the newest landed one that is over,
-    and the newest one that should be published by now, None where the source has a last date.
+    and the newest one that should be published by now, None for data that has ended (run.every_night).
     """
 
     detector: str
@@ -46,7 +46,7 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
         lambda reading: _instant(reading.published),
     ),
     "nightjar_expected_batch_date_timestamp_seconds": (
-        "When the newest batch date that is over begins; absent where the source has a last date.",
+        "When the newest batch date that is over begins; absent where run.every_night is false.",
         lambda reading: _instant(reading.expected),
     ),
     "nightjar_landed_batch_date_timestamp_seconds": (

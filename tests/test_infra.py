@@ -1,6 +1,5 @@
 """infra/ offline: every file through its own validator, the files against each other, the code and real programs."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -8,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,17 @@ def image_environment() -> dict[str, str]:
     return dict(re.findall(r"(?:ENV|^ +)\s*([A-Z_]+)=(\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
 
 
-def pod_secrets(name: str) -> set[str]:
+def pod_secrets(name: str) -> set[tuple[str, str]]:
+    """Each secret with the name of its file in the pod."""
     volumes = [volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume]
     assert all(volume["secretName"] == "nightjar" for volume in volumes)
-    return {item["key"] for volume in volumes for item in volume["items"]}
+    return {(item["key"], item["path"]) for volume in volumes for item in volume["items"]}
+
+
+def service_secrets(name: str) -> set[tuple[str, str]]:
+    """The same of a service."""
+    given = SERVICES[name].get("secrets", [])
+    return {(one, one) if isinstance(one, str) else (one["source"], one["target"]) for one in given}
 
 
 # --- each file through its own validator ---
@@ -192,9 +199,6 @@ def parse_command(command: list[str]) -> None:
         from prefect.cli import _app
 
         _app._app.parse_args(arguments, exit_on_error=False, print_error=False)
-    elif program == "python":
-        module = arguments[arguments.index("-m") + 1]
-        assert importlib.util.find_spec(module), f"there is no module {module}"
     else:
         import typer
         from mlflow.cli import cli
@@ -205,14 +209,17 @@ def parse_command(command: list[str]) -> None:
         group.get_command(None, arguments[0]).make_context(arguments[0], arguments[1:])
 
 
-AWAITED = pytest.mark.skipif(not (ROOT / "flows" / "deploy.py").exists(), reason="flows/deploy.py is not here yet")
-
-
-@pytest.mark.parametrize(
-    "place", [pytest.param(p, marks=[AWAITED] if c[0] == "python" else []) for p, c in list_commands().items()]
-)
+@pytest.mark.parametrize("place", list_commands())
 def test_every_command_is_understood_by_its_program(place: str) -> None:
+    if list_commands()[place] == ["nightjar", "migrate"] and not has_command("migrate"):
+        pytest.skip("nightjar migrate is not here yet")
     parse_command(list_commands()[place])
+
+
+def has_command(name: str) -> bool:
+    from flows.commands import stores
+
+    return name in {command.callback.__name__ for command in stores.app.registered_commands if command.callback}
 
 
 @pytest.mark.parametrize("place", ["compose prefect", "compose mlflow", "compose cpu", "compose metrics"])
@@ -224,13 +231,14 @@ def test_a_misspelt_flag_is_caught(place: str) -> None:
 
 
 def test_compose_and_kubernetes_run_the_same() -> None:
-    assert set(SERVICES) - {"prometheus", "grafana"} == set(WORKLOADS)  # a cluster has its own to watch with
+    # A cluster has its own Prometheus to watch with, and a GPU.
+    assert set(SERVICES) - {"prometheus", "grafana", "gpu-stand-in"} == set(WORKLOADS)
     for name in WORKLOADS:
         ours = {"nightjar:cpu": "nightjar-cpu", "nightjar:gpu": "nightjar-gpu"}
         image = SERVICES[name]["image"]
         assert container(name)["image"] == ours.get(image, image), name
         assert container(name).get("args", []) == SERVICES[name].get("command", []), name
-        assert pod_secrets(name) == set(SERVICES[name]["secrets"]), name
+        assert pod_secrets(name) == service_secrets(name), name
         different = {"PGDATA", "NIGHTJAR_SOURCES"}  # a volume's root in a cluster; a folder of this machine in compose
         environment = {key: value for key, value in pod_environment(name).items() if key not in different}
         given = {key: value for key, value in SERVICES[name]["environment"].items() if key not in different}
@@ -246,17 +254,11 @@ def test_every_variable_is_known_to_who_reads_it() -> None:
         for name in environment:
             bare = name.removesuffix("_FILE")
             if bare.startswith("NIGHTJAR_"):
-                assert name in told or name == "NIGHTJAR_SECRETS", name
+                assert name in told, name
             if bare.startswith("PREFECT_"):
                 getattr(prefect.settings, bare)  # raises for a name it has not
             if bare != name and bare.startswith(("PREFECT_", "MLFLOW_")):
                 assert bare in ENTRYPOINT.read_text(), name
-
-
-@AWAITED
-def test_the_folder_of_secrets_is_known_to_the_settings() -> None:
-    assert "NIGHTJAR_SECRETS" in (ROOT / "flows" / "settings.py").read_text()
-    assert "NIGHTJAR_SECRETS" in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_telemetry_is_off_in_the_image() -> None:
@@ -355,6 +357,13 @@ def test_the_folder_of_secrets_reaches_neither_git_nor_an_image() -> None:
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
+URLS = {
+    "prefect_database": ("prefect", "prefect"), "mlflow_database": ("mlflow", "mlflow"),
+    "warehouse_owner": ("nightjar", "nightjar"), "warehouse_reader": ("analyst", "nightjar"),
+    "nightjar_warehouse": ("nightly", "nightjar"),
+}  # fmt: skip
+
+
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
     """What infra/secrets.sh makes, beside a copy of it."""
@@ -367,17 +376,12 @@ def test_secrets_are_made_once_for_every_user_and_fit_each_other(secrets: Path) 
     made = {path.name: path.read_text() for path in secrets.iterdir()}
     assert set(made) == set(COMPOSE["secrets"])
     assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
-    used = {name for one in SERVICES.values() for name in one.get("secrets", [])}
-    assert used == set(made)
+    assert {source for name in SERVICES for source, _ in service_secrets(name)} == set(made)
     passwords = {text for name, text in made.items() if name.endswith("_password")}
-    assert len(passwords) == 5
+    assert len(passwords) == 7
     assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in passwords)
-    for name, user in {
-        "prefect_database": "prefect",
-        "mlflow_database": "mlflow",
-        "nightjar_warehouse": "nightjar",
-    }.items():
-        assert made[name].endswith(f"://{user}:{made[f'{user}_password']}@postgres:5432/{user}")
+    for name, (login, database) in URLS.items():
+        assert made[name].endswith(f"://{login}:{made[f'{login}_password']}@postgres:5432/{database}")
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets.iterdir()} == {0o444}
     assert check("sh", secrets.parent / "secrets.sh") == (0, "")
@@ -410,45 +414,59 @@ def test_without_files_the_entrypoint_leaves_the_environment_alone() -> None:
     assert "MLFLOW_BACKEND_STORE_URI=sqlite:///m.db" in done.stdout.splitlines()
 
 
-NAMES = ("prefect", "mlflow", "nightjar")
+LOGINS = {
+    "prefect": "prefect",
+    "mlflow": "mlflow",
+    "nightjar": "nightjar",
+    "nightly": "nightjar",
+    "analyst": "nightjar",
+}
+ROLES = ("nightjar_writer", "nightjar_reader")
 
 
 @pytest.fixture
-def server(postgres_url: str, secrets: Path) -> Iterator[tuple[dict[str, str], Path]]:
+def server(postgres_url: str, secrets: Path) -> Iterator[dict[str, str]]:
     """Where databases.sh finds the server and the secrets; what it makes there is dropped in the end."""
     parts = psycopg.conninfo.conninfo_to_dict(postgres_url.replace("+psycopg", ""))
     (secrets / "postgres_password").chmod(0o600)
     (secrets / "postgres_password").write_text(str(parts["password"]))
     address = {"PGHOST": str(parts["host"]), "PGPORT": str(parts["port"]), "PGUSER": str(parts["user"])}
-    yield address | {"SECRETS": str(secrets), "PATH": os.environ["PATH"]}, secrets
+    yield address | {"SECRETS": str(secrets), "PATH": os.environ["PATH"]}
     with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
-        for name in NAMES:
-            connection.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(name)))
-            connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(name)))
+        for database in set(LOGINS.values()):
+            connection.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(database)))
+        for role in (*LOGINS, *ROLES):
+            with suppress(psycopg.errors.DependentObjectsStillExist):  # another test's warehouse grants it something
+                connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(role)))
 
 
-def test_databases_are_made_once_and_each_role_enters_its_own_alone(server: tuple[dict[str, str], Path]) -> None:
-    environment, secrets = server
-    script = INFRA / "postgres" / "databases.sh"
-    for _ in range(2):
-        done = subprocess.run(["sh", script], env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    where = f"host={environment['PGHOST']} port={environment['PGPORT']}"
-    for name in NAMES:
-        password = (secrets / f"{name}_password").read_text()
-        for database in NAMES:
-            target = f"{where} user={name} password={password} dbname={database}"
-            if database != name:
-                with pytest.raises(psycopg.OperationalError, match="permission denied"):
-                    psycopg.connect(target)
-                continue
-            with psycopg.connect(target) as connection:
+def make_databases(server: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run(["sh", INFRA / "postgres" / "databases.sh"], env=server, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def log_in(server: dict[str, str], login: str, database: str) -> psycopg.Connection:
+    password = (Path(server["SECRETS"]) / f"{login}_password").read_text()
+    return psycopg.connect(host=server["PGHOST"], port=server["PGPORT"], user=login, password=password, dbname=database)
+
+
+def test_databases_are_made_once_and_each_login_enters_its_own_alone(server: dict[str, str]) -> None:
+    assert [make_databases(server), make_databases(server)] == [(0, ""), (0, "")]
+    for login, own in LOGINS.items():
+        for database in {*LOGINS.values()} - {own}:
+            with pytest.raises(psycopg.OperationalError, match="permission denied"):
+                log_in(server, login, database)
+        with log_in(server, login, own) as connection:
+            connection.execute("create temporary table staged (id int)")
+            if login == own:
                 connection.execute("create table kept (id int)")
+                continue
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("create table kept_too (id int)")
 
 
-def test_a_missing_password_stops_the_making_of_databases(server: tuple[dict[str, str], Path]) -> None:
-    environment, secrets = server
-    (secrets / "prefect_password").unlink()
-    done = subprocess.run(["sh", INFRA / "postgres" / "databases.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "prefect_password is missing or empty" in done.stderr
+def test_a_missing_password_stops_the_making_of_databases(server: dict[str, str]) -> None:
+    (Path(server["SECRETS"]) / "prefect_password").unlink()
+    code, told = make_databases(server)
+    assert code == 1
+    assert "prefect_password is missing or empty" in told

@@ -102,7 +102,7 @@ def test_batch_dates_are_told_as_the_instants_at_which_they_begin(
     assert found["nightjar_landed_batch_date_timestamp_seconds", "orders"] == begins(LAST)
     today = datetime.now(ZoneInfo("Europe/Berlin")).date()
     assert found["nightjar_expected_batch_date_timestamp_seconds", "orders"] == begins(today - timedelta(days=1))
-    trained.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "last_date": str(LAST)})
+    trained.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "every_night": False})
     assert ("nightjar_expected_batch_date_timestamp_seconds", "orders") not in tell(capsys)
 
 
