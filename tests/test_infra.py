@@ -285,6 +285,17 @@ def test_what_the_dockerfile_copies_is_there_and_passes_dockerignore() -> None:
     assert all((INFRA / path).exists() for path in mounted)
 
 
+def test_what_runs_once_is_waited_for() -> None:
+    """Otherwise `up --wait` would take its end for a failure."""
+    conditions = {
+        (name, after["condition"]) for one in SERVICES.values() for name, after in one.get("depends_on", {}).items()
+    }
+    for name, one in SERVICES.items():
+        once = one["restart"] == "no"
+        assert once == ((name, "service_completed_successfully") in conditions), name
+        assert once == (WORKLOADS[name]["kind"] == "Job" if name in WORKLOADS else False), name
+
+
 def test_health_checks_ask_what_the_programs_serve() -> None:
     for name in ("prefect", "mlflow", "metrics"):
         [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
