@@ -4,10 +4,10 @@ BIN := .venv/bin
 PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test torture lint bench ui up down deploy clean
+.PHONY: help nightly test stack-test torture lint bench ui up down deploy clean
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,7 +24,10 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 
 test: $(BIN)/.installed ## the test suite
 	@# The longest files first: the other worker then has something left to do until the end.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/torture tests/flows tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/stack tests/torture tests/flows tests
+
+stack-test: $(BIN)/.installed ## the stack of make up from end to end; needs Chromium
+	$(BIN)/pytest tests/stack
 
 torture: $(BIN)/.installed ## kills, races, faults and fuzzing at length (an hour or two); the short form is in make test
 	$(BIN)/pytest tests/torture tests/faults tests/fuzz --kills 100 --rounds 250 --hypothesis-profile=torture \
