@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from flows.params import detector_names
-from flows.setup import prepare
+from flows.setup import Setup, prepare
 from tasks.errors import NightjarError
 from tasks.ledger import NightState, State, count_days_behind, list_due, list_landed_dates, read_ledger
 from tasks.tracking import find_version
@@ -42,8 +42,13 @@ class StatusLine:
 
 def read_status(name: str) -> Status:
     """The state of every batch date that is due, and how far behind the source is. Raises ParamsInvalid and others."""
-    setup = prepare(name)
+    return read_nights(prepare(name))
+
+
+def read_nights(setup: Setup) -> Status:
+    """The same of a detector that is loaded already, without a change to any store."""
     site, champion = setup.site, find_version(setup.site)
+    name = site.detector
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
     nights = read_ledger(site, list_due(landed, learnt, yesterday), champion)

@@ -188,8 +188,13 @@ def renew_roles(engine: sa.Engine) -> list[str]:
 
 def is_new(engine: sa.Engine) -> bool:
     """Whether no version of Nightjar has made its tables here yet."""
+    return read_schema(engine) is None
+
+
+def read_schema(engine: sa.Engine) -> str | None:
+    """The version of the tables, such as SCHEMA_VERSION, or None where there are none yet."""
     with begin(engine) as connection:
-        return _read_version(connection) is None
+        return _read_version(connection)
 
 
 def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:

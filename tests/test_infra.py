@@ -1,0 +1,483 @@
+"""infra/ offline: every file through its own validator, the files against each other, the code and real programs."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg import sql
+
+ROOT = Path(__file__).parent.parent
+INFRA = ROOT / "infra"
+KUBERNETES = "1.34"
+MANIFESTS = sorted(path for path in (INFRA / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
+ENTRYPOINT = INFRA / "entrypoint.sh"
+# User and password of a URL, unless a shell fills it in or it is a placeholder.
+CREDENTIALS = re.compile(r"://[^/\s:@]*:(?!\$\(|PASSWORD)[^/\s:@]+@")
+
+Spoil = Callable[[str], str]
+
+
+def find_tool(name: str) -> str:
+    """A validator of the test packages."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found, f"{name} is missing: install requirements.lock"
+    return found
+
+
+def check(*command: str | Path) -> tuple[int, str]:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def check_compose(path: Path) -> tuple[int, str]:
+    return check(find_tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", path)
+
+
+def check_manifests(*paths: Path) -> tuple[int, str]:
+    code, told = check(find_tool("kubernetes-validate"), "--strict", "-k", KUBERNETES, *paths)
+    return code or int("WARN" in told), told  # of a kind or version without a schema it only warns
+
+
+def check_dockerfile(path: Path) -> tuple[int, str]:
+    return check(find_tool("hadolint"), path)
+
+
+def replace(old: str, new: str) -> Spoil:
+    def spoil(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return spoil
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OBJECTS: list[dict[str, Any]] = [doc for path in MANIFESTS for doc in yaml.safe_load_all(path.read_text())]
+WORKLOADS = {o["metadata"]["name"]: o for o in OBJECTS if o["kind"] in ("Deployment", "StatefulSet", "Job")}
+
+
+def pod(name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = WORKLOADS[name]["spec"]["template"]["spec"]
+    return spec
+
+
+def container(name: str) -> dict[str, Any]:
+    [only] = pod(name)["containers"]
+    found: dict[str, Any] = only
+    return found
+
+
+def settings() -> dict[str, str]:
+    [data] = [o["data"] for o in OBJECTS if o["kind"] == "ConfigMap"]
+    found: dict[str, str] = data
+    return found
+
+
+def pod_environment(name: str) -> dict[str, str]:
+    given = {variable["name"]: variable["value"] for variable in container(name).get("env", [])}
+    return (settings() if "envFrom" in container(name) else {}) | given
+
+
+def image_environment() -> dict[str, str]:
+    return dict(re.findall(r"(?:ENV|^ +)\s*([A-Z_]+)=(\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
+
+
+def pod_secrets(name: str) -> set[tuple[str, str]]:
+    """Each secret with the name of its file in the pod."""
+    volumes = [volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume]
+    assert all(volume["secretName"] == "nightjar" for volume in volumes)
+    return {(item["key"], item["path"]) for volume in volumes for item in volume["items"]}
+
+
+def service_secrets(name: str) -> set[tuple[str, str]]:
+    """The same of a service."""
+    given = SERVICES[name].get("secrets", [])
+    return {(one, one) if isinstance(one, str) else (one["source"], one["target"]) for one in given}
+
+
+# --- each file through its own validator ---
+
+
+def test_the_compose_file_is_valid() -> None:
+    assert check_compose(INFRA / "compose.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        replace("depends_on:", "depend_on:"),
+        replace("condition: service_healthy", "condition: service_is_well"),
+        replace('ports: ["127.0.0.1:4200:4200"]', "ports: {web: 4200}"),
+        replace("restart: unless-stopped", "restart: [always]"),
+    ],
+)
+def test_a_spoilt_compose_file_is_caught(spoil: Spoil, tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(spoil((INFRA / "compose.yaml").read_text()))
+    code, told = check_compose(tmp_path / "compose.yaml")
+    assert code == 1, told
+
+
+def test_the_manifests_are_valid() -> None:
+    code, told = check_manifests(*MANIFESTS)
+    assert code == 0, told
+    assert told.count("passed for resource") == len(OBJECTS)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        replace("nodeSelector:", "nodeSelectors:"),
+        replace("replicas: 1", "replicas: one"),
+        replace("containerPort: 8080", "containerPort: 8080, hostPrt: 1"),
+        replace("apps/v1", "apps/v2"),
+    ],
+)
+def test_a_spoilt_manifest_is_caught(spoil: Spoil, tmp_path: Path) -> None:
+    (tmp_path / "workers.yaml").write_text(spoil((INFRA / "kubernetes" / "workers.yaml").read_text()))
+    code, told = check_manifests(tmp_path / "workers.yaml")
+    assert code != 0, told
+
+
+def test_the_dockerfile_is_valid() -> None:
+    code, told = check_dockerfile(INFRA / "Dockerfile")
+    assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (replace("COPY flows flows", "COPPY flows flows"), "unexpected 'C'"),
+        (replace("python:3.11.13-slim-bookworm AS build", "python AS build"), "DL3006"),
+        (replace("--requirement requirements.lock", "mlflow"), "DL3013"),
+        (replace("--from=build", "--from=bulid"), "DL3022"),
+    ],
+)
+def test_a_spoilt_dockerfile_is_caught(spoil: Spoil, told: str, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(spoil((INFRA / "Dockerfile").read_text()))
+    code, output = check_dockerfile(tmp_path / "Dockerfile")
+    assert code != 0
+    assert told in output
+
+
+def test_the_kustomization_names_every_manifest_and_builds() -> None:
+    kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())
+    assert sorted(kustomization["resources"]) == sorted(["../postgres", *(path.name for path in MANIFESTS)])
+    images = {image["name"] for image in kustomization["images"]}
+    assert {container(name)["image"] for name in WORKLOADS if ":" not in container(name)["image"]} == images
+    if kubectl := shutil.which("kubectl"):  # the rest of this test stands without it
+        code, told = check(kubectl, "kustomize", INFRA / "kubernetes")
+        assert code == 0, told
+        built = {(o["kind"], o["metadata"]["name"]) for o in yaml.safe_load_all(told)}
+        assert built == {(o["kind"], o["metadata"]["name"]) for o in OBJECTS} | {("ConfigMap", "databases")}
+
+
+# --- the files against each other and the code ---
+
+
+def list_commands() -> dict[str, list[str]]:
+    """Every command that is run from our own image, by where it stands."""
+    [shown] = re.findall(r"^CMD (\[.*\])$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    found = {"Dockerfile": yaml.safe_load(shown)}
+    found |= {f"compose {name}": one["command"] for name, one in SERVICES.items() if "command" in one}
+    return found | {f"kubernetes {name}": container(name)["args"] for name in WORKLOADS if "args" in container(name)}
+
+
+def parse_command(command: list[str]) -> None:
+    """Let a program's own parser read its arguments; it raises for a wrong one. Nothing is run."""
+    program, *arguments = command
+    if program == "prefect":
+        from prefect.cli import _app
+
+        _app._app.parse_args(arguments, exit_on_error=False, print_error=False)
+    else:
+        import typer
+        from mlflow.cli import cli
+
+        from flows.cli import app
+
+        group: Any = {"mlflow": cli, "nightjar": typer.main.get_command(app)}[program]
+        group.get_command(None, arguments[0]).make_context(arguments[0], arguments[1:])
+
+
+@pytest.mark.parametrize("place", list_commands())
+def test_every_command_is_understood_by_its_program(place: str) -> None:
+    if list_commands()[place] == ["nightjar", "migrate"] and not has_command("migrate"):
+        pytest.skip("nightjar migrate is not here yet")
+    parse_command(list_commands()[place])
+
+
+def has_command(name: str) -> bool:
+    from flows.commands import stores
+
+    return name in {command.callback.__name__ for command in stores.app.registered_commands if command.callback}
+
+
+@pytest.mark.parametrize("place", ["compose prefect", "compose mlflow", "compose cpu", "compose metrics"])
+def test_a_misspelt_flag_is_caught(place: str) -> None:
+    command = list_commands()[place]
+    spoilt = [f"{part}x" if part.startswith("--") else part for part in command]
+    with pytest.raises(Exception, match=r"(?i)(unknown|no such) option"):
+        parse_command(spoilt)
+
+
+def test_compose_and_kubernetes_run_the_same() -> None:
+    # A cluster has its own Prometheus to watch with, and a GPU.
+    assert set(SERVICES) - {"prometheus", "grafana", "gpu-stand-in"} == set(WORKLOADS)
+    for name in WORKLOADS:
+        ours = {"nightjar:cpu": "nightjar-cpu", "nightjar:gpu": "nightjar-gpu"}
+        image = SERVICES[name]["image"]
+        assert container(name)["image"] == ours.get(image, image), name
+        assert container(name).get("args", []) == SERVICES[name].get("command", []), name
+        assert pod_secrets(name) == service_secrets(name), name
+        different = {"PGDATA", "NIGHTJAR_SOURCES"}  # a volume's root in a cluster; a folder of this machine in compose
+        environment = {key: value for key, value in pod_environment(name).items() if key not in different}
+        given = {key: value for key, value in SERVICES[name]["environment"].items() if key not in different}
+        assert environment == given, name
+
+
+def test_every_variable_is_known_to_who_reads_it() -> None:
+    import prefect.settings
+
+    told = (ROOT / "docs" / "settings.md").read_text() + (ROOT / "flows" / "settings.py").read_text()
+    places = [image_environment(), *(one.get("environment", {}) for one in SERVICES.values())]
+    for environment in [*places, *map(pod_environment, WORKLOADS)]:
+        for name in environment:
+            bare = name.removesuffix("_FILE")
+            if bare.startswith("NIGHTJAR_"):
+                assert name in told, name
+            if bare.startswith("PREFECT_"):
+                getattr(prefect.settings, bare)  # raises for a name it has not
+            if bare != name and bare.startswith(("PREFECT_", "MLFLOW_")):
+                assert bare in ENTRYPOINT.read_text(), name
+
+
+def test_telemetry_is_off_in_the_image() -> None:
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    assert image_environment().items() >= quiet.items()
+
+
+def test_images_are_pinned_and_ports_are_open_on_loopback_only() -> None:
+    images = re.findall(r"^FROM (\S+)", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    images += [one["image"] for one in SERVICES.values() if "build" not in one]
+    assert all(re.search(r":v?\d+\.\d+(\.\d+)?(-[a-z-]+)?$", image) for image in images), images
+    assert all(port.startswith("127.0.0.1:") for one in SERVICES.values() for port in one.get("ports", []))
+    assert not [o for o in OBJECTS if o["kind"] == "Service" and o["spec"].get("type", "ClusterIP") != "ClusterIP"]
+
+
+def test_what_the_dockerfile_copies_is_there_and_passes_dockerignore() -> None:
+    passing = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+    lines = re.findall(r"^COPY (?!--from)(.+)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    copied = {source for line in lines for source in line.split()[:-1]}
+    assert all((ROOT / source).exists() for source in copied)
+    assert copied == passing
+    mounted = [v.split(":")[0] for one in SERVICES.values() for v in one.get("volumes", []) if v.startswith("./")]
+    assert mounted
+    assert all((INFRA / path).exists() for path in mounted)
+
+
+def test_what_runs_once_is_waited_for() -> None:
+    """Otherwise `up --wait` would take its end for a failure."""
+    conditions = {
+        (name, after["condition"]) for one in SERVICES.values() for name, after in one.get("depends_on", {}).items()
+    }
+    for name, one in SERVICES.items():
+        once = one["restart"] == "no"
+        assert once == ((name, "service_completed_successfully") in conditions), name
+        assert once == (WORKLOADS[name]["kind"] == "Job" if name in WORKLOADS else False), name
+
+
+def test_health_checks_ask_what_the_programs_serve() -> None:
+    for name in ("prefect", "mlflow", "metrics"):
+        [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
+        command = SERVICES[name]["command"]
+        assert asked[0] == command[command.index("--port") + 1]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container(name)[probe]["httpGet"] == {"path": asked[1], "port": int(asked[0])}
+        [service] = [o for o in OBJECTS if o["kind"] == "Service" and o["metadata"]["name"] == name]
+        assert [(p["port"], p["targetPort"]) for p in service["spec"]["ports"]] == [(int(asked[0]),) * 2]
+
+
+def test_workers_are_asked_on_the_port_that_prefect_serves_their_health_on() -> None:
+    from prefect.settings import PREFECT_WORKER_WEBSERVER_PORT
+
+    port = PREFECT_WORKER_WEBSERVER_PORT.value()
+    assert f"http://127.0.0.1:{port}/health" in (INFRA / "Dockerfile").read_text()
+    for name in ("cpu", "gpu"):
+        assert "--with-healthcheck" in container(name)["args"]
+        assert container(name)["livenessProbe"]["httpGet"] == {"path": "/health", "port": port}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_pod_is_bounded_and_without_rights(name: str) -> None:
+    spec, one = pod(name), container(name)
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert not spec["automountServiceAccountToken"]
+    assert not spec["enableServiceLinks"]
+    assert one["securityContext"]["readOnlyRootFilesystem"]
+    assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {"cpu", "memory"} <= one["resources"]["requests"].keys() & one["resources"]["limits"].keys()
+    is_served = WORKLOADS[name]["kind"] != "Job"
+    assert is_served == bool({"startupProbe", "livenessProbe", "readinessProbe"} <= one.keys())
+
+
+def test_only_the_gpu_worker_asks_for_a_gpu_and_its_node() -> None:
+    limits = {name: container(name)["resources"]["limits"].get("nvidia.com/gpu") for name in WORKLOADS}
+    assert {name for name, count in limits.items() if count == 1} == {"gpu"} == {n for n in limits if limits[n]}
+    assert pod("gpu")["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert [toleration["key"] for toleration in pod("gpu")["tolerations"]] == ["nvidia.com/gpu"]
+    assert SERVICES["gpu"]["profiles"] == ["gpu"]
+
+
+# --- secrets ---
+
+
+def committed() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    return [ROOT / name for name in listed.stdout.decode().splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_file_of_infra_holds_a_secret() -> None:
+    files = [path for path in committed() if path.is_relative_to(INFRA)] + [ROOT / ".dockerignore"]
+    assert INFRA / "compose.yaml" in files
+    for path in files:
+        assert not CREDENTIALS.search(path.read_text()), path
+    assert not [o for o in OBJECTS if o["kind"] == "Secret"]
+    environments = [*(one.get("environment", {}) for one in SERVICES.values()), *map(pod_environment, WORKLOADS)]
+    for environment in [*environments, image_environment()]:
+        secret = [name for name in environment if re.search("PASSWORD|TOKEN|DATABASE|STORE_URI|WAREHOUSE", name)]
+        assert all(name.endswith("_FILE") for name in secret), secret
+
+
+def test_a_password_in_a_url_is_found() -> None:
+    assert CREDENTIALS.search("postgresql+psycopg://mlflow:hunter2@postgres:5432/mlflow")
+    assert not CREDENTIALS.search("postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")
+
+
+def test_the_folder_of_secrets_reaches_neither_git_nor_an_image() -> None:
+    assert check("git", "-C", ROOT, "check-ignore", "infra/secrets/postgres_password")[0] == 0
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+URLS = {
+    "prefect_database": ("prefect", "prefect"), "mlflow_database": ("mlflow", "mlflow"),
+    "warehouse_owner": ("nightjar", "nightjar"), "warehouse_reader": ("analyst", "nightjar"),
+    "nightjar_warehouse": ("nightly", "nightjar"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """What infra/secrets.sh makes, beside a copy of it."""
+    shutil.copy(INFRA / "secrets.sh", tmp_path)
+    assert check("sh", tmp_path / "secrets.sh") == (0, "")
+    return tmp_path / "secrets"
+
+
+def test_secrets_are_made_once_for_every_user_and_fit_each_other(secrets: Path) -> None:
+    made = {path.name: path.read_text() for path in secrets.iterdir()}
+    assert set(made) == set(COMPOSE["secrets"])
+    assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
+    assert {source for name in SERVICES for source, _ in service_secrets(name)} == set(made)
+    passwords = {text for name, text in made.items() if name.endswith("_password")}
+    assert len(passwords) == 7
+    assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in passwords)
+    for name, (login, database) in URLS.items():
+        assert made[name].endswith(f"://{login}:{made[f'{login}_password']}@postgres:5432/{database}")
+    assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets.iterdir()} == {0o444}
+    assert check("sh", secrets.parent / "secrets.sh") == (0, "")
+    assert {path.name: path.read_text() for path in secrets.iterdir()} == made
+
+
+def test_the_entrypoint_exports_files_and_becomes_the_command(secrets: Path) -> None:
+    environment = {"PREFECT_API_DATABASE_CONNECTION_URL_FILE": str(secrets / "prefect_database")}
+    shown = "import os; print(os.environ['PREFECT_API_DATABASE_CONNECTION_URL'], os.getpid())"
+    command = ["sh", str(ENTRYPOINT), sys.executable, "-c", shown]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as entered:
+        assert entered.stdout
+        assert entered.stdout.read().split() == [(secrets / "prefect_database").read_text(), str(entered.pid)]
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_secret_that_is_missing_or_empty_stops_the_entrypoint(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow_database"
+    if content is not None:
+        path.write_text(content)
+    environment = {"MLFLOW_BACKEND_STORE_URI_FILE": str(path)}
+    done = subprocess.run(["sh", ENTRYPOINT, "echo", "started"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"MLFLOW_BACKEND_STORE_URI_FILE={path}" in done.stderr
+
+
+def test_without_files_the_entrypoint_leaves_the_environment_alone() -> None:
+    given = {"MLFLOW_BACKEND_STORE_URI": "sqlite:///m.db"}
+    done = subprocess.run(["sh", ENTRYPOINT, "env"], env=given, capture_output=True, text=True, check=True)
+    assert "MLFLOW_BACKEND_STORE_URI=sqlite:///m.db" in done.stdout.splitlines()
+
+
+LOGINS = {
+    "prefect": "prefect",
+    "mlflow": "mlflow",
+    "nightjar": "nightjar",
+    "nightly": "nightjar",
+    "analyst": "nightjar",
+}
+ROLES = ("nightjar_writer", "nightjar_reader")
+
+
+@pytest.fixture
+def server(postgres_url: str, secrets: Path) -> Iterator[dict[str, str]]:
+    """Where databases.sh finds the server and the secrets; what it makes there is dropped in the end."""
+    parts = psycopg.conninfo.conninfo_to_dict(postgres_url.replace("+psycopg", ""))
+    (secrets / "postgres_password").chmod(0o600)
+    (secrets / "postgres_password").write_text(str(parts["password"]))
+    address = {"PGHOST": str(parts["host"]), "PGPORT": str(parts["port"]), "PGUSER": str(parts["user"])}
+    yield address | {"SECRETS": str(secrets), "PATH": os.environ["PATH"]}
+    with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        for database in set(LOGINS.values()):
+            connection.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(database)))
+        for role in (*LOGINS, *ROLES):
+            with suppress(psycopg.errors.DependentObjectsStillExist):  # another test's warehouse grants it something
+                connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(role)))
+
+
+def make_databases(server: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run(["sh", INFRA / "postgres" / "databases.sh"], env=server, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def log_in(server: dict[str, str], login: str, database: str) -> psycopg.Connection:
+    password = (Path(server["SECRETS"]) / f"{login}_password").read_text()
+    return psycopg.connect(host=server["PGHOST"], port=server["PGPORT"], user=login, password=password, dbname=database)
+
+
+def test_databases_are_made_once_and_each_login_enters_its_own_alone(server: dict[str, str]) -> None:
+    assert [make_databases(server), make_databases(server)] == [(0, ""), (0, "")]
+    for login, own in LOGINS.items():
+        for database in {*LOGINS.values()} - {own}:
+            with pytest.raises(psycopg.OperationalError, match="permission denied"):
+                log_in(server, login, database)
+        with log_in(server, login, own) as connection:
+            connection.execute("create temporary table staged (id int)")
+            if login == own:
+                connection.execute("create table kept (id int)")
+                continue
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("create table kept_too (id int)")
+
+
+def test_a_missing_password_stops_the_making_of_databases(server: dict[str, str]) -> None:
+    (Path(server["SECRETS"]) / "prefect_password").unlink()
+    code, told = make_databases(server)
+    assert code == 1
+    assert "prefect_password is missing or empty" in told
