@@ -22,8 +22,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.params import detector_names
 from flows.turns import Work, name_limit
-from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable
-from tasks.site import hide_password
+from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, hide_password
 
 FILE = "infra/prefect.yaml"
 POOLS = ("cpu", "gpu")

@@ -25,7 +25,7 @@ from flows.settings import load_settings
 from flows.setup import Setup, load_setup
 from flows.status import read_nights
 from tasks import warehouse
-from tasks.errors import NightjarError, ParamsInvalid
+from tasks.errors import NightjarError, ParamsInvalid, SchemaMismatch
 from tasks.ledger import State, list_landed_dates
 from tasks.metrics import Reading, describe_detectors
 from tasks.site import writing
@@ -162,9 +162,9 @@ class _QuietHandler(WSGIRequestHandler):
 
 def _check_schema(schema: str | None) -> None:
     if schema not in (None, warehouse.SCHEMA_VERSION):
-        raise NightjarError(
+        raise SchemaMismatch(
             "The warehouse's tables are of another Nightjar.",
             got=f"schema {schema}",
             expected=f"schema {warehouse.SCHEMA_VERSION}",
-            todo="nightjar status NAME migrates older tables; for newer ones install the newer Nightjar here",
+            todo="let its owner run nightjar migrate; for newer tables install the newer Nightjar here",
         )

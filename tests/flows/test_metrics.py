@@ -159,7 +159,7 @@ def test_tables_of_another_version_are_neither_read_nor_migrated(
     ask(trained, f"update alembic_version set version_num = '{schema}'")
     found = tell(capsys, expected=1)
     assert found["nightjar_warehouse_schema_version",] == int(schema)
-    assert found["nightjar_detector_error", "orders", "NightjarError"] == 1
+    assert found["nightjar_detector_error", "orders", "SchemaMismatch"] == 1
     assert ask(trained, "select version_num from alembic_version") == [(schema,)]
 
 
