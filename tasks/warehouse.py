@@ -589,7 +589,7 @@ def _invalid_url(got: str) -> ParamsInvalid:
         "the warehouse URL is not usable",
         got=got,
         expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
-        todo="correct NIGHTJAR_WAREHOUSE; docs/settings.md tells what other databases can do",
+        todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md tells what other databases can do",
     )
 
 

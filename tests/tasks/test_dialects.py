@@ -240,7 +240,7 @@ def test_the_campaign_runs_every_function_that_has_a_statement(
 
 @pytest.fixture(scope="module")
 def dialects() -> dict[str, sa.Dialect]:
-    """Every dialect that docs/settings.md speaks of."""
+    """Every dialect that docs/warehouses.md speaks of."""
     import duckdb_engine
     import snowflake.sqlalchemy.snowdialect as snowflake
     import sqlalchemy_bigquery as bigquery
