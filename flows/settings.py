@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".nightjar"), description="everything Nightjar writes, unless set apart below")
     sources: str = Field(default="sources", description="folder or URL that relative source paths start from")
     lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
-    warehouse: str = Field(default="", description="SQLAlchemy URL: duckdb or postgresql+psycopg")
+    warehouse: str = Field(default="", description="SQLAlchemy URL: see docs/warehouses.md")
     mlflow: str = Field(default="", description="MLflow tracking URI")
     artifacts: str = Field(default="", description="folder or s3:// URL of the files of registered models")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks fit and score")

@@ -60,7 +60,7 @@ def open_engine(url: str) -> sa.Engine:
     try:
         # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
         engine = sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
-    except (ImportError, AttributeError, sa.exc.NoSuchModuleError) as error:
+    except (ImportError, sa.exc.NoSuchModuleError) as error:
         raise _no_driver(parsed, error) from error
     if parsed.drivername == "sqlite":
         _begin_immediately(engine)
@@ -74,7 +74,7 @@ def _read_url(url: str) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         raise _invalid_url("text that is no URL") from None
     if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy 2.0 would take another driver
+        parsed = parsed.set(drivername="postgresql+psycopg")  # without a driver SQLAlchemy takes another one
     if parsed.drivername not in DRIVERS:
         reason = NOT_A_WAREHOUSE.get(parsed.get_backend_name(), "publishing is not proven there")
         raise _invalid_url(f"driver {parsed.drivername!r}: {reason}")
@@ -594,7 +594,7 @@ def _invalid_url(got: str) -> ParamsInvalid:
         "the warehouse URL is not usable",
         got=got,
         expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
-        todo="correct NIGHTJAR_WAREHOUSE; docs/settings.md tells what other databases can do",
+        todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md tells what other databases can do",
     )
 
 
@@ -603,7 +603,7 @@ def _no_driver(url: sa.URL, error: Exception) -> ParamsInvalid:
         "the warehouse's driver is not usable here",
         where=describe_place(url),
         got=f"{type(error).__name__}: {error}",
-        todo=f'pip install "nightjar[{url.get_backend_name()}]", which brings what fits it',
+        todo=f'pip install "nightjar[{url.get_backend_name()}]", which brings it',
     )
 
 

@@ -184,6 +184,7 @@ def test_a_writer_scores_a_night_that_a_reader_looks_at(
     assert len(flags) >= 3
     assert say(reader, "explain", "orders", str(flags["record_id"][0]))[0] == 0
     assert "fresh" in say(reader, "status", "orders")[1]
+    assert say(reader, "export", str(trained.folder / "export"))[0] == 0
     code, out, err = say(reader, "score", "orders", "--date", str(LAST))
     assert (code, out) == (1, "")
     assert "error: ParamsInvalid: the login in the warehouse URL lacks a right" in err

@@ -240,17 +240,11 @@ def test_the_campaign_runs_every_function_that_has_a_statement(
 
 @pytest.fixture(scope="module")
 def dialects() -> dict[str, sa.Dialect]:
-    """Every dialect that docs/settings.md speaks of."""
-    from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
-    from sqlalchemy.orm import context
-
-    # snowflake-sqlalchemy 1.11 names a class by what SQLAlchemy 2.0 called it; its extra asks for 2.0.
-    renamed = getattr(context, "_ORMSelectCompileState", None)
-    if renamed is not None:
-        context.ORMSelectCompileState = renamed  # type: ignore[attr-defined]
+    """Every dialect that docs/warehouses.md speaks of."""
     import duckdb_engine
     import snowflake.sqlalchemy.snowdialect as snowflake
     import sqlalchemy_bigquery as bigquery
+    from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
     from sqlalchemy.sql import functions
 
     functions._registry["_default"].pop("unnest", None)  # BigQuery's would take PostgreSQL's place in reflection
@@ -358,11 +352,17 @@ def test_a_sqlite_migration_that_fails_leaves_no_table(sqlite_url: str, monkeypa
     assert migrate(engine) is None
 
 
-def test_a_driver_that_cannot_be_loaded_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise AttributeError("module has no attribute")
+def test_a_driver_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'snowflake'")
 
-    monkeypatch.setattr("sqlalchemy.create_engine", fail)
+    monkeypatch.setattr("snowflake.sqlalchemy.snowdialect.SnowflakeDialect.import_dbapi", fail)
     with pytest.raises(ParamsInvalid, match=r"nightjar\[snowflake\]") as refused:
         open_engine("snowflake://u:s3cret@account/db/public")
     assert "s3cret" not in str(refused.value)
+
+
+def test_snowflake_is_opened_with_transactions() -> None:
+    engine = open_engine("snowflake://u:s3cret@account/db/public")
+    _, options = engine.dialect.create_connect_args(engine.url)
+    assert options["autocommit"] is False
