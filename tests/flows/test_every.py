@@ -1,0 +1,50 @@
+"""What is done for every detector: the freshness watch and the weekly training; their nights are in test_past."""
+
+from datetime import date
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import State
+from toy import Project
+
+from flows.every import list_in_service, retrain_every
+from flows.freshness import find_lateness, watch_freshness
+from flows.status import StatusLine
+
+FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0}
+
+
+def test_a_late_detector_turns_the_watch_red_and_says_since_when(trained: Project) -> None:
+    state: State[Any] = watch_freshness(return_state=True)
+    assert state.is_failed()
+    assert state.message is not None
+    assert state.message.startswith("orders: its newest published night is 2026-04-02, ")
+    assert watch_freshness(max_days_behind=100_000, return_state=True).is_completed()
+
+
+def test_what_is_late_is_told_in_words(trained: Project) -> None:
+    line = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH, None)  # type: ignore[arg-type]
+    assert find_lateness(line, 100_000) == ""
+    never = StatusLine("orders", 1, None, None, FRESH, None)  # type: ignore[arg-type]
+    assert find_lateness(never, 0) == "no night is published yet"
+    broken = StatusLine("orders", None, None, None, FRESH, "params.yaml: no")  # type: ignore[arg-type]
+    assert find_lateness(broken, 0) == "params.yaml: no"
+    failed = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH | {"failed": 2}, None)  # type: ignore[arg-type]
+    assert find_lateness(failed, 100_000) == "2 nights failed: nightjar status orders"
+
+
+def test_only_detectors_that_run_every_night_and_have_a_champion_are_in_service(trained: Project) -> None:
+    assert list(list_in_service()) == ["orders"]
+    trained.change("params.yaml", "detectors", "orders", "run", "every_night", value=False)
+    assert list(list_in_service()) == []
+
+
+def test_the_weekly_training_makes_a_challenger_of_each(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    state: State[Any] = retrain_every(return_state=True)
+    assert state.is_completed(), state.message
+    [made] = state.result()
+    assert (made.detector, made.version, made.alias, made.cause) == ("orders", 2, "challenger", "")
+    trained.change("params.yaml", "detectors", "orders", "train", "columns", "numeric", value=["items", "nothing"])
+    state = retrain_every(return_state=True)
+    assert state.is_failed()
+    assert (state.message or "").startswith("orders: ")
