@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from models.detector import Detector
 from models.records import Column
@@ -59,11 +60,11 @@ class ServedDetector:
         )
         if self.detector.reducer is None:
             return answer
-        probabilities, is_suppressed = self.detector.reduce(records)
-        return answer.assign(
-            second_stage_probability=np.where(is_flagged, probabilities, np.nan),
-            is_suppressed=is_flagged & is_suppressed,
-        )
+        answer = answer.assign(second_stage_probability=np.nan, is_suppressed=False)
+        probabilities, is_suppressed = self.detector.reduce(records[torch.from_numpy(is_flagged)])
+        answer.loc[is_flagged, "second_stage_probability"] = probabilities
+        answer.loc[is_flagged, "is_suppressed"] = is_suppressed
+        return answer
 
     def respond(self, body: bytes, content_type: str | None, *ignored: object) -> Any:
         """Answer one HTTP request, in the place of MLflow's `invocations`."""
@@ -137,29 +138,38 @@ def _unfold(content: object) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def type_values(column: Column, values: Sequence[object]) -> pa.Array:
+def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.ChunkedArray:
     """A column's JSON values (N,) as the night has them; null and NaN are missing values. Raises RecordInvalid."""
     read, expected, kind = _reading(column)
     typed: list[object] = []
-    for number, value in enumerate(values, 1):
+    for value in values:
         is_missing = value is None or (isinstance(value, float) and math.isnan(value))
         try:
             typed.append(None if is_missing else read(value))
         except (TypeError, ValueError, OverflowError) as error:
-            # Which value it is stays with who sent it: it may be a personal one.
-            got = f"{_name_kind(value)} that cannot be read so"
-            raise _refuse(f"column {column.name}, row {number} of {len(values)}", got, expected) from error
-    return pa.array(typed, kind)
+            raise _unreadable(column, values, len(typed), expected) from error
+    if column.kind != "datetime":
+        return pa.array(typed, kind)
+    texts = pa.array(typed, kind)
+    times = cast_column(texts, TYPES["timestamp"])
+    lost = pc.and_(texts.is_valid(), times.is_null())
+    if pc.any(lost).as_py():
+        raise _unreadable(column, values, pc.index(lost, True).as_py(), expected)
+    return times
+
+
+def _unreadable(column: Column, values: Sequence[object], place: int, expected: str) -> RecordInvalid:
+    # Which value it is stays with who sent it: it may be a personal one.
+    where = f"column {column.name}, row {place + 1} of {len(values)}"
+    return _refuse(where, f"{_name_kind(values[place])} that cannot be read so", expected)
 
 
 def _reading(column: Column) -> tuple[Callable[[Any], object], str, pa.DataType]:
-    """How one JSON value of a column is read, what it must be, and the column's Arrow type."""
+    """How one JSON value of a column is read, what it must be, and the Arrow type of what is read so."""
     if column.kind == "categorical":
         return _read_category, "a text, a number or a boolean", pa.string()
-    if column.kind == "sequence":
-        return _read_text, "a text", pa.string()
-    if column.kind == "datetime":
-        return _read_time, "a text with a date and time by ISO 8601", TYPES["timestamp"]
+    if column.kind in ("sequence", "datetime"):
+        return _read_text, "a date and time by ISO 8601" if column.kind == "datetime" else "a text", pa.string()
     if column.kind == "image":
         size = math.prod(column.shape)
         shape = f"{column.shape[0]} rows of {column.shape[1]} pixels"
@@ -175,9 +185,9 @@ def _read_number(value: object) -> float:
 
 def _read_category(value: object) -> str:
     """As Arrow writes the values of typed columns as texts: 5, 5.5, true."""
-    if isinstance(value, bool | int | float):
+    if isinstance(value, float):
         return str(pa.scalar(value).cast(pa.string()))
-    return _read_text(value)
+    return str(value).lower() if isinstance(value, bool | int) else _read_text(value)
 
 
 def _read_text(value: object) -> str:
@@ -185,13 +195,6 @@ def _read_text(value: object) -> str:
         raise TypeError
     value.encode()  # halves of a surrogate pair are no text
     return value
-
-
-def _read_time(value: object) -> object:
-    [instant] = cast_column(pa.array([_read_text(value)]), TYPES["timestamp"])
-    if not instant.is_valid:
-        raise ValueError
-    return instant
 
 
 def _read_image(value: object, size: int) -> bytes:

@@ -1,0 +1,110 @@
+"""Rows a second of fitting and of scoring, on the CPU and on a GPU where there is one, with the device named.
+
+A network as small as the bundled detectors' and a wide one; float32, bfloat16, compiled, and all GPUs together. Rates
+leave out the first epoch and the first pass, which compile and warm up. Prints a table for docs/performance.md.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.autoencoder import AutoencoderParams
+from models.detector import Detector, DetectorParams, fit_detector
+from models.fitting import EpochLog, FitParams
+from models.neighbours import NeighboursParams
+from models.records import Column, Records, make_records
+from models.scoring import ResidualParams, ScoreParams
+
+CPU = torch.device("cpu")
+NUMBERS, CATEGORIES, VALUES = 20, 4, 8  # 20 numeric columns, 4 categorical ones of 8 values: 56 slots
+COLUMNS = [Column(f"x{i}", "numeric") for i in range(NUMBERS)]
+COLUMNS += [Column(f"c{i}", "categorical", tuple(map(str, range(VALUES)))) for i in range(CATEGORIES)]
+NETWORKS = {
+    "narrow (32, 7, 32)": AutoencoderParams(layers=(32, 7, 32)),
+    "wide (1024, 64, 1024)": AutoencoderParams(layers=(1024, 64, 1024)),
+}
+SCORES: dict[str, ScoreParams] = {"residual": ResidualParams(), "2,000 neighbours": NeighboursParams()}
+FITS = {
+    "float32": FitParams(),
+    "bfloat16": FitParams(precision="bfloat16"),
+    "float32, compiled": FitParams(compile=True),
+    "bfloat16, compiled": FitParams(precision="bfloat16", compile=True),
+}
+
+
+def draw_records(rows: int, seed: int) -> Records:
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(rows, 4)).astype(np.float32)
+    numbers = hidden @ rng.normal(size=(4, NUMBERS)) + 0.1 * rng.normal(size=(rows, NUMBERS))
+    return make_records(numbers, rng.integers(0, VALUES, (rows, CATEGORIES)))
+
+
+def fit(
+    network: AutoencoderParams, learn: FitParams, rows: Records, device: torch.device, devices: int = 1,
+    score: ScoreParams = SCORES["residual"],
+) -> tuple[Detector, float]:  # fmt: skip
+    """A detector, and how many fit rows a second it went through."""
+    epochs: list[EpochLog] = []
+    params = DetectorParams(networks=(network,), fit=learn, score=score)
+    log = lambda number, epoch: epochs.append(epoch)  # noqa: E731
+    detector = fit_detector(COLUMNS, rows, rows[:4096], params, device, log, devices)
+    return detector, len(rows) / statistics.median(epoch.seconds for epoch in epochs[1:])
+
+
+def time_scoring(detector: Detector, rows: Records) -> float:
+    detector.score(rows[: 2 * detector.block])
+    started = time.perf_counter()
+    detector.score(rows)
+    return len(rows) / (time.perf_counter() - started)
+
+
+def name_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor()}, 1 thread"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="fit rows, and rows to score")
+    parser.add_argument("--batch", type=int, default=8192, help="rows of a batch")
+    parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
+    parser.add_argument("--cpu-share", type=float, default=0.1, help="of the rows, for the CPU and the wide network")
+    asked = parser.parse_args()
+    gpus = torch.cuda.device_count()
+    devices = [CPU, *([torch.device("cuda")] if gpus else [])]
+    print(f"{asked.rows:,} rows, batches of {asked.batch:,}, torch {torch.__version__}\n")
+    if not gpus:
+        print("torch sees no GPU here.\n")
+    print("| device | network | what | rows/s |\n|---|---|---|---|")
+    records = draw_records(asked.rows, 1)
+    for name, network in NETWORKS.items():
+        for device in devices:
+            few = name.startswith("wide") and device is CPU
+            rows = records[: int(asked.rows * asked.cpu_share)] if few else records
+            told = f"| {name_device(device)} | {name} |"
+            brief = {"epochs": asked.epochs, "batch_size": asked.batch, "patience_epochs": asked.epochs}
+            for what, learn in FITS.items():
+                _, rate = fit(network, learn.model_copy(update=brief), rows, device)
+                print(f"{told} fit, {what} | {rate:,.0f} |", flush=True)
+            if device.type == "cuda" and gpus > 1:
+                _, rate = fit(network, FITS["float32"].model_copy(update=brief), rows, device, gpus)
+                print(f"{told} fit, float32, {gpus} together | {rate:,.0f} |", flush=True)
+            for what, score in SCORES.items():
+                detector, _ = fit(network, FitParams(epochs=2, batch_size=1024), rows[:20_000], CPU, score=score)
+                moved = detector.to(device)
+                difference = np.abs(moved.score(rows[:100_000]) / detector.score(rows[:100_000]) - 1).max()
+                rate = time_scoring(moved, rows if what == "residual" else rows[:100_000])
+                agreement = f", differs from the CPU's by {difference:.1e}" if device.type == "cuda" else ""
+                print(f"{told} score, {what}{agreement} | {rate:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
