@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect import Task
 from prefect.futures import PrefectWrappedFuture
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable
@@ -36,6 +37,8 @@ class Workers:
         on_done gets the number of a piece that is finished. All pieces are tried; then the failures are raised as one:
         themselves where they are the same, else RunFailed. Raises ParamsInvalid, ServiceUnreachable.
         """
+        if not pieces:
+            return []
         with self._start() as runner:
             futures = [runner.submit(task, piece) for piece in pieces]
             outcomes = []
@@ -61,6 +64,13 @@ class Workers:
                 got=self.scheduler,
                 todo="pip install 'nightjar[dask]', on this machine and on the workers, or set it to threads",
             ) from error
+        if not PREFECT_API_URL.value():
+            raise ParamsInvalid(
+                "Dask's workers have no Prefect server to tell of their work; each would start one of its own.",
+                where="PREFECT_API_URL",
+                expected="the URL of a Prefect server that this machine and the workers reach",
+                todo="start one (prefect server start) and set it, or set NIGHTJAR_TASK_RUNNER to threads",
+            )
         with DaskTaskRunner(address=self.scheduler, client_kwargs={"timeout": CONNECT_S}) as runner:
             try:
                 runner.client  # noqa: B018 - connects

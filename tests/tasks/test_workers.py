@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from tiny import make_tiny_detector
 
 from models.autoencoder import AutoencoderParams
@@ -176,13 +177,18 @@ def test_all_failures_are_raised_once() -> None:
     assert str(told.value).count("the lake is away") == 1
 
 
-def test_dask_that_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
-    with pytest.raises(ParamsInvalid, match=r"nightjar\[dask\]"):
-        Workers("tcp://127.0.0.1:9").run(score_parts, [], lambda done: None)
-
-
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("server", ["", "http://127.0.0.1:9/api"])
+def test_dask_that_cannot_be_used_says_what_is_missing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.workers.CONNECT_S", 1)
-    with pytest.raises(ServiceUnreachable, match=r"tcp://127\.0\.0\.1:9"):
-        Workers("tcp://127.0.0.1:9").run(score_parts, [], lambda done: None)
+    asked = Workers("tcp://127.0.0.1:9")
+    with temporary_settings({PREFECT_API_URL: server or None}):
+        error, words = (ServiceUnreachable, r"tcp://127\.0\.0\.1:9") if server else (ParamsInvalid, "PREFECT_API_URL")
+        with pytest.raises(error, match=words):
+            asked.run(score_parts, [{}], lambda done: None)
+        monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
+        with pytest.raises(ParamsInvalid, match=r"nightjar\[dask\]"):
+            asked.run(score_parts, [{}], lambda done: None)
+
+
+def test_nothing_to_do_needs_no_cluster() -> None:
+    assert Workers("tcp://127.0.0.1:9").run(score_parts, [], lambda done: None) == []

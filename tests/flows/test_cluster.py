@@ -1,0 +1,128 @@
+"""A night on a real Dask cluster: the table of one machine, workers killed in mid-run, the warehouse left alone."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from cluster import Cluster, start_cluster, wait_until
+from toy import DAYS, FIRST, make_rows, point_to
+
+from flows.cli import execute
+from tasks.tables import flagged_anomalies, scoring_batches
+from tasks.warehouse import begin, open_engine
+
+NIGHT = FIRST + timedelta(days=DAYS)
+CHANCE = {"scored_at", "seconds"}
+PARTS = 12
+SCORE = ["score", "orders", "--date", str(NIGHT)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with start_cluster(tmp_path_factory.mktemp("dask") / "cluster", workers=3) as running:
+        yield running
+
+
+@pytest.fixture
+def place(
+    trained_folder: Path, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
+    """Make a copy of the trained project, its warehouse on PostgreSQL, the night's many deliveries waiting."""
+
+    def make(name: str) -> Path:
+        shutil.copytree(trained_folder, tmp_path / name)
+        point_to(monkeypatch, tmp_path / name)
+        with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        monkeypatch.setenv("NIGHTJAR_WAREHOUSE", f"{postgres_url}/{name}")
+        rows = make_rows(NIGHT, 600)
+        for number in range(PARTS):
+            share = rows[number::PARTS]
+            share.to_csv(tmp_path / name / "sources" / "orders" / f"orders-{NIGHT}-{number:02d}.csv", index=False)
+        return tmp_path / name
+
+    return make
+
+
+def read_table(url: str) -> dict[str, list[str]]:
+    with begin(open_engine(url)) as connection:
+        return {
+            table.name: sorted(
+                map(repr, connection.execute(sa.select(*(c for c in table.c if c.name not in CHANCE))).all())
+            )
+            for table in (flagged_anomalies, scoring_batches)
+        }
+
+
+def count_sessions(postgres_url: str, name: str) -> int:
+    """How often anybody has opened a database."""
+    with psycopg.connect(f"{postgres_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        connection.execute("select pg_stat_clear_snapshot()")
+        row = connection.execute("select sessions from pg_stat_database where datname = %s", [name]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def list_receipts(folder: Path) -> dict[str, int]:
+    found = (folder / ".nightjar/lake/scores/orders" / f"batch_date={NIGHT}").rglob("part-*.json")
+    return {path.name: path.with_suffix(".parquet").stat().st_mtime_ns for path in found}
+
+
+def test_a_cluster_gives_the_table_of_one_machine_though_a_worker_is_killed(
+    place: Callable[[str], Path], cluster: Cluster, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place("alone")
+    assert execute(SCORE) == 0
+    folder = place("together")
+    monkeypatch.setenv("NIGHTJAR_TASK_RUNNER", cluster.address)
+
+    def kill_one() -> int:
+        wait_until(lambda: len(list_receipts(folder)) >= 2)
+        cluster.workers[0].kill()
+        cluster.workers[0].wait()
+        return len(list_receipts(folder))
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_one)
+        assert execute(SCORE) == 0
+        assert killed.result() < PARTS
+    assert len(list_receipts(folder)) == PARTS
+    assert read_table(f"{postgres_url}/together") == read_table(f"{postgres_url}/alone")
+    assert count_sessions(postgres_url, "together") == count_sessions(postgres_url, "alone") > 0
+    assert execute(["verify", "orders"]) == 0
+
+
+def test_a_night_whose_last_worker_dies_ends_red_in_bounded_time_and_goes_on_from_there(
+    place: Callable[[str], Path],
+    cluster: Cluster,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = place("deserted")
+    monkeypatch.setenv("NIGHTJAR_TASK_RUNNER", cluster.address)
+    monkeypatch.setattr("tasks.workers.PATIENCE_S", 2)
+
+    def kill_all() -> None:
+        wait_until(lambda: len(list_receipts(folder)) >= 2)
+        for worker in cluster.workers:
+            worker.kill()
+            worker.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_all)
+        assert execute(SCORE) == 1
+        killed.result()
+    told = capsys.readouterr().err
+    assert "The Dask cluster has no workers." in told
+    assert cluster.address in told
+    finished = list_receipts(folder)
+    assert 2 <= len(finished) < PARTS
+    monkeypatch.delenv("NIGHTJAR_TASK_RUNNER")
+    monkeypatch.setenv("NIGHTJAR_WORKERS", "3")
+    assert execute(SCORE) == 0
+    assert finished.items() <= list_receipts(folder).items()
