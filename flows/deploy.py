@@ -1,7 +1,7 @@
 """`nightjar deploy`: all that a Prefect server needs to run Nightjar, made anew or brought up to date; it asks nothing.
 
 In this order, so that nothing is used before it exists: work pools, a limit a detector and kind of work, the
-deployments of infra/prefect.yaml, and the automation by which a run whose worker died is marked crashed.
+deployments of infra/prefect.yaml, and the automations by which a run whose worker died is marked crashed.
 """
 
 import os
@@ -26,12 +26,14 @@ from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, hide_pass
 
 FILE = "infra/prefect.yaml"
 POOLS = ("cpu", "gpu")
-CRASHED_AFTER = timedelta(seconds=90)  # three heartbeats of 30 s, see infra/prefect.yaml
-AUTOMATION = "nightjar: a run without heartbeats has crashed"
+HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+SILENT_AFTER = timedelta(seconds=90)  # three heartbeats of 30 s, see infra/prefect.yaml
+STILLBORN_AFTER = timedelta(minutes=5)  # of a run that a worker has taken and that never came to its first heartbeat
 
 
 def deploy(project: Path) -> list[dict[str, str]]:
-    """Make or renew pools, limits, deployments and the automation; returns what is deployed, with its schedules.
+    """Make or renew pools, limits, deployments and automations; returns what is deployed, with its schedules.
 
     Raises ParamsInvalid, ServiceUnreachable, RunFailed.
     """
@@ -39,7 +41,7 @@ def deploy(project: Path) -> list[dict[str, str]]:
     make_pools()
     make_limits(project)
     make_deployments(project, server)
-    make_automation()
+    make_automations()
     return list_deployments()
 
 
@@ -99,23 +101,32 @@ def make_deployments(project: Path, server: str) -> None:
         )
 
 
-def make_automation() -> None:
-    """A flow run that sent heartbeats, and then for a while neither another nor its end, has died with its worker."""
-    told = f"no heartbeat for {CRASHED_AFTER.total_seconds():.0f} s: its worker died"
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-    trigger = EventTrigger(
+def make_automations() -> None:
+    """What marks a run as crashed whose process, or worker, died without a word: on any host, whoever runs next."""
+    silent = EventTrigger(
         match={"prefect.resource.id": ["prefect.flow-run.*"]},
         for_each={"prefect.resource.id"},
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *ends},
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *ENDS},
         posture=Posture.Proactive,
         threshold=1,
-        within=CRASHED_AFTER,
+        within=SILENT_AFTER,
     )
+    from_a_pool = {"prefect.resource.role": ["work-pool"]}
+    expected = {"prefect.flow-run.Running", HEARTBEAT, *ENDS}
+    begun = {"match_related": from_a_pool, "after": BEGINNINGS, "expect": expected, "within": STILLBORN_AFTER}
+    stillborn = silent.model_copy(update=begun)
+    make_automation("nightjar: a run without heartbeats has crashed", silent)
+    make_automation("nightjar: a run that never had a heartbeat has crashed", stillborn)
+
+
+def make_automation(name: str, trigger: EventTrigger) -> None:
+    """Make an automation that marks runs as crashed, or bring the one of this name up to date."""
+    told = f"no heartbeat for {trigger.within.total_seconds():.0f} s: its worker died"
     action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told, force=False)
-    wanted = AutomationCore(name=AUTOMATION, description=told, enabled=True, trigger=trigger, actions=[action])
+    wanted = AutomationCore(name=name, description=told, enabled=True, trigger=trigger, actions=[action])
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(AUTOMATION)
+        known = client.read_automations_by_name(name)
         if not known:
             client.create_automation(wanted)
         for automation in known[:1]:

@@ -72,12 +72,15 @@ def test_the_limits_exist_before_anything_queues_behind_them(
     assert found["nightjar-score-payments"] == found["nightjar-train-hdfs"] == 1
 
 
-def test_one_automation_marks_runs_without_heartbeats_as_crashed(
+def test_automations_mark_runs_without_heartbeats_as_crashed(
     deployed: list[dict[str, str]], client: SyncPrefectClient
 ) -> None:
-    [automation] = client.read_automations_by_name("nightjar: a run without heartbeats has crashed")
-    assert automation.enabled
-    assert automation.actions[0].type == "change-flow-run-state"
+    made = {one.name: one for one in client.read_automations()}
+    assert sorted(made) == [
+        "nightjar: a run that never had a heartbeat has crashed",
+        "nightjar: a run without heartbeats has crashed",
+    ]
+    assert all(one.enabled and one.actions[0].type == "change-flow-run-state" for one in made.values())
 
 
 def test_without_a_server_it_says_what_is_missing(

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import httpx
 import psutil
 import psycopg
 import pytest
 from network import find_free_port
 from playwright.sync_api import Page, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
@@ -80,6 +82,11 @@ class Stack:
             lambda: (state := self.read(run).state) is not None and state.is_final(), timeout_s, run.name + self.logs()
         )
         return self.read(run)
+
+    def has_heartbeat(self, run: FlowRun) -> bool:
+        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+        url = f"http://127.0.0.1:{self.ports['prefect']}/api/events/filter"
+        return bool(httpx.post(url, json={"filter": wanted}).raise_for_status().json()["events"])
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         url = (self.home / "stack/secrets/warehouse_reader").read_text().replace("+psycopg", "")
@@ -180,7 +187,7 @@ def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack) -> None:
         "training/one-detector": "cpu",
     }
     with stack.client() as client:
-        assert len([one for one in client.read_automations() if one.name.startswith("nightjar: ")]) == 1
+        assert len([one for one in client.read_automations() if one.name.startswith("nightjar: ")]) == 2
         limits = {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=100, offset=0)}
     assert limits[f"nightjar-score-{DETECTOR}"] == limits[f"nightjar-train-{DETECTOR}"] == 1
 
@@ -245,7 +252,7 @@ def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(sta
         only = FlowRunFilter.model_validate(running)
         until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 180, stack.logs())
         [child] = client.read_flow_runs(flow_run_filter=only)
-    until(lambda: bool(stack.processes(str(child.id))), 60)
+    until(lambda: stack.has_heartbeat(child), 60)
     stack.kill("--pool gpu")
     stack.kill(str(child.id))
     crashed, failed = stack.wait(child).state, stack.wait(training).state
@@ -289,7 +296,7 @@ def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason
     with stack.client() as client:
         there = client.read_deployment_by_name("train/gpu")
         bare = {"command": f"{sys._base_executable} -I -m prefect.flow_engine"}
-        client.update_deployment(there.id, {"job_variables": bare})  # type: ignore[arg-type]
+        client.update_deployment(there.id, DeploymentUpdate(job_variables=bare))
     run = stack.wait(stack.begin("training/one-detector", name=DETECTOR))
     assert run.state is not None
     assert run.state.is_failed()
