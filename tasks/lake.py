@@ -43,7 +43,8 @@ MANIFEST, PRUNED = "manifest.json", "pruned.json"
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
 UNFINISHED = ".new"  # the end of a file's name while it is being written
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
-UPLOAD_BYTES = 8 << 20  # held in memory for each file that is being written to an object store
+PIECE_BYTES = 8 << 20  # of a file on its way to or from an object store, held in memory
+FETCHED_SLICES = 4  # of a part in an object store, fetched by few requests
 # Stores that have no folders; fsspec would make the bucket instead, also one whose name is mistyped.
 BUCKETS = {"s3", "gs", "gcs", "abfs", "az"}
 
@@ -207,8 +208,10 @@ class Lake:
     def __init__(self, root: str, sole_writer: bool = False) -> None:
         self.root, self.sole_writer = root.rstrip("/"), sole_writer
         try:
-            # What another process has written since must be seen: listings are not kept.
-            self._fs, self._base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+            # What another process has written since must be seen: listings are not kept. Whoever reads Parquet asks for
+            # the ranges it needs; reading ahead of those fetched a part four times for one of its columns.
+            options = {"use_listings_cache": False, "default_cache_type": "none"}
+            self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
         except (ImportError, ValueError) as error:
             raise ParamsInvalid(
                 "The lake cannot be opened.",
@@ -254,7 +257,7 @@ class Lake:
     @contextmanager
     def _upload(self, full: str) -> Iterator[IO[bytes]]:
         """A file of a store that is there when it is closed; an exception leaves nothing."""
-        file = self._fs.open(full, "wb", block_size=UPLOAD_BYTES)
+        file = self._fs.open(full, "wb", block_size=PIECE_BYTES)
         try:
             yield file
             file.close()
@@ -276,7 +279,7 @@ class Lake:
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """A file's bytes, to be read in pieces."""
-        with self.reaching(path), self._fs.open(self.full(path), "rb") as file:
+        with self.reaching(path), self._open_ahead(path) as file:
             yield file
 
     def files(self, folder: str) -> dict[str, int]:
@@ -312,9 +315,12 @@ class Lake:
 
     def hash_file(self, path: str) -> str | None:
         """The sha256 of a file's bytes, or None where there is none."""
-        with self.reaching(path), _passing_over_missing(), self._fs.open(self.full(path), "rb") as file:
+        with self.reaching(path), _passing_over_missing(), self._open_ahead(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
+
+    def _open_ahead(self, path: str) -> Any:
+        return self._fs.open(self.full(path), "rb", block_size=PIECE_BYTES, cache_type="readahead")
 
     def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
         """Put a small table, as Parquet, in place of the old one in one step."""
@@ -406,9 +412,10 @@ class Lake:
         with self._reading(part):
             source = full if self.is_local else self._fs.open(full)
             options = {"read_dictionary": list(categories), "page_checksum_verification": True}
-            with pq.ParquetFile(source, **options) as file:
-                for batch in file.iter_batches(SLICE_ROWS, columns=columns, use_threads=True):
-                    yield pa.Table.from_batches([batch])
+            with pq.ParquetFile(source, pre_buffer=not self.is_local, **options) as file:
+                for groups in [None] if self.is_local else _list_runs(file.metadata):
+                    for batch in file.iter_batches(SLICE_ROWS, groups, columns, use_threads=True):
+                        yield pa.Table.from_batches([batch])
 
     def schema(self, part: Part) -> pa.Schema:
         """A part's columns and their types, read from its footer."""
@@ -462,6 +469,19 @@ class Lake:
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection
+
+
+def _list_runs(metadata: pq.FileMetaData) -> list[list[int]]:
+    """Row groups in runs of some slices: as much as is fetched, and held in memory, at once."""
+    runs: list[list[int]] = []
+    rows = FETCHED_SLICES * SLICE_ROWS
+    for group in range(metadata.num_row_groups):
+        if rows >= FETCHED_SLICES * SLICE_ROWS:
+            runs.append([])
+            rows = 0
+        runs[-1].append(group)
+        rows += metadata.row_group(group).num_rows
+    return runs
 
 
 @contextmanager

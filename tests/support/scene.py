@@ -3,7 +3,6 @@
 The night has three deliveries, bad rows, doubled rows, groups and a cap on alerts, so that every column says something.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,16 @@ import pandas as pd
 import psycopg
 import pyarrow.parquet as pq
 import sqlalchemy as sa
+from objects import ObjectStore
 from psycopg import sql
 from toy import DAYS, FIRST, make_project, make_rows
 from victims import Victim, start
 
+from flows.settings import Settings
+from flows.setup import load_setup
 from models.detector import Detector
 from tasks.lake import Lake
+from tasks.prune import RetentionParams, prune_detector
 from tasks.tables import flagged_anomalies, group_scores, labels, scoring_batches
 from tasks.warehouse import begin, open_engine
 
@@ -39,11 +42,13 @@ ZONES = ("landing", "validated", "quarantine")
 
 @dataclass
 class Scene:
-    """A project folder, its warehouse, and how to put both back to the eve."""
+    """A project folder, its warehouse and lake, and how to put all back to the eve."""
 
     folder: Path
     postgres: str | None  # the server's URL; None: DuckDB
     environment: dict[str, str]
+    store: ObjectStore | None = None  # of the lake; None: it lies in the project's folder
+    bucket: str = ""
     runs: int = 0
 
     @property
@@ -60,7 +65,7 @@ class Scene:
 
     @property
     def kind(self) -> str:
-        return "PostgreSQL" if self.postgres else "DuckDB"
+        return "PostgreSQL" if self.postgres else "DuckDB, lake on S3" if self.store else "DuckDB"
 
     @property
     def engine(self) -> sa.Engine:
@@ -68,7 +73,11 @@ class Scene:
 
     @property
     def lake(self) -> Lake:
-        return Lake(str(self.home / "lake"))
+        return Lake(self.lake_root)
+
+    @property
+    def lake_root(self) -> str:
+        return f"s3://{self.bucket}/lake" if self.store else str(self.home / "lake")
 
     def start(self, *arguments: str, **environment: str) -> Victim:
         """Start a command on this project."""
@@ -85,13 +94,25 @@ class Scene:
     def keep(self) -> None:
         """Remember this moment as the eve."""
         shutil.copytree(self.home, self.folder / "eve")
+        self._copy_objects("lake", "eve")
         self._copy_database(f"{self.database}_eve", self.database)
 
     def put_back(self) -> None:
         """Go back to the eve: lake, warehouse, MLflow, reports."""
         shutil.rmtree(self.home)
         shutil.copytree(self.folder / "eve", self.home)
+        self._copy_objects("eve", "lake")
         self._copy_database(self.database, f"{self.database}_eve")
+
+    def _copy_objects(self, old: str, new: str) -> None:
+        if self.store is None:
+            return
+        client = self.store.client
+        for key in self.store.list_keys(self.bucket, f"{new}/"):
+            client.delete_object(Bucket=self.bucket, Key=key)
+        for key in self.store.list_keys(self.bucket, f"{old}/"):
+            source = {"Bucket": self.bucket, "Key": key}
+            client.copy_object(Bucket=self.bucket, Key=key.replace(old, new, 1), CopySource=source)
 
     def _copy_database(self, name: str, template: str | None) -> None:
         if self.postgres is None:
@@ -103,15 +124,23 @@ class Scene:
 
     def list_files(self) -> list[str]:
         """The files of the lake, without the numbers and tokens that tell attempts apart."""
-        files = [path for path in (self.home / "lake").rglob("*") if path.is_file()]
-        names = [str(path.relative_to(self.home)) for path in files]
-        return sorted(re.sub(r"attempt=\d+|-[0-9a-f]{8}\b", "", name) for name in names)
+        return sorted(re.sub(r"attempt=\d+|-[0-9a-f]{8}\b", "", name) for name in self.lake.files(""))
 
-    def age_files(self) -> None:
-        """Make every file of the lake two days older, past the time in which a live attempt may still need it."""
+    def prune_later(self) -> None:
+        """Prune as if two days had gone by, after which no live attempt needs a file any more."""
+        if self.store:  # whose files cannot be made older
+            site = load_setup("orders", Settings(project=self.folder, lake=self.lake_root)).site
+            prune_detector(site, RetentionParams(), datetime.now(UTC) + timedelta(days=2))
+            return
         for path in (self.home / "lake").rglob("*"):
             then = path.stat().st_mtime - 2 * 86_400
             os.utime(path, (then, then))
+        self.run("prune", "orders")
+
+    def list_finished(self) -> dict[str, datetime]:
+        """The parts of scores that are finished, and when they were."""
+        receipts = [name for name in self.lake.files("scores/orders") if re.search(r"/part-\d+\.json$", name)]
+        return {name: self.lake.modified(name.replace(".json", ".parquet")) for name in receipts}
 
     def read_table(self, table: sa.Table, day: date | None = None) -> list[tuple[Any, ...]]:
         """A table's rows, of one batch if asked, without what may differ between two runs; sorted."""
@@ -165,23 +194,26 @@ class Scene:
         """The content of parts, by hash; each must hold what its manifest says."""
         found = []
         for part in parts:
-            path = Path(self.lake.full(part.path))
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == part.sha256, part.path
-            assert pq.read_metadata(path).num_rows == part.rows
+            assert self.lake.hash_file(part.path) == part.sha256, part.path
+            with self.lake.open(part.path) as file:
+                assert pq.read_metadata(file).num_rows == part.rows
             found.append(part.sha256)
         return sorted(found)
 
 
-def make_scene(folder: Path, postgres: str | None, environment: Mapping[str, str]) -> Scene:
+def make_scene(
+    folder: Path, postgres: str | None, environment: Mapping[str, str], store: ObjectStore | None = None
+) -> Scene:
     """A project that is trained and has published two nights, with the third one's deliveries waiting."""
     project = make_project(folder)
     project.change("params.yaml", "detectors", "orders", "score", value={"max_alerts": 5, "groups": {"by": "shop"}})
     project.change("params.yaml", "detectors", "orders", "validate", value={"max_quarantined_fraction": 0.2})
-    scene = Scene(folder, postgres, {})
+    scene = Scene(folder, postgres, {}, store, store.make_bucket() if store else "")
     scene.environment |= {
         "NIGHTJAR_PROJECT": str(folder),
         "NIGHTJAR_SOURCES": str(folder / "sources"),
         "NIGHTJAR_WAREHOUSE": scene.warehouse_url,
+        "NIGHTJAR_LAKE": scene.lake_root,
     } | dict(environment)
     scene._copy_database(scene.database, None)
     scene.run("run", "orders")

@@ -14,7 +14,7 @@ from objects import SECRET, ObjectStore, forget_stores
 from s3fs import S3FileSystem
 
 from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable
-from tasks.lake import UPLOAD_BYTES, Lake
+from tasks.lake import PIECE_BYTES, Lake
 
 DAY = date(2026, 3, 1)
 ROWS = pa.table({"record_id": ["a", "b", "c"]})
@@ -34,7 +34,7 @@ def commit(lake: Lake, rows: pa.Table = ROWS) -> None:
 
 def make_big_rows() -> pa.Table:
     """Rows that no codec makes small: more than goes up in one piece."""
-    return pa.table({"noise": np.random.default_rng(0).normal(size=3 * UPLOAD_BYTES // 8)})
+    return pa.table({"noise": np.random.default_rng(0).normal(size=3 * PIECE_BYTES // 8)})
 
 
 def look_everywhere(lake: Lake) -> dict[str, object]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from network import find_free_port
+from objects import ObjectStore, forget_stores
 from scene import Scene, make_scene
 
 TRIED = pytest.StashKey[Counter[tuple[str, str, str]]]()
@@ -72,6 +73,19 @@ def scene(request: pytest.FixtureRequest, prefect_url: str, tmp_path_factory: py
     """A project just before its night, on one engine after the other."""
     postgres = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
     return make_scene(tmp_path_factory.mktemp(request.param) / "project", postgres, {"PREFECT_API_URL": prefect_url})
+
+
+@pytest.fixture(scope="session")
+def remote_scene(
+    prefect_url: str, object_server: ObjectStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    """Such a project whose lake is a bucket."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in object_server.environment.items():
+            monkeypatch.setenv(name, value)
+        forget_stores()
+        variables = object_server.environment | {"PREFECT_API_URL": prefect_url}
+        yield make_scene(tmp_path_factory.mktemp("s3") / "project", None, variables, object_server)
 
 
 @pytest.fixture

@@ -65,15 +65,20 @@ def time_steps(scene: Scene, *arguments: str) -> tuple[int, float]:
     return text.count(FINISHED), time.monotonic() - started
 
 
-def list_finished(scene: Scene) -> dict[Path, int]:
-    """The parts of scores that are finished, and when they were."""
-    receipts = (scene.home / "lake/scores/orders").rglob("part-*.json")
-    return {path: path.with_suffix(".parquet").stat().st_mtime_ns for path in receipts}
-
-
 def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
     scene: Scene, pytestconfig: pytest.Config, note: Callable[..., None]
 ) -> None:
+    kill_nights(scene, pytestconfig.getoption("kills"), note)
+
+
+def test_so_it_does_with_its_lake_on_s3(
+    remote_scene: Scene, pytestconfig: pytest.Config, note: Callable[..., None]
+) -> None:
+    kill_nights(remote_scene, max(2, pytestconfig.getoption("kills") // 2), note)
+
+
+def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
+    """Kill runs of a night here and there, two in a row, and hold what a whole run then leaves against the first."""
     scene.put_back()
     steps, seconds = time_steps(scene, *SCORE)
     whole, shown = scene.read_all(), [scene.read_table(table, NIGHT) for table in SHOWN]
@@ -81,19 +86,17 @@ def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
     named = scene.list_files()
     scene.put_back()
     places = []
-    kills = pytestconfig.getoption("kills")
     for number, (boundary, moment) in enumerate(plan_kills(kills, steps, seconds), start=1):
         places.append(kill(scene.start(*SCORE), boundary, moment))
         assert [scene.read_table(table, NIGHT) for table in SHOWN] in ([[], [], []], shown), places  # nothing, or all
         scene.read_all()  # every manifest names whole files
         if number % LIVES and number < kills:
             continue
-        finished = list_finished(scene)
+        finished = scene.list_finished()
         scene.run(*SCORE)
         assert scene.read_all() == whole, places
-        assert finished.items() <= list_finished(scene).items(), places  # not computed again
-        scene.age_files()
-        scene.run("prune", "orders")
+        assert finished.items() <= scene.list_finished().items(), places  # not computed again
+        scene.prune_later()
         assert scene.list_files() == named, places  # orphans are gone, and nothing else
         assert scene.read_all() == whole, places
         *tries, last = warehouse.read_attempts(scene.engine, "orders", NIGHT)
