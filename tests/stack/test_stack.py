@@ -153,7 +153,8 @@ def trained(stack: Stack) -> FlowRun:
 @pytest.fixture(scope="module")
 def page(request: pytest.FixtureRequest) -> Iterator[Page]:
     with sync_playwright() as tool:
-        options = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
+        # Without a GPU the graph of a run is drawn in software.
+        options = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--enable-unsafe-swiftshader"]
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=options)
         yield browser.new_page(viewport={"width": 1100, "height": 640})
         browser.close()
@@ -167,7 +168,7 @@ def show(page: Page, request: pytest.FixtureRequest, tmp_path: Path) -> Callable
     def look(url: str, expected: str, name: str) -> str:
         page.goto(url)
         page.get_by_text(expected).first.wait_for(timeout=30_000)
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(4000)
         page.screenshot(path=folder / f"{name}.png")
         return page.inner_text("body")
 
