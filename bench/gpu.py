@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="fit rows, and rows to score")
     parser.add_argument("--batch", type=int, default=8192, help="rows of a batch")
     parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
-    parser.add_argument("--cpu-share", type=float, default=0.1, help="of the rows, for the CPU and the wide network")
+    parser.add_argument("--cpu-share", type=float, default=0.02, help="of the rows, for the CPU and the wide network")
     asked = parser.parse_args()
     gpus = torch.cuda.device_count()
     devices = [CPU, *([torch.device("cuda")] if gpus else [])]
