@@ -12,6 +12,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as current
 from prefect.states import Cancelled
+from pydantic import JsonValue
 
 from flows.crashed import mark_crashed
 from flows.settings import load_settings
@@ -26,7 +27,7 @@ POLL_S = 2
 
 
 @flow(name="train", flow_run_name="fit {name} before {cutoff}", on_running=[mark_crashed])
-def train_there(name: str, cutoff: date, hashes: dict[str, str]) -> None:
+def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
     """Fit on the clean rows of a cut-off, which the training flow has prepared, and send it the bundle.
 
     hashes: of the caller's params and contract. Raises ParamsInvalid where this machine has others.
