@@ -90,7 +90,7 @@ def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams)
     brief = learn.fit.model_copy(update={"epochs": 3})
     params = DetectorParams(networks=learn.networks, fit=brief, score=learn.score, threads=1)
     detector = fit_detector(choose_kinds(described, fit, learn.encode), fit, stopping, params, torch.device("cpu"))
-    return calibrate_detector(detector, calibration, threshold)
+    return calibrate_detector(detector, calibration, threshold).with_lineage({"trained_through": str(FIRST)})
 
 
 def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:

@@ -402,9 +402,14 @@ def spread_parts(
     params: ScoreParams,
     workers: Workers,
 ) -> None:
-    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once."""
+    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once.
+
+    One part alone is left to `score`, unless workers elsewhere are there for it.
+    """
     unscored = plan_parts(site, contract, validation, version, bundle, params)
     shares = share_out(unscored.parts, MOST_TASKS)
+    if len(shares) == 1 and workers.scheduler is None:
+        return
     rows = [sum(part.rows for _, part in share) for share in shares]
     total, tell = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
     pieces = [{"job": unscored.job, "parts": share} for share in shares]
