@@ -49,7 +49,11 @@ def fit(devices: int) -> tuple[Detector, list[EpochLog]]:
 
 
 def find_ranks() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "torch.distributed.run" not in p.cmdline()]
+    """The processes of a fit, without torchrun itself and whatever else these tests have started."""
+    commands = {process: process.cmdline() for process in psutil.Process().children(recursive=True)}
+    return [
+        p for p, words in commands.items() if "models.distributed" in words and "torch.distributed.run" not in words
+    ]
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:

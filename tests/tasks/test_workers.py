@@ -18,7 +18,7 @@ from tiny import make_tiny_detector
 
 from models.autoencoder import AutoencoderParams
 from models.detector import DetectorParams, fit_detector
-from models.fitting import FitParams, pin_threads
+from models.fitting import FitParams, pin_arithmetic
 from models.records import Column, make_records
 from tasks.contract import Contract
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, SourceInvalid
@@ -102,7 +102,7 @@ def test_the_number_of_threads_of_one_scoring_is_not_another_ones() -> None:
     seen, started = [], torch.get_num_threads()
     with ThreadPoolExecutor(2) as pool:
         for threads in (1, 2, 3):
-            with pin_threads(threads):
+            with pin_arithmetic(threads):
                 pool.submit(lambda: seen.append(torch.get_num_threads())).result()
                 with ThreadPoolExecutor(1) as other:
                     other.submit(torch.set_num_threads, 7).result()
