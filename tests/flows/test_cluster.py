@@ -126,3 +126,21 @@ def test_a_night_whose_last_worker_dies_ends_red_in_bounded_time_and_goes_on_fro
     monkeypatch.setenv("NIGHTJAR_WORKERS", "3")
     assert execute(SCORE) == 0
     assert finished.items() <= list_receipts(folder).items()
+
+
+def test_a_night_whose_scheduler_dies_ends_red(
+    place: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place("headless")
+    with start_cluster(tmp_path / "another", workers=1) as cluster, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setenv("NIGHTJAR_TASK_RUNNER", cluster.address)
+
+        def kill_scheduler() -> None:
+            wait_until(lambda: len(list_receipts(folder)) >= 2)
+            cluster.scheduler.kill()
+
+        killed = pool.submit(kill_scheduler)
+        assert execute(SCORE) == 1
+        killed.result()
+    told = capsys.readouterr().err
+    assert "The Dask cluster" in told[told.index("error: ServiceUnreachable") :]
