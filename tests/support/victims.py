@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["flows.nightly", "flows.training", "flows.backfill", "mlflow.pyfunc", "great_expectations", "victims"]
+PRELOADED = [
+    "flows.nightly",
+    "flows.training",
+    "flows.backfill",
+    "mlflow.pyfunc",
+    "great_expectations",
+    "s3fs",
+    "victims",
+]
 POLL_S = 0.01
 
 
