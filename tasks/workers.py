@@ -99,7 +99,7 @@ class Workers:
     def _count(self, runner: Any) -> int:
         try:
             return len(runner.client.scheduler_info()["workers"])
-        except OSError:
+        except (OSError, KeyError):  # a scheduler that has just died is told of without its workers
             return 0
 
     def _unreachable(self, what: str, got: str) -> ServiceUnreachable:
