@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -37,7 +38,9 @@ def serve(site: Site) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["mlflow", "models", "serve", "-m", f"models:/{site.model_name}@champion", "--env-manager", "local"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": site.mlflow_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the server starts uvicorn by name
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.mlflow_uri}
+    environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with (site.home / "server.log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True

@@ -73,7 +73,8 @@ def test_a_killed_upload_is_seen_by_nobody_and_left_to_the_buckets_own_rule(
     object_store: ObjectStore, bucket: str
 ) -> None:
     root = f"s3://{bucket}/lake"
-    victim = multiprocessing.get_context("forkserver").Process(target=upload_for_ever, args=(root, make_big_rows()))
+    # Not from a fork server: that would have the environment of the test that started it first.
+    victim = multiprocessing.get_context("spawn").Process(target=upload_for_ever, args=(root, make_big_rows()))
     victim.start()
     while not object_store.list_uploads(bucket):
         assert victim.is_alive()

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +153,9 @@ class Served:
 def start_server(site: Site, port: int, log: Path) -> subprocess.Popen[bytes]:
     command = ["mlflow", "models", "serve", "-m", f"models:/{site.model_name}@champion", "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": site.mlflow_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the server starts uvicorn by name
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.mlflow_uri}
+    environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with log.open("wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
