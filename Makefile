@@ -52,7 +52,7 @@ up: $(BIN)/.installed ## PostgreSQL, Prefect, MLflow and two workers on this mac
 down: $(BIN)/.installed ## stop what make up has started
 	@$(BIN)/nightjar down
 
-deploy: $(BIN)/.installed ## deployments, pools, limits and the automation, on the server of PREFECT_API_URL
+deploy: $(BIN)/.installed ## deployments, pools, limits and automations, on the server of PREFECT_API_URL
 	@$(BIN)/nightjar deploy
 
 clean: ## forget everything Nightjar wrote here: lake, warehouse, models, runs

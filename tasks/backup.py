@@ -118,9 +118,8 @@ def export_tables(engine: sa.Engine, folder: Path) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     with warehouse.begin(engine) as connection:
         if engine.dialect.name not in ("postgresql", "duckdb"):
-            warehouse.lock_key(
-                connection, "export"
-            )  # a moment without writers, where statements see what was committed
+            # Statements there see what was committed meanwhile: a moment without writers.
+            warehouse.lock_key(connection, "export")
         return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
 
 

@@ -15,7 +15,7 @@ Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 @app.command(epilog="PREFECT_API_URL=http://prefect.example:4200/api nightjar deploy")
 def deploy(as_json: Json = False, debug: Debug = False) -> None:
-    """Make pools, limits, deployments and an automation on the Prefect server, or bring them up to date."""
+    """Make pools, limits, deployments and automations on the Prefect server, or bring them up to date."""
     from flows.deploy import deploy as make
     from flows.settings import load_settings
 
