@@ -23,8 +23,8 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 	@$(BIN)/nightjar run payments
 
 test: $(BIN)/.installed ## the test suite
-	@# The longest files first: the other worker then has something left to do until the end.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/stack tests/torture tests/flows tests
+	@# More workers than cores: a third of the time is waiting for servers and processes.
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/stack
 
 stack-test: $(BIN)/.installed ## the stack of make up from end to end; needs Chromium
 	$(BIN)/pytest tests/stack
