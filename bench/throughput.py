@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from flows.cli import hush_at_exit
 from flows.params import Configured, load_detector
+from flows.screen import hush_at_exit
 from models.calibration import ThresholdParams
 from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds

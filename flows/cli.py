@@ -3,15 +3,13 @@
 Heavy imports happen inside the commands, so that --help answers at once.
 """
 
-import atexit
-import os
 import sys
 import traceback
 
 import typer
 
 from flows.commands import flags, nights, past, start, stores, team, versions
-from flows.screen import stderr
+from flows.screen import hush_at_exit, stderr
 from models.errors import NightjarError
 
 app = typer.Typer(
@@ -60,18 +58,6 @@ def execute(arguments: list[str]) -> int:
         stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
-
-
-def hush_at_exit() -> None:
-    """Keep the interpreter's last moments off stderr.
-
-    DuckDB's bindings call what Great Expectations and torch keep alive until then a leak, in dozens of lines.
-    """
-
-    @atexit.register  # the first one registered runs last
-    def hush() -> None:
-        sys.stderr.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def main() -> None:

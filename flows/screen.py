@@ -1,5 +1,6 @@
 """What people and machines see of a command: tables and JSON on stdout, progress and everything else on stderr."""
 
+import atexit
 import json
 import logging
 import os
@@ -17,6 +18,18 @@ from rich.table import Table
 from models.errors import NightjarError
 
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
+
+
+def hush_at_exit() -> None:
+    """Keep the interpreter's last moments off stderr.
+
+    DuckDB's bindings call what Great Expectations and torch keep alive until then a leak, in dozens of lines.
+    """
+
+    @atexit.register  # the first one registered runs last
+    def hush() -> None:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def print_json(document: object) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from pydantic import JsonValue
 
 from flows.params import Configured, load_detector
+from flows.screen import hush_at_exit
 from flows.settings import Settings, load_settings
 from tasks import codes, payments, warehouse
 from tasks.backup import Stores
@@ -91,6 +92,7 @@ def prepare(name: str) -> Setup:
 
     Raises ParamsInvalid, ServiceUnreachable.
     """
+    hush_at_exit()  # a worker's log has enough to tell
     setup = load_setup(name)
     engine = warehouse.open_engine(setup.site.warehouse_url)
     warehouse.migrate(engine)
