@@ -117,7 +117,8 @@ class Detector:
     def to(self, device: torch.device) -> "Detector":
         """The same detector on a device, with blocks of its size; the second stage, with few rows, stays on the CPU.
 
-        Scores of another device agree within 1e-5 relative, so that flags differ only that close to the threshold.
+        Scores of another device agree within 1e-5 of the score, or of the threshold where that is larger: flags differ
+        only that close to it.
         """
         if device.type == "cpu":
             return self

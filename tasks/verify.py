@@ -28,7 +28,9 @@ from tasks.tables import Batch
 from tasks.validate import find_replaced
 
 Result = Literal["ok", "failed", "stale"]
-TOLERANCE = 1e-5  # relative: what another kind of processor may make of the same score
+# What another kind of processor may make of the same score, as a share of the score or, where that is larger, of the
+# threshold: float32 itself is coarser for rows that are rebuilt almost exactly, and no flag hangs on those.
+TOLERANCE = 1e-5
 NO_LANDING = "there is no landing partition"
 NAMED = 3  # of what is wrong, in a detail
 
@@ -225,7 +227,8 @@ def check_scores(night: Published) -> Finding:
     if detector.threshold.value != night.batch.threshold:
         problems.append(f"the threshold is {detector.threshold.value!r}, recorded {night.batch.threshold!r}")
     chosen, flags = chosen.loc[again.index], night.flags.set_index("record_id")
-    difference = (again["score"] - chosen["score"]).abs() / again["score"].abs().clip(lower=np.finfo(float).tiny)
+    least = max(detector.threshold.value, np.finfo(float).tiny)
+    difference = (again["score"] - chosen["score"]).abs() / again["score"].abs().clip(lower=least)
     ranks = pd.Series(detector.rank(chosen["score"].to_numpy()).astype("float32"), chosen.index)
     wrong = {"score": ~(difference <= TOLERANCE), "rank": ranks != chosen["percentile_rank"]}
     wrong |= compare_flags(detector, flags.loc[flags.index.intersection(again.index)], again)

@@ -209,11 +209,11 @@ def change_table(project: Project, table: sa.Table, **values: object) -> None:
         connection.execute(sa.update(table).where(of_night).values(values))
 
 
-def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any], Any]) -> None:
+def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any], Any], row: int = -1) -> None:
     """Write a part's file anew with one value changed; its manifest still tells of the old bytes."""
     file = project.folder / ".nightjar" / "lake" / path
     frame = pd.read_parquet(file)
-    frame.loc[frame.index[-1], column] = change(frame[column].iloc[-1])
+    frame.loc[frame.index[row], column] = change(frame[column].iloc[row])
     frame.to_parquet(file, index=False)
 
 
@@ -260,6 +260,19 @@ def test_an_altered_part_is_found_by_its_bytes_and_by_its_scores(
     found = verify(capsys, 1)
     assert {name for name, (result, _) in found.items() if result == "failed"} == told
     assert part.path in found["files"][1]
+
+
+def test_scores_far_below_the_threshold_may_differ_by_what_another_processor_rounds(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night = published(trained)[LAST]
+    [part] = Lake(str(trained.folder / ".nightjar" / "lake")).get("scores", "orders", LAST, night.scores).parts
+    scores = pd.read_parquet(trained.folder / ".nightjar" / "lake" / part.path)["score"]
+    row = int(scores.argmin())
+    assert scores.iloc[row] < night.threshold / 4
+    for change, result in ((5e-6, "ok"), (1e-5, "failed")):  # 5e-6 together, then 1.5e-5 of the threshold
+        rewrite_part(trained, part.path, "score", lambda score, by=change * night.threshold: score + by, row)
+        assert verify(capsys, 1)["scores"][0] == result
 
 
 def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named(
