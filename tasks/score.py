@@ -358,7 +358,9 @@ def find_unscored(
     there = site.lake.files(folder)
     named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
     left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
-    job = ScoreJob(site.for_workers(), contract, params, version, validation.batch_date, inputs)
+    # The key tells the scores of a GPU from those of a CPU: a worker must not choose for itself.
+    sent = site.for_workers("cpu" if resolve_device(site.device).type == "cpu" else "cuda")
+    job = ScoreJob(sent, contract, params, version, validation.batch_date, inputs)
     return Unscored(job, tuple(left), validated.rows - sum(part.rows for _, part in left))
 
 

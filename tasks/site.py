@@ -36,9 +36,9 @@ class Site:
         """The lake, opened anew: it holds no connection worth sharing."""
         return Lake(self.lake_root, self.sole_writer)
 
-    def for_workers(self) -> "Site":
+    def for_workers(self, device: Literal["cpu", "cuda"]) -> "Site":
         """The site as it is sent to workers: without the warehouse, the sources, and any password of MLflow's URL."""
-        return replace(self, warehouse_url="", sources="", mlflow_uri=hide_password(self.mlflow_uri))
+        return replace(self, warehouse_url="", sources="", mlflow_uri=hide_password(self.mlflow_uri), device=device)
 
     @property
     def zone(self) -> ZoneInfo:

@@ -18,7 +18,7 @@ from tiny import make_tiny_detector
 
 from models.autoencoder import AutoencoderParams
 from models.detector import DetectorParams, fit_detector
-from models.fitting import FitParams, pin_arithmetic
+from models.fitting import FitParams, pin_arithmetic, resolve_device
 from models.records import Column, make_records
 from tasks.contract import Contract
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, SourceInvalid
@@ -145,6 +145,7 @@ def test_what_travels_is_small_and_leads_to_no_warehouse(
     secret = "s3cret"
     told = replace(
         site,
+        device="auto",
         warehouse_url=f"postgresql+psycopg://u:{secret}@h/d",
         mlflow_uri=f"http://u:{secret}@h:5000",
         sources=f"ftp://u:{secret}@h",
@@ -154,6 +155,7 @@ def test_what_travels_is_small_and_leads_to_no_warehouse(
     assert secret.encode() not in sent
     assert len(sent) < 10_000
     assert unscored.job.site.warehouse_url == ""
+    assert unscored.job.site.device == resolve_device("auto").type  # not what the worker's own machine has
     assert unscored.job.site.mlflow_uri == "http://h:5000"
 
 
