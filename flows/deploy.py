@@ -63,7 +63,7 @@ def find_server() -> str:
             "The Prefect server does not answer.",
             where=hide_password(url),
             got=str(problem),
-            todo="check PREFECT_API_URL, and that the server runs",
+            todo="check PREFECT_API_URL, which ends in /api, and that the server runs",
         )
     return url
 

@@ -5,7 +5,7 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from tasks.contract import Contract
 from tasks.draft import Asked, Draft, draft_detector
 from tasks.errors import ParamsInvalid, SourceInvalid
 from tasks.lake import Lake
+from tasks.profile import Choice
 from tasks.sources import FilesSource, SqlSource, list_files, read_query
 
 QUERY = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
 WIDTH = 116  # of the lines written
+ENDED_DAYS = 7  # older than that, the newest rows are not one night late: the data has ended
 
 
 def init_detector(name: str, source: str, url: str | None, asked: Asked, force: bool) -> dict[str, Any]:
@@ -35,7 +37,9 @@ def init_detector(name: str, source: str, url: str | None, asked: Asked, force: 
     text = params_path.read_text(encoding="utf-8") if params_path.exists() else ""
     check_free(name, text, params_path, contract_path, force)
     drafted = _draft(source, url, settings.sources, asked, now)
-    detector = assemble(drafted, now.date())
+    run, choice = choose_run(drafted, now.date())
+    drafted = replace(drafted, choices=(*drafted.choices, choice))
+    detector = assemble(drafted, run)
     params = insert_section(text, name, render_section(detector, drafted), params_path)
     combine(name, parse_detector(yaml.safe_load(params), params_path, name), params_path, drafted.contract)
     write_files({contract_path: render_contract(drafted.contract, name), params_path: params})
@@ -120,11 +124,22 @@ def _has_password(url: str) -> bool:
 # --- the texts ---
 
 
-def assemble(drafted: Draft, today: date) -> Detector:
-    """The params section. A night is named only where the newest rows lie in the future."""
-    last = drafted.last_date if drafted.last_date >= today else None
+def choose_run(drafted: Draft, today: date) -> tuple[RunParams, Choice]:
+    """What is run. A night is named only where the newest rows lie in the future; data that has ended runs by hand."""
+    run: dict[str, Any] = {"nights": drafted.nights}
+    if drafted.last_date >= today:
+        run["last_date"] = drafted.last_date
+    age_days = (today - drafted.last_date).days
+    if age_days <= ENDED_DAYS:
+        return RunParams(**run), Choice("every night", "yes", "the newest rows are of the last week")
+    why = f"the newest rows, of {drafted.last_date}, are {age_days} days old: as of data that has ended"
+    return RunParams(**run, every_night=False), Choice("every night", "no", why)
+
+
+def assemble(drafted: Draft, run: RunParams) -> Detector:
+    """The params section."""
     return Detector(
-        run=RunParams(nights=drafted.nights, last_date=last),
+        run=run,
         ingest=drafted.ingest,
         filter=drafted.filter,
         train=drafted.train,

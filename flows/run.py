@@ -1,5 +1,6 @@
 """The main job behind `nightjar run`: ingest, a first champion if there is none, every night that is not fresh."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -34,6 +35,15 @@ def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, A
     return summarise(setup, champion)
 
 
+def find_pages(mlflow_uri: str) -> dict[str, str]:
+    """Where Prefect and MLflow show the runs: their servers, or else what `make ui` starts."""
+    prefect_url = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    return {
+        "Prefect": prefect_url or "make ui, then http://127.0.0.1:4200",
+        "MLflow": mlflow_uri if mlflow_uri.startswith("http") else "make ui, then http://127.0.0.1:5000",
+    }
+
+
 def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
     """The nights as published, the metrics over them where labels exist, and where to look."""
     site, nights = setup.site, setup.nights()
@@ -53,7 +63,6 @@ def summarise(setup: Setup, champion: tracking.Version) -> dict[str, Any]:
             "report": str(site.reports / f"{nights[-1]}.html"),
             "Data Docs": str(site.docs / "gx/uncommitted/data_docs/local_site/index.html"),
             "table": f"flagged_anomalies in {site.warehouse_label}",
-            "Prefect": "make ui, then http://127.0.0.1:4200",
-            "MLflow": "make ui, then http://127.0.0.1:5000",
+            **find_pages(site.mlflow_uri),
         },
     }

@@ -62,6 +62,11 @@ class Setup:
         """The newest batch date that is complete."""
         return self.today(now) - timedelta(days=1)
 
+    def newest_cutoff(self) -> date:
+        """The cut-off that takes in all there is: today's, or the day after data that has ended."""
+        run = self.configured.detector.run
+        return self.today() if run.every_night or run.last_date is None else run.last_date + timedelta(days=1)
+
     def landed_before(self, cutoff: date) -> list[date]:
         """The landed batch dates before a cut-off, without those params exclude. Raises BatchMissing."""
         excluded = self.configured.detector.filter.exclude_dates

@@ -5,6 +5,7 @@ pool. All they write lies below HOME/stack, their passwords in files that only t
 again.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from flows.settings import Settings
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
 CONFIG = "infra/supervisord.conf"
+PORTS_FILE = "ports.json"
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
+PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others were asked for
 # A login and a database of its own for each server; the warehouse's owner makes the roles of its migrations.
 OWNERS = {"prefect": "prefect", "mlflow": "mlflow", "nightjar": "nightjar"}
 MEMBERS = {"nightly": "nightjar_writer", "analyst": "nightjar_reader"}
@@ -39,9 +42,7 @@ class Stack:
 
     project: Path
     home: Path
-    postgres_port: int
-    prefect_port: int
-    mlflow_port: int
+    ports: Mapping[str, int]  # of PORTS' servers
 
     @property
     def folder(self) -> Path:
@@ -51,7 +52,7 @@ class Stack:
     @property
     def pages(self) -> dict[str, str]:
         """The address of each page."""
-        return {"Prefect": f"http://{HOST}:{self.prefect_port}", "MLflow": f"http://{HOST}:{self.mlflow_port}"}
+        return {name: f"http://{HOST}:{self.ports[name.lower()]}" for name in ("Prefect", "MLflow")}
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -73,9 +74,7 @@ class Stack:
             "BIN": str(Path(sys.executable).parent),
             "POSTGRES_BIN": str(find_postgres()),
             "AS_POSTGRES": "setpriv --reuid=postgres --regid=postgres --clear-groups" if os.getuid() == 0 else "",
-            "POSTGRES_PORT": str(self.postgres_port),
-            "PREFECT_PORT": str(self.prefect_port),
-            "MLFLOW_PORT": str(self.mlflow_port),
+            **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
         }
 
     def read_secret(self, name: str) -> str:
@@ -85,14 +84,19 @@ class Stack:
     def connect(self) -> psycopg.Connection:
         """A connection to the server as its superuser, which commits by itself."""
         return psycopg.connect(
-            host=HOST, port=self.postgres_port, user="postgres", password=self.read_secret("postgres"),
+            host=HOST, port=self.ports["postgres"], user="postgres", password=self.read_secret("postgres"),
             dbname="postgres", autocommit=True, connect_timeout=5,
         )  # fmt: skip
 
 
-def describe_stack(settings: Settings, postgres_port: int, prefect_port: int, mlflow_port: int) -> Stack:
-    """The stack of a project. Raises ParamsInvalid where its folder cannot hold one."""
-    stack = Stack(settings.project.resolve(), settings.home_path, postgres_port, prefect_port, mlflow_port)
+def describe_stack(settings: Settings, asked: Mapping[str, int | None] | None = None) -> Stack:
+    """The stack of a project, on the ports asked for, else on those it had the last time, else on PORTS.
+
+    Raises ParamsInvalid where its folder cannot hold one.
+    """
+    known = read_ports(settings.home_path / "stack")
+    given = {name: port for name, port in (asked or {}).items() if port is not None}
+    stack = Stack(settings.project.resolve(), settings.home_path, PORTS | known | given)
     if len(str(stack.folder / "sock")) > 100:
         raise ParamsInvalid(
             "The home folder's path is too long for a socket.",
@@ -123,6 +127,7 @@ def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
 
     The caller deploys between servers and workers: see `start_workers`. Raises ServiceUnreachable.
     """
+    check_ports(stack)
     make_secrets(stack)
     make_database(stack)
     start_supervisor(stack)
@@ -149,6 +154,8 @@ def start_workers(stack: Stack, tell: Callable[[str], None]) -> None:
 
 def stop_stack(stack: Stack) -> list[str]:
     """Stop what `start_stack` and `start_workers` have started, and nothing else; returns the names of what ran."""
+    if not stack.folder.exists():
+        return []
     running = [line.split()[0] for line in control(stack, "status").splitlines() if " RUNNING " in f"{line} "]
     control(stack, "shutdown")
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -168,7 +175,7 @@ def make_secrets(stack: Stack) -> None:
     for name in ("postgres", *(f"{login}_password" for login in (*OWNERS, *MEMBERS))):
         if not (folder / name).exists():
             write_secret(folder / name, secrets.token_urlsafe(24))
-    place = f"{HOST}:{stack.postgres_port}"
+    place = f"{HOST}:{stack.ports['postgres']}"
     for name, (driver, login, database) in {
         "prefect_database": ("postgresql+asyncpg", "prefect", "prefect"),
         "mlflow_database": ("postgresql+psycopg", "mlflow", "mlflow"),
@@ -180,6 +187,7 @@ def make_secrets(stack: Stack) -> None:
         write_secret(folder / name, f"{driver}://{login}:{password}@{place}/{database}")
     lines = [f"export {name}='{value}'\n" for name, value in stack.client_environment.items()]
     (stack.folder / "env").write_text("".join(lines))
+    (stack.folder / PORTS_FILE).write_text(json.dumps(dict(stack.ports)))
 
 
 def write_secret(path: Path, text: str) -> None:
@@ -240,17 +248,29 @@ def grant_roles(stack: Stack) -> None:
 
 def start_supervisor(stack: Stack) -> None:
     """Start supervisord, which then runs by itself, unless it runs."""
+    if not find_supervisor(stack):
+        call(stack, "supervisord")
+
+
+def read_ports(folder: Path) -> dict[str, int]:
+    """The ports of the stack in a folder; none where it was never started."""
+    file = folder / PORTS_FILE
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def check_ports(stack: Stack) -> None:
+    """Raise ParamsInvalid where the stack runs on other ports, or another program has one of these."""
     if find_supervisor(stack):
+        if (known := read_ports(stack.folder)) != stack.ports:
+            raise ParamsInvalid(
+                "The stack runs already, on other ports; nothing was changed.",
+                got=_tell_ports(stack.ports),
+                expected=_tell_ports(known),
+                todo="leave out the ports; or make down first, and start it on these",
+            )
         return
-    check_port_is_free(stack)
-    call(stack, "supervisord")
-
-
-def check_port_is_free(stack: Stack) -> None:
-    """Raise ParamsInvalid where another program listens already."""
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    ports = {"postgres": stack.postgres_port, "prefect": stack.prefect_port, "mlflow": stack.mlflow_port}
-    for name, port in ports.items():
+    for name, port in stack.ports.items():
         if port in taken:
             raise ParamsInvalid(
                 "A port of the stack is taken by another program.",
@@ -330,6 +350,10 @@ def has_worker(pool: str) -> bool:
 
     with get_client(sync_client=True) as client:
         return any(str(worker.status).endswith("ONLINE") for worker in client.read_workers_for_work_pool(pool))
+
+
+def _tell_ports(ports: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {port}" for name, port in ports.items())
 
 
 def _ill(what: str, got: str, stack: Stack) -> ServiceUnreachable:

@@ -29,7 +29,7 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     """Fit, calibrate, measure and register a detector on what was known when `cutoff` (today, unless named) began."""
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
-    cutoff = cutoff or setup.today()
+    cutoff = cutoff or setup.newest_cutoff()
     ingest(site, setup.ingest_params, setup.window(last=cutoff))
     validate(site, setup.configured.contract, setup.landed_before(cutoff), params.validate_)
     rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)

@@ -17,7 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from tasks.errors import ParamsInvalid, RecordMissing, SchemaMismatch, ServiceUnreachable, SourceInvalid
+from tasks.errors import NightjarError, ParamsInvalid, RecordMissing, SchemaMismatch, ServiceUnreachable, SourceInvalid
 from tasks.owner import is_dead, name_process
 from tasks.roles import WRITER, grant_roles, may_migrate
 from tasks.tables import (
@@ -593,7 +593,7 @@ def _invalid_url(got: str) -> ParamsInvalid:
     return ParamsInvalid(
         "the warehouse URL is not usable",
         got=got,
-        expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
+        expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE (not postgres://)",
         todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md tells what other databases can do",
     )
 
@@ -617,8 +617,15 @@ def _forbidden(url: sa.URL, cause: object) -> ParamsInvalid:
     )
 
 
-def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> ServiceUnreachable:
+def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
+    if "FATAL:" in got and ("authentication failed" in got or "does not exist" in got):
+        return ParamsInvalid(
+            "the warehouse's server refuses the login, or has no such database",
+            where=describe_place(url),
+            got=got,
+            todo="correct user, password and database in NIGHTJAR_WAREHOUSE (special characters as %40 for @)",
+        )
     if url.drivername in FILES and ("lock" in got or "kept it for" in got):
         todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
     elif url.drivername in FILES:

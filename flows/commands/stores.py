@@ -32,7 +32,7 @@ def migrate(as_json: Json = False, debug: Debug = False) -> None:
     told = "is" if before == warehouse.SCHEMA_VERSION else f"was {before or 'empty'}, is now"
     stdout.print(f"schema     {told} {warehouse.SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
     if engine.dialect.name == "postgresql":
-        none = "none: an administrator makes them (docs/warehouses.md); then run this again"
+        none = "nothing granted: this login does not own the tables, or may not make roles (docs/warehouses.md)"
         stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)
 
 
@@ -133,7 +133,7 @@ def erase(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Remove one record from every zone, table and page, and say where it was; then its night is scored again."""
+    """Remove one record from every zone, table and page, and say where it was; its night is then to be scored again."""
     from flows.setup import prepare
     from tasks.erase import erase_artifacts, erase_record
 

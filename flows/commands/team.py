@@ -10,7 +10,7 @@ from flows.commands.options import Debug, Json
 from flows.screen import print_json, print_rows, stdout
 
 app = typer.Typer()
-Port = Annotated[int, typer.Option(min=1, max=65535)]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="As the last time; at first 5433, 4200 and 5000.")]
 
 
 @app.command(epilog="PREFECT_API_URL=http://prefect.example:4200/api nightjar deploy")
@@ -28,16 +28,17 @@ def deploy(as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command(epilog="make up; . .nightjar/stack/env; nightjar run payments")
 def up(
-    postgres_port: Port = 5433,
-    prefect_port: Port = 4200,
-    mlflow_port: Port = 5000,
+    postgres_port: Port = None,
+    prefect_port: Port = None,
+    mlflow_port: Port = None,
     debug: Debug = False,
 ) -> None:
     """Start PostgreSQL, Prefect, MLflow and two workers on this machine, deploy, and print the pages."""
     from flows.settings import load_settings
     from flows.stack import describe_stack, grant_roles, start_stack, start_workers
 
-    stack = describe_stack(load_settings(), postgres_port, prefect_port, mlflow_port)
+    asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port}
+    stack = describe_stack(load_settings(), asked)
     start_stack(stack, tell)
     os.environ.update(stack.client_environment)  # before Prefect is imported
     from flows.deploy import deploy as make
@@ -57,7 +58,7 @@ def down(debug: Debug = False) -> None:
     from flows.settings import load_settings
     from flows.stack import describe_stack, stop_stack
 
-    stopped = stop_stack(describe_stack(load_settings(), 0, 0, 0))
+    stopped = stop_stack(describe_stack(load_settings()))
     tell(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 

@@ -13,13 +13,13 @@ app = typer.Typer()
 
 @app.command(epilog="nightjar train payments --cutoff 2026-11-14")
 def train(name: Name, cutoff: Day = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Train on everything before a cut-off (today unless named) and register: champion if first, else challenger."""
+    """Train on all before a cut-off (today, unless named) and register: champion if first, else challenger."""
     from flows.setup import prepare
 
     setup = prepare(name)
     from flows.training import training
 
-    day = cutoff.date() if cutoff else setup.today()
+    day = cutoff.date() if cutoff else setup.newest_cutoff()
     with running():
         registered = training(name, day)
     if as_json:

@@ -98,6 +98,45 @@ def test_without_a_server_it_says_what_is_missing(
     assert "secret" not in done.stderr
 
 
+def test_a_night_whose_prefect_server_is_away_says_so(trained: Project) -> None:
+    away = os.environ | {"PREFECT_API_URL": "http://somebody:secret@127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    command = [sys.executable, "-m", "flows.cli", "score", "orders", "--date", "2026-04-02"]
+    done = subprocess.run(command, cwd=ROOT, env=away, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in done.stderr
+    assert "which ends in /api" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_down_where_no_stack_was_ever_started_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["down"]) == 0
+    assert capsys.readouterr().out == "nothing was running\n"
+
+
+def test_the_ports_of_a_stack_are_remembered_and_others_told_apart(tmp_path: Path) -> None:
+    from flows.settings import Settings
+    from flows.stack import PORTS, describe_stack, make_secrets
+
+    settings = Settings(project=tmp_path)
+    assert describe_stack(settings, {"mlflow": None}).ports == PORTS
+    make_secrets(describe_stack(settings, {"mlflow": 5077}))
+    assert describe_stack(settings).ports == PORTS | {"mlflow": 5077}
+    assert describe_stack(settings, {"prefect": 4277}).pages == {
+        "Prefect": "http://127.0.0.1:4277",
+        "MLflow": "http://127.0.0.1:5077",
+    }
+
+
+def test_a_run_on_servers_names_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.run import find_pages
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4210/api")
+    pages = {"Prefect": "http://prefect.example:4210", "MLflow": "http://mlflow.example:5010"}
+    assert find_pages("http://mlflow.example:5010") == pages
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert find_pages("sqlite:///mlflow.db")["Prefect"].startswith("make ui")
+
+
 def test_a_second_run_of_a_detector_waits_for_the_first(
     deployed: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

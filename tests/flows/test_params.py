@@ -133,3 +133,14 @@ def test_settings_of_speed_that_are_not_used_leave_the_params_hash_alone(folder:
     before = find_hash()
     assert find_hash(precision="float32", compile=False) == before
     assert len({before, find_hash(precision="bfloat16"), find_hash(compile=True)}) == 3
+
+
+def test_the_newest_cutoff_is_todays_or_the_end_of_ended_data(folder: Path) -> None:
+    for run, expected in (
+        ({"nights": 1}, None),
+        ({"nights": 1, "last_date": date(2026, 4, 2)}, None),
+        ({"nights": 1, "last_date": date(2026, 4, 2), "every_night": False}, date(2026, 4, 3)),
+    ):
+        write(folder, {"detectors": {"orders": PARAMS | {"run": run}}})
+        setup = load_setup("orders", Settings(project=folder))
+        assert setup.newest_cutoff() == (expected or setup.today())

@@ -338,5 +338,10 @@ def test_down_stops_what_up_started_and_up_finds_it_again(stack: Stack, trained:
 
 def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack) -> None:
     before = {process.pid for process in stack.processes("worker start")}
-    stack.up()
+    moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
+    assert moved.returncode == 1
+    assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
+    done = stack.nightjar("up")  # the ports are remembered
+    assert done.returncode == 0, done.stderr + stack.logs()
     assert {process.pid for process in stack.processes("worker start")} == before
+    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before

@@ -306,7 +306,7 @@ def test_an_unreachable_server_is_an_error_without_the_password():
 
 def test_a_wrong_password_is_an_error_without_the_password(postgres_warehouse_url):
     url = sa.make_url(postgres_warehouse_url).set(password="s3cret").render_as_string(hide_password=False)
-    with pytest.raises(ServiceUnreachable, match="password authentication failed") as caught:
+    with pytest.raises(ParamsInvalid, match="password authentication failed") as caught:
         migrate(open_engine(url))
     assert "s3cret" not in str(caught.value)
 
