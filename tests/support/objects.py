@@ -9,10 +9,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from network import find_free_port
+
+from tasks.lake import PIECE_BYTES, Lake
 
 SECRET = "s3cret-of-the-object-store"
 
@@ -87,6 +92,18 @@ def start_object_store(folder: Path) -> Iterator[ObjectStore]:
         finally:
             server.terminate()
             server.wait()
+
+
+def make_big_rows() -> pa.Table:
+    """Rows that no codec makes small: more than goes up in one piece."""
+    return pa.table({"noise": np.random.default_rng(0).normal(size=3 * PIECE_BYTES // 8)})
+
+
+def upload_for_ever(root: str, day: date) -> None:
+    """What a process does that is to be killed with a part half uploaded; here, where a new process finds it."""
+    with Lake(root).write("landing", "toy", day).part("part-0") as part:
+        part.append(make_big_rows())
+        time.sleep(600)
 
 
 def _wait_until_up(url: str, server: "subprocess.Popen[bytes]", timeout_s: float = 60) -> None:

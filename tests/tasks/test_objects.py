@@ -7,14 +7,13 @@ import time
 from contextlib import nullcontext
 from datetime import date
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from objects import SECRET, ObjectStore, forget_stores
+from objects import SECRET, ObjectStore, forget_stores, make_big_rows, upload_for_ever
 from s3fs import S3FileSystem
 
 from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable
-from tasks.lake import PIECE_BYTES, Lake
+from tasks.lake import Lake
 
 DAY = date(2026, 3, 1)
 ROWS = pa.table({"record_id": ["a", "b", "c"]})
@@ -30,11 +29,6 @@ def commit(lake: Lake, rows: pa.Table = ROWS) -> None:
     with partition.part("part-0") as part:
         part.append(rows)
     partition.commit({})
-
-
-def make_big_rows() -> pa.Table:
-    """Rows that no codec makes small: more than goes up in one piece."""
-    return pa.table({"noise": np.random.default_rng(0).normal(size=3 * PIECE_BYTES // 8)})
 
 
 def look_everywhere(lake: Lake) -> dict[str, object]:
@@ -63,18 +57,12 @@ def test_a_part_of_several_pieces_is_one_object_or_none(object_store: ObjectStor
     assert object_store.list_uploads(bucket) == []
 
 
-def upload_for_ever(root: str, rows: pa.Table) -> None:
-    with Lake(root).write("landing", "toy", DAY).part("part-0") as part:
-        part.append(rows)
-        time.sleep(600)
-
-
 def test_a_killed_upload_is_seen_by_nobody_and_left_to_the_buckets_own_rule(
     object_store: ObjectStore, bucket: str
 ) -> None:
     root = f"s3://{bucket}/lake"
     # Not from a fork server: that would have the environment of the test that started it first.
-    victim = multiprocessing.get_context("spawn").Process(target=upload_for_ever, args=(root, make_big_rows()))
+    victim = multiprocessing.get_context("spawn").Process(target=upload_for_ever, args=(root, DAY))
     victim.start()
     while not object_store.list_uploads(bucket):
         assert victim.is_alive()
