@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from throughput import DAY, NAME, open_site, prepare
 
+from flows.screen import hush_at_exit
 from models.detector import Detector
 from tasks.register import register_bundle
 from tasks.site import Site
@@ -134,4 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    hush_at_exit()
     main()
