@@ -164,7 +164,8 @@ class Encoder(nn.Module):
         numbers = encoded[:, :n_numeric].double() * self.scale + self.mean
         logs = numbers[:, self.n_plain :]
         logs.copy_(logs.abs().expm1().copysign(logs))
-        values[:, self.slot_units[:n_numeric]] = numbers
+        most = torch.finfo(torch.float64).max  # an infinity that came in decodes to the largest number
+        values[:, self.slot_units[:n_numeric]] = numbers.clamp(-most, most)
         for i, column in enumerate(self.columns):
             is_own = self.slots == i
             own, units = encoded[:, is_own].double(), self.slot_units[is_own]  # (N, slots of the column)
