@@ -3,7 +3,6 @@
 Heavy imports happen inside the commands, so that --help answers at once.
 """
 
-import os
 import sys
 import traceback
 
@@ -11,7 +10,7 @@ import typer
 
 from flows.commands import flags, nights, past, start, stores, team, versions
 from flows.screen import hush_at_exit, stderr
-from tasks.errors import NightjarError, ServiceUnreachable, hide_password
+from models.errors import NightjarError
 
 app = typer.Typer(
     epilog="First night: nightjar run payments. Your own data: nightjar init NAME --source FILE",
@@ -53,24 +52,16 @@ def execute(arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
             return 1
-        error = explain(caught)
+        from flows.settings import prefect_is_away
+
+        is_away = str(caught).startswith("Failed to reach API at")  # Prefect's own words for it
+        error = prefect_is_away(str(caught)) if is_away else caught
         told = f"{type(error).__name__}: {error}"
         if not isinstance(error, NightjarError):
             told = f"unexpected {told}\n  to do: run again with --debug and report it"
         stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
-
-
-def explain(error: Exception) -> Exception:
-    """The error as ours where it is Prefect's own for a server that is away."""
-    if not str(error).startswith("Failed to reach API at"):
-        return error
-    return ServiceUnreachable(
-        "The Prefect server does not answer.",
-        where=hide_password(os.environ.get("PREFECT_API_URL", "")),
-        todo="check PREFECT_API_URL, which ends in /api, and that the server runs; unset it to work without one",
-    )
 
 
 def main() -> None:

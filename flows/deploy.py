@@ -21,8 +21,9 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
 from flows.params import detector_names
+from flows.settings import prefect_is_away
 from flows.turns import Work, name_limit
-from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, hide_password
+from tasks.errors import ParamsInvalid, RunFailed
 
 FILE = "infra/prefect.yaml"
 POOLS = ("cpu", "gpu")
@@ -59,12 +60,7 @@ def find_server() -> str:
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
     if problem is not None:
-        raise ServiceUnreachable(
-            "The Prefect server does not answer.",
-            where=hide_password(url),
-            got=str(problem),
-            todo="check PREFECT_API_URL, which ends in /api, and that the server runs",
-        )
+        raise prefect_is_away(str(problem))
     return url
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,7 @@ from models.errors import NightjarError
 stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
 
 
+@cache
 def hush_at_exit() -> None:
     """Keep the interpreter's last moments off stderr.
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.errors import ParamsInvalid
+from tasks.errors import ParamsInvalid, ServiceUnreachable, hide_password
 
 
 class Settings(BaseSettings):
@@ -82,6 +82,16 @@ def load_settings() -> Settings:
         raise ParamsInvalid(
             f"{name} has a bad value.", got=repr(problem["input"]), expected=problem["msg"], todo="unset or correct it"
         ) from error
+
+
+def prefect_is_away(got: str) -> ServiceUnreachable:
+    """The error for a Prefect server that does not answer."""
+    return ServiceUnreachable(
+        "The Prefect server does not answer.",
+        where=hide_password(os.environ.get("PREFECT_API_URL", "")),
+        got=hide_password(got),
+        todo="check PREFECT_API_URL, which ends in /api, and that the server runs",
+    )
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -127,10 +127,12 @@ def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
 
     The caller deploys between servers and workers: see `start_workers`. Raises ServiceUnreachable.
     """
-    check_ports(stack)
+    is_running = find_supervisor(stack) is not None
+    (check_ports_are_its_own if is_running else check_ports_are_free)(stack)
     make_secrets(stack)
     make_database(stack)
-    start_supervisor(stack)
+    if not is_running:
+        call(stack, "supervisord")
     start(stack, "postgres")
     wait_until(lambda: can_connect(stack), "PostgreSQL", stack)
     make_roles(stack)
@@ -246,29 +248,25 @@ def grant_roles(stack: Stack) -> None:
             connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(login)))
 
 
-def start_supervisor(stack: Stack) -> None:
-    """Start supervisord, which then runs by itself, unless it runs."""
-    if not find_supervisor(stack):
-        call(stack, "supervisord")
-
-
 def read_ports(folder: Path) -> dict[str, int]:
     """The ports of the stack in a folder; none where it was never started."""
     file = folder / PORTS_FILE
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def check_ports(stack: Stack) -> None:
-    """Raise ParamsInvalid where the stack runs on other ports, or another program has one of these."""
-    if find_supervisor(stack):
-        if (known := read_ports(stack.folder)) != stack.ports:
-            raise ParamsInvalid(
-                "The stack runs already, on other ports; nothing was changed.",
-                got=_tell_ports(stack.ports),
-                expected=_tell_ports(known),
-                todo="leave out the ports; or make down first, and start it on these",
-            )
-        return
+def check_ports_are_its_own(stack: Stack) -> None:
+    """Raise ParamsInvalid where the running stack has other ports."""
+    if (known := read_ports(stack.folder)) != stack.ports:
+        raise ParamsInvalid(
+            "The stack runs already, on other ports; nothing was changed.",
+            got=_tell_ports(stack.ports),
+            expected=_tell_ports(known),
+            todo="leave out the ports; or make down first, and start it on these",
+        )
+
+
+def check_ports_are_free(stack: Stack) -> None:
+    """Raise ParamsInvalid where another program listens already."""
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     for name, port in stack.ports.items():
         if port in taken:
