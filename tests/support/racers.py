@@ -14,6 +14,7 @@ from tasks.warehouse import begin, begin_attempt, migrate, open_engine
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
 RACERS, FLAGS = 8, 5
+PATIENCE = 60.0  # seconds a reader waits for the last racer: a machine may be very busy
 
 
 def make_night(day: date, attempt: int) -> Night:
@@ -78,14 +79,14 @@ def read_whole(url: str, day: date) -> int | None:
     return int(attempt)
 
 
-def watch(url: str, day: date, seconds: float) -> int:
-    """Read over and over for so long; returns how often there was a result. Never a mix, never an older one again."""
-    deadline, newest, seen = time.monotonic() + seconds, 0, 0
-    while time.monotonic() < deadline:
+def watch(url: str, day: date, newest: int) -> None:
+    """Read over and over until this attempt stands: never a mix, never an older one again."""
+    deadline, seen = time.monotonic() + PATIENCE, 0
+    while seen < newest:
+        assert time.monotonic() < deadline, f"attempt {newest} is not to be seen, {seen} still stands"
         found = read_whole(url, day) or 0
-        assert found >= newest, f"attempt {found} after {newest}"
-        newest, seen = found, seen + (found > 0)
-    return seen
+        assert found >= seen, f"attempt {found} after {seen}"
+        seen = found
 
 
 def day_of(round_number: int) -> date:

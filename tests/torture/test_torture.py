@@ -169,20 +169,18 @@ def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader
 ) -> None:
     prepare(warehouse_url)
     forked = multiprocessing.get_context("forkserver")
-    reads = 0
     with ProcessPoolExecutor(RACERS + 1, mp_context=forked) as pool:
         for number in range(pytestconfig.getoption("rounds")):
             day = day_of(number)
-            reader = pool.submit(watch, warehouse_url, day, 0.3)
+            reader = pool.submit(watch, warehouse_url, day, RACERS)
             racers = [pool.submit(publish_once, warehouse_url, day, 100 * number + place) for place in range(RACERS)]
             outcomes = dict(racer.result() for racer in racers)
-            reads += reader.result()
+            reader.result()  # it saw the newest, and on the way no mix and no older one again
             assert sorted(outcomes) == list(range(1, RACERS + 1))  # no number is given twice
             assert read_whole(warehouse_url, day) == max(number for number, published in outcomes.items() if published)
             assert outcomes[RACERS], "nobody can overtake the newest"
             kind = "PostgreSQL" if "postgres" in warehouse_url else "DuckDB"
             note("eight publish one batch at once, one reads", kind, "the newest, whole")
-    assert reads
 
 
 @pytest.mark.parametrize("runs", [2, RACERS])
