@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,6 +46,8 @@ UNFINISHED = ".new"  # the end of a file's name while it is being written
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 PIECE_BYTES = 8 << 20  # of a file on its way to or from an object store, held in memory
 FETCHED_SLICES = 4  # of a part in an object store, fetched by few requests
+QUERY_MEMORY = "512MB"  # what DuckDB holds of a batch; the rest of a large one waits in the temporary folder
+QUERY_THREADS = 4  # grouping takes some 100 MB a thread
 # Stores that have no folders; fsspec would make the bucket instead, also one whose name is mistyped.
 BUCKETS = {"s3", "gs", "gcs", "abfs", "az"}
 
@@ -439,17 +442,17 @@ class Lake:
     def _reading(self, *parts: Part) -> Iterator[None]:
         try:
             yield
-        except duckdb.OutOfMemoryException as error:
-            raise MemoryExhausted(
-                "There is not enough memory to look at a batch; nothing was changed.",
-                where=f"{self.root}/{parts[0].path}" if parts else self.root,
-                got=str(error).splitlines()[0],
-                expected="memory, or space in the temporary folder, for one bucket of record ids",
-                todo="give the process more memory, and run the step again",
-            ) from error
         except (*self._faults, pa.ArrowException, duckdb.Error) as error:
             if isinstance(error, NOT_OF_A_PART):
                 raise
+            if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in str(error):
+                raise MemoryExhausted(
+                    "There is too little space to look at a batch; nothing was changed.",
+                    where=f"{self.root}/{parts[0].path}" if parts else self.root,
+                    got=str(error).splitlines()[0],
+                    expected=f"{QUERY_MEMORY} of memory, and for a large batch space in {self._spill.parent}",
+                    todo="make room there, or name another temporary folder in TMPDIR, and run the step again",
+                ) from error
             paths = [part.path for part in parts]
             if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
                 with self.reaching(paths[0]), _passing_over_missing():
@@ -463,9 +466,21 @@ class Lake:
             ) from error
 
     @cached_property
+    def _spill(self) -> Path:
+        """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
+        return Path(tempfile.gettempdir(), f"nightjar-{secrets.token_hex(8)}")
+
+    @cached_property
     def _duckdb(self) -> duckdb.DuckDBPyConnection:
         # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
-        connection = duckdb.connect(config={"preserve_insertion_order": False})
+        connection = duckdb.connect(
+            config={
+                "preserve_insertion_order": False,
+                "memory_limit": QUERY_MEMORY,
+                "threads": min(QUERY_THREADS, os.cpu_count() or 1),
+                "temp_directory": str(self._spill),
+            }
+        )
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection

@@ -7,7 +7,7 @@ replaced are excluded.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
@@ -36,7 +36,12 @@ DUPLICATE = "record_id shared by rows that differ"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; it costs a quarter of a second each time
 PART_SLICES = 8  # of a validated part: about a million rows, a second of scoring, and what a crash may cost of it
 DOCS_PAGES = 7  # a page costs a third of a second: the latest batches get one, and every rejected one
-BUCKET_ROWS = 1_000_000  # duplicates are looked for in this many rows at once, so memory stays flat
+# Hashes first: eight bytes an id are grouped, and only the ids that may be doubled are read a second time.
+REPEATED = """record_id in (
+    select record_id from parts
+    where hash(record_id) in (select hash(record_id) from parts group by 1 having count(*) > 1)
+    group by record_id having count(*) > 1
+)"""
 
 
 class ValidateParams(Section):
@@ -61,12 +66,12 @@ class Validation:
     results: tuple[Outcome, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Duplicates:
-    """The record_ids that occur more than once in a batch, by whether their rows agree."""
+    """The record_ids that occur more than once in a batch, by whether their rows agree: arrays of string."""
 
-    identical: frozenset[str]
-    different: frozenset[str]
+    identical: pa.Array
+    different: pa.Array
 
 
 @dataclass(eq=False)
@@ -117,50 +122,43 @@ def find_duplicates(
     replaced: by part the ids whose rows there do not count.
     """
     if not manifest.parts:
-        return Duplicates(frozenset(), frozenset())
-    replayed = frozenset[str]().union(*(replaced or {}).values())
-    buckets = max(1, -(-manifest.rows // BUCKET_ROWS))
-    repeated: list[str] = []
-    for bucket in range(buckets):
-        share = f"where hash(record_id) % {buckets} = {bucket}" if buckets > 1 else ""
-        found = lake.query(
-            f"select record_id from parts {share} group by record_id having count(*) > 1",  # noqa: S608 - two integers
-            manifest.parts,
-        )
-        several = found["record_id"].drop_null().to_pylist()
-        repeated += [record for record in several if record not in replayed]
-    versions: dict[str, set[int]] = {}
-    copies: Counter[str] = Counter()
-    # The replayed ids part by part: what counts of them depends on the part.
-    asked = [(part, replayed - replaced.get(part.sha256, frozenset())) for part in manifest.parts] if replaced else []
-    for parts, ids in [(manifest.parts, repeated), *(((part,), live) for part, live in asked)]:
-        for record, hashed, count in read_versions(lake, parts, columns, ids):
-            versions.setdefault(record, set()).add(hashed)
-            copies[record] += count
-    twice = {record for record, count in copies.items() if count > 1}
-    different = {record for record in twice if len(versions[record]) > 1}
-    return Duplicates(frozenset(twice - different), frozenset(different))
+        return Duplicates(pa.array([], pa.string()), pa.array([], pa.string()))
+    found = [read_versions(lake, manifest.parts, columns, REPEATED)]
+    if replaced:
+        replayed = frozenset[str]().union(*replaced.values())
+        found = [found[0].filter(pc.invert(pc.is_in(found[0]["record_id"], pa.array(replayed, pa.string()))))]
+        # The replayed ids part by part: what counts of them depends on the part.
+        for part in manifest.parts:
+            live = replayed - replaced.get(part.sha256, frozenset())
+            named = ", ".join("'" + record.replace("'", "''") + "'" for record in live)
+            found.append(read_versions(lake, (part,), columns, f"record_id in ({named or 'null'})"))
+    versions = pa.concat_tables(found).group_by("record_id").aggregate([("version", "count_distinct"), ("rows", "sum")])
+    twice = versions.filter(pc.greater(versions["rows_sum"], 1))
+    differ = pc.greater(twice["version_count_distinct"], 1)
+    ids = twice["record_id"].combine_chunks()
+    return Duplicates(ids.filter(pc.invert(differ)), ids.filter(differ))
 
 
-def read_versions(
-    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: Collection[str]
-) -> list[tuple[str, int, int]]:
-    """Of each named record its different rows: record_id, the hash of the columns, how many such rows there are."""
-    if not ids:
-        return []
+def read_versions(lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], clause: str) -> pa.Table:
+    """The different rows of each record that a clause chooses: record_id, version, rows.
+
+    version: the hash of the columns (uint64). rows: how many such rows there are (int64).
+    """
     known = {name for part in parts for name in lake.columns(part)}
     hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
-    named = ", ".join("'" + record.replace("'", "''") + "'" for record in ids)
     try:
-        found = lake.query(
-            f"select record_id, {hashed} as version, count(*) as copies from parts "  # noqa: S608 - all is quoted
-            f"where record_id in ({named}) group by all",
+        return lake.query(
+            f"select record_id, {hashed} as version, count(*) as rows from parts "  # noqa: S608 - all is quoted
+            f"where {clause} group by all",
             parts,
         )
-    # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range.
+    # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range: rows that
+    # cannot be compared count as different ones.
     except duckdb.ConversionException:
-        return [(record, version, 1) for record in ids for version in (0, 1)]
-    return list(zip(*found.to_pydict().values(), strict=True))
+        return lake.query(
+            f"select record_id, hash(uuid()) as version, 1::bigint as rows from parts where {clause}",  # noqa: S608
+            parts,
+        )
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
@@ -203,15 +201,12 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch, superseded: Mask) -> tuple[Mask, Mask]:
     """Two masks over a slice's rows: those to exclude (a later identical row) and those to quarantine."""
-    exclude, different = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    repeated = pa.array(batch.duplicates.identical | batch.duplicates.different, pa.string())
-    for row in np.flatnonzero(pc.is_in(ids, repeated).to_numpy() & ~superseded):
+    exclude = np.zeros(len(ids), bool)
+    different: Mask = pc.is_in(ids, batch.duplicates.different).to_numpy() & ~superseded
+    for row in np.flatnonzero(pc.is_in(ids, batch.duplicates.identical).to_numpy() & ~superseded):
         record = ids[row].as_py()
-        if record in batch.duplicates.different:
-            different[row] = True
-        else:
-            exclude[row] = record in batch.kept
-            batch.kept.add(record)
+        exclude[row] = record in batch.kept
+        batch.kept.add(record)
     return exclude, different
 
 

@@ -79,7 +79,7 @@ def look(lake: Lake, manifest: Manifest, params: IngestParams) -> list[dict]:
     found, rows = Landed(CONTRACT), []
     names = [name for name in lake.columns(manifest.parts[0]) if name in CONTRACT.columns]
     duplicates = find_duplicates(lake, manifest, [*names, "event_time"])
-    assert not duplicates.identical & duplicates.different
+    assert not set(duplicates.identical.to_pylist()) & set(duplicates.different.to_pylist())
     for part in manifest.parts:
         for raw in lake.slices(part):
             typed = type_rows(raw, CONTRACT)

@@ -7,15 +7,17 @@ from datetime import date, timedelta
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.contract import Contract
-from tasks.errors import BatchMissing, BatchRejected, ParamsInvalid
+from tasks.errors import BatchMissing, BatchRejected, MemoryExhausted, ParamsInvalid
 from tasks.ingest import commit_parts
+from tasks.lake import Manifest
 from tasks.schema import type_rows
-from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, validate_batches
+from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, find_duplicates, validate_batches
 
 DAY = date(2026, 3, 1)
 ANY = ValidateParams(max_quarantined_fraction=1.0)
@@ -209,13 +211,32 @@ def test_record_ids_with_quotes_are_told_apart(land_rows, validate):
     assert (found.validated, found.reasons) == (6, {DUPLICATE: 2})
 
 
-def test_duplicates_are_found_in_buckets_too(land_rows, validate, monkeypatch):
-    monkeypatch.setattr("tasks.validate.BUCKET_ROWS", 4)
-    frame = make_rows(20)
-    land_rows(frame, frame.iloc[::3], frame.iloc[[1]].assign(amount="8"))
-    found = validate()
-    check_counts(found)
-    assert (found.excluded, found.quarantined) == (7, 2)
+@pytest.fixture
+def arrived_twice(site, monkeypatch) -> Manifest:
+    """A landed batch of 400,000 rows that arrived twice, and three of them changed; and little memory to look at it."""
+    monkeypatch.setattr("tasks.lake.QUERY_MEMORY", "60MB")
+    monkeypatch.setattr("tasks.lake.QUERY_THREADS", 1)
+    amounts = pa.array(range(400_000), pa.int64())
+    rows = pa.table({"record_id": [f"order-{number:032}" for number in range(400_000)], "amount": amounts})
+    changed = rows.slice(0, 3).set_column(1, "amount", pc.add(amounts.slice(0, 3), 1))
+    partition = site.lake.write("landing", "toy", DAY)
+    for name, table in {"first": rows, "again": rows, "changed": changed}.items():
+        with partition.part(name) as part:
+            part.append(table)
+    return partition.commit({})
+
+
+def test_a_batch_that_arrived_twice_is_searched_in_little_memory(site, arrived_twice, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = find_duplicates(site.lake, arrived_twice, ["amount"])
+    assert sorted(found.different.to_pylist()) == [f"order-{number:032}" for number in range(3)]
+    assert sorted(found.identical.to_pylist()) == [f"order-{number:032}" for number in range(3, 400_000)]
+
+
+def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
+    with pytest.raises(MemoryExhausted, match=r"(?s)too little space.*space in /dev/null.*TMPDIR"):
+        find_duplicates(site.lake, arrived_twice, ["amount"])
 
 
 def test_a_missing_column_rejects_the_batch_and_an_extra_one_warns(land_rows, validate, site):
