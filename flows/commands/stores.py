@@ -32,7 +32,7 @@ def migrate(as_json: Json = False, debug: Debug = False) -> None:
     told = "is" if before == warehouse.SCHEMA_VERSION else f"was {before or 'empty'}, is now"
     stdout.print(f"schema     {told} {warehouse.SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
     if engine.dialect.name == "postgresql":
-        none = "nothing granted: this login does not own the tables, or may not make roles (docs/warehouses.md)"
+        none = "left as they are: this login does not own the tables, or may not make roles (docs/warehouses.md)"
         stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)
 
 
