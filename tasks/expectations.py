@@ -167,17 +167,30 @@ def build_docs(
     """
     import great_expectations as gx
     from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult, RunIdentifier
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
     from great_expectations.data_context.types.resource_identifiers import (
         ExpectationSuiteIdentifier,
         ValidationResultIdentifier,
     )
 
-    folder.mkdir(parents=True, exist_ok=True)
+    # Only results and pages lie in files, each under its own name: what a killed process left half written, or another
+    # one is writing, is never read as settings or as the suite.
+    project = InMemoryStoreBackendDefaults()
+    project.stores[project.validation_results_store_name]["store_backend"] = _keep_files(folder, "validations")
+    project.data_docs_sites = {
+        "local_site": {
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": _keep_files(folder, "data_docs/local_site"),
+        }
+    }
     try:
-        context = gx.get_context(mode="file", project_root_dir=folder)
+        context = gx.get_context(
+            mode="ephemeral",
+            project_config=DataContextConfig(store_backend_defaults=project, progress_bars={"globally": False}),
+        )
     except gx.exceptions.GreatExpectationsError as error:  # in which an OSError is only a text
         raise OSError(str(error)) from error
-    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     # Great Expectations puts names and arguments into its pages as they are.
     shown = [
         e.model_copy(update={"kwargs": escape(e.kwargs)})
@@ -216,6 +229,14 @@ def build_docs(
         context.validation_results_store.add(key, page)
         keys.append(key)
     context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def _keep_files(folder: Path, name: str) -> dict[str, Any]:
+    return {
+        "class_name": "TupleFilesystemStoreBackend",
+        "base_directory": str(folder / "gx/uncommitted" / name),
+        "suppress_store_backend_id": True,
+    }
 
 
 def escape(value: Any) -> Any:

@@ -457,6 +457,20 @@ def test_many_batches_get_pages_for_the_latest_and_the_rejected(land_rows, site,
     assert [sum(f"toy-{day}" in page for page in pages) for day in days] == [1, 0, 1]
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_data_docs_that_a_killed_run_left_half_written_stop_nobody(land_rows, site, kept):
+    land_rows(make_rows())
+    validate_batches(site, CONTRACT, [DAY], ANY)
+    for path in (path for path in site.docs.rglob("*") if path.is_file()):
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    tomorrow = DAY + timedelta(days=1)
+    land_rows(make_rows(day=tomorrow), name="tomorrow")
+    validate_batches(site, CONTRACT, [tomorrow], ANY)
+    pages = site.docs / "gx/uncommitted/data_docs/local_site"
+    assert "2026-03-02" in (pages / "index.html").read_text()
+    assert (pages / "expectations/toy.html").read_text().rstrip().endswith("</html>")
+
+
 def test_a_value_does_not_depend_on_its_neighbours():
     texts = [repr(float(x)) for x in np.exp(np.random.default_rng(0).normal(size=500) * 20)]
     contract = make_contract(columns={"amount": {"type": "float"}})
