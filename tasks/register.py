@@ -47,6 +47,7 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
     """Log a bundle as a model version, unless a version already holds it."""
     content_hash = read_manifest(bundle).content_hash
+    tracking.end_dead_runs(site)
     versions = tracking.list_versions(site)
     alias = tracking.CHALLENGER if any(tracking.CHAMPION in v.aliases for v in versions) else tracking.CHAMPION
     if known := next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None):

@@ -279,8 +279,7 @@ def log_version(
         if client.get_experiment_by_name(site.model_name) is None:
             location = locate_artifacts(site.artifacts, site.detector) if site.artifacts else None
             client.create_experiment(site.model_name, artifact_location=location)
-        experiment = mlflow.set_experiment(site.model_name)
-        _end_dead_runs(client, experiment.experiment_id)
+        mlflow.set_experiment(site.model_name)
         with mlflow.start_run(
             run_name=f"train {site.detector} {tags['cutoff']}", tags=named | {OWNER_TAG: name_process()}
         ):
@@ -299,8 +298,12 @@ def log_version(
     return Version(site.model_name, int(version.version), (), named)
 
 
-def _end_dead_runs(client: Any, experiment_id: str) -> None:
-    """Mark as killed the runs whose process died before it had registered anything."""
-    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        if is_dead(run.data.tags.get(OWNER_TAG)):
-            client.set_terminated(run.info.run_id, "KILLED")
+def end_dead_runs(site: Site) -> None:
+    """End the runs whose process died: as finished where their version stands, else as killed."""
+    with _client(site) as client:
+        experiment = client.get_experiment_by_name(site.model_name)
+        found = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") if experiment else []
+        for run in found:
+            if is_dead(run.data.tags.get(OWNER_TAG)):
+                has_version = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+                client.set_terminated(run.info.run_id, "FINISHED" if has_version else "KILLED")
