@@ -9,7 +9,7 @@ NightjarError                 anything a user can put right
 ├── BundleInvalid             a saved detector is altered or unreadable
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
-├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit
+├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit or a batch
 ├── ProcessLost              a process of a fit on several devices died or hung
 ├── ReducerRefused           the second stage would lose more recall than it may
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract

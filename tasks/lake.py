@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,7 +45,7 @@ UNFINISHED = ".new"  # the end of a file's name while it is being written
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
 PIECE_BYTES = 8 << 20  # of a file on its way to or from an object store, held in memory
 FETCHED_SLICES = 4  # of a part in an object store, fetched by few requests
-QUERY_MEMORY = "512MB"  # what DuckDB holds of a batch; the rest of a large one waits in the temporary folder
+QUERY_MEMORY = "512MB"  # what DuckDB holds of a batch's ids; the rest of a large one waits in the temporary folder
 QUERY_THREADS = 4  # grouping takes some 100 MB a thread
 # Stores that have no folders; fsspec would make the bucket instead, also one whose name is mistyped.
 BUCKETS = {"s3", "gs", "gcs", "abfs", "az"}
@@ -430,12 +429,17 @@ class Lake:
         """A part's column names."""
         return list(self.schema(part).names)
 
-    def query(self, sql: str, parts: tuple[Part, ...]) -> pa.Table:
-        """Run DuckDB over parts; `sql` reads them as the table `parts`."""
+    def query(self, sql: str, parts: tuple[Part, ...], frugal: bool = False, **tables: pa.Table) -> pa.Table:
+        """Run DuckDB over parts; `sql` reads them as the table `parts`, and others by their names.
+
+        frugal: hold QUERY_MEMORY at most, and let the rest wait in files; too little for columns of images.
+        """
         prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
         paths = [prefix + self.full(part.path) for part in parts]
-        with self._reading(*parts), self._duckdb.cursor() as cursor:
+        with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
             cursor.read_parquet(paths, union_by_name=True, hive_partitioning=False).create_view("parts", replace=True)
+            for name, table in tables.items():
+                cursor.register(name, table)
             return cursor.sql(sql).to_arrow_table()
 
     @contextmanager
@@ -447,11 +451,11 @@ class Lake:
                 raise
             if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in str(error):
                 raise MemoryExhausted(
-                    "There is too little space to look at a batch; nothing was changed.",
+                    "There is too little memory, or room for temporary files, to look at a batch; nothing was changed.",
                     where=f"{self.root}/{parts[0].path}" if parts else self.root,
                     got=str(error).splitlines()[0],
-                    expected=f"{QUERY_MEMORY} of memory, and for a large batch space in {self._spill.parent}",
-                    todo="make room there, or name another temporary folder in TMPDIR, and run the step again",
+                    expected=f"memory for the widest columns, and for a large batch room in {self._spill.parent}",
+                    todo="give the process more memory, or another temporary folder in TMPDIR, and run the step again",
                 ) from error
             paths = [part.path for part in parts]
             if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
@@ -466,21 +470,22 @@ class Lake:
             ) from error
 
     @cached_property
-    def _spill(self) -> Path:
-        """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
-        return Path(tempfile.gettempdir(), f"nightjar-{secrets.token_hex(8)}")
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        return self._connect()
 
     @cached_property
-    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+    def _frugal_duckdb(self) -> duckdb.DuckDBPyConnection:
+        return self._connect(memory_limit=QUERY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
+
+    @cached_property
+    def _spill(self) -> Path:
+        """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
+        return Path(os.environ.get("TMPDIR", "/tmp"), f"nightjar-{secrets.token_hex(8)}")  # noqa: S108 - see above
+
+    def _connect(self, **limits: str | int) -> duckdb.DuckDBPyConnection:
         # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
-        connection = duckdb.connect(
-            config={
-                "preserve_insertion_order": False,
-                "memory_limit": QUERY_MEMORY,
-                "threads": min(QUERY_THREADS, os.cpu_count() or 1),
-                "temp_directory": str(self._spill),
-            }
-        )
+        order: dict[str, str | bool | int | float | list[str]] = {"preserve_insertion_order": False}
+        connection = duckdb.connect(config=order | {"temp_directory": str(self._spill)} | limits)
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection

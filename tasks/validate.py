@@ -37,11 +37,11 @@ JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; i
 PART_SLICES = 8  # of a validated part: about a million rows, a second of scoring, and what a crash may cost of it
 DOCS_PAGES = 7  # a page costs a third of a second: the latest batches get one, and every rejected one
 # Hashes first: eight bytes an id are grouped, and only the ids that may be doubled are read a second time.
-HASHES = "select hash(record_id) from parts group by 1 having count(*) > 1"
-REPEATED = (
-    f"record_id in (select record_id from parts where hash(record_id) in ({HASHES}) "  # noqa: S608 - our own words
-    "group by record_id having count(*) > 1)"
-)
+FIND_REPEATED = """
+    select record_id from parts
+    where hash(record_id) in (select hash(record_id) from parts group by 1 having count(*) > 1)
+    group by record_id having record_id is not null and count(*) > 1
+"""
 
 
 class ValidateParams(Section):
@@ -115,23 +115,22 @@ def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
 
 
 def find_duplicates(
-    lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]] | None = None
+    lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]]
 ) -> Duplicates:
     """Record ids that occur twice or more, split by whether all columns of their rows agree.
 
     replaced: by part the ids whose rows there do not count.
     """
-    if not manifest.parts or not lake.query(f"{HASHES} limit 1", manifest.parts).num_rows:
+    if not manifest.parts:
         return Duplicates(pa.array([], pa.string()), pa.array([], pa.string()))
-    found = [read_versions(lake, manifest.parts, columns, REPEATED)]
-    if replaced:
-        replayed = frozenset[str]().union(*replaced.values())
-        found = [found[0].filter(pc.invert(pc.is_in(found[0]["record_id"], pa.array(replayed, pa.string()))))]
-        # The replayed ids part by part: what counts of them depends on the part.
-        for part in manifest.parts:
-            live = replayed - replaced.get(part.sha256, frozenset())
-            named = ", ".join("'" + record.replace("'", "''") + "'" for record in live)
-            found.append(read_versions(lake, (part,), columns, f"record_id in ({named or 'null'})"))
+    repeated = lake.query(FIND_REPEATED, manifest.parts, frugal=True)["record_id"]
+    replayed = frozenset[str]().union(*replaced.values())
+    repeated = repeated.filter(pc.invert(pc.is_in(repeated, pa.array(replayed, pa.string()))))
+    found = [read_versions(lake, manifest.parts, columns, repeated)]
+    # The replayed ids part by part: what counts of them depends on the part.
+    for part in manifest.parts:
+        live = pa.array(replayed - replaced.get(part.sha256, frozenset()), pa.string())
+        found.append(read_versions(lake, (part,), columns, live))
     versions = pa.concat_tables(found).group_by("record_id").aggregate([("version", "count_distinct"), ("rows", "sum")])
     twice = versions.filter(pc.greater(versions["rows_sum"], 1))
     differ = pc.greater(twice["version_count_distinct"], 1)
@@ -139,25 +138,32 @@ def find_duplicates(
     return Duplicates(ids.filter(pc.invert(differ)), ids.filter(differ))
 
 
-def read_versions(lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], clause: str) -> pa.Table:
-    """The different rows of each record that a clause chooses: record_id, version, rows.
+def read_versions(
+    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: pa.Array | pa.ChunkedArray
+) -> pa.Table:
+    """The different rows of the named records: record_id, version, rows.
 
     version: the hash of the columns (uint64). rows: how many such rows there are (int64).
     """
+    asked = pa.table({"record_id": ids})
+    if not len(ids):
+        return asked.append_column("version", pa.array([], pa.uint64())).append_column("rows", pa.array([], pa.int64()))
     known = {name for part in parts for name in lake.columns(part)}
     hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
+    clause = "from parts where record_id in (from asked)"
     try:
         return lake.query(
-            f"select record_id, {hashed} as version, count(*) as rows from parts "  # noqa: S608 - all is quoted
-            f"where {clause} group by all",
+            f"select record_id, {hashed} as version, count(*) as rows {clause} group by all",
             parts,
+            asked=asked,
         )
     # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range: rows that
     # cannot be compared count as different ones.
     except duckdb.ConversionException:
         return lake.query(
-            f"select record_id, hash(uuid()) as version, 1::bigint as rows from parts where {clause}",  # noqa: S608
+            f"select record_id, hash(uuid()) as version, 1::bigint as rows {clause}",
             parts,
+            asked=asked,
         )
 
 

@@ -78,7 +78,7 @@ def take(name: str, content: bytes, params: IngestParams, read: Callable[..., An
 def look(lake: Lake, manifest: Manifest, params: IngestParams) -> list[dict]:
     found, rows = Landed(CONTRACT), []
     names = [name for name in lake.columns(manifest.parts[0]) if name in CONTRACT.columns]
-    duplicates = find_duplicates(lake, manifest, [*names, "event_time"])
+    duplicates = find_duplicates(lake, manifest, [*names, "event_time"], {})
     assert not set(duplicates.identical.to_pylist()) & set(duplicates.different.to_pylist())
     for part in manifest.parts:
         for raw in lake.slices(part):

@@ -3,6 +3,7 @@
 import random
 import time
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import sqlalchemy as sa
@@ -79,11 +80,15 @@ def read_whole(url: str, day: date) -> int | None:
     return int(attempt)
 
 
-def watch(url: str, day: date, newest: int) -> None:
-    """Read over and over until this attempt stands: never a mix, never an older one again."""
-    deadline, seen = time.monotonic() + PATIENCE, 0
-    while seen < newest:
+def watch(url: str, day: date, newest: int, over: Path) -> None:
+    """Read over and over until this attempt stands and the race is over: never a mix, never an older one again.
+
+    over: a file that is there once every racer has ended.
+    """
+    deadline, seen, is_over = time.monotonic() + PATIENCE, 0, False
+    while not is_over or seen < newest:
         assert time.monotonic() < deadline, f"attempt {newest} is not to be seen, {seen} still stands"
+        is_over = over.exists()  # before the read, so that the last one sees what the last racer left
         found = read_whole(url, day) or 0
         assert found >= seen, f"attempt {found} after {seen}"
         seen = found

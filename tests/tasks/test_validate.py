@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tasks.contract import Contract
 from tasks.errors import BatchMissing, BatchRejected, MemoryExhausted, ParamsInvalid
 from tasks.ingest import commit_parts
-from tasks.lake import Manifest
+from tasks.lake import Lake, Manifest
 from tasks.schema import type_rows
 from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, find_duplicates, validate_batches
 
@@ -211,6 +211,32 @@ def test_record_ids_with_quotes_are_told_apart(land_rows, validate):
     assert (found.validated, found.reasons) == (6, {DUPLICATE: 2})
 
 
+IDS = st.sampled_from(["a", "b", "it's", '{"}', "", None])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.lists(st.lists(st.tuples(IDS, st.integers(0, 1)), min_size=1, max_size=6), min_size=1, max_size=3),
+    replaced=st.frozensets(IDS.filter(lambda record: record is not None), max_size=3),
+)
+def test_doubled_ids_are_those_that_a_plain_count_finds(tmp_path_factory, parts, replaced):
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    partition = lake.write("landing", "toy", DAY)
+    for number, rows in enumerate(parts):
+        ids, amounts = zip(*rows, strict=True)
+        with partition.part(f"part-{number}") as part:
+            part.append(pa.table({"record_id": pa.array(ids, pa.string()), "amount": amounts}))
+    manifest = partition.commit({})
+    first = manifest.parts[0].sha256  # a replay has replaced some of its rows, and of no part that is like it
+    gone = {first: replaced} if sum(part.sha256 == first for part in manifest.parts) == 1 else {}
+    counted = [row for n, rows in enumerate(parts) for row in rows if n or row[0] not in gone.get(first, ())]
+    times = Counter(record for record, _ in counted if record is not None)
+    twice = {record: len({row for row in counted if row[0] == record}) for record, n in times.items() if n > 1}
+    found = find_duplicates(lake, manifest, ["amount"], gone)
+    assert sorted(found.identical.to_pylist()) == sorted(record for record, kinds in twice.items() if kinds == 1)
+    assert sorted(found.different.to_pylist()) == sorted(record for record, kinds in twice.items() if kinds > 1)
+
+
 @pytest.fixture
 def arrived_twice(site, monkeypatch) -> Manifest:
     """A landed batch of 400,000 rows that arrived twice, and three of them changed; and little memory to look at it."""
@@ -227,16 +253,28 @@ def arrived_twice(site, monkeypatch) -> Manifest:
 
 
 def test_a_batch_that_arrived_twice_is_searched_in_little_memory(site, arrived_twice, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = find_duplicates(site.lake, arrived_twice, ["amount"])
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    found = find_duplicates(site.lake, arrived_twice, ["amount"], {})
     assert sorted(found.different.to_pylist()) == [f"order-{number:032}" for number in range(3)]
     assert sorted(found.identical.to_pylist()) == [f"order-{number:032}" for number in range(3, 400_000)]
 
 
+def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch):
+    monkeypatch.setattr("tasks.lake.QUERY_MEMORY", "60MB")
+    ids = [f"r{max(1, number)}" for number in range(65_536)]
+    photos = np.random.default_rng(0).bytes(2048 * len(ids))
+    photo = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2048), len(ids), [None, pa.py_buffer(photos)])
+    partition = site.lake.write("landing", "toy", DAY)
+    with partition.part("part-0") as part:
+        part.append(pa.table({"record_id": ids, "photo": photo}))
+    found = find_duplicates(site.lake, partition.commit({}), ["photo"], {})
+    assert (found.identical.to_pylist(), found.different.to_pylist()) == ([], ["r1"])
+
+
 def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
-    with pytest.raises(MemoryExhausted, match=r"(?s)too little space.*space in /dev/null.*TMPDIR"):
-        find_duplicates(site.lake, arrived_twice, ["amount"])
+    monkeypatch.setenv("TMPDIR", "/dev/null")
+    with pytest.raises(MemoryExhausted, match=r"(?s)room for temporary files.*room in /dev/null.*TMPDIR"):
+        find_duplicates(site.lake, arrived_twice, ["amount"], {})
 
 
 def test_a_missing_column_rejects_the_batch_and_an_extra_one_warns(land_rows, validate, site):

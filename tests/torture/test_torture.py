@@ -165,16 +165,17 @@ def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
 
 
 def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader_sees_a_mix(
-    warehouse_url: str, pytestconfig: pytest.Config, note: Callable[..., None]
+    warehouse_url: str, pytestconfig: pytest.Config, note: Callable[..., None], tmp_path: Path
 ) -> None:
     prepare(warehouse_url)
     forked = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(RACERS + 1, mp_context=forked) as pool:
         for number in range(pytestconfig.getoption("rounds")):
-            day = day_of(number)
-            reader = pool.submit(watch, warehouse_url, day, RACERS)
+            day, over = day_of(number), tmp_path / f"{number}.over"
+            reader = pool.submit(watch, warehouse_url, day, RACERS, over)
             racers = [pool.submit(publish_once, warehouse_url, day, 100 * number + place) for place in range(RACERS)]
             outcomes = dict(racer.result() for racer in racers)
+            over.touch()
             reader.result()  # it saw the newest, and on the way no mix and no older one again
             assert sorted(outcomes) == list(range(1, RACERS + 1))  # no number is given twice
             assert read_whole(warehouse_url, day) == max(number for number, published in outcomes.items() if published)
