@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -480,7 +481,11 @@ class Lake:
     @cached_property
     def _spill(self) -> Path:
         """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
-        return Path(os.environ.get("TMPDIR", "/tmp"), f"nightjar-{secrets.token_hex(8)}")  # noqa: S108 - see above
+        try:
+            folder = tempfile.gettempdir()
+        except FileNotFoundError:  # none can be written to: whatever fits in memory does without
+            folder = os.curdir
+        return Path(folder, f"nightjar-{secrets.token_hex(8)}")
 
     def _connect(self, **limits: str | int) -> duckdb.DuckDBPyConnection:
         # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.

@@ -253,10 +253,18 @@ def arrived_twice(site, monkeypatch) -> Manifest:
 
 
 def test_a_batch_that_arrived_twice_is_searched_in_little_memory(site, arrived_twice, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = find_duplicates(site.lake, arrived_twice, ["amount"], {})
     assert sorted(found.different.to_pylist()) == [f"order-{number:032}" for number in range(3)]
     assert sorted(found.identical.to_pylist()) == [f"order-{number:032}" for number in range(3, 400_000)]
+
+
+def test_a_search_that_fits_in_memory_needs_no_temporary_folder(site, land_rows, monkeypatch):
+    land_rows(make_rows(), make_rows().iloc[[2]])
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/dev/null"])
+    found = find_duplicates(site.lake, site.lake.get("landing", "toy", DAY), ["amount"], {})
+    assert found.identical.to_pylist() == ["r2"]
 
 
 def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch):
@@ -272,7 +280,7 @@ def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch
 
 
 def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
-    monkeypatch.setenv("TMPDIR", "/dev/null")
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
     with pytest.raises(MemoryExhausted, match=r"(?s)room for temporary files.*room in /dev/null.*TMPDIR"):
         find_duplicates(site.lake, arrived_twice, ["amount"], {})
 
