@@ -234,7 +234,7 @@ def read_yaml(path: Path) -> object:
     except OSError as error:
         raise ParamsInvalid(f"{path.name} cannot be read.", where=str(path), got=str(error)) from error
     # PyYAML lets through what int(), date() and look-ups raise of a value such as 2026-13-45.
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _not_yaml(path, str(error)) from error
     if _count_values(document, {}) > MAX_VALUES:
         raise _not_yaml(path, f"more than {MAX_VALUES:,} values, or one that holds itself")

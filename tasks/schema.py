@@ -165,7 +165,7 @@ def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[
             words = pc.utf8_lower(pc.utf8_trim_whitespace(raw[name]))
             lost = pc.and_(lost, pc.invert(pc.is_in(words, pa.array(MISSING_WORDS))))
         if pa.types.is_floating(raw[name].type) and pc.any(lost).as_py():
-            lost = pc.and_(lost, pc.invert(pc.is_nan(raw[name])))
+            lost = pc.and_kleene(lost, pc.invert(pc.is_nan(raw[name])))  # null where there is no value
         if pc.any(lost).as_py():
             found[name] = lost.to_numpy()
     return found

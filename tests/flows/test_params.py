@@ -68,6 +68,7 @@ def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, 
     [
         ("detectors: {orders: {", ["not valid YAML"]),
         ("detectors: {orders: {run: 2026-13-45}}", ["not valid YAML", "month"]),
+        ("detectors: {orders: !!float }", ["not valid YAML", "index out of range"]),
         ("detectors: {orders: {a: 1, a: 2}}", ["'a' stands twice", "line 1"]),
         ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' stands twice"]),
         ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' stands twice"]),

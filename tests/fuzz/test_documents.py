@@ -49,6 +49,7 @@ def test_contracts(document: object) -> None:
 @cases(3)
 @given(spoilt_bytes(yaml.safe_dump(SHORT).encode()) | spoilt_bytes(b"detectors: &a {orders: !!float 1, <<: *a}\n"))
 @example(b"detectors: {orders: 2026-13-45}")
+@example(b"detectors: {orders: !!float }")  # was an IndexError
 @example(b"detectors: &a {orders: *a}")
 @example(b"\xff\xfe")
 def test_yaml(content: bytes) -> None:

@@ -113,14 +113,18 @@ def test_values_of_other_types_are_read_where_that_loses_nothing(kind, column, e
     assert cast_column(pa.chunked_array([column]), TYPES[kind]).to_pylist() == expected
 
 
-def test_missing_words_and_nan_are_missing_not_unreadable() -> None:
-    contract = make_contract(a={"type": "float"}, b={"type": "text"}, c={"type": "int"})
-    raw = pa.table({"a": ["nan", "N/A", "x"], "b": ["x", None, ""], "c": [1.0, math.nan, 2.5]})
+def test_missing_words_nan_and_null_are_missing_not_unreadable() -> None:
+    contract = make_contract(a={"type": "float"}, b={"type": "text"}, c={"type": "int"}, d={"type": "int"})
+    raw = pa.table(
+        {"a": ["nan", "N/A", "x"], "b": ["x", None, ""], "c": [1.0, math.nan, 2.5], "d": [1.5, None, math.nan]}
+    )
     found = find_unreadable(raw, type_rows(raw, contract), contract)
     assert {name: mask.tolist() for name, mask in found.items()} == {
         "a": [False, False, True],
         "c": [False] * 2 + [True],
+        "d": [True, False, False],
     }
+    assert all(mask.dtype == bool for mask in found.values())
 
 
 # --- changes of the schema ---
