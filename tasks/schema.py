@@ -207,7 +207,7 @@ class Landed:
         for name, mask in unreadable.items():
             self.unreadable[name] += int(mask.sum())
             if name not in self.examples and not columns[name].masked:
-                self.examples[name] = _shorten(raw[name].filter(pa.array(mask))[0].as_py())
+                self.examples[name] = _shorten(_to_python(raw[name].filter(pa.array(mask))[0]))
 
     @property
     def failures(self) -> list[str]:
@@ -291,6 +291,14 @@ def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.Chunk
     if not near and column.type != "text" and len(fits) == 1:
         near = list(fits)
     return fits[near[0]] if near else None
+
+
+def _to_python(value: pa.Scalar) -> object:
+    """The value as Python has it; an instant before the year 1 or after 9999, which it has not, as its number."""
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return value.value
 
 
 def _shorten(value: object) -> str:

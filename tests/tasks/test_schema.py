@@ -127,6 +127,13 @@ def test_missing_words_nan_and_null_are_missing_not_unreadable() -> None:
     assert all(mask.dtype == bool for mask in found.values())
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("ms", "Europe/Berlin"), pa.timestamp("s"), pa.date64()], ids=str)
+def test_an_instant_that_python_does_not_have_is_shown_as_its_number(kind: pa.DataType) -> None:
+    ticks = pa.array([-62_135_683_200_000], pa.int64())  # in ms the last day before the year 1
+    landed = land(make_contract(a={"type": "float"}), {"a": ticks.cast(kind)})
+    assert landed.examples == {"a": "-62135683200000"}
+
+
 # --- changes of the schema ---
 
 
