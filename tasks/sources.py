@@ -156,7 +156,7 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
                 batch.validate(full=True)  # texts of a damaged file may be no UTF-8
                 _check_instants(batch)
                 yield _without_views(pa.Table.from_batches([batch]))
-    except (EOFError, OSError, pa.ArrowException) as error:
+    except (EOFError, OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 
 
