@@ -265,6 +265,7 @@ GOOD = write_parquet(
 
 @cases(2)
 @given(spoilt_bytes(GOOD), SETTINGS)
+@example(GOOD.replace(b"shop", b"\xe1hop"), PARAMS)  # was a UnicodeDecodeError
 def test_bytes_of_parquet(content: bytes, params: IngestParams) -> None:
     taken = take("rows.parquet", content, params, read_parquet)
     assert taken is None or taken[0] == len(taken[1])
