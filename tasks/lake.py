@@ -487,10 +487,10 @@ class Lake:
             folder = os.curdir
         return Path(folder, f"nightjar-{secrets.token_hex(8)}")
 
-    def _connect(self, **limits: str | int) -> duckdb.DuckDBPyConnection:
+    def _connect(self, **limits: Any) -> duckdb.DuckDBPyConnection:
         # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
-        order: dict[str, str | bool | int | float | list[str]] = {"preserve_insertion_order": False}
-        connection = duckdb.connect(config=order | {"temp_directory": str(self._spill)} | limits)
+        config: dict[str, Any] = {"preserve_insertion_order": False, "temp_directory": str(self._spill)} | limits
+        connection = duckdb.connect(config=config)
         if not self.is_local:
             connection.register_filesystem(self._fs)
         return connection

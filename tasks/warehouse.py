@@ -96,7 +96,7 @@ def _make_folder(url: sa.URL) -> None:
     try:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unreachable(url, str(error)) from error
+        raise _explain_failure(url, str(error)) from error
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def begin(engine: sa.Engine, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
         except sa.exc.DBAPIError as error:
             # Operational: a server that went away, a lock refused, a full disk. Anything else is a fault of ours.
             if error.connection_invalidated or isinstance(error, sa.exc.OperationalError):
-                raise _unreachable(engine.url, error) from error
+                raise _explain_failure(engine.url, error) from error
             if getattr(error.orig, "sqlstate", None) == NO_RIGHT:
                 raise _forbidden(engine.url, error.orig) from error
             raise
@@ -418,9 +418,9 @@ def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         kept = f"another process or thread of Nightjar kept it for {lock_timeout_s:g} s"
-        raise _unreachable(engine.url, kept) from None
+        raise _explain_failure(engine.url, kept) from None
     except OSError as error:
-        raise _unreachable(engine.url, str(error)) from error
+        raise _explain_failure(engine.url, str(error)) from error
     try:
         yield
     finally:
@@ -435,7 +435,7 @@ def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
             return engine.connect()
         except sa.exc.DBAPIError as error:
             if "Could not set lock" not in str(error.orig) or time.monotonic() >= deadline:
-                raise _unreachable(engine.url, error) from error
+                raise _explain_failure(engine.url, error) from error
             time.sleep(0.05)
 
 
@@ -465,7 +465,7 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
             for part in rows.to_batches(COPY_ROWS):
                 copy.write(_encode_copy_text(part))
     except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
-        raise _unreachable(connection.engine.url, str(error)) from error
+        raise _explain_failure(connection.engine.url, str(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise _forbidden(connection.engine.url, error) from error
 
@@ -617,7 +617,7 @@ def _forbidden(url: sa.URL, cause: object) -> ParamsInvalid:
     )
 
 
-def _unreachable(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:
+def _explain_failure(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
     if "FATAL:" in got and ("authentication failed" in got or "does not exist" in got):
         return ParamsInvalid(

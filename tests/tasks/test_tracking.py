@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
-from tiny import save_tiny_detector
+from tiny import make_tiny_detector, save_tiny_detector
 
-from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS, read_manifest
+from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS
 from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.owner import name_process
@@ -28,22 +28,16 @@ from tasks.site import Site
 from tasks.tracking import HASH_TAG, OWNER_TAG, Version, fetch_bundle, log_version
 
 
-def make_site(folder: Path) -> Site:
-    """A site with a bundle and an empty registry."""
-    save_tiny_detector(folder / "bundle")
-    return Site(
-        detector="toy", time_zone="UTC", label_delay=timedelta(), sources="", lake_root=str(folder / "lake"),
-        warehouse_url="", mlflow_uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"),
-        home=folder / "home", device="cpu", threads=1, commit="c0ffee",
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Version]:
     """One version in a registry of its own, and the site it belongs to."""
     folder = tmp_path_factory.mktemp("registry")
-    site = make_site(folder)
-    content_hash = read_manifest(folder / "bundle").content_hash
+    site = Site(
+        detector="toy", time_zone="UTC", label_delay=timedelta(), sources="", lake_root=str(folder / "lake"),
+        warehouse_url="", mlflow_uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"),
+        home=folder / "home", device="cpu", threads=1, commit="c0ffee",
+    )  # fmt: skip
+    content_hash = save_tiny_detector(folder / "bundle")
     example = pd.DataFrame({"amount": [1.0]})
     answer = pd.DataFrame({"score": [1.0]})
     return site, log_version(site, folder / "bundle", content_hash, example, answer, {}, {}, {"cutoff": "2026-03-01"})
@@ -83,9 +77,11 @@ def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monke
     assert [path.name for path in site.bundles.iterdir()] == [folder.name]
 
 
-def test_runs_of_dead_processes_are_ended_by_the_next_registration(tmp_path: Path) -> None:
-    site, bundle = make_site(tmp_path), tmp_path / "bundle"
-    Detector.load(bundle).with_lineage({"cutoff": "2026-03-01", "trained_through": "2026-02-28"}).save(bundle)
+def test_runs_of_dead_processes_are_ended_by_the_next_registration(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site, bundle = make_site(), tmp_path / "bundle"
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "trained_through": "2026-02-28"}).save(bundle)
     register_bundle(site, bundle, None)
     with subprocess.Popen("true") as ended:
         dead = {OWNER_TAG: f"{socket.gethostname()} {ended.pid} 1.0"}

@@ -211,6 +211,14 @@ def test_record_ids_with_quotes_are_told_apart(land_rows, validate):
     assert (found.validated, found.reasons) == (6, {DUPLICATE: 2})
 
 
+def test_copies_and_rows_that_differ_are_found_in_one_batch(land_rows, validate):
+    frame = make_rows(20)
+    land_rows(frame, frame.iloc[::3], frame.iloc[[1]].assign(amount="8"))
+    found = validate()
+    check_counts(found)
+    assert (found.excluded, found.quarantined) == (7, 2)
+
+
 IDS = st.sampled_from(["a", "b", "it's", '{"}', "", None])
 
 
