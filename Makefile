@@ -44,7 +44,7 @@ bench: $(BIN)/.installed ## detection and speed, measured side by side (half an 
 	$(BIN)/python bench/throughput.py
 
 ui: $(BIN)/.installed ## the Prefect and MLflow pages over the runs made here
-	@$(BIN)/python -m flows.ui
+	@$(BIN)/python -m flows.team.ui
 
 up: $(BIN)/.installed ## PostgreSQL, Prefect, MLflow and two workers on this machine, deployed
 	@$(BIN)/nightjar up

@@ -24,13 +24,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from models.detector import DetectorParams, fit_detector
+from models.detector import ModelParams, fit_detector
 from models.encoders import choose_kinds
-from tasks.columns import describe_columns, to_records
-from tasks.draft import Asked, draft_detector
 from tasks.filter import draw_order
-from tasks.schema import type_rows
-from tasks.sources import Arrival, FilesSource
+from tasks.onboarding.draft import Asked, draft_detector
+from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.schema import type_rows
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource
 
 Floats = npt.NDArray[np.float64]
 Scorer = Callable[[Floats, Floats, int], Floats]  # fit rows, test rows, seed -> test scores
@@ -58,7 +59,7 @@ def score_nightjar(fit: Floats, test: Floats, seed: int) -> Floats:
     chosen, stopping = (typed.filter(pa.array(mask)) for mask in (~is_stopping, is_stopping))
     described = describe_columns(learn.columns, chosen)
     records, stop = (to_records(rows, described)[0] for rows in (chosen, stopping))
-    params = DetectorParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
+    params = ModelParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
     detector = fit_detector(choose_kinds(described, records, learn.encode), records, stop, params, torch.device("cpu"))
     return detector.score(to_records(type_rows(tested, drafted.contract), detector.columns)[0])
 

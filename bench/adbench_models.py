@@ -19,13 +19,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from models.autoencoder import AutoencoderParams
-from models.detector import DetectorParams, fit_detector
-from models.encoders import EncodeParams, choose_kinds
-from models.fitting import FitParams
-from models.neighbours import NeighboursParams
-from models.records import Column, make_records
-from models.scoring import ResidualParams
+from models.columns import Column
+from models.detector import ModelParams, fit_detector
+from models.encoders import choose_kinds
+from models.params import AutoencoderParams, EncodeParams, FitParams, NeighboursParams, ResidualParams
+from models.records import make_records
 
 TABLES = (
     "2_annthyroid", "6_cardio", "11_donors", "24_mnist", "26_optdigits", "28_pendigits", "30_satellite",
@@ -52,7 +50,7 @@ def score_detectors(fit: Floats, test: Floats, seed: int) -> Iterator[tuple[str,
     cut = int(len(fit) * (1 - STOPPING))
     rows, stopping, tested = make_records(fit[:cut]), make_records(fit[cut:]), make_records(test)
     columns = choose_kinds([Column(f"c{i}", "numeric") for i in range(fit.shape[1])], rows, EncodeParams())
-    params = DetectorParams(networks=NETWORKS, fit=FitParams(seed=seed), score=NeighboursParams())
+    params = ModelParams(networks=NETWORKS, fit=FitParams(seed=seed), score=NeighboursParams())
     detector = fit_detector(columns, rows, stopping, params, torch.device("cpu"))
     for kind in ("mean_squared", "standardised"):
         yield kind, replace(detector, score_params=ResidualParams(kind=kind)).score(tested)

@@ -14,13 +14,15 @@ import pandas as pd
 import torch
 from scipy.special import betaincinv
 
-from flows.params import load_detector
-from models.calibration import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from flows.config.params import load_detector
+from models.columns import Column
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds, encode_records
-from models.records import Column, Records, make_records
+from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
+from models.records import Records, make_records
 from tasks.evaluate import measure
-from tasks.filter import RandomFraction, draw_order, split_by_fractions
+from tasks.filter import draw_order, split_by_fractions
+from tasks.params import RandomFraction
 
 RECALL, PREVALENCE = 0.433, 0.0141
 PARAMS = load_detector(Path(__file__).parents[1], "creditcard").detector.train
@@ -34,9 +36,7 @@ def take(frame: pd.DataFrame, mask: np.ndarray) -> Records:
 def fit(frame: pd.DataFrame, sets: np.ndarray, seed: int) -> Detector:
     rows = {name: take(frame, sets == name) for name in ("fit", "stopping")}
     described = choose_kinds([Column(name, "numeric") for name in COLUMNS], rows["fit"], PARAMS.encode)
-    learnt = DetectorParams(
-        networks=PARAMS.networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score
-    )
+    learnt = ModelParams(networks=PARAMS.networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
     return fit_detector(described, rows["fit"], rows["stopping"], learnt, torch.device("cpu"))
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.autoencoder import AutoencoderParams
-from models.detector import Detector, DetectorParams, fit_detector
-from models.fitting import EpochLog, FitParams
-from models.neighbours import NeighboursParams
-from models.records import Column, Records, make_records
-from models.scoring import ResidualParams, ScoreParams
+from models.columns import Column
+from models.detector import Detector, ModelParams, fit_detector
+from models.fitting import EpochLog
+from models.params import AutoencoderParams, FitParams, NeighboursParams, ResidualParams, ScoringParams
+from models.records import Records, make_records
 
 CPU = torch.device("cpu")
 NUMBERS, CATEGORIES, VALUES = 20, 4, 8  # 20 numeric columns, 4 categorical ones of 8 values: 56 slots
@@ -28,7 +27,7 @@ NETWORKS = {
     "narrow (32, 7, 32)": AutoencoderParams(layers=(32, 7, 32)),
     "wide (1024, 64, 1024)": AutoencoderParams(layers=(1024, 64, 1024)),
 }
-SCORES: dict[str, ScoreParams] = {"residual": ResidualParams(), "2,000 neighbours": NeighboursParams()}
+SCORES: dict[str, ScoringParams] = {"residual": ResidualParams(), "2,000 neighbours": NeighboursParams()}
 FITS = {
     "float32": FitParams(),
     "bfloat16": FitParams(precision="bfloat16"),
@@ -46,11 +45,11 @@ def draw_records(rows: int, seed: int) -> Records:
 
 def fit(
     network: AutoencoderParams, learn: FitParams, rows: Records, device: torch.device, devices: int = 1,
-    score: ScoreParams = SCORES["residual"],
+    score: ScoringParams = SCORES["residual"],
 ) -> tuple[Detector, float]:  # fmt: skip
     """A detector, and how many fit rows a second it went through."""
     epochs: list[EpochLog] = []
-    params = DetectorParams(networks=(network,), fit=learn, score=score)
+    params = ModelParams(networks=(network,), fit=learn, score=score)
     log = lambda number, epoch: epochs.append(epoch)  # noqa: E731
     detector = fit_detector(COLUMNS, rows, rows[:4096], params, device, log, devices)
     return detector, len(rows) / statistics.median(epoch.seconds for epoch in epochs[1:])

@@ -20,13 +20,14 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from flows.params import load_detector
-from models.calibration import Floats, QuantilePolicy
-from models.detector import DetectorParams, calibrate_detector, fit_detector
+from flows.config.params import load_detector
+from models.calibration import Floats
+from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.errors import TooFewRows
+from models.params import QuantilePolicy
 from models.records import Records
-from tasks.columns import describe_columns, to_records
-from tasks.filter import Fractions
+from tasks.params import Fractions
+from tasks.rows.columns import describe_columns, to_records
 
 DETECTOR = load_detector(Path(), "hdfs").detector
 BUDGETS = (0.005, 0.01)  # false-alarm rates at which recall is asked
@@ -88,7 +89,7 @@ def fit_and_score(history: list[str], seed: int, *tests: list[str]) -> tuple[lis
         return to_records(pa.table({"events": sessions}), columns)[0]
 
     own = params.fit.model_copy(update={"seed": seed})
-    settings = DetectorParams(networks=params.networks, fit=own, score=params.score)
+    settings = ModelParams(networks=params.networks, fit=own, score=params.score)
     detector = fit_detector(columns, read(history[:fit]), read(history[fit:stopping]), settings, torch.device("cpu"))
     calibration = read(history[stopping:])
     thresholds = {"highest": float(detector.score(calibration).max())}

@@ -14,17 +14,15 @@ import torch
 from matplotlib.figure import Figure
 
 from flows.experiment import load_experiment
-from models.autoencoder import AutoencoderParams
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.columns import Column
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import Encoder, choose_kinds, encode_records
-from models.fitting import Networks
-from models.records import Column, Records
-from models.variational import VariationalParams
-from tasks.columns import describe_columns, to_records
+from models.params import AutoencoderParams, Networks, QuantilePolicy, VariationalParams
+from models.records import Records
 from tasks.evaluate import find_repeats, measure, recall_by_kind
 from tasks.filter import LABEL, read_set
-from tasks.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
+from tasks.pages.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
+from tasks.rows.columns import describe_columns, to_records
 
 SETUP = load_experiment("kddcup99")
 PARAMS = SETUP.configured.detector.train
@@ -32,7 +30,7 @@ NAMES = ("precision", "recall", "f1", "false_alarm_rate", "auroc")
 
 
 def fit(sets: dict[str, Records], columns: tuple[Column, ...], networks: Networks, seed: int) -> Detector:
-    learnt = DetectorParams(networks=networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
+    learnt = ModelParams(networks=networks, fit=PARAMS.fit.model_copy(update={"seed": seed}), score=PARAMS.score)
     fitted = fit_detector(columns, sets["fit"], sets["stopping"], learnt, torch.device("cpu"))
     return calibrate_detector(fitted, sets["calibration"], QuantilePolicy())
 

@@ -14,15 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from flows.params import load_detector
-from models.autoencoder import AutoencoderParams
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
-from models.fitting import EpochLog, FitParams
+from flows.config.params import load_detector
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
+from models.fitting import EpochLog
+from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records
-from tasks.columns import ColumnsParams, describe_columns, to_records
-from tasks.images import make_field, to_arrow
-from tasks.train import TrainParams
+from tasks.params import ColumnsParams, TrainParams
+from tasks.rows.columns import describe_columns, to_records
+from tasks.sources.images import make_field, to_arrow
 
 PROJECT = Path(__file__).resolve().parents[1]
 STOPPING, CALIBRATION, TESTED = 2_000, 5_000, 5_000  # the last digits; all before them are fitted
@@ -68,7 +67,7 @@ def tamper(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
 
 def fit(parts: dict[str, Records], learn: TrainParams, network: AutoencoderParams, fit_params: FitParams) -> Detector:
     """A calibrated detector, and a line about its training."""
-    params = DetectorParams(network=network, fit=fit_params, score=learn.score, threads=torch.get_num_threads())
+    params = ModelParams(network=network, fit=fit_params, score=learn.score, threads=torch.get_num_threads())
     logs: list[EpochLog] = []
     columns = describe_columns(ColumnsParams(image=("images",)), to_table(np.zeros((1, SIDE, SIDE), np.uint8)))
     started = time.perf_counter()

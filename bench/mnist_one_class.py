@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from models.autoencoder import AutoencoderParams
-from models.detector import DetectorParams, fit_detector
-from models.fitting import FitParams
-from models.neighbours import NeighboursParams
-from models.records import Column, make_records
-from models.scoring import ResidualParams
+from models.columns import Column
+from models.detector import ModelParams, fit_detector
+from models.params import AutoencoderParams, FitParams, NeighboursParams, ResidualParams
+from models.records import make_records
 
 COLUMN = Column("image", "image", shape=(28, 28))
 NETWORK = AutoencoderParams(layers=(128, 32, 128), activation="silu", output="sigmoid")
@@ -45,7 +43,7 @@ def main() -> None:
         truth = np.arange(len(own) + len(others)) >= len(own)
         row = []
         for score in SCORES.values():
-            params = DetectorParams(networks=(NETWORK,), fit=FIT, score=score)
+            params = ModelParams(networks=(NETWORK,), fit=FIT, score=score)
             detector = fit_detector((COLUMN,), records["fit"], records["stopping"], params, torch.device("cpu"))
             row.append(roc_auc_score(truth, detector.score(records["test"])))
         found.append(row)

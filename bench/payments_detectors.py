@@ -23,12 +23,12 @@ import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
-from flows.params import Configured, load_detector
-from models.detector import Detector, DetectorParams, fit_detector
+from flows.config.params import Configured, load_detector
+from models.detector import Detector, ModelParams, fit_detector
 from models.encoders import choose_kinds, encode_records
-from tasks import payments
-from tasks.columns import describe_columns, to_records
 from tasks.filter import split_by_date
+from tasks.rows.columns import describe_columns, to_records
+from tasks.sources import payments
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEST_DAYS, FALSE_ALARM_RATE, TREES, SAMPLES = 7, 0.01, 200, (256, 4096)
@@ -73,7 +73,7 @@ def fit(configured: Configured, tables: dict[str, pa.Table]) -> Detector:
     learn = configured.detector.train
     described = describe_columns(learn.columns, tables["fit"])
     records, stopping = (to_records(tables[name], described)[0] for name in ("fit", "stopping"))
-    params = DetectorParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
+    params = ModelParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
     columns = choose_kinds(described, records, learn.encode)
     return fit_detector(columns, records, stopping, params, torch.device("cpu"))
 

@@ -23,25 +23,16 @@ import pyarrow as pa
 import torch
 from sklearn.metrics import precision_recall_curve
 
-from flows.params import load_detector
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from flows.config.params import load_detector
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds, encode_records
+from models.params import ForestReducerParams, NetworkReducerParams, QuantilePolicy, ReducerLimits, ReducerParams
 from models.records import Records
-from models.reducer import (
-    ForestReducerParams,
-    NetworkReducerParams,
-    ReducerLimits,
-    ReducerParams,
-    Verdicts,
-    fit_classifier,
-    fit_reducer,
-    predict,
-)
-from tasks import payments
-from tasks.columns import describe_columns, to_records
+from models.reducer import Verdicts, fit_classifier, fit_reducer, predict
 from tasks.filter import find_outliers
-from tasks.train import TrainParams
+from tasks.params import TrainParams
+from tasks.rows.columns import describe_columns, to_records
+from tasks.sources import payments
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECALLS, HIDDEN_SHARE, TRIMMED_SHARE, SAMPLED_BELOW = (0.5, 0.7), 0.01, 0.02, 600
@@ -115,7 +106,7 @@ def fit_first_stage(world: World, learn: TrainParams, q: float, trim: bool, seed
     records, _ = to_records(fit, described)
     columns = choose_kinds(described, records, learn.encode)
     schedule = learn.fit.model_copy(update={"seed": seed})
-    params = DetectorParams(networks=learn.networks, fit=schedule, score=learn.score)
+    params = ModelParams(networks=learn.networks, fit=schedule, score=learn.score)
     fitted = fit_detector(columns, records, to_records(stopping, columns)[0], params, torch.device("cpu"))
     return calibrate_detector(fitted, to_records(calibration, columns)[0], QuantilePolicy(q=q))
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from throughput import DAY, NAME, open_site, prepare
 
-from flows.screen import hush_at_exit
+from flows.config.quiet import hush_at_exit
 from models.detector import Detector
 from tasks.register import register_bundle
-from tasks.site import Site
+from tasks.stores.site import Site
 
 SIZES, CLIENTS, PATH = (1, 100, 1000), (1, 4, 16), "/invocations"
 

@@ -19,15 +19,15 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_
 from prefect.testing.utilities import prefect_test_harness
 from throughput import DAY, NAME, PROJECT, open_site, prepare
 
-from flows.params import load_detector
+from flows.config.params import load_detector
 from models.bundle import read_manifest
-from tasks.inventory import ZONES
-from tasks.score import score, spread_parts
-from tasks.site import Site
-from tasks.tracking import HASH_TAG, Version
+from tasks.score import score
+from tasks.spread import Workers, spread_parts
+from tasks.stores.registry import HASH_TAG, Version
+from tasks.stores.site import Site
+from tasks.stores.warehouse import migrate, open_engine
+from tasks.upkeep.inventory import ZONES
 from tasks.validate import Validation, validate_batches
-from tasks.warehouse import migrate, open_engine
-from tasks.workers import Workers
 
 MILLION = 1_000_000
 

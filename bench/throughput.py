@@ -25,23 +25,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from flows.params import Configured, load_detector
-from flows.screen import hush_at_exit
-from models.calibration import ThresholdParams
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from flows.config.params import Configured, load_detector
+from flows.config.quiet import hush_at_exit
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds
+from models.params import ThresholdParams
 from models.records import Records
-from tasks import payments
-from tasks.columns import describe_columns, to_records
 from tasks.ingest import add_identity
-from tasks.lake import SLICE_ROWS, read_ahead
+from tasks.params import TrainParams
 from tasks.publish import Begun, publish_scored
+from tasks.rows.columns import describe_columns, to_records
 from tasks.score import score_night
-from tasks.site import Site
-from tasks.tracking import Version
-from tasks.train import TrainParams
+from tasks.sources import payments
+from tasks.stores.files import read_ahead
+from tasks.stores.lake import SLICE_ROWS
+from tasks.stores.registry import Version
+from tasks.stores.site import Site
+from tasks.stores.warehouse import begin_attempt, migrate, open_engine
 from tasks.validate import check_accepted, find_validation, validate_batches
-from tasks.warehouse import begin_attempt, migrate, open_engine
 
 PROJECT = Path(__file__).resolve().parents[1]
 NAME, FIRST, DAY, SEED, DRAWN_ROWS = "payments", date(2026, 9, 22), date(2026, 11, 10), 7, 1_000_000
@@ -88,7 +89,7 @@ def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams)
     records, _ = to_records(clean.take(picked), described)
     fit, stopping, calibration = records[:50_000], records[50_000:75_000], records[75_000:]
     brief = learn.fit.model_copy(update={"epochs": 3})
-    params = DetectorParams(networks=learn.networks, fit=brief, score=learn.score, threads=1)
+    params = ModelParams(networks=learn.networks, fit=brief, score=learn.score, threads=1)
     detector = fit_detector(choose_kinds(described, fit, learn.encode), fit, stopping, params, torch.device("cpu"))
     return calibrate_detector(detector, calibration, threshold).with_lineage({"trained_through": str(FIRST)})
 

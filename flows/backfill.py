@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from flows.crashed import mark_crashed
+from flows.config.setup import prepare
+from flows.hooks import mark_crashed
 from flows.nightly import nightly
-from flows.plan import Only, make_plan
-from flows.setup import prepare
+from flows.status import Only, make_plan
 from tasks.errors import RunFailed
 from tasks.validate import validate
 

@@ -1,7 +1,5 @@
 """What is done for every detector, one after the other; one failing never stops another: the night, and retraining."""
 
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -10,16 +8,12 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as current
 from prefect.states import Completed, Failed
 
-from flows.crashed import mark_crashed
+from flows.hooks import mark_crashed
 from flows.nightly import nightly
-from flows.params import detector_names
-from flows.settings import load_settings
-from flows.setup import load_setup
+from flows.status import list_in_service
 from flows.training import training
-from tasks.errors import NightjarError
 from tasks.register import Registered
-from tasks.tables import Night
-from tasks.tracking import list_versions
+from tasks.stores.tables import Night
 
 
 @dataclass(frozen=True)
@@ -65,20 +59,6 @@ def retrain_every() -> State[list[Retrained]]:
     if causes:
         return Failed(message="\n".join(causes), data=outcomes)
     return Completed(message=f"{len(outcomes)} trained", data=outcomes)
-
-
-def list_in_service() -> Iterator[str]:
-    """The detectors that run every night and have something to score with.
-
-    One that cannot be looked at counts: its run will say why.
-    """
-    for name in detector_names(load_settings().project):
-        is_in_service = True
-        with suppress(NightjarError):
-            setup = load_setup(name)
-            is_in_service = setup.configured.detector.run.every_night and bool(list_versions(setup.site))
-        if is_in_service:
-            yield name
 
 
 def score_one(name: str, batch_date: date | None) -> Outcome:

@@ -7,16 +7,16 @@ hash as `nightjar train NAME --cutoff D` with D the day after the last batch.
 from dataclasses import replace
 from datetime import date, timedelta
 
-from flows.settings import load_settings
-from flows.setup import Setup, load_setup
+from flows.config.settings import load_settings
+from flows.config.setup import Setup, load_setup
 from models.fitting import EpochLog
-from tasks import warehouse
 from tasks.calibrate import calibrate_bundle
 from tasks.errors import BatchMissing
 from tasks.evaluate import examine_bundle
 from tasks.filter import TrainingSet, prepare_rows, read_training_set
 from tasks.ingest import ingest_arrivals
-from tasks.progress import progress_of
+from tasks.policy import progress_of
+from tasks.stores import warehouse
 from tasks.train import fit_bundle, write_epochs
 from tasks.validate import check_accepted, validate_batches
 

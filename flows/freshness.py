@@ -10,10 +10,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.crashed import mark_crashed
-from flows.every import list_in_service
-from flows.setup import load_setup
-from flows.status import StatusLine, read_line
+from flows.config.setup import load_setup
+from flows.hooks import mark_crashed
+from flows.status import StatusLine, list_in_service, read_line
 
 
 @flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])

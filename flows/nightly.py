@@ -8,16 +8,16 @@ from prefect import Flow, flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as current
 
-from flows.crashed import mark_crashed
-from flows.setup import load_setup, prepare
-from flows.turns import taking_turns
+from flows.config.setup import load_setup, prepare
+from flows.hooks import mark_crashed, taking_turns
 from tasks.errors import NightjarError
 from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
-from tasks.score import score, spread_parts
-from tasks.tables import Night
+from tasks.score import score
+from tasks.spread import spread_parts
+from tasks.stores.tables import Night
 from tasks.validate import validate
 
 LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their nights then show as stale

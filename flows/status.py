@@ -1,16 +1,27 @@
 """`nightjar status`: the nights of one detector, or a line for each of them; a broken one does not hide the others."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from flows.params import detector_names
-from flows.setup import Setup, prepare
+from flows.config.params import detector_names
+from flows.config.settings import load_settings
+from flows.config.setup import Setup, load_setup, prepare
 from tasks.errors import NightjarError
-from tasks.ledger import NightState, State, count_days_behind, list_due, list_landed_dates, read_ledger
-from tasks.tracking import find_version
+from tasks.stores.registry import find_version, list_versions
+from tasks.upkeep.ledger import (
+    NightState,
+    State,
+    count_days_behind,
+    list_due,
+    list_landed_dates,
+    read_ledger,
+    read_ledger_as_of,
+)
 
 
 @dataclass(frozen=True)
@@ -73,3 +84,51 @@ def read_line(name: str) -> StatusLine:
     published = [night.batch_date for night in status.nights if night.batch]
     counts = {state: found[state] for state in states}
     return StatusLine(name, status.champion, max(published, default=None), status.days_behind, counts, None)
+
+
+Only = Literal["all", "missing", "stale", "failed"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The nights to score, of so many landed dates; and the dates of the range on which nothing has landed."""
+
+    nights: list[NightState]
+    landed: int
+    not_landed: list[date]
+
+    @property
+    def dates(self) -> list[date]:
+        """The dates to score."""
+        return [night.batch_date for night in self.nights]
+
+    @property
+    def versions(self) -> list[int]:
+        """The version of each date that scores it; a plan as of then has one for each."""
+        return [night.version for night in self.nights if night.version is not None]
+
+
+def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Plan:
+    """Plan a range of batch dates, or those of them in one state. Raises ChampionMissing where as_of has no version."""
+    setup = prepare(name)
+    site, known = setup.site, list_landed_dates(setup.site.lake, name)
+    landed = site.lake.dates("landing", name)
+    asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
+    found = [day for day in asked if day in landed]
+    ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, find_version(site))
+    nights = [night for night in ledger if only in ("all", night.state)]
+    return Plan(nights, len(found), [day for day in asked if day not in known])
+
+
+def list_in_service() -> Iterator[str]:
+    """The detectors that run every night and have something to score with.
+
+    One that cannot be looked at counts: its run will say why.
+    """
+    for name in detector_names(load_settings().project):
+        is_in_service = True
+        with suppress(NightjarError):
+            setup = load_setup(name)
+            is_in_service = setup.configured.detector.run.every_night and bool(list_versions(setup.site))
+        if is_in_service:
+            yield name

@@ -1,19 +1,29 @@
 """The training flow: from landing to a registered version, with every batch before the cut-off."""
 
+import time
 from datetime import date
+from pathlib import Path
+from typing import cast
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as current
+from prefect.states import Cancelled
+from pydantic import JsonValue
 
-from flows.crashed import mark_crashed
-from flows.setup import prepare
-from flows.train import train_here_or_there
-from flows.turns import taking_turns
+from flows.config.settings import load_settings
+from flows.config.setup import Setup, prepare
+from flows.hooks import mark_crashed, taking_turns
 from tasks.calibrate import calibrate
+from tasks.errors import ParamsInvalid, RunFailed
 from tasks.evaluate import evaluate
-from tasks.filter import filter_rows
+from tasks.filter import TrainingSet, filter_rows, read_training_set
 from tasks.ingest import ingest
 from tasks.register import Registered, register
+from tasks.train import send_bundle, take_bundle, train
 from tasks.validate import validate
 
 
@@ -37,3 +47,91 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     calibrated = calibrate(site, rows, fitted, params.calibrate)
     metrics = evaluate(site, rows, calibrated)
     return register(site, calibrated, metrics)
+
+
+START_TIMEOUT_S = 900  # for a worker to take the run: a GPU's machine may have to be started first
+
+
+POLL_S = 2
+
+
+@flow(name="train", flow_run_name="fit {name} before {cutoff}", on_running=[mark_crashed])
+def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
+    """Fit on the clean rows of a cut-off, which the training flow has prepared, and send it the bundle.
+
+    hashes: of the caller's params and contract. Raises ParamsInvalid where this machine has others.
+    """
+    setup = prepare(name)
+    if setup.hashes != hashes:
+        raise ParamsInvalid(
+            "The machine that trains has other params or another contract than the one that asked.",
+            where=str(load_settings().project),
+            got=str(setup.hashes),
+            expected=str(hashes),
+            todo="bring the project's folder of both workers to the same commit",
+        )
+    rows = read_training_set(setup.site.lake, name, cutoff)
+    train(setup.site, rows, setup.configured.detector.train, setup.hashes)
+    send_bundle(setup.site, cutoff, str(current.id))
+
+
+def train_here_or_there(setup: Setup, rows: TrainingSet) -> Path:
+    """Fit in this process, or where NIGHTJAR_TRAIN_DEPLOYMENT says; returns the bundle's folder on this machine."""
+    deployment = load_settings().train_deployment
+    if not deployment:
+        return train(setup.site, rows, setup.configured.detector.train, setup.hashes)
+    run = wait_for(call_deployment(deployment, setup, rows.cutoff))
+    if not (run.state and run.state.is_completed()):
+        raise _failed(run, deployment)
+    return take_bundle(setup.site, rows.cutoff, str(run.id))
+
+
+def call_deployment(deployment: str, setup: Setup, cutoff: date) -> FlowRun:
+    """Ask a worker to fit. Raises ParamsInvalid where the deployment or its work pool is not there."""
+    check_deployment(deployment)
+    parameters = {"name": setup.site.detector, "cutoff": cutoff.isoformat(), "hashes": setup.hashes}
+    run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=0))
+    get_run_logger().info("handed to %s as flow run %s", deployment, run.name)
+    return run
+
+
+def check_deployment(deployment: str) -> None:
+    """Raise ParamsInvalid where a run of the deployment would wait for ever."""
+    try:
+        with get_client(sync_client=True) as client:
+            pool = client.read_deployment_by_name(deployment).work_pool_name
+    except (ObjectNotFound, ValueError):
+        pool = None
+    if pool is None:
+        raise ParamsInvalid(
+            "There is no deployment that trains, or its work pool is gone.",
+            where="NIGHTJAR_TRAIN_DEPLOYMENT",
+            got=repr(deployment),
+            todo="nightjar deploy makes both; or unset the variable, to train in this process",
+        )
+
+
+def wait_for(run: FlowRun, start_timeout_s: float = START_TIMEOUT_S) -> FlowRun:
+    """Wait until a flow run ends, or until no worker has taken it in time; it is then cancelled."""
+    deadline = time.monotonic() + start_timeout_s
+    with get_client(sync_client=True) as client:
+        while run.state is None or not run.state.is_final():
+            if time.monotonic() > deadline and run.start_time is None:
+                client.set_flow_run_state(run.id, Cancelled(message="no worker took it in time"), force=True)
+                return client.read_flow_run(run.id)
+            time.sleep(POLL_S)
+            run = client.read_flow_run(run.id)
+    return run
+
+
+def _failed(run: FlowRun, deployment: str) -> RunFailed:
+    was_taken = run.start_time is not None
+    return RunFailed(
+        f"The training that was handed over {'did not end well' if was_taken else 'was never begun'}; nothing was "
+        "registered.",
+        where=f"deployment {deployment}, work pool {run.work_pool_name}, flow run {run.name}",
+        got=f"{run.state.name}: {run.state.message}" if run.state else "no state",
+        todo="read that run's log on the Prefect page, put the cause right, and train again"
+        if was_taken
+        else "start a worker of that pool (prefect worker start --pool NAME), and train again",
+    )

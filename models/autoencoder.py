@@ -4,19 +4,13 @@ Input and output (N, D) float32: N rows, D slots. Hinton & Salakhutdinov 2006, d
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from models.params import Section
+from models.params import Activation, AutoencoderParams, Output
 
-# Params files write lists; strictness is kept for each number in them.
-Widths = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(strict=False, min_length=1)]
-Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
-Output = Literal["linear", "sigmoid"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -52,20 +46,6 @@ class Stack(nn.Sequential):
             else:
                 columns = layer(columns)
         return columns.T  # (N, widths[-1])
-
-
-class AutoencoderParams(Section):
-    """Widths of the hidden layers, the narrowest of them the bottleneck.
-
-    output: sigmoid where every slot lies in 0 to 1 (pixels, multi-hot tokens). activity_penalty: weight of the L1 norm
-    of the bottleneck's activations (Ng 2011, "Sparse autoencoder").
-    """
-
-    kind: Literal["autoencoder"] = "autoencoder"
-    layers: Widths = (20, 8, 20)
-    activation: Activation = "silu"
-    output: Output = "linear"
-    activity_penalty: float = Field(default=0.0, ge=0)
 
 
 class Autoencoder(nn.Module):

@@ -7,52 +7,16 @@ threshold is exact for finite n: Vovk 2012, arXiv:1209.2673. p-values: Bates et 
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from models.errors import NightjarError, TooFewRows
-from models.params import Section
+from models.params import AlarmBudgetPolicy, FixedPolicy, QuantilePolicy, ThresholdParams
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
-
-
-class QuantilePolicy(Section):
-    """Flag what scores above a share q of clean rows; max_interval_width bounds how unsure that share may be."""
-
-    kind: Literal["quantile"] = "quantile"
-    q: float = Field(default=0.99, gt=0, lt=1)
-    max_interval_width: float | None = Field(default=None, gt=0, lt=1)
-
-
-class FixedPolicy(Section):
-    """Flag what scores above a value given by hand."""
-
-    kind: Literal["fixed"] = "fixed"
-    value: float
-
-
-class BestFBetaPolicy(Section):
-    """Flag so that F-beta on labelled tuning rows is best; beta > 1 values recall over precision."""
-
-    kind: Literal["best_f_beta"] = "best_f_beta"
-    beta: float = Field(default=1.0, gt=0)
-
-
-class AlarmBudgetPolicy(Section):
-    """Flag so that so many clean records a night are expected above the threshold."""
-
-    kind: Literal["alarm_budget"] = "alarm_budget"
-    false_alarms_per_night: float = Field(gt=0)
-
-
-ThresholdParams = Annotated[
-    QuantilePolicy | FixedPolicy | BestFBetaPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
-]
 
 
 @dataclass(frozen=True)

@@ -24,41 +24,34 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
-from models.calibration import Floats, Threshold, ThresholdParams, Tuning, fit_threshold, p_values, percentile_ranks
+from models.calibration import Floats, Threshold, Tuning, fit_threshold, p_values, percentile_ranks
+from models.columns import Column
 from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, MemoryExhausted, NightjarError
-from models.fitting import (
-    EpochLog,
+from models.fitting import EpochLog, Network, build_network, fit_network, pin_arithmetic
+from models.neighbours import NO_REFERENCES, References, draw_rows, fit_references, score_neighbours, share_neighbours
+from models.params import (
     FitParams,
-    Network,
+    NeighboursParams,
     NetworkParams,
     Networks,
-    build_network,
-    fit_network,
-    pin_arithmetic,
+    ResidualParams,
+    ScoringParams,
+    Section,
+    ThresholdParams,
 )
-from models.neighbours import (
-    NO_REFERENCES,
-    NeighboursParams,
-    References,
-    draw_rows,
-    fit_references,
-    score_neighbours,
-    share_neighbours,
-)
-from models.params import Section
-from models.records import BLOCK, GPU_BLOCK, Column, Records, iterate_blocks
+from models.records import BLOCK, GPU_BLOCK, Records, iterate_blocks
 from models.reducer import Reducer, ReducerHeader, describe_records
-from models.scoring import ResidualParams, ScoreParams, measure_spreads, score_residuals, share_scores, weigh_slots
+from models.scoring import measure_spreads, score_residuals, share_scores, weigh_slots
 
 
-class DetectorParams(Section):
+class ModelParams(Section):
     """What a detector learns with. threads is pinned around fitting and scoring, and saved with the detector."""
 
     networks: Networks
     fit: FitParams = FitParams()
-    score: ScoreParams = ResidualParams()
+    score: ScoringParams = ResidualParams()
     threads: int = Field(default=1, ge=1, le=1024)
 
 
@@ -67,7 +60,7 @@ class DetectorHeader(Section):
 
     columns: tuple[Column, ...]
     networks: Networks
-    score: ScoreParams
+    score: ScoringParams
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
@@ -105,7 +98,7 @@ class Detector:
     encoder: Encoder
     networks: tuple[Network, ...]
     network_params: tuple[NetworkParams, ...]
-    score_params: ScoreParams
+    score_params: ScoringParams
     spreads: Tensor
     threads: int
     references: References = NO_REFERENCES
@@ -325,7 +318,7 @@ def fit_detector(
     columns: Sequence[Column],
     fit: Records,
     stopping: Records,
-    params: DetectorParams,
+    params: ModelParams,
     device: torch.device,
     on_epoch: Callable[[int, EpochLog], None] | None = None,
     devices: int = 1,

@@ -25,19 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
 from models.errors import MemoryExhausted, NightjarError, ProcessLost, TooFewRows, TrainingDiverged
-from models.fitting import (
-    EpochLog,
-    FitParams,
-    FitResult,
-    Network,
-    NetworkParams,
-    Share,
-    build_network,
-    fit_network,
-    pin_arithmetic,
-    watch_memory,
-)
-from models.params import Section
+from models.fitting import EpochLog, FitResult, Network, Share, build_network, fit_network, pin_arithmetic, watch_memory
+from models.params import FitParams, NetworkParams, Section
 
 WAIT_S = 300.0  # for the other processes, at one exchange; longer, and they are taken for lost
 STOP_S = 30.0  # for processes that are asked to stop

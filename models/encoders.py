@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from models.columns import MISSING_TIME, PADDING, Column, Tokens
 from models.errors import NightjarError, TooFewRows
-from models.params import Section
-from models.records import BLOCK, MISSING_TIME, PADDING, Column, Records, Tokens, iterate_blocks
+from models.params import EncodeParams
+from models.records import BLOCK, Records, iterate_blocks
 
 # In standard deviations. Far beyond any threshold, and its float32 square stays finite through a network.
 MAX_DEVIATION = 1e6
@@ -24,12 +24,6 @@ HOUR = 3_600_000_000  # microseconds
 PERIODS = (24 * HOUR, 7 * 24 * HOUR)  # a day, a week
 PATCH = 7  # pixels of a patch's side, about
 UNSEEN = "<unseen>"  # the name of a sequence's last slot
-
-
-class EncodeParams(Section):
-    """How columns become numbers. log_skewness None: no column takes log1p unless it is declared so."""
-
-    log_skewness: float | None = Field(default=3.0, gt=0)
 
 
 def choose_kinds(columns: Sequence[Column], fit: Records, params: EncodeParams) -> tuple[Column, ...]:

@@ -10,56 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import AliasChoices, BeforeValidator, Field
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.autoencoder import Autoencoder, AutoencoderParams
+from models.autoencoder import Autoencoder
 from models.errors import MemoryExhausted, NightjarError, TooFewRows, TrainingDiverged
-from models.params import Section
-from models.variational import Variational, VariationalParams
+from models.params import AutoencoderParams, FitParams, NetworkParams
+from models.variational import Variational
 
-
-def _list_networks(given: object) -> object:
-    if given == [] or given == ():
-        raise ValueError("a detector needs at least one network")
-    return given if isinstance(given, list | tuple) else (given,)
-
-
-NetworkParams = Annotated[AutoencoderParams | VariationalParams, Field(discriminator="kind")]
-# The key is `network:` for one, `networks:` for a list.
-Networks = Annotated[
-    tuple[NetworkParams, ...],
-    Field(strict=False, validation_alias=AliasChoices("networks", "network")),
-    BeforeValidator(_list_networks),
-]
 Network = Autoencoder | Variational
 EVALUATED_ROWS = 8192  # rows of one pass over the stopping rows
 SHARE_OF_GPU = 0.5  # of a GPU's free memory that rows may take; networks, batches and the optimizer need the rest
-
-
-class FitParams(Section):
-    """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008).
-
-    precision bfloat16: products and activations of the fit in 16 bits, weights and their steps in 32. compile: the
-    loss is compiled, which costs seconds at the start. Both change the weights, and nothing of how they score.
-    """
-
-    epochs: int = Field(default=60, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    patience_epochs: int = Field(default=8, ge=1)
-    # Share of the best loss that an epoch must win to count as better.
-    min_improvement: float = Field(default=1e-3, ge=0, lt=1)
-    noise: float = Field(default=0.0, ge=0)
-    seed: int = Field(default=0, ge=0)
-    # Left out of the hash where they are the defaults, so that params from before them keep theirs.
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda given: given == "float32")
-    compile: bool = Field(default=False, exclude_if=lambda given: not given)
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,17 @@ doi:10.1145/342009.335388), so that a step counts for more where clean records l
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 
 from models.errors import TooFewRows
-from models.params import Section
+from models.params import NeighboursParams
 from models.records import BLOCK
 
 # A reference's spacing, in mean spacings. Lower: among duplicates a tiny step would become an astronomical score.
 # Higher: one stray row among the references would excuse all the anomalies near it.
 SPACING_RANGE = (0.1, 3.0)
-
-
-class NeighboursParams(Section):
-    """How many clean fit rows to keep, how many of them to compare with, and the power of their spacing (0: none)."""
-
-    kind: Literal["neighbours"] = "neighbours"
-    references: int = Field(default=2000, ge=2, le=20_000)
-    neighbours: int = Field(default=5, ge=1, le=1000)
-    local_scaling: float = Field(default=0.5, ge=0, le=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,174 @@
-"""The base of every params section: frozen, strict, and closed to unknown keys.
+"""What params.yaml may say of a model: its encoder, networks, fit, score, threshold and second stage.
 
-A section's type lives beside the code that reads it; flows/params.py assembles them into what params.yaml holds.
+`Section` is the base of every params section: frozen, strict, and closed to unknown keys. Nothing here needs torch, so
+that a command that only reads params starts at once. The code that reads each type names it in its signature.
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
     """One typed part of params.yaml or of a contract."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class EncodeParams(Section):
+    """How columns become numbers. log_skewness None: no column takes log1p unless it is declared so."""
+
+    log_skewness: float | None = Field(default=3.0, gt=0)
+
+
+# Params files write lists; strictness is kept for each number in them.
+Widths = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(strict=False, min_length=1)]
+
+Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
+
+Output = Literal["linear", "sigmoid"]
+
+
+class AutoencoderParams(Section):
+    """Widths of the hidden layers, the narrowest of them the bottleneck.
+
+    output: sigmoid where every slot lies in 0 to 1 (pixels, multi-hot tokens). activity_penalty: weight of the L1 norm
+    of the bottleneck's activations (Ng 2011, "Sparse autoencoder").
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    layers: Widths = (20, 8, 20)
+    activation: Activation = "silu"
+    output: Output = "linear"
+    activity_penalty: float = Field(default=0.0, ge=0)
+
+
+class VariationalParams(Section):
+    """Hidden widths of the encoding half (the decoding half mirrors them), latent width Z, weight of the KL term."""
+
+    kind: Literal["variational"] = "variational"
+    hidden: Widths = (20,)
+    latent: int = Field(default=8, ge=1, le=65536)
+    kl_weight: float = Field(default=0.1, ge=0)
+    activation: Activation = "silu"
+
+
+def _list_networks(given: object) -> object:
+    if given == [] or given == ():
+        raise ValueError("a detector needs at least one network")
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+NetworkParams = Annotated[AutoencoderParams | VariationalParams, Field(discriminator="kind")]
+
+# The key is `network:` for one, `networks:` for a list.
+Networks = Annotated[
+    tuple[NetworkParams, ...],
+    Field(strict=False, validation_alias=AliasChoices("networks", "network")),
+    BeforeValidator(_list_networks),
+]
+
+
+class FitParams(Section):
+    """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008).
+
+    precision bfloat16: products and activations of the fit in 16 bits, weights and their steps in 32. compile: the
+    loss is compiled, which costs seconds at the start. Both change the weights, and nothing of how they score.
+    """
+
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    patience_epochs: int = Field(default=8, ge=1)
+    # Share of the best loss that an epoch must win to count as better.
+    min_improvement: float = Field(default=1e-3, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    # Left out of the hash where they are the defaults, so that params from before them keep theirs.
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda given: given == "float32")
+    compile: bool = Field(default=False, exclude_if=lambda given: not given)
+
+
+class NeighboursParams(Section):
+    """How many clean fit rows to keep, how many of them to compare with, and the power of their spacing (0: none)."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    references: int = Field(default=2000, ge=2, le=20_000)
+    neighbours: int = Field(default=5, ge=1, le=1000)
+    local_scaling: float = Field(default=0.5, ge=0, le=1)
+
+
+class ResidualParams(Section):
+    """Which residual score: see `weigh_slots`."""
+
+    kind: Literal["mean_squared", "mean_absolute", "root_mean_squared", "standardised"] = "standardised"
+
+
+ScoringParams = Annotated[ResidualParams | NeighboursParams, Field(discriminator="kind")]
+
+
+class QuantilePolicy(Section):
+    """Flag what scores above a share q of clean rows; max_interval_width bounds how unsure that share may be."""
+
+    kind: Literal["quantile"] = "quantile"
+    q: float = Field(default=0.99, gt=0, lt=1)
+    max_interval_width: float | None = Field(default=None, gt=0, lt=1)
+
+
+class FixedPolicy(Section):
+    """Flag what scores above a value given by hand."""
+
+    kind: Literal["fixed"] = "fixed"
+    value: float
+
+
+class BestFBetaPolicy(Section):
+    """Flag so that F-beta on labelled tuning rows is best; beta > 1 values recall over precision."""
+
+    kind: Literal["best_f_beta"] = "best_f_beta"
+    beta: float = Field(default=1.0, gt=0)
+
+
+class AlarmBudgetPolicy(Section):
+    """Flag so that so many clean records a night are expected above the threshold."""
+
+    kind: Literal["alarm_budget"] = "alarm_budget"
+    false_alarms_per_night: float = Field(gt=0)
+
+
+ThresholdParams = Annotated[
+    QuantilePolicy | FixedPolicy | BestFBetaPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
+]
+
+
+class NetworkReducerParams(Section):
+    """A small network; dropout on what it reads, because verdicts are few (Srivastava et al. 2014)."""
+
+    kind: Literal["network"] = "network"
+    hidden: Widths = (32,)
+    epochs: int = Field(default=60, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class ForestReducerParams(Section):
+    """A random forest (Breiman 2001)."""
+
+    kind: Literal["forest"] = "forest"
+    trees: int = Field(default=200, ge=1)
+    min_leaf: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+ReducerParams = Annotated[NetworkReducerParams | ForestReducerParams, Field(discriminator="kind")]
+
+
+class ReducerLimits(Section):
+    """What must hold before a reducer may suppress anything; loss is a share of the flagged true anomalies."""
+
+    min_verdicts: int = Field(default=200, ge=10)
+    min_confirmed: int = Field(default=30, ge=5)
+    max_recall_loss: float = Field(default=0.1, gt=0, lt=1)

@@ -6,59 +6,25 @@ probability (N,) that the flag is a true anomaly; one below the cut is suppresse
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch import Generator, Tensor, nn
 
-from models.autoencoder import Stack, Widths
+from models.autoencoder import Stack
 from models.calibration import Floats
 from models.errors import ReducerRefused, TooFewRows
 from models.fitting import pin_arithmetic
-from models.params import Section
+from models.params import ForestReducerParams, NetworkReducerParams, ReducerLimits, ReducerParams, Section
 from models.records import BLOCK
 
 FOLDS = 5
 CONFIDENCE = 0.9  # that the cut loses no more than it may
 MAX_DEVIATION = 8.0  # in standard deviations: what lies farther out tells nothing more
 BATCH_SIZE = 256
-
-
-class NetworkReducerParams(Section):
-    """A small network; dropout on what it reads, because verdicts are few (Srivastava et al. 2014)."""
-
-    kind: Literal["network"] = "network"
-    hidden: Widths = (32,)
-    epochs: int = Field(default=60, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-
-
-class ForestReducerParams(Section):
-    """A random forest (Breiman 2001)."""
-
-    kind: Literal["forest"] = "forest"
-    trees: int = Field(default=200, ge=1)
-    min_leaf: int = Field(default=2, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-
-ReducerParams = Annotated[NetworkReducerParams | ForestReducerParams, Field(discriminator="kind")]
-
-
-class ReducerLimits(Section):
-    """What must hold before a reducer may suppress anything; loss is a share of the flagged true anomalies."""
-
-    min_verdicts: int = Field(default=200, ge=10)
-    min_confirmed: int = Field(default=30, ge=5)
-    max_recall_loss: float = Field(default=0.1, gt=0, lt=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,27 +5,14 @@ Every kind is a weighted sum over slots of the squared (or absolute) residual, s
 Several networks stand side by side, as if each had columns and slots of its own: their scores are averaged.
 """
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from models.neighbours import NeighboursParams
-from models.params import Section
+from models.params import ResidualParams
 
 # A column's spread counts as at least this share of the mean spread of all columns: a column that was constant in
 # fitting is rebuilt almost perfectly, and would otherwise turn its first small change into an astronomical score.
 SPREAD_FLOOR = 0.01
-
-
-class ResidualParams(Section):
-    """Which residual score: see `weigh_slots`."""
-
-    kind: Literal["mean_squared", "mean_absolute", "root_mean_squared", "standardised"] = "standardised"
-
-
-ScoreParams = Annotated[ResidualParams | NeighboursParams, Field(discriminator="kind")]
 
 
 def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:

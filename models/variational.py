@@ -4,25 +4,12 @@ Input and output (N, D) float32: N rows, D slots, Z latent. It is fitted on samp
 score never depends on chance. Kingma & Welling 2013, arXiv:1312.6114.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from models.autoencoder import Activation, Stack, Widths
-from models.params import Section
-
-
-class VariationalParams(Section):
-    """Hidden widths of the encoding half (the decoding half mirrors them), latent width Z, weight of the KL term."""
-
-    kind: Literal["variational"] = "variational"
-    hidden: Widths = (20,)
-    latent: int = Field(default=8, ge=1, le=65536)
-    kl_weight: float = Field(default=0.1, ge=0)
-    activation: Activation = "silu"
+from models.autoencoder import Stack
+from models.params import VariationalParams
 
 
 class Variational(nn.Module):

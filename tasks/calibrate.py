@@ -4,21 +4,15 @@ from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
 
-from models.calibration import QuantilePolicy, Threshold, ThresholdParams
+from models.calibration import Threshold
 from models.detector import Detector, calibrate_detector
-from models.params import Section
-from tasks.columns import to_records
 from tasks.filter import LABEL, TrainingSet, read_set
+from tasks.params import CalibrateParams
 from tasks.policy import PURE
-from tasks.site import Site, writing
-
-
-class CalibrateParams(Section):
-    """The threshold policy."""
-
-    threshold: ThresholdParams = Field(default=QuantilePolicy(), discriminator="kind")
+from tasks.rows.columns import to_records
+from tasks.stores.faults import writing
+from tasks.stores.site import Site
 
 
 def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams) -> tuple[Path, Threshold]:

@@ -19,13 +19,15 @@ from models.bundle import dump_json
 from models.detector import Detector
 from models.encoders import encode_records
 from models.records import Records
-from tasks import payments, pictures, warehouse
-from tasks.columns import to_records
 from tasks.errors import TooFewRows
 from tasks.filter import LABEL, TrainingSet, read_set
-from tasks.ingest import IngestParams, LabelColumn
+from tasks.pages import pictures
+from tasks.params import IngestParams, LabelColumn
 from tasks.policy import PURE
-from tasks.site import Site
+from tasks.rows.columns import to_records
+from tasks.sources import payments
+from tasks.stores import warehouse
+from tasks.stores.site import Site
 
 NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
 Flags = npt.NDArray[np.bool_]

@@ -11,82 +11,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import TypeAdapter
 
-from models.params import Section
-from tasks import warehouse
 from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
-from tasks.lake import Lake, Manifest
+from tasks.params import ByDate, FilterParams, Fractions, RandomFraction
 from tasks.policy import IO
-from tasks.site import Site
+from tasks.stores import warehouse
+from tasks.stores.lake import Lake, Manifest
+from tasks.stores.site import Site
 
 SETS = ("fit", "stopping", "calibration", "tuning", "test")
 CLEAN_SETS = ("fit", "stopping", "calibration")
 Names = npt.NDArray[np.object_]
 # What the clean partition adds to the contract's columns, whose names never begin so.
 BATCH_DATE, LABEL = "_batch_date", "_label"
-
-
-class ByDate(Section):
-    """Whole days: calibration takes the latest matured ones, test, tuning and stopping those before, fit the rest."""
-
-    kind: Literal["by_date"]
-    stopping_days: int = Field(ge=1)
-    tuning_days: int = Field(ge=0)
-    test_days: int = Field(ge=0)
-    calibration_days: int = Field(ge=1)
-
-
-class Fractions(Section):
-    """Shares of the normal rows in the order of SETS; what they leave of 1 is calibration.
-
-    Anomalies are shared out by tuning and test; of each one's, the first `anomalies_per_normal` a normal row are kept.
-    """
-
-    fit: float = Field(gt=0, lt=1)
-    stopping: float = Field(gt=0, lt=1)
-    tuning: float = Field(ge=0, lt=1)
-    test: float = Field(ge=0, lt=1)
-    anomalies_per_normal: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> "Fractions":
-        if self.fit + self.stopping + self.tuning + self.test >= 1:
-            raise ValueError("fit + stopping + tuning + test must leave something of 1 for calibration")
-        return self
-
-    @property
-    def calibration(self) -> float:
-        """The share left for calibration."""
-        return 1 - self.fit - self.stopping - self.tuning - self.test
-
-
-class LeadingFraction(Fractions):
-    """Rows in order of event time: the first share is fitted, the last one is the test."""
-
-    kind: Literal["leading_fraction"]
-
-
-class RandomFraction(Fractions):
-    """Rows in an order drawn from their record_id and the seed, so that all sets are alike."""
-
-    kind: Literal["random_fraction"]
-    seed: int = Field(ge=0)
-
-
-class FilterParams(Section):
-    """How rows are split, and which are left out."""
-
-    splits: Annotated[ByDate | LeadingFraction | RandomFraction, Field(discriminator="kind")]
-    trim_fraction: float = Field(default=0.0, ge=0, lt=0.5)
-    exclude_dates: tuple[date, ...] = ()
 
 
 @dataclass(frozen=True)

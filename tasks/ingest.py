@@ -18,71 +18,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import get_run_logger, task
-from pydantic import AwareDatetime, Field, model_validator
 
-from models.params import Section
-from tasks import codes, payments, warehouse
-from tasks.contract import TYPES
 from tasks.errors import SourceInvalid
-from tasks.lake import Lake, Part, PartitionWriter, PartWriter
-from tasks.policy import IO
-from tasks.progress import progress_of
-from tasks.schema import cast_column
-from tasks.site import Site
-from tasks.sources import Arrival, FilesSource, Source, SqlSource, list_codes, list_files, list_payments, read_query
-
-
-class EventTime(Section):
-    """The column with the event time: a timestamp, or seconds since `seconds_since`.
-
-    A file that has none is dealt out in its own order: `rows_per_day` rows make a day (UTC), from `first_date` on.
-    """
-
-    column: str | None = None
-    seconds_since: AwareDatetime | None = None
-    rows_per_day: int | None = Field(default=None, ge=1)
-    first_date: date | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "EventTime":
-        dealt = (self.rows_per_day, self.first_date)
-        if (self.column is None) != (None not in dealt) or (self.column is not None and dealt != (None, None)):
-            raise ValueError("give either column, or rows_per_day and first_date")
-        if self.seconds_since and self.column is None:
-            raise ValueError("seconds_since needs a column of seconds")
-        return self
-
-
-class LabelColumn(Section):
-    """Labels that come with the rows: which column, and which of its values mean anomalous, or which mean normal."""
-
-    column: str
-    anomalous: tuple[str, ...] = ()
-    normal: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _check(self) -> "LabelColumn":
-        if bool(self.anomalous) == bool(self.normal):
-            raise ValueError("give either anomalous or normal: the values that mean so; all others mean the other")
-        return self
-
-    def read(self, texts: pd.Series) -> pd.Series:
-        """1 where a value means anomalous, else 0."""
-        return (texts.isin(self.anomalous) if self.anomalous else ~texts.isin(self.normal)).astype(int)
-
-
-class IngestParams(Section):
-    """Where rows come from and what names them. Without `record_id` a row is named by its file and row number.
-
-    `file_column` names a column to make that holds the file a row came from.
-    """
-
-    source: Source
-    record_id: str | None = None
-    file_column: str | None = None
-    event_time: EventTime
-    labels: LabelColumn | None = None
-
+from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.policy import IO, progress_of
+from tasks.rows.contract import TYPES
+from tasks.rows.schema import cast_column
+from tasks.sources import payments
+from tasks.sources.arrival import Arrival
+from tasks.sources.kinds import Window, list_arrivals
+from tasks.stores import warehouse
+from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
+from tasks.stores.site import Site
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
 DAY_US = 86_400_000_000  # microseconds
@@ -296,29 +243,6 @@ def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: date
     return chosen.assign(known_at=known_at.where(~(after > known_at), after))
 
 
-@dataclass(frozen=True)
-class Window:
-    """The batch dates to ask a feed for, and the instant as of which it is asked. Files ignore the dates."""
-
-    first: date
-    last: date
-    now: datetime
-
-
-def list_arrivals(site: Site, params: IngestParams, window: Window) -> list[Arrival]:
-    """Everything the source has delivered by `window.now`."""
-    source = params.source
-    if isinstance(source, FilesSource):
-        found: Iterable[Arrival] = list_files(source, site.sources)
-    elif isinstance(source, SqlSource):
-        found = [read_query(source, window.now)]
-    elif isinstance(source, codes.CodesSource):
-        found = list_codes(source, site.zone, window.first, window.last)
-    else:
-        found = list_payments(source, site.time_zone, window.first, window.last)
-    return [arrival for arrival in found if arrival.arrived_at <= window.now]
-
-
 def ingest_arrivals(
     site: Site, params: IngestParams, window: Window, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Ingested:
@@ -328,7 +252,7 @@ def ingest_arrivals(
     how many arrivals of how many are done.
     """
     landed = list_landed(site.lake, site.detector)
-    arrivals = list_arrivals(site, params, window)
+    arrivals = list_arrivals(params.source, site.sources, site.zone, window)
     fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
     touched: Counter[date] = Counter()
     added: list[int] = []

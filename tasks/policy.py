@@ -4,6 +4,8 @@ Only an unreachable service is retried: a bad batch is not flaky. Prefect's own 
 manifests are the truth.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
@@ -18,3 +20,15 @@ def is_unreachable(_task: object, _run: object, state: Any) -> bool:
 
 PURE: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 IO: dict[str, Any] = PURE | {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": is_unreachable}
+
+
+LOGGER = logging.getLogger("nightjar.progress")
+
+
+def progress_of(step: str) -> Callable[[int, int], None]:
+    """A function that tells how many of how many units of `step` are done."""
+
+    def tell(done: int, total: int) -> None:
+        LOGGER.info("%s %d of %d", step, done, total, extra={"step": step, "done": done, "total": total})
+
+    return tell

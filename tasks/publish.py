@@ -15,11 +15,20 @@ from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
 from tasks.errors import PublishConflict, ReconciliationFailed
-from tasks.groups import rank_groups
 from tasks.policy import IO
-from tasks.site import Site
-from tasks.tables import Night, Scored, attempts, flagged_anomalies, group_scores, scoring_batches, superseded_anomalies
-from tasks.warehouse import begin, begin_attempt, fail_attempt, load_rows, lock_key, open_engine, read_attempts
+from tasks.rows.groups import rank_groups
+from tasks.stores.bulk import load_rows
+from tasks.stores.site import Site
+from tasks.stores.tables import (
+    Night,
+    Scored,
+    attempts,
+    flagged_anomalies,
+    group_scores,
+    scoring_batches,
+    superseded_anomalies,
+)
+from tasks.stores.warehouse import begin, begin_attempt, fail_attempt, lock_key, open_engine, read_attempts
 
 # What scoring brings per flag; the night adds the rest.
 FLAG_COLUMNS = [

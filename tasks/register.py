@@ -12,14 +12,14 @@ import pandas as pd
 from prefect import get_run_logger, task
 
 from models.bundle import read_manifest
+from models.columns import Column
 from models.detector import Detector
-from models.records import Column
-from tasks import tracking
 from tasks.errors import ChampionMissing
 from tasks.evaluate import Metrics
 from tasks.policy import IO
 from tasks.serving import ServedDetector
-from tasks.site import Site
+from tasks.stores import registry
+from tasks.stores.site import Site
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
     """Log a bundle as a model version, unless a version already holds it."""
     content_hash = read_manifest(bundle).content_hash
-    tracking.end_dead_runs(site)
-    versions = tracking.list_versions(site)
-    alias = tracking.CHALLENGER if any(tracking.CHAMPION in v.aliases for v in versions) else tracking.CHAMPION
-    if known := next((v for v in versions if v.tags.get(tracking.HASH_TAG) == content_hash), None):
-        if not known.aliases or alias == tracking.CHAMPION:  # an earlier registration may have ended before this
-            tracking.set_alias(site, alias, known.version)
+    registry.end_dead_runs(site)
+    versions = registry.list_versions(site)
+    alias = registry.CHALLENGER if any(registry.CHAMPION in v.aliases for v in versions) else registry.CHAMPION
+    if known := next((v for v in versions if v.tags.get(registry.HASH_TAG) == content_hash), None):
+        if not known.aliases or alias == registry.CHAMPION:  # an earlier registration may have ended before this
+            registry.set_alias(site, alias, known.version)
             return Registered(known.version, alias, is_new=False)
         return Registered(known.version, ", ".join(known.aliases), is_new=False)
     detector = Detector.load(bundle)
@@ -62,7 +62,7 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     networks = [network.model_dump(mode="json") for network in detector.network_params]
     params = {"networks": json.dumps(networks), "score": detector.score_params.model_dump_json()}
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in detector.lineage.items()}
-    version = tracking.log_version(
+    version = registry.log_version(
         site,
         bundle,
         content_hash,
@@ -73,15 +73,15 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
         tags,
     )
-    tracking.set_alias(site, alias, version.version)
+    registry.set_alias(site, alias, version.version)
     return Registered(version.version, alias, is_new=True)
 
 
 def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
     """Make a version (the challenger, unless named) the champion. Returns the new champion and the one it replaces."""
-    versions = {v.version: v for v in tracking.list_versions(site)}
-    challenger = next((v for v in versions.values() if tracking.CHALLENGER in v.aliases), None)
-    champion = next((v for v in versions.values() if tracking.CHAMPION in v.aliases), None)
+    versions = {v.version: v for v in registry.list_versions(site)}
+    challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
+    champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
     chosen = version if version is not None else challenger.version if challenger else None
     if chosen is None or chosen not in versions:
         raise ChampionMissing(
@@ -90,23 +90,23 @@ def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
             got=f"versions {', '.join(map(str, versions)) or 'none'}",
             todo=f"nightjar train {site.detector} makes a challenger",
         )
-    tracking.set_alias(site, tracking.CHAMPION, chosen)
+    registry.set_alias(site, registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
-        tracking.clear_alias(site, tracking.CHALLENGER)
+        registry.clear_alias(site, registry.CHALLENGER)
     return chosen, champion.version if champion else None
 
 
 def rollback(site: Site) -> tuple[int, int]:
     """Give the champion's alias back to the version that had it before. Returns the new and the old champion."""
-    champion = tracking.get_champion(site)
-    before = champion.tags.get(tracking.PREVIOUS_TAG)
+    champion = registry.get_champion(site)
+    before = champion.tags.get(registry.PREVIOUS_TAG)
     if before is None:
         raise ChampionMissing(
             f"Version {champion.version} replaced no other champion; there is nothing to go back to.",
             where=f"registered model {site.model_name}",
             todo=f"nightjar promote {site.detector} VERSION names one directly",
         )
-    tracking.set_alias(site, tracking.CHAMPION, int(before), remember=False)
+    registry.set_alias(site, registry.CHAMPION, int(before), remember=False)
     return int(before), champion.version
 
 
@@ -119,7 +119,7 @@ def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
 
 
 @task(task_run_name="resolve champion of {site.detector}", **IO)
-def resolve_champion(site: Site, version: int | None = None) -> tuple[tracking.Version, Path]:
+def resolve_champion(site: Site, version: int | None = None) -> tuple[registry.Version, Path]:
     """The one version that scores this night (the champion, unless one is named), and its bundle on this machine."""
-    found = tracking.get_champion(site) if version is None else tracking.get_version(site, version)
-    return found, tracking.fetch_bundle(site, found)
+    found = registry.get_champion(site) if version is None else registry.get_version(site, version)
+    return found, registry.fetch_bundle(site, found)

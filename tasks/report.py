@@ -16,13 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from tasks import warehouse
-from tasks.lake import Lake, Manifest
+from tasks.params import ScoreParams
 from tasks.policy import IO
-from tasks.score import ScoreParams
-from tasks.site import Site, writing
-from tasks.tables import Batch
-from tasks.tracking import Version
+from tasks.stores import warehouse
+from tasks.stores.faults import writing
+from tasks.stores.lake import Lake, Manifest
+from tasks.stores.registry import Version
+from tasks.stores.site import Site
+from tasks.stores.tables import Batch
 from tasks.validate import Validation
 
 BINS = 60
@@ -109,7 +110,7 @@ def render_report(
         }
         for row in shown.to_dict("records")
     ]
-    environment = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tasks.pages"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("night.html").render(
         batch=batch,
         flags=rows,

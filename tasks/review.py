@@ -14,35 +14,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from models.detector import Detector
-from models.params import Section
-from models.reducer import Gain, NetworkReducerParams, ReducerLimits, ReducerParams, Verdicts, fit_reducer
-from tasks import payments, tracking, warehouse
-from tasks.columns import to_records
+from models.reducer import Gain, Verdicts, fit_reducer
 from tasks.errors import BatchMissing, SourceInvalid, TooFewRows
 from tasks.filter import draw_order
-from tasks.ingest import IngestParams
-from tasks.lake import Lake, Manifest
+from tasks.params import IngestParams, ReviewParams
 from tasks.register import Registered, register_bundle
-from tasks.score import WorstRows
-from tasks.site import Site
-from tasks.tables import Batch
+from tasks.rows.columns import to_records
+from tasks.rows.worst import WorstRows
+from tasks.sources import payments
+from tasks.stores import registry, warehouse
+from tasks.stores.lake import Lake, Manifest
+from tasks.stores.site import Site
+from tasks.stores.tables import Batch
 
 QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict"]
 ANOMALY, NORMAL = "anomaly", "normal"
-
-
-class ReviewParams(Section):
-    """How many rows are asked about besides a night's alerts, and how the reducer learns from the verdicts.
-
-    sample: rows a night below the threshold, and at most as many of the suppressed flags.
-    """
-
-    sample: int = Field(default=50, ge=0)
-    reducer: ReducerParams = Field(default=NetworkReducerParams(), discriminator="kind")
-    limits: ReducerLimits = ReducerLimits()
 
 
 @dataclass(frozen=True)
@@ -206,8 +195,8 @@ def reduce_detector(
 
 def register_reducer(site: Site, params: ReviewParams) -> Reduced:
     """Give the champion a reducer learnt from all verdicts so far, and register that as a version of its own."""
-    champion = tracking.get_champion(site)
-    detector = Detector.load(tracking.fetch_bundle(site, champion))
+    champion = registry.get_champion(site)
+    detector = Detector.load(registry.fetch_bundle(site, champion))
     verdicts, nights = read_verdicts(site, detector)
     reduced, gain = reduce_detector(detector, verdicts, nights, champion.version, params)
     folder = site.bundles / "reduced" / str(champion.version)

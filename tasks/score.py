@@ -8,95 +8,39 @@ Memory holds one slice, the worst flags and some sums a group.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import torch
 from prefect import get_run_logger, task
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import TypeAdapter
 
 from models.bundle import read_manifest
 from models.detector import Detector
 from models.fitting import resolve_device
-from models.params import Section
-from tasks.causes import name_causes
-from tasks.columns import to_records
-from tasks.contract import Contract
 from tasks.errors import LeakageFound, PublishConflict
-from tasks.groups import GroupScores, GroupsParams, combine_groups
-from tasks.lake import Manifest, Part, PartitionWriter, read_ahead
-from tasks.policy import IO
-from tasks.progress import progress_of
-from tasks.site import Site
-from tasks.tables import Scored
-from tasks.tracking import Version, fetch_bundle
+from tasks.params import ScoreParams
+from tasks.policy import IO, progress_of
+from tasks.rows.causes import name_causes
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.rows.groups import GroupScores, combine_groups
+from tasks.rows.worst import Floats, WorstRows
+from tasks.stores.files import read_ahead
+from tasks.stores.lake import Manifest, Part, PartitionWriter
+from tasks.stores.registry import Version
+from tasks.stores.site import Site
+from tasks.stores.tables import Scored
 from tasks.validate import Validation
-from tasks.workers import Workers
 
-Floats = npt.NDArray[np.float64]
 CODE_VERSION = 1  # raise it when the same inputs come to other scores, flags or causes: what is finished is then left
 COUNTS = ("scored", "flagged", "unseen")
-MOST_TASKS = 500  # of a batch: Prefect is at ease with hundreds
-
-
-class ScoreParams(Section):
-    """How many alerts a night may publish (the worst are kept), and how many causes each carries.
-
-    Suppressed flags are published too, beside the alerts, and at most as many. `bands` names severities: each begins
-    at a percentile rank. `groups`: None publishes no group scores.
-    """
-
-    max_alerts: int = Field(default=1000, ge=1)
-    causes: int = Field(default=3, ge=1)
-    bands: dict[str, float] = Field(default={"low": 0, "medium": 99, "high": 99.9, "critical": 99.99})
-    groups: GroupsParams | None = None
-
-    @field_validator("bands")
-    @classmethod
-    def _check_bands(cls, bands: dict[str, float]) -> dict[str, float]:
-        ranks = list(bands.values())
-        if ranks[:1] != [0] or ranks[-1] >= 100 or any(low >= high for low, high in pairwise(ranks)):
-            raise ValueError("bands begin with 0 and rise: the percentile rank, below 100, from which each one counts")
-        return bands
-
-    def name_band(self, percentile_rank: float) -> str:
-        """The severity of a rank, 0 to 100: the last band that begins at or below it."""
-        return [name for name, rank in self.bands.items() if rank <= percentile_rank][-1]
-
-
-class WorstRows:
-    """The `most` rows with the highest scores of all that were added; ties keep the earlier row."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._scores: Floats = np.empty(0)
-        self._rows: pa.Table | None = None
-
-    def add(self, rows: pa.Table, scores: Floats) -> None:
-        """Add rows (N,) with their scores (N,)."""
-        self._scores = np.concatenate([self._scores, scores])
-        self._rows = rows if self._rows is None else pa.concat_tables([self._rows, rows], promote_options="permissive")
-        if len(self._scores) > 2 * self._most:
-            self._cut()
-
-    def take(self) -> tuple[pa.Table | None, Floats]:
-        """The rows kept, worst first, and their scores."""
-        self._cut()
-        return self._rows, self._scores
-
-    def _cut(self) -> None:
-        order = np.argsort(-self._scores, kind="stable")[: self._most]
-        self._scores = self._scores[order]
-        self._rows = None if self._rows is None else self._rows.take(pa.array(order))
 
 
 @dataclass(frozen=True)
@@ -325,97 +269,6 @@ def score_night(
         scores=inputs,
         **{name: scores.facts[name] for name in COUNTS},
     )
-
-
-@dataclass(frozen=True)
-class ScoreJob:
-    """What scoring some parts of a batch takes: small, to be sent to a worker. Its site leads to no warehouse."""
-
-    site: Site
-    contract: Contract
-    params: ScoreParams
-    version: Version
-    batch_date: date
-    inputs: str
-
-
-@dataclass(frozen=True)
-class Unscored:
-    """The job of a batch, its parts without a receipt by name, and the rows of those that have one."""
-
-    job: ScoreJob
-    parts: tuple[tuple[str, Part], ...]
-    rows_done: int
-
-
-def find_unscored(
-    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
-) -> Unscored:
-    """What is left to score of a batch. Raises LeakageFound, PublishConflict."""
-    validated, inputs = open_batch(site, contract, validation, Detector.load(bundle), bundle, params)
-    manifest = site.lake.manifest_path("scores", site.detector, validation.batch_date, inputs)
-    folder = manifest.rpartition("/")[0]
-    there = site.lake.files(folder)
-    named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
-    left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
-    # The key tells the scores of a GPU from those of a CPU: a worker must not choose for itself.
-    sent = site.for_workers("cpu" if resolve_device(site.device).type == "cpu" else "cuda")
-    job = ScoreJob(sent, contract, params, version, validation.batch_date, inputs)
-    return Unscored(job, tuple(left), validated.rows - sum(part.rows for _, part in left))
-
-
-def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
-    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
-    detector = Detector.load(fetch_bundle(job.site, job.version)).to(resolve_device(job.site.device))
-    partition = job.site.lake.write("scores", job.site.detector, job.batch_date, job.inputs)
-    scoring = Scoring(job.site, detector, job.contract, job.params, partition)
-    left = [(name, part) for name, part in parts if scoring.find(name) is None]
-    return sum(scoring.score(name, part, lambda rows: None).scored for name, part in left)
-
-
-def share_out(parts: Sequence[tuple[str, Part]], tasks: int) -> list[Sequence[tuple[str, Part]]]:
-    """Parts in neighbouring runs of one length, as short as so many tasks allow."""
-    length = max(1, math.ceil(len(parts) / tasks))
-    return [parts[first : first + length] for first in range(0, len(parts), length)]
-
-
-@task(task_run_name="score {site.detector} {validation.batch_date}: plan", **IO)
-def plan_parts(
-    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
-) -> Unscored:
-    """Find the parts that no attempt has finished."""
-    return find_unscored(site, contract, validation, version, bundle, params)
-
-
-@task(task_run_name="score {job.site.detector} {job.batch_date}: from {parts[0][0]}", **IO)
-def score_parts(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
-    """Score some parts, on whichever worker this is."""
-    rows = score_pieces(job, parts)
-    get_run_logger().info("%d rows of %d parts", rows, len(parts))
-    return rows
-
-
-def spread_parts(
-    site: Site,
-    contract: Contract,
-    validation: Validation,
-    version: Version,
-    bundle: Path,
-    params: ScoreParams,
-    workers: Workers,
-) -> None:
-    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once.
-
-    One part alone is left to `score`, unless workers elsewhere are there for it.
-    """
-    unscored = plan_parts(site, contract, validation, version, bundle, params)
-    shares = share_out(unscored.parts, MOST_TASKS)
-    if len(shares) == 1 and workers.scheduler is None:
-        return
-    rows = [sum(part.rows for _, part in share) for share in shares]
-    total, tell = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
-    pieces = [{"job": unscored.job, "parts": share} for share in shares]
-    workers.run(score_parts, pieces, lambda done: tell(unscored.rows_done + sum(rows[: done + 1]), total))
 
 
 @task(task_run_name="score {site.detector} {validation.batch_date}", **IO)

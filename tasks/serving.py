@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.columns import Column
 from models.detector import Detector
-from models.records import Column
-from tasks.columns import to_records
-from tasks.contract import TYPES
 from tasks.errors import NightjarError, RecordInvalid
-from tasks.schema import cast_column
+from tasks.rows.columns import to_records
+from tasks.rows.contract import TYPES
+from tasks.rows.schema import cast_column
 
 MOST_ROWS = 10_000  # of one request
 FORMS = ("dataframe_records", "dataframe_split")

@@ -5,32 +5,24 @@ In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calib
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from prefect import get_run_logger, task
 from pydantic import JsonValue
 
-from models.detector import Detector, DetectorParams, fit_detector
-from models.encoders import EncodeParams, choose_kinds
-from models.fitting import EpochLog, FitParams, Networks, resolve_device, watch_memory
-from models.params import Section
-from models.scoring import ResidualParams, ScoreParams
-from tasks.columns import ColumnsParams, describe_columns, to_records
+from models.bundle import FILES, MANIFEST, read_bundle, write_bundle
+from models.detector import Detector, ModelParams, fit_detector
+from models.encoders import choose_kinds
+from models.fitting import EpochLog, resolve_device, watch_memory
 from tasks.filter import TrainingSet, read_set
-from tasks.policy import PURE
-from tasks.progress import progress_of
-from tasks.site import Site, writing
-
-
-class TrainParams(Section):
-    """What a detector reads and how it learns."""
-
-    columns: ColumnsParams
-    encode: EncodeParams = EncodeParams()
-    networks: Networks
-    fit: FitParams = FitParams()
-    score: ScoreParams = ResidualParams()
+from tasks.params import TrainParams
+from tasks.policy import PURE, progress_of
+from tasks.rows.columns import describe_columns, to_records
+from tasks.stores.faults import writing
+from tasks.stores.site import Site
 
 
 def fit_bundle(
@@ -70,7 +62,7 @@ def _fit(
         fit, _ = to_records(fit_rows, described)
         stopping, _ = to_records(stopping_rows, described)
         columns = choose_kinds(described, fit, params.encode)
-        learnt = DetectorParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
+        learnt = ModelParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
         device = resolve_device(site.device, site.devices)
         return fit_detector(columns, fit, stopping, learnt, device, on_epoch, site.devices)
 
@@ -95,3 +87,27 @@ def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, 
     folder = fit_bundle(site, rows, params, hashes, log)
     tell(networks * epochs, networks * epochs)  # early stopping leaves the bar short of its end
     return folder
+
+
+def send_bundle(site: Site, cutoff: date, run_id: str) -> None:
+    """Put the bundle that this machine has just fitted into the lake."""
+    folder = site.fitted(cutoff)
+    read_bundle(folder)
+    for name in (*FILES, MANIFEST):
+        site.lake.replace(_path(site, cutoff, run_id, name), (folder / name).read_bytes())
+
+
+def take_bundle(site: Site, cutoff: date, run_id: str) -> Path:
+    """Fetch the bundle that a run has sent, as if it had been fitted here. Raises BundleInvalid, ServiceUnreachable."""
+    folder = site.fitted(cutoff)
+    with writing(folder), TemporaryDirectory() as arriving:
+        for name in (*FILES, MANIFEST):
+            (Path(arriving) / name).write_bytes(site.lake.read(_path(site, cutoff, run_id, name)))
+        write_bundle(folder, read_bundle(Path(arriving)))
+    for name in (*FILES, MANIFEST):
+        site.lake.remove(_path(site, cutoff, run_id, name))
+    return folder
+
+
+def _path(site: Site, cutoff: date, run_id: str, name: str) -> str:
+    return f"{site.lake.partition('clean', site.detector, cutoff)}/fitted-{run_id}/{name}"

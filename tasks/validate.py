@@ -13,41 +13,31 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
-from models.params import Section
-from tasks.contract import STATISTICS, Contract, ContractExpectation
 from tasks.errors import BatchMissing, BatchRejected
-from tasks.expectations import Mask, Outcome, Suite, build_docs, describe_batch, describe_rows
-from tasks.lake import SLICE_ROWS, Lake, Manifest, Part, PartitionWriter, PartWriter, quote, read_ahead
-from tasks.policy import PURE
-from tasks.progress import progress_of
-from tasks.schema import Landed, describe_unreadable, find_unreadable, type_rows
-from tasks.site import Site, writing
+from tasks.pages.docs import build_docs
+from tasks.params import ValidateParams
+from tasks.policy import PURE, progress_of
+from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
+from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
+from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
+from tasks.rows.schema import Landed, describe_unreadable, find_unreadable, type_rows
+from tasks.stores.faults import writing
+from tasks.stores.files import read_ahead
+from tasks.stores.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
+from tasks.stores.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; it costs a quarter of a second each time
 PART_SLICES = 8  # of a validated part: about a million rows, a second of scoring, and what a crash may cost of it
 DOCS_PAGES = 7  # a page costs a third of a second: the latest batches get one, and every rejected one
-# Hashes first: eight bytes an id are grouped, and only the ids that may be doubled are read a second time.
-FIND_REPEATED = """
-    select record_id from parts
-    where hash(record_id) in (select hash(record_id) from parts group by 1 having count(*) > 1)
-    group by record_id having record_id is not null and count(*) > 1
-"""
-
-
-class ValidateParams(Section):
-    """How much of a batch may be bad before the batch itself is."""
-
-    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -64,14 +54,6 @@ class Validation:
     warnings: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()  # critical; not empty = the batch is rejected
     results: tuple[Outcome, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Duplicates:
-    """The record_ids that occur more than once in a batch, by whether their rows agree: arrays of string."""
-
-    identical: pa.Array
-    different: pa.Array
 
 
 @dataclass(eq=False)
@@ -103,68 +85,6 @@ class _Piece:
     unreadable: dict[str, Mask]
     good: PartWriter
     bad: PartWriter
-
-
-def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
-    """The record ids that a later replay has replaced, by the sha256 of the part that holds the replaced rows."""
-    replaced: dict[str, frozenset[str]] = {}
-    for replay in (part for part in manifest.parts if part.replaces):
-        ids = frozenset(record for s in lake.slices(replay, ["record_id"]) for record in s["record_id"].to_pylist())
-        replaced |= {sha256: replaced.get(sha256, frozenset()) | ids for sha256 in replay.replaces}
-    return replaced
-
-
-def find_duplicates(
-    lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]]
-) -> Duplicates:
-    """Record ids that occur twice or more, split by whether all columns of their rows agree.
-
-    replaced: by part the ids whose rows there do not count.
-    """
-    if not manifest.parts:
-        return Duplicates(pa.array([], pa.string()), pa.array([], pa.string()))
-    repeated = lake.query(FIND_REPEATED, manifest.parts, frugal=True)["record_id"]
-    replayed = frozenset[str]().union(*replaced.values())
-    repeated = repeated.filter(pc.invert(pc.is_in(repeated, pa.array(replayed, pa.string()))))
-    found = [read_versions(lake, manifest.parts, columns, repeated)]
-    # The replayed ids part by part: what counts of them depends on the part.
-    for part in manifest.parts:
-        live = pa.array(replayed - replaced.get(part.sha256, frozenset()), pa.string())
-        found.append(read_versions(lake, (part,), columns, live))
-    versions = pa.concat_tables(found).group_by("record_id").aggregate([("version", "count_distinct"), ("rows", "sum")])
-    twice = versions.filter(pc.greater(versions["rows_sum"], 1))
-    differ = pc.greater(twice["version_count_distinct"], 1)
-    ids = twice["record_id"].combine_chunks()
-    return Duplicates(ids.filter(pc.invert(differ)), ids.filter(differ))
-
-
-def read_versions(
-    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: pa.Array | pa.ChunkedArray
-) -> pa.Table:
-    """The different rows of the named records: record_id, version, rows.
-
-    version: the hash of the columns (uint64). rows: how many such rows there are (int64).
-    """
-    asked = pa.table({"record_id": ids})
-    if not len(ids):
-        return asked.append_column("version", pa.array([], pa.uint64())).append_column("rows", pa.array([], pa.int64()))
-    known = {name for part in parts for name in lake.columns(part)}
-    hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
-    clause = "from parts where record_id in (from asked)"
-    try:
-        return lake.query(
-            f"select record_id, {hashed} as version, count(*) as rows {clause} group by all",
-            parts,
-            asked=asked,
-        )
-    # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range: rows that
-    # cannot be compared count as different ones.
-    except duckdb.ConversionException:
-        return lake.query(
-            f"select record_id, hash(uuid()) as version, 1::bigint as rows {clause}",
-            parts,
-            asked=asked,
-        )
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:

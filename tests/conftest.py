@@ -16,7 +16,7 @@ from network import find_free_port
 from objects import ObjectStore, forget_stores, start_object_store
 from psycopg import sql
 
-from flows.screen import hush_at_exit
+from flows.config.quiet import hush_at_exit
 
 # Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
 hypothesis.settings.register_profile("torture", max_examples=1000)

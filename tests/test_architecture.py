@@ -97,11 +97,11 @@ def sections(kind: Any, seen: set[type]) -> Iterator[type[BaseModel]]:
 
 
 def test_every_params_key_is_read_somewhere() -> None:
-    from flows.params import Detector
-    from flows.settings import Settings
+    from flows.config.settings import Settings
+    from tasks.params import DetectorParams
 
     code = "\n".join(path.read_text() for room in BELOW for path in modules(room))
-    found = list(sections(Detector, set()))
+    found = list(sections(DetectorParams, set()))
     assert len(found) > 10
     for section in [*found, Settings]:
         for name in section.model_fields:
@@ -110,7 +110,7 @@ def test_every_params_key_is_read_somewhere() -> None:
 
 
 def test_every_detector_of_params_yaml_loads_with_its_contract() -> None:
-    from flows.params import detector_names, load_detector
+    from flows.config.params import detector_names, load_detector
 
     for name in detector_names(ROOT):
         assert load_detector(ROOT, name).name == name

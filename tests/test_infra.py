@@ -203,7 +203,7 @@ def parse_command(command: list[str]) -> None:
         import typer
         from mlflow.cli import cli
 
-        from flows.cli import app
+        from flows.cli.main import app
 
         group: Any = {"mlflow": cli, "nightjar": typer.main.get_command(app)}[program]
         group.get_command(None, arguments[0]).make_context(arguments[0], arguments[1:])
@@ -240,7 +240,7 @@ def test_compose_and_kubernetes_run_the_same() -> None:
 def test_every_variable_is_known_to_who_reads_it() -> None:
     import prefect.settings
 
-    told = (ROOT / "docs" / "settings.md").read_text() + (ROOT / "flows" / "settings.py").read_text()
+    told = (ROOT / "docs" / "settings.md").read_text() + (ROOT / "flows" / "config" / "settings.py").read_text()
     places = [image_environment(), *(one.get("environment", {}) for one in SERVICES.values())]
     for environment in [*places, *map(pod_environment, WORKLOADS)]:
         for name in environment:

@@ -13,7 +13,7 @@ from tiny import make_tiny_records
 from models.bundle import MANIFEST, read_manifest
 from models.detector import Detector
 from tasks.errors import BundleInvalid
-from tasks.warehouse import (
+from tasks.stores.warehouse import (
     SCHEMA_VERSION,
     begin,
     migrate,

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tasks.errors import ServiceUnreachable
-from tasks.metrics import Reading, describe_detectors
-from tasks.tables import Batch
+from tasks.stores.tables import Batch
+from tasks.upkeep.metrics import Reading, describe_detectors
 
 ROOT = Path(__file__).parent.parent
 GRAFANA, PROMETHEUS = ROOT / "infra" / "grafana", ROOT / "infra" / "prometheus"

@@ -11,7 +11,7 @@ import pytest
 from steps import TONIGHT, NightSteps, TrainingSteps, load, migrate, read_result
 from toy import make_project
 
-from flows.setup import Setup
+from flows.config.setup import Setup
 
 
 @pytest.fixture(autouse=True)

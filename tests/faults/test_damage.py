@@ -13,15 +13,16 @@ import torch
 from steps import NightSteps
 from toy import make_rows
 
-from flows.setup import Setup
+from flows.config.setup import Setup
 from models.errors import MemoryExhausted
 from models.fitting import watch_memory
 from tasks.errors import BundleInvalid, SourceInvalid
 from tasks.filter import read_training_set
-from tasks.ingest import EventTime, IngestParams, ingest_arrivals
-from tasks.lake import Manifest
-from tasks.sources import FilesSource
-from tasks.tracking import fetch_bundle, get_champion
+from tasks.ingest import ingest_arrivals
+from tasks.params import EventTime, IngestParams
+from tasks.sources.files import FilesSource
+from tasks.stores.lake import Manifest
+from tasks.stores.registry import fetch_bundle, get_champion
 
 DAY = date(2026, 4, 3)
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from steps import TONIGHT, NightSteps, TrainingSteps, read_result
 
-from flows.setup import Setup
+from flows.config.setup import Setup
 from tasks.errors import ServiceUnreachable
-from tasks.site import Site
-from tasks.tracking import list_versions, set_alias
-from tasks.warehouse import add_labels, begin_attempt, migrate, open_engine, read_attempts, read_labels
+from tasks.stores.registry import list_versions, set_alias
+from tasks.stores.site import Site
+from tasks.stores.warehouse import add_labels, begin_attempt, migrate, open_engine, read_attempts, read_labels
 
 FULL = r"No space left|disk is full"
 NOW = datetime(2026, 4, 3, tzinfo=UTC)

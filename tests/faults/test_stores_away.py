@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from steps import NightSteps, Steps, TrainingSteps, load, read_result
 
-from flows.setup import Setup
-from tasks import tracking
+from flows.config.setup import Setup
 from tasks.errors import ServiceUnreachable
 from tasks.policy import is_unreachable
-from tasks.site import Site
-from tasks.warehouse import open_engine, read_batches
+from tasks.stores import registry
+from tasks.stores.site import Site
+from tasks.stores.warehouse import open_engine, read_batches
 
 IN_A_FILE = "in-a-file"
 AWAY: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -70,7 +70,7 @@ def test_a_training_fails_readably_at_every_step_and_then_registers_the_same_bun
     untrained: Setup, trained_project: Path, tmp_path: Path, store: str
 ) -> None:
     disturb(TrainingSteps(untrained), store, TRAINING[store], tmp_path)
-    hashes = [tracking.get_champion(one.site).tags["bundle_hash"] for one in (untrained, load(trained_project))]
+    hashes = [registry.get_champion(one.site).tags["bundle_hash"] for one in (untrained, load(trained_project))]
     assert hashes[0] == hashes[1]
 
 

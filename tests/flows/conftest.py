@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from toy import Project, make_project, point_to
 
-from flows.cli import execute
+from flows.cli.main import execute
 
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from flows.settings import Settings, prepare_environment
+    from flows.config.settings import Settings, prepare_environment
 
     prepare_environment(Settings(project=tmp_path_factory.mktemp("prefect")))
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings

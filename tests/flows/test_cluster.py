@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from cluster import Cluster, start_cluster, wait_until
 from toy import DAYS, FIRST, make_rows, point_to
 
-from flows.cli import execute
-from tasks.tables import flagged_anomalies, scoring_batches
-from tasks.warehouse import begin, open_engine
+from flows.cli.main import execute
+from tasks.stores.tables import flagged_anomalies, scoring_batches
+from tasks.stores.warehouse import begin, open_engine
 
 NIGHT = FIRST + timedelta(days=DAYS)
 Victim = subprocess.Popen[bytes]
@@ -106,7 +106,7 @@ def test_a_night_whose_workers_or_scheduler_die_ends_red_in_bounded_time_and_goe
 ) -> None:
     folder = place("deserted")
     monkeypatch.setenv("NIGHTJAR_TASK_RUNNER", cluster.address)
-    monkeypatch.setattr("tasks.workers.PATIENCE_S", 2)
+    monkeypatch.setattr("tasks.spread.PATIENCE_S", 2)
 
     def run_and_kill(victims: list[Victim], receipts: int) -> str:
         def kill() -> None:

@@ -7,9 +7,9 @@ import pytest
 from prefect.client.schemas.objects import State
 from toy import Project
 
-from flows.every import list_in_service, retrain_every
+from flows.every import retrain_every
 from flows.freshness import find_lateness, watch_freshness
-from flows.status import StatusLine
+from flows.status import StatusLine, list_in_service
 
 FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0}
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from toy import DAYS, FIRST, PARAMS, Project
 
-from flows.cli import execute
+from flows.cli.main import execute
+from flows.config.params import detector_names, load_detector
 from flows.experiment import load_experiment
-from flows.params import detector_names, load_detector
 from models.bundle import read_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_the_flow_and_dvc_give_the_same_bundle(
     monkeypatch.setenv("NIGHTJAR_SOURCES", str(reproduced / "sources"))
     monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "home"))
     assert execute(["train", "orders", "--cutoff", str(CUTOFF), "--json"]) == 0
-    from flows.setup import load_setup
+    from flows.config.setup import load_setup
 
     flow, dvc = load_setup("orders").site, load_experiment("orders").site
     for name in ("fitted", "calibrated"):

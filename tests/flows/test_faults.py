@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from toy import DAYS, FIRST, Project
 
-from flows.cli import execute
-from tasks import tracking
+from flows.cli.main import execute
 from tasks.errors import ServiceUnreachable
+from tasks.stores import registry
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 
@@ -18,15 +18,15 @@ def test_a_registry_that_is_away_for_a_moment_costs_one_more_try(
     trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tries: list[str] = []
-    resolve = tracking.get_champion
+    resolve = registry.get_champion
 
-    def stumble(site: Any) -> tracking.Version:
+    def stumble(site: Any) -> registry.Version:
         tries.append(site.detector)
         if len(tries) == 1:
             raise ServiceUnreachable("MLflow does not answer")
         return resolve(site)
 
-    monkeypatch.setattr(tracking, "get_champion", stumble)
+    monkeypatch.setattr(registry, "get_champion", stumble)
     assert execute(["score", "orders", "--date", str(LAST)]) == 0
     assert tries == ["orders", "orders"]
     assert f"{LAST}: 300 rows scored" in capsys.readouterr().out

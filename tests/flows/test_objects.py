@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from objects import ObjectStore
 from toy import DAYS, FIRST, Project, make_rows, point_to
 
-from flows.cli import execute
-from flows.setup import load_setup
-from tasks.tables import flagged_anomalies, scoring_batches
-from tasks.tracking import get_champion
-from tasks.warehouse import begin, open_engine
+from flows.cli.main import execute
+from flows.config.setup import load_setup
+from tasks.stores.registry import get_champion
+from tasks.stores.tables import flagged_anomalies, scoring_batches
+from tasks.stores.warehouse import begin, open_engine
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 CHANCE = {"scored_at", "seconds"}

@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 
-from flows.cli import execute
-from flows.setup import load_setup
-from tasks import warehouse
+from flows.cli.main import execute
+from flows.config.setup import load_setup
 from tasks.errors import ChampionMissing
-from tasks.lake import Lake, Zone
-from tasks.tables import flagged_anomalies, scoring_batches
-from tasks.tracking import get_version, read_champions, record_champions
+from tasks.stores import warehouse
+from tasks.stores.lake import Lake, Zone
+from tasks.stores.registry import get_version, read_champions, record_champions
+from tasks.stores.tables import flagged_anomalies, scoring_batches
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy import CONTRACT, CUTOFF, DAYS, FIRST, Project, make_rows
 
-from flows.cli import execute
+from flows.cli.main import execute
 
 SENTINEL = b"sentinel-7f3a"
 LAST = FIRST + timedelta(days=DAYS - 1)

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from toy import CUTOFF, DAYS, FIRST, Project, make_rows
 
-from flows.cli import execute
-from tasks.tables import metadata
-from tasks.warehouse import begin, open_engine
+from flows.cli.main import execute
+from tasks.stores.tables import metadata
+from tasks.stores.warehouse import begin, open_engine
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 STORES = ("lake", "warehouse.duckdb", "mlflow.db", "mlflow-artifacts")

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from psycopg import sql
 from toy import DAYS, FIRST, Project
 
-from flows.cli import execute
-from tasks.roles import READER, WRITER
-from tasks.tables import metadata
-from tasks.warehouse import SCHEMA_VERSION, begin, begin_attempt, migrate, open_engine, read_attempts, read_flags
+from flows.cli.main import execute
+from tasks.stores.roles import READER, WRITER
+from tasks.stores.tables import metadata
+from tasks.stores.warehouse import SCHEMA_VERSION, begin, begin_attempt, migrate, open_engine, read_attempts, read_flags
 
 NOW = datetime(2026, 4, 3, 4, tzinfo=UTC)
 LAST = FIRST + timedelta(days=DAYS - 1)

@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from toy import CONTRACT, PARAMS
 
-from flows.params import combine, load_detector, parse_detector, parse_section, read_yaml
-from tasks.contract import Contract
+from flows.config.params import combine, load_detector, parse_detector, parse_section, read_yaml
 from tasks.errors import ParamsInvalid
-from tasks.schema import type_rows
+from tasks.rows.contract import Contract
+from tasks.rows.schema import type_rows
 
 PATH = Path("params.yaml")
 SHORT = {"detectors": {"orders": {"run": {"nights": 2}, "when": "2026-03-01", "a": [1, 2.5, None, True]}}}

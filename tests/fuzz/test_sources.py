@@ -16,14 +16,16 @@ from fuzzing import TEXTS, cases, spoilt_bytes
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tasks.contract import Contract
 from tasks.errors import NightjarError
-from tasks.ingest import EventTime, IngestParams, LabelColumn, land, read_labels
-from tasks.lake import Lake, Manifest
-from tasks.schema import Landed, find_unreadable, type_rows
-from tasks.site import Site
-from tasks.sources import Arrival, FilesSource, read_csv, read_parquet
-from tasks.validate import find_duplicates
+from tasks.ingest import land, read_labels
+from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.rows.contract import Contract
+from tasks.rows.duplicates import find_duplicates
+from tasks.rows.schema import Landed, find_unreadable, type_rows
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource, read_csv, read_parquet
+from tasks.stores.lake import Lake, Manifest
+from tasks.stores.site import Site
 
 FILES = fsspec.filesystem("file")
 CONTRACT = Contract.model_validate(

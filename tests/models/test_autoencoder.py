@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.autoencoder import Activation, Autoencoder, AutoencoderParams, Output
+from models.autoencoder import Autoencoder
+from models.params import Activation, AutoencoderParams, Output
 from models.records import BLOCK
 
 

@@ -4,18 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
 
-from models.calibration import (
-    AlarmBudgetPolicy,
-    BestFBetaPolicy,
-    FixedPolicy,
-    QuantilePolicy,
-    Threshold,
-    Tuning,
-    fit_threshold,
-    p_values,
-    percentile_ranks,
-)
+from models.calibration import Threshold, Tuning, fit_threshold, p_values, percentile_ranks
 from models.errors import NightjarError, TooFewRows
+from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
 
 FEW_VALUES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=20)
 

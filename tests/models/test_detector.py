@@ -13,17 +13,24 @@ from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from models.autoencoder import AutoencoderParams
 from models.bundle import CALIBRATION, HEADER, WEIGHTS, read_bundle, write_bundle
-from models.calibration import BestFBetaPolicy, QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.columns import Column, Tokens
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import encode_records
 from models.errors import BundleInvalid, MemoryExhausted, NightjarError
-from models.fitting import EpochLog, FitParams, NetworkParams
-from models.neighbours import NeighboursParams
-from models.records import BLOCK, GPU_BLOCK, Column, Records, Tokens, make_records
-from models.scoring import ResidualParams, ScoreParams
-from models.variational import VariationalParams
+from models.fitting import EpochLog
+from models.params import (
+    AutoencoderParams,
+    BestFBetaPolicy,
+    FitParams,
+    NeighboursParams,
+    NetworkParams,
+    QuantilePolicy,
+    ResidualParams,
+    ScoringParams,
+    VariationalParams,
+)
+from models.records import BLOCK, GPU_BLOCK, Records, make_records
 
 KINDS = get_args(ResidualParams.model_fields["kind"].annotation)
 COLUMNS = (
@@ -33,7 +40,7 @@ COLUMNS = (
     Column("at", "datetime"),
 )
 NETWORKS: list[NetworkParams] = [AutoencoderParams(layers=(8, 3, 8)), VariationalParams(hidden=(8,), latent=3)]
-SETUPS: dict[str, tuple[list[NetworkParams], ScoreParams]] = {
+SETUPS: dict[str, tuple[list[NetworkParams], ScoringParams]] = {
     "autoencoder": (NETWORKS[:1], ResidualParams()),
     "variational": (NETWORKS[1:], ResidualParams()),
     "several networks": (NETWORKS, ResidualParams()),
@@ -56,7 +63,7 @@ def make_batch(n: int, seed: int) -> Records:
 def fit(setup: str = "autoencoder", seed: int = 0, threads: int = 1) -> Detector:
     networks, score = SETUPS[setup]
     fit_params = FitParams(epochs=3, batch_size=64, seed=seed)
-    params = DetectorParams(networks=tuple(networks), fit=fit_params, score=score, threads=threads)
+    params = ModelParams(networks=tuple(networks), fit=fit_params, score=score, threads=threads)
     fitted = fit_detector(COLUMNS, make_batch(300, 1), make_batch(60, 2), params, torch.device("cpu"))
     return replace(calibrate_detector(fitted, make_batch(120, 3), QuantilePolicy(q=0.95)), lineage=LINEAGE)
 
@@ -112,7 +119,7 @@ def test_under_a_neighbours_score_what_is_expected_are_clean_rows() -> None:
     rows = make_records(np.concatenate([100 + 10 * line, 50 - 10 * line], axis=1), (line > 0.5).astype(int))
     columns = [Column("a", "numeric"), Column("b", "numeric"), Column("c", "categorical", ("low", "high"))]
     score = NeighboursParams(references=400)
-    params = DetectorParams(networks=tuple(NETWORKS[:1]), fit=FitParams(epochs=3), score=score)
+    params = ModelParams(networks=tuple(NETWORKS[:1]), fit=FitParams(epochs=3), score=score)
     fitted = fit_detector(columns, rows[:300], rows[300:], params, torch.device("cpu"))
     explanation = fitted.explain(make_records(np.array([[102.0, 48.0], [102.0, 40.0]]), np.array([[0], [0]])))
     assert np.allclose(explanation.expected[0], [102, 48, 0], atol=0.2)
@@ -202,7 +209,7 @@ def test_an_image_is_explained_by_patch_and_a_text_by_token() -> None:
     columns += [Column("photo", "image", shape=(14, 7))]
     pixels = np.repeat(rng.integers(0, 256, (200, 1)), 98, axis=1)
     rows = make_records(pixels=pixels, tokens=np.repeat(rng.integers(0, 2, (200, 1)), 2, axis=1))
-    params = DetectorParams(network=AutoencoderParams(layers=(4,), output="sigmoid"), fit=FitParams(epochs=40))
+    params = ModelParams(network=AutoencoderParams(layers=(4,), output="sigmoid"), fit=FitParams(epochs=40))
     fitted = fit_detector(columns, rows[:150], rows[150:], params, torch.device("cpu"))
     pixels, tokens = rows.pixels[:2].numpy().copy(), np.array([[0, 0], [2, 2]])
     pixels[0, 49:] = 255 - pixels[0, 49:]
@@ -220,9 +227,7 @@ def test_the_broken_column_is_the_cause_and_its_expected_value_is_near_the_norma
     columns = [Column(name, "numeric") for name in "abc"]
     line = rng.normal(size=(600, 1))
     rows = make_records(100 + 10 * (line @ np.ones((1, 3))))
-    params = DetectorParams(
-        networks=(AutoencoderParams(layers=(1,)),), fit=FitParams(learning_rate=0.02, batch_size=64)
-    )
+    params = ModelParams(networks=(AutoencoderParams(layers=(1,)),), fit=FitParams(learning_rate=0.02, batch_size=64))
     fitted = fit_detector(columns, rows[:500], rows[500:], params, torch.device("cpu"))
     explanation = fitted.explain(make_records(np.array([[100.0, 160.0, 100.0], [100.0, 100.0, 100.0]])))
     assert explanation.contributions[0].argmax() == 1
@@ -271,7 +276,7 @@ def test_every_epoch_is_reported() -> None:
     def log(network: int, epoch: EpochLog) -> None:
         logs.append((network, epoch.epoch))
 
-    params = DetectorParams(networks=tuple(NETWORKS), fit=FitParams(epochs=2))
+    params = ModelParams(networks=tuple(NETWORKS), fit=FitParams(epochs=2))
     fit_detector(COLUMNS, make_batch(30, 1), make_batch(9, 2), params, torch.device("cpu"), log)
     assert logs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
@@ -352,25 +357,25 @@ def test_a_neighbours_detector_without_its_references_is_refused(tmp_path: Path)
 def test_params_give_one_network_or_a_list_each_chosen_by_kind() -> None:
     given = {"kind": "variational", "hidden": [9], "latent": 2}
     expected = VariationalParams(hidden=(9,), latent=2)
-    assert DetectorParams.model_validate({"network": given}).networks == (expected,)
-    several = DetectorParams.model_validate({"networks": [{"kind": "autoencoder"}, given]})
+    assert ModelParams.model_validate({"network": given}).networks == (expected,)
+    several = ModelParams.model_validate({"networks": [{"kind": "autoencoder"}, given]})
     assert several.networks == (AutoencoderParams(), expected)
-    assert DetectorParams.model_validate_json(several.model_dump_json()) == several
+    assert ModelParams.model_validate_json(several.model_dump_json()) == several
 
 
 @pytest.mark.parametrize("given", [{}, {"networks": []}, {"network": {"kind": "variational"}, "networks": []}])
 def test_params_without_a_network_or_with_two_keys_for_it_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="network"):
-        DetectorParams.model_validate(given)
+        ModelParams.model_validate(given)
 
 
 def test_params_choose_the_score_by_kind() -> None:
     network = {"network": {"kind": "autoencoder"}}
-    assert DetectorParams.model_validate(network).score == ResidualParams(kind="standardised")
-    chosen = DetectorParams.model_validate({**network, "score": {"kind": "neighbours", "references": 500}})
+    assert ModelParams.model_validate(network).score == ResidualParams(kind="standardised")
+    chosen = ModelParams.model_validate({**network, "score": {"kind": "neighbours", "references": 500}})
     assert chosen.score == NeighboursParams(references=500)
     with pytest.raises(ValidationError, match="references"):
-        DetectorParams.model_validate({**network, "score": {"kind": "mean_squared", "references": 500}})
+        ModelParams.model_validate({**network, "score": {"kind": "mean_squared", "references": 500}})
 
 
 def test_detectors_that_score_at_the_same_time_keep_their_own_thread_counts(detector: Detector) -> None:
@@ -389,7 +394,7 @@ def test_another_thread_count_gives_scores_within_one_in_a_hundred_thousand(setu
     rows = [make_records(rng.normal(size=(n, 200)) @ rng.normal(size=(200, 200))) for n in (600, 200, 1500)]
     score = NeighboursParams(kind="neighbours", references=200) if setup == "neighbours" else ResidualParams()
     network = AutoencoderParams(kind="autoencoder", layers=(300, 30, 300))
-    params = DetectorParams(networks=(network,), fit=FitParams(epochs=1, batch_size=64), score=score, threads=1)
+    params = ModelParams(networks=(network,), fit=FitParams(epochs=1, batch_size=64), score=score, threads=1)
     one = fit_detector(columns, rows[0], rows[1], params, torch.device("cpu"))
     two = replace(one, threads=2)
     np.testing.assert_allclose(two.score(rows[2]), one.score(rows[2]), rtol=1e-5)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import COLUMNS, make_tiny_records
 
-from models.autoencoder import AutoencoderParams
-from models.detector import Detector, DetectorParams, fit_detector
+from models.detector import Detector, ModelParams, fit_detector
 from models.distributed import fit_distributed
 from models.errors import ProcessLost, TrainingDiverged
-from models.fitting import EpochLog, FitParams, build_network
+from models.fitting import EpochLog, build_network
+from models.params import AutoencoderParams, FitParams
 
 CPU = torch.device("cpu")
 LAYOUT = AutoencoderParams(layers=(4, 2, 4))
@@ -40,7 +40,7 @@ def fit(devices: int) -> tuple[Detector, list[EpochLog]]:
         COLUMNS,
         make_tiny_records(496),  # the last batch is one row, of which the second process has nothing
         make_tiny_records(61, 1),
-        DetectorParams(networks=(LAYOUT,), fit=learn),
+        ModelParams(networks=(LAYOUT,), fit=learn),
         CPU,
         lambda network, epoch: epochs.append(epoch),
         devices,

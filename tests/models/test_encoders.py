@@ -7,9 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.encoders import MAX_DEVIATION, UNSEEN, EncodeParams, Encoder, Unit, choose_kinds, encode_records
+from models.columns import MISSING_TIME, PADDING, Column, Tokens
+from models.encoders import MAX_DEVIATION, UNSEEN, Encoder, Unit, choose_kinds, encode_records
 from models.errors import NightjarError, TooFewRows
-from models.records import MISSING_TIME, PADDING, Column, Records, Tokens, make_records
+from models.params import EncodeParams
+from models.records import Records, make_records
 
 MIXED = (
     Column("amount", "log_numeric"),

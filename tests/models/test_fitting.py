@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.autoencoder import AutoencoderParams
 from models.errors import NightjarError, TooFewRows, TrainingDiverged
 from models.fitting import (
     EpochLog,
-    FitParams,
     Network,
     Share,
     build_network,
@@ -19,7 +17,7 @@ from models.fitting import (
     pin_arithmetic,
     resolve_device,
 )
-from models.variational import VariationalParams
+from models.params import AutoencoderParams, FitParams, VariationalParams
 
 CPU = torch.device("cpu")
 NETWORKS = [AutoencoderParams(layers=(3,)), VariationalParams(hidden=(4,), latent=2, kl_weight=0.01)]

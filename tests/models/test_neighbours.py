@@ -4,14 +4,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from models.errors import TooFewRows
-from models.neighbours import (
-    SPACING_RANGE,
-    NeighboursParams,
-    draw_rows,
-    fit_references,
-    score_neighbours,
-    share_neighbours,
-)
+from models.neighbours import SPACING_RANGE, draw_rows, fit_references, score_neighbours, share_neighbours
+from models.params import NeighboursParams
 from models.records import BLOCK
 
 PARAMS = NeighboursParams(neighbours=4)

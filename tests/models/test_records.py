@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.columns import PADDING, Tokens
 from models.errors import NightjarError
-from models.records import BLOCK, PADDING, Records, Tokens, iterate_blocks, make_records
+from models.records import BLOCK, Records, iterate_blocks, make_records
 
 
 def test_a_part_left_out_has_no_columns_but_as_many_rows() -> None:

@@ -6,27 +6,22 @@ import torch
 from scipy.stats import binom
 from sklearn.ensemble import RandomForestClassifier
 
-from models.autoencoder import AutoencoderParams
 from models.bundle import HEADER, WEIGHTS, read_bundle
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
+from models.columns import Column
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import encode_records
 from models.errors import BundleInvalid, ReducerRefused, TooFewRows
-from models.fitting import FitParams
-from models.records import Column, Records, make_records
-from models.reducer import (
-    CONFIDENCE,
+from models.params import (
+    AutoencoderParams,
+    FitParams,
     ForestReducerParams,
     NetworkReducerParams,
+    QuantilePolicy,
     ReducerLimits,
     ReducerParams,
-    Verdicts,
-    choose_cut,
-    cross_validate,
-    fit_classifier,
-    fit_reducer,
-    predict,
 )
+from models.records import Records, make_records
+from models.reducer import CONFIDENCE, Verdicts, choose_cut, cross_validate, fit_classifier, fit_reducer, predict
 
 NETWORK = NetworkReducerParams(hidden=(8,), epochs=40, learning_rate=0.02)
 FOREST = ForestReducerParams(trees=30)
@@ -190,7 +185,7 @@ def make_batch(n: int, seed: int, wild: float = 0.0) -> Records:
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    params = DetectorParams(network=AutoencoderParams(layers=(4, 1, 4)), fit=FitParams(epochs=3, seed=1))
+    params = ModelParams(network=AutoencoderParams(layers=(4, 1, 4)), fit=FitParams(epochs=3, seed=1))
     fitted = fit_detector(COLUMNS, make_batch(300, 0), make_batch(100, 1), params, torch.device("cpu"))
     return calibrate_detector(fitted, make_batch(300, 2), QuantilePolicy(q=0.9))
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.scoring import SPREAD_FLOOR, ResidualParams, measure_spreads, score_residuals, share_scores, weigh_slots
+from models.params import ResidualParams
+from models.scoring import SPREAD_FLOOR, measure_spreads, score_residuals, share_scores, weigh_slots
 
 KINDS = get_args(ResidualParams.model_fields["kind"].annotation)
 SLOTS = torch.tensor([1, 0, 2, 2, 2])

@@ -1,7 +1,8 @@
 import torch
 from torch import Generator
 
-from models.variational import Variational, VariationalParams
+from models.params import VariationalParams
+from models.variational import Variational
 
 X = torch.linspace(-1, 1, 40).view(8, 5)
 

@@ -46,7 +46,7 @@ class Stack:
 
     def nightjar(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "flows.cli.main", *arguments],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -60,7 +60,7 @@ class Stack:
     def up(self) -> str:
         ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
         env = os.environ | {"NIGHTJAR_HOME": str(self.home), "NIGHTJAR_PROJECT": str(ROOT)}
-        command = [sys.executable, "-m", "flows.cli", "up", "--debug", *ports]
+        command = [sys.executable, "-m", "flows.cli.main", "up", "--debug", *ports]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout

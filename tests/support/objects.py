@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from network import find_free_port
 
-from tasks.lake import PIECE_BYTES, Lake
+from tasks.stores.files import PIECE_BYTES
+from tasks.stores.lake import Lake
 
 SECRET = "s3cret-of-the-object-store"
 

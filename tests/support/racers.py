@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from tasks.errors import PublishConflict
 from tasks.publish import publish_night
-from tasks.tables import Night, flagged_anomalies, group_scores, scoring_batches
-from tasks.warehouse import begin, begin_attempt, migrate, open_engine
+from tasks.stores.tables import Night, flagged_anomalies, group_scores, scoring_batches
+from tasks.stores.warehouse import begin, begin_attempt, migrate, open_engine
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
 RACERS, FLAGS = 8, 5

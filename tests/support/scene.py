@@ -24,13 +24,14 @@ from psycopg import sql
 from toy import DAYS, FIRST, make_project, make_rows
 from victims import Victim, start
 
-from flows.settings import Settings
-from flows.setup import load_setup
+from flows.config.settings import Settings
+from flows.config.setup import load_setup
 from models.detector import Detector
-from tasks.lake import Lake
-from tasks.prune import RetentionParams, prune_detector
-from tasks.tables import flagged_anomalies, group_scores, labels, scoring_batches
-from tasks.warehouse import begin, open_engine
+from tasks.params import RetentionParams
+from tasks.stores.lake import Lake
+from tasks.stores.tables import flagged_anomalies, group_scores, labels, scoring_batches
+from tasks.stores.warehouse import begin, open_engine
+from tasks.upkeep.prune import prune_detector
 
 NIGHT = FIRST + timedelta(days=DAYS)
 # What may differ between two runs. The key of the scores follows the order in which parts happened to land; what lies

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import flows.nightly  # noqa: F401 - what a task's pickle names is imported before the first one comes
-from tasks.lake import Lake
+from tasks.stores.lake import Lake
 
 
 def dask_setup(worker: object) -> None:

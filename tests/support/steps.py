@@ -8,9 +8,8 @@ from typing import Any
 
 from toy import CUTOFF, DAYS, FIRST
 
-from flows.settings import Settings
-from flows.setup import Setup, load_setup
-from tasks import tracking, warehouse
+from flows.config.settings import Settings
+from flows.config.setup import Setup, load_setup
 from tasks.calibrate import calibrate_bundle
 from tasks.filter import prepare_rows
 from tasks.ingest import ingest_arrivals
@@ -18,10 +17,11 @@ from tasks.publish import Begun, publish_scored
 from tasks.register import register_bundle
 from tasks.report import read_night, write_report
 from tasks.score import score_night
-from tasks.site import Site
+from tasks.stores import registry, warehouse
+from tasks.stores.site import Site
+from tasks.stores.warehouse import begin_attempt, open_engine
 from tasks.train import fit_bundle
 from tasks.validate import validate_batches
-from tasks.warehouse import begin_attempt, open_engine
 
 TONIGHT = FIRST + timedelta(days=DAYS)
 
@@ -58,9 +58,9 @@ class NightSteps(Steps):
         params, contract, done = self.setup.configured.detector, self.setup.configured.contract, self.done
         now = datetime.now(UTC)
 
-        def resolve(site: Site) -> tuple[tracking.Version, Path]:
-            version = tracking.get_champion(site)
-            return version, tracking.fetch_bundle(site, version)
+        def resolve(site: Site) -> tuple[registry.Version, Path]:
+            version = registry.get_champion(site)
+            return version, registry.fetch_bundle(site, version)
 
         def report(site: Site) -> Path:
             batch, flags = read_night(site, TONIGHT)

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.autoencoder import AutoencoderParams
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
-from models.fitting import FitParams
-from models.records import Column, Records, make_records
+from models.columns import Column
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
+from models.params import AutoencoderParams, FitParams, QuantilePolicy
+from models.records import Records, make_records
 
 COLUMNS = (Column("amount", "numeric"), Column("country", "categorical", ("DE", "FR")), Column("at", "datetime"))
 
@@ -22,7 +21,7 @@ def make_tiny_records(n: int, seed: int = 0) -> Records:
 
 def make_tiny_detector(seed: int = 1) -> Detector:
     network = AutoencoderParams(kind="autoencoder", layers=(4, 2, 4))
-    params = DetectorParams(networks=(network,), fit=FitParams(epochs=2, batch_size=32, seed=seed))
+    params = ModelParams(networks=(network,), fit=FitParams(epochs=2, batch_size=32, seed=seed))
     detector = fit_detector(COLUMNS, make_tiny_records(64), make_tiny_records(32, 1), params, torch.device("cpu"))
     policy = QuantilePolicy(kind="quantile", q=0.9)
     lineage = {"trained_through": "2026-02-28"}

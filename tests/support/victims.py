@@ -85,6 +85,6 @@ def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    from flows.cli import execute
+    from flows.cli.main import execute
 
     sys.exit(execute(arguments))

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from tasks.ingest import EventTime, IngestParams, land
-from tasks.lake import Manifest
-from tasks.site import Site
-from tasks.sources import Arrival, FilesSource
-from tasks.warehouse import migrate, open_engine
+from tasks.ingest import land
+from tasks.params import EventTime, IngestParams
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource
+from tasks.stores.lake import Manifest
+from tasks.stores.site import Site
+from tasks.stores.warehouse import migrate, open_engine
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 
 import tasks
-from tasks import payments
 from tasks.evaluate import evaluate_nights, find_repeats, measure, recall_by_kind, trace_thresholds
-from tasks.ingest import EventTime, IngestParams, LabelColumn
+from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
-from tasks.sources import FilesSource
-from tasks.warehouse import add_labels, begin_attempt, open_engine
+from tasks.sources import payments
+from tasks.sources.files import FilesSource
+from tasks.stores.warehouse import add_labels, begin_attempt, open_engine
 
 NOW = datetime(2026, 3, 20, tzinfo=UTC)
 DAYS = [date(2026, 3, 1), date(2026, 3, 2)]
@@ -59,7 +59,7 @@ def test_only_evaluation_asks_the_simulator_for_its_truth():
                 isinstance(node, ast.Attribute) and node.attr == "read_truth" and ast.unparse(node.value) == "payments"
             )
             imported = isinstance(node, ast.ImportFrom) and "read_truth" in [alias.name for alias in node.names]
-            if named or (imported and node.module == "tasks.payments"):
+            if named or (imported and node.module == "tasks.sources.payments"):
                 askers.append(path.relative_to(root).as_posix())
     assert set(askers) == {"tasks/evaluate.py"}
 

@@ -14,10 +14,6 @@ from tasks.filter import (
     CLEAN_SETS,
     LABEL,
     SETS,
-    ByDate,
-    FilterParams,
-    LeadingFraction,
-    RandomFraction,
     check_leakage,
     draw_order,
     find_outliers,
@@ -26,9 +22,11 @@ from tasks.filter import (
     split_by_date,
     split_by_fractions,
 )
-from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, ingest_arrivals
-from tasks.sources import FilesSource
-from tasks.warehouse import add_labels, add_reviews, open_engine
+from tasks.ingest import ingest_arrivals
+from tasks.params import ByDate, EventTime, FilterParams, IngestParams, LabelColumn, LeadingFraction, RandomFraction
+from tasks.sources.files import FilesSource
+from tasks.sources.kinds import Window
+from tasks.stores.warehouse import add_labels, add_reviews, open_engine
 
 FIRST = date(2026, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(8)]

@@ -10,16 +10,18 @@ import pytest
 import sqlalchemy as sa
 from fuzzing import HOSTILE
 
-from flows.params import parse_section
-from tasks.contract import Contract
+from flows.config.params import parse_section
 from tasks.errors import ParamsInvalid
-from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, ingest_arrivals
+from tasks.ingest import ingest_arrivals
+from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.publish import publish_night
-from tasks.site import Site
-from tasks.sources import FilesSource
-from tasks.tables import Night
-from tasks.validate import ValidateParams, validate_batches
-from tasks.warehouse import add_labels, begin_attempt, find_flag, read_flags, read_groups, read_labels
+from tasks.rows.contract import Contract
+from tasks.sources.files import FilesSource
+from tasks.sources.kinds import Window
+from tasks.stores.site import Site
+from tasks.stores.tables import Night
+from tasks.stores.warehouse import add_labels, begin_attempt, find_flag, read_flags, read_groups, read_labels
+from tasks.validate import validate_batches
 
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
 ANY = ValidateParams(max_quarantined_fraction=1.0)

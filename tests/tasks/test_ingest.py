@@ -17,13 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import payments
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.ingest import EventTime, IngestParams, LabelColumn, Window, batch_dates_of, ingest_arrivals, land
-from tasks.lake import Lake, PartitionWriter
-from tasks.site import Site
-from tasks.sources import Arrival, FilesSource, SqlSource
-from tasks.warehouse import migrate, open_engine, read_labels
+from tasks.ingest import batch_dates_of, ingest_arrivals, land
+from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.sources import payments
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource
+from tasks.sources.kinds import Window
+from tasks.sources.sql import SqlSource
+from tasks.stores.lake import Lake, PartitionWriter
+from tasks.stores.site import Site
+from tasks.stores.warehouse import migrate, open_engine, read_labels
 
 DAY = date(2026, 3, 1)
 NEXT = date(2026, 3, 2)
@@ -98,7 +102,7 @@ def test_a_source_may_be_any_fsspec_url(site, tmp_path, scheme):
 
 @pytest.mark.parametrize("name", ["events.log", "events.gz"])
 def test_a_line_is_a_record_and_an_empty_one_has_no_text(site, name, monkeypatch):
-    monkeypatch.setattr("tasks.sources.SLICE_ROWS", 2)
+    monkeypatch.setattr("tasks.sources.files.SLICE_ROWS", 2)
     text = b'5 22 5 \n\n5,9;"x\n'
     put(site, name, gzip.compress(text, mtime=0) if name.endswith("gz") else text)
     source = FilesSource(kind="files", path=name, line_column="events")
@@ -139,7 +143,7 @@ def test_values_of_a_csv_stay_text_until_validation(site):
 
 
 def test_rows_of_a_query_land_whatever_is_null_in_the_first_slice(site, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.sources.SLICE_ROWS", 2)
+    monkeypatch.setattr("tasks.sources.files.SLICE_ROWS", 2)
     with sqlite3.connect(tmp_path / "source.db") as connection:
         connection.execute("create table payments (payment_id text, at text, amount real, country text)")
         rows = [("p1", None, None), ("p2", 2, None), ("p3", 3.5, "DE"), ("p4", None, "FR"), ("p5", 5, None)]
@@ -360,7 +364,7 @@ import pickle, sys
 from datetime import UTC, datetime
 import pyarrow as pa
 from tasks.ingest import EventTime, IngestParams, land
-from tasks.sources import Arrival, FilesSource
+from tasks.sources.files import Arrival, FilesSource
 site, params = pickle.load(sys.stdin.buffer)
 print("ready", flush=True)
 for number in range(4):
@@ -605,7 +609,7 @@ def test_rows_do_not_land_before_their_labels_are_kept(site, monkeypatch):
         raise ServiceUnreachable("the warehouse does not answer")
 
     with monkeypatch.context() as broken, pytest.raises(ServiceUnreachable):
-        broken.setattr("tasks.warehouse.add_labels", be_away)
+        broken.setattr("tasks.stores.warehouse.add_labels", be_away)
         ingest(site, params)
     assert site.lake.dates("landing", "toy") == []
     assert ingest(site, params).labels == 1

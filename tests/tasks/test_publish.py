@@ -17,8 +17,8 @@ from texts import AWKWARD
 
 from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachable
 from tasks.publish import FLAG_COLUMNS, Night, check_counts, publish, publish_night
-from tasks.tables import superseded_anomalies
-from tasks.warehouse import (
+from tasks.stores.tables import superseded_anomalies
+from tasks.stores.warehouse import (
     begin,
     begin_attempt,
     find_flag,
@@ -216,7 +216,7 @@ def test_a_failure_after_any_step_leaves_the_old_result_whole(engine, monkeypatc
 KILLED = """
 import os, pickle, sys
 import tasks.publish as p
-from tasks.warehouse import open_engine
+from tasks.stores.warehouse import open_engine
 url, night, flags, now = pickle.load(sys.stdin.buffer)
 p._finish_attempt = lambda *_: os.kill(os.getpid(), 9)
 p.publish_night(open_engine(url), night, flags, now, lambda: "h1")

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks.expectations import Outcome
+from tasks.params import ScoreParams
 from tasks.publish import Night, publish_night
 from tasks.report import (
     BINS,
@@ -24,11 +24,11 @@ from tasks.report import (
     summarise_night,
     write_report,
 )
-from tasks.score import ScoreParams
-from tasks.tables import Batch
-from tasks.tracking import Version
+from tasks.rows.expectations import Outcome
+from tasks.stores.registry import Version
+from tasks.stores.tables import Batch
+from tasks.stores.warehouse import begin_attempt, open_engine
 from tasks.validate import Validation
-from tasks.warehouse import begin_attempt, open_engine
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 5, tzinfo=UTC)

@@ -10,24 +10,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.autoencoder import AutoencoderParams
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
-from models.fitting import FitParams
-from models.records import Column
-from models.reducer import ForestReducerParams, ReducerLimits
-from tasks import warehouse
-from tasks.columns import to_records
-from tasks.contract import Contract
+from models.columns import Column
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
+from models.params import AutoencoderParams, FitParams, ForestReducerParams, QuantilePolicy, ReducerLimits
 from tasks.errors import BatchMissing, LeakageFound, SourceInvalid, TooFewRows
-from tasks.ingest import EventTime, IngestParams, LabelColumn
-from tasks.lake import Manifest
+from tasks.params import EventTime, IngestParams, LabelColumn, ReviewParams, ScoreParams
 from tasks.publish import publish_night
 from tasks.review import (
     ANOMALY,
     NORMAL,
     QUESTIONS,
-    ReviewParams,
     ask_about,
     ask_about_all,
     judge_by_labels,
@@ -37,11 +29,15 @@ from tasks.review import (
     read_verdicts,
     reduce_detector,
 )
-from tasks.score import COUNTS, ScoreParams, check_out_of_sample, score_batch
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.score import COUNTS, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
-from tasks.site import Site
-from tasks.sources import FilesSource
-from tasks.tables import Night
+from tasks.sources.files import FilesSource
+from tasks.stores import warehouse
+from tasks.stores.lake import Manifest
+from tasks.stores.site import Site
+from tasks.stores.tables import Night
 
 DAYS = [date(2026, 3, day) for day in (1, 2, 3)]
 NOW = datetime(2026, 3, 9, 8, tzinfo=UTC)
@@ -81,9 +77,7 @@ def is_true(record_id: str) -> bool:
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    params = DetectorParams(
-        network=AutoencoderParams(layers=(6, 1, 6)), fit=FitParams(epochs=15, batch_size=64, seed=1)
-    )
+    params = ModelParams(network=AutoencoderParams(layers=(6, 1, 6)), fit=FitParams(epochs=15, batch_size=64, seed=1))
     fit, stopping, clean = (to_records(make_rows(date(2026, 1, day), 0), COLUMNS)[0] for day in (1, 2, 3))
     fitted = fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu"))
     calibrated = calibrate_detector(fitted, clean, QuantilePolicy(q=0.95))
@@ -140,7 +134,7 @@ def test_all_flags_are_asked_about_and_a_known_share_of_the_rest(site, detector,
 def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, detector, publish, monkeypatch) -> None:
     publish(detector, *DAYS[:2])
     asked = ask_about(site, DAYS[0], 20)
-    monkeypatch.setattr("tasks.lake.SLICE_ROWS", 17)
+    monkeypatch.setattr("tasks.stores.lake.SLICE_ROWS", 17)
     pd.testing.assert_frame_equal(ask_about(site, DAYS[0], 20), asked)
     numbers = {day: set(ask_about(site, day, 20)["record_id"].str[3:]) for day in DAYS[:2]}
     assert numbers[DAYS[0]] != numbers[DAYS[1]]

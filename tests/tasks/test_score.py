@@ -12,28 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.autoencoder import AutoencoderParams
-from models.calibration import FixedPolicy, QuantilePolicy
-from models.detector import Detector, DetectorParams, Explanation, calibrate_detector, fit_detector
+from models.columns import Column, Tokens
+from models.detector import Detector, Explanation, ModelParams, calibrate_detector, fit_detector
 from models.encoders import UNSEEN, Unit
-from models.fitting import FitParams
-from models.records import Column, Tokens
-from tasks.causes import MASKED, name_causes
-from tasks.columns import to_records
-from tasks.contract import Contract
+from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy
 from tasks.errors import LeakageFound, PublishConflict
-from tasks.groups import GroupsParams
-from tasks.lake import read_ahead
-from tasks.score import (
-    COUNTS,
-    ScoreParams,
-    Scoring,
-    WorstRows,
-    check_input,
-    check_out_of_sample,
-    hash_inputs,
-    score_batch,
-)
+from tasks.params import GroupsParams, ScoreParams
+from tasks.rows.causes import MASKED, name_causes
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.rows.worst import WorstRows
+from tasks.score import COUNTS, Scoring, check_input, check_out_of_sample, hash_inputs, score_batch
+from tasks.stores.files import read_ahead
 from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
@@ -77,7 +67,7 @@ def make_rows(n: int, seed: int = 0, wild: int = 0) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    params = DetectorParams(
+    params = ModelParams(
         networks=(AutoencoderParams(layers=(6, 2, 6)),), fit=FitParams(epochs=2, batch_size=64, seed=1), threads=1
     )
     fit, stopping, clean = (to_records(make_rows(200, seed), COLUMNS)[0] for seed in (1, 2, 3))
@@ -119,7 +109,7 @@ def test_every_row_gets_the_detectors_score_and_rank(score, detector):
 def test_scores_and_flags_do_not_depend_on_slicing_or_neighbours(score, monkeypatch, slice_rows):
     rows = make_rows(60, wild=4)
     scores, flags, counts = score(rows)
-    monkeypatch.setattr("tasks.lake.SLICE_ROWS", slice_rows)
+    monkeypatch.setattr("tasks.stores.lake.SLICE_ROWS", slice_rows)
     sliced, sliced_flags, sliced_counts = score(rows.slice(0, 13), rows.slice(13, 1), rows.slice(14))
     pd.testing.assert_frame_equal(sliced, scores, check_exact=True)
     pd.testing.assert_frame_equal(sliced_flags, flags, check_exact=True)

@@ -25,23 +25,22 @@ import pytest
 import torch
 from network import find_free_port
 
-from models.autoencoder import AutoencoderParams
-from models.calibration import QuantilePolicy
-from models.detector import Detector, DetectorParams, calibrate_detector, fit_detector
-from models.fitting import FitParams
-from models.records import Column, Tokens
-from models.reducer import ForestReducerParams, Gain, Reducer, ReducerHeader, Verdicts, fit_classifier
-from tasks import warehouse
-from tasks.columns import to_records
-from tasks.contract import Contract
+from models.columns import Column, Tokens
+from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
+from models.params import AutoencoderParams, FitParams, ForestReducerParams, QuantilePolicy
+from models.reducer import Gain, Reducer, ReducerHeader, Verdicts, fit_classifier
 from tasks.errors import RecordInvalid
-from tasks.images import make_field
+from tasks.params import ScoreParams
 from tasks.publish import publish_night
 from tasks.register import register_bundle
-from tasks.score import COUNTS, ScoreParams, score_batch
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.score import COUNTS, score_batch
 from tasks.serving import MOST_ROWS, ServedDetector
-from tasks.site import Site
-from tasks.tables import Night
+from tasks.sources.images import make_field
+from tasks.stores import warehouse
+from tasks.stores.site import Site
+from tasks.stores.tables import Night
 
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
 ROWS = 400
@@ -95,7 +94,7 @@ def make_detector() -> Detector:
     """A calibrated detector with a second stage that suppresses what lies below the habit."""
     fit, stopping, clean = (to_records(make_rows(seed).slice(30), COLUMNS)[0] for seed in (1, 2, 3))
     learn = FitParams(epochs=15, batch_size=64, seed=1)
-    params = DetectorParams(networks=(AutoencoderParams(layers=(16, 4, 16)),), fit=learn)
+    params = ModelParams(networks=(AutoencoderParams(layers=(16, 4, 16)),), fit=learn)
     fitted = fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu"))
     detector = calibrate_detector(fitted, clean, QuantilePolicy(q=0.95))
     everything = np.ones(30)

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.contract import Contract
 from tasks.errors import BatchMissing, BatchRejected, MemoryExhausted, ParamsInvalid
 from tasks.ingest import commit_parts
-from tasks.lake import Lake, Manifest
-from tasks.schema import type_rows
-from tasks.validate import DUPLICATE, ValidateParams, Validation, check_accepted, find_duplicates, validate_batches
+from tasks.params import ValidateParams
+from tasks.rows.contract import Contract
+from tasks.rows.duplicates import find_duplicates
+from tasks.rows.schema import type_rows
+from tasks.stores.lake import Lake, Manifest
+from tasks.validate import DUPLICATE, Validation, check_accepted, validate_batches
 
 DAY = date(2026, 3, 1)
 ANY = ValidateParams(max_quarantined_fraction=1.0)
@@ -191,7 +193,7 @@ def test_identical_bad_duplicates_are_quarantined_once(land_rows, validate):
 
 @pytest.mark.parametrize("slice_rows", [3, 100])
 def test_rows_that_share_a_record_id_and_differ_are_all_quarantined(land_rows, validate, read, monkeypatch, slice_rows):
-    for module in ("lake", "validate"):
+    for module in ("stores.lake", "validate"):
         monkeypatch.setattr(f"tasks.{module}.SLICE_ROWS", slice_rows)
     frame = make_rows()
     changed = frame.assign(amount="7")
@@ -248,8 +250,8 @@ def test_doubled_ids_are_those_that_a_plain_count_finds(tmp_path_factory, parts,
 @pytest.fixture
 def arrived_twice(site, monkeypatch) -> Manifest:
     """A landed batch of 400,000 rows that arrived twice, and three of them changed; and little memory to look at it."""
-    monkeypatch.setattr("tasks.lake.QUERY_MEMORY", "60MB")
-    monkeypatch.setattr("tasks.lake.QUERY_THREADS", 1)
+    monkeypatch.setattr("tasks.stores.lake.QUERY_MEMORY", "60MB")
+    monkeypatch.setattr("tasks.stores.lake.QUERY_THREADS", 1)
     amounts = pa.array(range(400_000), pa.int64())
     rows = pa.table({"record_id": [f"order-{number:032}" for number in range(400_000)], "amount": amounts})
     changed = rows.slice(0, 3).set_column(1, "amount", pc.add(amounts.slice(0, 3), 1))
@@ -276,7 +278,7 @@ def test_a_search_that_fits_in_memory_needs_no_temporary_folder(site, land_rows,
 
 
 def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch):
-    monkeypatch.setattr("tasks.lake.QUERY_MEMORY", "60MB")
+    monkeypatch.setattr("tasks.stores.lake.QUERY_MEMORY", "60MB")
     ids = [f"r{max(1, number)}" for number in range(65_536)]
     photos = np.random.default_rng(0).bytes(2048 * len(ids))
     photo = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2048), len(ids), [None, pa.py_buffer(photos)])
@@ -646,7 +648,7 @@ def test_what_an_expectation_says_of_a_masked_column_when_it_fails_is_not_shown(
 
 
 def test_a_large_landing_part_becomes_several_in_the_order_of_its_rows(site, land_rows, validate, read, monkeypatch):
-    monkeypatch.setattr("tasks.lake.SLICE_ROWS", 3)
+    monkeypatch.setattr("tasks.stores.lake.SLICE_ROWS", 3)
     monkeypatch.setattr("tasks.validate.PART_SLICES", 2)
     land_rows(make_rows(20, amount={7: "free"}))
     check_counts(validate())

@@ -24,8 +24,8 @@ from racers import RACERS, day_of, prepare, publish_once, read_whole, watch
 from scene import NIGHT, Scene
 from victims import Victim
 
-from tasks import warehouse
-from tasks.tables import flagged_anomalies, group_scores, scoring_batches
+from tasks.stores import warehouse
+from tasks.stores.tables import flagged_anomalies, group_scores, scoring_batches
 
 FINISHED = "Finished in state Completed()"
 SCORE = ("score", "orders", "--date", NIGHT.isoformat())

@@ -1,0 +1,111 @@
+"""`nightjar doctor`."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+from flows.cli.options import Json, Name
+from flows.cli.screen import print_json, print_rows
+from models.errors import NightjarError
+
+if TYPE_CHECKING:
+    from flows.config.setup import Setup
+
+EXAMPLE = "nightjar doctor payments"
+
+
+def doctor(name: Name, as_json: Json = False) -> None:
+    """Check params, contract, source, lake, warehouse, MLflow, champion and device, one line each.
+
+    Other detectors that cannot be loaded are named too; they do not make the check fail.
+    """
+    findings = examine(name)
+    if as_json:
+        print_json({"detector": name, "checks": [asdict(finding) for finding in findings]})
+    else:
+        rows = [
+            {"check": f.check, "result": "ok" if f.ok else "FAILED" if f.needed else "broken", "detail": f.detail}
+            for f in findings
+        ]
+        print_rows(Table(title=f"doctor {name}", title_justify="left"), rows, ("check", "result", "detail"))
+    if not all(finding.ok or not finding.needed for finding in findings):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. `needed`: without it there is no night; else it only wants to be known."""
+
+    check: str
+    ok: bool
+    detail: str
+    needed: bool = True
+
+
+def examine(name: str) -> list[Finding]:
+    """Check each part a night needs. Params, contract and warehouse schema come first: nothing works without them."""
+    from flows.config.params import find_broken
+    from flows.config.settings import load_settings
+    from flows.config.setup import prepare
+
+    setup = prepare(name)
+    checks: dict[str, Callable[[Setup], str]] = {
+        "source": _check_source,
+        "lake": _check_lake,
+        "warehouse": _check_warehouse,
+        "champion": _check_champion,
+        "device": _check_device,
+    }
+    findings = [Finding("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")]
+    findings += [_try(check, function, setup) for check, function in checks.items()]
+    return findings + [
+        Finding(f"detector {other}", False, f"its own nights only: {told}", needed=False)
+        for other, told in find_broken(load_settings().project).items()
+    ]
+
+
+def _try(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Finding:
+    try:
+        return Finding(check, True, function(setup))
+    except NightjarError as error:
+        return Finding(check, False, str(error))
+
+
+def _check_source(setup: "Setup") -> str:
+    from tasks.sources.kinds import list_arrivals
+
+    last = setup.configured.detector.run.last_date
+    arrivals = list_arrivals(setup.ingest_params.source, setup.site.sources, setup.site.zone, setup.window(last=last))
+    next(iter(arrivals[0].read()), None)  # the first rows of it can be read
+    return f"{len(arrivals)} arrivals"
+
+
+def _check_lake(setup: "Setup") -> str:
+    lake = setup.site.lake
+    lake.replace("doctor.txt", b"written by nightjar doctor\n")
+    return f"{lake.root} is writable, {len(lake.dates('landing', setup.site.detector))} landed dates"
+
+
+def _check_warehouse(setup: "Setup") -> str:
+    from tasks.stores import warehouse
+
+    engine = warehouse.open_engine(setup.site.warehouse_url)
+    return f"{setup.site.warehouse_label}, {len(warehouse.read_batches(engine, setup.site.detector))} published nights"
+
+
+def _check_champion(setup: "Setup") -> str:
+    from models.detector import Detector
+    from tasks.stores import registry
+
+    version = registry.get_champion(setup.site)
+    detector = Detector.load(registry.fetch_bundle(setup.site, version))
+    return f"version {version.version}, its bundle is whole, threshold {detector.threshold.value:.4g}"
+
+
+def _check_device(setup: "Setup") -> str:
+    from models.fitting import resolve_device
+
+    return f"{resolve_device(setup.site.device, setup.site.devices)}, {setup.site.threads} threads"

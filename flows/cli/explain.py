@@ -1,0 +1,38 @@
+"""`nightjar explain`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Day, Json, Name
+from flows.cli.screen import print_causes, print_json, stdout
+
+EXAMPLE = "nightjar explain payments 6f1b0c-000017"
+
+
+def explain(
+    name: Name,
+    record_id: Annotated[str, typer.Argument()],
+    date: Day = None,
+    as_json: Json = False,
+) -> None:
+    """Show one record's score, rank and causes, with the model and data version that judged it."""
+    from flows.config.setup import prepare
+    from tasks.on_demand.explain import explain_record
+
+    setup = prepare(name)
+    found = explain_record(setup.site, setup.configured.contract, record_id, date.date() if date else None)
+    band = setup.configured.detector.score.name_band(found.percentile_rank)
+    if as_json:
+        print_json(asdict(found) | {"band": band})
+        return
+    verdict = "flagged" if found.is_flagged else "not flagged"
+    stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
+    stdout.print(
+        f"score {found.score:.4g}, threshold {found.threshold:.4g}: {verdict}; "
+        f"rank {found.percentile_rank:.2f}, band {band}, p-value {found.p_value:.2g}"
+    )
+    print_causes(found.causes)
+    stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
+                 f"input {found.input_hash[:12]}")  # fmt: skip

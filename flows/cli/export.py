@@ -1,0 +1,27 @@
+"""`nightjar export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Json
+from flows.cli.screen import print_json, stdout
+
+EXAMPLE = "nightjar export /mnt/exports/2026-11-21"
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    as_json: Json = False,
+) -> None:
+    """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
+    from flows.config.setup import load_stores
+    from tasks.upkeep.backup import export_warehouse
+
+    rows = export_warehouse(load_stores().warehouse_url, folder)
+    if as_json:
+        print_json({"folder": str(folder), "rows": rows})
+        return
+    for table, count in rows.items():
+        stdout.print(f"{count:>12,} rows  {folder}/{table}.parquet", soft_wrap=True, highlight=False)

@@ -1,0 +1,120 @@
+"""The `nightjar` command: results on stdout, everything else on stderr, one readable message for what goes wrong."""
+
+import sys
+import traceback
+from importlib.metadata import version
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from flows.cli import (
+    backfill,
+    backup,
+    deploy,
+    doctor,
+    down,
+    erase,
+    explain,
+    export,
+    fetch,
+    ingest,
+    init,
+    metrics,
+    migrate,
+    promote,
+    prune,
+    rank,
+    reduce,
+    replay,
+    restore,
+    review,
+    rollback,
+    run,
+    score,
+    stage,
+    status,
+    train,
+    up,
+    verify,
+)
+from flows.cli.screen import stderr
+from flows.config.quiet import hush_at_exit
+from models.errors import NightjarError
+
+# A verb is the name of its file, and of the function in it; EXAMPLE there ends its --help.
+VERBS: dict[str, tuple[ModuleType, ...]] = {
+    "Nights": (run, ingest, score, status, metrics),
+    "Past nights": (backfill, replay, verify),
+    "Flags": (explain, review, rank),
+    "Versions": (train, promote, rollback, reduce),
+    "Stores": (migrate, export, backup, restore, prune, erase),
+    "Detectors": (init, fetch, doctor, stage),
+    "Team": (deploy, up, down),
+}
+app = typer.Typer(
+    epilog="First night: nightjar run payments. Your own data: nightjar init NAME --source FILE",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for panel, modules in VERBS.items():
+    for module in modules:
+        verb = module.__name__.rpartition(".")[2]
+        app.command(verb, epilog=module.EXAMPLE, rich_help_panel=panel)(getattr(module, verb))
+
+
+def show_version(is_asked: bool) -> None:
+    """Print the version and stop."""
+    if is_asked:
+        typer.echo(f"nightjar {version('nightjar')}")
+        raise typer.Exit
+
+
+@app.callback()
+def begin(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works after a verb too.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Learn what normal looks like and, every night, write what does not to a warehouse table."""
+    from flows.config.settings import load_settings, prepare_environment
+
+    prepare_environment(load_settings())  # Prefect reads its settings when it is imported
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0, 1 with one readable message on stderr, or 2 for wrong usage."""
+    is_debug = "--debug" in arguments
+    try:
+        app(["--debug"] * is_debug + [argument for argument in arguments if argument != "--debug"])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except Exception as caught:  # noqa: BLE001 - the edge: nobody gets a traceback who did not ask
+        if is_debug:
+            traceback.print_exc()
+            return 1
+        from flows.config.settings import prefect_is_away
+
+        is_away = str(caught).startswith("Failed to reach API at")  # Prefect's own words for it
+        error = prefect_is_away(str(caught)) if is_away else caught
+        told = f"{type(error).__name__}: {error}"
+        if not isinstance(error, NightjarError):
+            told = f"unexpected {told}\n  to do: run again with --debug and report it"
+        stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Run the command line."""
+    hush_at_exit()
+    sys.exit(execute(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

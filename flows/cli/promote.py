@@ -1,0 +1,33 @@
+"""`nightjar promote`."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Json, Name
+from flows.cli.screen import print_json, stdout
+
+EXAMPLE = "nightjar promote payments 3"
+
+
+def promote(
+    name: Name,
+    version: Annotated[int | None, typer.Argument(help="A version; the challenger unless named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion: it scores from the next night on."""
+    from flows.config.setup import prepare
+    from tasks import register
+
+    champion, before = register.promote(prepare(name).site, version)
+    print_alias(name, champion, before, as_json)
+
+
+def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
+    """What promote and rollback did."""
+    if as_json:
+        print_json({"detector": name, "champion": champion, "before": before})
+    else:
+        stdout.print(
+            f"version {champion} of {name} is the champion" + (f", before it version {before}" if before else "")
+        )

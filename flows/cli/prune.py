@@ -1,0 +1,38 @@
+"""`nightjar prune`."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from flows.cli.options import Json
+from flows.cli.screen import print_json, print_rows, stdout
+
+EXAMPLE = "nightjar prune payments --dry-run"
+
+
+def prune(
+    name: Annotated[str | None, typer.Argument(help="One detector; all of them unless named.", metavar="NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove files that nothing names, a day old or older, and what is past the retention that params.yaml sets."""
+    from flows.config.params import detector_names
+    from flows.config.settings import load_settings
+    from flows.config.setup import prepare
+    from tasks.upkeep.prune import prune_detector
+
+    rows = []
+    for each in [name] if name else detector_names(load_settings().project):
+        setup = prepare(each)
+        removed = prune_detector(setup.site, setup.configured.detector.retention, datetime.now(UTC), dry_run)
+        rows += [{"detector": each, **asdict(one)} for one in removed]
+    if as_json:
+        print_json({"dry_run": dry_run, "removed": rows})
+    elif rows:
+        title = "would be removed" if dry_run else "removed"
+        print_rows(Table(title=title, title_justify="left"), rows, ("detector", "what", "files", "bytes", "rows"))
+    else:
+        stdout.print("nothing to remove")

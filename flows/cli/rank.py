@@ -1,0 +1,39 @@
+"""`nightjar rank`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Json, Name
+from flows.cli.screen import print_causes, print_json, stdout
+from flows.config.quiet import hush_great_expectations
+
+EXAMPLE = 'nightjar rank codes --value "code=AB 21 XR GB132"'
+
+
+def rank(
+    name: Name,
+    value: Annotated[list[str], typer.Option(help="A column's value; once a column.", metavar="COLUMN=TEXT")],
+    as_json: Json = False,
+) -> None:
+    """Score one record given here with the champion: its rank, severity and causes; nothing lands."""
+    from flows.config.setup import load_setup
+    from tasks.on_demand.rank import rank_by_champion
+
+    if bad := [pair for pair in value if "=" not in pair]:
+        raise typer.BadParameter(f"{bad[0]!r} is not COLUMN=TEXT", param_hint="--value")
+    values = dict(pair.split("=", 1) for pair in value)
+    if len(values) < len(value):
+        raise typer.BadParameter("a column is given twice", param_hint="--value")
+    setup = load_setup(name)
+    hush_great_expectations()
+    found = rank_by_champion(setup.site, setup.configured.contract, values, setup.configured.detector.score)
+    if as_json:
+        print_json(asdict(found))
+        return
+    stdout.print(f"score {found.score:.4g}, rank {round(found.percentile_rank, 2):g}, band {found.band}", markup=False)
+    verdict = "flagged" if found.is_flagged else "not flagged"
+    stdout.print(f"threshold {found.threshold:.4g}: {verdict}; p-value {found.p_value:.2g}")
+    print_causes(found.causes)
+    stdout.print(f"{found.model} version {found.model_version}")

@@ -1,0 +1,53 @@
+"""`nightjar review`."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Day, Json, Name
+from flows.cli.screen import print_json, stdout
+
+EXAMPLE = "nightjar review payments --date 2026-11-20 > asked.csv; nightjar review payments --take asked.csv"
+
+
+def review(
+    name: Name,
+    date: Day = None,
+    sample: Annotated[int | None, typer.Option(min=0, help="Rows besides the alerts; else review.sample.")] = None,
+    take: Annotated[Path | None, typer.Option(help="A file written by this command, with verdicts filled in.")] = None,
+    by: Annotated[str, typer.Option(help="Who gave the verdicts of --take.")] = "analyst",
+    from_labels: Annotated[bool, typer.Option("--from-labels", help="Take known labels for verdicts.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what to judge of a night (the newest unless named) as CSV, or take the verdicts: anomaly or normal."""
+    from flows.config.setup import prepare
+    from tasks import review as step
+
+    setup, now = prepare(name), datetime.now(UTC)
+    site, params = setup.site, setup.configured.detector.review
+    asked = params.sample if sample is None else sample
+    if take:
+        answers = step.read_answers(take)
+    elif from_labels:
+        by = "labels"
+        nights = [batch.batch_date for batch in step.list_published(site, date.date() if date else None)]
+        answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
+    else:
+        night = step.list_published(site, date.date() if date else None)[-1].batch_date
+        questions = step.ask_about(site, night, asked)
+        if as_json:
+            print_json({"detector": name, "questions": questions.to_dict("records")})
+        else:
+            questions.to_csv(sys.stdout, index=False)
+        return
+    added = step.keep_verdicts(site, answers, by, now)
+    given = answers["verdict"].value_counts()
+    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL)}
+    if as_json:
+        print_json({"detector": name, "new": added, "given": counts})
+    else:
+        told = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {told}")

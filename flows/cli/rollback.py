@@ -1,0 +1,15 @@
+"""`nightjar rollback`."""
+
+from flows.cli.options import Json, Name
+from flows.cli.promote import print_alias
+
+EXAMPLE = "nightjar rollback payments"
+
+
+def rollback(name: Name, as_json: Json = False) -> None:
+    """Give the alias back to the champion before this one."""
+    from flows.config.setup import prepare
+    from tasks import register
+
+    champion, before = register.rollback(prepare(name).site)
+    print_alias(name, champion, before, as_json)

@@ -1,0 +1,108 @@
+"""`nightjar run`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from flows.cli.options import Json, Name
+from flows.cli.screen import print_json, print_rows, running, starting_prefect, stdout
+
+if TYPE_CHECKING:
+    from flows.config.setup import Setup
+    from tasks.stores.registry import Version
+
+EXAMPLE = "nightjar run payments --json | jq .metrics"
+
+
+def run(name: Name, as_json: Json = False) -> None:
+    """Ingest what is new, train the first champion if there is none, and score the nights that are not fresh."""
+    with running(), starting_prefect() as wait_for_prefect:
+        summary = run_detector(name, wait_for_prefect)
+    if as_json:
+        print_json(summary)
+        return
+    nights = Table(title=f"{name}: scored by {summary['model']} version {summary['version']}", title_justify="left")
+    rows = [night | {"version": night["model_version"]} for night in summary["nights"]]
+    counts = ("rows_in", "quarantined", "excluded", "scored", "flagged")
+    print_rows(nights, rows, ("batch_date", *counts, "threshold", "version", "seconds"))
+    stdout.print(f"split      {summary['split']}", soft_wrap=True)
+    if summary["metrics"]:
+        print_metrics(summary)
+    for label, text in summary["where"].items():
+        stdout.print(f"{label:<10} {text}", soft_wrap=True, highlight=False)
+
+
+def print_metrics(summary: dict[str, Any]) -> None:
+    """Recall by kind of anomaly, then the overall metrics."""
+    for kind, recall in summary["recall_by_kind"].items():
+        stdout.print(f"recall     {kind}: {recall:.1%} of {summary['rows_by_kind'][kind]}")
+    shown = {key: value for key, value in summary["metrics"].items() if isinstance(value, float)}
+    told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+    stdout.print(f"overall    {told}", soft_wrap=True)
+
+
+def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, Any]:
+    """Do what is left to do and summarise the nights. Typed again, it finds nothing to do."""
+    from flows.config.setup import prepare
+    from tasks.ingest import ingest_arrivals
+    from tasks.policy import progress_of
+    from tasks.stores import registry
+    from tasks.upkeep.ledger import read_ledger
+
+    setup = prepare(name)
+    window = setup.window(last=setup.configured.detector.run.last_date)
+    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+    nights = setup.nights()
+    champion = registry.find_version(setup.site)
+    wait_for_prefect()
+    if champion is None:
+        from flows.training import training
+
+        training(name, nights[0])
+    champion = registry.get_champion(setup.site)
+    unlearnt = [day for day in nights if day.isoformat() > champion.tags["trained_through"]]
+    todo = [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
+    if todo:
+        from flows.backfill import backfill
+
+        backfill(name, todo)
+    return summarise(setup, champion)
+
+
+def find_pages(mlflow_uri: str) -> dict[str, str]:
+    """Where Prefect and MLflow show the runs: their servers, or else what `make ui` starts."""
+    prefect_url = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    return {
+        "Prefect": prefect_url or "make ui, then http://127.0.0.1:4200",
+        "MLflow": mlflow_uri if mlflow_uri.startswith("http") else "make ui, then http://127.0.0.1:5000",
+    }
+
+
+def summarise(setup: "Setup", champion: "Version") -> dict[str, Any]:
+    """The nights as published, the metrics over them where labels exist, and where to look."""
+    from tasks.evaluate import evaluate_nights
+    from tasks.upkeep.ledger import read_ledger
+
+    site, nights = setup.site, setup.nights()
+    batches = [night.batch for night in read_ledger(site, nights, champion) if night.batch]
+    published = [batch.batch_date for batch in batches]
+    evaluation = evaluate_nights(site, setup.ingest_params, published, setup.window().now) if published else None
+    return {
+        "detector": site.detector,
+        "model": champion.name,
+        "version": champion.version,
+        "split": champion.tags.get("split", ""),
+        "nights": [asdict(batch) for batch in batches],
+        "metrics": asdict(evaluation.metrics) if evaluation else {},
+        "recall_by_kind": evaluation.recall_by_kind if evaluation else {},
+        "rows_by_kind": evaluation.rows_by_kind if evaluation else {},
+        "where": {
+            "report": str(site.reports / f"{nights[-1]}.html"),
+            "Data Docs": str(site.docs / "gx/uncommitted/data_docs/local_site/index.html"),
+            "table": f"flagged_anomalies in {site.warehouse_label}",
+            **find_pages(site.mlflow_uri),
+        },
+    }

@@ -1,0 +1,119 @@
+"""`nightjar score`."""
+
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.cli.options import Day, Json, MaybeName
+from flows.cli.screen import print_json, print_rows, running, show_cell, stdout
+from flows.config.quiet import hush_great_expectations
+
+EXAMPLE = "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
+
+
+SHOWN_ROWS = 10  # on screen; --json has everything
+
+
+def score(
+    name: MaybeName = None,
+    date: Day = None,
+    every: Annotated[bool, typer.Option("--all", help="Every detector that has a version to score with.")] = False,
+    source: Annotated[str | None, typer.Option(help="Score this CSV or Parquet file; nothing is published.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show the worst rows of --source only.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write every row of --source to this Parquet file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score and publish one batch (yesterday's unless named) with the champion, or look at a loose file."""
+    if source is None and (limit is not None or output):
+        raise typer.BadParameter("--limit and --output need --source")
+    if every:
+        if name or source:
+            raise typer.BadParameter("it takes no NAME and no --source", param_hint="--all")
+        score_all(date.date() if date else None, as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("name a detector, or --all", param_hint="NAME")
+    if source is not None:
+        if date:
+            raise typer.BadParameter("a loose file has no batch date", param_hint="--date")
+        score_loose(name, source, limit, output, as_json)
+        return
+    from flows.config.setup import prepare
+
+    prepare(name)
+    from flows.nightly import nightly
+
+    with running():
+        night = nightly(name, date.date() if date else None)
+    if as_json:
+        print_json(asdict(night))
+    else:
+        stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
+
+
+def score_all(day: date | None, as_json: bool) -> None:
+    """Score and publish the batch of every detector, and show what became of each; exit code 1 when any failed."""
+    from flows.every import Outcome, score_every
+
+    with running():
+        state: Any = score_every(day, return_state=True)
+    outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
+    if isinstance(outcomes, Exception):  # before it came to any detector
+        raise outcomes
+    failed = [outcome for outcome in outcomes if outcome.cause]
+    if as_json:
+        print_json({"nights": [asdict(outcome) for outcome in outcomes]})
+    else:
+        rows = [asdict(one) | {"result": "FAILED" if one.cause else "published"} for one in outcomes]
+        columns = ("detector", "batch_date", "result", "flagged")
+        print_rows(Table(title="every detector", title_justify="left"), rows, columns)
+        for outcome in failed:
+            stdout.print(f"{outcome.detector}: {outcome.cause}", style="red", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:
+    """Score a loose file and show it: its worst rows as a table, or all of it as JSON."""
+    from flows.config.setup import load_setup
+    from tasks.on_demand.loose import score_file
+
+    most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
+    hush_great_expectations()
+    setup = load_setup(name)
+    told = score_file(setup.site, setup.configured.contract, setup.configured.detector, source, most, output)
+    if as_json:
+        print_json(told)
+        return
+    rows = [
+        row | {"flagged": "yes" if row["is_flagged"] else "", "causes": describe_causes(row["causes"]),
+               "rank": f"{row['percentile_rank']:.2f}"}
+        for row in told["records"]
+    ]  # fmt: skip
+    title = f"{source}: scored by {told['model']} version {told['version']}, threshold {told['threshold']:.4g}"
+    columns = ("record_id", "score", "rank", "p_value", "flagged", "causes")
+    print_rows(Table(title=title, title_justify="left"), rows, columns)
+    bad = told["rows"] - told["scored"]
+    stdout.print(
+        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged; "
+        f"{bad:,} bad ones, not scored",
+        highlight=False,
+    )
+    for row in told["bad_rows"]:
+        stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
+    if bad > len(told["bad_rows"]):
+        stdout.print(f"           and {bad - len(told['bad_rows']):,} more: --output FILE.parquet lists every row")
+    if output:
+        stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)
+
+
+def describe_causes(causes: list[dict[str, Any]]) -> str:
+    """The worst causes in a few words: what was there, and what the detector expected."""
+    told = [
+        f"{c['column']} {show_cell(c['actual'])} (expected {show_cell(c['expected'])})" for c in causes if "actual" in c
+    ]
+    return ", ".join(told[:2])

@@ -1,0 +1,128 @@
+"""What people and machines see of a command: tables and JSON on stdout, progress and everything else on stderr."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.config.quiet import hush_great_expectations
+from models.errors import NightjarError
+
+stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, default=_plain, indent=2, allow_nan=False) + "\n")
+
+
+def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """A table of dicts, numbers to the right."""
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
+    for column in columns:
+        numeric = any(isinstance(row[column], int | float) for row in rows)
+        table.add_column(
+            column.replace("_", " "), justify="right" if numeric else "left", no_wrap=numeric or "date" in column
+        )
+    for row in rows:
+        table.add_row(*(show_cell(row[column]) for column in columns))
+    stdout.print(table, markup=False)
+
+
+def print_causes(causes: list[dict[str, Any]]) -> None:
+    """The causes of one record, with their parts where there are any."""
+    rows = [{"part": "", "actual": "", "expected": ""} | cause for cause in causes]
+    parts = ("part",) if any(row["part"] for row in rows) else ()
+    columns = ("column", *parts, "share", "actual", "expected")
+    print_rows(Table(title="causes: shares of the score", title_justify="left"), rows, columns)
+
+
+def show_cell(value: object) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    hush_great_expectations()
+    consoles = list(logging.getLogger().handlers)  # Prefect's among them
+    for console in consoles:
+        console.addFilter(_is_news)
+    logger, handler = logging.getLogger("nightjar.progress"), _Bars()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with handler.bars, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        for console in consoles:
+            console.removeFilter(_is_news)
+
+
+@contextmanager
+def starting_prefect() -> Iterator[Callable[[], None]]:
+    """On the first run of a home folder, start the temporary Prefect server beside the work that does not need it yet.
+
+    Where a server is set, or there have been runs before, nothing happens. Yields what waits until flows can run.
+    """
+    from flows.config.settings import load_settings
+
+    if os.environ.get("PREFECT_API_URL") or (load_settings().home_path / "lake").exists():
+        yield lambda: None
+        return
+    from prefect.client.orchestration import get_client
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(get_client, sync_client=True)
+        yield lambda: pool.shutdown()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what the one readable message at the end will say; Prefect's own pages still have it all."""
+    is_known = record.exc_info is not None and isinstance(record.exc_info[1], NightjarError)
+    return not is_known and not (record.name.startswith("prefect.") and "in state Failed(" in record.getMessage())
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
+
+
+class _Bars(logging.Handler):
+    """Shows the records of tasks/policy.py as bars on a terminal, as one line a finished step elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+        self.steps: dict[str, Any] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        step, done, total = (record.__dict__[key] for key in ("step", "done", "total"))
+        if not stderr.is_terminal:
+            if done == total and self.steps.setdefault(step, done) == done:
+                self.steps[step] = -1  # said once
+                stderr.print(f"{step}: {total:,} done", highlight=False)
+            return
+        if step not in self.steps:
+            self.steps[step] = self.bars.add_task(step)
+        self.bars.update(self.steps[step], completed=done, total=total)

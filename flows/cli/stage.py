@@ -1,0 +1,26 @@
+"""`nightjar stage`."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.options import Name
+from flows.cli.screen import running
+
+EXAMPLE = "dvc repro evaluate@payments"
+
+
+Step = Literal["ingest", "validate", "filter", "train", "calibrate", "evaluate"]
+
+
+def stage(
+    step: Annotated[
+        Step, typer.Argument(help="ingest, validate, filter, train, calibrate or evaluate.", metavar="STEP")
+    ],
+    name: Name,
+) -> None:
+    """Run one stage of dvc.yaml by hand, in experiments/NAME; `dvc repro` runs those that are due."""
+    from flows.experiment import STAGES
+
+    with running():
+        STAGES[step](name)

@@ -1,1 +1,0 @@
-"""The commands of `nightjar`, a file for each kind of work; heavy imports happen inside them."""

@@ -1,0 +1,241 @@
+"""params.yaml, loaded once into frozen typed sections: what to learn. Where to run is settings.
+
+A section's type lives beside the code that reads it; here they are assembled into a detector. Unknown and misspelt
+keys, and values out of range, are errors that name the file and the key. A detector is judged by its own section and
+contract alone: what is wrong with another one must not stop its night.
+"""
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Hashable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from models.params import Section
+from tasks.errors import ParamsInvalid, hide_password
+from tasks.params import (
+    DetectorParams,
+)
+from tasks.rows.contract import Contract
+
+S = TypeVar("S", bound=BaseModel)
+# The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
+LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
+MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can stand for billions
+SHOWN = 120  # characters of a bad value
+
+
+NAME = r"^[a-z][a-z0-9_]{0,39}$"
+
+
+class _Params(Section):
+    detectors: dict[Annotated[str, Field(pattern=NAME)], DetectorParams]
+
+
+class Configured(Section):
+    """A detector with its name and its contract: everything the flows need to know about it."""
+
+    name: str
+    detector: DetectorParams
+    contract: Contract
+    params_hash: str
+
+    @property
+    def label_delay(self) -> timedelta:
+        """How long after its event a record's label may still arrive."""
+        return timedelta(days=self.detector.label_delay_days)
+
+
+def load_detector(project: Path, name: str) -> Configured:
+    """Read NAME's section of params.yaml and contracts/NAME.yaml; ParamsInvalid says what is wrong and where.
+
+    Other detectors' sections and contracts are not looked at.
+    """
+    path = project / "params.yaml"
+    return _configure(read_yaml(path), path, name)
+
+
+def find_broken(project: Path) -> dict[str, str]:
+    """The detectors of params.yaml that cannot be loaded, and why. Raises ParamsInvalid where none can be read."""
+    path = project / "params.yaml"
+    document, broken = read_yaml(path), {}
+    for name in map(str, read_sections(document, path)):
+        try:
+            _configure(document, path, name)
+        except ParamsInvalid as error:
+            broken[name] = str(error)
+    return broken
+
+
+def _configure(document: object, path: Path, name: str) -> Configured:
+    detector = parse_detector(document, path, name)
+    contract_path = path.parent / "contracts" / f"{name}.yaml"
+    return combine(name, detector, path, parse_section(Contract, read_yaml(contract_path), contract_path))
+
+
+def parse_detector(document: object, path: Path, name: str) -> DetectorParams:
+    """One detector of the document of params.yaml, whatever the others look like. Raises ParamsInvalid."""
+    sections = {str(key): section for key, section in read_sections(document, path).items()}
+    if name not in sections:
+        near = difflib.get_close_matches(name, sections, n=1)
+        raise ParamsInvalid(
+            f"There is no detector {name!r}.",
+            where=str(path),
+            expected=", ".join(sorted(sections)),
+            todo=f"did you mean {near[0]}?"
+            if near
+            else f"use one of these names, or nightjar init {name} --source FILE",
+        )
+    return parse_section(_Params, {"detectors": {name: sections[name]}}, path).detectors[name]
+
+
+def read_sections(document: object, path: Path) -> dict[Any, object]:
+    """The sections of the document of params.yaml by detector, not parsed yet. Raises ParamsInvalid."""
+    keys = list(document) if isinstance(document, dict) else []
+    sections = document["detectors"] if isinstance(document, dict) and keys == ["detectors"] else None
+    if not isinstance(sections, dict):
+        raise ParamsInvalid(
+            f"{path.name} does not hold detectors.",
+            where=str(path),
+            got=f"the keys {', '.join(map(repr, keys))}" if keys else type(document).__name__,
+            expected="one key, detectors, and below it a section a detector",
+            todo="correct the file, or begin with nightjar init NAME --source FILE",
+        )
+    return sections
+
+
+def combine(name: str, detector: DetectorParams, path: Path, contract: Contract) -> Configured:
+    """A detector with its contract, which must fit together."""
+    _check_columns(detector, contract, path)
+    _check_groups(detector, contract, path)
+    learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
+    digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
+    return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
+
+
+def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse columns that the contract lacks or masks, and the label, among those that the detector reads."""
+    names, label = detector.train.columns.names, detector.ingest.labels
+    bad = [f"{n} is not in the contract" for n in names if n not in contract.columns and n != "event_time"]
+    bad += [f"{n} is masked by the contract" for n in names if n in contract.columns and contract.columns[n].masked]
+    bad += [f"{label.column} is the label"] if label and label.column in names else []
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot read some of train.columns.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="columns that the contract keeps, unmasked, and that do not give the answer away",
+            todo="correct train.columns, or the contract",
+        )
+
+
+def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse groups that cannot be formed, and names of groups that nobody may see."""
+    groups = detector.score.groups
+    if groups is None:
+        return
+    bad = [f"{name} is not in the contract" for name in groups.names if name not in contract.columns]
+    if groups.by in contract.columns and (contract.columns[groups.by].masked or contract.columns[groups.by].shape):
+        bad.append(f"{groups.by} is masked by the contract, or an image")
+    if groups.weight in contract.columns and contract.columns[groups.weight].type not in ("int", "float"):
+        bad.append(f"{groups.weight} is no number")
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot form its groups.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="by: hour or a column that may be shown; weight: a column of numbers",
+            todo="correct score.groups, or the contract",
+        )
+
+
+def detector_names(project: Path) -> list[str]:
+    """The detectors that params.yaml configures, in its order."""
+    path = project / "params.yaml"
+    return [str(name) for name in read_sections(read_yaml(path), path)]
+
+
+def parse_section(kind: type[S], document: object, path: Path) -> S:
+    """Turn a YAML document into a typed section. Raises ParamsInvalid that lists every bad key."""
+    try:
+        # By way of JSON: strict types then still take a list for a tuple and text for a date.
+        return kind.model_validate_json(json.dumps(document, default=str))
+    except TypeError as error:
+        raise _not_yaml(path, f"{error}") from error  # a date or the like as a key
+    except ValidationError as error:
+        problems = [_explain(kind, dict(problem)) for problem in error.errors()]
+        raise ParamsInvalid(
+            f"{path.name} has {len(problems)} bad {'key' if len(problems) == 1 else 'keys'}.",
+            where=str(path),
+            got="; ".join(problems),
+            todo="correct the key; docs/params.md lists all of them",
+        ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its standard has it: a key that stands twice in one mapping is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        texts = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [text for text, times in Counter(texts).items() if times > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> object:
+    """A YAML document. Raises ParamsInvalid where there is none, or it is broken."""
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+    except FileNotFoundError as error:
+        todo = "run nightjar from the project's folder, or set NIGHTJAR_PROJECT to it"
+        raise ParamsInvalid(f"There is no {path.name}.", where=str(path), todo=todo) from error
+    except OSError as error:
+        raise ParamsInvalid(f"{path.name} cannot be read.", where=str(path), got=str(error)) from error
+    # PyYAML lets through what int(), date() and look-ups raise of a value such as 2026-13-45.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_yaml(path, str(error)) from error
+    if _count_values(document, {}) > MAX_VALUES:
+        raise _not_yaml(path, f"more than {MAX_VALUES:,} values, or one that holds itself")
+    return document
+
+
+def _not_yaml(path: Path, got: str) -> ParamsInvalid:
+    todo = "correct the file; what DVC cannot read, Nightjar does not read either"
+    return ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=got, todo=todo)
+
+
+def _count_values(document: object, counted: dict[int, int]) -> int:
+    """The values of a document, aliases followed; each node is walked once."""
+    if not isinstance(document, dict | list):
+        return 1
+    if id(document) not in counted:
+        counted[id(document)] = MAX_VALUES  # while it is walked: what holds itself has no end
+        below = document.values() if isinstance(document, dict) else document
+        counted[id(document)] = 1 + sum(_count_values(value, counted) for value in below)
+    return counted[id(document)]
+
+
+def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
+    steps = [str(step) for step in problem["loc"]]
+    text = f"{'.'.join(steps)}: {problem['msg']}"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(steps[-1], _all_keys(kind), n=1)
+        text = f"{'.'.join(steps)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
+    elif problem["type"] != "missing":
+        got = hide_password(repr(problem["input"]))  # it may be a whole section, with a database's URL
+        text += f", got {got if len(got) <= SHOWN else got[:SHOWN] + '...'}"
+    return text
+
+
+def _all_keys(kind: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
+        fields = kind.model_fields
+        below = [_all_keys(info.annotation, seen | {kind}) for info in fields.values()]
+        return {info.alias or name for name, info in fields.items()}.union(*below)
+    return set[str]().union(*(_all_keys(argument, seen) for argument in get_args(kind)))

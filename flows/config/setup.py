@@ -1,0 +1,145 @@
+"""What a flow or a command begins with: a detector's params, its site, and the prepared environment."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from pydantic import JsonValue
+
+from flows.config.params import Configured, load_detector
+from flows.config.quiet import hush_at_exit
+from flows.config.settings import Settings, load_settings
+from tasks.errors import BatchMissing
+from tasks.params import IngestParams
+from tasks.sources.kinds import Window, find_first_date
+from tasks.sources.sql import SqlSource
+from tasks.spread import Workers
+from tasks.stores import warehouse
+from tasks.stores.site import Site
+from tasks.upkeep.backup import Stores
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One detector, ready to run."""
+
+    configured: Configured
+    site: Site
+    workers: Workers
+
+    @property
+    def ingest_params(self) -> IngestParams:
+        """The ingest section, with `${NAME}` in a query's URL filled in from the environment."""
+        params = self.configured.detector.ingest
+        if not isinstance(params.source, SqlSource):
+            return params
+        return params.model_copy(update={"source": fill_url(params.source)})
+
+    @property
+    def hashes(self) -> dict[str, JsonValue]:
+        """What of params and contract the lineage records: their hashes, and which columns may lack a finite value."""
+        columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
+        read = {name: columns[name] for name in names if name in columns}
+        gaps: dict[str, list[JsonValue]] = {
+            "nullable": [name for name, column in read.items() if column.nullable],
+            "infinite": [name for name, column in read.items() if column.infinite],
+        }
+        hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
+        return {**hashes, **{kind: found for kind, found in gaps.items() if found}}
+
+    def window(self, first: date | None = None, last: date | None = None) -> Window:
+        """The dates to ask the source for, up to now; by default from its beginning to yesterday."""
+        now = datetime.now(UTC)
+        begin = find_first_date(self.configured.detector.ingest.source)
+        return Window(max(first or begin, begin), last or self.yesterday(now), now)
+
+    def today(self, now: datetime | None = None) -> date:
+        """The date that it is in the detector's time zone."""
+        return (now or datetime.now(UTC)).astimezone(self.site.zone).date()
+
+    def yesterday(self, now: datetime | None = None) -> date:
+        """The newest batch date that is complete."""
+        return self.today(now) - timedelta(days=1)
+
+    def newest_cutoff(self) -> date:
+        """The cut-off that takes in all there is: today's, or the day after data that has ended."""
+        run = self.configured.detector.run
+        return self.today() if run.every_night or run.last_date is None else run.last_date + timedelta(days=1)
+
+    def landed_before(self, cutoff: date) -> list[date]:
+        """The landed batch dates before a cut-off, without those params exclude. Raises BatchMissing."""
+        excluded = self.configured.detector.filter.exclude_dates
+        dates = [d for d in self.site.lake.dates("landing", self.site.detector) if d < cutoff and d not in excluded]
+        if not dates:
+            raise BatchMissing(
+                f"{self.site.detector} has no batches before {cutoff}.",
+                where=self.site.lake_root,
+                todo=f"nightjar ingest {self.site.detector}, or choose a later cut-off",
+            )
+        return dates
+
+    def nights(self) -> list[date]:
+        """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date` or yesterday."""
+        run = self.configured.detector.run
+        last = run.last_date or self.yesterday()
+        landed = self.landed_before(last + timedelta(days=1))
+        return landed[-run.nights :]
+
+
+def fill_url(source: SqlSource) -> SqlSource:
+    """A query with `${NAME}` in its URL filled in from the environment."""
+    return source.model_copy(update={"url": os.path.expandvars(source.url)})
+
+
+def prepare(name: str) -> Setup:
+    """Load a detector, bring its warehouse to today's schema and mark tries of dead processes as failed.
+
+    Raises ParamsInvalid, ServiceUnreachable.
+    """
+    hush_at_exit()  # a worker's log has enough to tell
+    setup = load_setup(name)
+    engine = warehouse.open_engine(setup.site.warehouse_url)
+    warehouse.migrate(engine)
+    warehouse.bury_dead(engine, name, datetime.now(UTC))
+    return setup
+
+
+def load_setup(name: str, settings: Settings | None = None) -> Setup:
+    """Load a detector without touching any store; settings are the environment's unless given. Raises ParamsInvalid."""
+    settings = settings or load_settings()
+    configured = load_detector(settings.project, name)
+    site = Site(
+        detector=name,
+        time_zone=configured.detector.time_zone,
+        label_delay=configured.label_delay,
+        sources=settings.sources,
+        lake_root=settings.lake_root,
+        warehouse_url=settings.warehouse_url,
+        mlflow_uri=settings.mlflow_uri,
+        artifacts=settings.artifact_root,
+        home=settings.home_path,
+        device=settings.device,
+        threads=settings.threads,
+        devices=settings.devices,
+        commit=read_commit(settings),
+    )
+    scheduler = None if settings.task_runner == "threads" else settings.task_runner
+    return Setup(configured, site, Workers(scheduler, settings.workers))
+
+
+def load_stores() -> Stores:
+    """The stores that all detectors share. Raises ParamsInvalid."""
+    settings = load_settings()
+    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
+    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, artifacts)
+
+
+def read_commit(settings: Settings) -> str:
+    """The commit of the project's folder, or "unknown" outside a repository."""
+    command = ["git", "-C", str(settings.project), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

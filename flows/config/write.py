@@ -1,0 +1,293 @@
+"""`nightjar init`: look at a source, decide, and write a params section and a contract: both, or neither."""
+
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import yaml
+
+from flows.config.params import NAME, combine, parse_detector
+from flows.config.settings import Settings, load_settings
+from flows.config.setup import fill_url
+from models.params import QuantilePolicy
+from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.onboarding.draft import Asked, Draft, draft_detector
+from tasks.onboarding.profile import Choice
+from tasks.params import CalibrateParams, DetectorParams, RunParams
+from tasks.rows.contract import Contract
+from tasks.sources.files import list_files, name_files
+from tasks.sources.sql import SqlSource, read_query
+from tasks.stores.lake import Lake
+
+QUERY = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
+WIDTH = 116  # of the lines written
+ENDED_DAYS = 7  # older than that, the newest rows are not one night late: the data has ended
+
+
+def init_detector(name: str, source: str, url: str | None, asked: Asked, force: bool) -> dict[str, Any]:
+    """Write the section and the contract of a new detector, and tell what was decided."""
+    settings, now = load_settings(), datetime.now(UTC)
+    params_path, contract_path = settings.project / "params.yaml", settings.project / "contracts" / f"{name}.yaml"
+    text = params_path.read_text(encoding="utf-8") if params_path.exists() else ""
+    check_free(name, text, params_path, contract_path, force)
+    drafted = _draft(source, url, settings.sources, asked, now)
+    run, choice = choose_run(drafted, now.date())
+    drafted = replace(drafted, choices=(*drafted.choices, choice))
+    detector = assemble(drafted, run)
+    params = insert_section(text, name, render_section(detector, drafted), params_path)
+    combine(name, parse_detector(yaml.safe_load(params), params_path, name), params_path, drafted.contract)
+    write_files({contract_path: render_contract(drafted.contract, name), params_path: params})
+    return {
+        "detector": name,
+        "columns": [asdict(decision) for decision in drafted.decisions],
+        "choices": [asdict(choice) for choice in drafted.choices],
+        "notes": [*drafted.notes, *note_leftovers(settings, name)],
+        "wrote": [str(params_path), str(contract_path)],
+    }
+
+
+def _draft(source: str, url: str | None, sources: str, asked: Asked, now: datetime) -> Draft:
+    if url or QUERY.match(source):
+        query = name_query(source, url, os.environ)
+        return draft_detector(query, [read_query(fill_url(query), now)], asked)
+    files = name_files(source, sources)
+    return draft_detector(files, list(list_files(files, sources)), asked)
+
+
+def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:
+    """Raise ParamsInvalid for a name that cannot be one, or, without `force`, that is taken."""
+    if not re.fullmatch(NAME, name):
+        raise ParamsInvalid(
+            "This cannot be the name of a detector.",
+            got=repr(name),
+            expected="a small letter, then at most 39 small letters, digits and underscores",
+        )
+    section = name in _detectors(text, params_path)
+    taken = [str(params_path)] * section + [str(contract_path)] * contract_path.exists()
+    if taken and not force:
+        raise ParamsInvalid(
+            f"There is a detector {name!r} already; nothing was written.",
+            where=", ".join(taken),
+            todo="choose another name, or replace its section and its contract with --force",
+        )
+
+
+# --- the source ---
+
+
+def name_query(query: str, url: str | None, environment: Mapping[str, str]) -> SqlSource:
+    """The source of a query. A URL with a password is written as the variable that holds it, never as it is."""
+    if not url:
+        raise SourceInvalid(
+            "A query needs a database.",
+            got="a query without --url",
+            expected="an SQLAlchemy URL such as sqlite:///shop.db",
+            todo="add --url; one with a password goes into a variable: --url '${SHOP_DB}'",
+        )
+    if "${" in url or not _has_password(url):
+        return SqlSource(kind="sql", url=url, query=query)
+    holders = [name for name, value in environment.items() if value == url]
+    if not holders:
+        raise SourceInvalid(
+            "The URL holds a password, and params.yaml is no place for one.",
+            expected="the name of an environment variable that holds the URL",
+            todo="export SHOP_DB=..., then --url '${SHOP_DB}'",
+        )
+    return SqlSource(kind="sql", url="${" + holders[0] + "}", query=query)
+
+
+def _has_password(url: str) -> bool:
+    try:
+        return sa.make_url(url).password is not None
+    except sa.exc.ArgumentError:
+        return False
+
+
+# --- the texts ---
+
+
+def choose_run(drafted: Draft, today: date) -> tuple[RunParams, Choice]:
+    """What is run. A night is named only where the newest rows lie in the future; data that has ended runs by hand."""
+    run: dict[str, Any] = {"nights": drafted.nights}
+    if drafted.last_date >= today:
+        run["last_date"] = drafted.last_date
+    age_days = (today - drafted.last_date).days
+    if age_days <= ENDED_DAYS:
+        return RunParams(**run), Choice("every night", "yes", "the newest rows are of the last week")
+    why = f"the newest rows, of {drafted.last_date}, are {age_days} days old: as of data that has ended"
+    return RunParams(**run, every_night=False), Choice("every night", "no", why)
+
+
+def assemble(drafted: Draft, run: RunParams) -> DetectorParams:
+    """The params section."""
+    return DetectorParams(
+        run=run,
+        ingest=drafted.ingest,
+        filter=drafted.filter,
+        train=drafted.train,
+        calibrate=CalibrateParams(threshold=QuantilePolicy(kind="quantile", q=0.99)),
+    )
+
+
+def render_section(detector: DetectorParams, drafted: Draft) -> str:
+    """The section's lines, not indented: what was decided and nothing that is a default."""
+    facts = "; ".join(f"{choice.about} {choice.what}" for choice in drafted.choices if choice.about != "network")
+    comment = "".join(f"# {line}\n" for line in _wrap(f"Written by nightjar init: {facts}."))
+    return comment + _dump(_kind_first(detector.model_dump(exclude_unset=True, by_alias=True)))
+
+
+def render_contract(contract: Contract, name: str) -> str:
+    """The contract's text, one column and one expectation a line."""
+    lines = [f"# What a day of {name} must look like, written by nightjar init from what it saw; correct it freely."]
+    lines += [
+        "# Ranges only warn: a value far outside them may be the anomaly to find, and must be scored.",
+        "columns:",
+    ]
+    lines += [
+        f"  {_flow(column)}: {_flow(kept.model_dump(exclude_unset=True))}" for column, kept in contract.columns.items()
+    ]
+    if contract.ignored:
+        lines += _dump({"ignored": list(contract.ignored)}).splitlines()
+    lines.append("expectations:")
+    lines += [f"  - {_flow(expectation.model_dump(exclude_unset=True))}" for expectation in contract.expectations]
+    return "\n".join(lines) + "\n"
+
+
+def insert_section(text: str, name: str, section: str, path: Path) -> str:
+    """The text of params.yaml with the section in it: in place of the old one, or after the last. The rest stays.
+
+    Raises ParamsInvalid where the text is written in a way that leaves no place for lines of ours.
+    """
+    edited = _insert_lines(text, name, section)
+    document = yaml.safe_load(text) or {}
+    document = document if isinstance(document, dict) else {}
+    others = {key: value for key, value in (document.get("detectors") or {}).items() if key != name}
+    expected = document | {"detectors": others | {name: yaml.safe_load(section)}}
+    if _load(edited) != expected:
+        raise ParamsInvalid(
+            "The section cannot be added to params.yaml as it is written; nothing was changed.",
+            where=str(path),
+            expected="detectors, and below it one section a detector, indented",
+            todo="write it that way",
+        )
+    return edited
+
+
+def _load(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _insert_lines(text: str, name: str, section: str) -> str:
+    text += "\n" if text and not text.endswith("\n") else ""
+    entries = _entries(yaml.compose(text, yaml.SafeLoader))
+    if "detectors" not in entries:
+        return text + "detectors:\n" + _indent(name, section, 2)
+    _, node = entries["detectors"]
+    if not _entries(node):  # {} or nothing at all
+        head, tail = text[: node.start_mark.index].rstrip(" "), text[node.end_mark.index :]
+        rest, _, after = tail.partition("\n")
+        return f"{head}{rest}\n" + _indent(name, section, 2) + after
+    lines = text.splitlines(keepends=True)
+    first, last = _place(_entries(node), name, node, lines)
+    sibling = next(iter(_entries(node).values()))[0]
+    block = _indent(name, section, sibling.start_mark.column)
+    return "".join([*lines[:first], *([] if first < last else ["\n"]), block, *lines[last:]])
+
+
+def _place(
+    entries: dict[str, tuple[yaml.Node, yaml.Node]], name: str, node: yaml.Node, lines: list[str]
+) -> tuple[int, int]:
+    """The lines of a section, or the empty span after the last one; comments before what follows are not part of it."""
+    starts = [key.start_mark.line for key, _ in entries.values()] + [node.end_mark.line]
+    place = list(entries).index(name) if name in entries else len(entries) - 1
+    end = starts[place + 1]
+    while not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#"):
+        end -= 1
+    return (starts[place] if name in entries else end), end
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """Put texts in place of files: all of them or, where one cannot be written, none."""
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}.new")
+            new.write_text(text, encoding="utf-8")
+            new.replace(path)
+    except OSError as error:
+        for path, content in before.items():
+            _restore(path, content)
+        raise ParamsInvalid(
+            "The project's folder cannot be written; nothing was changed.",
+            where=str(error.filename),
+            got=str(error.strerror),
+            todo="see its permissions and the free space, or point NIGHTJAR_PROJECT to another folder",
+        ) from error
+
+
+def note_leftovers(settings: Settings, name: str) -> list[str]:
+    """Say where rows of an earlier detector of this name would be mixed with the new one's."""
+    dates = Lake(settings.lake_root).dates("landing", name)
+    if not dates:
+        return []
+    return [f"the lake holds {len(dates)} landed dates of an earlier {name}: they count as its rows; if they are other "
+            f"data, choose another name"]  # fmt: skip
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != content:
+        path.write_bytes(content)
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=str(error)) from error
+
+
+def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {str(key.value): (key, value) for key, value in pairs}
+
+
+def _detectors(text: str, path: Path) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    _, node = _entries(_compose(text, path)).get("detectors", (None, None))
+    return _entries(node)
+
+
+def _kind_first(document: Any) -> Any:
+    if not isinstance(document, dict):
+        return document
+    return {key: _kind_first(document[key]) for key in sorted(document, key=lambda key: key != "kind")}
+
+
+def _indent(name: str, section: str, by: int) -> str:
+    body = "".join(f"{' ' * 2 * by}{line}\n" if line else "\n" for line in section.splitlines())
+    return f"{' ' * by}{name}:\n{body}"
+
+
+def _dump(document: object) -> str:
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=WIDTH, allow_unicode=True)
+    return text
+
+
+def _flow(document: object) -> str:
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), WIDTH)

@@ -1,0 +1,82 @@
+"""Flow runs whose process died without a word: Prefect would show them as running for ever, with a server or without.
+
+A run says which process it is when it begins; the next one to begin on this host marks those of dead processes.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.states import Crashed
+
+from flows.config.settings import load_settings
+from tasks.errors import ParamsInvalid
+from tasks.stores.owner import is_dead, name_process
+
+OWNER = "nightjar.process"
+RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+
+
+def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Sign this run with its process, and mark every running one whose process is dead as crashed."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {OWNER: name_process()})
+        if flow_run.parent_task_run_id:
+            return
+        for other in client.read_flow_runs(flow_run_filter=RUNNING):
+            owner = other.labels.get(OWNER)
+            if is_dead(str(owner)):
+                client.set_flow_run_state(other.id, Crashed(message=f"its process died: {owner}"), force=True)
+
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+Work = Literal["score", "train"]
+
+
+LEASE_S = 60  # the shortest that Prefect takes
+
+
+def name_limit(work: Work, detector: str) -> str:
+    """The limit that runs of one kind queue behind."""
+    return f"nightjar-{work}-{detector}"
+
+
+def taking_turns(work: Work) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a flow, whose first parameter is the detector's name, wait for its turn where NIGHTJAR_LIMITS says so."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def wait_and_run(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not load_settings().limits:
+                return function(*args, **kwargs)
+            name = name_limit(work, str(kwargs.get("name") or args[0]))
+            try:
+                # A lease that is lost must not stop a night that is under way.
+                with concurrency(name, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
+                    return function(*args, **kwargs)
+            except ConcurrencySlotAcquisitionError as error:
+                raise _missing(name) from error
+
+        return wait_and_run
+
+    return decorate
+
+
+def _missing(name: str) -> ParamsInvalid:
+    return ParamsInvalid(
+        "Prefect has no limit to queue behind; nothing was run.",
+        where=f"global concurrency limit {name}",
+        expected="a limit for every detector of params.yaml",
+        todo="make deploy, which makes them; or unset NIGHTJAR_LIMITS",
+    )

@@ -1,0 +1,152 @@
+"""`nightjar deploy`: all that a Prefect server needs to run Nightjar, made anew or brought up to date; it asks nothing.
+
+In this order, so that nothing is used before it exists: work pools, a limit a detector and kind of work, the
+deployments of infra/prefect.yaml, and the automations by which a run whose worker died is marked crashed.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
+
+from flows.config.params import detector_names
+from flows.config.settings import prefect_is_away
+from flows.hooks import Work, name_limit
+from tasks.errors import ParamsInvalid, RunFailed
+
+FILE = "infra/prefect.yaml"
+POOLS = ("cpu", "gpu")
+HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+SILENT_AFTER = timedelta(seconds=90)  # three heartbeats of 30 s, see infra/prefect.yaml
+STILLBORN_AFTER = timedelta(minutes=5)  # of a run that a worker has taken and that never came to its first heartbeat
+
+
+def deploy(project: Path) -> list[dict[str, str]]:
+    """Make or renew pools, limits, deployments and automations; returns what is deployed, with its schedules.
+
+    Raises ParamsInvalid, ServiceUnreachable, RunFailed.
+    """
+    server = find_server()
+    make_pools()
+    make_limits(project)
+    make_deployments(project, server)
+    make_automations()
+    return list_deployments()
+
+
+def find_server() -> str:
+    """The address of the Prefect server. Raises ParamsInvalid without one, ServiceUnreachable where it is silent."""
+    url: str | None = PREFECT_API_URL.value()
+    if not url:
+        raise ParamsInvalid(
+            "Deployments need a Prefect server.",
+            where="PREFECT_API_URL",
+            got="nothing",
+            expected="its address, such as http://127.0.0.1:4200/api",
+            todo="make up starts one and deploys; or set the variable",
+        )
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise prefect_is_away(str(problem))
+    return url
+
+
+def make_pools() -> None:
+    """The pools that workers serve; one that is there already stays as it is."""
+    with get_client(sync_client=True) as client:
+        for name in POOLS:
+            try:
+                client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+            except ObjectAlreadyExists:
+                continue
+
+
+def make_limits(project: Path) -> None:
+    """One place a detector for scoring, and one for training."""
+    with get_client(sync_client=True) as client:
+        for detector in detector_names(project):
+            for work in get_args(Work):
+                client.upsert_global_concurrency_limit_by_name(name_limit(work, detector), 1)
+
+
+def make_deployments(project: Path, server: str) -> None:
+    """What infra/prefect.yaml says, by Prefect's own command."""
+    folder = str(project.resolve())
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", FILE]
+    env = os.environ | {"NIGHTJAR_PROJECT": folder, "PREFECT_API_URL": server}
+    done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise RunFailed(
+            "Prefect did not take the deployments.",
+            where=FILE,
+            got=(done.stderr or done.stdout).strip(),
+            todo="correct the file; what was made before stays",
+        )
+
+
+def make_automations() -> None:
+    """What marks a run as crashed whose process, or worker, died without a word: on any host, whoever runs next."""
+    silent = EventTrigger(
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *ENDS},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENT_AFTER,
+    )
+    from_a_pool = {"prefect.resource.role": ["work-pool"]}
+    expected = {"prefect.flow-run.Running", HEARTBEAT, *ENDS}
+    begun = {"match_related": from_a_pool, "after": BEGINNINGS, "expect": expected, "within": STILLBORN_AFTER}
+    stillborn = silent.model_copy(update=begun)
+    make_automation("nightjar: a run without heartbeats has crashed", silent)
+    make_automation("nightjar: a run that never had a heartbeat has crashed", stillborn)
+
+
+def make_automation(name: str, trigger: EventTrigger) -> None:
+    """Make an automation that marks runs as crashed, or bring the one of this name up to date."""
+    told = f"no heartbeat for {trigger.within.total_seconds():.0f} s: its worker died"
+    action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told, force=False)
+    wanted = AutomationCore(name=name, description=told, enabled=True, trigger=trigger, actions=[action])
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(name)
+        if not known:
+            client.create_automation(wanted)
+        for automation in known[:1]:
+            client.update_automation(automation.id, wanted)
+        for automation in known[1:]:  # two deploys at once
+            client.delete_automation(automation.id)
+
+
+def list_deployments() -> list[dict[str, str]]:
+    """What the server has: each deployment as FLOW/NAME, its pool, and when it runs."""
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        found = [
+            {
+                "deployment": f"{flows[one.flow_id]}/{one.name}",
+                "pool": str(one.work_pool_name),
+                "schedule": tell_schedules(one.schedules),
+            }
+            for one in client.read_deployments()
+        ]
+    return sorted(found, key=lambda row: row["deployment"])
+
+
+def tell_schedules(schedules: Sequence[Any]) -> str:
+    """The cron lines of a deployment, with their time zone."""
+    crons = [one.schedule for one in schedules if one.active and hasattr(one.schedule, "cron")]
+    return ", ".join(f"{cron.cron} {cron.timezone}" for cron in crons)

@@ -1,0 +1,170 @@
+"""`nightjar metrics`: the state of every detector for Prometheus, read anew each time; a broken one hides no other.
+
+Nothing is written: neither is the warehouse migrated nor are dead tries marked, so the warehouse's reader will do.
+"""
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, get_args
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app, write_to_textfile
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from flows.config.params import detector_names
+from flows.config.settings import load_settings
+from flows.config.setup import Setup, load_setup
+from flows.status import read_nights
+from tasks.errors import NightjarError, ParamsInvalid, SchemaMismatch
+from tasks.stores import warehouse
+from tasks.stores.faults import writing
+from tasks.upkeep.ledger import State, list_landed_dates
+from tasks.upkeep.metrics import Reading, describe_detectors
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+class DetectorMetrics(Collector):
+    """Reads every detector of params.yaml when asked; `failed` are those that could not be read the last time."""
+
+    def __init__(self, project: Path) -> None:
+        self.project, self.failed = project, list[Reading]()
+        self._reading = Lock()  # two scrapes at once take turns
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of now. Raises ParamsInvalid where params.yaml cannot be read."""
+        with self._reading:
+            schema, readings = read_detectors(self.project)
+        self.failed = [reading for reading in readings if reading.error]
+        yield from describe_detectors(readings, schema, datetime.now(UTC))
+
+
+def make_registry(project: Path) -> tuple[CollectorRegistry, DetectorMetrics]:
+    """A registry with this collector alone: of this process itself there is nothing to know."""
+    registry, metrics = CollectorRegistry(), DetectorMetrics(project)
+    registry.register(metrics)
+    return registry, metrics
+
+
+def read_detectors(project: Path) -> tuple[str | None, list[Reading]]:
+    """The warehouse's schema, and what is known of each detector. Raises ParamsInvalid."""
+    names = detector_names(project)
+    schema = None
+    try:
+        schema = warehouse.read_schema(warehouse.open_engine(load_settings().warehouse_url))
+        _check_schema(schema)
+    except NightjarError as error:  # once for all: waiting for it at every detector would outlast a scrape
+        return schema, [Reading(name, error=error) for name in names]
+    with ThreadPoolExecutor(max_workers=8) as pool:  # so that an MLflow that is away is waited for once
+        return schema, list(pool.map(partial(read_detector, has_tables=schema is not None), names))
+
+
+def read_detector(name: str, has_tables: bool) -> Reading:
+    """What is known of a detector, as far as it can be read. Without tables nothing was tried yet."""
+    reading = Reading(name)
+    try:
+        setup = load_setup(name)
+        for read in (read_calendar, *((read_warehouse, read_ledger) if has_tables else ())):
+            reading = read(setup, reading)
+    except NightjarError as error:
+        return replace(reading, error=error)
+    return reading
+
+
+def read_calendar(setup: Setup, reading: Reading) -> Reading:
+    """Add what has landed, and what should be published by now."""
+    site, yesterday = setup.site, setup.yesterday()
+    every_night = setup.configured.detector.run.every_night
+    landed = [day for day in list_landed_dates(site.lake, site.detector) if day <= yesterday]
+    return replace(
+        reading,
+        landed=site.start_of(landed[-1]) if landed else None,
+        expected=site.start_of(yesterday) if every_night else None,
+    )
+
+
+def read_warehouse(setup: Setup, reading: Reading) -> Reading:
+    """Add the newest published night and the tries."""
+    engine = warehouse.open_engine(setup.site.warehouse_url)
+    batches = warehouse.read_batches(engine, reading.detector)
+    newest = batches[-1] if batches else None
+    tries = Counter(attempt.status for attempt in warehouse.read_attempts(engine, reading.detector))
+    begins = setup.site.start_of(newest.batch_date) if newest else None
+    return replace(reading, newest=newest, published=begins, tries=tries)
+
+
+def read_ledger(setup: Setup, reading: Reading) -> Reading:
+    """Add the champion, and the nights by state."""
+    status = read_nights(setup)
+    found = Counter(night.state for night in status.nights)
+    states: tuple[State, ...] = get_args(State)
+    return replace(reading, champion=status.champion, nights={state: found[state] for state in states})
+
+
+def write_textfile(registry: CollectorRegistry, path: Path) -> None:
+    """Write the metrics to a new file that takes the name in one rename. Raises ServiceUnreachable."""
+    with writing(path.parent):
+        write_to_textfile(str(path), registry)
+
+
+def serve(registry: CollectorRegistry, host: str, port: int, tell: Callable[[str], None]) -> None:
+    """Answer /metrics and /health until Ctrl-C or SIGTERM; `tell` gets the address. Raises ParamsInvalid."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's first process ignores it otherwise
+    try:
+        server = make_server(host, port, make_app(registry), ThreadingWSGIServer, _QuietHandler)
+    except (OSError, OverflowError) as error:
+        todo = "name a --host of this machine and a free --port"
+        raise ParamsInvalid(
+            "The metrics cannot be served there.", where=f"{host}:{port}", got=str(error), todo=todo
+        ) from error
+    with server:
+        tell(f"http://{host}:{server.server_port}/metrics")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            tell("ending")
+
+
+def make_app(registry: CollectorRegistry) -> "WSGIApplication":
+    """The metrics at /metrics; /health tells that this process answers, whatever the stores do."""
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
+        status, text = "404 Not Found", "there are /metrics and /health\n"
+        if environ["PATH_INFO"] == "/health":
+            status, text = "200 OK", "ok\n"
+        if environ["PATH_INFO"] == "/metrics":
+            try:
+                told: Iterable[bytes] = metrics(environ, start)
+                return told
+            except NightjarError as error:  # no params.yaml, no detectors to tell of
+                status, text = "503 Service Unavailable", f"{error}\n"
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [text.encode()]
+
+    return answer
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it replaces
+        """Say nothing of each scrape."""
+
+
+def _check_schema(schema: str | None) -> None:
+    if schema not in (None, warehouse.SCHEMA_VERSION):
+        raise SchemaMismatch(
+            "The warehouse's tables are of another Nightjar.",
+            got=f"schema {schema}",
+            expected=f"schema {warehouse.SCHEMA_VERSION}",
+            todo="let its owner run nightjar migrate; for newer tables install the newer Nightjar here",
+        )

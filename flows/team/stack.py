@@ -1,0 +1,360 @@
+"""`nightjar up` and `nightjar down`: the team's servers and workers on one machine, without containers, on loopback.
+
+supervisord runs what infra/supervisord.conf lists: PostgreSQL, Prefect and MLflow servers on it, a worker for each
+pool. All they write lies below HOME/stack, their passwords in files that only their owner reads; a restart finds it
+again.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from flows.config.settings import Settings
+from tasks.errors import ParamsInvalid, ServiceUnreachable
+
+CONFIG = "infra/supervisord.conf"
+PORTS_FILE = "ports.json"
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others were asked for
+# A login and a database of its own for each server; the warehouse's owner makes the roles of its migrations.
+OWNERS = {"prefect": "prefect", "mlflow": "mlflow", "nightjar": "nightjar"}
+MEMBERS = {"nightly": "nightjar_writer", "analyst": "nightjar_reader"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where a stack lies and listens."""
+
+    project: Path
+    home: Path
+    ports: Mapping[str, int]  # of PORTS' servers
+
+    @property
+    def folder(self) -> Path:
+        """Data, logs, secrets and the socket of supervisord."""
+        return self.home / "stack"
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """The address of each page."""
+        return {name: f"http://{HOST}:{self.ports[name.lower()]}" for name in ("Prefect", "MLflow")}
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What a command, or a worker, needs to work with this stack."""
+        return {
+            "NIGHTJAR_PROJECT": str(self.project),
+            "NIGHTJAR_HOME": str(self.home),
+            "NIGHTJAR_SECRETS": str(self.folder / "secrets"),
+            "NIGHTJAR_MLFLOW": self.pages["MLflow"],
+            "MLFLOW_TRACKING_URI": self.pages["MLflow"],
+            "PREFECT_API_URL": f"{self.pages['Prefect']}/api",
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What infra/supervisord.conf reads."""
+        return self.client_environment | {
+            "STACK": str(self.folder),
+            "BIN": str(Path(sys.executable).parent),
+            "POSTGRES_BIN": str(find_postgres()),
+            "AS_POSTGRES": "setpriv --reuid=postgres --regid=postgres --clear-groups" if os.getuid() == 0 else "",
+            **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+        }
+
+    def read_secret(self, name: str) -> str:
+        """The content of a secret file."""
+        return (self.folder / "secrets" / name).read_text()
+
+    def connect(self) -> psycopg.Connection:
+        """A connection to the server as its superuser, which commits by itself."""
+        return psycopg.connect(
+            host=HOST, port=self.ports["postgres"], user="postgres", password=self.read_secret("postgres"),
+            dbname="postgres", autocommit=True, connect_timeout=5,
+        )  # fmt: skip
+
+
+def describe_stack(settings: Settings, asked: Mapping[str, int | None] | None = None) -> Stack:
+    """The stack of a project, on the ports asked for, else on those it had the last time, else on PORTS.
+
+    Raises ParamsInvalid where its folder cannot hold one.
+    """
+    known = read_ports(settings.home_path / "stack")
+    given = {name: port for name, port in (asked or {}).items() if port is not None}
+    stack = Stack(settings.project.resolve(), settings.home_path, PORTS | known | given)
+    if len(str(stack.folder / "sock")) > 100:
+        raise ParamsInvalid(
+            "The home folder's path is too long for a socket.",
+            where=str(stack.folder),
+            expected="at most 95 characters",
+            todo="set NIGHTJAR_HOME to a shorter path",
+        )
+    return stack
+
+
+def find_postgres() -> Path:
+    """The folder of PostgreSQL's server binaries. Raises ServiceUnreachable where they are missing."""
+    config = shutil.which("pg_config")
+    asked = [config, "--bindir"] if config else ["true"]
+    folder = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() or "/nowhere")  # noqa: S603
+    if not (folder / "initdb").exists():
+        raise ServiceUnreachable(
+            "PostgreSQL's server is not installed.",
+            where=str(folder),
+            expected="initdb and postgres",
+            todo="Debian: apt-get install postgresql libpq-dev",
+        )
+    return folder
+
+
+def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
+    """Start what does not run yet, in order, each when the one before it is healthy; what runs already stays.
+
+    The caller deploys between servers and workers: see `start_workers`. Raises ServiceUnreachable.
+    """
+    is_running = find_supervisor(stack) is not None
+    (check_ports_are_its_own if is_running else check_ports_are_free)(stack)
+    make_secrets(stack)
+    make_database(stack)
+    if not is_running:
+        call(stack, "supervisord")
+    start(stack, "postgres")
+    wait_until(lambda: can_connect(stack), "PostgreSQL", stack)
+    make_roles(stack)
+    tell("PostgreSQL is up")
+    for name in ("prefect", "mlflow"):
+        start(stack, name)
+    wait_until(lambda: answers(f"{stack.pages['Prefect']}/api/health"), "Prefect", stack)
+    tell(f"Prefect is up: {stack.pages['Prefect']}")
+    wait_until(lambda: answers(f"{stack.pages['MLflow']}/health"), "MLflow", stack)
+    tell(f"MLflow is up: {stack.pages['MLflow']}")
+
+
+def start_workers(stack: Stack, tell: Callable[[str], None]) -> None:
+    """Start a worker for each pool and wait until Prefect sees them."""
+    for pool in ("cpu", "gpu"):
+        start(stack, f"worker-{pool}")
+    for pool in ("cpu", "gpu"):
+        wait_until(lambda pool=pool: has_worker(pool), f"the worker of the {pool} pool", stack)  # type: ignore[misc]
+        tell(f"the worker of the {pool} pool is up")
+
+
+def stop_stack(stack: Stack) -> list[str]:
+    """Stop what `start_stack` and `start_workers` have started, and nothing else; returns the names of what ran."""
+    if not stack.folder.exists():
+        return []
+    running = [line.split()[0] for line in control(stack, "status").splitlines() if " RUNNING " in f"{line} "]
+    control(stack, "shutdown")
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while find_processes(stack) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for process in find_processes(stack):  # of a supervisord that was killed
+        process.terminate()
+    psutil.wait_procs(find_processes(stack), timeout=STOP_TIMEOUT_S)
+    return running
+
+
+def make_secrets(stack: Stack) -> None:
+    """A password for every login, once; and the URLs that are made of them. For the owner's eyes only."""
+    folder = stack.folder / "secrets"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name in ("postgres", *(f"{login}_password" for login in (*OWNERS, *MEMBERS))):
+        if not (folder / name).exists():
+            write_secret(folder / name, secrets.token_urlsafe(24))
+    place = f"{HOST}:{stack.ports['postgres']}"
+    for name, (driver, login, database) in {
+        "prefect_database": ("postgresql+asyncpg", "prefect", "prefect"),
+        "mlflow_database": ("postgresql+psycopg", "mlflow", "mlflow"),
+        "warehouse_owner": ("postgresql+psycopg", "nightjar", "nightjar"),
+        "warehouse_reader": ("postgresql+psycopg", "analyst", "nightjar"),
+        "nightjar_warehouse": ("postgresql+psycopg", "nightly", "nightjar"),
+    }.items():
+        password = stack.read_secret(f"{login}_password")
+        write_secret(folder / name, f"{driver}://{login}:{password}@{place}/{database}")
+    lines = [f"export {name}='{value}'\n" for name, value in stack.client_environment.items()]
+    (stack.folder / "env").write_text("".join(lines))
+    (stack.folder / PORTS_FILE).write_text(json.dumps(dict(stack.ports)))
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that was never readable by others."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def make_database(stack: Stack) -> None:
+    """PostgreSQL's data folder, once. As root it belongs to the user postgres: the server refuses root."""
+    data, password = stack.folder / "postgres", stack.folder / "password"
+    if (data / "PG_VERSION").exists():
+        return
+    data.mkdir(exist_ok=True)
+    write_secret(password, stack.read_secret("postgres"))
+    user = "postgres" if os.getuid() == 0 else None
+    if user:
+        shutil.chown(data, user, user)
+        shutil.chown(password, user, user)
+    command = [str(find_postgres() / "initdb"), "-D", ".", "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--pwfile=../password"], cwd=data, user=user, group=user, extra_groups=[] if user else None,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    password.unlink()
+    if done.returncode:
+        shutil.rmtree(data)
+        raise ServiceUnreachable(
+            "PostgreSQL's data folder cannot be made.",
+            where=str(data),
+            got=done.stderr.strip(),
+            todo="as root, the home folder must be one that the user postgres may enter; or use another NIGHTJAR_HOME",
+        )
+
+
+def make_roles(stack: Stack) -> None:
+    """Logins and databases, where they are missing, with the passwords of the secret files."""
+    with stack.connect() as connection:
+        for login in (*OWNERS, *MEMBERS):
+            name, password = sql.Identifier(login), sql.Literal(stack.read_secret(f"{login}_password"))
+            known = connection.execute("select 1 from pg_roles where rolname = %s", [login]).fetchone()
+            verb = sql.SQL("alter" if known else "create")
+            connection.execute(sql.SQL("{} role {} login password {}").format(verb, name, password))
+        connection.execute("alter role nightjar createrole")
+        for database, owner in OWNERS.items():
+            if not connection.execute("select 1 from pg_database where datname = %s", [database]).fetchone():
+                made = sql.SQL("create database {} owner {}")
+                connection.execute(made.format(sql.Identifier(database), sql.Identifier(owner)))
+
+
+def grant_roles(stack: Stack) -> None:
+    """Make the logins members of the roles that the warehouse's migrations have made."""
+    with stack.connect() as connection:
+        for login, role in MEMBERS.items():
+            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(login)))
+
+
+def read_ports(folder: Path) -> dict[str, int]:
+    """The ports of the stack in a folder; none where it was never started."""
+    file = folder / PORTS_FILE
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def check_ports_are_its_own(stack: Stack) -> None:
+    """Raise ParamsInvalid where the running stack has other ports."""
+    if (known := read_ports(stack.folder)) != stack.ports:
+        raise ParamsInvalid(
+            "The stack runs already, on other ports; nothing was changed.",
+            got=_tell_ports(stack.ports),
+            expected=_tell_ports(known),
+            todo="leave out the ports; or make down first, and start it on these",
+        )
+
+
+def check_ports_are_free(stack: Stack) -> None:
+    """Raise ParamsInvalid where another program listens already."""
+    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    for name, port in stack.ports.items():
+        if port in taken:
+            raise ParamsInvalid(
+                "A port of the stack is taken by another program.",
+                where=f"{HOST}:{port}, for {name}",
+                todo=f"end that program, or choose another: nightjar up --{name}-port PORT",
+            )
+
+
+def find_supervisor(stack: Stack) -> psutil.Process | None:
+    """The running supervisord of this stack."""
+    found = [process for process in find_processes(stack) if "supervisord" in " ".join(process.cmdline())]
+    return found[0] if found else None
+
+
+def find_processes(stack: Stack) -> list[psutil.Process]:
+    """Every process that this stack has started, told by its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("STACK") == str(stack.folder):
+                found.append(process)
+        except psutil.Error:  # it has ended, or is not ours to look at
+            continue
+    return found
+
+
+def start(stack: Stack, program: str) -> None:
+    """Let supervisord start a program; one that runs stays."""
+    told = control(stack, "start", program)
+    if "ERROR (already started)" not in told and "started" not in told:
+        raise _ill(program, told.strip(), stack)
+
+
+def control(stack: Stack, *arguments: str) -> str:
+    """Ask supervisord; what it answers, be it good or bad."""
+    return call(stack, "supervisorctl", *arguments)
+
+
+def call(stack: Stack, tool: str, *arguments: str) -> str:
+    """Run one of supervisor's own commands with the stack's environment."""
+    command = [str(Path(sys.executable).parent / tool), "-c", str(stack.project / CONFIG), *arguments]
+    env = os.environ | stack.environment
+    done = subprocess.run(command, env=env, cwd=stack.folder, capture_output=True, text=True)  # noqa: S603
+    return done.stdout + done.stderr
+
+
+def wait_until(is_healthy: Callable[[], bool], what: str, stack: Stack) -> None:
+    """Return once it is healthy. Raises ServiceUnreachable when it takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_healthy():
+        if time.monotonic() > deadline:
+            raise _ill(what, f"not healthy after {START_TIMEOUT_S} s", stack)
+        time.sleep(0.3)
+
+
+def can_connect(stack: Stack) -> bool:
+    """Whether PostgreSQL takes connections."""
+    try:
+        stack.connect().close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def answers(url: str) -> bool:
+    """Whether a page answers well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own http address
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def has_worker(pool: str) -> bool:
+    """Whether Prefect has seen a worker of a pool lately."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return any(str(worker.status).endswith("ONLINE") for worker in client.read_workers_for_work_pool(pool))
+
+
+def _tell_ports(ports: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {port}" for name, port in ports.items())
+
+
+def _ill(what: str, got: str, stack: Stack) -> ServiceUnreachable:
+    return ServiceUnreachable(
+        f"{what} did not start.", where=str(stack.folder), got=got, todo="read the .log files there; then make down"
+    )

@@ -1,0 +1,84 @@
+"""Explain one record of a published night: its score again, from its own bytes and the model version that judged it."""
+
+import json
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.detector import Detector
+from tasks.errors import RecordMissing
+from tasks.rows.causes import name_causes
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.stores import registry, warehouse
+from tasks.stores.site import Site
+from tasks.stores.tables import Batch
+
+MOST_CAUSES = 20  # of a record with many patches or tokens; columns are all shown
+
+
+@dataclass(frozen=True)
+class RecordExplanation:
+    """Where a record stands and why. `causes` add up to the score."""
+
+    record_id: str
+    batch_date: date
+    event_time: str
+    score: float
+    percentile_rank: float
+    p_value: float
+    threshold: float
+    is_flagged: bool
+    causes: list[dict[str, Any]]
+    model: str
+    model_version: int
+    input_hash: str
+    data_hash: str
+
+
+def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa.Table]:
+    """The newest published night that scored a record, and the record's validated row. Raises RecordMissing."""
+    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    for batch in reversed([b for b in batches if day in (None, b.batch_date)]):
+        validated = site.lake.find("validated", site.detector, batch.batch_date)
+        for part in validated.parts if validated else ():  # it may have been pruned
+            for table in site.lake.slices(part):
+                found = table.filter(pc.equal(table["record_id"], record_id))
+                if found.num_rows:
+                    return batch, found
+    raise RecordMissing(
+        f"No published night of {site.detector} scored this record.",
+        got=f"record_id {record_id!r}" + (f" on {day}" if day else ""),
+        expected="a record that was validated and scored",
+        todo="check the id and retention.validated_days; quarantined rows are in the lake's quarantine zone, with why",
+    )
+
+
+def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
+    """Score a record again with the version that scored its night, and name every column's share."""
+    batch, row = find_record(site, record_id, day)
+    version = next(v for v in registry.list_versions(site) if v.version == batch.model_version)
+    detector = Detector.load(registry.fetch_bundle(site, version))
+    records, _ = to_records(row, detector.columns)
+    score = detector.score(records)
+    most = max(len(detector.columns), MOST_CAUSES)
+    [text] = name_causes(detector.explain(records), row, detector.columns, contract.masked, most)
+    causes = json.loads(text)
+    return RecordExplanation(
+        record_id=record_id,
+        batch_date=batch.batch_date,
+        event_time=row["event_time"][0].as_py().isoformat(),
+        score=float(score[0]),
+        percentile_rank=float(detector.rank(score)[0]),
+        p_value=float(detector.p_value(score)[0]),
+        threshold=batch.threshold,
+        is_flagged=bool(score[0] > batch.threshold),
+        causes=causes if causes[-1]["share"] else causes[:-1],
+        model=version.name,
+        model_version=version.version,
+        input_hash=batch.input_hash,
+        data_hash=version.tags.get("data_hash", ""),
+    )

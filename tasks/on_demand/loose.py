@@ -1,0 +1,181 @@
+"""Score the rows of a loose file as a night would, row by row with reasons, and publish nothing.
+
+In: arrivals of the source's own columns; the label need not be there. Out: one row for each row of the file, in its
+order: a score, or the reason why validation would have quarantined it. Memory holds one slice.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.detector import Detector
+from tasks.errors import SourceInvalid
+from tasks.ingest import add_identity
+from tasks.params import DetectorParams, IngestParams
+from tasks.rows.causes import name_causes
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.rows.expectations import Mask, Suite
+from tasks.rows.schema import describe_unreadable, find_unreadable, type_rows
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource, list_files, name_files
+from tasks.stores import registry
+from tasks.stores.site import Site
+
+SCHEMA = pa.schema(
+    {
+        "record_id": pa.string(),
+        "score": pa.float64(),
+        "percentile_rank": pa.float64(),
+        "p_value": pa.float64(),
+        "is_flagged": pa.bool_(),
+        "causes": pa.string(),  # JSON, of flagged rows
+        "reason": pa.string(),  # of rows that are not scored
+    }
+)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of a loose file: rows = scored + the bad ones that `reasons` counts; records are worst first."""
+
+    rows: int
+    scored: int
+    flagged: int
+    reasons: dict[str, int]
+    records: list[dict[str, Any]]
+    bad_rows: list[dict[str, Any]]
+
+
+def without_label(contract: Contract, params: IngestParams) -> Contract:
+    """The contract without the label's column: a loose file is what the label is wanted for."""
+    if params.labels is None or params.labels.column not in contract.columns:
+        return contract
+    label = params.labels.column
+    kept = tuple(e for e in contract.expectations if label not in map(str, e.kwargs.values()))
+    columns = {name: column for name, column in contract.columns.items() if name != label}
+    return contract.model_copy(update={"columns": columns, "expectations": kept})
+
+
+def score_rows(
+    detector: Detector, contract: Contract, params: IngestParams, arrivals: Iterable[Arrival], causes: int
+) -> Iterator[pa.Table]:
+    """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid where columns are missing."""
+    contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
+    suite = Suite(contract.row_expectations, contract.masked)
+    for arrival in arrivals:
+        first = 0
+        for table in arrival.read():
+            raw = add_identity(table, params, arrival.name, first)
+            first += table.num_rows
+            required = {name for name, column in contract.columns.items() if column.required}
+            if missing := required - set(raw.column_names):
+                raise SourceInvalid(
+                    f"The file lacks {', '.join(sorted(missing))}.",
+                    where=arrival.name,
+                    got=f"columns {', '.join(table.column_names)}",
+                    expected="the columns of the contract",
+                    todo="bring the columns that the detector was made with",
+                )
+            if table.num_rows:
+                yield _score_slice(detector, contract, suite, raw, causes)
+
+
+def score_file(
+    site: Site, contract: Contract, params: DetectorParams, source: str, most: int | None, output: Path | None
+) -> dict[str, Any]:
+    """Score a file with the champion: counts, its worst `most` rows and as many bad ones; `output` gets all rows."""
+    version = registry.get_champion(site)
+    detector = Detector.load(registry.fetch_bundle(site, version))
+    files, own = name_files(source, site.sources), params.ingest.source
+    header = own.header if isinstance(own, FilesSource) else ()
+    arrivals = list_files(files.model_copy(update={"header": header}), site.sources)
+    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes)
+    facts = {"detector": site.detector, "source": source, "model": version.name, "version": version.version}
+    return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
+
+
+def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.Table, causes: int) -> pa.Table:
+    typed = type_rows(raw, contract)
+    reasons = np.full(typed.num_rows, None, dtype=object)
+    for name, mask in find_unreadable(raw, typed, contract).items():
+        if not contract.columns[name].nullable:
+            reasons[mask & (reasons == None)] = describe_unreadable(name, contract)  # noqa: E711 - elementwise
+    for expectation, mask in suite.judge(typed.select(suite.columns).to_pandas()).items():
+        if expectation.severity == "critical":
+            reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise
+    good = reasons == None  # noqa: E711
+    rows = typed.filter(pa.array(good))
+    records, _ = to_records(rows, detector.columns)
+    scores = detector.score(records)
+    flagged = scores > detector.threshold.value
+    texts = np.full(len(scores), None, dtype=object)
+    if flagged.any():
+        chosen = rows.filter(pa.array(flagged))
+        explained = detector.explain(to_records(chosen, detector.columns)[0])
+        texts[flagged] = name_causes(explained, chosen, detector.columns, contract.masked, causes)
+    columns = {
+        "score": _spread(scores, good),
+        "percentile_rank": _spread(detector.rank(scores), good),
+        "p_value": _spread(detector.p_value(scores), good),
+        "is_flagged": _spread(flagged, good),
+        "causes": _spread(texts, good),
+    }
+    return pa.table(columns | {"record_id": typed["record_id"], "reason": reasons}, schema=SCHEMA)
+
+
+def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
+    """Values of the good rows (M,) as a column of all rows (N,), null where the mask is False."""
+    spread = np.zeros(len(good), dtype=values.dtype)
+    spread[good] = values
+    return pa.array(spread, mask=~good)
+
+
+def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
+    """Count the rows, keep the worst (and the first bad) `most` of them, and write all to a Parquet file on request."""
+    kept, bad = [SCHEMA.empty_table()], [SCHEMA.empty_table()]
+    rows = flagged = 0
+    reasons: Counter[str] = Counter()
+    with ExitStack() as stack:
+        writer = stack.enter_context(pq.ParquetWriter(output, SCHEMA)) if output else None
+        for table in slices:
+            rows += table.num_rows
+            if writer:
+                writer.write_table(table)
+            is_bad = pc.is_valid(table["reason"])
+            flagged += pc.sum(table["is_flagged"]).as_py() or 0
+            kept.append(table.filter(pc.invert(is_bad)))
+            bad.append(table.filter(is_bad))
+            reasons.update(bad[-1]["reason"].to_pylist())
+            if most is not None:
+                kept = [pa.concat_tables(kept).sort_by([("score", "descending")]).slice(0, most)]
+                bad = [pa.concat_tables(bad).slice(0, most)]
+    worst = pa.concat_tables(kept).sort_by([("score", "descending")])
+    return Collected(
+        rows,
+        rows - reasons.total(),
+        flagged,
+        dict(reasons.most_common()),
+        _to_records(worst),
+        _to_bad(pa.concat_tables(bad)),
+    )
+
+
+def _to_records(table: pa.Table) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = table.drop_columns(["reason"]).to_pylist()
+    return [row | {"causes": json.loads(row["causes"] or "[]")} for row in found]
+
+
+def _to_bad(table: pa.Table) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = table.select(["record_id", "reason"]).to_pylist()
+    return found

@@ -1,0 +1,106 @@
+"""Rank one record that is given by hand: the champion's score, its severity and its causes; nothing lands.
+
+In: the record's values as text, by column. Out: what a night would have said of it. Types and row-level expectations
+are the contract's; expectations of columns that were not given are left out.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from models.detector import Detector
+from tasks.errors import RecordInvalid
+from tasks.params import ScoreParams
+from tasks.rows.causes import name_causes
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.rows.expectations import Suite
+from tasks.rows.schema import type_rows
+from tasks.stores import registry
+from tasks.stores.site import Site
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Where a record stands and why: rank and band against calibration scores, causes that add up to the score."""
+
+    score: float
+    percentile_rank: float
+    p_value: float
+    band: str
+    threshold: float
+    is_flagged: bool
+    causes: list[dict[str, Any]]
+    model: str
+    model_version: int
+
+
+def type_record(values: Mapping[str, str], contract: Contract, read: set[str]) -> pa.Table:
+    """One row in the contract's types. Raises RecordInvalid where the columns that are read cannot be filled.
+
+    read: the columns that the detector reads. One that is nullable may be left out.
+    """
+    known = {*contract.columns, "event_time"}
+    images = [name for name in read if name in contract.columns and contract.columns[name].shape]
+    nullable = {name for name, column in contract.columns.items() if column.nullable}
+    problems = {
+        "no such column": sorted(values.keys() - known),
+        "needed, and not given": sorted(read - values.keys() - nullable - set(images)),
+        "an image, which has no text": images,
+    }
+    typed = type_rows(pa.table({name: [text] for name, text in values.items()}), contract)
+    unread = [name for name in values if name in known and typed[name].null_count]
+    problems |= {"not readable as its type": [f"{name} ({typed.schema.field(name).type})" for name in unread]}
+    told = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+    if told:
+        raise _refuse("; ".join(told), f"values of {', '.join(sorted(read))}")
+    return typed
+
+
+def check_record(typed: pa.Table, contract: Contract, given: set[str]) -> None:
+    """Hold the row against the critical row-level expectations of the given columns. Raises RecordInvalid."""
+    critical = [e for e in contract.row_expectations if e.severity == "critical"]
+    chosen = [e for e in critical if all(v in given for k, v in e.kwargs.items() if k.startswith("column"))]
+    suite = Suite(chosen, contract.masked)
+    broken = suite.judge(typed.select(suite.columns).to_pandas()) if chosen else {}
+    if broken:
+        # The expectations' text alone: the value may be a masked one.
+        raise _refuse("a value that breaks the contract", "; ".join(e.text for e in broken))
+
+
+def _refuse(got: str, expected: str) -> RecordInvalid:
+    todo = "correct --value COLUMN=TEXT; the contract names the columns and their types"
+    return RecordInvalid("The record cannot be scored.", where="--value", got=got, expected=expected, todo=todo)
+
+
+def rank_record(
+    detector: Detector, version: registry.Version, contract: Contract, values: Mapping[str, str], params: ScoreParams
+) -> Ranked:
+    """Score one record, given as text by column. Raises RecordInvalid."""
+    typed = type_record(values, contract, {column.name for column in detector.columns})
+    check_record(typed, contract, set(values))
+    records, _ = to_records(typed, detector.columns)
+    scores = detector.score(records)
+    [text] = name_causes(detector.explain(records), typed, detector.columns, contract.masked, params.causes)
+    rank = float(detector.rank(scores)[0])
+    return Ranked(
+        score=float(scores[0]),
+        percentile_rank=rank,
+        p_value=float(detector.p_value(scores)[0]),
+        band=params.name_band(rank),
+        threshold=detector.threshold.value,
+        is_flagged=bool(scores[0] > detector.threshold.value),
+        causes=json.loads(text),
+        model=version.name,
+        model_version=version.version,
+    )
+
+
+def rank_by_champion(site: Site, contract: Contract, values: Mapping[str, str], params: ScoreParams) -> Ranked:
+    """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing."""
+    champion = registry.get_champion(site)
+    detector = Detector.load(registry.fetch_bundle(site, champion))
+    return rank_record(detector, champion, contract, values, params)

@@ -1,0 +1,263 @@
+"""Which days the rows of a new source belong to, how many are scored, and how the days before are shared out.
+
+In: a Sample, its profiles and the arrivals. Out: a Calendar and the splits, each with its reason. A source without
+times is dealt out in its own order; times are read as ingest reads them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.calibration import Floats, rows_for_quantile
+from models.params import QuantilePolicy
+from tasks.errors import SourceInvalid, TooFewRows
+from tasks.ingest import batch_dates_of, read_event_times
+from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
+from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
+from tasks.rows.schema import cast_column
+from tasks.sources.arrival import Arrival
+
+FIRST_DATE = date(2026, 1, 1)  # of rows that bring no time
+PARTS = 10  # rows without a time make so many days: nine to learn from, one to score
+MIN_ROWS_A_DATE = 20  # a time column is taken unasked only if its days are worth a night
+MAX_DATES = 700  # an arrival lands on all of its dates at once, each an open file
+DATES_BY_DATE = 14  # from here on whole days go to each set; below, shares of the rows
+TIME_NAMES = ("event_time", "timestamp", "datetime", "time", "date", "created_at", "occurred_at")
+EPOCH_S = (5e8, 5e9)  # seconds since 1970 of the years 1985 to 2128
+MAX_SHIFT = 0.5  # of distribution functions; noise among 50 rows stays below it
+ZONE = ZoneInfo("UTC")
+NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows; one more, for rounding
+Splits = ByDate | LeadingFraction | RandomFraction
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """How rows come by their days: the ingest rule, the rows a date, and which column served."""
+
+    event_time: EventTime
+    rows: dict[date, int]
+    column: str | None
+    choice: Choice
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether days were made up from the order of the rows."""
+        return self.column is None
+
+
+def choose_calendar(
+    sample: Sample, profiles: Sequence[ColumnProfile], arrivals: Sequence[Arrival], asked: str | None
+) -> Calendar:
+    """Which days the rows belong to. An asked column that will not do is an error; an unasked one is passed over."""
+    if asked:
+        check_column(sample, asked, "--time")
+        rule = _read_time_rule(sample, next(p for p in profiles if p.name == asked))
+        dates = count_dates(arrivals, rule)
+        _check_dates(asked, dates)
+        if len(dates) > 1:
+            return Calendar(rule, dates, asked, Choice("event time", asked, "as --time says"))
+        return deal_out(sample, f"all rows of {asked} fall on one day, and a night needs days before it")
+    candidates = [p.name for p in profiles if p.type == "timestamp" and not p.missing]
+    candidates = [name for name in candidates if _is_worth_nights(sample, name)]
+    candidates.sort(key=lambda name: TIME_NAMES.index(name.lower()) if name.lower() in TIME_NAMES else len(TIME_NAMES))
+    if not candidates:
+        return deal_out(sample, "no column holds date-times that make days worth a night; name one with --time")
+    rule = EventTime(column=candidates[0])
+    dates = count_dates(arrivals, rule)
+    others = f"; {', '.join(candidates[1:])} would do too, --time chooses" if candidates[1:] else ""
+    why = f"date-times without a gap, {sample.rows // len(dates):,} rows a day{others}"
+    return Calendar(rule, dates, candidates[0], Choice("event time", candidates[0], why))
+
+
+def deal_out(sample: Sample, why: str) -> Calendar:
+    """Days of equal size made from the order of the rows."""
+    a_day = math.ceil(max(sample.sizes) / PARTS)
+    rows = {
+        FIRST_DATE + timedelta(days=n): sum(min(max(size - n * a_day, 0), a_day) for size in sample.sizes)
+        for n in range(math.ceil(max(sample.sizes) / a_day))
+    }
+    what = f"none: rows are dealt out in their order, {a_day:,} a day from {FIRST_DATE} on"
+    rule = EventTime(rows_per_day=a_day, first_date=FIRST_DATE)
+    return Calendar(rule, rows, None, Choice("event time", what, why))
+
+
+def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]:
+    """Rows a batch date over all arrivals (UTC), in order. Raises SourceInvalid where undated rows would sink a day.
+
+    Rows without a readable time land on their arrival's first date, and are quarantined there.
+    """
+    found: Counter[date] = Counter()
+    for arrival in arrivals:
+        dates: Counter[date | None] = Counter()
+        for table in arrival.read():
+            times = read_event_times(table, rule, 0)
+            counts = pc.value_counts(batch_dates_of(times, ZONE)).to_pylist()
+            dates.update({item["values"]: item["counts"] for item in counts})
+        undated = dates.pop(None, 0)
+        known = {day: count for day, count in dates.items() if day is not None}
+        limit = ValidateParams().max_quarantined_fraction
+        if not known or undated > limit * (undated + known[min(known)]):
+            raise SourceInvalid(
+                "Too many rows have no readable time.",
+                where=f"{arrival.name}, column {rule.column}",
+                got=f"{undated:,} of {undated + sum(known.values()):,} rows",
+                expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00; rows without one join the first day, "
+                f"which may hold {limit:.0%} of them",
+                todo="correct the column, name another with --time, or leave it out: rows are then dealt out in order",
+            )
+        found.update(known)
+    return dict(sorted(found.items()))
+
+
+def _read_time_rule(sample: Sample, profile: ColumnProfile) -> EventTime:
+    if profile.type not in ("float", "int") or profile.low is None or profile.high is None:
+        return EventTime(column=profile.name)
+    if EPOCH_S[0] <= profile.low <= profile.high <= EPOCH_S[1]:
+        return EventTime(column=profile.name, seconds_since=datetime(1970, 1, 1, tzinfo=UTC))
+    if profile.high > EPOCH_S[1]:
+        raise SourceInvalid(
+            "The time column holds numbers too large for seconds.",
+            where=profile.name,
+            got=f"{profile.low:.6g} to {profile.high:.6g}",
+            expected="date-times, or seconds since 1970 or since the first row",
+            todo="divide milliseconds by 1,000 in the source",
+        )
+    start = datetime.combine(FIRST_DATE, datetime.min.time(), UTC)
+    return EventTime(column=profile.name, seconds_since=start)
+
+
+def _check_dates(column: str, dates: dict[date, int]) -> None:
+    if len(dates) > MAX_DATES:
+        raise SourceInvalid(
+            "The times spread over too many days.",
+            where=column,
+            got=f"{len(dates):,} days, {min(dates)} to {max(dates)}",
+            expected=f"at most {MAX_DATES} days in one go",
+            todo="name a part of the source, or leave out --time: rows are then dealt out in their order",
+        )
+
+
+def _is_worth_nights(sample: Sample, column: str) -> bool:
+    times = read_event_times(sample.table.select([column]), EventTime(column=column), 0)
+    days = len(pc.unique(batch_dates_of(times, ZONE)))
+    return times.null_count == 0 and 2 <= days <= min(MAX_DATES, sample.rows / MIN_ROWS_A_DATE)
+
+
+def tells_the_hour(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:
+    """Whether the event time is worth reading: times of day of a real calendar, over a week or more."""
+    start = calendar.event_time.seconds_since
+    if calendar.column is None or len(calendar.rows) < 7 or (start and start.date() == FIRST_DATE):
+        return False
+    return bool(start) or next(p for p in profiles if p.name == calendar.column).has_clock
+
+
+def choose_nights(calendar: Calendar) -> int:
+    """A tenth of the days, at most a week."""
+    return max(1, min(7, len(calendar.rows) // PARTS))
+
+
+def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels: bool) -> tuple[Splits, Choice]:
+    """How the rows before the first night are shared out. Raises TooFewRows where the threshold could not be had.
+
+    Rows with times are cut in the order of time: no later row helps to judge an earlier one. Rows dealt out have an
+    order that means nothing, or worse (sorted by label, by customer): drawing the sets at random makes fit and
+    calibration rows alike, as the threshold supposes.
+    """
+    days = list(calendar.rows)[:-nights]
+    tuning = 0.1 if has_labels else 0.0
+    splits: Splits
+    if calendar.is_dealt:
+        splits = RandomFraction(kind="random_fraction", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
+        share = splits.calibration
+        why = "the order of the rows means nothing, so sets drawn at random are alike"
+    elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:
+        splits, share = by_date, 0.0
+        why = "whole days in order of time, the latest for the threshold"
+    else:
+        splits = LeadingFraction(kind="leading_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1)
+        share = splits.calibration
+        why = "rows in order of time: first those to learn from, then those for the threshold, then the test"
+    rows = sum(calendar.rows[day] for day in days)
+    _check_rows(rows, sum(calendar.rows.values()), share, anomalous)
+    shares = splits.model_dump(exclude={"kind", "seed"}, exclude_none=True)
+    told = ", ".join(f"{key} {value:g}" for key, value in shares.items())
+    return splits, Choice("splits", f"{splits.kind}: {told}", why)
+
+
+def _split_days(days: Sequence[date], has_labels: bool) -> ByDate | None:
+    if len(days) < DATES_BY_DATE:
+        return None
+    tenth = max(1, len(days) // 10)
+    return ByDate(
+        kind="by_date",
+        stopping_days=tenth,
+        tuning_days=tenth if has_labels else 0,
+        test_days=tenth,
+        calibration_days=2 * tenth,
+    )
+
+
+def _calibration_rows(calendar: Calendar, days: Sequence[date], split: ByDate, anomalous: float) -> float:
+    return (1 - anomalous) * sum(calendar.rows[day] for day in days[-split.calibration_days :])
+
+
+def _check_rows(rows: int, total: int, share: float, anomalous: float) -> None:
+    clean = rows * (1 - anomalous) * share
+    if share and clean < NEEDED:
+        needed = math.ceil(NEEDED / (share * (1 - anomalous) * rows / total))
+        raise TooFewRows(
+            "There are too few rows for a threshold at the 99th percentile.",
+            got=f"{total:,} rows, of which about {int(clean):,} would be left to set the threshold on",
+            expected=f"at least {needed:,} rows: {NEEDED} normal ones for the threshold are {share:.0%} of those to "
+            "learn from",
+            todo="bring more rows",
+        )
+
+
+def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Mask) -> Iterator[str]:
+    """Warn where the last tenth of the rows, which becomes the night, is unlike those before: a sorted file."""
+    n = sample.table.num_rows
+    if len(sample.sizes) > 1 or n < 2 * ENOUGH_ROWS:
+        return
+    is_last = np.arange(n) >= n - n // PARTS
+    if is_anomaly[is_last].mean() > 2 * is_anomaly.mean() + 0.1:
+        yield (
+            f"the last tenth of the rows, which becomes the night, holds {is_anomaly[is_last].mean():.0%} anomalies: "
+            "the file looks sorted by its label, so that night has far more flags than a real one"
+        )
+    moved = {}
+    for profile in profiles:
+        if profile.type in ("float", "int") and profile.distinct > 1:
+            values = cast_column(sample.table[profile.name], pa.float64()).to_numpy()
+            first, last = (values[chosen & ~is_anomaly & np.isfinite(values)] for chosen in (~is_last, is_last))
+            moved[profile.name] = _measure_shift(first, last)
+    worst = max(moved, key=lambda name: moved[name], default="")
+    if moved and moved[worst] > MAX_SHIFT:
+        yield (
+            f"the last tenth of the rows, which becomes the night, is unlike the rows before it, most in {worst}: the "
+            "file looks sorted, so expect many flags; shuffle its rows, or name its time with --time"
+        )
+
+
+def _measure_shift(first: Floats, last: Floats) -> float:
+    """The largest gap between two distribution functions, 0 to 1 (Kolmogorov and Smirnov)."""
+    if min(len(first), len(last)) < ENOUGH_ROWS:
+        return 0.0
+    first, last = np.sort(first), np.sort(last)
+    both = np.concatenate([first, last])
+    shares = [np.searchsorted(part, both, side="right") / len(part) for part in (first, last)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def describe_nights(calendar: Calendar, nights: int) -> Choice:
+    """Which days are scored, in words."""
+    days = list(calendar.rows)
+    scored = f"{days[-nights]} to {days[-1]}" if nights > 1 else f"{days[-1]}"
+    return Choice("nights", f"{nights} scored: {scored}", f"a tenth of {len(days)} days, at most 7; the rest is learnt")

@@ -1,0 +1,342 @@
+"""From a profile to a first params section and contract: what `nightjar init` writes, each choice with its reason.
+
+In: a Sample and the kinds of its columns. Out: the typed sections. Labels are counted to name the rarer value and
+to keep anomalies out of the skewness; no choice about the detector itself looks at them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.params import AutoencoderParams, FitParams, NeighboursParams
+from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.onboarding.days import (
+    Calendar,
+    Splits,
+    choose_calendar,
+    choose_nights,
+    choose_splits,
+    describe_nights,
+    find_order,
+    tells_the_hour,
+)
+from tasks.onboarding.profile import (
+    ENOUGH_ROWS,
+    ID_NAME,
+    Choice,
+    ColumnProfile,
+    Decision,
+    Mask,
+    Sample,
+    check_column,
+    decide_kinds,
+    draw_sample,
+    profile_columns,
+)
+from tasks.params import ColumnsParams, FilterParams, IngestParams, LabelColumn, TrainParams, ValidateParams
+from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource
+from tasks.sources.sql import SqlSource
+
+TRIMMED = 0.01  # of unlabelled rows: next to nothing where all are normal, and much where some are not
+MAX_RANGES = 40  # Great Expectations costs milliseconds an expectation: wide tables go without ranges
+
+
+# --- labels and names ---
+
+
+def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[LabelColumn, float, Choice]:
+    """The label rule, the share of anomalous rows among the labelled, and why. Raises SourceInvalid unless binary."""
+    check_column(sample, column, "--label")
+    counts, total = sample.labels, sample.labels.total()
+    listed = ", ".join(f"{value!r} ({count:,} rows)" for value, count in counts.most_common(12))
+    common = counts.most_common(1)[0][0] if counts else ""
+    if normal is not None and normal not in counts:
+        raise SourceInvalid(
+            "The label never has the value that --normal names.", where=column, got=listed, expected=repr(normal)
+        )
+    if len(counts) < 2 or (len(counts) > 2 and normal is None):
+        todo = f"name what is normal, such as --normal {common}; all other values then mean anomalous"
+        raise SourceInvalid(
+            f"The label has {len(counts)} values." if counts else "The label has no value.",
+            where=column,
+            got=listed + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""),
+            expected="two values, the rarer of which means anomalous",
+            todo=todo if len(counts) > 2 else "leave out --label: without it every row counts as unlabelled",
+        )
+    if normal is not None:
+        rule, anomalies = LabelColumn(column=column, normal=(normal,)), total - counts[normal]
+        what, why = f"all but {normal!r} is anomalous", "as --normal says"
+    else:
+        value, anomalies = counts.most_common()[-1]
+        rule = LabelColumn(column=column, anomalous=(value,))
+        what, why = f"{value!r} is anomalous", "the rarer of the two values"
+    share = anomalies / total
+    what = f"{column}: {what}, {anomalies:,} of {total:,} rows ({share:.2%})"
+    return rule, share, Choice("label", what, f"{why}; the detector never reads it")
+
+
+def choose_record_id(sample: Sample, asked: str | None, is_query: bool) -> tuple[str | None, Choice]:
+    """The column that names records: the asked one, or one that is called an identifier and never repeats.
+
+    Raises SourceInvalid where the asked one is missing or repeats too often, and for a query without any: the order
+    of its rows, which would have to name them, is not its own.
+    """
+    if asked:
+        check_column(sample, asked, "--id")
+        repeated = 1 - _distinct(sample.table[asked]) / sample.table.num_rows
+        if repeated > ValidateParams().max_quarantined_fraction:
+            raise SourceInvalid(
+                "The column that --id names does not tell rows apart.",
+                where=asked,
+                got=f"{repeated:.1%} of the rows repeat a value or have none",
+                expected="a value of its own for each row of a day",
+                todo="name another column, or leave out --id: rows are then named by file and row number",
+            )
+        return asked, Choice("record_id", asked, "as --id says")
+    names = [name for name in sample.table.column_names if ID_NAME.search(name)]
+    found = [name for name in names if _distinct(sample.table[name]) == sample.table.num_rows >= ENOUGH_ROWS]
+    if found:
+        return found[0], Choice("record_id", found[0], "named like an identifier, and every row has its own")
+    if is_query:
+        raise SourceInvalid(
+            "No column of the query names its rows.",
+            got=f"columns {', '.join(sample.table.column_names)}",
+            expected="a column with a value of its own for each row",
+            todo="name it with --id, or add one to the query",
+        )
+    return None, Choice("record_id", "file and row number", "no column is named like an identifier and never repeats")
+
+
+def _distinct(column: pa.ChunkedArray) -> int:
+    if pa.types.is_nested(column.type):
+        return 0
+    return int(pc.count_distinct(column.cast(pa.string()), mode="only_valid").as_py())
+
+
+def choose_filter(splits: Splits, columns: ColumnsParams, has_labels: bool) -> tuple[FilterParams, Choice]:
+    """The filter section: where nothing is labelled, the most outlying rows are not learnt from."""
+    if has_labels or not columns.numbers:
+        why = "the label says which rows are not learnt from" if has_labels else "there are no numbers to judge rows by"
+        return FilterParams(splits=splits), Choice("trimmed", "none", why)
+    why = "nothing says which rows are anomalous; next to nothing is lost where none are"
+    return FilterParams(splits=splits, trim_fraction=TRIMMED), Choice("trimmed", f"{TRIMMED:.0%}, the outermost", why)
+
+
+def choose_training(columns: ColumnsParams, rows: int) -> TrainParams:
+    """Network, fit and score defaults for `rows` fit rows. The one place that holds them.
+
+    Of what was tried on eleven public tables (bench/adbench_models.py) this was best on the mean, whatever the width:
+    a tight bottleneck, and the distance to clean rows beside what it gets wrong.
+    """
+    return TrainParams(
+        columns=columns,
+        networks=(AutoencoderParams(kind="autoencoder", layers=(64, 2, 64), activation="silu"),),
+        fit=FitParams(epochs=60, batch_size=256 if rows < 50_000 else 1024, learning_rate=0.003, seed=1),
+        score=NeighboursParams(kind="neighbours"),
+    )
+
+
+def choose_columns(decisions: Sequence[Decision]) -> ColumnsParams:
+    """The columns section. Raises ParamsInvalid where every column was left out."""
+    named = {
+        kind: tuple(d.column for d in decisions if d.kind == kind)
+        for kind in ("numeric", "log-numeric", "categorical", "date-time")
+    }
+    if not any(named.values()):
+        raise ParamsInvalid(
+            "No column is left for a detector to read.",
+            got="; ".join(f"{d.column}: {d.rule}" for d in decisions[:10]),
+            expected="at least one column of numbers, categories or date-times that varies",
+            todo="bring such a column",
+        )
+    fields = {"log-numeric": "log_numeric", "date-time": "datetime"}
+    return ColumnsParams(**_given(**{fields.get(kind, kind): names or None for kind, names in named.items()}))
+
+
+# --- the contract ---
+
+
+def draft_contract(
+    profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar, has_id: bool
+) -> Contract:
+    """A first contract: types as seen, and expectations that a normal next day meets.
+
+    What a row may look like is a warning, never critical: a value far outside what was seen may be the anomaly that the
+    detector is there to find, and must reach it. Only a row that cannot be scored (no value, no number) is quarantined.
+    """
+    kinds = {d.column: d.kind for d in decisions}
+    read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
+    columns = {p.name: ContractColumn(type=p.type, **_given(nullable=p.missing > 0 or None)) for p in read if p.type}
+    expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
+    for profile in read:
+        if profile.missing:
+            limit = min(1.0, profile.missing_fraction + max(0.1, profile.missing_fraction))
+            expectations.append(_between(f"{profile.name}.missing_fraction", high=round(limit, 3), is_critical=False))
+        if kinds[profile.name] == "categorical" and profile.distinct > 2:
+            expectations.append(_between(f"{profile.name}.distinct", high=2 * profile.distinct + 10, is_critical=False))
+    ranged = [p for p in read if p.type in ("float", "int") and kinds[p.name] in ("numeric", "log-numeric")]
+    if len(ranged) <= MAX_RANGES:
+        expectations += [_expect_range(p) for p in ranged]
+    ignored = tuple(p.name for p in profiles if p.name not in columns and p.name != calendar.column)
+    return Contract(columns=columns, expectations=tuple(expectations), **_given(ignored=ignored or None))
+
+
+def _expect_rows(calendar: Calendar) -> list[ContractExpectation]:
+    """Half the smallest to twice the largest day seen; days that were dealt out grow as the file does: a warning."""
+    low, high = max(1, min(calendar.rows.values()) // 2), 2 * max(calendar.rows.values())
+    return [_between("rows", low, high, is_critical=not calendar.is_dealt)]
+
+
+def _expect_range(profile: ColumnProfile) -> ContractExpectation:
+    """The range seen, widened by its own span on both sides; what was never negative stays so."""
+    low, high = profile.low or 0.0, profile.high or 0.0
+    span = (high - low) or 1.0
+    below = 0.0 if low >= 0 else _round_out(low - span, math.floor)
+    return _between(profile.name, below, _round_out(high + span, math.ceil), level="row", is_critical=False)
+
+
+def _round_out(value: float, towards: Callable[[float], int]) -> float:
+    """A value with three digits, rounded up or down; one too large to round stays within float64."""
+    if value == 0:
+        return 0.0
+    digits = 2 - math.floor(math.log10(abs(value))) if math.isfinite(value) else 0
+    unit = 10.0 ** -min(digits, 300)
+    rounded = towards(value / unit) * unit if math.isfinite(value / unit) else value
+    return float(f"{min(max(rounded, -FLOAT_LIMIT), FLOAT_LIMIT):.12g}")
+
+
+def _between(
+    column: str,
+    low: float | None = None,
+    high: float | None = None,
+    level: Literal["row", "batch"] = "batch",
+    is_critical: bool = True,
+) -> ContractExpectation:
+    limits = {"min_value": low, "max_value": high}
+    kwargs = {"column": column} | {key: value for key, value in limits.items() if value is not None}
+    severity: dict[str, Any] = {} if is_critical else {"severity": "warning"}
+    return ContractExpectation(level=level, type="expect_column_values_to_be_between", kwargs=kwargs, **severity)
+
+
+# --- all of it ---
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user named: the columns that serve as label, id and time, and the label's normal value."""
+
+    label: str | None = None
+    normal: str | None = None
+    record_id: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The sections and the contract to write, with every decision and its reason."""
+
+    ingest: IngestParams
+    filter: FilterParams
+    train: TrainParams
+    contract: Contract
+    nights: int
+    last_date: date
+    rows: int
+    decisions: tuple[Decision, ...]
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+
+
+def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], asked: Asked) -> Draft:
+    """Look at a source and decide everything. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
+    sample = draw_sample(arrivals, asked.label)
+    check_separator(sample)
+    labels, anomalous, spoken_for = None, 0.0, {}
+    choices = [_describe_rows(sample)]
+    if asked.label:
+        labels, anomalous, choice = choose_labels(sample, asked.label, asked.normal)
+        choices.append(choice)
+        spoken_for[asked.label] = "the label"
+    record_id, choice = choose_record_id(sample, asked.record_id, isinstance(source, SqlSource))
+    choices.append(choice)
+    if record_id:
+        spoken_for[record_id] = "names the record"
+    is_anomaly = mark_anomalies(sample, labels)
+    profiles = profile_columns(sample, ~is_anomaly)
+    calendar = choose_calendar(sample, profiles, arrivals, asked.time)
+    choices.append(calendar.choice)
+    if calendar.column:
+        spoken_for[calendar.column] = "the event time"
+    decisions = decide_kinds(profiles, spoken_for)
+    if tells_the_hour(calendar, profiles):
+        decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
+    nights = choose_nights(calendar)
+    splits, choice = choose_splits(calendar, nights, anomalous, labels is not None)
+    choices += [describe_nights(calendar, nights), choice]
+    columns = choose_columns(decisions)
+    filtered, choice = choose_filter(splits, columns, labels is not None)
+    choices.append(choice)
+    train = choose_training(columns, round(0.4 * sample.rows))
+    return Draft(
+        ingest=IngestParams(
+            source=source, event_time=calendar.event_time, **_given(record_id=record_id, labels=labels)
+        ),
+        filter=filtered,
+        train=train,
+        contract=draft_contract(profiles, decisions, calendar, record_id is not None),
+        nights=nights,
+        last_date=max(calendar.rows),
+        rows=sample.rows,
+        decisions=tuple(decisions),
+        choices=(*choices, _describe_training(train)),
+        notes=tuple(find_order(sample, profiles, is_anomaly)) if calendar.is_dealt else (),
+    )
+
+
+def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
+    """The mask (n,) of sampled rows that the label calls anomalous."""
+    if labels is None:
+        return np.zeros(sample.table.num_rows, dtype=bool)
+    texts = sample.table[labels.column].cast(pa.string()).to_pandas()
+    marked: Mask = (labels.read(texts) == 1).to_numpy() & texts.notna().to_numpy()
+    return marked
+
+
+def check_separator(sample: Sample) -> None:
+    """Raise SourceInvalid for a file whose only column is a line with another separator in it."""
+    [name, *others] = sample.table.column_names
+    if not others and (found := [mark for mark in (";", "\t", "|") if mark in name]):
+        raise SourceInvalid(
+            "The file's values are not separated by commas.",
+            got=f"one column, {name!r}",
+            expected="columns separated by commas",
+            todo=f"write it again with commas in place of {found[0]!r}, or as Parquet",
+        )
+
+
+def _describe_rows(sample: Sample) -> Choice:
+    files = f" in {len(sample.sizes):,} files" if len(sample.sizes) > 1 else ""
+    n = sample.table.num_rows
+    seen = "all of them looked at" if n == sample.rows else f"{n:,} of them, drawn evenly, looked at"
+    return Choice("rows", f"{sample.rows:,}{files}", seen)
+
+
+def _describe_training(train: TrainParams) -> Choice:
+    [network] = train.networks
+    layers = "-".join(map(str, network.layers)) if isinstance(network, AutoencoderParams) else ""
+    return Choice(
+        "network", f"{network.kind} {layers}, {train.score.kind} score", "the best on the mean of public tables"
+    )
+
+
+def _given(**values: object) -> dict[str, Any]:
+    """What was decided, without what was not: it stays out of the file."""
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,318 @@
+"""Look at a source: which columns it has, what they hold, and which kind of column a detector should take each for.
+
+In: the slices of all arrivals, read once. Out: counts over all rows and, of a uniform sample of them (n rows), one
+ColumnProfile a column. Types are found with the cast that validation uses, so what is readable here is readable there.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from models.encoders import measure_skewness
+from models.params import EncodeParams
+from tasks.errors import SourceInvalid
+from tasks.ingest import check_names
+from tasks.params import ColumnsParams
+from tasks.rows.contract import RESERVED, TYPES
+from tasks.rows.schema import MISSING_WORDS, cast_column, is_text
+from tasks.sources.arrival import Arrival
+
+SAMPLE_ROWS = 100_000
+ENOUGH_ROWS = 50  # fewer say nothing about whether values repeat
+MAX_UNREADABLE = 0.05  # share of a text column's values that may be no number, or no date-time, if it is to be one
+# An infinite value is no distance from anything: fitted on, it drowns the others, and 1 % of them set the threshold.
+# Such rows are quarantined, and more of them than this could sink a day.
+MAX_INFINITE = 0.01
+MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
+FEW_VALUES = 2  # whole numbers with no more values than this are categories
+MIN_COVERED = 0.8  # share of rows whose category the detector must know by name
+ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
+Type = Literal["float", "int", "text", "bool", "timestamp"]
+Kind = Literal["numeric", "log-numeric", "categorical", "date-time", "left out"]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing decided about the detector as a whole, and why."""
+
+    about: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows drawn evenly from all arrivals, in the order they came, and what was counted over every row."""
+
+    table: pa.Table
+    sizes: tuple[int, ...]  # rows of each arrival
+    labels: Counter[str]  # values of the label column, missing ones left out
+
+    @property
+    def rows(self) -> int:
+        """Rows of all arrivals."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class ColumnProfile:
+    """What a column of n sampled rows holds: `low` to `high` of the finite numbers, `skewness` of those to fit on."""
+
+    name: str
+    source_type: str
+    type: Type | None  # as the contract names it; None: not a type that Nightjar reads
+    rows: int
+    missing: int  # null, NaN or unreadable
+    unreadable: int
+    infinite: int
+    distinct: int
+    covered: float  # share of rows that hold one of the MAX_CATEGORIES commonest values
+    is_sorted: bool  # never falls from a row to the next
+    is_whole: bool
+    has_clock: bool  # some time of day other than midnight
+    low: float | None = None
+    high: float | None = None
+    skewness: float = 0.0
+    has_negative: bool = False  # among the rows to fit on
+
+    @property
+    def missing_fraction(self) -> float:
+        """Share of rows without a value, 0 to 1."""
+        return self.missing / self.rows
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a detector makes of a column: `rule` says why in words that fit many columns, `detail` adds this one's."""
+
+    column: str
+    kind: Kind
+    rule: str
+    detail: str = ""
+
+
+def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int = SAMPLE_ROWS) -> Sample:
+    """Read every arrival once and keep a uniform, seeded sample of its rows; memory holds one slice and the sample.
+
+    Raises SourceInvalid where there are no rows, names repeat, or arrivals disagree on a column's type.
+    """
+    rng = np.random.default_rng(0)
+    kept: pa.Table | None = None
+    draws = np.empty(0)
+    sizes: list[int] = []
+    labels: Counter[str] = Counter()
+    for arrival in arrivals:
+        sizes.append(0)
+        for table in arrival.read():
+            check_names(table, arrival.name)
+            sizes[-1] += table.num_rows
+            if label in table.column_names:
+                counts = pc.value_counts(table[label].cast(pa.string()).drop_null()).to_pylist()
+                labels.update({item["values"]: item["counts"] for item in counts})
+            draws = np.concatenate([draws, rng.random(table.num_rows)])
+            kept = table if kept is None else _append(kept, table, arrival.name)
+            if len(draws) > most:
+                chosen = draws < np.partition(draws, most)[most]
+                kept, draws = kept.filter(pa.array(chosen)), draws[chosen]
+    if kept is None or not kept.num_rows:
+        raise SourceInvalid(
+            "The source has no rows.", got="0 rows", expected="a header line and rows", todo="see what --source names"
+        )
+    return Sample(kept, tuple(sizes), labels)
+
+
+def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:
+    try:
+        return pa.concat_tables([kept, table], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SourceInvalid(
+            "The files do not fit together.",
+            where=name,
+            got=str(error).splitlines()[0],
+            expected="the same type of column in each file",
+            todo="name fewer files with --source, or write them anew",
+        ) from error
+
+
+def check_column(sample: Sample, column: str, option: str) -> None:
+    """Raise SourceInvalid where the column that an option names is not there."""
+    if column not in sample.table.column_names:
+        raise SourceInvalid(
+            f"{option} names a column that is not there.",
+            got=column,
+            expected=", ".join(sample.table.column_names),
+            todo="use one of these names",
+        )
+
+
+def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> ColumnProfile:
+    """Measure one column of a sample; `is_clean` (n,) marks the rows that may be fitted on."""
+    source_type, rows = str(column.type), len(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = find_type(column)
+    typed = cast_column(column, TYPES[kind]) if kind else pa.chunked_array([pa.nulls(rows)])
+    if kind == "float":
+        typed = pc.if_else(pc.is_nan(typed), pa.scalar(None, pa.float64()), typed)
+    there = typed.drop_null()
+    counts = np.sort(there.value_counts().field("counts").to_numpy())[::-1] if len(there) else np.empty(0)
+    numbers = typed.cast(pa.float64()).to_numpy() if kind in ("float", "int") else np.empty(0)
+    finite, clean = numbers[np.isfinite(numbers)], numbers[is_clean] if len(numbers) else numbers
+    return ColumnProfile(
+        name=name,
+        source_type=source_type,
+        type=kind,
+        rows=rows,
+        missing=typed.null_count,
+        unreadable=typed.null_count - column.null_count if kind else 0,
+        infinite=int(np.isinf(numbers).sum()),
+        distinct=len(counts),
+        covered=float(counts[:MAX_CATEGORIES].sum()) / rows,
+        is_sorted=_never_falls(there),
+        is_whole=bool((finite == np.round(finite)).all()),
+        has_clock=kind == "timestamp" and _has_clock(there),
+        low=float(finite.min()) if len(finite) else None,
+        high=float(finite.max()) if len(finite) else None,
+        skewness=float(measure_skewness(torch.from_numpy(clean)[:, None])) if len(clean) else 0.0,
+        has_negative=bool((clean < 0).any()),
+    )
+
+
+def find_type(column: pa.ChunkedArray) -> Type | None:
+    """The contract's type for a column, or None where Nightjar has none. Numbers in text are `float`.
+
+    Whole numbers in text are `float` too: a later 2.5 is unusual, but it is not a bad row.
+    """
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind):
+        return "float" if kind == pa.uint64() else "int"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "float"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "timestamp"
+    if pa.types.is_null(kind):
+        return "text"
+    if is_text(kind):
+        return _find_type_of_text(column.cast(pa.string()))
+    return None
+
+
+def _find_type_of_text(column: pa.ChunkedArray) -> Type:
+    there = column.drop_null()
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(there))
+    means_missing = pc.is_in(words, pa.array(MISSING_WORDS))
+    words, values = words.filter(pc.invert(means_missing)), there.filter(pc.invert(means_missing))
+    if not len(values):
+        return "text"
+    if pc.all(pc.is_in(words, pa.array(["true", "false"]))).as_py():
+        return "bool"
+    if pc.any(pc.match_substring_regex(values, r"^[+-]?0[0-9]")).as_py():
+        return "text"  # a code: as a number it would lose its zeros
+    for kind in ("float", "timestamp"):
+        unreadable = cast_column(values, TYPES[kind]).null_count
+        if unreadable <= MAX_UNREADABLE * len(values):
+            return kind
+    return "text"
+
+
+def _never_falls(values: pa.ChunkedArray) -> bool:
+    flat = values.combine_chunks()
+    return len(flat) < 2 or bool(pc.all(pc.less_equal(flat[:-1], flat[1:])).as_py())
+
+
+def _has_clock(times: pa.ChunkedArray) -> bool:
+    midnight = pc.floor_temporal(times, unit="day")
+    return bool(pc.any(pc.not_equal(times, midnight)).as_py())
+
+
+def decide_kinds(profiles: Sequence[ColumnProfile], spoken_for: dict[str, str]) -> list[Decision]:
+    """A kind and the reason for each column; `spoken_for` gives the reason for those that serve another end."""
+    decisions = []
+    seen: dict[str, str] = {}
+    for profile in profiles:
+        if profile.name in spoken_for:
+            decisions.append(Decision(profile.name, "left out", spoken_for[profile.name]))
+        elif (folded := profile.name.casefold()) in seen:
+            rule = f"its name differs from {seen[folded]!r} only in capitals, which DuckDB takes for one"
+            decisions.append(Decision(profile.name, "left out", rule))
+        else:
+            seen[folded] = profile.name
+            decisions.append(decide_kind(profile))
+    return decisions
+
+
+def decide_kind(profile: ColumnProfile) -> Decision:
+    """A column's kind and the reason."""
+
+    def decide(kind: Kind, rule: str, detail: str = "") -> Decision:
+        return Decision(profile.name, kind, rule, detail)
+
+    there = profile.rows - profile.missing
+    if not profile.name.strip():
+        return decide("left out", "it has no name")
+    if profile.name in (*RESERVED, "event_time"):
+        return decide("left out", "Nightjar has a column of that name itself; rename it in the source to use it")
+    if profile.type is None:
+        return decide("left out", "Nightjar reads no columns of this type", profile.source_type)
+    if not there:
+        return decide("left out", "no row has a value")
+    if profile.distinct == 1:
+        return decide("left out", "constant")
+    if profile.type == "timestamp":
+        if profile.has_clock:
+            return decide("date-time", "hour and weekday", _missing_text(profile))
+        return decide("left out", "dates without a time of day; bring an age or a distance in days instead")
+    if profile.type in ("float", "int"):
+        return _decide_number(profile)
+    if there >= ENOUGH_ROWS and profile.distinct > there / 2:
+        return decide("left out", "text that names single rows", f"{profile.distinct:,} different in {there:,} rows")
+    if profile.covered < MIN_COVERED * there / profile.rows:
+        return decide("left out", "too many categories to learn", f"{profile.distinct:,} different")
+    detail = f"{profile.distinct:,} categories" + _missing_text(profile, ", ")
+    return decide("categorical", "text" if profile.type == "text" else "true or false", detail)
+
+
+def _decide_number(profile: ColumnProfile) -> Decision:
+    def decide(kind: Kind, rule: str, detail: str = "") -> Decision:
+        return Decision(profile.name, kind, rule, detail)
+
+    there = profile.rows - profile.missing
+    is_key = there >= ENOUGH_ROWS and profile.distinct == there and profile.is_whole
+    if is_key and ID_NAME.search(profile.name):
+        return decide("left out", "an identifier: whole, never repeated, and named like one")
+    if there >= ENOUGH_ROWS and profile.distinct > there / 2 and profile.is_sorted:
+        return decide("left out", "a counter or a clock: it rises with the rows; name it with --time if it is the time")
+    if profile.low is None or profile.high is None or profile.infinite > MAX_INFINITE * profile.rows:
+        return decide("left out", "infinite in too many rows", f"{profile.infinite:,} of {profile.rows:,}")
+    detail = f"{profile.low:.4g} to {profile.high:.4g}" + _missing_text(profile, ", ")
+    detail += f", {profile.infinite:,} infinite to be quarantined" if profile.infinite else ""
+    if profile.is_whole and profile.distinct <= FEW_VALUES:
+        return decide("categorical", "two whole numbers", detail)
+    limit = EncodeParams().log_skewness
+    if limit is not None and profile.skewness > limit and not profile.has_negative:
+        rule = f"numbers, none negative, skewness above {limit:g}"
+        return decide("log-numeric", rule, f"skewness {profile.skewness:.3g}, {detail}")
+    return decide("numeric", "numbers", detail)
+
+
+def _missing_text(profile: ColumnProfile, before: str = "") -> str:
+    if not profile.missing:
+        return ""
+    unreadable = f" ({profile.unreadable:,} unreadable)" if profile.unreadable else ""
+    return f"{before}{profile.missing_fraction:.1%} missing{unreadable}"
+
+
+def profile_columns(sample: Sample, is_clean: Mask) -> list[ColumnProfile]:
+    """The profiles of all columns of a sample."""
+    return [profile_column(name, sample.table[name], is_clean) for name in sample.table.column_names]

@@ -1,0 +1,106 @@
+"""The Data Docs of batches: pages of what each expectation found."""
+
+import html
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.rows.contract import Contract
+from tasks.rows.expectations import Outcome, configure
+
+
+def build_docs(
+    folder: Path, detector: str, contract: Contract, batches: dict[date, tuple[int, tuple[Outcome, ...]]]
+) -> None:
+    """Add batches (rows and outcomes by date) to the Data Docs under `folder`, a page each, and rebuild their index.
+
+    The pages are made from counts, not from values: a masked column cannot leak into them.
+    """
+    import great_expectations as gx
+    from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult, RunIdentifier
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
+
+    # Only results and pages lie in files, each under its own name: what a killed process left half written, or another
+    # one is writing, is never read as settings or as the suite.
+    project = InMemoryStoreBackendDefaults()
+    project.stores[project.validation_results_store_name]["store_backend"] = _keep_files(folder, "validations")
+    project.data_docs_sites = {
+        "local_site": {
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": _keep_files(folder, "data_docs/local_site"),
+        }
+    }
+    try:
+        context = gx.get_context(
+            mode="ephemeral",
+            project_config=DataContextConfig(store_backend_defaults=project, progress_bars={"globally": False}),
+        )
+    except gx.exceptions.GreatExpectationsError as error:  # in which an OSError is only a text
+        raise OSError(str(error)) from error
+    # Great Expectations puts names and arguments into its pages as they are.
+    shown = [
+        e.model_copy(update={"kwargs": escape(e.kwargs)})
+        for e in (*contract.row_expectations, *contract.batch_expectations)
+    ]
+    context.suites.add_or_update(
+        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(shown)])
+    )
+    suite_key = ExpectationSuiteIdentifier(detector)
+    keys = []
+    for day, (rows, found) in batches.items():
+        results = [
+            ExpectationValidationResult(
+                success=outcome.success,
+                expectation_config=configure(expectation, n),
+                result=_docs_result(outcome, rows),
+                exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
+            )
+            for n, (expectation, outcome) in enumerate(zip(shown, found, strict=True))
+        ]
+        met = sum(outcome.success for outcome in found)
+        page = ExpectationSuiteValidationResult(
+            success=met == len(found),
+            results=results,
+            suite_name=detector,
+            statistics={
+                "evaluated_expectations": len(found),
+                "successful_expectations": met,
+                "unsuccessful_expectations": len(found) - met,
+                "success_percent": 100 * met / len(found),
+            },
+            meta={"batch_date": day.isoformat(), "active_batch_definition": {"data_asset_name": detector}},
+        )
+        run = RunIdentifier(run_name=f"{detector} {day.isoformat()}", run_time=datetime.now(UTC))
+        key = ValidationResultIdentifier(suite_key, run, f"{detector}-{day.isoformat()}")
+        context.validation_results_store.add(key, page)
+        keys.append(key)
+    context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def _keep_files(folder: Path, name: str) -> dict[str, Any]:
+    return {
+        "class_name": "TupleFilesystemStoreBackend",
+        "base_directory": str(folder / "gx/uncommitted" / name),
+        "suppress_store_backend_id": True,
+    }
+
+
+def escape(value: Any) -> Any:
+    """A contract's value with its texts, at any depth, fit for an HTML page."""
+    if isinstance(value, dict):
+        return {key: escape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escape(one) for one in value]
+    return html.escape(value, quote=False) if isinstance(value, str) else value
+
+
+def _docs_result(outcome: Outcome, rows: int) -> dict[str, Any]:
+    if outcome.level == "batch":
+        return {"observed_value": outcome.observed}
+    percent = 100 * outcome.unexpected / rows if rows else 0.0
+    return {"element_count": rows, "unexpected_count": outcome.unexpected, "unexpected_percent": percent}

@@ -1,0 +1,332 @@
+"""The sections of a detector in params.yaml, step by step; what a model is made of is in models/params.py.
+
+They stand apart from the steps because a step's file imports Prefect and torch, and a command that only looks at
+params must not wait for those. flows/config/params.py reads the file and assembles a detector from them.
+"""
+
+from datetime import date, timedelta
+from itertools import pairwise
+from typing import Annotated, Literal
+from zoneinfo import available_timezones
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
+
+from models.params import (
+    EncodeParams,
+    FitParams,
+    NetworkReducerParams,
+    Networks,
+    QuantilePolicy,
+    ReducerLimits,
+    ReducerParams,
+    ResidualParams,
+    ScoringParams,
+    Section,
+    ThresholdParams,
+)
+from tasks.sources.kinds import Source
+
+HOUR = "hour"
+
+
+class RunParams(Section):
+    """What `nightjar run` covers: `nights` scored batches up to `last_date`; and whether they go on by themselves."""
+
+    nights: int = Field(ge=1, le=366)
+    last_date: date | None = None  # None: the newest batch date that the source has
+    every_night: bool = True  # once it has a champion: scored by `score --all`, trained weekly, watched for freshness
+
+
+class EventTime(Section):
+    """The column with the event time: a timestamp, or seconds since `seconds_since`.
+
+    A file that has none is dealt out in its own order: `rows_per_day` rows make a day (UTC), from `first_date` on.
+    """
+
+    column: str | None = None
+    seconds_since: AwareDatetime | None = None
+    rows_per_day: int | None = Field(default=None, ge=1)
+    first_date: date | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "EventTime":
+        dealt = (self.rows_per_day, self.first_date)
+        if (self.column is None) != (None not in dealt) or (self.column is not None and dealt != (None, None)):
+            raise ValueError("give either column, or rows_per_day and first_date")
+        if self.seconds_since and self.column is None:
+            raise ValueError("seconds_since needs a column of seconds")
+        return self
+
+
+class LabelColumn(Section):
+    """Labels that come with the rows: which column, and which of its values mean anomalous, or which mean normal."""
+
+    column: str
+    anomalous: tuple[str, ...] = ()
+    normal: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "LabelColumn":
+        if bool(self.anomalous) == bool(self.normal):
+            raise ValueError("give either anomalous or normal: the values that mean so; all others mean the other")
+        return self
+
+    def read(self, texts: pd.Series) -> pd.Series:
+        """1 where a value means anomalous, else 0."""
+        return (texts.isin(self.anomalous) if self.anomalous else ~texts.isin(self.normal)).astype(int)
+
+
+class IngestParams(Section):
+    """Where rows come from and what names them. Without `record_id` a row is named by its file and row number.
+
+    `file_column` names a column to make that holds the file a row came from.
+    """
+
+    source: Source
+    record_id: str | None = None
+    file_column: str | None = None
+    event_time: EventTime
+    labels: LabelColumn | None = None
+
+
+class ValidateParams(Section):
+    """How much of a batch may be bad before the batch itself is."""
+
+    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
+
+
+class ByDate(Section):
+    """Whole days: calibration takes the latest matured ones, test, tuning and stopping those before, fit the rest."""
+
+    kind: Literal["by_date"]
+    stopping_days: int = Field(ge=1)
+    tuning_days: int = Field(ge=0)
+    test_days: int = Field(ge=0)
+    calibration_days: int = Field(ge=1)
+
+
+class Fractions(Section):
+    """Shares of the normal rows in the order of SETS; what they leave of 1 is calibration.
+
+    Anomalies are shared out by tuning and test; of each one's, the first `anomalies_per_normal` a normal row are kept.
+    """
+
+    fit: float = Field(gt=0, lt=1)
+    stopping: float = Field(gt=0, lt=1)
+    tuning: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    anomalies_per_normal: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fractions":
+        if self.fit + self.stopping + self.tuning + self.test >= 1:
+            raise ValueError("fit + stopping + tuning + test must leave something of 1 for calibration")
+        return self
+
+    @property
+    def calibration(self) -> float:
+        """The share left for calibration."""
+        return 1 - self.fit - self.stopping - self.tuning - self.test
+
+
+class LeadingFraction(Fractions):
+    """Rows in order of event time: the first share is fitted, the last one is the test."""
+
+    kind: Literal["leading_fraction"]
+
+
+class RandomFraction(Fractions):
+    """Rows in an order drawn from their record_id and the seed, so that all sets are alike."""
+
+    kind: Literal["random_fraction"]
+    seed: int = Field(ge=0)
+
+
+class FilterParams(Section):
+    """How rows are split, and which are left out."""
+
+    splits: Annotated[ByDate | LeadingFraction | RandomFraction, Field(discriminator="kind")]
+    trim_fraction: float = Field(default=0.0, ge=0, lt=0.5)
+    exclude_dates: tuple[date, ...] = ()
+
+
+class SequenceParams(Section):
+    """How texts become tokens: words, and with `ngrams` 2 or more also runs of up to so many of them.
+
+    `shapes`: the runs are not of words but of their shapes, A for a capital, a for any other letter, 9 for a digit.
+
+    The `vocabulary` commonest tokens of the fit rows get a slot each, all others share one. A record is read up to the
+    number of words that `length_percentile` percent of the fit rows stay within.
+    """
+
+    separator: str = r"\s+"
+    ngrams: int = Field(default=1, ge=1, le=5)
+    vocabulary: int = Field(default=750, ge=1)
+    form: Literal["multi_hot", "counts"] = "multi_hot"
+    length_percentile: float = Field(default=99.0, gt=0, le=100)
+    shapes: bool = False
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, separator: str) -> str:
+        try:
+            is_empty = pc.match_substring_regex(pa.scalar(""), separator).as_py()
+        except pa.ArrowInvalid as error:
+            raise ValueError(str(error)) from error
+        if is_empty:
+            raise ValueError("a separator that matches nothing at all would never stop splitting")
+        return separator
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "SequenceParams":
+        if self.shapes and self.ngrams < 2:
+            raise ValueError("shapes are those of runs of words: they need ngrams of 2 or more")
+        return self
+
+
+class ColumnsParams(Section):
+    """Which columns a detector reads, by kind. A numeric one becomes log-numeric where the skewness rule says so."""
+
+    numeric: tuple[str, ...] = ()
+    log_numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    datetime: tuple[str, ...] = ()
+    image: tuple[str, ...] = ()
+    sequence: dict[str, SequenceParams] = Field(default={})
+    max_categories: int = Field(default=200, ge=1)  # the rarer ones of a column share the unseen slot
+
+    @model_validator(mode="after")
+    def _check(self) -> "ColumnsParams":
+        if not self.names:
+            raise ValueError("a detector needs at least one column")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a column stands in two kinds")
+        return self
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numeric columns of both kinds."""
+        return (*self.numeric, *self.log_numeric)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, in the detector's order."""
+        return (*self.numbers, *self.categorical, *self.datetime, *self.image, *self.sequence)
+
+
+class TrainParams(Section):
+    """What a detector reads and how it learns."""
+
+    columns: ColumnsParams
+    encode: EncodeParams = EncodeParams()
+    networks: Networks
+    fit: FitParams = FitParams()
+    score: ScoringParams = ResidualParams()
+
+
+class CalibrateParams(Section):
+    """The threshold policy."""
+
+    threshold: ThresholdParams = Field(default=QuantilePolicy(), discriminator="kind")
+
+
+class GroupsParams(Section):
+    """Which records belong together, by the hour of event_time or by a column's value, and what weighs them."""
+
+    by: str
+    weight: str | None = None  # a column of positive numbers; None: all records count alike
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that the groups need besides event_time."""
+        return tuple(name for name in (self.by, self.weight) if name not in (HOUR, None))
+
+
+class ScoreParams(Section):
+    """How many alerts a night may publish (the worst are kept), and how many causes each carries.
+
+    Suppressed flags are published too, beside the alerts, and at most as many. `bands` names severities: each begins
+    at a percentile rank. `groups`: None publishes no group scores.
+    """
+
+    max_alerts: int = Field(default=1000, ge=1)
+    causes: int = Field(default=3, ge=1)
+    bands: dict[str, float] = Field(default={"low": 0, "medium": 99, "high": 99.9, "critical": 99.99})
+    groups: GroupsParams | None = None
+
+    @field_validator("bands")
+    @classmethod
+    def _check_bands(cls, bands: dict[str, float]) -> dict[str, float]:
+        ranks = list(bands.values())
+        if ranks[:1] != [0] or ranks[-1] >= 100 or any(low >= high for low, high in pairwise(ranks)):
+            raise ValueError("bands begin with 0 and rise: the percentile rank, below 100, from which each one counts")
+        return bands
+
+    def name_band(self, percentile_rank: float) -> str:
+        """The severity of a rank, 0 to 100: the last band that begins at or below it."""
+        return [name for name, rank in self.bands.items() if rank <= percentile_rank][-1]
+
+
+class ReviewParams(Section):
+    """How many rows are asked about besides a night's alerts, and how the reducer learns from the verdicts.
+
+    sample: rows a night below the threshold, and at most as many of the suppressed flags.
+    """
+
+    sample: int = Field(default=50, ge=0)
+    reducer: ReducerParams = Field(default=NetworkReducerParams(), discriminator="kind")
+    limits: ReducerLimits = ReducerLimits()
+
+
+class RetentionParams(Section):
+    """For how many days each thing is kept, by batch date, cut-off or the moment it was written; None: for ever.
+
+    Without `landing` a night cannot be scored again, without `validated` not explained, without `scores` not sampled
+    for review.
+    """
+
+    landing_days: int | None = Field(default=None, ge=1)
+    validated_days: int | None = Field(default=None, ge=1)
+    quarantine_days: int | None = Field(default=None, ge=1)
+    clean_days: int | None = Field(default=None, ge=1)
+    scores_days: int | None = Field(default=None, ge=1)
+    reports_days: int | None = Field(default=None, ge=1)  # and Data Docs
+    bundles_days: int | None = Field(default=None, ge=1)  # local copies; what is registered stays
+    superseded_days: int | None = Field(default=None, ge=1)
+    attempts_days: int | None = Field(default=None, ge=1)
+
+    def find_past(self, day: date, today: date) -> frozenset[str]:
+        """The zones of the lake that need not keep a day's partition any longer."""
+        days = {
+            "landing": self.landing_days,
+            "validated": self.validated_days,
+            "quarantine": self.quarantine_days,
+            "clean": self.clean_days,
+            "scores": self.scores_days,
+        }
+        return frozenset(zone for zone, limit in days.items() if limit and day < today - timedelta(days=limit))
+
+
+def _known_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"{name!r} is not a time zone of the IANA database, such as Europe/Berlin")
+    return name
+
+
+class DetectorParams(Section):
+    """One configured anomaly-detection job."""
+
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
+    label_delay_days: int = Field(default=0, ge=0, le=365)
+    run: RunParams
+    ingest: IngestParams
+    validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    filter: FilterParams
+    train: TrainParams
+    calibrate: CalibrateParams = CalibrateParams()
+    score: ScoreParams = ScoreParams()
+    review: ReviewParams = ReviewParams()
+    retention: RetentionParams = RetentionParams()

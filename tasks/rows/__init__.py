@@ -1,0 +1,1 @@
+"""What is known of rows: contracts, expectations, duplicates; records of a detector, their scores and causes."""

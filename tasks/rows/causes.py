@@ -1,0 +1,73 @@
+"""Why a record scored as it did, as JSON text: the largest shares of its score, with actual beside expected values.
+
+In: the detector's explanation of N rows and the rows themselves. A masked column shows no value.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models.columns import Column
+from models.detector import Explanation
+from models.encoders import UNSEEN
+from tasks.rows.tokens import list_unseen
+
+MASKED = "masked"
+
+
+def name_causes(
+    explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: set[str], most: int
+) -> list[str]:
+    """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
+
+    Shares add up to the score. A patch of an image or a token of a sequence is named by "part". Actual and expected
+    are in the record's own units; a masked column shows neither.
+    """
+    actual = {column.name: rows[column.name].to_pylist() for column in columns if column.kind != "image"}
+    texts = []
+    for row, shares in enumerate(explanation.contributions):
+        order = np.argsort(-shares, kind="stable")
+        causes: list[dict[str, Any]] = []
+        for position in order[:most]:
+            unit = explanation.units[position]
+            column = columns[unit.column]
+            shown: dict[str, Any] = {"part": unit.part} if unit.part else {}
+            if not unit.part:
+                shown["actual"] = _plain(actual[column.name][row])
+            elif unit.part == UNSEEN:
+                shown["actual"] = ", ".join(list_unseen(actual[column.name][row], column))
+            else:
+                shown["actual"] = _round(explanation.actual[row, position])
+            shown["expected"] = _expected(column, explanation.expected[row, position])
+            if column.name in masked:
+                shown = dict.fromkeys(shown, MASKED)
+            causes.append({"column": column.name, "share": float(shares[position])} | shown)
+        causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
+        texts.append(json.dumps(causes, allow_nan=False))
+    return texts
+
+
+def _expected(column: Column, value: float) -> Any:
+    if column.kind == "categorical":
+        code = int(value)
+        return column.vocabulary[code] if 0 <= code < len(column.vocabulary) else "unseen"
+    if column.kind == "datetime":
+        return f"around {int(value) % 24:02d}:00 UTC"
+    return _plain(_round(value))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()  # as the vocabulary of a true-or-false column has it
+    return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else value

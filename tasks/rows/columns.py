@@ -1,0 +1,111 @@
+"""From a table's columns to a detector's records: text becomes codes here, just outside the torch module.
+
+N rows. Dictionary-encoded text is looked up once a distinct value, not once a row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.columns import MISSING_TIME, Column
+from models.records import Records, make_records
+from tasks.errors import BatchRejected, ParamsInvalid
+from tasks.params import ColumnsParams
+from tasks.rows.images import read_pixels
+from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
+from tasks.sources.images import read_shape
+
+
+def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
+    """The columns with the vocabularies of the fit rows: the commonest categories or tokens, in alphabetical order.
+
+    Raises TooFewRows where texts hold no token at all, ParamsInvalid where a column does not hold images.
+    """
+    numeric = [Column(name, "numeric") for name in params.numeric]
+    categorical = [
+        Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical
+    ]
+    numeric += [Column(name, "log_numeric") for name in params.log_numeric]
+    datetime = [Column(name, "datetime") for name in params.datetime]
+    images = [_describe_image(fit.schema.field(name)) for name in params.image]
+    sequences = [describe_sequence(name, fit[name], how) for name, how in params.sequence.items()]
+    return (*numeric, *categorical, *datetime, *images, *sequences)
+
+
+def _vocabulary(column: pa.ChunkedArray, most: int) -> tuple[str, ...]:
+    found = pc.value_counts(column.cast(pa.string()).drop_null())
+    return take_commonest(found.field("values"), found.field("counts").to_numpy(), most)
+
+
+def _describe_image(field: pa.Field) -> Column:
+    shape = read_shape(field)
+    if shape is None:
+        raise ParamsInvalid(
+            "A column that is to be read as an image holds none.",
+            where=f"train.columns.image, column {field.name}",
+            got=f"type {field.type}",
+            expected="a column of type image, with its shape, in the contract",
+            todo="correct train.columns, or the contract",
+        )
+    return Column(field.name, "image", shape=shape)
+
+
+def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
+    """A table's rows as records, and the mask (N,) of rows with a category or word that has no slot of its own.
+
+    Raises BatchRejected where an image or a text is missing, or an image has another size.
+    """
+    _refuse_missing(table, [column.name for column in columns if column.kind in ("image", "sequence")])
+    n = table.num_rows
+    kinds = ("numeric", "categorical", "datetime", "image", "sequence")
+    of_kind = {kind: [c for c in columns if kind in c.kind] for kind in kinds}
+    numbers = np.empty((n, len(of_kind["numeric"])))
+    codes = np.empty((n, len(of_kind["categorical"])), dtype=np.int64)
+    times = np.empty((n, len(of_kind["datetime"])), dtype=np.int64)
+    for position, column in enumerate(of_kind["numeric"]):
+        numbers[:, position] = table[column.name].cast(pa.float64()).to_numpy()
+    for position, column in enumerate(of_kind["categorical"]):
+        codes[:, position] = encode_text(table[column.name], column.vocabulary)
+    for position, column in enumerate(of_kind["datetime"]):
+        stamps = table[column.name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+        times[:, position] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
+    unseen = np.zeros(n, dtype=bool)
+    for position, column in enumerate(of_kind["categorical"]):
+        unseen |= codes[:, position] == len(column.vocabulary)
+    pixels = [read_pixels(table[column.name], column) for column in of_kind["image"]]
+    tokens = []
+    for column in of_kind["sequence"]:
+        found = encode_tokens(table[column.name], column)
+        unseen |= (found[:, : column.tokens.words] == len(column.vocabulary)).any(axis=1)
+        tokens.append(found)
+    joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
+    return make_records(numbers, codes, times, *joined), unseen
+
+
+def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:
+    missing = {name: table[name].null_count for name in names if table[name].null_count}
+    if missing:
+        raise BatchRejected(
+            "Images or texts are missing.",
+            where=", ".join(f"column {name}" for name in missing),
+            got=", ".join(f"{count} of {table.num_rows} rows without one" for count in missing.values()),
+            expected="one in every row: nothing could stand for it",
+            todo="take nullable from the column in the contract, so that such rows are quarantined",
+        )
+
+
+def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Codes (N,): the place in the vocabulary, len(vocabulary) for anything else and for null."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    known: dict[str | None, int] = {value: code for code, value in enumerate(vocabulary)}
+    chunks = []
+    for chunk in column.chunks:
+        texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
+        table = [known.get(text, len(vocabulary)) for text in texts]
+        indices = chunk.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
+        chunks.append(np.array([*table, len(vocabulary)], dtype=np.int64)[indices])
+    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)

@@ -1,0 +1,181 @@
+"""The contract: what a batch must look like, read from contracts/NAME.yaml and reviewed like code.
+
+`columns` names what is kept and its type; `ignored`, what the source brings besides and nobody wants. `expectations`
+are Great Expectations' own, each with a level: `row` (a row that breaks a critical one is quarantined) or `batch`
+(evaluated on one summary row a batch; breaking a critical one stops the batch). A batch expectation's column is
+`rows`, `quarantined_fraction`, `duplicated_fraction` or `COLUMN.STATISTIC`, with a statistic from STATISTICS.
+"""
+
+import hashlib
+import sys
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, PositiveInt, model_validator
+
+from models.params import Section
+from tasks.sources.images import make_field
+
+TYPES = {
+    "float": pa.float64(),
+    "int": pa.int64(),
+    "text": pa.string(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+# Statistic -> the DuckDB aggregate that computes it over one column.
+STATISTICS = {
+    "mean": "avg({})",
+    "stddev": "stddev_samp({})",
+    "min": "min({})",
+    "max": "max({})",
+    "median": "approx_quantile({}, 0.5)",
+    "distinct": "approx_count_distinct({})",
+    "missing_fraction": "avg(({} is null)::int)",
+}
+ANY_TYPE = ("distinct", "missing_fraction")  # the others are of numbers only
+OF_MANY_ROWS = tuple(f"expect_column_values_to_be_{what}" for what in ("unique", "increasing", "decreasing"))
+BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
+RESERVED = ("record_id", "_batch_date", "_label", "quarantine_reason")  # what Nightjar itself adds to the rows it keeps
+FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
+
+
+class ContractColumn(Section):
+    """One column that Nightjar keeps. Missing and infinite values are quarantined unless allowed here."""
+
+    type: Literal["float", "int", "text", "bool", "timestamp", "image"]
+    shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None  # of images: rows, columns
+    nullable: bool = False
+    # Left out of the hash where it is the default, so that contracts from before it keep theirs.
+    required: bool = Field(default=True, exclude_if=lambda required: required)  # a batch without the column is rejected
+    infinite: bool = False
+    masked: bool = False  # a personal value: never in logs, reports, examples or causes
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContractColumn":
+        if (self.type == "image") != (self.shape is not None):
+            raise ValueError("an image, and nothing else, has a shape: [rows, columns] of pixels")
+        if not self.required and not self.nullable:
+            raise ValueError("required: false needs nullable: true, as the column is null where it is missing")
+        return self
+
+    def to_field(self, name: str) -> pa.Field:
+        """The column as a field of an Arrow schema."""
+        return make_field(name, self.shape) if self.shape else pa.field(name, TYPES[self.type])
+
+
+class ContractExpectation(Section):
+    """One Great Expectations expectation, by its registered name, with Nightjar's level."""
+
+    level: Literal["row", "batch"]
+    severity: Literal["critical", "warning"] = "critical"
+    type: str = Field(pattern=r"^expect_[a-z_]+$")
+    kwargs: dict[str, Any]
+
+    def __hash__(self) -> int:
+        """By its text: kwargs is a dict."""
+        return hash(self.text)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it names."""
+        return [str(value) for key, value in self.kwargs.items() if key.startswith("column")]
+
+    @property
+    def text(self) -> str:
+        """The expectation in one line, for reasons and tables."""
+        values = ", ".join(f"{key}={value}" for key, value in self.kwargs.items() if key != "column")
+        return f"{self.kwargs.get('column', '')} {self.type.removeprefix('expect_').replace('_', ' ')} {values}".strip()
+
+
+class Contract(Section):
+    """Everything a batch is held against."""
+
+    columns: dict[str, ContractColumn]
+    ignored: tuple[str, ...] = ()  # known, and left out without a warning
+    extra_columns: Literal["warn", "stop"] = "warn"
+    expectations: tuple[ContractExpectation, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Contract":
+        if unnamed := [name for name in self.columns if not name.isprintable() or not name.strip()]:
+            raise ValueError(f"columns may not hold {unnamed[0]!r}: a name is of characters that can be shown")
+        alike = Counter(name.casefold() for name in self.columns)
+        if twice := [name for name in self.columns if alike[name.casefold()] > 1]:
+            raise ValueError(f"{' and '.join(twice)} differ only in capitals, which DuckDB takes for one column")
+        if taken := [name for name in self.columns if name in RESERVED]:
+            raise ValueError(f"columns may not hold {taken[0]!r}: Nightjar adds a column of that name itself")
+        for expectation in self.expectations:
+            column = str(expectation.kwargs.get("column", ""))
+            if expectation.level == "row":
+                if not expectation.type.startswith(("expect_column_values_", "expect_column_pair_values_")):
+                    raise ValueError(f"{expectation.type} does not judge single rows; give it level: batch")
+                if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
+                    what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
+                    raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
+                is_presence = expectation.type.endswith("_be_null")
+                if (
+                    any(name in self.columns and self.columns[name].shape for name in expectation.columns)
+                    and not is_presence
+                ):
+                    raise ValueError(f"{expectation.type} cannot judge an image: only whether there is one")
+                if unknown := [name for name in expectation.columns if name not in self.columns]:
+                    raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
+            elif column not in BATCH_FACTS:
+                name, _, statistic = column.rpartition(".")
+                if name not in self.columns or statistic not in STATISTICS:
+                    known = ", ".join([*BATCH_FACTS, *(f"COLUMN.{key}" for key in STATISTICS)])
+                    raise ValueError(f"a batch expectation cannot use column {column!r}; it may use {known}")
+                if statistic not in ANY_TYPE and self.columns[name].type not in ("float", "int"):
+                    raise ValueError(f"{column} cannot be computed of a column of type {self.columns[name].type}")
+        return self
+
+    @property
+    def masked(self) -> set[str]:
+        """The columns whose values never leave the lake."""
+        return {name for name, column in self.columns.items() if column.masked}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of validated rows: record_id, event_time, then the columns."""
+        fields = [pa.field("record_id", pa.string()), pa.field("event_time", TYPES["timestamp"])]
+        return pa.schema(fields + [c.to_field(name) for name, c in self.columns.items() if name != "event_time"])
+
+    @property
+    def row_expectations(self) -> tuple[ContractExpectation, ...]:
+        """The row-level expectations, those that the column types imply first."""
+        implied = [_present("record_id"), _present("event_time")]
+        bounded = {str(e.kwargs.get("column")) for e in self.expectations if _bounds_both_ends(e)}
+        for name, column in self.columns.items():
+            if not column.nullable and name != "event_time":
+                implied.append(_present(name))
+            if column.type == "float" and not column.infinite and name not in bounded:
+                implied.append(_finite(name))
+        return (*implied, *(e for e in self.expectations if e.level == "row"))
+
+    @property
+    def batch_expectations(self) -> tuple[ContractExpectation, ...]:
+        """The batch-level expectations."""
+        return tuple(e for e in self.expectations if e.level == "batch")
+
+    @property
+    def hash(self) -> str:
+        """Equal contracts, equal hash."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _bounds_both_ends(expectation: ContractExpectation) -> bool:
+    """Whether a row must lie between two limits, so that it cannot be infinite either."""
+    limits = [expectation.kwargs.get(key) for key in ("min_value", "max_value")]
+    is_judge = (expectation.level, expectation.severity) == ("row", "critical")
+    return is_judge and expectation.type == "expect_column_values_to_be_between" and None not in limits
+
+
+def _present(column: str) -> ContractExpectation:
+    return ContractExpectation(level="row", type="expect_column_values_to_not_be_null", kwargs={"column": column})
+
+
+def _finite(column: str) -> ContractExpectation:
+    limits = {"column": column, "min_value": -FLOAT_LIMIT, "max_value": FLOAT_LIMIT}
+    return ContractExpectation(level="row", type="expect_column_values_to_be_between", kwargs=limits)

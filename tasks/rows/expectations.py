@@ -1,0 +1,155 @@
+"""Great Expectations behind one verb, judge: a slice's rows or batches' summaries; and the Data Docs of both.
+
+Slices are pandas frames with only the columns that expectations name. A first pass asks only yes or no; the failing
+rows are fetched for the expectations that failed, which is several times cheaper than asking for them always.
+Great Expectations is imported when first used: it costs seconds and 250 MB.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tasks.errors import BatchRejected, ParamsInvalid
+from tasks.rows.contract import ContractExpectation
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one expectation said of one batch. `unexpected` counts rows; `observed` is the summary's value."""
+
+    type: str
+    column: str
+    text: str
+    level: str
+    severity: str
+    success: bool
+    observed: str
+    unexpected: int
+
+
+class Suite:
+    """The expectations of one level, ready to run on frames."""
+
+    def __init__(self, expectations: Sequence[ContractExpectation], masked: Collection[str] = ()) -> None:
+        self.expectations, self._masked = tuple(expectations), set(masked)
+        self.columns = list(dict.fromkeys(name for e in self.expectations for name in e.columns))
+        self._validator: Any = None
+
+    def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
+        """For each expectation that some row breaks, the mask (N,) of those rows.
+
+        A frame's rows are a slice's records, or, for batch-level expectations, one summary a batch.
+        """
+        validator = self._show(frame)
+        failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
+        masks = {}
+        for expectation, result in self._run(validator, failed, "COMPLETE"):
+            if (rows := result.result.get("unexpected_index_list")) is None:
+                raise _refuse(expectation, "it says only whether all rows meet it, not which ones do not")
+            mask = np.zeros(len(frame), bool)
+            mask[np.asarray(rows, dtype=np.int64)] = True
+            masks[expectation] = mask
+        return masks
+
+    def _run(
+        self, validator: Any, chosen: Sequence[ContractExpectation], result_format: str
+    ) -> list[tuple[ContractExpectation, Any]]:
+        configured = [configure(e, n) for n, e in enumerate(chosen)]
+        results = validator.graph_validate(configured, {"result_format": {"result_format": result_format}})
+        # Results come in Great Expectations' own order, so each expectation carries its position.
+        by_position = sorted(results, key=lambda result: int(result.expectation_config.meta["position"]))
+        for expectation, result in zip(chosen, by_position, strict=True):
+            if result.exception_info and (raised := _raised(result.exception_info)):
+                # What went wrong may quote a value.
+                is_masked = not self._masked.isdisjoint(expectation.columns)
+                raise BatchRejected(
+                    f"The expectation {expectation.text!r} could not be evaluated.",
+                    where="the contract",
+                    got="an error that is not shown, as the column is masked" if is_masked else raised,
+                    todo="correct its arguments",
+                )
+        return list(zip(chosen, by_position, strict=True))
+
+    def _show(self, frame: pd.DataFrame) -> Any:
+        # Straight to a validator: the longer way, by a data source, first hashes every value of the frame. And to one
+        # for all frames: a used one keeps its frame alive until the garbage collector comes by.
+        import great_expectations as gx
+        from great_expectations.execution_engine import PandasExecutionEngine
+        from great_expectations.validator.validator import Validator
+
+        if self._validator is None:
+            check_arguments(self.expectations)
+            context = gx.get_context(mode="ephemeral")
+            context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+            self._validator = Validator(execution_engine=PandasExecutionEngine(), data_context=context)
+        self._validator.execution_engine.load_batch_data("slice", frame)
+        return self._validator
+
+
+def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
+    """Raise ParamsInvalid for an expectation that Great Expectations does not know, or not with these arguments."""
+    from great_expectations.exceptions import GreatExpectationsError
+
+    for expectation in expectations:
+        try:
+            configure(expectation).to_domain_obj()
+        except (GreatExpectationsError, ValueError, TypeError) as error:
+            raise _refuse(expectation, " ".join(str(error).split())) from error
+
+
+def _refuse(expectation: ContractExpectation, got: str) -> ParamsInvalid:
+    return ParamsInvalid(
+        f"Great Expectations cannot judge by {expectation.type}.",
+        where=f"the contract, expectation {expectation.text!r}",
+        got=got,
+        expected="one of its expectations by its registered name, with arguments that it takes",
+        todo="correct the expectation",
+    )
+
+
+def configure(expectation: ContractExpectation, position: int = 0) -> Any:
+    """Great Expectations' own form of a contract's expectation."""
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    return ExpectationConfiguration(
+        type=expectation.type,
+        kwargs=expectation.kwargs,
+        severity=expectation.severity,
+        meta={"level": expectation.level, "position": position},
+    )
+
+
+def describe_rows(expectation: ContractExpectation, unexpected: int) -> Outcome:
+    """A row-level expectation and the number of a batch's rows that broke it, as one flat record."""
+    return _describe(expectation, unexpected == 0, f"{unexpected} rows", unexpected)
+
+
+def describe_batch(expectation: ContractExpectation, success: bool, observed: float) -> Outcome:
+    """A batch-level expectation and the summary's value, as one flat record."""
+    return _describe(expectation, success, f"{observed:.6g}", int(not success))
+
+
+def _describe(expectation: ContractExpectation, success: bool, observed: str, unexpected: int) -> Outcome:
+    return Outcome(
+        type=expectation.type,
+        column=str(expectation.kwargs.get("column", "")),
+        text=expectation.text,
+        level=expectation.level,
+        severity=expectation.severity,
+        success=bool(success),
+        observed=observed,
+        unexpected=unexpected,
+    )
+
+
+def _raised(info: dict[str, Any]) -> str:
+    if "exception_message" in info:
+        return str(info["exception_message"]) if info.get("raised_exception") else ""
+    raised = [str(v["exception_message"]) for v in info.values() if isinstance(v, dict) and v.get("raised_exception")]
+    return "; ".join(raised)

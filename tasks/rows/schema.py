@@ -1,0 +1,308 @@
+"""The landed columns against the contract's: which came, as what type, and their values in the contract's types.
+
+A value is read by itself, whatever stands around it: Arrow's cast is taken where it reads a whole slice, and else each
+value goes by the same grammar. What cannot be read becomes null and is counted, by column. N rows.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.rows.contract import Contract, ContractColumn
+from tasks.rows.images import describe_shape
+from tasks.sources.images import read_shape
+
+Mask = npt.NDArray[np.bool_]
+Values: TypeAlias = "pa.ChunkedArray | pa.Array"
+
+# Words that mean that there is no value.
+MISSING_WORDS = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
+FLOAT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$"
+INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole too
+INT_LIMIT = 2**63
+UNLIKE = {pa.float64(): "(", pa.int64(): "x"}  # in what Arrow reads and nobody means: nan(1), 0xFF
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
+FIRST, LAST = (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))  # what Python can show in any zone
+SAMPLE = 200  # values of an unknown column that are kept, to tell whether it is a missing one under a new name
+SHOWN = 40  # characters of an example
+
+
+def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
+    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
+    columns = []
+    for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
+        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
+        columns.append(cast_column(column, kind))
+    return pa.table(columns, schema=contract.schema)
+
+
+def cast_column(column: Values, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column in another type; a value that cannot be read becomes null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if is_text(column.type):
+        column = column.cast(pa.string())
+    found = column if column.type == kind and not pa.types.is_timestamp(kind) else _read(column, kind)
+    return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found], kind)
+
+
+def _read(column: Values, kind: pa.DataType) -> Values:
+    try:
+        if pa.types.is_timestamp(kind):
+            return _read_times(column)
+        if pa.types.is_string(column.type):
+            return _read_texts(column, kind)
+        return _write_texts(column) if pa.types.is_string(kind) else _read_numbers(column, kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a kind of value that has no such form
+        return pa.nulls(len(column), kind)
+
+
+def _read_texts(texts: Values, kind: pa.DataType) -> Values:
+    try:
+        if not (kind in UNLIKE and pc.any(pc.match_substring(texts, UNLIKE[kind], ignore_case=True)).as_py()):
+            return texts.cast(kind)
+    except pa.ArrowInvalid:
+        pass  # at least one value cannot be read: each by itself, then
+    texts = pc.utf8_trim_whitespace(texts)
+    if pa.types.is_boolean(kind):
+        words = pc.utf8_lower(texts)
+        is_true, is_false = (pc.is_in(words, pa.array(pair)) for pair in (["true", "1"], ["false", "0"]))
+        return pc.if_else(pc.or_(is_true, is_false), is_true, pa.scalar(None, pa.bool_()))
+    grammar = FLOAT if pa.types.is_floating(kind) else INT
+    is_number = pc.fill_null(pc.match_substring_regex(texts, grammar), False)
+    readable = pc.if_else(is_number, texts, pa.scalar(None, pa.string())).to_pylist()
+    if pa.types.is_floating(kind):
+        return pa.array([None if text is None else float(text) for text in readable], kind)
+    return _take_whole([None if text is None else Decimal(text) for text in readable])
+
+
+def _take_whole(numbers: list[Decimal | None]) -> pa.Array:
+    """Whole numbers exactly as they are: float64 would lose digits above 2**53."""
+    fits = [n is not None and -INT_LIMIT <= n < INT_LIMIT and n == n.to_integral_value() for n in numbers]
+    whole = [int(n) if n is not None and fit else None for n, fit in zip(numbers, fits, strict=True)]
+    return pa.array(whole, pa.int64())
+
+
+def _write_texts(column: Values) -> Values:
+    if not pa.types.is_binary(column.type):
+        return column.cast(pa.string())
+    decoded = [None if value is None else value.decode(errors="replace") for value in column.to_pylist()]
+    return pa.array([None if text is None or "\ufffd" in text else text for text in decoded], pa.string())
+
+
+def _read_numbers(column: Values, kind: pa.DataType) -> Values:
+    """Numbers and booleans in another type of the same; whole ones only where the type is int, 0 and 1 where bool."""
+    if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
+        return pa.nulls(len(column), kind)
+    if pa.types.is_boolean(kind):
+        as_float = column.cast(pa.float64(), safe=False)
+        fits = pc.is_in(as_float, pa.array([0.0, 1.0]))
+        return pc.if_else(fits, pc.equal(as_float, 1.0), pa.scalar(None, pa.bool_()))
+    if pa.types.is_floating(kind):
+        return column.cast(kind, safe=False)
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        if pa.types.is_decimal(column.type):
+            return _take_whole(column.to_pylist())
+        if pa.types.is_integer(column.type):
+            fits = pc.less(column, pa.scalar(INT_LIMIT, column.type))
+        else:
+            fits = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), float(INT_LIMIT)))
+        return pc.if_else(fits, column, pa.scalar(None, column.type)).cast(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, however it is laid out."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _read_times(column: Values) -> Values:
+    """Instants in UTC, to the microsecond; text by ISO 8601, dates as their midnight. Numbers are no instants."""
+    kind = pa.timestamp("us", tz="UTC")
+    if pa.types.is_string(column.type):
+        try:
+            column = column.cast(kind)
+        except pa.ArrowInvalid:
+            # Finer digits would change the unit, and with it the range, of all values of the slice.
+            texts = pc.replace_substring_regex(column, r"(\.\d{6})\d+", r"\1").to_pandas()
+            # By a stated format: otherwise the first row of a slice would choose it for all.
+            times = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
+            column = pa.array(times, kind, from_pandas=True)
+    elif pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s" if pa.types.is_date32(column.type) else "ms"))
+    elif not pa.types.is_timestamp(column.type):
+        return pa.nulls(len(column), kind)
+    ticks = column.cast(pa.int64())
+    limits = [int(limit.timestamp()) * UNITS[column.type.unit] for limit in (FIRST, LAST)]
+    if column.type.unit != "ns":  # whose whole range is readable
+        fits = pc.and_(pc.greater_equal(ticks, limits[0]), pc.less_equal(ticks, limits[1]))
+        column = pc.if_else(fits, column, pa.scalar(None, column.type))
+    return column.cast(kind, safe=False)  # unsafe: nanoseconds are cut off
+
+
+def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[str, Mask]:
+    """For each column with values that could not be read, the mask (N,) of their rows. Missing values are not among."""
+    found = {}
+    for name, column in contract.columns.items():
+        if name == "event_time" or column.shape or name not in raw.column_names:
+            continue
+        lost = pc.and_(raw[name].is_valid(), typed[name].is_null())
+        if is_text(raw[name].type) and column.type != "text" and pc.any(lost).as_py():
+            words = pc.utf8_lower(pc.utf8_trim_whitespace(raw[name]))
+            lost = pc.and_(lost, pc.invert(pc.is_in(words, pa.array(MISSING_WORDS))))
+        if pa.types.is_floating(raw[name].type) and pc.any(lost).as_py():
+            lost = pc.and_kleene(lost, pc.invert(pc.is_nan(raw[name])))  # null where there is no value
+        if pc.any(lost).as_py():
+            found[name] = lost.to_numpy()
+    return found
+
+
+def describe_unreadable(name: str, contract: Contract) -> str:
+    """The reason for which a row with an unreadable value is quarantined."""
+    return f"{name}: not readable as {contract.columns[name].type}"
+
+
+@dataclass(eq=False)
+class Landed:
+    """What came of a batch's columns, gathered slice by slice."""
+
+    contract: Contract
+    rows: int = 0
+    types: dict[str, set[str]] = field(default_factory=dict)  # by column of the contract, as Arrow names them
+    retyped: set[str] = field(default_factory=set)
+    lacking: Counter[str] = field(default_factory=Counter)  # rows without the column
+    extra: dict[str, pa.ChunkedArray] = field(default_factory=dict)  # a few values of each
+    misshapen: set[str] = field(default_factory=set)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, raw: pa.Table, unreadable: Mapping[str, Mask]) -> None:
+        """Count a slice."""
+        columns, names = self.contract.columns, set(raw.column_names) - {"record_id", "event_time"}
+        self.rows += raw.num_rows
+        self.lacking.update(dict.fromkeys(columns.keys() - names - {"event_time"}, raw.num_rows))
+        for name in names - columns.keys() - set(self.contract.ignored) - self.extra.keys():
+            self.extra[name] = raw[name].slice(0, SAMPLE)
+        self.misshapen |= find_misshapen(raw.schema, self.contract)
+        has_types = not all(is_text(raw.schema.field(name).type) for name in names)  # CSV and lines have none
+        for name in names & columns.keys():
+            kind = raw.schema.field(name).type
+            self.types.setdefault(name, set()).add("text" if is_text(kind) else str(kind))
+            if has_types and not is_natural(kind, columns[name]):
+                self.retyped.add(name)
+        for name, mask in unreadable.items():
+            self.unreadable[name] += int(mask.sum())
+            if name not in self.examples and not columns[name].masked:
+                self.examples[name] = _shorten(_to_python(raw[name].filter(pa.array(mask))[0]))
+
+    @property
+    def failures(self) -> list[str]:
+        """What no batch may have: a column that the contract requires is missing, or is no image of its shape."""
+        missing = sorted(name for name in self.lacking if self.contract.columns[name].required)
+        told = [f"columns missing: {', '.join(missing)}{self._describe_renames(missing)}"] if missing else []
+        return told + sorted(self.misshapen)
+
+    @property
+    def surprises(self) -> list[str]:
+        """The columns that the contract does not know; it says whether they stop the batch."""
+        return [f"columns not in the contract, ignored: {', '.join(sorted(self.extra))}"] if self.extra else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the contract allows and somebody should know: columns left out or retyped, values read as null."""
+        optional = sorted(name for name in self.lacking if not self.contract.columns[name].required)
+        told = [
+            f"column missing, read as null in {self.lacking[name]} of {self.rows} rows: {name}"
+            f"{self._describe_renames([name])}"
+            for name in optional
+        ]
+        lenient = [name for name in sorted(self.unreadable) if self.contract.columns[name].nullable]
+        told += [f"{self.describe_reading(name)}: read as null" for name in lenient]
+        kinds = {name: self.contract.columns[name].type for name in sorted(self.retyped - self.unreadable.keys())}
+        return told + [
+            f"{name} landed as {self._describe_types(name)}, not as {kind}; every value could be read"
+            for name, kind in kinds.items()
+        ]
+
+    def describe_reading(self, name: str) -> str:
+        """A column's landed type, the share of its values that cannot be read, and one of them unless it is masked."""
+        share, kind = self.unreadable[name] / self.rows, self.contract.columns[name].type
+        example = f", such as {self.examples[name]}" if name in self.examples else ""
+        return f"{name} landed as {self._describe_types(name)}, {share:.1%} of it not readable as {kind}{example}"
+
+    def _describe_types(self, name: str) -> str:
+        return " and ".join(sorted(self.types[name]))
+
+    def _describe_renames(self, missing: list[str]) -> str:
+        guesses = {name: guess_rename(name, self.contract.columns[name], self.extra) for name in missing}
+        told = [f"{name} looks renamed to {new}" for name, new in guesses.items() if new]
+        return f" ({'; '.join(told)})" if told else ""
+
+
+def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
+    """What is wrong with the landed columns that should hold images of the contract's shape."""
+    shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
+    found = {name: read_shape(schema.field(name)) for name in shapes}
+    return {
+        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
+        for name, shape in found.items()
+        if shape != shapes[name]
+    }
+
+
+def is_natural(kind: pa.DataType, column: ContractColumn) -> bool:
+    """Whether a source that has types brings the contract's type in this one."""
+    if pa.types.is_null(kind) or column.shape:
+        return True
+    if pa.types.is_dictionary(kind):
+        return is_natural(kind.value_type, column)
+    natural = {
+        "float": _is_number(kind),
+        # Columns of whole numbers become floats as soon as one value is missing.
+        "int": pa.types.is_integer(kind) or (column.nullable and pa.types.is_floating(kind)),
+        "text": is_text(kind),
+        "bool": pa.types.is_boolean(kind),
+        "timestamp": pa.types.is_timestamp(kind) or pa.types.is_date(kind),
+    }
+    return bool(natural[column.type])
+
+
+def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.ChunkedArray]) -> str | None:
+    """The new column that a missing one was probably renamed to: by its name, or by its type where only one fits."""
+    if column.shape:
+        return None
+    kind = column.to_field(name).type
+    fits = {new.casefold(): new for new, some in extra.items() if cast_column(some, kind).null_count == some.null_count}
+    near = difflib.get_close_matches(name.casefold(), fits, n=1, cutoff=0.5)
+    if not near and column.type != "text" and len(fits) == 1:
+        near = list(fits)
+    return fits[near[0]] if near else None
+
+
+def _to_python(value: pa.Scalar) -> object:
+    """The value as Python has it; an instant before the year 1 or after 9999, which it has not, as its number."""
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return value.value
+
+
+def _shorten(value: object) -> str:
+    """A value in quotes, what cannot be printed escaped, of at most SHOWN characters."""
+    text = ascii(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

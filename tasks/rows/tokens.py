@@ -1,0 +1,124 @@
+"""From texts to tokens to codes: split into words, joined into runs of words, looked up in a bounded vocabulary.
+
+N texts, T tokens found in them, L the most tokens a text can have, V tokens in the vocabulary; code V is any other.
+All of it is Arrow and NumPy over whole columns, and each distinct text is split once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.columns import PADDING, Column, Tokens
+from tasks.errors import TooFewRows
+from tasks.params import SequenceParams
+
+Ints = npt.NDArray[np.int64]
+
+
+def describe_sequence(name: str, column: pa.ChunkedArray, params: SequenceParams) -> Column:
+    """The column with the length and the vocabulary of the fit rows. Raises TooFewRows where they hold no token."""
+    counted = pc.value_counts(column.cast(pa.string()).drop_null())
+    texts, times = counted.field("values"), counted.field("counts").to_numpy()
+    _, rows = split_words(texts, params.separator)
+    if not len(rows):
+        raise TooFewRows(
+            "The vocabulary of a sequence column is empty.",
+            where=f"column {name} of the fit rows",
+            got=f"{len(column)} rows without a single token",
+            expected=f"texts with tokens between what matches {params.separator!r}",
+            todo=f"see what the source brings as {name}, or correct train.columns.sequence.{name}.separator",
+        )
+    sizes = np.bincount(rows, minlength=len(texts))
+    words = np.quantile(sizes, params.length_percentile / 100, weights=times, method="inverted_cdf")
+    tokens = Tokens(params.separator, params.ngrams, max(1, int(words)), params.form, params.shapes)
+    found = tokenise(texts, tokens)
+    return Column(name, "sequence", take_commonest(found.texts, times[found.rows], params.vocabulary), tokens=tokens)
+
+
+def take_commonest(texts: pa.Array, counts: npt.NDArray[Any], most: int) -> tuple[str, ...]:
+    """The texts (T,) with the largest sums of counts (T,), in alphabetical order; ties go by the alphabet."""
+    totals = pa.table({"text": texts, "n": counts}).group_by("text").aggregate([("n", "sum")])
+    ranked = totals.sort_by([("n_sum", "descending"), ("text", "ascending")])
+    return tuple(sorted(ranked["text"][:most].to_pylist()))
+
+
+def split_words(texts: pa.Array, separator: str) -> tuple[pa.Array, Ints]:
+    """All words of texts (N,), one after the other (W,), and the row of each (W,)."""
+    pieces = pc.split_pattern_regex(texts, separator)
+    words, rows = pieces.flatten(), pc.list_parent_indices(pieces).to_numpy()
+    is_word = pc.not_equal(words, "")  # a separator at the beginning or end leaves empty pieces
+    return words.filter(is_word), rows[is_word.to_numpy(zero_copy_only=False)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Tokens found in texts, in any order: what each is, its row and its place among its row's tokens, all (T,)."""
+
+    texts: pa.Array
+    rows: Ints
+    places: Ints
+
+
+def tokenise(texts: pa.Array, tokens: Tokens) -> Found:
+    """The tokens of texts (N,), cut off behind the words that are read.
+
+    Runs of words are joined by a blank; a run at an edge of the text has nothing before, or behind, that blank.
+    """
+    words, rows = split_words(texts, tokens.separator)
+    sizes = np.bincount(rows, minlength=len(texts))
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_read = places < tokens.words
+    words, rows, places = words.filter(pa.array(is_read)), rows[is_read], places[is_read]
+    found, first = [(words, rows, places)], tokens.words
+    joined = _draw_shapes(words) if tokens.shapes else words
+    for k in range(2, tokens.ngrams + 1):
+        runs, owners, within = _join_runs(joined, np.minimum(sizes, tokens.words), k)
+        found.append((runs, owners, first + within))
+        first += max(0, tokens.words + 3 - k)
+    return Found(
+        pa.concat_arrays([part[0] for part in found]),
+        np.concatenate([part[1] for part in found]),
+        np.concatenate([part[2] for part in found]),
+    )
+
+
+def _draw_shapes(words: pa.Array) -> pa.Array:
+    for pattern, sign in ((r"\p{Nd}", "9"), (r"\p{Lu}", "A"), (r"[\p{Ll}\p{Lt}\p{Lm}\p{Lo}]", "a")):
+        words = pc.replace_substring_regex(words, pattern, sign)
+    return words
+
+
+def _join_runs(words: pa.Array, sizes: Ints, k: int) -> tuple[pa.Array, Ints, Ints]:
+    """The runs of k words of texts that have `sizes` (N,) words each, with the row and the place of each run."""
+    rows = np.repeat(np.arange(len(sizes)), sizes + 2)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(sizes + 2) - sizes - 2, sizes + 2)
+    is_edge = (places == 0) | (places == sizes[rows] + 1)
+    edged = words.take(pa.array(np.cumsum(~is_edge) - 1, mask=is_edge)).fill_null("")  # "" at either end of a text
+    starts = np.flatnonzero(rows[: 1 - k] == rows[k - 1 :])
+    runs = pc.binary_join_element_wise(*(edged.take(pa.array(starts + n)) for n in range(k)), " ")
+    return runs, rows[starts], places[starts]
+
+
+def encode_tokens(column: pa.ChunkedArray, described: Column) -> Ints:
+    """Codes (N, L) of a column's texts, none of them null; PADDING behind a text's last token."""
+    tokens, unseen = described.tokens, len(described.vocabulary)
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    chunks = []
+    for chunk in column.chunks:
+        found = tokenise(chunk.dictionary.cast(pa.string()), tokens)
+        codes = pc.index_in(found.texts, pa.array(described.vocabulary, pa.string())).fill_null(unseen)
+        table = np.full((len(chunk.dictionary), tokens.length), PADDING)
+        table[found.rows, found.places] = codes.to_numpy()
+        chunks.append(table[chunk.indices.to_numpy()])
+    return np.concatenate(chunks) if chunks else np.empty((0, tokens.length), dtype=np.int64)
+
+
+def list_unseen(text: str, described: Column) -> list[str]:
+    """The tokens of a text that have no slot of their own, words first."""
+    found = tokenise(pa.array([text]), described.tokens).texts.to_pylist()
+    return [token for token in found if token not in described.vocabulary]

@@ -1,0 +1,48 @@
+"""Every kind of source, and how the arrivals of each are listed.
+
+A new kind is one more file here, with its params section and its arrivals, and a line in each of the places below.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from pydantic import Field
+
+from tasks.sources import codes, payments
+from tasks.sources.arrival import Arrival
+from tasks.sources.codes import CodesSource
+from tasks.sources.files import FilesSource, list_files
+from tasks.sources.payments import PaymentsSource
+from tasks.sources.sql import SqlSource, read_query
+
+Source = Annotated[FilesSource | SqlSource | PaymentsSource | CodesSource, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The batch dates to ask a feed for, and the instant as of which it is asked. Files ignore the dates."""
+
+    first: date
+    last: date
+    now: datetime
+
+
+def list_arrivals(source: Source, root: str, zone: ZoneInfo, window: Window) -> list[Arrival]:
+    """Everything the source has delivered by `window.now`. root: folder or URL that relative paths start from."""
+    if isinstance(source, FilesSource):
+        found: Iterable[Arrival] = list_files(source, root)
+    elif isinstance(source, SqlSource):
+        found = [read_query(source, window.now)]
+    elif isinstance(source, CodesSource):
+        found = codes.list_arrivals(source, zone, window.first, window.last)
+    else:
+        found = payments.list_arrivals(source, zone.key, window.first, window.last)
+    return [arrival for arrival in found if arrival.arrived_at <= window.now]
+
+
+def find_first_date(source: Source) -> date:
+    """The first batch date a generated source has; any other may reach back to date.min."""
+    return source.first_date if isinstance(source, PaymentsSource | CodesSource) else date.min

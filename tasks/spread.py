@@ -1,0 +1,232 @@
+"""Who works on the parts of a batch: threads of this process, or the workers of a Dask cluster.
+
+Prefect's task runners hand the parts out; what stands here is how one is chosen, watched and told about. Parts are
+idempotent, so a part whose worker died is simply given to another.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, get_run_logger, task
+from prefect.futures import PrefectWrappedFuture
+from prefect.settings import PREFECT_API_URL
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from models.detector import Detector
+from models.fitting import resolve_device
+from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable
+from tasks.params import ScoreParams
+from tasks.policy import IO, progress_of
+from tasks.rows.contract import Contract
+from tasks.score import Scoring, open_batch
+from tasks.stores.lake import Part
+from tasks.stores.registry import Version, fetch_bundle
+from tasks.stores.site import Site
+from tasks.validate import Validation
+
+CONNECT_S = 10  # for a scheduler to answer
+PATIENCE_S = 60.0  # for a cluster without a single worker to get one
+WATCH_S = 1.0
+
+Future = PrefectWrappedFuture[Any, Any]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`scheduler`: the address of a Dask cluster's, such as tcp://host:8786; None: so many threads of this process."""
+
+    scheduler: str | None = None
+    threads: int = 1
+
+    def run(self, task: Task[..., Any], pieces: Sequence[dict[str, Any]], on_done: Callable[[int], None]) -> list[Any]:
+        """Run a task once for each piece (its arguments) and return what they gave, in order.
+
+        on_done gets the number of a piece that is finished. All pieces are tried; then the failures are raised as one:
+        themselves where they are the same, else RunFailed. Raises ParamsInvalid, ServiceUnreachable.
+        """
+        if not pieces:
+            return []
+        with self._start() as runner:
+            futures = [runner.submit(task, piece) for piece in pieces]
+            outcomes = []
+            for number, future in enumerate(futures):
+                self._wait(runner, future)
+                outcomes.append(self._read(future))
+                on_done(number)
+        raise_failures([one for one in outcomes if isinstance(one, BaseException)], len(pieces))
+        return outcomes
+
+    @contextmanager
+    def _start(self) -> Iterator[Any]:
+        if self.scheduler is None:
+            with ThreadPoolTaskRunner[Any](max_workers=self.threads) as threads:
+                yield threads
+            return
+        try:
+            from prefect_dask.task_runners import DaskTaskRunner
+        except ModuleNotFoundError as error:
+            raise ParamsInvalid(
+                "Dask is not installed here.",
+                where="NIGHTJAR_TASK_RUNNER",
+                got=self.scheduler,
+                todo="pip install 'nightjar[dask]', on this machine and on the workers, or set it to threads",
+            ) from error
+        if not PREFECT_API_URL.value():
+            raise ParamsInvalid(
+                "Dask's workers have no Prefect server to tell of their work; each would start one of its own.",
+                where="PREFECT_API_URL",
+                expected="the URL of a Prefect server that this machine and the workers reach",
+                todo="start one (prefect server start) and set it, or set NIGHTJAR_TASK_RUNNER to threads",
+            )
+        with DaskTaskRunner(address=self.scheduler, client_kwargs={"timeout": CONNECT_S}) as runner:
+            try:
+                runner.client  # noqa: B018 - connects
+            except (OSError, ValueError) as error:
+                raise self._unreachable("Dask's scheduler does not answer.", str(error)) from error
+            yield runner
+
+    def _wait(self, runner: Any, future: Future) -> None:
+        """Wait for a piece. Raises ServiceUnreachable when a cluster has had no worker for too long."""
+        seen = time.monotonic()
+        while not future.wrapped_future.done():
+            future.wait(timeout=WATCH_S)
+            if self.scheduler is None or self._count(runner):
+                seen = time.monotonic()
+            elif time.monotonic() > seen + PATIENCE_S:
+                raise self._unreachable("The Dask cluster has no workers.", f"none for {PATIENCE_S:g} s")
+
+    def _read(self, future: Future) -> Any:
+        """What a finished piece gave, or the exception that it ended with."""
+        if future.wrapped_future.cancelled():
+            return self._unreachable("The Dask cluster was lost.", "its scheduler has ended, or is out of reach")
+        if error := future.wrapped_future.exception():  # not the task's own: it never came to an end
+            return self._unreachable("The Dask cluster could not finish a part.", f"{type(error).__name__}: {error}")
+        return future.result(raise_on_failure=False)
+
+    def _count(self, runner: Any) -> int:
+        try:
+            return len(runner.client.scheduler_info()["workers"])
+        except (OSError, KeyError):  # a scheduler that has just died is told of without its workers
+            return 0
+
+    def _unreachable(self, what: str, got: str) -> ServiceUnreachable:
+        return ServiceUnreachable(
+            what,
+            where=f"NIGHTJAR_TASK_RUNNER, {self.scheduler}",
+            got=got,
+            expected="a scheduler and workers with this version of Nightjar",
+            todo="look at the workers' logs and memory, start them again, then run it again: finished parts are kept",
+        )
+
+
+def raise_failures(failures: Sequence[BaseException], pieces: int) -> None:
+    """Raise what went wrong, once. Raises RunFailed where it is not all the same."""
+    causes = {f"{type(failure).__name__}: {failure}": failure for failure in failures}
+    if len(causes) == 1:
+        raise failures[0]
+    if causes:
+        raise RunFailed(
+            f"{len(failures)} of {pieces} tasks failed; what the others finished is kept.",
+            got="\n".join(causes),
+            todo="put the causes right and run it again: only unfinished parts are computed",
+        )
+
+
+MOST_TASKS = 500  # of a batch: Prefect is at ease with hundreds
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What scoring some parts of a batch takes: small, to be sent to a worker. Its site leads to no warehouse."""
+
+    site: Site
+    contract: Contract
+    params: ScoreParams
+    version: Version
+    batch_date: date
+    inputs: str
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """The job of a batch, its parts without a receipt by name, and the rows of those that have one."""
+
+    job: ScoreJob
+    parts: tuple[tuple[str, Part], ...]
+    rows_done: int
+
+
+def find_unscored(
+    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
+) -> Unscored:
+    """What is left to score of a batch. Raises LeakageFound, PublishConflict."""
+    validated, inputs = open_batch(site, contract, validation, Detector.load(bundle), bundle, params)
+    manifest = site.lake.manifest_path("scores", site.detector, validation.batch_date, inputs)
+    folder = manifest.rpartition("/")[0]
+    there = site.lake.files(folder)
+    named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
+    left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
+    # The key tells the scores of a GPU from those of a CPU: a worker must not choose for itself.
+    sent = site.for_workers("cpu" if resolve_device(site.device).type == "cpu" else "cuda")
+    job = ScoreJob(sent, contract, params, version, validation.batch_date, inputs)
+    return Unscored(job, tuple(left), validated.rows - sum(part.rows for _, part in left))
+
+
+def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
+    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
+    detector = Detector.load(fetch_bundle(job.site, job.version)).to(resolve_device(job.site.device))
+    partition = job.site.lake.write("scores", job.site.detector, job.batch_date, job.inputs)
+    scoring = Scoring(job.site, detector, job.contract, job.params, partition)
+    left = [(name, part) for name, part in parts if scoring.find(name) is None]
+    return sum(scoring.score(name, part, lambda rows: None).scored for name, part in left)
+
+
+def share_out(parts: Sequence[tuple[str, Part]], tasks: int) -> list[Sequence[tuple[str, Part]]]:
+    """Parts in neighbouring runs of one length, as short as so many tasks allow."""
+    length = max(1, math.ceil(len(parts) / tasks))
+    return [parts[first : first + length] for first in range(0, len(parts), length)]
+
+
+@task(task_run_name="score {site.detector} {validation.batch_date}: plan", **IO)
+def plan_parts(
+    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
+) -> Unscored:
+    """Find the parts that no attempt has finished."""
+    return find_unscored(site, contract, validation, version, bundle, params)
+
+
+@task(task_run_name="score {job.site.detector} {job.batch_date}: from {parts[0][0]}", **IO)
+def score_parts(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
+    """Score some parts, on whichever worker this is."""
+    rows = score_pieces(job, parts)
+    get_run_logger().info("%d rows of %d parts", rows, len(parts))
+    return rows
+
+
+def spread_parts(
+    site: Site,
+    contract: Contract,
+    validation: Validation,
+    version: Version,
+    bundle: Path,
+    params: ScoreParams,
+    workers: Workers,
+) -> None:
+    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once.
+
+    One part alone is left to `score`, unless workers elsewhere are there for it.
+    """
+    unscored = plan_parts(site, contract, validation, version, bundle, params)
+    shares = share_out(unscored.parts, MOST_TASKS)
+    if len(shares) == 1 and workers.scheduler is None:
+        return
+    rows = [sum(part.rows for _, part in share) for share in shares]
+    total, tell = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
+    pieces = [{"job": unscored.job, "parts": share} for share in shares]
+    workers.run(score_parts, pieces, lambda done: tell(unscored.rows_done + sum(rows[: done + 1]), total))

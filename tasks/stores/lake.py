@@ -1,0 +1,522 @@
+"""The lake: Parquet zones under one root, a folder or any fsspec URL.
+
+A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json` written
+last. Readers see a partition only through its manifest, so a dead attempt leaves nothing visible, and replacing the
+manifest replaces the partition whole. Scores lie under `inputs=KEY/` instead, with a manifest of their own: KEY is a
+hash of all they depend on, so whoever writes there writes the same, and a later attempt finds what is finished.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import duckdb
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import (
+    BatchMissing,
+    MemoryExhausted,
+    ParamsInvalid,
+    SourceInvalid,
+    hide_password,
+)
+from tasks.stores.faults import _unreachable, list_faults
+from tasks.stores.files import BUCKETS, PIECE_BYTES, _appear, _passing_over_missing
+
+Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+MANIFEST, PRUNED = "manifest.json", "pruned.json"
+# What a query ends with although its parts are whole: columns that do not fit together, or too little memory.
+NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
+SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
+FETCHED_SLICES = 4  # of a part in an object store, fetched by few requests
+QUERY_MEMORY = "512MB"  # what DuckDB holds of a batch's ids; the rest of a large one waits in the temporary folder
+QUERY_THREADS = 4  # grouping takes some 100 MB a thread
+
+
+@dataclass(frozen=True)
+class Part:
+    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from.
+
+    `replaces`: the rows of these parts, by their sha256, that share a record_id with a row here count no longer.
+    """
+
+    path: str
+    rows: int
+    sha256: str
+    source: str = ""
+    version: str = ""
+    arrived_at: str = ""
+    dates: int = 1  # on how many batch dates the arrival landed
+    replaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a partition holds: the parts of the attempt that committed it, and what that attempt had to say."""
+
+    zone: str
+    detector: str
+    batch_date: date
+    attempt: int
+    parts: tuple[Part, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str | None = None  # the key of scores
+
+    @property
+    def rows(self) -> int:
+        """The partition's rows."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def hash(self) -> str:
+        """The content hash of the parts, whatever their order."""
+        return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
+
+
+class PartWriter:
+    """Writes slices into one Parquet file and hashes the bytes on their way out. Without rows there is no file.
+
+    To PyArrow it looks like a file: write, tell, flush, close.
+    """
+
+    closed = False
+
+    def __init__(self, lake: "Lake", path: str, files: ExitStack) -> None:
+        self._lake, self._path, self._files = lake, path, files
+        self._digest, self._position = hashlib.sha256(), 0
+        self._parquet: pq.ParquetWriter | None = None
+        self._file: IO[bytes]
+        self.rows = 0
+
+    def append(self, table: pa.Table) -> None:
+        """Append rows; the first call makes the file and fixes its schema."""
+        if not table.num_rows:
+            return
+        self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
+        self.rows += table.num_rows
+
+    def start(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Make the file, unless it is there; without it a part that gets no rows has no file."""
+        if self._parquet is not None:
+            return self._parquet
+        self._file = self._files.enter_context(self._lake.create(self._path))
+        # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+        texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
+        self._parquet = pq.ParquetWriter(
+            pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False, write_page_checksum=True
+        )
+        return self._parquet
+
+    def finish(self, **origin: str) -> Part:
+        """Write the Parquet footer and describe the file."""
+        if self._parquet is not None:
+            self._parquet.close()
+        return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
+
+    def write(self, data: bytes) -> int:
+        """PyArrow's way out: hash and pass on."""
+        self._digest.update(data)
+        self._position += len(data)
+        with self._lake.reaching(self._path):
+            return self._file.write(data)
+
+    def tell(self) -> int:
+        """The bytes written so far."""
+        return self._position
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        """PyArrow is done; the partition closes the file."""
+
+
+class PartitionWriter:
+    """One attempt at a partition: parts first, the manifest last. Without `commit` nothing becomes visible."""
+
+    def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date, inputs: str | None) -> None:
+        self._lake, self._key, self._inputs = lake, (zone, detector, batch_date), inputs
+        partition = lake.partition(zone, detector, batch_date)
+        self.attempt = 0 if inputs else 1 + max(lake.attempts(partition), default=0)
+        self._folder = f"{partition}/{f'inputs={inputs}' if inputs else f'attempt={self.attempt}'}"
+        # Two processes may have taken the same number.
+        self._token = "" if inputs else "-0" if lake.sole_writer else f"-{secrets.token_hex(4)}"
+        self.parts: list[Part] = []
+        self._opened: list[str] = []
+
+    @contextmanager
+    def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
+        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows.
+
+        Parts stand in the order in which they were opened, however they are closed.
+        """
+        path = self.path(f"{name}.parquet")
+        self._opened.append(path)
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, path, files)
+            yield writer
+            described = writer.finish(**origin)
+        if writer.rows:
+            self.parts.append(described)
+            self.parts.sort(key=lambda part: self._opened.index(part.path))
+
+    def path(self, name: str) -> str:
+        """Where this attempt keeps a file of that name."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{self._folder}/{stem}{self._token}{dot}{suffix}"
+
+    def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
+        """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
+        name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
+        with ExitStack() as files:
+            writer = PartWriter(self._lake, name, files)
+            writer.start(self._lake.schema(part))
+            for table in slices:
+                writer.append(table)
+            written = writer.finish()
+        return replace(part, path=name, rows=written.rows, sha256=written.sha256)
+
+    def commit(self, facts: Mapping[str, Any], keep: tuple[Part, ...] = ()) -> Manifest:
+        """Make the partition visible: `keep` (parts of earlier attempts) and the parts written here."""
+        manifest = Manifest(*self._key, self.attempt, (*keep, *self.parts), facts, self._inputs)
+        self._lake.replace(self._lake.manifest_path(*self._key, self._inputs), _encode(manifest))
+        return manifest
+
+
+class Lake:
+    """All zones under one root. Small and picklable: it holds the root and opens files when asked.
+
+    sole_writer: nobody else ever writes here, so names of files need no random part, and repeat.
+    """
+
+    def __init__(self, root: str, sole_writer: bool = False) -> None:
+        self.root, self.sole_writer = root.rstrip("/"), sole_writer
+        try:
+            # What another process has written since must be seen: listings are not kept. Whoever reads Parquet asks for
+            # the ranges it needs; reading ahead of those fetched a part four times for one of its columns.
+            options = {"use_listings_cache": False, "default_cache_type": "none"}
+            self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
+        except (ImportError, ValueError) as error:
+            raise ParamsInvalid(
+                "The lake cannot be opened.",
+                where=hide_password(self.root),
+                got=str(error),
+                expected="a folder, or a URL of a file system that fsspec knows and whose package is installed",
+                todo="correct NIGHTJAR_LAKE, or install the package; for s3:// pip install 'nightjar[s3]'",
+            ) from error
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else {*self._fs.protocol}
+        self.is_local, self._has_folders = "file" in protocols, not protocols & BUCKETS
+        self._faults = list_faults() if "s3" in protocols else (OSError,)
+
+    def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
+        """Travel as what it was made of: an open DuckDB cannot."""
+        return Lake, (self.root, self.sole_writer)
+
+    def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
+        """The partition's folder, relative to the root."""
+        return f"{zone}/{detector}/batch_date={batch_date.isoformat()}"
+
+    def manifest_path(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> str:
+        """The manifest's path, relative to the root."""
+        folder = self.partition(zone, detector, batch_date)
+        return f"{folder}/inputs={inputs}/manifest.json" if inputs else f"{folder}/manifest.json"
+
+    def full(self, path: str) -> str:
+        """The path as the file system knows it."""
+        return f"{self._base}/{path}"
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[IO[bytes]]:
+        """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
+        full = self.full(path)
+        with ExitStack() as closing:
+            with self.reaching(path):
+                if self._has_folders:
+                    self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+                file = closing.enter_context(_appear(full) if self.is_local else self._upload(full))
+            yield file
+            with self.reaching(path):
+                closing.close()
+
+    @contextmanager
+    def _upload(self, full: str) -> Iterator[IO[bytes]]:
+        """A file of a store that is there when it is closed; an exception leaves nothing."""
+        file = self._fs.open(full, "wb", block_size=PIECE_BYTES)
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            with suppress(*self._faults):
+                file.discard()
+            file.forced = True  # for fsspec it is flushed: closing it, as its end does, sends nothing more
+            file.close()
+            raise
+
+    @contextmanager
+    def reaching(self, path: str) -> Iterator[None]:
+        """Whatever keeps a file from being read or written becomes ServiceUnreachable."""
+        try:
+            yield
+        except self._faults as error:
+            raise _unreachable(self.root, path, error) from error
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """A file's bytes, to be read in pieces."""
+        with self.reaching(path), self._open_ahead(path) as file:
+            yield file
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The bytes of every file below a folder, by path; none where there is no such folder."""
+        found: dict[str, Any] = {}
+        with self.reaching(folder), _passing_over_missing():
+            found = self._fs.find(self.full(folder), detail=True)
+        return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last written."""
+        with self.reaching(path):
+            moment: datetime = self._fs.modified(self.full(path))
+        return moment.astimezone(UTC)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
+        with self.reaching(path), _passing_over_missing():
+            self._fs.rm_file(self.full(path))
+            folder = Path(self.full(path)).parent
+            if self.is_local and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place of the old one, in one step."""
+        with self.create(path) as file, self.reaching(path):
+            file.write(data)
+
+    def read(self, path: str) -> bytes:
+        """A small file, whole."""
+        with self.reaching(path):
+            return bytes(self._fs.cat_file(self.full(path)))
+
+    def hash_file(self, path: str) -> str | None:
+        """The sha256 of a file's bytes, or None where there is none."""
+        with self.reaching(path), _passing_over_missing(), self._open_ahead(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None
+
+    def _open_ahead(self, path: str) -> Any:
+        return self._fs.open(self.full(path), "rb", block_size=PIECE_BYTES, cache_type="readahead")
+
+    def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
+        """Put a small table, as Parquet, in place of the old one in one step."""
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        self.replace(path, buffer.getvalue())
+
+    def read_frame(self, path: str) -> pd.DataFrame:
+        """A small table, whole."""
+        return pd.read_parquet(io.BytesIO(self.read(path)))
+
+    def attempts(self, folder: str) -> list[int]:
+        """The attempts that left files in a partition's folder, finished or not."""
+        found: list[Any] = []
+        with self.reaching(folder), _passing_over_missing():
+            found = self._fs.ls(self.full(folder), detail=False)
+        names = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
+        return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
+
+    def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
+        """The partition's manifest, or None where no attempt was committed."""
+        data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
+        return None if data is None else decode_manifest(data)
+
+    def find_file(self, path: str) -> bytes | None:
+        """A small file, whole, or None where there is none."""
+        with self.reaching(path), _passing_over_missing():
+            return bytes(self._fs.cat_file(self.full(path)))
+        return None
+
+    def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
+        """The paths of all manifests, those of scores below their inputs among them."""
+        folder = f"{zone}/{detector}/batch_date=*"
+        return sorted(path for below in ("", "/inputs=*") for path in self._glob(f"{folder}{below}/{MANIFEST}"))
+
+    def _glob(self, pattern: str) -> list[str]:
+        """The files that a pattern fits, `*` being a name or a piece of one.
+
+        An object store is asked once for everything below: to look into folder after folder is a request each.
+        """
+        if self._has_folders:
+            with self.reaching(pattern):
+                return [str(path).removeprefix(f"{self._base}/") for path in self._fs.glob(self.full(pattern))]
+        fits = re.compile(re.escape(pattern).replace(r"\*", "[^/]*")).fullmatch
+        return [path for path in self.files(pattern.partition("*")[0].rpartition("/")[0]) if fits(path)]
+
+    def read_manifest(self, path: str) -> Manifest:
+        """The manifest at a path."""
+        return decode_manifest(self.read(path))
+
+    def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
+        """The partition's manifest; BatchMissing where there is none."""
+        if (manifest := self.find(zone, detector, batch_date, inputs)) is None:
+            raise BatchMissing(
+                f"{detector} has no {zone} rows for {batch_date}.",
+                where=f"{self.root}/{self.partition(zone, detector, batch_date)}",
+                got="no manifest",
+                expected="a batch that was ingested and validated",
+                todo=f"nightjar ingest {detector}, then nightjar status {detector} to see which dates have rows",
+            )
+        return manifest
+
+    def dates(self, zone: Zone, detector: str) -> list[date]:
+        """The batch dates with a committed partition, in order."""
+        found = self._glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
+        return sorted(date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
+
+    def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
+        """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
+        manifests = [self.read_manifest(path) for path in self._glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
+        return {manifest.batch_date: manifest.parts for manifest in manifests}
+
+    def remember_landing(self, path: str) -> None:
+        """Before a landing partition goes, note beside its manifest, at `path`, what had landed."""
+        going = self.read_manifest(path)
+        before = self.pruned(going.detector).get(going.batch_date, ())
+        parts = tuple(dict.fromkeys((*before, *going.parts)))
+        self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
+
+    def write(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> PartitionWriter:
+        """Begin a new attempt at a partition; of scores, go on with what has these inputs."""
+        return PartitionWriter(self, zone, detector, batch_date, inputs)
+
+    def slices(
+        self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
+    ) -> Iterator[pa.Table]:
+        """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
+        full = self.full(part.path)
+        with self._reading(part):
+            source = full if self.is_local else self._fs.open(full)
+            options = {"read_dictionary": list(categories), "page_checksum_verification": True}
+            with pq.ParquetFile(source, pre_buffer=not self.is_local, **options) as file:
+                for groups in [None] if self.is_local else _list_runs(file.metadata):
+                    for batch in file.iter_batches(SLICE_ROWS, groups, columns, use_threads=True):
+                        yield pa.Table.from_batches([batch])
+
+    def schema(self, part: Part) -> pa.Schema:
+        """A part's columns and their types, read from its footer."""
+        full = self.full(part.path)
+        with self._reading(part):
+            return pq.read_schema(full if self.is_local else self._fs.open(full))
+
+    def columns(self, part: Part) -> list[str]:
+        """A part's column names."""
+        return list(self.schema(part).names)
+
+    def query(self, sql: str, parts: tuple[Part, ...], frugal: bool = False, **tables: pa.Table) -> pa.Table:
+        """Run DuckDB over parts; `sql` reads them as the table `parts`, and others by their names.
+
+        frugal: hold QUERY_MEMORY at most, and let the rest wait in files; too little for columns of images.
+        """
+        prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
+        paths = [prefix + self.full(part.path) for part in parts]
+        with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
+            cursor.read_parquet(paths, union_by_name=True, hive_partitioning=False).create_view("parts", replace=True)
+            for name, table in tables.items():
+                cursor.register(name, table)
+            return cursor.sql(sql).to_arrow_table()
+
+    @contextmanager
+    def _reading(self, *parts: Part) -> Iterator[None]:
+        try:
+            yield
+        except (*self._faults, pa.ArrowException, duckdb.Error) as error:
+            if isinstance(error, NOT_OF_A_PART):
+                raise
+            if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in str(error):
+                raise MemoryExhausted(
+                    "There is too little memory, or room for temporary files, to look at a batch; nothing was changed.",
+                    where=f"{self.root}/{parts[0].path}" if parts else self.root,
+                    got=str(error).splitlines()[0],
+                    expected=f"memory for the widest columns, and for a large batch room in {self._spill.parent}",
+                    todo="give the process more memory, or another temporary folder in TMPDIR, and run the step again",
+                ) from error
+            paths = [part.path for part in parts]
+            if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
+                with self.reaching(paths[0]), _passing_over_missing():
+                    self._fs.info(self.full(paths[0]))
+            raise SourceInvalid(
+                "A part of the lake is missing or damaged.",
+                where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
+                got=(str(error) or type(error).__name__).splitlines()[0],
+                expected=", ".join(f"{part.rows} rows with sha256 {part.sha256[:12]}" for part in parts[:3]),
+                todo="restore the file from a backup; of other zones than landing, delete the manifest, and run again",
+            ) from error
+
+    @cached_property
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        return self._connect()
+
+    @cached_property
+    def _frugal_duckdb(self) -> duckdb.DuckDBPyConnection:
+        return self._connect(memory_limit=QUERY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
+
+    @cached_property
+    def _spill(self) -> Path:
+        """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
+        try:
+            folder = tempfile.gettempdir()
+        except FileNotFoundError:  # none can be written to: whatever fits in memory does without
+            folder = os.curdir
+        return Path(folder, f"nightjar-{secrets.token_hex(8)}")
+
+    def _connect(self, **limits: Any) -> duckdb.DuckDBPyConnection:
+        # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
+        config: dict[str, Any] = {"preserve_insertion_order": False, "temp_directory": str(self._spill)} | limits
+        connection = duckdb.connect(config=config)
+        if not self.is_local:
+            connection.register_filesystem(self._fs)
+        return connection
+
+
+def _list_runs(metadata: pq.FileMetaData) -> list[list[int]]:
+    """Row groups in runs of some slices: as much as is fetched, and held in memory, at once."""
+    runs: list[list[int]] = []
+    rows = FETCHED_SLICES * SLICE_ROWS
+    for group in range(metadata.num_row_groups):
+        if rows >= FETCHED_SLICES * SLICE_ROWS:
+            runs.append([])
+            rows = 0
+        runs[-1].append(group)
+        rows += metadata.row_group(group).num_rows
+    return runs
+
+
+def quote(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _encode(manifest: Manifest) -> bytes:
+    document = asdict(manifest) | {"batch_date": manifest.batch_date.isoformat(), "hash": manifest.hash}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """A manifest from the bytes of its file."""
+    document = json.loads(data)
+    document.pop("hash")
+    parts = tuple(Part(**part | {"replaces": tuple(part.get("replaces", ()))}) for part in document.pop("parts"))
+    return Manifest(**document | {"batch_date": date.fromisoformat(document["batch_date"]), "parts": parts})

@@ -1,0 +1,228 @@
+"""The warehouse's tables, and their rows as records.
+
+What is published (flagged_anomalies, scoring_batches), what was tried (attempts), what was replaced
+(superseded_anomalies), what was learnt (labels, reviews) and what is watched (group_scores, drift).
+A change here needs a step in migrations/versions; a test compares the two.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """A moment with a zone; read back in UTC whatever the session's zone. Naive datetimes are refused."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse a naive datetime: it would mean another moment on a server in another zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; the warehouse keeps UTC")
+        return value.astimezone(UTC)  # some engines drop the zone
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Turn the session's zone into UTC, or give back the zone that the engine dropped."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _value(name: str, kind: type[sa.types.TypeEngine[Any]], nullable: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=nullable)
+
+
+def _flag_values() -> list[sa.Column[Any]]:
+    return [
+        _value("event_time", Instant),
+        _value("score", sa.Double),
+        _value("percentile_rank", sa.Double),
+        _value("p_value", sa.Double),
+        _value("threshold", sa.Double),
+        _value("causes", sa.Text),  # JSON
+        _value("model_name", sa.Text),
+        _value("model_version", sa.Integer),
+        _value("scored_at", Instant),
+        _value("second_stage_probability", sa.Double, nullable=True),
+        _value("suppressed", sa.Boolean),
+    ]
+
+
+def _night_key() -> list[sa.Column[Any]]:
+    return [_key("detector", sa.Text), _key("batch_date", sa.Date)]
+
+
+metadata = sa.MetaData()
+flagged_anomalies = sa.Table(
+    "flagged_anomalies",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _value("attempt", sa.Integer),
+    *_flag_values(),
+    sa.Index("flagged_anomalies_record", "detector", "record_id"),  # PostgreSQL only
+)
+superseded_anomalies = sa.Table(
+    "superseded_anomalies",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _key("attempt", sa.Integer),
+    *_flag_values(),
+    _value("superseded_at", Instant),
+    _value("superseded_by", sa.Integer),  # the attempt that replaced the row
+)
+scoring_batches = sa.Table(
+    "scoring_batches",
+    metadata,
+    *_night_key(),
+    _value("attempt", sa.Integer),
+    _value("input_hash", sa.Text),
+    _value("rows_in", sa.BigInteger),
+    _value("quarantined", sa.BigInteger),
+    _value("excluded", sa.BigInteger),
+    _value("scored", sa.BigInteger),
+    _value("flagged", sa.BigInteger),
+    _value("published", sa.BigInteger),
+    _value("unseen", sa.BigInteger),
+    _value("threshold", sa.Double),
+    _value("model_name", sa.Text),
+    _value("model_version", sa.Integer),
+    _value("scored_at", Instant),
+    _value("seconds", sa.Double),
+    _value("scores", sa.Text, nullable=True),  # where they lie in the lake: Lake.find's `inputs`
+)
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    *_night_key(),
+    _key("attempt", sa.Integer),
+    _value("step", sa.Text),
+    _value("status", sa.Text),  # running, published or failed
+    _value("cause", sa.Text, nullable=True),
+    _value("started_at", Instant),
+    _value("finished_at", Instant, nullable=True),
+    _value("run_id", sa.Text, nullable=True),
+    _value("owner", sa.Text, nullable=True),  # the process: see tasks/stores/owner.py
+)
+group_scores = sa.Table(
+    "group_scores",
+    metadata,
+    *_night_key(),
+    _key("group", sa.Text),
+    _value("score", sa.Double),
+    _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; none where there are none
+    _value("records", sa.BigInteger),
+)
+labels = sa.Table(
+    "labels",
+    metadata,
+    _key("detector", sa.Text),
+    _key("record_id", sa.Text),
+    _key("known_at", Instant),
+    _value("label", sa.Integer),
+)
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _key("reviewer", sa.Text),
+    _key("reviewed_at", Instant),
+    _value("verdict", sa.Text),  # anomaly or normal
+    _value("note", sa.Text, nullable=True),
+    _value("inclusion", sa.Double),  # the chance that a record like this one was asked about
+)
+drift = sa.Table(
+    "drift",
+    metadata,
+    *_night_key(),
+    _key("column", sa.Text),
+    _key("statistic", sa.Text),
+    _value("value", sa.Double),
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored batch. rows_in = quarantined + excluded + scored.
+
+    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category. `scores` says where the
+    scores lie in the lake; None: where Nightjar before schema 0004 left them.
+    """
+
+    detector: str
+    batch_date: date
+    input_hash: str
+    rows_in: int
+    quarantined: int
+    excluded: int
+    scored: int
+    flagged: int
+    unseen: int
+    threshold: float
+    model_name: str
+    model_version: int
+    scored_at: datetime
+    scores: str | None
+
+
+@dataclass(frozen=True)
+class Night(Scored):
+    """One attempt's result for one batch, ready to publish; `seconds` since the attempt began."""
+
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Batch(Night):
+    """A published night. `published` rows were written; a cap on alerts may keep fewer than `flagged`."""
+
+    published: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a batch; `step` is where it is, ended or failed."""
+
+    detector: str
+    batch_date: date
+    attempt: int
+    step: str
+    status: str
+    cause: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    run_id: str | None
+    owner: str | None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One published anomaly; `causes` is JSON text, `percentile_rank` 0 to 100."""
+
+    detector: str
+    batch_date: date
+    record_id: str
+    attempt: int
+    event_time: datetime
+    score: float
+    percentile_rank: float
+    p_value: float
+    threshold: float
+    causes: str
+    model_name: str
+    model_version: int
+    scored_at: datetime
+    second_stage_probability: float | None
+    suppressed: bool

@@ -1,0 +1,322 @@
+"""Copy lake, warehouse and MLflow of all detectors into one folder, and back into empty stores.
+
+The warehouse is copied first, from one transaction, then the lake, then MLflow: whatever a table names is in the copy,
+even while nights run. manifest.json, with the size and sha256 of every file, is written last. A restore checks all of
+it first and fills the warehouse last, in one transaction: cut short, it is simply run again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from models.params import Section
+from tasks.errors import BackupInvalid, SourceInvalid, StoreNotEmpty
+from tasks.stores import bulk, faults, warehouse
+from tasks.stores.faults import writing
+from tasks.stores.lake import PRUNED, Lake, decode_manifest
+from tasks.stores.tables import metadata
+from tasks.upkeep import registry_copy
+from tasks.upkeep.inventory import list_named
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LAKE, WAREHOUSE = "lake", "warehouse"
+PIECE = 1 << 20  # bytes held in memory at once
+ROWS = 100_000  # of a table, held in memory at once
+
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The three stores that all detectors share. `artifacts`: folder or URL where a restore puts MLflow's files."""
+
+    lake_root: str
+    warehouse_url: str
+    mlflow_uri: str
+    artifacts: str
+
+
+class FileEntry(Section):
+    """One file of a backup: its size in bytes and hexadecimal SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class BackupManifest(Section):
+    """What a backup holds; written last, so that without it a folder is no backup."""
+
+    format_version: int
+    made_at: str
+    schema_version: str
+    rows: dict[str, int]  # by table
+    experiments: dict[str, str] | None  # where MLflow kept each experiment's files; None: MLflow was left out
+    files: dict[str, FileEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def back_up(stores: Stores, folder: Path, with_mlflow: bool, tell: Tell = lambda done, total: None) -> BackupManifest:
+    """Copy the stores into a new folder. Raises StoreNotEmpty, BackupInvalid, SourceInvalid and ServiceUnreachable."""
+    check_new(folder, "one without manifest.json is what a backup that was cut short left")
+    database = registry_copy.find_database(stores.mlflow_uri) if with_mlflow else None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = export_tables(warehouse.open_engine(stores.warehouse_url), folder / WAREHOUSE)
+        copy_lake(Lake(stores.lake_root), folder / LAKE, tell)
+        experiments = registry_copy.export_registry(database, folder / registry_copy.FOLDER) if database else None
+        manifest = BackupManifest(
+            format_version=FORMAT_VERSION,
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            schema_version=warehouse.SCHEMA_VERSION,
+            rows=rows,
+            experiments=experiments,
+            files={str(path.relative_to(folder)): describe(path) for path in list_files(folder)},
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    return manifest
+
+
+def check_new(folder: Path, else_what: str) -> None:
+    """Raise StoreNotEmpty where the folder has something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise StoreNotEmpty(
+            "The folder is not empty.",
+            where=str(folder),
+            got=f"{len(list(folder.iterdir()))} files or folders",
+            expected=f"a new or empty folder; {else_what}",
+            todo="name another folder, or delete this one",
+        )
+
+
+def export_warehouse(url: str, folder: Path) -> dict[str, int]:
+    """Write the tables into a new folder, as Parquet for other databases; returns the rows of each.
+
+    Raises StoreNotEmpty and ServiceUnreachable.
+    """
+    check_new(folder, "an export that was cut short is made again from the beginning")
+    with writing(folder):
+        return export_tables(warehouse.open_engine(url), folder)
+
+
+def export_tables(engine: sa.Engine, folder: Path) -> dict[str, int]:
+    """Write every table as Parquet, all as they were at one moment; returns the rows of each."""
+    warehouse.migrate(engine)
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    folder.mkdir(parents=True, exist_ok=True)
+    with warehouse.begin(engine) as connection:
+        if engine.dialect.name not in ("postgresql", "duckdb"):
+            # Statements there see what was committed meanwhile: a moment without writers.
+            warehouse.lock_key(connection, "export")
+        return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
+
+
+def _export_table(connection: sa.Connection, table: sa.Table, folder: Path) -> int:
+    schema, rows = bulk.arrow_schema(sa.select(table)), 0
+    with pq.ParquetWriter(_file_of(folder, table), schema) as writer:
+        for piece in bulk.read_slices(connection, sa.select(table), ROWS):
+            writer.write_table(piece)
+            rows += piece.num_rows
+    return rows
+
+
+def copy_lake(lake: Lake, folder: Path, tell: Tell) -> None:
+    """Copy every manifest and the files it names; what none names stays behind. Raises SourceInvalid."""
+    paths, files = lake.manifests(), lake.files("")
+    for done, path in enumerate(paths, start=1):
+        data = lake.read(path)  # once: a night may replace it while its parts are copied
+        manifest = decode_manifest(data)
+        hashes = {part.path: part.sha256 for part in manifest.parts}
+        for name in list_named(path, manifest, files):
+            if name != path:
+                _copy_out(lake, name, folder / name, hashes.get(name))
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+        tell(done, len(paths))
+    for name in files:
+        if name.endswith(f"/{PRUNED}"):  # otherwise what was pruned would land again
+            _copy_out(lake, name, folder / name, None)
+
+
+def _copy_out(lake: Lake, path: str, target: Path, sha256: str | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with lake.open(path) as source, target.open("wb") as file:
+        got = copy_stream(source, file)
+    if sha256 is not None and got != sha256:
+        raise SourceInvalid(
+            "A part of the lake is damaged; there is no backup.",
+            where=f"{lake.root}/{path}",
+            got=f"sha256 {got[:12]}",
+            expected=f"sha256 {sha256[:12]}, as its manifest has it",
+            todo="restore the file from an earlier backup, or delete the partition's manifest and run the step again",
+        )
+
+
+def copy_stream(source: IO[bytes], target: IO[bytes]) -> str:
+    """Copy all bytes; returns their sha256."""
+    digest = hashlib.sha256()
+    while piece := source.read(PIECE):
+        digest.update(piece)
+        target.write(piece)
+    return digest.hexdigest()
+
+
+def describe(path: Path) -> FileEntry:
+    """A file's size and hash."""
+    with path.open("rb") as file:
+        return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupManifest:
+    """Read every byte of a backup and hold it against the manifest. Raises BackupInvalid."""
+    manifest = read_manifest(folder)
+    bad = []
+    for done, (name, entry) in enumerate(manifest.files.items(), start=1):
+        path = folder / name
+        if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
+            bad.append(f"{name} leads outside")
+        elif not path.is_file():
+            bad.append(f"{name} is missing")
+        elif describe(path) != entry:
+            bad.append(f"{name} was altered")
+        tell(done, len(manifest.files))
+    if bad:
+        raise BackupInvalid(
+            f"{len(bad)} of {len(manifest.files)} files of the backup are not as they were; nothing was restored.",
+            where=str(folder),
+            got="; ".join(bad[:5]),
+            expected="the sizes and hashes of manifest.json",
+            todo="use another copy of this backup, or an earlier one",
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> BackupManifest:
+    """The manifest of a backup that this version can restore. Raises BackupInvalid."""
+    path = folder / MANIFEST
+    try:
+        manifest = BackupManifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        todo = "name the folder that nightjar backup wrote; one that was cut short cannot be restored"
+        raise BackupInvalid("There is no whole backup.", where=str(folder), got=str(error), todo=todo) from error
+    except ValidationError as error:
+        got = f"{error.error_count()} bad keys"
+        raise BackupInvalid(f"{MANIFEST} is not a backup's.", where=str(path), got=got) from error
+    supported = (FORMAT_VERSION, warehouse.SCHEMA_VERSION)
+    if manifest.format_version != FORMAT_VERSION or manifest.schema_version > warehouse.SCHEMA_VERSION:
+        raise BackupInvalid(
+            "The backup was made by a newer Nightjar.",
+            where=str(path),
+            got=f"format {manifest.format_version}, schema {manifest.schema_version}",
+            expected="format {}, schema {} or older".format(*supported),
+            todo="install that version here",
+        )
+    return manifest
+
+
+def restore(stores: Stores, folder: Path, tell: Tell = lambda done, total: None) -> BackupManifest:
+    """Fill empty stores from a backup, the warehouse last. Raises BackupInvalid, StoreNotEmpty, ServiceUnreachable."""
+    manifest = check_backup(folder, tell)
+    lake, engine = Lake(stores.lake_root), warehouse.open_engine(stores.warehouse_url)
+    check_lake_empty(lake, manifest)
+    check_tables_empty(engine)
+    database = registry_copy.find_database(stores.mlflow_uri) if manifest.experiments is not None else None
+    with writing(database.parent if database else folder):
+        if database and manifest.experiments is not None:
+            source = folder / registry_copy.FOLDER
+            registry_copy.import_registry(source, manifest.experiments, database, stores.artifacts)
+        fill_lake(lake, folder / LAKE, manifest)
+    fill_tables(engine, folder / WAREHOUSE, manifest.schema_version)
+    return manifest
+
+
+def check_lake_empty(lake: Lake, manifest: BackupManifest) -> None:
+    """Raise StoreNotEmpty where the lake has a partition that is not the backup's own."""
+    expected = {name: entry.sha256 for name, entry in manifest.files.items()}
+    held = {path: hashlib.sha256(lake.read(path)).hexdigest() for path in lake.manifests()}
+    foreign = [path for path, sha256 in held.items() if expected.get(f"{LAKE}/{path}") != sha256]
+    if foreign:
+        raise StoreNotEmpty(
+            "The lake is not empty; nothing was restored.",
+            where=lake.root,
+            got=f"{len(foreign)} partitions that are not of this backup, such as {foreign[0]}",
+            expected="a lake without partitions, or what a restore of this backup left when it was cut short",
+            todo="move the lake away, or point NIGHTJAR_HOME or NIGHTJAR_LAKE to another place",
+        )
+
+
+def check_tables_empty(engine: sa.Engine) -> None:
+    """Raise StoreNotEmpty where a table has rows."""
+    warehouse_is_new = warehouse.is_new(engine)
+    with warehouse.begin(engine) as connection:
+        tables = () if warehouse_is_new else metadata.sorted_tables
+        counts = {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in tables}
+    if held := {name: count for name, count in counts.items() if count}:
+        raise StoreNotEmpty(
+            "The warehouse is not empty; nothing was restored.",
+            where=faults.describe_place(engine.url),
+            got=", ".join(f"{name} {count:,} rows" for name, count in held.items()),
+            expected="tables without rows; a restore fills them last and all at once",
+            todo="nothing, if these rows are an earlier restore's, which has then ended; else point NIGHTJAR_HOME or "
+            "NIGHTJAR_WAREHOUSE to an empty one",
+        )
+
+
+def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
+    """Copy the backup's part of the lake, manifests last; files that are there already are left as they are."""
+    names = [name.removeprefix(f"{LAKE}/") for name in manifest.files if name.startswith(f"{LAKE}/")]
+    there = lake.files("")
+    for name in sorted(names, key=lambda name: name.endswith(f"/{MANIFEST}")):
+        entry = manifest.files[f"{LAKE}/{name}"]
+        if there.get(name) == entry.size and lake.hash_file(name) == entry.sha256:
+            continue
+        with (folder / name).open("rb") as source, lake.create(name) as target:
+            copy_stream(source, target)
+
+
+def fill_tables(engine: sa.Engine, folder: Path, schema_version: str) -> None:
+    """Load every table in one transaction, in the schema of the backup, then migrate to today's."""
+    if warehouse.is_new(engine):
+        warehouse.migrate(engine, schema_version)
+    elif schema_version != warehouse.SCHEMA_VERSION:
+        raise _older(engine, schema_version)
+    with warehouse.begin(engine) as connection:
+        for table in metadata.sorted_tables:
+            path = _file_of(folder, table)
+            if path.exists():
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(ROWS):
+                        bulk.load_rows(connection, table, pa.Table.from_batches([batch]).to_pandas())
+    warehouse.migrate(engine)
+
+
+def _older(engine: sa.Engine, schema_version: str) -> StoreNotEmpty:
+    return StoreNotEmpty(
+        "The warehouse has today's tables already, and the backup is of older ones.",
+        where=faults.describe_place(engine.url),
+        got=f"schema {warehouse.SCHEMA_VERSION}",
+        expected=f"no tables, to make those of schema {schema_version}, fill them and migrate",
+        todo="drop the empty tables, or point NIGHTJAR_WAREHOUSE to a new database",
+    )
+
+
+def _file_of(folder: Path, table: sa.Table) -> Path:
+    return folder / f"{table.name}.parquet"

@@ -1,0 +1,123 @@
+"""What became of each batch date: fresh, stale, failed or missing, from landing, the warehouse and the champion.
+
+Which version should have scored a date is either today's champion, or the one that was champion when the night was due.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal
+
+from tasks.errors import ChampionMissing
+from tasks.stores import registry, warehouse
+from tasks.stores.lake import Lake, Manifest
+from tasks.stores.registry import Version
+from tasks.stores.site import Site
+from tasks.stores.tables import Attempt, Batch
+
+State = Literal["fresh", "stale", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class NightState:
+    """One batch date. `batch` is what is published, if anything; `version` is the one that would score it now.
+
+    `why` is empty for a fresh one, unless its newest try failed: what is published then still stands.
+    """
+
+    batch_date: date
+    state: State
+    why: str
+    batch: Batch | None
+    version: int | None
+
+
+def list_landed_dates(lake: Lake, detector: str) -> list[date]:
+    """The dates on which something has landed, in order, those that were pruned since included."""
+    return sorted({*lake.dates("landing", detector), *lake.pruned(detector)})
+
+
+def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:
+    """The batch dates after those that were learnt from, up to the newest landed one, with those that never landed.
+
+    landed: in order. A landed date after yesterday is listed, the days before it are not: they are still to come.
+    """
+    chosen = [day for day in landed if learnt is None or day > learnt]
+    if not chosen:
+        return []
+    first = learnt + timedelta(days=1) if learnt and landed[0] <= learnt else chosen[0]
+    days = (min(chosen[-1], yesterday) - first).days + 1
+    return sorted({*chosen, *(first + timedelta(days=n) for n in range(days))})
+
+
+def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
+    """How many days before yesterday the newest complete landed batch is; None where none has landed."""
+    complete = [day for day in landed if day <= yesterday]
+    return (yesterday - max(complete)).days if complete else None
+
+
+def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[NightState]:
+    """The state of batch dates, in order, as today's champion should have scored them.
+
+    stale: published, but landing has changed since, or by another version. failed: the newest try failed and nothing
+    is published. missing: never published, or nothing has landed.
+    """
+    return _read(site, dates, dict.fromkeys(dates, champion))
+
+
+def read_ledger_as_of(site: Site, dates: Sequence[date]) -> list[NightState]:
+    """The state of batch dates, in order, as the champions of their time should have scored them.
+
+    Raises ChampionMissing that names the dates which had none when they were due: at the end of the batch date.
+    """
+    return _read(site, dates, find_champions(site, dates))
+
+
+def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | None]:
+    """For each batch date the version that was champion when the date ended. Raises ChampionMissing."""
+    history = registry.read_champions(site)
+    versions = {version.version: version for version in registry.list_versions(site)}
+    found: dict[date, Version | None] = {}
+    for day in dates:
+        due = site.start_of(day + timedelta(days=1))
+        reigned = [number for since, number in history if since <= due]
+        found[day] = versions.get(reigned[-1]) if reigned else None
+    reigns = "; ".join(f"version {number} since {since:%Y-%m-%d %H:%M} UTC" for since, number in history)
+    if lacking := [day for day, version in found.items() if version is None]:
+        raise ChampionMissing(
+            f"{len(lacking)} of {len(dates)} dates of {site.detector} had no champion when they were due.",
+            where=f"registered model {site.model_name}",
+            got=", ".join(map(str, lacking)),
+            expected=reigns or "any champion",
+            todo="name later dates, or leave out --as-of: today's champion then scores them",
+        )
+    return found
+
+
+def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | None]) -> list[NightState]:
+    engine, lake = warehouse.open_engine(site.warehouse_url), site.lake
+    published = {batch.batch_date: batch for batch in warehouse.read_batches(engine, site.detector)}
+    newest = {attempt.batch_date: attempt for attempt in warehouse.read_attempts(engine, site.detector)}
+    return [
+        _judge(day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
+        for day in dates
+    ]
+
+
+def _judge(
+    day: date, landing: Manifest | None, batch: Batch | None, newest: Attempt | None, scorer: Version | None
+) -> NightState:
+    version = scorer.version if scorer else None
+    cause = (newest.cause or "no cause was recorded") if newest and newest.status == "failed" else None
+    if batch is None:
+        why = cause or ("never scored" if landing else "nothing has landed")
+        return NightState(day, "failed" if cause else "missing", why, None, version)
+    reasons = []
+    if landing and landing.hash != batch.input_hash:
+        reasons.append("its input has changed")
+    elif version is not None and version != batch.model_version:
+        reasons.append(f"scored by version {batch.model_version} instead of {version}")
+    state: State = "stale" if reasons else "fresh"
+    if cause and newest and newest.attempt > batch.attempt:
+        reasons.append(f"the newest try failed: {cause.splitlines()[0]}")
+    return NightState(day, state, "; ".join(reasons), batch, version)

@@ -1,0 +1,131 @@
+"""The state of every detector in Prometheus' words: what was read goes in, metric families come out.
+
+Instants are told instead of ages: `time()` minus an instant stays right however long ago it was read. Labels hold the
+names of detectors, outcomes, states and errors, never a value of a record.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from models.errors import NightjarError
+from tasks.stores.tables import Batch
+from tasks.upkeep.ledger import State
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a detector; what could not be read is None, for the reason `error`.
+
+    The instants are those at which batch dates begin: of the newest published one, the newest landed one that is over,
+    and the newest one that should be published by now, None for data that has ended (run.every_night).
+    """
+
+    detector: str
+    newest: Batch | None = None
+    published: datetime | None = None
+    landed: datetime | None = None
+    expected: datetime | None = None
+    tries: Mapping[str, int] | None = None  # by status
+    nights: Mapping[State, int] | None = None
+    champion: int | None = None
+    error: NightjarError | None = None
+
+
+Value = Callable[[Reading], float | None]
+GAUGES: Mapping[str, tuple[str, Value]] = {
+    "nightjar_detector_up": (
+        "1 where everything of the detector could be read, else 0.",
+        lambda reading: float(reading.error is None),
+    ),
+    "nightjar_night_batch_date_timestamp_seconds": (
+        "When the newest published batch date begins, in the detector's time zone; time() minus it is freshness.",
+        lambda reading: _instant(reading.published),
+    ),
+    "nightjar_expected_batch_date_timestamp_seconds": (
+        "When the newest batch date that is over begins; absent where run.every_night is false.",
+        lambda reading: _instant(reading.expected),
+    ),
+    "nightjar_landed_batch_date_timestamp_seconds": (
+        "When the newest landed batch date that is over begins.",
+        lambda reading: _instant(reading.landed),
+    ),
+    "nightjar_attempts_running": (
+        "Tries at a batch that have not ended, those of killed processes included until the next run buries them.",
+        lambda reading: None if reading.tries is None else reading.tries.get("running", 0),
+    ),
+    "nightjar_champion_version": (
+        "The model version that scores tonight; absent where there is no champion.",
+        lambda reading: reading.champion,
+    ),
+}
+NIGHT: Mapping[str, tuple[str, Callable[[Batch], float]]] = {
+    "nightjar_night_flagged_rows": ("Rows above the threshold.", lambda night: night.flagged),
+    "nightjar_night_published_rows": (
+        "Flags written to the warehouse; score.max_alerts may keep fewer than were flagged.",
+        lambda night: night.published,
+    ),
+    "nightjar_night_unseen_rows": ("Scored rows with an unseen category.", lambda night: night.unseen),
+    "nightjar_night_duration_seconds": ("From the begin of the try to its publishing.", lambda night: night.seconds),
+    "nightjar_night_scored_timestamp_seconds": ("When it was scored.", lambda night: night.scored_at.timestamp()),
+    "nightjar_night_threshold": ("Scores above it are flagged.", lambda night: night.threshold),
+    "nightjar_night_model_version": ("The model version that scored it.", lambda night: night.model_version),
+}
+OUTCOMES = ("scored", "quarantined", "excluded")
+ENDED = ("published", "failed")
+
+
+def describe_detectors(readings: Sequence[Reading], schema: str | None, now: datetime) -> Iterator[Metric]:
+    """The metric families of all detectors; `schema` is the warehouse's, None where it has none or is away."""
+    yield _gauge("nightjar_read_timestamp_seconds", "When all of this was read.", (), [((), now.timestamp())])
+    yield _gauge(
+        "nightjar_warehouse_schema_version",
+        "The version of the warehouse's tables; absent where it is away or has none yet.",
+        (),
+        [((), None if schema is None else float(schema))],
+    )
+    for name, (told, value) in GAUGES.items():
+        yield _gauge(name, told, ("detector",), (((r.detector,), value(r)) for r in readings))
+    errors = (((r.detector, type(r.error).__name__), 1.0) for r in readings if r.error)
+    yield _gauge("nightjar_detector_error", "Why it is not up, as the runbook names it.", ("detector", "error"), errors)
+    newest = [r.newest for r in readings if r.newest]
+    for name, (told, count) in NIGHT.items():
+        told = f"Of the newest published night: {told[0].lower()}{told[1:]}"
+        yield _gauge(name, told, ("detector",), (((night.detector,), count(night)) for night in newest))
+    yield _gauge(
+        "nightjar_night_rows",
+        "Of the newest published night: rows by what became of them; they add up to the rows that came in.",
+        ("detector", "outcome"),
+        (((night.detector, outcome), getattr(night, outcome)) for night in newest for outcome in OUTCOMES),
+    )
+    states = (((r.detector, state), count) for r in readings for state, count in (r.nights or {}).items())
+    yield _gauge("nightjar_nights", "Due batch dates by state.", ("detector", "state"), states)
+    yield count_tries(readings)
+
+
+def count_tries(readings: Sequence[Reading]) -> CounterMetricFamily:
+    """The tries that have ended, by outcome. What retention prunes of them looks like a restart of the counter."""
+    family = CounterMetricFamily(
+        "nightjar_attempts", "Tries at a batch that have ended, by outcome.", labels=("detector", "outcome")
+    )
+    for reading in readings:
+        for outcome in ENDED if reading.tries is not None else ():
+            family.add_metric((reading.detector, outcome), (reading.tries or {}).get(outcome, 0))
+    return family
+
+
+def _gauge(
+    name: str, told: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float | None]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, told, labels=labels)
+    for key, value in values:
+        if value is not None:
+            family.add_metric(key, value)
+    return family
+
+
+def _instant(begins: datetime | None) -> float | None:
+    return None if begins is None else begins.timestamp()

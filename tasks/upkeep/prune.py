@@ -1,0 +1,290 @@
+"""Remove what nobody needs: files that no manifest names, interrupted downloads, and what is past its retention.
+
+A plan is made first and then carried out, batch by batch, under the key that a new attempt would wait for; a batch
+that an attempt is working on is left alone. A manifest goes before its files, so a kill leaves orphans for next time.
+What never goes: landing of which no night and no training has come yet, the clean rows and bundles of champion and
+challenger, published flags, labels, reviews and registered versions.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from tasks.params import RetentionParams
+from tasks.stores import registry
+from tasks.stores.files import UNFINISHED
+from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest
+from tasks.stores.site import Site
+from tasks.stores.tables import attempts, scoring_batches, superseded_anomalies
+from tasks.stores.warehouse import begin, lock_key, open_engine
+from tasks.upkeep.inventory import Inventory, list_named, take_inventory
+
+GRACE = timedelta(hours=24)  # a younger file may be a live attempt's
+ORPHANS = "orphans"
+SUPERSEDED = "superseded scores"
+BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Files of one kind that go together, in order. `batch_date`: whose attempts must not be at work meanwhile."""
+
+    what: str
+    batch_date: date | None
+    files: tuple[tuple[str, int], ...]  # path and bytes
+    rows: int = 0
+    inputs: str | None = None  # of scores that go unless a night is published from them meanwhile
+    landed: str | None = None  # the hash of landing that goes unless more lands meanwhile
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What went, or would go, of one kind."""
+
+    what: str
+    files: int
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What must not go: the published batches with the inputs of their scores, and cut-offs and versions in use."""
+
+    scores: Mapping[date, str | None]  # of published batches
+    landed: Mapping[date, str]  # the input hash of published batches
+    trained_through: date | None
+    cutoffs: frozenset[date]
+    versions: frozenset[int]
+
+    def needs_landing(self, landing: Manifest) -> bool:
+        """Whether something has landed of which nothing has become yet: no night, no training."""
+        is_learnt = self.trained_through is not None and landing.batch_date <= self.trained_through
+        return not is_learnt and self.landed.get(landing.batch_date) != landing.hash
+
+
+def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_run: bool = False) -> list[Removed]:
+    """Remove, or only count, what is past its time. Raises ServiceUnreachable."""
+    lake, today = site.lake, now.astimezone(site.zone).date()
+    kept = read_kept(site)
+    inventory = take_inventory(lake, site.detector)
+    in_lake = [
+        *plan_orphans(lake, inventory, now),
+        *plan_superseded(lake, inventory, now, kept),
+        *plan_partitions(inventory, retention, today, kept),
+    ]
+    on_disk = [*plan_bundles(site, retention, now, kept), *plan_pages(site, retention, today)]
+    once = {removal.files[0]: removal for removal in in_lake}  # scores may be both superseded and past retention
+    done = [removal for removal in once.values() if dry_run or _remove_from_lake(site, removal, now)]
+    for removal in on_disk if not dry_run else ():
+        _remove_from_disk(removal)
+    rows = prune_tables(site, retention, now, dry_run)
+    return summarise([*done, *on_disk]) + [Removed(name, 0, 0, count) for name, count in rows.items() if count]
+
+
+def read_kept(site: Site) -> Kept:
+    """What retention must not touch, from the warehouse and the registry."""
+    nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores, scoring_batches.c.input_hash)
+    with begin(open_engine(site.warehouse_url)) as connection:
+        rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
+    used = [v for v in registry.list_versions(site) if v.aliases]
+    champion = next((v for v in used if registry.CHAMPION in v.aliases), None)
+    return Kept(
+        scores={row.batch_date: row.scores for row in rows},
+        landed={row.batch_date: row.input_hash for row in rows},
+        trained_through=date.fromisoformat(champion.tags["trained_through"]) if champion else None,
+        cutoffs=frozenset(date.fromisoformat(v.tags["cutoff"]) for v in used),
+        versions=frozenset(v.version for v in used),
+    )
+
+
+def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Removal]:
+    """Files that no manifest names, once they are older than any live attempt.
+
+    Unfinished scores go as a whole, receipts first: a later attempt believes a receipt that it finds.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in inventory.unnamed:
+        folder = path.rpartition("/")[0]
+        belongs = "/inputs=" in folder and not path.endswith(UNFINISHED)
+        groups.setdefault(folder if belongs else path, []).append(path)
+    for paths in groups.values():
+        if not paths[0].endswith(f"/{PRUNED}") and all(lake.modified(path) < now - GRACE for path in paths):
+            paths.sort(key=lambda path: not path.endswith(".json"))
+            files = tuple((path, inventory.unnamed[path]) for path in paths)
+            yield Removal(f"{ORPHANS} in {paths[0].split('/')[0]}", read_batch_date(paths[0]), files)
+
+
+def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept) -> Iterator[Removal]:
+    """Scores that no published night was published from, once they are older than any live attempt."""
+    for path, manifest in inventory.manifests.items():
+        is_published = kept.scores.get(manifest.batch_date) == manifest.inputs
+        if manifest.zone == "scores" and not is_published and lake.modified(path) < now - GRACE:
+            yield Removal(SUPERSEDED, manifest.batch_date, order_files(path, inventory), manifest.rows, manifest.inputs)
+
+
+def order_files(path: str, inventory: Inventory) -> tuple[tuple[str, int], ...]:
+    """The files of a manifest with their bytes: the manifest, then what only JSON tells of, then the rest."""
+    names = set(list_named(path, inventory.manifests[path], inventory.named)) & inventory.named.keys()
+    ordered = sorted(names, key=lambda name: (name != path, not name.endswith(".json"), name))
+    return tuple((name, inventory.named[name]) for name in ordered)
+
+
+def read_batch_date(path: str) -> date | None:
+    """The batch date in a path of the lake."""
+    found = BATCH_DATE.search(path)
+    return date.fromisoformat(found[1]) if found else None
+
+
+def plan_partitions(inventory: Inventory, retention: RetentionParams, today: date, kept: Kept) -> Iterator[Removal]:
+    """Partitions past their zone's retention, the manifest of each first."""
+    for path, manifest in inventory.manifests.items():
+        zone, day = manifest.zone, manifest.batch_date
+        is_needed = (zone == "landing" and kept.needs_landing(manifest)) or (zone == "clean" and day in kept.cutoffs)
+        if is_needed or zone not in retention.find_past(day, today):
+            continue
+        landed = manifest.hash if zone == "landing" else None
+        yield Removal(zone, day, order_files(path, inventory), manifest.rows, landed=landed)
+
+
+def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Kept) -> Iterator[Removal]:
+    """Downloads that were cut short, and old local bundles of versions that carry no alias."""
+    folders = [path for pattern in ("downloading-*", "version-*") for path in site.bundles.glob(pattern)]
+    folders += [path for name in ("fitted", "calibrated") for path in site.bundles.glob(f"{name}/*")]
+    for folder in sorted(folders):
+        is_used = folder.name.startswith("version-") and int(folder.name.split("-")[1]) in kept.versions
+        is_cut_short = folder.name.startswith("downloading-")
+        limit = GRACE if is_cut_short else _days(retention.bundles_days)
+        if not is_used and limit is not None and _modified(folder) < now - limit:
+            yield Removal("bundles", None, ((str(folder), sum(_size(path) for path in folder.rglob("*"))),))
+
+
+def plan_pages(site: Site, retention: RetentionParams, today: date) -> Iterator[Removal]:
+    """Reports and Data Docs of batch dates past retention."""
+    limit = _days(retention.reports_days)
+    if limit is None:
+        return
+    docs = site.docs / "gx" / "uncommitted"
+    found = {path: path.stem for path in site.reports.glob("????-??-??.html")}
+    for below in ("validations", "data_docs/local_site/validations"):
+        found |= {path: path.name[-10:] for path in (docs / below / site.detector).glob(f"{site.detector} ????-??-??")}
+    for path, day in found.items():
+        if date.fromisoformat(day) < today - limit:
+            yield Removal("reports and Data Docs", None, ((str(path), _size(path)),))
+
+
+def _days(days: int | None) -> timedelta | None:
+    return None if days is None else timedelta(days=days)
+
+
+def _modified(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
+    """Remove the files, unless an attempt is at work on their batch; returns whether they went."""
+    lake = site.lake
+    with hold_batch(site, removal.batch_date, now) as held:
+        if not held.is_idle or (removal.inputs and removal.inputs == held.scores):
+            return False
+        path, _ = removal.files[0]
+        if _is_wanted_now(lake, removal, path):
+            return False
+        if removal.landed:
+            lake.remember_landing(path)
+        for path, _ in removal.files:
+            lake.remove(path)
+    return True
+
+
+def _is_wanted_now(lake: Lake, removal: Removal, path: str) -> bool:
+    """Whether more has landed, or scores have been finished, since the plan was made."""
+    if removal.landed:
+        return lake.read_manifest(path).hash != removal.landed
+    folder, _, name = path.rpartition("/")
+    is_orphan = removal.what.startswith(ORPHANS) and "/inputs=" in folder and not name.endswith(UNFINISHED)
+    return is_orphan and lake.find_file(f"{folder}/{MANIFEST}") is not None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A batch that new attempts wait for: whether none is at work on it, and the inputs of its published scores."""
+
+    is_idle: bool
+    scores: str | None
+
+
+@contextmanager
+def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[Held]:
+    """Make new attempts at a batch wait meanwhile. One that has been running for longer than a day is dead."""
+    if batch_date is None:
+        yield Held(True, None)
+        return
+    live = (attempts.c.status == "running", attempts.c.started_at > now - GRACE)
+    with begin(open_engine(site.warehouse_url)) as connection:
+        lock_key(connection, site.detector, batch_date.isoformat())
+        lock_key(connection, site.detector, "landing")  # whoever lands reads and replaces the same manifests
+        tries, scores = (
+            sa.select(column).where(table.c.detector == site.detector, table.c.batch_date == batch_date)
+            for column, table in ((attempts.c.attempt, attempts), (scoring_batches.c.scores, scoring_batches))
+        )
+        is_idle = connection.scalar(tries.where(*live).limit(1)) is None
+        yield Held(is_idle, connection.scalar(scores))
+
+
+def _remove_from_disk(removal: Removal) -> None:
+    for path, _ in removal.files:
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)
+
+
+def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run: bool) -> dict[str, int]:
+    """Delete, or only count, old rows of superseded_anomalies and attempts; returns the rows by table.
+
+    Of a batch's attempts the newest stays, which the next one counts on from, and the published one.
+    """
+    old: dict[sa.Table, list[sa.ColumnElement[bool]]] = {}
+    if (limit := _days(retention.superseded_days)) is not None:
+        old[superseded_anomalies] = [superseded_anomalies.c.superseded_at < now - limit]
+    if (limit := _days(retention.attempts_days)) is not None:
+        later, published = attempts.alias(), scoring_batches.c
+        same = (later.c.detector == attempts.c.detector, later.c.batch_date == attempts.c.batch_date)
+        newer = sa.select(later.c.attempt).where(*same, later.c.attempt > attempts.c.attempt).exists()
+        stands = sa.select(published.attempt).where(
+            published.detector == attempts.c.detector,
+            published.batch_date == attempts.c.batch_date,
+            published.attempt == attempts.c.attempt,
+        )
+        old[attempts] = [attempts.c.started_at < now - limit, newer, ~stands.exists()]
+    counts = {}
+    with begin(open_engine(site.warehouse_url)) as connection:
+        for table, conditions in old.items():
+            rows = (table.c.detector == site.detector, *conditions)
+            counts[table.name] = connection.scalar(sa.select(sa.func.count()).select_from(table).where(*rows)) or 0
+            if not dry_run:
+                connection.execute(sa.delete(table).where(*rows))
+    return counts
+
+
+def summarise(removals: Iterable[Removal]) -> list[Removed]:
+    """Removals added up by kind, in the order in which kinds come first."""
+    found: dict[str, Removed] = {}
+    for removal in removals:
+        sofar = found.get(removal.what, Removed(removal.what, 0, 0, 0))
+        found[removal.what] = Removed(
+            removal.what,
+            sofar.files + len(removal.files),
+            sofar.bytes + sum(size for _, size in removal.files),
+            sofar.rows + removal.rows,
+        )
+    return list(found.values())

@@ -1,0 +1,135 @@
+"""Copy an MLflow that lives in an SQLite file: the database by SQLite's own online backup, then its artifact files.
+
+Where it is put elsewhere, the absolute locations in it (of experiments, runs, versions, logged models and MLmodel
+files) are rewritten. A tracking server is not copied: its numbers and run ids would change on the way.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote
+
+import sqlalchemy as sa
+
+from tasks.errors import BackupInvalid, StoreNotEmpty, hide_password
+from tasks.stores.faults import _answering
+from tasks.stores.lake import Lake
+from tasks.stores.registry import locate_artifacts
+
+FOLDER = "mlflow"
+DATABASE = "mlflow.db"
+LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+PREFIX = "nightjar-"  # of our experiments and registered models
+
+
+def find_database(uri: str) -> Path:
+    """The file of an MLflow on SQLite. Raises BackupInvalid for any other."""
+    if not uri.startswith("sqlite:") or not (path := sa.make_url(uri).database):
+        raise BackupInvalid(
+            "This MLflow cannot be copied; nothing was written.",
+            where=hide_password(uri),
+            got="a tracking server, whose version numbers and runs no copy over its API keeps",
+            expected="an MLflow on an SQLite file",
+            todo="copy the server's own database (pg_dump) and its artifact store, and these stores with "
+            "nightjar backup FOLDER --without-mlflow",
+        )
+    return Path(path)
+
+
+def export_registry(database: Path, folder: Path) -> dict[str, str]:
+    """Copy the database, then the files it names, into `folder`; returns where each experiment kept its files."""
+    folder.mkdir(parents=True)
+    if not database.exists():
+        return {}
+    databases = [closing(sqlite3.connect(path)) for path in (database, folder / DATABASE)]
+    with _answering(database), databases[0] as source, databases[1] as target:
+        source.backup(target)
+        experiments = read_experiments(target)
+    for name, location in experiments.items():
+        place = open_place(name, location)
+        for path in place.files(""):
+            copy = folder / name / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with place.open(path) as remote, copy.open("wb") as file:
+                shutil.copyfileobj(remote, file)
+    return experiments
+
+
+def read_experiments(connection: sqlite3.Connection) -> dict[str, str]:
+    """Where each of our experiments keeps its files."""
+    sql = "select name, artifact_location from experiments where substr(name, 1, ?) = ? order by name"
+    return dict(connection.execute(sql, (len(PREFIX), PREFIX)).fetchall())
+
+
+def open_place(name: str, location: str) -> Lake:
+    """An artifact location as a place of files. Raises BackupInvalid where it is another system's."""
+    if "://" in location and not location.startswith(("file://", "s3://")):
+        raise BackupInvalid(
+            f"The files of {name} cannot be copied from here.",
+            where=hide_password(location),
+            expected="a folder, or a URL of S3",
+            todo="copy that store by its own means, and the others with nightjar backup FOLDER --without-mlflow",
+        )
+    return Lake(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
+
+
+def import_registry(folder: Path, experiments: Mapping[str, str], database: Path, artifacts: str) -> None:
+    """Put files and database in place, the database last; locations are rewritten. Raises StoreNotEmpty."""
+    if not (folder / DATABASE).exists():
+        return
+    moved = {old: locate_artifacts(artifacts, name.removeprefix(PREFIX)) for name, old in experiments.items()}
+    new = database.with_name(f"{database.name}.restoring")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / DATABASE, new)
+    rewrite_locations(new, moved)
+    check_registry_empty(database, new)
+    for name, old in experiments.items():
+        copy_artifacts(folder / name, open_place(name, moved[old]), old, moved[old])
+    new.replace(database)
+
+
+def check_registry_empty(database: Path, expected: Path) -> None:
+    """Raise StoreNotEmpty where a database with runs is there that is not the one about to be put in place."""
+    if not database.exists() or database.read_bytes() == expected.read_bytes():
+        return
+    with _answering(database), closing(sqlite3.connect(database)) as connection:
+        has_tables = connection.execute("select 1 from sqlite_master where name = 'runs'").fetchone()
+        runs = connection.execute("select count(*) from runs").fetchone()[0] if has_tables else 0
+    if runs:
+        expected.unlink()
+        raise StoreNotEmpty(
+            "MLflow is not empty; nothing was restored.",
+            where=str(database),
+            got=f"{runs} runs",
+            expected="no database, or one without runs",
+            todo="move the file and its artifacts away, or point NIGHTJAR_HOME or NIGHTJAR_MLFLOW to another place",
+        )
+
+
+def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
+    """In a database, put new locations in place of the old ones that texts are, or begin with."""
+    with _answering(database), closing(sqlite3.connect(database)) as connection, connection:
+        for table, columns in LOCATIONS.items():
+            for column in columns:
+                # The names are our own. With its slash, so that the place of "cards" is not the beginning of "cards2".
+                sql = f"update {table} set {column} = ? || substr({column}, ?) where substr({column} || '/', 1, ?) = ?"  # noqa: S608
+                for old, new in moved.items():
+                    connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
+
+
+def copy_artifacts(source: Path, target: Lake, old: str, new: str) -> None:
+    """Copy an experiment's files; MLmodel files, which name their own place, are rewritten."""
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        name = str(path.relative_to(source))
+        if path.name == "MLmodel":
+            target.replace(name, path.read_text(encoding="utf-8").replace(f"{old}/", f"{new}/").encode())
+            continue
+        with path.open("rb") as file, target.create(name) as copy:
+            shutil.copyfileobj(file, copy)

@@ -1,0 +1,306 @@
+"""Hold a published night against everything it came from: landing, the lake's parts, the table and the model version.
+
+Nothing is taken on trust: bytes are hashed again, rows counted again, and a sample of the scores is computed again from
+landing, by a way of its own: typed, encoded and scored without the parts that lie between.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.detector import Detector
+from tasks.errors import BatchMissing, NightjarError
+from tasks.params import RetentionParams
+from tasks.rows.columns import to_records
+from tasks.rows.contract import Contract
+from tasks.rows.duplicates import find_replaced
+from tasks.rows.schema import type_rows
+from tasks.stores import registry, warehouse
+from tasks.stores.lake import Manifest
+from tasks.stores.site import Site
+from tasks.stores.tables import Batch
+
+Result = Literal["ok", "failed", "stale"]
+# What another kind of processor may make of the same score, as a share of the score or, where that is larger, of the
+# threshold: float32 itself is coarser for rows that are rebuilt almost exactly, and no flag hangs on those.
+TOLERANCE = 1e-5
+NO_LANDING = "there is no landing partition"
+NAMED = 3  # of what is wrong, in a detail
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check of one night came to. stale: it cannot be made: the night's input has changed or was pruned."""
+
+    batch_date: date
+    check: str
+    result: Result
+    detail: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: the problems, or else what it looked at; why it could not be made, if so."""
+
+    problems: list[str]
+    seen: str
+    stale: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published night with its partitions, read once. sample: how many scores to compute again; seed: which.
+
+    past: the zones of which retention may have taken this night's partition.
+    """
+
+    site: Site
+    contract: Contract
+    batch: Batch
+    sample: int
+    seed: int
+    past: frozenset[str] = frozenset()
+
+    @cached_property
+    def partitions(self) -> dict[str, Manifest | None]:
+        """The night's partitions by zone."""
+        find, key = self.site.lake.find, (self.site.detector, self.batch.batch_date)
+        found = {"landing": find("landing", *key), "validated": find("validated", *key)}
+        return found | {"quarantine": find("quarantine", *key), "scores": find("scores", *key, self.batch.scores)}
+
+    def is_pruned(self, zone: str) -> bool:
+        """Whether a zone's partition is gone, and may be."""
+        return self.partitions[zone] is None and zone in self.past
+
+    @cached_property
+    def flags(self) -> pd.DataFrame:
+        """The table's flags of this night."""
+        engine = warehouse.open_engine(self.site.warehouse_url)
+        return warehouse.read_flags(engine, self.site.detector, self.batch.batch_date)
+
+    @cached_property
+    def above(self) -> pd.DataFrame:
+        """The scores zone's rows above the recorded threshold: record_id, score, percentile_rank."""
+        return self.query_scores(f"where score > '{self.batch.threshold!r}'::double")
+
+    def query_scores(self, clause: str) -> pd.DataFrame:
+        """Rows of the scores zone."""
+        scores = self.partitions["scores"]
+        if scores is None or not scores.parts:
+            return pd.DataFrame({"record_id": pd.Series(dtype="str"), "score": [], "percentile_rank": []})
+        sql = f"select record_id, score, percentile_rank from parts {clause}"  # noqa: S608 - numbers and ids we quote
+        frame: pd.DataFrame = self.site.lake.query(sql, scores.parts).to_pandas()
+        return frame
+
+
+def verify_nights(
+    site: Site, contract: Contract, retention: RetentionParams, day: date | None, sample: int, seed: int, now: datetime
+) -> list[Check]:
+    """The checks of all published nights, or of one; sample: scores per night to compute again. Raises BatchMissing."""
+    published = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    chosen = [batch for batch in published if day in (None, batch.batch_date)]
+    if not chosen:
+        raise BatchMissing(
+            f"{site.detector} has published no night{f' of {day}' if day else ''}.",
+            where=f"scoring_batches in {site.warehouse_label}",
+            todo=f"nightjar status {site.detector} shows what is published",
+        )
+    today = now.astimezone(site.zone).date()
+    nights = [
+        Published(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today)) for batch in chosen
+    ]
+    return [check for night in nights for check in verify_night(night)]
+
+
+def verify_night(night: Published) -> list[Check]:
+    """Make every check of a published night; one that fails or breaks off does not stop the others."""
+    checks: dict[str, Callable[[Published], Finding]] = {
+        "input": check_input,
+        "files": check_files,
+        "counts": check_counts,
+        "flags": check_flags,
+        "scores": check_scores,
+    }
+    return [_make(night, name, check) for name, check in checks.items()]
+
+
+def _make(night: Published, name: str, check: Callable[[Published], Finding]) -> Check:
+    try:
+        found = check(night)
+    except NightjarError as error:
+        found = Finding([" ".join(str(error).split())], "")
+    more = f" and {len(found.problems) - NAMED} more" if len(found.problems) > NAMED else ""
+    result: Result = "failed" if found.problems else "stale" if found.stale else "ok"
+    detail = "; ".join(found.problems[:NAMED]) + more or found.stale or found.seen
+    return Check(night.batch.batch_date, name, result, detail)
+
+
+def check_input(night: Published) -> Finding:
+    """Landing is what was scored, and so is what was validated of it."""
+    landing, scores = night.partitions["landing"], night.partitions["scores"]
+    wanted = night.batch.input_hash
+    if landing is None:
+        return Finding([], "", "landing was pruned") if night.is_pruned("landing") else Finding([NO_LANDING], "")
+    if scores and scores.facts["input_hash"] != wanted:
+        return Finding([f"the scores are of input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
+    stale = describe_later(night) if landing.hash == wanted else "landing has changed since"
+    return Finding([], f"input hash {wanted[:12]}", stale)
+
+
+def describe_later(night: Published) -> str:
+    """Why the validated rows are no longer those that were scored; empty where they are."""
+    validated, scores = night.partitions["validated"], night.partitions["scores"]
+    if validated is None or validated.facts["validation"]["input_hash"] != night.batch.input_hash:
+        return "what was validated has changed since"
+    scored = scores.facts.get("validated", validated.hash) if scores else validated.hash
+    return "" if scored == validated.hash else "the batch was validated again since"
+
+
+def check_files(night: Published) -> Finding:
+    """Every part has the bytes that its manifest says."""
+    problems, parts = [], 0
+    for zone, manifest in night.partitions.items():
+        if manifest is None and not night.is_pruned(zone):
+            problems.append(f"there is no {zone} partition")
+        for part in manifest.parts if manifest else ():
+            parts += 1
+            found = night.site.lake.hash_file(part.path)
+            if found != part.sha256:
+                told = f"sha256 {found[:12]}, recorded {part.sha256[:12]}" if found else "missing"
+                problems.append(f"{part.path}: {told}")
+    pruned = ", ".join(zone for zone in night.partitions if night.is_pruned(zone))
+    return Finding(problems, f"{parts} parts have the recorded sha256" + (f"; pruned: {pruned}" if pruned else ""))
+
+
+def check_counts(night: Published) -> Finding:
+    """The table's counts add up, and are those of the partitions that are still the night's."""
+    batch, rows = night.batch, {zone: m.rows for zone, m in night.partitions.items() if m}
+    expected: dict[str, tuple[int, int | None]] = {
+        "rows in": (batch.rows_in, batch.scored + batch.quarantined + batch.excluded),
+        "published": (batch.published, len(night.flags)),
+    }
+    if not night.is_pruned("scores"):
+        expected |= {"scored": (batch.scored, rows.get("scores")), "flagged": (batch.flagged, len(night.above))}
+    landing = night.partitions["landing"]
+    if landing and landing.hash == batch.input_hash:
+        expected["landed"] = (batch.rows_in, rows["landing"])
+        if not describe_later(night):
+            expected["validated"] = (batch.scored, rows["validated"])
+            if not night.is_pruned("quarantine"):
+                expected["quarantined"] = (batch.quarantined, rows.get("quarantine"))
+    problems = [
+        f"{name}: {told} in the table, {found} found" for name, (told, found) in expected.items() if told != found
+    ]
+    if problems and not (landing and landing.hash == batch.input_hash):
+        return Finding([], "", f"landing has changed since, or was pruned; {'; '.join(problems)}")
+    return Finding(problems, f"{batch.rows_in} rows in, {batch.scored} scored, {batch.flagged} flagged")
+
+
+def check_flags(night: Published) -> Finding:
+    """The table's flags are the rows above the threshold, with their scores; a cap leaves out the least only."""
+    if night.is_pruned("scores"):
+        return Finding([], "", "the scores were pruned")
+    batch, flags = night.batch, night.flags.set_index("record_id")
+    above = night.above.drop_duplicates("record_id").set_index("record_id")
+    known = above.reindex(flags.index)
+    wrong = {
+        "twice in the table": pd.Series(flags.index.duplicated(), flags.index),
+        "not above the threshold in the scores zone": known["score"].isna(),
+        "with another score than in the scores zone": known["score"].notna() & (known["score"] != flags["score"]),
+        "with another rank than in the scores zone": known["score"].notna()
+        & (known["percentile_rank"].astype("float32") != flags["percentile_rank"].astype("float32")),
+        "of another model version": flags["model_version"] != batch.model_version,
+        "with another threshold": flags["threshold"] != batch.threshold,
+        "of another attempt": flags["attempt"] != batch.attempt,
+    }
+    problems = [f"{_name(flags.index[mask])} {what}" for what, mask in wrong.items() if mask.any()]
+    left_out = above[~above.index.isin(flags.index)]
+    lowest = [group["score"].min() for _, group in flags.groupby("suppressed")]
+    missing = left_out[left_out["score"] > max(lowest, default=-math.inf)]
+    if len(missing):
+        problems.append(f"{_name(missing.index)} above the threshold and not in the table")
+    capped = f", {len(left_out)} left out by the cap" if len(left_out) else ""
+    return Finding(problems, f"{len(flags)} flags, their scores as in the scores zone{capped}")
+
+
+def check_scores(night: Published) -> Finding:
+    """Flags and a sample of all scored rows get the same score from landing; ranks and p-values follow from it."""
+    landing = night.partitions["landing"]
+    if landing is None:
+        return check_input(night)
+    if landing.hash != night.batch.input_hash or night.is_pruned("scores"):
+        return Finding([], "", "landing has changed since, or the scores were pruned")
+    version = registry.get_version(night.site, night.batch.model_version)
+    detector = Detector.load(registry.fetch_bundle(night.site, version))
+    chosen = choose_rows(night)
+    again = score_again(detector, read_landed(night, landing, chosen["record_id"]))
+    lost = chosen.index.difference(again.index)
+    problems = [f"{_name(lost)} not in landing"] if len(lost) else []
+    if detector.threshold.value != night.batch.threshold:
+        problems.append(f"the threshold is {detector.threshold.value!r}, recorded {night.batch.threshold!r}")
+    chosen, flags = chosen.loc[again.index], night.flags.set_index("record_id")
+    least = max(detector.threshold.value, np.finfo(float).tiny)
+    difference = (again["score"] - chosen["score"]).abs() / again["score"].abs().clip(lower=least)
+    ranks = pd.Series(detector.rank(chosen["score"].to_numpy()).astype("float32"), chosen.index)
+    wrong = {"score": ~(difference <= TOLERANCE), "rank": ranks != chosen["percentile_rank"]}
+    wrong |= compare_flags(detector, flags.loc[flags.index.intersection(again.index)], again)
+    problems += [f"{_name(mask.index[mask])}: another {what}" for what, mask in wrong.items() if mask.any()]
+    largest = f"{difference.max():.2g}" if len(difference) else "none"
+    seen = f"{len(again)} rows from landing by version {version.version}, largest relative difference {largest}"
+    return Finding(problems, seen)
+
+
+def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) -> dict[str, "pd.Series[bool]"]:
+    """Which flags (by record_id) have another p-value or second stage than the detector gives them."""
+    again = again.loc[flags.index]
+    p_values = pd.Series(detector.p_value(flags["score"].to_numpy()), flags.index)
+    told, found = flags["second_stage_probability"].astype(float), again["probability"]
+    is_other = (told.isna() != found.isna()) | ((told - found).abs() > TOLERANCE)
+    return {
+        "p-value": p_values != flags["p_value"],
+        "second stage": is_other | (again["suppressed"] != flags["suppressed"]),
+    }
+
+
+def choose_rows(night: Published) -> pd.DataFrame:
+    """The rows to compute again, by record_id: the flags, then a sample of all rows, as many as asked for together."""
+    flagged = night.above[night.above["record_id"].isin(night.flags["record_id"])].head(night.sample)
+    drawn = night.query_scores(f"order by hash(record_id, {night.seed:d}) limit {night.sample:d}")
+    chosen = pd.concat([flagged, drawn], ignore_index=True).drop_duplicates("record_id").head(night.sample)
+    return chosen.set_index("record_id", drop=False).rename_axis(None)
+
+
+def read_landed(night: Published, landing: Manifest, ids: pd.Series) -> pa.Table:
+    """The landed rows of some records in the contract's types, one a record, without those that a replay replaced."""
+    lake, asked, replaced = night.site.lake, pa.array(ids, pa.string()), find_replaced(night.site.lake, landing)
+    found = [night.contract.schema.empty_table()]
+    for part in landing.parts:
+        gone = pa.array(replaced.get(part.sha256, ()), pa.string())
+        for piece in lake.slices(part):
+            record = piece["record_id"]
+            counts = pc.and_(pc.is_in(record, asked), pc.invert(pc.is_in(record, gone)))
+            found.append(type_rows(piece.filter(counts), night.contract))
+    rows = pa.concat_tables(found)
+    return rows.filter(pa.array(~rows["record_id"].to_pandas().duplicated()))
+
+
+def score_again(detector: Detector, rows: pa.Table) -> pd.DataFrame:
+    """Score, second-stage probability and whether it suppresses, by record_id."""
+    ids = pd.Index(rows["record_id"].to_pylist(), dtype="str")
+    if not len(ids):
+        return pd.DataFrame({"score": [], "probability": [], "suppressed": []}, ids)
+    records, _ = to_records(rows, detector.columns)
+    probabilities, suppressed = detector.reduce(records)
+    return pd.DataFrame({"score": detector.score(records), "probability": probabilities, "suppressed": suppressed}, ids)
+
+
+def _name(ids: pd.Index) -> str:
+    return ", ".join(map(str, ids[:NAMED])) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")

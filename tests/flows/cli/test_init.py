@@ -1,0 +1,304 @@
+"""From a stranger's file to a scored night, as a user types it; and what is refused, with nothing written."""
+
+import json
+import os
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from toy import DAYS, FIRST, ROWS, Project, make_rows, point_to
+
+from flows.cli.main import execute
+from flows.config.params import load_detector
+from flows.config.write import insert_section, name_query
+from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.sources.files import name_files
+from tasks.stores.lake import Lake
+from tasks.stores.warehouse import open_engine, read_batches
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with one readable message; return it."""
+    assert execute(list(arguments)) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return captured.err[captured.err.index("error: ") :]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run a command with --json and return the one document it prints."""
+    capsys.readouterr()
+    assert execute([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def make_machines(rows: int = 700) -> pd.DataFrame:
+    """Machines whose heat follows their load, but for the last 30, which are labelled; and columns nobody can use."""
+    rng = np.random.default_rng(11)
+    load = rng.uniform(10, 90, rows)
+    heat = 20 + load / 2 + rng.normal(0, 1, rows)
+    heat[-30:] = 95 - load[-30:]
+    return pd.DataFrame(
+        {
+            "machine_id": [f"m-{n:04d}" for n in range(rows)],
+            "load %": load.round(3),
+            "heat, in °C": heat.round(3),
+            "site": rng.choice(["east", "west", "north"], rows),
+            "firmware": "2.1",
+            "label": np.where(np.arange(rows) < rows - 30, "fine", "broken"),
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project, the current folder, with machines.csv in it."""
+    point_to(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    make_machines().to_csv(tmp_path / "machines.csv", index=False)
+    return tmp_path
+
+
+INIT = ("init", "machines", "--source", "machines.csv")
+
+
+def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
+    prefect_server: None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = answer(capsys, *INIT, "--label", "label")
+    kinds = {column["column"]: column["kind"] for column in told["columns"]}
+    assert kinds == {
+        "machine_id": "left out", "load %": "numeric", "heat, in °C": "numeric", "site": "categorical",
+        "firmware": "left out", "label": "left out",
+    }  # fmt: skip
+    assert all(column["rule"] for column in told["columns"])
+
+    summary = answer(capsys, "run", "machines")
+    [night] = summary["nights"]
+    assert (night["rows_in"], night["quarantined"], night["scored"]) == (70, 0, 70)
+    assert summary["metrics"]["anomalies"] == 30
+    assert summary["metrics"]["auroc"] > 0.95
+
+    loose = make_machines(200).drop(columns=["label", "firmware"]).astype({"load %": object})
+    loose.loc[3, "load %"], loose.loc[4, "site"] = "much", None
+    loose.to_csv(folder / "loose.csv", index=False)
+    found = answer(capsys, "score", "machines", "--source", "loose.csv", "--output", "all.parquet", "--limit", "40")
+    assert (found["rows"], found["scored"], len(found["records"])) == (200, 198, 40)
+    assert {row["record_id"]: row["reason"] for row in found["bad_rows"]} == {
+        "m-0003": "load %: not readable as float", "m-0004": "site column values to not be null",
+    }  # fmt: skip
+    scores = [record["score"] for record in found["records"]]
+    assert scores == sorted(scores, reverse=True)
+    broken = {record["record_id"] for record in found["records"] if record["is_flagged"]}
+    assert len(broken & {f"m-{n:04d}" for n in range(170, 200)}) > 20
+    assert sum(cause["share"] for cause in found["records"][0]["causes"]) == pytest.approx(scores[0], rel=1e-6)
+    everything = pd.read_parquet(folder / "all.parquet")
+    assert everything["record_id"].tolist() == loose["machine_id"].tolist()
+    assert everything["reason"].notna().sum() == 2
+    assert execute(["score", "machines", "--source", "loose.csv"]) == 0
+    assert "200 rows: 198 scored" in capsys.readouterr().out
+
+
+def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, day = Lake(str(trained.folder / ".nightjar" / "lake")), LAST
+    engine = open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    batch = next(batch for batch in read_batches(engine, "orders") if batch.batch_date == day)
+    scores = lake.get("scores", "orders", day, batch.scores)
+    published = pd.concat(table.to_pandas() for part in scores.parts for table in lake.slices(part))
+    published = published.set_index("record_id")["score"]
+    make_rows(day).drop(columns="fraud").to_csv(trained.folder / "loose.csv", index=False)
+    before = lake.dates("landing", "orders")
+    found = answer(capsys, "score", "orders", "--source", str(trained.folder / "loose.csv"))
+    assert found["rows"] == ROWS == len(found["records"])
+    assert {r["record_id"]: r["score"] for r in found["records"]} == published.to_dict()
+    assert found["reasons"] == {}
+    assert not any("example.org" in json.dumps(record) for record in found["records"])
+    assert lake.dates("landing", "orders") == before
+
+
+def test_a_loose_file_without_the_columns_or_a_detector_without_champion_is_refused(
+    trained: Project, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer(capsys, *INIT, "--label", "label")["detector"] == "machines"
+    assert "no champion" in refuse(capsys, "score", "machines", "--source", "machines.csv")
+    point_to(monkeypatch, trained.folder)
+    make_rows(LAST).drop(columns=["spend", "shop"]).to_csv(folder / "short.csv", index=False)
+    assert "lacks shop, spend" in refuse(capsys, "score", "orders", "--source", str(folder / "short.csv"))
+    assert "nothing there" in refuse(capsys, "score", "orders", "--source", "none.csv")
+    assert execute(["score", "orders", "--limit", "3"]) == 2
+    assert execute(["score", "orders", "--source", "x.csv", "--date", "2026-01-01"]) == 2
+
+
+# --- what is written ---
+
+
+def test_params_are_made_where_there_are_none_and_braces_are_filled(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(capsys, *INIT)
+    first = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text("detectors: {} # none yet\n")
+    answer(capsys, *INIT, "--force")
+    assert (folder / "params.yaml").read_text() == first.replace("detectors:\n", "detectors: # none yet\n")
+    assert load_detector(folder, "machines").detector.ingest.source.path == str(folder / "machines.csv")  # type: ignore[union-attr]
+
+
+def test_everything_that_stood_in_params_stays_as_it_was(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    params = project.folder / "params.yaml"
+    text = "# ours\n" + params.read_text().replace("  orders:", "  # the shop\n  orders: # daily") + "\n# the end\n"
+    params.write_text(text)
+    make_machines().to_csv(project.folder / "sources" / "machines.csv", index=False)
+    answer(capsys, "init", "machines", "--source", "machines.csv", "--label", "label")
+    written = params.read_text()
+    for line in text.splitlines():
+        assert line in written
+    assert written.startswith(text[: text.index("\n# the end")])
+    once = (written, (project.folder / "contracts" / "machines.yaml").read_text())
+
+    answer(capsys, "init", "beams", "--source", "machines.csv")
+    answer(capsys, "init", "machines", "--source", "machines.csv", "--label", "label", "--force")
+    document = yaml.safe_load(params.read_text())["detectors"]
+    assert list(document) == ["orders", "machines", "beams"]
+    assert params.read_text().startswith(once[0][: once[0].index("\n# the end")].rstrip())
+    assert (project.folder / "contracts" / "machines.yaml").read_text() == once[1]
+    assert load_detector(project.folder, "orders").name == "orders"
+
+
+PARAMS = [
+    "",
+    "# only words\n",
+    "detectors:\n",
+    "detectors: {}",
+    "detectors:\n    a: {x: 1}\n    # more\n",
+    "detectors:\n  a:\n    x: 1",
+    "detectors:\n\n  a: # one\n    x: [1,\n 2]\n\n  # two\n  b: |\n    text\n\n",
+]
+
+
+@pytest.mark.parametrize("text", PARAMS)
+def test_a_section_fits_in_wherever_params_stands(text: str) -> None:
+    before = (yaml.safe_load(text) or {}).get("detectors") or {}
+    once = insert_section(text, "new", "# why\ny: 2\n", Path("params.yaml"))
+    assert yaml.safe_load(once)["detectors"] == {**before, "new": {"y": 2}}
+    again = insert_section(once, "new", "y: 3\n", Path("params.yaml"))
+    assert yaml.safe_load(again)["detectors"] == {**before, "new": {"y": 3}}
+    assert "# why" not in again
+    assert [line for line in text.splitlines() if "#" in line] == [line for line in again.splitlines() if "#" in line]
+
+
+@pytest.mark.parametrize("text", ["detectors: {a: {x: 1}}\n", "{detectors: {a: {x: 1}}}\n", "- detectors\n"])
+def test_params_without_a_place_for_a_section_are_refused_rather_than_written_anew(text: str) -> None:
+    with pytest.raises(ParamsInvalid, match="nothing was changed"):
+        insert_section(text, "new", "y: 2\n", Path("params.yaml"))
+
+
+def test_a_taken_name_is_refused_and_nothing_changes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *INIT)
+    before = {path: path.read_bytes() for path in (folder / "params.yaml", folder / "contracts" / "machines.yaml")}
+    assert "--force" in refuse(capsys, *INIT, "--label", "label")
+    (folder / "contracts" / "belts.yaml").write_text("kept\n")
+    assert "belts.yaml" in refuse(capsys, "init", "belts", "--source", "machines.csv")
+    assert "small letter" in refuse(capsys, "init", "My-Machines", "--source", "machines.csv")
+    assert {path: path.read_bytes() for path in before} == before
+    assert (folder / "contracts" / "belts.yaml").read_text() == "kept\n"
+
+
+def test_a_folder_that_cannot_be_written_keeps_both_files_as_they_were(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "params.yaml").write_text("detectors: {}\n")
+    replace = Path.replace
+
+    def fail_on_params(self: Path, target: Path) -> Path:
+        if target.name == "params.yaml":
+            raise PermissionError(13, "Permission denied", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_params)
+    assert "Permission denied" in refuse(capsys, *INIT)
+    assert (folder / "params.yaml").read_text() == "detectors: {}\n"
+    assert not (folder / "contracts" / "machines.yaml").exists()
+
+
+# --- sources ---
+
+
+def test_a_path_is_written_as_it_can_be_found_again(folder: Path) -> None:
+    (folder / "sources" / "days").mkdir(parents=True)
+    (folder / "sources" / "days" / "one.csv").touch()
+    assert name_files("sources/days/one.csv", "sources").path == "days/one.csv"
+    assert name_files("sources/days/*.csv", "sources").path == "days/*.csv"
+    assert name_files("machines.csv", "sources").path == str(folder / "machines.csv")
+    assert name_files("days/one.csv", "sources").path == "days/one.csv"
+    assert name_files("s3://lake/day.parquet", "sources").path == "s3://lake/day.parquet"
+
+
+def test_a_query_becomes_a_detector_and_its_password_stays_in_the_environment(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite3.connect(folder / "shop.db") as connection:
+        make_machines().to_sql("machines", connection, index=False)
+    query = 'select * from machines where "load %" > 0'
+    monkeypatch.setenv("SHOP_DB", f"sqlite:///{folder}/shop.db")
+    told = answer(
+        capsys, "init", "machines", "--source", query, "--url", "${SHOP_DB}", "--label", "label", "--id", "machine_id"
+    )
+    assert {"machine_id", "label"} <= {column["column"] for column in told["columns"] if column["kind"] == "left out"}
+    source = load_detector(folder, "machines").detector.ingest.source
+    assert (source.url, source.query) == ("${SHOP_DB}", query)  # type: ignore[union-attr]
+    assert answer(capsys, "ingest", "machines")["rows"] == 700
+    assert "--url" in refuse(capsys, "init", "others", "--source", query)
+    assert "cannot be read" in refuse(capsys, "init", "others", "--source", "select nothing", "--url", "${SHOP_DB}")
+
+
+def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
+    url = "postgresql+psycopg://reader:secret@db/shop"
+    assert name_query("select 1", url, {"OTHER": "x", "SHOP_DB": url}).url == "${SHOP_DB}"
+    with pytest.raises(SourceInvalid) as caught:
+        name_query("select 1", url, dict(os.environ))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "what"),
+    [
+        (b"", (), "empty"),
+        (b"a,b\n", (), "no rows"),
+        (b"a,a\n1,2\n", (), "two columns of one name"),
+        (b"a,b\n1,2\n3,4\n", (), "too few rows"),
+        (b"a,b\n1,2\n3,4,5\n", (), "truncated or damaged"),
+        (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),
+        (b"a,b\n1,x\n2,y\n", ("--label", "c"), "not there"),
+        (b"a,b\n1,x\n2,y\n", ("--id", "c"), "not there"),
+        (b"a,b\n1,x\n2,y\n", ("--time", "c"), "not there"),
+        (b"a,b\n1,x\n2,y\n", ("--time", "b"), "no readable time"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: bytes, asked: tuple[str, ...], what: str
+) -> None:
+    (folder / "bad.csv").write_bytes(content)
+    assert what in refuse(capsys, "init", "bad", "--source", "bad.csv", *asked)
+    assert not (folder / "params.yaml").exists()
+    assert not (folder / "contracts").exists()
+
+
+def test_what_was_decided_is_shown_with_its_reason_and_a_sorted_file_is_noted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute([*INIT, "--label", "label"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    decided = ["firmware left out constant", "'broken' is anomalous", "random_fraction", "as of data that has ended"]
+    for part in [*decided, "sorted by its label", "nightjar run machines"]:
+        assert part in shown
+    assert execute(["init", "others", "--source", "machines.csv", "--normal", "fine"]) == 2

@@ -1,0 +1,263 @@
+"""What Prometheus is told of a small project: as text, as a file and over HTTP, held against the tables."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from toy import DAYS, FIRST, Project, make_rows
+
+from flows.cli.main import execute
+from flows.config.setup import load_setup
+from tasks.errors import BatchRejected
+from tasks.stores.warehouse import begin_attempt, fail_attempt, open_engine
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+Samples = dict[tuple[str, ...], float]
+
+
+def parse(text: str) -> Samples:
+    """Every sample by its name, detector and other label."""
+    families = text_string_to_metric_families(text)
+    return {
+        (sample.name, *(sample.labels[key] for key in sorted(sample.labels))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def tell(capsys: pytest.CaptureFixture[str], expected: int = 0) -> Samples:
+    assert execute(["metrics"]) == expected
+    return parse(capsys.readouterr().out)
+
+
+def ask(project: Project, query: str) -> Any:
+    """Ask DuckDB itself, past Nightjar."""
+    with duckdb.connect(str(project.folder / ".nightjar" / "warehouse.duckdb")) as connection:
+        return connection.execute(query).fetchall()
+
+
+def add_detectors(project: Project, **sections: Any) -> None:
+    """Put further detectors beside the sound one, each with a copy of its contract."""
+    document = yaml.safe_load((project.folder / "params.yaml").read_text())
+    for name, changes in sections.items():
+        document["detectors"][name] = document["detectors"]["orders"] | changes
+        shutil.copy(project.folder / "contracts/orders.yaml", project.folder / f"contracts/{name}.yaml")
+    (project.folder / "params.yaml").write_text(yaml.safe_dump(document))
+
+
+def begins(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+
+
+def test_the_numbers_are_those_of_the_tables(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    before = datetime.now(UTC).timestamp()
+    found = tell(capsys)
+    columns = "scored, quarantined, excluded, flagged, published, unseen, seconds, threshold, model_version"
+    [night] = ask(trained, f"select rows_in, {columns} from scoring_batches where batch_date = '{LAST}'")
+    rows_in, scored, quarantined, excluded, flagged, published, unseen, seconds, threshold, version = night
+    outcomes = {"scored": scored, "quarantined": quarantined, "excluded": excluded}
+    assert {name: found["nightjar_night_rows", "orders", name] for name in outcomes} == outcomes
+    assert sum(outcomes.values()) == rows_in
+    assert found["nightjar_night_flagged_rows", "orders"] == flagged
+    assert found["nightjar_night_published_rows", "orders"] == published > 0
+    assert found["nightjar_night_unseen_rows", "orders"] == unseen
+    assert found["nightjar_night_duration_seconds", "orders"] == seconds
+    assert found["nightjar_night_threshold", "orders"] == threshold
+    assert found["nightjar_night_model_version", "orders"] == version == found["nightjar_champion_version", "orders"]
+    assert execute(["status", "orders", "--json"]) == 0
+    states = Counter(night["state"] for night in json.loads(capsys.readouterr().out)["nights"])
+    for state in ("fresh", "stale", "failed", "missing"):
+        assert found["nightjar_nights", "orders", state] == states[state]
+    [(nights,)] = ask(trained, "select count(*) from scoring_batches")
+    assert found["nightjar_attempts_total", "orders", "published"] == nights == states["fresh"] == 2
+    assert found["nightjar_attempts_total", "orders", "failed"] == found["nightjar_attempts_running", "orders"] == 0
+    assert found["nightjar_detector_up", "orders"] == 1
+    [(schema,)] = ask(trained, "select version_num from alembic_version")
+    assert found["nightjar_warehouse_schema_version",] == int(schema)
+    assert before <= found["nightjar_read_timestamp_seconds",] <= datetime.now(UTC).timestamp()
+
+
+def test_batch_dates_are_told_as_the_instants_at_which_they_begin(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.write_day(date(2199, 1, 1))  # not over yet
+    found = tell(capsys)
+    assert found["nightjar_night_batch_date_timestamp_seconds", "orders"] == begins(LAST)
+    assert found["nightjar_landed_batch_date_timestamp_seconds", "orders"] == begins(LAST)
+    today = datetime.now(ZoneInfo("Europe/Berlin")).date()
+    assert found["nightjar_expected_batch_date_timestamp_seconds", "orders"] == begins(today - timedelta(days=1))
+    trained.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "every_night": False})
+    assert ("nightjar_expected_batch_date_timestamp_seconds", "orders") not in tell(capsys)
+
+
+def test_a_failed_night_raises_the_counter_of_failures(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    day = LAST + timedelta(days=1)
+    trained.write_day(day, make_rows(day, 10))  # the contract wants 50
+    before = tell(capsys)
+    assert execute(["score", "orders", "--date", str(day)]) == 1
+    assert BatchRejected.__name__ in capsys.readouterr().err
+    after = tell(capsys)
+    counter = ("nightjar_attempts_total", "orders", "failed")
+    assert after[counter] == before[counter] + 1
+    assert after["nightjar_nights", "orders", "failed"] == 1
+    night = [key for key in before if key[0].startswith("nightjar_night_")]
+    assert {key: after[key] for key in night} == {key: before[key] for key in night}  # what is published stands
+
+
+def test_a_broken_detector_hides_no_other_and_the_exit_code_says_so(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_detectors(trained, broken={"trian": {}}, untrained={"run": {"nights": 1}})
+    assert execute(["metrics"]) == 1
+    told = capsys.readouterr()
+    assert "broken: params.yaml has 1 bad key." in told.err
+    found = parse(told.out)
+    up = {name: found["nightjar_detector_up", name] for name in ("broken", "orders", "untrained")}
+    assert up == {"broken": 0, "orders": 1, "untrained": 1}
+    assert [key for key in found if "broken" in key] == [
+        ("nightjar_detector_up", "broken"),
+        ("nightjar_detector_error", "broken", "ParamsInvalid"),
+    ]
+    assert found["nightjar_attempts_total", "untrained", "failed"] == 0
+    assert ("nightjar_champion_version", "untrained") not in found
+
+
+def test_without_its_registry_a_detector_is_down_and_its_nights_are_still_told(
+    trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_MLFLOW", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert execute(["metrics"]) == 1
+    told = capsys.readouterr()
+    assert "secret" not in told.out + told.err
+    found = parse(told.out)
+    assert found["nightjar_detector_error", "orders", "ServiceUnreachable"] == 1
+    assert found["nightjar_night_rows", "orders", "scored"] > 0
+    assert ("nightjar_champion_version", "orders") not in found
+
+
+@pytest.mark.parametrize("schema", ["0003", "9999"])
+def test_tables_of_another_version_are_neither_read_nor_migrated(
+    trained: Project, capsys: pytest.CaptureFixture[str], schema: str
+) -> None:
+    ask(trained, f"update alembic_version set version_num = '{schema}'")
+    found = tell(capsys, expected=1)
+    assert found["nightjar_warehouse_schema_version",] == int(schema)
+    assert found["nightjar_detector_error", "orders", "SchemaMismatch"] == 1
+    assert ask(trained, "select version_num from alembic_version") == [(schema,)]
+
+
+def test_before_the_first_run_nothing_is_wrong_and_nothing_is_made(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tell(capsys)
+    assert found["nightjar_detector_up", "orders"] == 1
+    assert not [
+        key for key in found if key[0].startswith(("nightjar_night", "nightjar_warehouse", "nightjar_attempts"))
+    ]
+    assert ask(project, "show tables") == []
+
+
+def test_labels_hold_names_of_ours_alone(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"orders", "published", "failed", "scored", "quarantined", "excluded", "fresh", "stale", "missing"}
+    assert {label for key in tell(capsys) for label in key[1:]} == names
+
+
+def test_the_textfile_is_replaced_whole_and_tells_of_what_is_broken(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "collected"
+    folder.mkdir()
+    assert execute(["metrics", "--textfile", str(folder / "nightjar.prom")]) == 0
+    assert capsys.readouterr().out == ""
+    whole = parse((folder / "nightjar.prom").read_text())
+    add_detectors(trained, broken={"trian": {}})
+    assert execute(["metrics", "--textfile", str(folder / "nightjar.prom")]) == 1
+    after = parse((folder / "nightjar.prom").read_text())
+    assert after.keys() >= whole.keys()
+    assert after["nightjar_detector_up", "broken"] == 0
+    assert [path.name for path in folder.iterdir()] == ["nightjar.prom"]
+    capsys.readouterr()
+    assert execute(["metrics", "--textfile", str(tmp_path / "nowhere" / "nightjar.prom")]) == 1
+    assert "A local folder cannot be written." in capsys.readouterr().err
+
+
+def test_textfile_and_port_exclude_each_other_and_a_taken_port_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["metrics", "--textfile", "x.prom", "--port", "0"]) == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert execute(["metrics", "--port", str(port)]) == 1
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def endpoint(trained: Project) -> Iterator[str]:
+    """The address of `nightjar metrics --port`, a process of its own, which ends in peace."""
+    command = [sys.executable, "-m", "flows.cli.main", "metrics", "--port", "0"]
+    with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        yield server.stdout.readline().strip()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def test_the_endpoint_reads_anew_and_a_scrape_does_not_fail_when_the_warehouse_is_away(
+    trained: Project, endpoint: str
+) -> None:
+    base = endpoint.removesuffix("/metrics")
+    assert get(f"{base}/health") == (200, "ok\n")
+    assert get(base)[0] == 404
+    status, text = get(endpoint)
+    before = parse(text)
+    assert (status, before["nightjar_detector_up", "orders"]) == (200, 1)
+
+    engine, now = open_engine(load_setup("orders").site.warehouse_url), datetime.now(UTC)
+    attempt = begin_attempt(engine, "orders", LAST, "score", now)
+    assert parse(get(endpoint)[1])["nightjar_attempts_running", "orders"] == 1
+    fail_attempt(engine, "orders", LAST, attempt, "score", "a test", now)
+    assert parse(get(endpoint)[1])["nightjar_attempts_total", "orders", "failed"] == 1
+
+    warehouse = trained.folder / ".nightjar" / "warehouse.duckdb"
+    warehouse.rename(warehouse.with_suffix(".away"))
+    warehouse.mkdir()
+    status, text = get(endpoint)
+    away = parse(text)
+    assert (status, away["nightjar_detector_up", "orders"]) == (200, 0)
+    assert away["nightjar_detector_error", "orders", "ServiceUnreachable"] == 1
+    assert get(f"{base}/health")[0] == 200
+    warehouse.rmdir()
+    warehouse.with_suffix(".away").rename(warehouse)
+    assert parse(get(endpoint)[1])["nightjar_detector_up", "orders"] == 1
+
+    (trained.folder / "params.yaml").write_text("detectors: [")
+    status, text = get(endpoint)
+    assert status == 503
+    assert "params.yaml is not valid YAML" in text

@@ -1,0 +1,147 @@
+"""params.yaml and contracts: what is wrong is said by file and key, and only to the detector that it concerns."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+from toy import CONTRACT, PARAMS
+
+from flows.config.params import Configured, detector_names, find_broken, load_detector, read_yaml
+from flows.config.settings import Settings
+from flows.config.setup import load_setup
+from tasks.errors import ParamsInvalid
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Params with the toy detector alone."""
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "orders.yaml").write_text(yaml.safe_dump(CONTRACT))
+    write(tmp_path, {"detectors": {"orders": PARAMS}})
+    return tmp_path
+
+
+def write(folder: Path, document: object) -> None:
+    (folder / "params.yaml").write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+
+
+def refuse(folder: Path, name: str = "orders") -> str:
+    with pytest.raises(ParamsInvalid) as caught:
+        load_detector(folder, name)
+    return str(caught.value)
+
+
+BROKEN: dict[str, object] = {
+    "an unknown key": PARAMS | {"trian": {}},
+    "no section at all": None,
+    "a list": [1],
+    "a name that is none": PARAMS,
+    "a date as key": {date(2026, 3, 1): 1},
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_another_detectors_broken_section_does_not_stop_this_one(folder: Path, what: str) -> None:
+    sound = load_detector(folder, "orders")
+    other = "Not A Name" if what == "a name that is none" else "other"
+    write(folder, {"detectors": {other: BROKEN[what], "orders": PARAMS}})
+    (folder / "contracts" / "other.yaml").write_text(yaml.safe_dump(CONTRACT))
+    assert load_detector(folder, "orders") == sound
+    assert list(find_broken(folder)) == [other]
+    assert detector_names(folder) == sorted([other, "orders"])
+
+
+@pytest.mark.parametrize("contract", [None, "columns: [", "columns: {items: {type: complex}}", "- a\n"])
+def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, contract: str | None) -> None:
+    write(folder, {"detectors": {"orders": PARAMS, "other": PARAMS}})
+    if contract:
+        (folder / "contracts" / "other.yaml").write_text(contract)
+    assert isinstance(load_detector(folder, "orders"), Configured)
+    [told] = find_broken(folder).values()
+    assert "other.yaml" in told
+    assert "other.yaml" in refuse(folder, "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("detectors: {orders: {", ["not valid YAML"]),
+        ("detectors: {orders: {run: 2026-13-45}}", ["not valid YAML", "month"]),
+        ("detectors: {orders: !!float }", ["not valid YAML", "index out of range"]),
+        ("detectors: {orders: {a: 1, a: 2}}", ["'a' stands twice", "line 1"]),
+        ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' stands twice"]),
+        ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' stands twice"]),
+        ("detectors: &a {orders: *a}", ["holds itself"]),
+        ("x: &a [1,1,1,1,1,1,1,1,1]\n", ["does not hold detectors", "'x'"]),
+        ("detectors: [orders]", ["does not hold detectors"]),
+        ("", ["does not hold detectors", "NoneType"]),
+        ("detectors: {order: {}}", ["no detector 'orders'", "did you mean order?"]),
+        ("detectors: {2: {}, null: {}, yes: {}}", ["no detector 'orders'", "2, None, True"]),
+        ("detectors: {orders: {2026-03-01: 1}}", ["not valid YAML", "date"]),
+        ("detectors: {orders: {run: !!timestamp x}}", ["not valid YAML"]),
+        ("detectors: {orders: {run: !!bool x}}", ["not valid YAML"]),
+        ("detectors: {orders: " + "[" * 3000, ["not valid YAML"]),
+    ],
+)
+def test_what_concerns_this_detector_or_the_whole_file_is_refused(folder: Path, text: str, words: list[str]) -> None:
+    write(folder, text)
+    message = refuse(folder)
+    assert all(word in message for word in ["params.yaml", *words]), message
+
+
+def test_a_few_lines_that_stand_for_billions_are_refused_at_once(folder: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    write(folder, "\n".join(lines))
+    with pytest.raises(ParamsInvalid, match="1,000,000 values"):
+        read_yaml(folder / "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["../orders", "orders\n", "orders;drop table labels", "", "-h", "or\u202eders", "a/b"])
+def test_a_name_that_is_none_opens_no_file(folder: Path, name: str) -> None:
+    assert "no detector" in refuse(folder, name)
+    write(folder, {"detectors": {name: PARAMS}})
+    assert "bad key" in refuse(folder, name)
+
+
+def test_the_message_hides_the_password_of_a_url(folder: Path) -> None:
+    source = {"kind": "sqll", "url": "postgresql://ann:secret@shop/orders", "query": "select 1"}
+    write(folder, {"detectors": {"orders": PARAMS | {"ingest": PARAMS["ingest"] | {"source": source}}}})
+    message = refuse(folder)
+    assert "sqll" in message
+    assert "secret" not in message
+
+
+def test_the_lineage_says_which_columns_may_be_missing_or_infinite_and_else_nothing_more(folder: Path) -> None:
+    def find_keys() -> dict[str, object]:
+        hashes = load_setup("orders", Settings(project=folder)).hashes
+        return {key: value for key, value in hashes.items() if not key.endswith("_hash")}
+
+    assert find_keys() == {}
+    columns = {**CONTRACT["columns"], "spend": {"type": "float", "nullable": True, "infinite": True}}
+    columns["customer"] = {"type": "text", "nullable": True}  # the detector does not read it
+    (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump({**CONTRACT, "columns": columns}))
+    assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"]}
+
+
+def test_settings_of_speed_that_are_not_used_leave_the_params_hash_alone(folder: Path) -> None:
+    def find_hash(**fit: object) -> str:
+        train = {**PARAMS["train"], "fit": {**PARAMS["train"]["fit"], **fit}}
+        (folder / "params.yaml").write_text(yaml.safe_dump({"detectors": {"orders": {**PARAMS, "train": train}}}))
+        return load_detector(folder, "orders").params_hash
+
+    before = find_hash()
+    assert find_hash(precision="float32", compile=False) == before
+    assert len({before, find_hash(precision="bfloat16"), find_hash(compile=True)}) == 3
+
+
+def test_the_newest_cutoff_is_todays_or_the_end_of_ended_data(folder: Path) -> None:
+    for run, expected in (
+        ({"nights": 1}, None),
+        ({"nights": 1, "last_date": date(2026, 4, 2)}, None),
+        ({"nights": 1, "last_date": date(2026, 4, 2), "every_night": False}, date(2026, 4, 3)),
+    ):
+        write(folder, {"detectors": {"orders": PARAMS | {"run": run}}})
+        setup = load_setup("orders", Settings(project=folder))
+        assert setup.newest_cutoff() == (expected or setup.today())

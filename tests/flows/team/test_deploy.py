@@ -1,0 +1,239 @@
+"""What `nightjar deploy` makes, against a real server: pools, limits, typed deployments, the automation; and turns."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from toy import CUTOFF, Project
+
+from flows.cli.main import execute
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: None) -> list[dict[str, str]]:
+    """What the command says on this repository; tests/stack types it again."""
+    from prefect.settings import PREFECT_API_URL
+
+    env = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "NIGHTJAR_PROJECT": str(ROOT)}
+    command = [sys.executable, "-m", "flows.cli.main", "deploy", "--json", "--debug"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, str]] = json.loads(done.stdout)["deployments"]
+    return rows
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    from prefect.settings import PREFECT_API_URL
+
+    with SyncPrefectClient(api=str(PREFECT_API_URL.value())) as found:
+        yield found
+
+
+def test_nights_trainings_and_the_watch_have_their_schedules_and_pools(deployed: list[dict[str, str]]) -> None:
+    assert {row["deployment"]: (row["pool"], row["schedule"]) for row in deployed} == {
+        "backfill-range/backfill": ("cpu", ""),
+        "every/nightly": ("cpu", "0 4 * * * Europe/Berlin"),
+        "freshness/hourly": ("cpu", "0 6-23 * * * Europe/Berlin"),
+        "nightly/one-night": ("cpu", ""),
+        "retrain/weekly": ("cpu", "0 6 * * 6 Europe/Berlin"),
+        "train/gpu": ("gpu", ""),
+        "training/one-detector": ("cpu", ""),
+    }
+
+
+def test_parameters_show_as_a_typed_form(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
+    schema = client.read_deployment_by_name("backfill-range/backfill").parameter_openapi_schema or {}
+    fields: dict[str, Any] = schema["properties"]
+    assert fields["first"]["format"] == fields["last"]["format"] == "date"
+    assert fields["only"]["enum"] == ["all", "missing", "stale", "failed"]
+    assert fields["as_of"]["type"] == "boolean"
+    assert schema["required"] == ["name", "first", "last"]
+
+
+def test_the_limits_exist_before_anything_queues_behind_them(
+    deployed: list[dict[str, str]], client: SyncPrefectClient
+) -> None:
+    found = {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=100, offset=0)}
+    assert found["nightjar-score-payments"] == found["nightjar-train-hdfs"] == 1
+
+
+def test_automations_mark_runs_without_heartbeats_as_crashed(
+    deployed: list[dict[str, str]], client: SyncPrefectClient
+) -> None:
+    made = {one.name: one for one in client.read_automations()}
+    assert sorted(made) == [
+        "nightjar: a run that never had a heartbeat has crashed",
+        "nightjar: a run without heartbeats has crashed",
+    ]
+    assert all(one.enabled and one.actions[0].type == "change-flow-run-state" for one in made.values())
+
+
+def test_without_a_server_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    command = [sys.executable, "-m", "flows.cli.main", "deploy"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ParamsInvalid: Deployments need a Prefect server.")
+    away = env | {"PREFECT_API_URL": "http://somebody:secret@127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=away, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_night_whose_prefect_server_is_away_says_so(trained: Project) -> None:
+    away = os.environ | {"PREFECT_API_URL": "http://somebody:secret@127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    command = [sys.executable, "-m", "flows.cli.main", "score", "orders", "--date", "2026-04-02"]
+    done = subprocess.run(command, cwd=ROOT, env=away, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in done.stderr
+    assert "which ends in /api" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_down_where_no_stack_was_ever_started_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["down"]) == 0
+    assert capsys.readouterr().out == "nothing was running\n"
+
+
+def test_the_ports_of_a_stack_are_remembered_and_others_told_apart(tmp_path: Path) -> None:
+    from flows.config.settings import Settings
+    from flows.team.stack import PORTS, describe_stack, make_secrets
+
+    settings = Settings(project=tmp_path)
+    assert describe_stack(settings, {"mlflow": None}).ports == PORTS
+    make_secrets(describe_stack(settings, {"mlflow": 5077}))
+    assert describe_stack(settings).ports == PORTS | {"mlflow": 5077}
+    assert describe_stack(settings, {"prefect": 4277}).pages == {
+        "Prefect": "http://127.0.0.1:4277",
+        "MLflow": "http://127.0.0.1:5077",
+    }
+
+
+def test_a_run_on_servers_names_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.cli.run import find_pages
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4210/api")
+    pages = {"Prefect": "http://prefect.example:4210", "MLflow": "http://mlflow.example:5010"}
+    assert find_pages("http://mlflow.example:5010") == pages
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert find_pages("sqlite:///mlflow.db")["Prefect"].startswith("make ui")
+
+
+def test_a_second_run_of_a_detector_waits_for_the_first(
+    deployed: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.hooks import taking_turns
+
+    monkeypatch.setenv("NIGHTJAR_LIMITS", "true")
+    spans: list[tuple[float, float]] = []
+
+    @flow
+    @taking_turns("score")
+    def hold(name: str) -> None:
+        begun = time.monotonic()
+        time.sleep(0.5)
+        spans.append((begun, time.monotonic()))
+
+    threads = [threading.Thread(target=hold, args=("payments",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spans.sort()
+    assert [later[0] >= earlier[1] for earlier, later in pairwise(spans)] == [True, True]
+
+
+def test_a_limit_that_is_missing_stops_the_run(
+    trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_LIMITS", "true")
+    assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
+    told = capsys.readouterr().err
+    assert "error: ParamsInvalid: Prefect has no limit to queue behind" in told
+    assert "nightjar-score-orders" in told
+
+
+def test_a_training_without_its_deployment_or_pool_says_so(
+    deployed: list[dict[str, str]],
+    trained: Project,
+    client: SyncPrefectClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/nowhere")
+    assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
+    assert "ParamsInvalid: There is no deployment that trains" in capsys.readouterr().err
+    monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/gpu")
+    client.delete_work_pool("gpu")
+    assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
+    assert "or its work pool is gone" in capsys.readouterr().err
+
+
+def test_a_training_that_no_worker_takes_is_given_up(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
+    from flows.training import wait_for
+
+    found = client.read_deployment_by_name("train/gpu")
+    parameters = {"name": "payments", "cutoff": "2026-11-01", "hashes": {}}
+    run: FlowRun = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+    ended = wait_for(run, start_timeout_s=1)
+    assert ended.state is not None
+    assert ended.state.is_cancelled()
+
+
+def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.config.setup import load_setup
+    from models.bundle import read_manifest
+    from tasks.train import send_bundle, take_bundle
+
+    site = load_setup("orders").site
+    [cutoff] = [date.fromisoformat(folder.name) for folder in (site.bundles / "fitted").iterdir()]
+    before = read_manifest(site.fitted(cutoff)).content_hash
+    files = site.lake.files("clean/orders")
+    send_bundle(site, cutoff, "a-run")
+    for file in site.fitted(cutoff).iterdir():
+        file.unlink()
+    assert read_manifest(take_bundle(site, cutoff, "a-run")).content_hash == before
+    assert site.lake.files("clean/orders") == files
+
+
+def test_a_machine_with_other_params_refuses_to_train(trained: Project) -> None:
+    from flows.training import train_there
+    from tasks.errors import ParamsInvalid
+
+    with pytest.raises(ParamsInvalid, match="has other params"):
+        train_there("orders", CUTOFF, {"params_hash": "another", "contract_hash": "another"})
+
+
+def test_settings_come_from_secret_files_below_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.config.settings import load_settings
+    from tasks.errors import ParamsInvalid
+
+    (tmp_path / "nightjar_warehouse").write_text("postgresql+psycopg://nightly:word@db/nightjar\n")
+    monkeypatch.setenv("NIGHTJAR_SECRETS", str(tmp_path))
+    monkeypatch.delenv("NIGHTJAR_WAREHOUSE", raising=False)
+    assert load_settings().warehouse_url == "postgresql+psycopg://nightly:word@db/nightjar"
+    monkeypatch.setenv("NIGHTJAR_WAREHOUSE", "duckdb:///other")
+    assert load_settings().warehouse_url == "duckdb:///other"
+    monkeypatch.setenv("NIGHTJAR_SECRETS", str(tmp_path / "nowhere"))
+    with pytest.raises(ParamsInvalid, match="names no folder"):
+        load_settings()

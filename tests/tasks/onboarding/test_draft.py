@@ -1,0 +1,238 @@
+"""What init decides: labels, days, splits and expectations, on sources that arrive as a stranger would bring them."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from models.calibration import rows_for_quantile
+from models.params import QuantilePolicy
+from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
+from tasks.filter import draw_order, split_by_fractions
+from tasks.onboarding.draft import Asked, Draft, draft_detector
+from tasks.params import ByDate, LeadingFraction, RandomFraction
+from tasks.sources.arrival import Arrival
+from tasks.sources.files import FilesSource
+from tasks.sources.sql import SqlSource
+
+FILES = FilesSource(kind="files", path="rows.csv")
+QUERY = SqlSource(kind="sql", url="sqlite://", query="select 1")
+
+
+def make_frame(rows: int = 1000, anomalies: int = 20) -> pd.DataFrame:
+    rng = np.random.default_rng(5)
+    is_anomaly = np.isin(np.arange(rows), rng.choice(rows, anomalies, replace=False))
+    return pd.DataFrame(
+        {"size": rng.normal(5, 1, rows), "weight": rng.normal(70, 9, rows), "fraud": is_anomaly.astype(int)}
+    )
+
+
+def draft(*frames: pd.DataFrame, source: Any = FILES, **asked: str) -> Draft:
+    tables = [pa.Table.from_pandas(frame, preserve_index=False) for frame in frames]
+    arrivals = [
+        Arrival(f"{n}.parquet", "1", datetime(2026, 3, 9, tzinfo=UTC), lambda table=table: [table])
+        for n, table in enumerate(tables)
+    ]
+    return draft_detector(source, arrivals, Asked(**asked))
+
+
+def refuse(*frames: pd.DataFrame, error: type[NightjarError] = SourceInvalid, source: Any = FILES, **asked: str) -> str:
+    with pytest.raises(error) as caught:
+        draft(*frames, source=source, **asked)
+    return str(caught.value)
+
+
+def about(drafted: Draft, what: str) -> str:
+    [choice] = [choice for choice in drafted.choices if choice.about == what]
+    return f"{choice.what} ({choice.why})"
+
+
+def with_times(frame: pd.DataFrame, days: float, name: str = "placed_at") -> pd.DataFrame:
+    steps = np.arange(len(frame)) * (days / len(frame))
+    return frame.assign(**{name: pd.Timestamp("2026-03-01T00:00Z") + pd.to_timedelta(steps, unit="D")})
+
+
+# --- labels ---
+
+
+def test_the_rarer_value_of_the_label_means_anomalous_and_the_detector_never_reads_it() -> None:
+    drafted = draft(make_frame(), label="fraud")
+    assert drafted.ingest.labels is not None
+    assert drafted.ingest.labels.anomalous == ("1",)
+    assert drafted.train.columns.names == ("size", "weight")
+    assert "fraud" in drafted.contract.ignored
+    assert "2.00%" in about(drafted, "label")
+
+
+def test_a_label_of_many_values_is_refused_with_all_of_them_and_taken_once_normal_is_named() -> None:
+    frame = make_frame().assign(fraud=["smurf", "normal.", "neptune", "normal."] * 250)
+    message = refuse(frame, label="fraud")
+    for part in ("3 values", "'smurf' (250 rows)", "'neptune' (250 rows)", "--normal normal."):
+        assert part in message
+    drafted = draft(frame, label="fraud", normal="normal.")
+    assert drafted.ingest.labels is not None
+    assert drafted.ingest.labels.normal == ("normal.",)
+    assert "50.00%" in about(drafted, "label")
+    assert "'odd'" in refuse(frame, label="fraud", normal="odd")
+
+
+def test_a_label_of_one_value_or_none_or_a_column_that_is_not_there_is_refused() -> None:
+    assert "1 values" in refuse(make_frame(anomalies=0), label="fraud")
+    assert "no value" in refuse(make_frame().assign(fraud=None), label="fraud")
+    assert "size, weight, fraud" in refuse(make_frame(), label="frod")
+
+
+def test_without_a_label_the_outermost_rows_are_trimmed_and_with_one_none_are() -> None:
+    assert draft(make_frame()).filter.trim_fraction == 0.01
+    assert draft(make_frame(), label="fraud").filter.trim_fraction == 0
+    words = pd.DataFrame({"word": np.random.default_rng(0).choice(["a", "b", "c"], 1000)})
+    assert draft(words).filter.trim_fraction == 0
+
+
+# --- record ids ---
+
+
+def test_a_column_named_like_an_identifier_and_never_repeated_names_the_records() -> None:
+    ids = [f"o-{n}" for n in range(1000)]
+    drafted = draft(make_frame().assign(order_id=ids))
+    assert drafted.ingest.record_id == "order_id"
+    assert draft(make_frame().assign(record_id=ids)).ingest.record_id == "record_id"
+    assert draft(make_frame().assign(order_id=ids[:500] * 2)).ingest.record_id is None
+    assert any(e.kwargs["column"] == "duplicated_fraction" for e in drafted.contract.expectations)
+
+
+def test_an_asked_identifier_that_repeats_and_a_query_without_any_are_refused() -> None:
+    frame = make_frame().assign(shop=[f"s{n % 30}" for n in range(1000)])
+    assert "97.0%" in refuse(frame, record_id="shop")
+    assert "--id" in refuse(frame, source=QUERY)
+
+
+# --- days ---
+
+
+def test_rows_without_times_are_dealt_out_ten_days_and_the_last_is_scored() -> None:
+    drafted = draft(make_frame(1005))
+    assert drafted.ingest.event_time.rows_per_day == 101
+    assert drafted.nights == 1
+    assert drafted.last_date == date(2026, 1, 10)
+    assert isinstance(drafted.filter.splits, RandomFraction)
+
+
+def test_files_without_times_are_dealt_out_by_the_largest_of_them() -> None:
+    assert draft(make_frame(600), make_frame(900)).ingest.event_time.rows_per_day == 90
+
+
+@pytest.mark.parametrize(("days", "nights", "splits"), [(40, 4, ByDate), (8, 1, LeadingFraction)])
+def test_an_obvious_time_column_gives_the_days_and_the_splits_follow_time(days: int, nights: int, splits: type) -> None:
+    drafted = draft(with_times(make_frame(2000), days))
+    assert drafted.ingest.event_time.column == "placed_at"
+    assert drafted.nights == nights
+    assert isinstance(drafted.filter.splits, splits)
+    assert "event_time" in drafted.train.columns.datetime
+
+
+def test_of_several_time_columns_the_one_with_the_plain_name_is_taken_and_the_others_are_said() -> None:
+    frame = with_times(with_times(make_frame(2000), 20, "shipped"), 20, "timestamp")
+    drafted = draft(frame)
+    assert drafted.ingest.event_time.column == "timestamp"
+    assert "shipped would do too" in about(drafted, "event time")
+    assert "shipped" in drafted.train.columns.datetime
+    assert draft(frame, time="shipped").ingest.event_time.column == "shipped"
+
+
+def test_a_date_of_birth_is_no_event_time_and_neither_is_a_time_with_gaps() -> None:
+    born = [date(1960, 1, 1) + timedelta(days=int(n)) for n in np.random.default_rng(0).integers(0, 15_000, 1000)]
+    assert draft(make_frame().assign(born=born)).ingest.event_time.column is None
+    gaps = with_times(make_frame(), 20)
+    gaps.loc[::50, "placed_at"] = pd.NaT
+    assert draft(gaps).ingest.event_time.column is None
+
+
+def test_an_asked_time_may_be_text_or_seconds() -> None:
+    texts = with_times(make_frame(), 9)
+    texts["placed_at"] = texts["placed_at"].dt.strftime("%Y-%m-%d %H:%M:%S")
+    assert draft(texts, time="placed_at").ingest.event_time.column == "placed_at"
+    seconds = draft(make_frame().assign(at=np.arange(1000) * 400.0), time="at").ingest.event_time
+    assert seconds.seconds_since == datetime(2026, 1, 1, tzinfo=UTC)
+    epoch = draft(make_frame().assign(at=1.77e9 + np.arange(1000) * 400.0), time="at").ingest.event_time
+    assert epoch.seconds_since == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_an_asked_time_that_cannot_be_read_is_refused_and_one_single_day_is_dealt_out() -> None:
+    slashes = make_frame().assign(at=[f"0{1 + n % 9}/25/2026" for n in range(1000)])
+    assert "1,000 of 1,000 rows" in refuse(slashes, time="at")
+    assert "1,000" in refuse(make_frame().assign(at=1.77e12 + np.arange(1000)), time="at")
+    assert "too many days" in refuse(with_times(make_frame(), 900), time="placed_at")
+    assert "one day" in about(draft(with_times(make_frame(), 0.9), time="placed_at"), "event time")
+
+
+def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:
+    frame = make_frame()
+    assert draft(frame).notes == ()
+    [note] = draft(frame.sort_values("size")).notes
+    assert "size" in note
+    [note] = draft(frame.sort_values("fraud"), label="fraud").notes
+    assert "20%" in note
+
+
+# --- rows ---
+
+
+@pytest.mark.parametrize("label", ["fraud", None])
+def test_too_few_rows_are_refused_with_the_number_that_would_do(label: str | None) -> None:
+    asked = {"label": label} if label else {}
+    message = refuse(make_frame(60, 6), error=TooFewRows, **asked)
+    assert "60 rows" in message
+    needed = int(message.split("at least ")[1].split(" ")[0].replace(",", ""))
+    enough = make_frame(needed, needed // 10)
+    splits = draft(enough, **asked).filter.splits
+    assert isinstance(splits, RandomFraction)
+    learnt = np.arange(needed) < needed * 9 // 10
+    is_anomaly = enough["fraud"].to_numpy()[learnt] == (1 if label else 2)
+    sets = split_by_fractions(draw_order([f"rows:{n}" for n in range(learnt.sum())], 1), is_anomaly, splits)
+    assert (sets == "calibration").sum() >= rows_for_quantile(QuantilePolicy().q) == 99
+
+
+def test_a_source_that_leaves_no_column_to_read_is_refused() -> None:
+    frame = pd.DataFrame({"constant": [1] * 500, "name": [f"n{k}" for k in range(500)]})
+    assert "constant: constant" in refuse(frame, error=ParamsInvalid)
+
+
+def test_a_file_with_semicolons_is_refused_as_such() -> None:
+    assert "commas" in refuse(pd.DataFrame({"a;b;c": ["1;2;3", "4;5;6"] * 300}))
+
+
+# --- the contract ---
+
+
+def test_no_value_is_critical_however_far_it_lies_but_a_missing_one_is() -> None:
+    drafted = draft(make_frame(), label="fraud")
+    ranges = {e.kwargs["column"]: e for e in drafted.contract.expectations if e.level == "row"}
+    assert set(ranges) == {"size", "weight"}
+    assert {e.severity for e in ranges.values()} == {"warning"}
+    size = make_frame()["size"]
+    span = size.max() - size.min()
+    assert ranges["size"].kwargs["min_value"] == 0  # never negative so far: a negative one is worth a warning
+    assert size.max() + span <= ranges["size"].kwargs["max_value"] <= (size.max() + span) * 1.01
+    critical = [e.type for e in drafted.contract.row_expectations if e.severity == "critical"]
+    assert "expect_column_values_to_not_be_null" in critical
+
+
+def test_types_and_gaps_stand_in_the_contract_as_seen() -> None:
+    frame = make_frame().assign(shop=["north", None, "south", "east"] * 250)
+    columns = draft(frame).contract.columns
+    assert columns["shop"].model_dump(exclude_unset=True) == {"type": "text", "nullable": True}
+    assert columns["size"].model_dump(exclude_unset=True) == {"type": "float"}
+    limits = {e.kwargs["column"]: e.kwargs for e in draft(frame).contract.batch_expectations}
+    assert limits["shop.missing_fraction"]["max_value"] == 0.5
+    assert limits["shop.distinct"]["max_value"] == 16
+    assert limits["rows"] == {"column": "rows", "min_value": 50, "max_value": 200}
+
+
+def test_a_wide_table_gets_no_ranges() -> None:
+    rng = np.random.default_rng(0)
+    wide = pd.DataFrame(rng.normal(size=(500, 60)), columns=[f"c{n}" for n in range(60)])
+    assert not [e for e in draft(wide).contract.expectations if e.level == "row"]

@@ -1,0 +1,134 @@
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from models.columns import MISSING_TIME, Column, Tokens
+from tasks.errors import BatchRejected
+from tasks.params import ColumnsParams, SequenceParams
+from tasks.rows.columns import describe_columns, encode_text, to_records
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    chunks=st.lists(
+        st.lists(st.one_of(st.none(), st.sampled_from("abcd"), st.text(max_size=2)), max_size=6), max_size=4
+    ),
+    vocabulary=st.lists(st.sampled_from(["a", "b", "c", "", "é"]), unique=True, min_size=1),
+)
+def test_codes_agree_with_a_look_up_row_by_row_in_plain_and_encoded_text(chunks, vocabulary):
+    plain = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string())
+    encoded = pa.chunked_array(
+        [pa.array(chunk, pa.string()).dictionary_encode() for chunk in chunks],
+        pa.dictionary(pa.int32(), pa.string()),
+    )
+    expected = [vocabulary.index(t) if t in vocabulary else len(vocabulary) for chunk in chunks for t in chunk]
+    assert encode_text(plain, vocabulary).tolist() == expected
+    assert encode_text(encoded, vocabulary).tolist() == expected
+    assert encode_text(plain, vocabulary).dtype == np.int64
+
+
+def test_null_and_unseen_share_a_slot_and_mark_the_row():
+    table = pa.table({"country": ["DE", None, "XX", "FR"]})
+    records, unseen = to_records(table, [Column("country", "categorical", ("DE", "FR"))])
+    assert records.codes.ravel().tolist() == [0, 2, 2, 1]
+    assert unseen.tolist() == [False, True, True, False]
+
+
+def test_a_null_inside_a_dictionary_is_unseen_too():
+    odd = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["DE", None]))
+    assert encode_text(pa.chunked_array([odd]), ("DE", "None")).tolist() == [0, 2, 2]
+
+
+def test_each_kind_is_in_its_place_whatever_the_order_of_the_columns():
+    table = pa.table(
+        {
+            "visits": pa.array([1, None, 3], pa.int64()),
+            "at": pa.array([NOON, None, NOON], pa.timestamp("us", tz="UTC")),
+            "amount": pa.array([0.5, np.nan, np.inf]),
+            "is_new": pa.array([True, False, None]),
+            "unused": ["x", "y", "z"],
+        }
+    )
+    columns = [
+        Column("visits", "numeric"),
+        Column("is_new", "categorical", ("false", "true")),
+        Column("amount", "log_numeric"),
+        Column("at", "datetime"),
+    ]
+    records, unseen = to_records(table, columns)
+    np.testing.assert_array_equal(records.numbers, [[1, 0.5], [np.nan, np.nan], [3, np.inf]])
+    assert records.codes.ravel().tolist() == [1, 0, 2]
+    micros = int(NOON.timestamp()) * 1_000_000
+    assert records.times.ravel().tolist() == [micros, MISSING_TIME, micros]
+    assert unseen.tolist() == [False, False, True]
+
+
+def test_texts_become_tokens_and_a_word_without_a_slot_marks_the_row():
+    table = pa.table({"code": ["AB 21", "AB 99 21", "21 AB 77"], "n": [1, 2, 3]})
+    columns = [Column("code", "sequence", ("21", "AB"), tokens=Tokens(words=2)), Column("n", "numeric")]
+    records, unseen = to_records(table, columns)
+    assert records.tokens.tolist() == [[1, 0], [1, 2], [0, 1]]
+    assert unseen.tolist() == [False, True, False]  # what is cut off is not read
+
+
+def test_a_missing_text_is_refused_by_its_column():
+    table = pa.table({"code": ["AB", None]})
+    with pytest.raises(BatchRejected, match=r"column code(.|\n)*1 of 2 rows"):
+        to_records(table, [Column("code", "sequence", ("AB",), tokens=Tokens(words=1))])
+
+
+def test_several_sequences_stand_side_by_side():
+    table = pa.table({"a": ["x"], "b": ["y x"]})
+    params = ColumnsParams(sequence={"a": SequenceParams(), "b": SequenceParams(form="counts")})
+    columns = describe_columns(params, table)
+    assert [(c.name, c.vocabulary, c.tokens.words, c.tokens.form) for c in columns] == [
+        ("a", ("x",), 1, "multi_hot"),
+        ("b", ("x", "y"), 2, "counts"),
+    ]
+    assert to_records(table, columns)[0].tokens.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_time_is_microseconds_in_utc_whatever_its_unit(unit):
+    table = pa.table({"at": pa.array([NOON, None], pa.timestamp(unit, tz="Europe/Berlin"))})
+    records, _ = to_records(table, [Column("at", "datetime")])
+    assert records.times.ravel().tolist() == [int(NOON.timestamp()) * 1_000_000, MISSING_TIME]
+
+
+def test_a_table_without_rows_gives_no_records():
+    table = pa.table({"n": pa.array([], pa.float64()), "c": pa.array([], pa.string())})
+    records, unseen = to_records(table, [Column("n", "numeric"), Column("c", "categorical", ("a",))])
+    assert (len(records), len(unseen)) == (0, 0)
+
+
+def test_the_vocabulary_is_the_commonest_categories_in_alphabetical_order():
+    fit = pa.table({"c": [*"bbbaaccd", None, None, None], "n": range(11)})
+    params = ColumnsParams(numeric=("n",), categorical=("c",), max_categories=3)
+    assert describe_columns(params, fit) == (Column("n", "numeric"), Column("c", "categorical", ("a", "b", "c")))
+
+
+def test_ties_for_the_last_place_go_by_the_alphabet_not_by_the_order_of_rows():
+    params = ColumnsParams(categorical=("c",), max_categories=2)
+    found = {describe_columns(params, pa.table({"c": list(text)})) for text in ("abc", "cba", "bca")}
+    assert found == {(Column("c", "categorical", ("a", "b")),)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "at least one column"),
+        ({"numeric": ("a",), "datetime": ("a",)}, "two kinds"),
+        ({"image": ("a",), "sequence": {"a": SequenceParams()}}, "two kinds"),
+        ({"numbers": ("a",)}, "extra"),
+    ],
+)
+def test_columns_that_make_no_sense_are_refused(fields, words):
+    with pytest.raises(ValidationError, match=words):
+        ColumnsParams(**fields)

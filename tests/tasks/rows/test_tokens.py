@@ -1,0 +1,111 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from models.columns import PADDING, Column, Tokens
+from tasks.errors import TooFewRows
+from tasks.params import SequenceParams
+from tasks.rows.tokens import describe_sequence, encode_tokens, list_unseen, tokenise
+
+TEXTS = st.lists(st.one_of(st.text("ab \t", max_size=9), st.sampled_from(["AB 21 xR GB132", "ÄB ß#5"])), max_size=6)
+
+
+def draw(word: str) -> str:
+    return "".join("9" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in word)
+
+
+def runs_of(text: str, tokens: Tokens) -> list[str]:
+    """The tokens of one text, the slow way."""
+    words = text.split()[: tokens.words]
+    shapes = [
+        "".join("9" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in w) for w in words
+    ]
+    edged = ["", *(shapes if tokens.shapes else words), ""]
+    runs = [edged[i : i + k] for k in range(2, tokens.ngrams + 1) for i in range(len(edged) - k + 1)]
+    return words + [" ".join(run) for run in runs]
+
+
+def column_of(*texts: str) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, st.integers(1, 3), st.integers(1, 4), st.booleans())
+def test_tokens_agree_with_a_loop_over_each_text(texts, ngrams, words, shapes):
+    tokens = Tokens(ngrams=ngrams, words=words, shapes=shapes)
+    found = tokenise(pa.array(texts, pa.string()), tokens)
+    by_text = [[] for _ in texts]
+    for text, row in zip(found.texts.to_pylist(), found.rows, strict=True):
+        by_text[row].append(text)
+    assert by_text == [runs_of(text, tokens) for text in texts]
+    assert all(place < tokens.length for place in found.places)
+    assert len(set(zip(found.rows, found.places, strict=True))) == len(found.rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, st.integers(1, 2))
+def test_codes_agree_with_a_look_up_token_by_token_in_plain_and_encoded_text(texts, ngrams):
+    column = Column("t", "sequence", ("AB", "AB 21", "a"), tokens=Tokens(ngrams=ngrams, words=3))
+    plain = pa.chunked_array([pa.array(texts[:2], pa.string()), pa.array(texts[2:], pa.string())])
+    codes = encode_tokens(plain, column)
+    assert codes.shape == (len(texts), column.tokens.length) and codes.dtype == np.int64
+    assert np.array_equal(codes, encode_tokens(plain.dictionary_encode(), column))
+    for text, row in zip(texts, codes.tolist(), strict=True):
+        known = {token: code for code, token in enumerate(column.vocabulary)}
+        expected = [known.get(token, 3) for token in runs_of(text, column.tokens)]
+        assert sorted(code for code in row if code != PADDING) == sorted(expected)
+
+
+def test_a_text_is_padded_to_the_length_and_cut_off_behind_it():
+    column = Column("t", "sequence", ("5", "22"), tokens=Tokens(words=3))
+    assert encode_tokens(column_of("22", "5 5 22 5", "9 5"), column).tolist() == [[1, -1, -1], [0, 0, 1], [2, 0, -1]]
+
+
+def test_the_length_is_that_which_the_asked_share_of_the_rows_stay_within():
+    column = column_of(*["a b"] * 97, *["a b c"] * 2, " ".join("x" * 50))
+    how = [SequenceParams(length_percentile=percentile) for percentile in (97, 99, 100)]
+    assert [describe_sequence("t", column, params).tokens.words for params in how] == [2, 3, 50]
+
+
+def test_the_vocabulary_is_the_commonest_tokens_of_what_is_read_in_alphabetical_order():
+    column = column_of(*["b a"] * 3, *["c a"] * 2, "d a")
+    described = describe_sequence("t", column, SequenceParams(vocabulary=2))
+    assert described == Column("t", "sequence", ("a", "b"), tokens=Tokens(words=2))
+    pairs = describe_sequence("t", column, SequenceParams(vocabulary=3, ngrams=2))
+    assert pairs.vocabulary == (" b", "a", "a ")  # b, " b" and "b a" are equally common: the alphabet decides
+
+
+def test_a_separator_may_be_any_regular_expression():
+    described = describe_sequence("t", column_of("a;b, c"), SequenceParams(separator=r"[;,]\s*"))
+    assert described.vocabulary == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("texts", [["", "  "], [None], []])
+def test_an_empty_vocabulary_is_refused(texts):
+    with pytest.raises(TooFewRows, match=r"empty(.|\n)*column log"):
+        describe_sequence("log", pa.chunked_array([pa.array(texts, pa.string())]), SequenceParams())
+
+
+def test_the_unseen_tokens_of_a_text_are_listed_words_first():
+    column = Column("t", "sequence", ("AB", "AB 21"), tokens=Tokens(ngrams=2, words=2))
+    assert list_unseen("AB 77 21", column) == ["77", " AB", "AB 77", "77 "]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"separator": "("},
+        {"separator": r"\s*"},
+        {"separator": ""},
+        {"vocabulary": 0},
+        {"form": "tf"},
+        {"ngrams": 0},
+        {"shapes": True},
+    ],
+)
+def test_a_tokeniser_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(ValidationError):
+        SequenceParams(**fields)

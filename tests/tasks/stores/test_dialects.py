@@ -1,0 +1,369 @@
+"""Other engines than DuckDB and PostgreSQL: SQLite for real, PostgreSQL by the general way, the rest by compiling.
+
+What is compiled are the statements that really run: a campaign executes every function that has any, and a test holds
+it to that.
+"""
+
+import ast
+import io
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from racers import FLAGS, NOW, make_flags, make_night
+from texts import AWKWARD
+
+from tasks.errors import ParamsInvalid, PublishConflict, RecordMissing
+from tasks.params import RetentionParams
+from tasks.publish import publish_night
+from tasks.stores.site import Site
+from tasks.stores.tables import attempts, metadata, superseded_anomalies
+from tasks.stores.warehouse import (
+    SCHEMA_VERSION,
+    add_labels,
+    add_reviews,
+    begin,
+    begin_attempt,
+    bury_dead,
+    fail_attempt,
+    find_flag,
+    is_new,
+    migrate,
+    open_engine,
+    read_attempts,
+    read_batches,
+    read_flags,
+    read_groups,
+    read_labels,
+    read_reviews,
+)
+from tasks.upkeep import prune
+from tasks.upkeep.backup import check_tables_empty, export_tables, fill_tables
+from tasks.upkeep.erase import erase_rows, read_published
+from tasks.upkeep.prune import hold_batch, prune_tables
+
+DAY = date(2026, 3, 1)
+DETECTOR = "race"  # of the racers' nights
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A fresh, empty SQLite file."""
+    return f"sqlite:///{tmp_path}/other/w.sqlite"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other(request: pytest.FixtureRequest) -> sa.Engine:
+    """A migrated warehouse that is used as any engine is that the code does not know by name."""
+    if request.param == "sqlite":
+        engine = open_engine(request.getfixturevalue("sqlite_url"))
+        migrate(engine)
+        return engine
+    engine = open_engine(request.getfixturevalue("postgres_warehouse_url"))
+    migrate(engine)
+    engine.dialect.name = "another"  # many writers at once, read committed: what Snowflake promises too
+    return engine
+
+
+def publish(engine: sa.Engine, day: date, attempt: int) -> None:
+    groups = pd.DataFrame({"group": ["g"], "score": [float(attempt)], "records": [attempt]})
+    publish_night(engine, make_night(day, attempt), make_flags(attempt), NOW, lambda: "h", groups)
+
+
+def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
+    """Everything that Nightjar does in a warehouse; returns what was read from it, and last every table."""
+    engine, read = open_engine(site.warehouse_url), {}
+    read["migrated"] = (is_new(engine), migrate(engine), migrate(engine))
+    for attempt in (1, 2):
+        assert begin_attempt(engine, DETECTOR, DAY, "begin", NOW) == attempt
+        publish(engine, DAY, attempt)
+    begin_attempt(engine, DETECTOR, DAY, "begin", NOW)
+    fail_attempt(engine, DETECTOR, DAY, 3, "score", "r2-0 is not r2-01", NOW)
+    begin_attempt(engine, DETECTOR, DAY + timedelta(days=1), "begin", NOW)
+    publish(engine, DAY + timedelta(days=1), 1)
+    begin_attempt(engine, DETECTOR, DAY, "begin", NOW)
+    with begin(engine) as connection:  # of a process that is dead
+        connection.execute(
+            sa.update(attempts).where(attempts.c.attempt == 4).values(owner=f"{socket.gethostname()} 1 1")
+        )
+    read["dead"] = [attempt.attempt for attempt in bury_dead(engine, DETECTOR, NOW)]
+    ids = [*AWKWARD, *(f"many {n}" for n in range(25_000))]
+    labels = pd.DataFrame({"record_id": ids, "label": 1, "known_at": NOW + timedelta(microseconds=1)})
+    read["labels"] = [add_labels(engine, DETECTOR, frame) for frame in (labels, labels, labels.iloc[:0])]
+    verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 0.1}
+    verdicts = pd.DataFrame([verdict | {"record_id": record} for record in ("r2-0", "r2-1", "r2-1")])
+    read["reviews"] = [add_reviews(engine, DETECTOR, verdicts) for _ in range(2)]
+    read |= read_everything(engine)
+    site = replace(site, detector=DETECTOR)
+    with hold_batch(site, DAY, NOW) as held:
+        read["held"] = held
+    read["published"] = read_published(site)
+    read["kept"] = prune.read_kept(site)
+    limits = RetentionParams(superseded_days=1, attempts_days=1)
+    read["pruned"] = prune_tables(site, limits, NOW + timedelta(days=9), dry_run=False)
+    read["erased"] = erase_rows(site, "r2-0")
+    read["rows"] = export_tables(engine, folder / "copy")
+    copy = open_engine(f"{engine.url.drivername}:///{folder}/copy.{engine.url.drivername}")
+    check_tables_empty(copy)
+    fill_tables(copy, folder / "copy", SCHEMA_VERSION)
+    read["tables"], read["copy"] = read_tables(engine), read_tables(copy)
+    return read
+
+
+def read_everything(engine: sa.Engine) -> dict[str, Any]:
+    ids = pd.Series([AWKWARD[0], "nobody"])
+    with pytest.raises(RecordMissing):
+        find_flag(engine, DETECTOR, "nobody")
+    return {
+        "flag": find_flag(engine, DETECTOR, "r2-0"),
+        "flags": read_flags(engine, DETECTOR, DAY).to_dict("records"),
+        "groups": read_groups(engine, DETECTOR, DAY + timedelta(days=1)).to_dict("records"),
+        "batches": read_batches(engine, DETECTOR),
+        "attempts": [replace(attempt, owner=None) for attempt in read_attempts(engine, DETECTOR, DAY)],
+        "known": read_labels(engine, DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
+        "unknown": read_labels(engine, DETECTOR, NOW).to_dict("records"),
+        "verdicts": [read_reviews(engine, DETECTOR, by).to_dict("records") for by in (None, NOW)],
+    }
+
+
+def read_tables(engine: sa.Engine) -> dict[str, list[str]]:
+    """Every table's rows, but for the processes that made them."""
+    with begin(engine) as connection:
+        return {
+            table.name: sorted(
+                repr([value for column, value in zip(table.c, row, strict=True) if column.name != "owner"])
+                for row in connection.execute(sa.select(table))
+            )
+            for table in metadata.sorted_tables
+        }
+
+
+@dataclass
+class Heard:
+    """The statements that an engine executed, with the names of their parameters, and the functions that did."""
+
+    statements: list[tuple[sa.ClauseElement, list[str] | None]] = field(default_factory=list)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+
+    def listen(self, connection: Any, statement: Any, many: Any, one: Any, options: Any) -> None:
+        parameters = many[0] if many else one
+        self.statements.append((statement, list(parameters) if parameters else None))
+        frame = sys._getframe()
+        while frame := frame.f_back:  # type: ignore[assignment]
+            path = Path(frame.f_code.co_filename)
+            if "tasks" in path.parts:
+                self.functions.add((path.stem, frame.f_code.co_name))
+
+
+@pytest.fixture(scope="module")
+def campaigns(tmp_path_factory: pytest.TempPathFactory, make_any_site: Any) -> dict[str, tuple[dict[str, Any], Heard]]:
+    """What the campaign read on DuckDB and on SQLite, and the statements of each."""
+    found = {}
+    for name in ("duckdb", "sqlite"):
+        folder, heard = tmp_path_factory.mktemp(name), Heard()
+        sa.event.listen(sa.Engine, "before_execute", heard.listen)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+            try:
+                found[name] = (run_campaign(make_any_site(f"{name}:///{folder}/w.{name}"), folder), heard)
+            finally:
+                sa.event.remove(sa.Engine, "before_execute", heard.listen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def make_any_site(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Site]:
+    """A site with a warehouse of its own choice."""
+
+    def make(warehouse_url: str) -> Site:
+        home = tmp_path_factory.mktemp("home")
+        return Site(
+            detector=DETECTOR,
+            time_zone="UTC",
+            label_delay=timedelta(0),
+            sources=str(home),
+            lake_root=str(home / "lake"),
+            warehouse_url=warehouse_url,
+            mlflow_uri=f"sqlite:///{home}/mlflow.db",
+            artifacts=None,
+            home=home,
+            device="cpu",
+            threads=1,
+            commit="c0ffee",
+        )
+
+    return make
+
+
+def test_sqlite_holds_and_answers_all_that_duckdb_does(campaigns: dict[str, tuple[dict[str, Any], Heard]]) -> None:
+    (duckdb, _), (sqlite, _) = campaigns["duckdb"], campaigns["sqlite"]
+    for name in duckdb:
+        assert repr(sqlite[name]) == repr(duckdb[name]), name
+    assert sqlite["copy"] == sqlite["tables"]
+    assert sqlite["migrated"] == (True, None, SCHEMA_VERSION)
+    assert sqlite["labels"] == [25_000 + len(AWKWARD), 0, 0]
+    assert (sqlite["reviews"], sqlite["dead"], sqlite["pruned"]) == (
+        [2, 0],
+        [4],
+        {"superseded_anomalies": 5, "attempts": 2},
+    )
+
+
+def list_executing_functions() -> set[tuple[str, str]]:
+    """The functions of tasks/ that give a warehouse's connection something to execute."""
+    found = set()
+    for path in (Path(__file__).parents[3] / "tasks").rglob("*.py"):
+        text = path.read_text()
+        if "tasks.stores.warehouse import" not in text and path.stem not in ("warehouse", "bulk"):
+            continue
+        for function in ast.walk(ast.parse(text)):
+            if isinstance(function, ast.FunctionDef) and "connection." in (body := ast.unparse(function)):
+                calls = ("connection.execute(", "connection.scalar(", "connection.scalars(")
+                found |= {(path.stem, function.name)} if any(call in body for call in calls) else set()
+    return found
+
+
+def test_the_campaign_runs_every_function_that_has_a_statement(
+    campaigns: dict[str, tuple[dict[str, Any], Heard]],
+) -> None:
+    executing = list_executing_functions()
+    assert len(executing) > 25
+    assert executing - campaigns["sqlite"][1].functions == {("warehouse", "begin")}  # PostgreSQL's lock_timeout
+
+
+@pytest.fixture(scope="module")
+def dialects() -> dict[str, sa.Dialect]:
+    """Every dialect that docs/warehouses.md speaks of."""
+    import duckdb_engine
+    import snowflake.sqlalchemy.snowdialect as snowflake
+    import sqlalchemy_bigquery as bigquery
+    from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
+    from sqlalchemy.sql import functions
+
+    functions._registry["_default"].pop("unnest", None)  # BigQuery's would take PostgreSQL's place in reflection
+    built_in = {name: module.dialect() for name, module in {
+        "mssql": mssql, "mysql": mysql, "oracle": oracle, "postgresql": postgresql, "sqlite": sqlite,
+        "snowflake": snowflake, "bigquery": bigquery,
+    }.items()}  # fmt: skip
+    return built_in | {"duckdb": duckdb_engine.Dialect()}
+
+
+NAMES = ("bigquery", "duckdb", "mssql", "mysql", "oracle", "postgresql", "snowflake", "sqlite")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_statement_that_runs_compiles(
+    campaigns: dict[str, tuple[dict[str, Any], Heard]], dialects: dict[str, sa.Dialect], name: str
+) -> None:
+    statements = campaigns["sqlite"][1].statements
+    words = set()
+    for statement, names in statements:
+        if isinstance(statement, sa.schema.ExecutableDDLElement):
+            words.add(str(statement.compile(dialect=dialects[name])))
+        elif not isinstance(statement, sa.TextClause):
+            words.add(str(statement.compile(dialect=dialects[name], column_keys=names)))
+    kinds = {word.split()[0].lower() for word in words}
+    assert kinds >= {"select", "insert", "update", "delete", "create", "alter"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_migration_compiles(dialects: dict[str, sa.Dialect], name: str) -> None:
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+
+    config, told = Config(), io.StringIO()
+    config.set_main_option("script_location", "tasks.stores:migrations")
+    steps = reversed(list(ScriptDirectory.from_config(config).walk_revisions()))
+    context = MigrationContext.configure(dialect=dialects[name], opts={"as_sql": True, "output_buffer": told})
+    with Operations.context(context):
+        for step in steps:
+            if (step.revision, name) != ("0005", "postgresql"):  # asks the server which roles there are
+                step.module.upgrade()
+    for table in metadata.sorted_tables:
+        assert f"TABLE {dialects[name].identifier_preparer.format_table(table)} (" in told.getvalue()
+
+
+def test_when_eight_publish_at_once_on_any_other_engine_the_newest_stands(other: sa.Engine) -> None:
+    def take_number(_: int) -> int:
+        return begin_attempt(other, DETECTOR, DAY, "begin", NOW)
+
+    def publish_or_lose(attempt: int) -> bool:
+        try:
+            publish(other, DAY, attempt)
+        except PublishConflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(take_number, range(8)))
+        assert sorted(numbers) == list(range(1, 9))
+        published = dict(zip(numbers, pool.map(publish_or_lose, numbers), strict=True))
+    assert published[8]
+    assert set(read_flags(other, DETECTOR, DAY)["attempt"]) == {8}
+    with begin(other) as connection:
+        kept = sa.select(superseded_anomalies.c.superseded_by, sa.func.count()).group_by("superseded_by")
+        assert {count for _, count in connection.execute(kept)} <= {FLAGS}
+
+
+def test_eight_loaders_of_the_same_labels_keep_each_once(other: sa.Engine) -> None:
+    labels = pd.DataFrame({"record_id": [f"r{n}" for n in range(200)], "label": 0, "known_at": NOW})
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda _: add_labels(other, DETECTOR, labels), range(8)))
+    assert sorted(added) == [0] * 7 + [200]
+    assert len(read_labels(other, DETECTOR, NOW)) == 200
+
+
+def test_a_failure_before_the_commit_leaves_the_old_result_on_any_other_engine(
+    other: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [begin_attempt(other, DETECTOR, DAY, "begin", NOW) for _ in range(2)]
+    publish(other, DAY, numbers[0])
+    before = read_tables(other)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.publish._finish_attempt", fail)
+    with pytest.raises(KeyboardInterrupt):
+        publish(other, DAY, numbers[1])
+    assert read_tables(other) == before
+
+
+def test_a_sqlite_migration_that_fails_leaves_no_table(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(sqlite_url)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alembic.operations.Operations.add_column", fail)
+        with pytest.raises(KeyboardInterrupt):
+            migrate(engine)
+    assert is_new(engine)
+    assert migrate(engine) is None
+
+
+def test_a_driver_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'snowflake'")
+
+    monkeypatch.setattr("snowflake.sqlalchemy.snowdialect.SnowflakeDialect.import_dbapi", fail)
+    with pytest.raises(ParamsInvalid, match=r"nightjar\[snowflake\]") as refused:
+        open_engine("snowflake://u:s3cret@account/db/public")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_snowflake_is_opened_with_transactions() -> None:
+    engine = open_engine("snowflake://u:s3cret@account/db/public")
+    _, options = engine.dialect.create_connect_args(engine.url)
+    assert options["autocommit"] is False

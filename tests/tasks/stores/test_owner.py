@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from datetime import UTC, date, datetime
+
+from tasks.stores.owner import is_dead, name_process
+from tasks.stores.warehouse import begin_attempt, bury_dead, read_attempts
+
+NAME = "from tasks.stores.owner import name_process; print(name_process(), flush=True); input()"
+DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
+
+
+def test_a_process_is_alive_until_it_is_killed():
+    child = subprocess.Popen([sys.executable, "-c", NAME], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    owner = child.stdout.readline().strip()
+    assert owner.split()[1] == str(child.pid)
+    assert not is_dead(owner)
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    assert is_dead(owner)
+
+
+def test_a_number_that_was_given_again_is_another_process():
+    host, pid, born = name_process().split(" ")
+    assert not is_dead(f"{host} {pid} {born}")
+    assert not is_dead(f"{host} {pid} {float(born) - 60:.2f}")  # somebody has set the clock
+    assert is_dead(f"{host} {pid} {float(born) - 3600:.2f}")
+
+
+def test_nothing_is_known_of_other_hosts_and_unnamed_processes():
+    assert not is_dead(None)
+    assert not is_dead("another-host 1 1.00")
+
+
+def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, monkeypatch):
+    host, pid, _ = name_process().split(" ")
+    owners = [f"{host} {pid} 1.00", name_process(), "another-host 7 1.00"]
+    for owner in owners:
+        monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda owner=owner: owner)
+        begin_attempt(engine, "toy", DAY, "begin", NOW)
+    assert [attempt.attempt for attempt in bury_dead(engine, "toy", NOW)] == [1]
+    assert bury_dead(engine, "toy", NOW) == []
+    dead, *others = read_attempts(engine, "toy", DAY)
+    assert (dead.status, dead.finished_at) == ("failed", NOW)
+    assert dead.cause == f"its process died without a word: {owners[0]} (host, process, born)"
+    assert [attempt.status for attempt in others] == ["running", "running"]

@@ -1,0 +1,244 @@
+"""A version's bundle is fetched whole or refused: tampered, forged, half downloaded, by two processes at once."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+from tiny import make_tiny_detector, save_tiny_detector
+
+from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS
+from models.detector import Detector
+from tasks.errors import BundleInvalid
+from tasks.register import register_bundle
+from tasks.stores.owner import name_process
+from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version, fetch_bundle, log_version
+from tasks.stores.site import Site
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Version]:
+    """One version in a registry of its own, and the site it belongs to."""
+    folder = tmp_path_factory.mktemp("registry")
+    site = Site(
+        detector="toy", time_zone="UTC", label_delay=timedelta(), sources="", lake_root=str(folder / "lake"),
+        warehouse_url="", mlflow_uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"),
+        home=folder / "home", device="cpu", threads=1, commit="c0ffee",
+    )  # fmt: skip
+    content_hash = save_tiny_detector(folder / "bundle")
+    example = pd.DataFrame({"amount": [1.0]})
+    answer = pd.DataFrame({"score": [1.0]})
+    return site, log_version(site, folder / "bundle", content_hash, example, answer, {}, {}, {"cutoff": "2026-03-01"})
+
+
+@pytest.fixture
+def site(registered: tuple[Site, Version], tmp_path: Path) -> Site:
+    """A machine that has fetched nothing yet."""
+    return dataclasses.replace(registered[0], home=tmp_path / "home")
+
+
+@pytest.fixture
+def version(registered: tuple[Site, Version]) -> Version:
+    return registered[1]
+
+
+@pytest.fixture
+def stored(registered: tuple[Site, Version], tmp_path: Path) -> Iterator[Path]:
+    """The version's files as the registry keeps them: what a test does to them is undone."""
+    [mlmodel] = Path(str(registered[0].artifacts)).rglob("MLmodel")
+    shutil.copytree(mlmodel.parent, tmp_path / "kept")
+    yield mlmodel.parent
+    shutil.rmtree(mlmodel.parent)
+    shutil.copytree(tmp_path / "kept", mlmodel.parent)
+
+
+def bundle_of(stored: Path) -> Path:
+    [manifest] = stored.rglob(MANIFEST)
+    return manifest.parent
+
+
+def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fetch_bundle(site, version)
+    assert Detector.load(folder).lineage["trained_through"] == "2026-02-28"
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", None)  # it is not asked again
+    assert fetch_bundle(site, version) == folder
+    assert [path.name for path in site.bundles.iterdir()] == [folder.name]
+
+
+def test_runs_of_dead_processes_are_ended_by_the_next_registration(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site, bundle = make_site(), tmp_path / "bundle"
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "trained_through": "2026-02-28"}).save(bundle)
+    register_bundle(site, bundle, None)
+    with subprocess.Popen("true") as ended:
+        dead = {OWNER_TAG: f"{socket.gethostname()} {ended.pid} 1.0"}
+    client = MlflowClient(site.mlflow_uri)
+    [registering] = client.search_runs(["1"])
+    client.update_run(registering.info.run_id, "RUNNING")  # its process died when the version stood
+    client.set_tag(registering.info.run_id, OWNER_TAG, dead[OWNER_TAG])
+    earlier, alive = (client.create_run("1", tags=tags) for tags in (dead, {OWNER_TAG: name_process()}))
+    assert not register_bundle(site, bundle, None).is_new
+    runs = (registering, earlier, alive)
+    assert [client.get_run(run.info.run_id).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def link(path: Path) -> None:
+    copy = path.parent.parent / f"elsewhere-{path.name}"
+    path.rename(copy)
+    path.symlink_to(copy)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a flipped byte": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "a link": link,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "beside an extra file": lambda path: (path.parent / "extra.py").write_text("print('run')"),
+    "beside a folder": lambda path: (path.parent / "code").mkdir(),
+    "renamed": lambda path: path.rename(path.with_name("other")),
+}
+
+
+@pytest.mark.parametrize("where", ["registry", "cache"])
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_tampered_bundle_is_refused(
+    site: Site, version: Version, stored: Path, where: str, name: str, damage: str
+) -> None:
+    folder = bundle_of(stored) if where == "registry" else fetch_bundle(site, version)
+    DAMAGES[damage](folder / name)
+    if where == "registry" and damage == "a link":
+        # MLflow follows links when it copies: what arrives is the file itself, and whole.
+        Detector.load(fetch_bundle(site, version))
+        return
+    with pytest.raises(BundleInvalid, match="to do"):
+        fetch_bundle(site, version)
+    if where == "registry":
+        assert not list(site.bundles.iterdir())
+
+
+@pytest.mark.parametrize("where", ["registry", "cache"])
+def test_a_sound_bundle_that_is_not_the_registered_one_is_refused(
+    site: Site, version: Version, stored: Path, where: str
+) -> None:
+    folder = bundle_of(stored) if where == "registry" else fetch_bundle(site, version)
+    save_tiny_detector(folder, seed=7)
+    Detector.load(folder)  # it fits together: only its hash tells
+    with pytest.raises(BundleInvalid, match="is another bundle"):
+        fetch_bundle(site, version)
+
+
+def test_a_forged_manifest_with_the_registered_hash_is_refused(site: Site, version: Version, stored: Path) -> None:
+    folder = bundle_of(stored)
+    save_tiny_detector(folder, seed=7)
+    manifest = json.loads((folder / MANIFEST).read_text()) | {"content_hash": version.tags[HASH_TAG]}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleInvalid, match="was altered"):
+        fetch_bundle(site, version)
+
+
+@pytest.mark.parametrize("tag", [None, "", "unknown", "../../etc", "A" * 64, "0" * 63])
+def test_a_version_without_a_hash_is_refused(site: Site, version: Version, tag: str | None) -> None:
+    tags = {} if tag is None else {HASH_TAG: tag}
+    with pytest.raises(BundleInvalid, match=HASH_TAG):
+        fetch_bundle(site, dataclasses.replace(version, tags=tags))
+
+
+FLAVORS: dict[str, dict[str, object]] = {
+    "another loader": {"loader_module": "mlflow.sklearn"},
+    "a loader of ours that is not the one": {"loader_module": "tasks.serving.other"},
+    "code": {"code": "code"},
+    "a python model": {"python_model": "model.pkl"},
+    "data elsewhere": {"data": "../../home"},
+    "data at an absolute path": {"data": "/etc"},
+    "data that is all": {"data": "."},
+    "data above": {"data": ".."},
+    "no data": {"data": None},
+    "data of another type": {"data": ["bundle"]},
+}
+
+
+@pytest.mark.parametrize("what", [*FLAVORS, "another flavor", "no flavor", "no mapping", "no YAML", "no file", "a tag"])
+def test_a_version_that_could_run_code_or_lead_elsewhere_is_refused(
+    site: Site, version: Version, stored: Path, what: str
+) -> None:
+    path = stored / "MLmodel"
+    document = yaml.safe_load(path.read_text())
+    document["flavors"]["python_function"].update(FLAVORS.get(what, {}))
+    if what == "another flavor":
+        document["flavors"]["sklearn"] = {"pickled_model": "model.pkl"}
+    if what == "no flavor":
+        document["flavors"] = {}
+    text = {"no mapping": "[1]", "no YAML": "a: [", "a tag": "!!python/object/apply:os.system [true]"}.get(what)
+    path.write_text(text or yaml.safe_dump(document))
+    if what == "no file":
+        path.unlink()
+    with pytest.raises(BundleInvalid, match=f"Version {version.version}"):
+        fetch_bundle(site, version)
+    assert not list(site.bundles.iterdir())
+
+
+def test_what_a_killed_download_left_is_no_harm_and_is_cleared_when_old(site: Site, version: Version) -> None:
+    old, young = (site.bundles / f"downloading-{name}" for name in ("old", "young"))
+    for folder in (old, young):
+        (folder / "bundle").mkdir(parents=True)
+        (folder / "bundle" / WEIGHTS).write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    Detector.load(fetch_bundle(site, version))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_kill_before_the_rename_leaves_no_version(
+    site: Site, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(folder: Path, content_hash: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.stores.registry.check_bundle", die)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_bundle(site, version)
+    assert not list(site.bundles.iterdir())
+    Detector.load(fetch_bundle(site, version))
+
+
+def test_two_at_once_both_get_a_whole_bundle(site: Site, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, found = threading.Barrier(2, timeout=60), []
+    download = mlflow.artifacts.download_artifacts
+
+    def wait_for_the_other(*args: object, **kwargs: object) -> str:
+        both.wait()
+        return str(download(*args, **kwargs))
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", wait_for_the_other)
+    threads = [threading.Thread(target=lambda: found.append(fetch_bundle(site, version))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert [path.name for path in site.bundles.iterdir()] == [found[0].name]
+    assert (found[0] / HEADER).exists()

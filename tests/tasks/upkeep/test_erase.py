@@ -1,0 +1,237 @@
+"""Erasing one record: from parts, tables and pages; half-way kills; files of dead and of live attempts."""
+
+import html
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sqlalchemy as sa
+
+from tasks.errors import RecordMissing
+from tasks.stores.bulk import load_rows
+from tasks.stores.lake import Lake, Zone
+from tasks.stores.site import Site
+from tasks.stores.tables import attempts, group_scores, labels, metadata, reviews
+from tasks.stores.warehouse import add_labels, add_reviews, begin, begin_attempt, fail_attempt, open_engine
+from tasks.upkeep import erase
+from tasks.upkeep.erase import ERASED, Erased, Place, erase_record, erase_rows
+
+DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 9, tzinfo=UTC)
+VICTIM, OTHER = "victim <1>", "other"
+ROWS = pa.table({"record_id": [OTHER, VICTIM, None], "x": [1.0, 2.0, 3.0]})
+
+
+@pytest.fixture(autouse=True)
+def no_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is registered: a flow test looks at versions."""
+    monkeypatch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+
+
+def put(
+    lake: Lake, zone: Zone, *tables: pa.Table, inputs: str | None = None, facts: dict[str, Any] | None = None
+) -> None:
+    partition = lake.write(zone, "toy", DAY, inputs)
+    for number, table in enumerate(tables):
+        with partition.part(f"part-{number}", source=f"file-{number}", version="1") as part:
+            part.append(table)
+    partition.commit(facts or {})
+
+
+def put_scores(lake: Lake) -> None:
+    """Scores as tasks/score.py leaves them."""
+    folder = lake.write("scores", "toy", DAY, "key")
+    frame = pd.DataFrame({"record_id": [VICTIM, OTHER]})
+    names = {name: folder.path(f"{name}.parquet") for name in ("flags", "groups")}
+    for name in ("flags.parquet", "part-0-flags.parquet"):
+        lake.replace_frame(folder.path(name), frame)
+    lake.replace_frame(names["groups"], pd.DataFrame({"group": [VICTIM, "shop"], "score": [1.0, 2.0]}))
+    lake.replace(folder.path("part-0.json"), b"{}")
+    put(lake, "scores", ROWS, inputs="key", facts=names)
+
+
+def holding(lake: Lake, record_id: str = VICTIM) -> list[str]:
+    """The files of a lake in which a record's id stands."""
+    paths = [name for name in lake.files("") if name.endswith(".parquet")]
+    return [name for name in paths if record_id in str(pq.read_table(lake.full(name)).to_pylist())]
+
+
+def missing(lake: Lake) -> list[str]:
+    """The parts that a manifest names and that are not there."""
+    named = [part.path for path in lake.manifests() for part in lake.read_manifest(path).parts]
+    return sorted(set(named) - lake.files("").keys())
+
+
+def test_a_record_goes_from_every_zone_and_the_rest_stays(site: Site) -> None:
+    zones: tuple[Zone, ...] = ("landing", "validated", "quarantine", "clean")
+    for zone in zones:
+        put(site.lake, zone, ROWS, ROWS.slice(0, 1))
+    put_scores(site.lake)
+    before = site.lake.get("landing", "toy", DAY)
+    erased = erase_record(site, VICTIM, NOW)
+    assert erased.places == tuple(Place(what, DAY, 1) for what in (*zones, "scores", "unused files in scores"))
+    assert holding(site.lake) == []
+    assert missing(site.lake) == []
+    landing = site.lake.get("landing", "toy", DAY)
+    assert [part.rows for part in landing.parts] == [2, 1]
+    assert landing.parts[1] == before.parts[1]
+    assert (landing.parts[0].source, landing.parts[0].version) == ("file-0", "1")
+    assert landing.hash != before.hash
+    rows = [row for part in landing.parts for table in site.lake.slices(part) for row in table.to_pylist()]
+    assert rows == [{"record_id": OTHER, "x": 1.0}, {"record_id": None, "x": 3.0}, {"record_id": OTHER, "x": 1.0}]
+    flags = site.lake.get("scores", "toy", DAY, "key").facts["flags"]
+    assert site.lake.read_frame(flags)["record_id"].tolist() == [OTHER]
+    with pytest.raises(RecordMissing):
+        erase_record(site, VICTIM, NOW)
+
+
+def test_a_part_that_held_nothing_else_stays_known_and_does_not_land_again(site: Site) -> None:
+    put(site.lake, "landing", ROWS.slice(1, 1))
+    erase_record(site, VICTIM, NOW)
+    [part] = site.lake.get("landing", "toy", DAY).parts
+    assert (part.rows, part.source) == (0, "file-0")
+    assert missing(site.lake) == []
+    assert list(site.lake.slices(part)) == []
+
+
+def test_a_repair_still_names_the_part_that_it_repairs(site: Site) -> None:
+    put(site.lake, "landing", ROWS)
+    [broken] = site.lake.get("landing", "toy", DAY).parts
+    partition = site.lake.write("landing", "toy", DAY)
+    with partition.part("part-0", source="replay") as part:
+        part.append(ROWS.slice(0, 2))
+    partition.parts = [replace(part, replaces=(broken.sha256,)) for part in partition.parts]
+    partition.commit({}, keep=(broken,))
+    erase_record(site, VICTIM, NOW)
+    original, repair = site.lake.get("landing", "toy", DAY).parts
+    assert original.sha256 != broken.sha256
+    assert (repair.rows, repair.replaces) == (1, (original.sha256,))
+
+
+@pytest.mark.parametrize("stop_at", ["commit", "remove", "replace_frame", "erase_rows", "erase_pages"])
+def test_a_run_that_was_killed_is_finished_by_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    for _ in range(2):
+        put(site.lake, "landing", ROWS)
+    put_scores(site.lake)
+    engine = open_engine(site.warehouse_url)
+    add_labels(engine, "toy", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    owner = {"commit": "tasks.stores.lake.PartitionWriter.commit", "erase_rows": "tasks.upkeep.erase.erase_rows"}
+    where = owner.get(
+        stop_at, f"tasks.upkeep.erase.{stop_at}" if stop_at == "erase_pages" else f"tasks.stores.lake.Lake.{stop_at}"
+    )
+    monkeypatch.setattr(where, die)
+    with pytest.raises(KeyboardInterrupt):
+        erase_record(site, VICTIM, NOW)
+    monkeypatch.undo()
+    monkeypatch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+    assert missing(site.lake) == []
+    now = datetime.now(UTC) + timedelta(days=2)  # a live landing might need younger files
+    assert erase_record(site, VICTIM, now).left == ()
+    assert holding(site.lake) == []
+    assert missing(site.lake) == []
+    with begin(engine) as connection:
+        assert connection.scalars(sa.select(labels.c.record_id)).all() == []
+
+
+def test_a_file_that_a_live_attempt_may_be_writing_is_left_and_named(site: Site) -> None:
+    with site.lake.write("landing", "toy", DAY).part("part-0") as part:
+        part.append(ROWS)
+    now = datetime.now(UTC)
+    erased = erase_record(site, VICTIM, now)
+    assert [path.split("/")[0] for path in erased.left] == ["landing"]
+    assert holding(site.lake) != []
+    erased = erase_record(site, VICTIM, now + timedelta(days=2))
+    assert (erased.left, erased.places) == ((), (Place("unused files in landing", DAY, 1),))
+    assert holding(site.lake) == []
+
+
+def test_a_batch_that_a_night_is_at_work_on_is_left_and_named(site: Site) -> None:
+    put(site.lake, "landing", ROWS)
+    engine = open_engine(site.warehouse_url)
+    number = begin_attempt(engine, "toy", DAY, "score", NOW, None)
+    assert erase_record(site, VICTIM, NOW).left == ("landing/toy/batch_date=2026-03-01/manifest.json",)
+    fail_attempt(engine, "toy", DAY, number, "score", f"no {VICTIM}, but {VICTIM}s", NOW)
+    assert erase_record(site, VICTIM, NOW).left == ()
+
+
+def test_half_written_files_go_once_they_are_old(site: Site) -> None:
+    path = "validated/toy/batch_date=2026-03-01/attempt=1/part-0-dead.parquet"
+    site.lake.replace(path, b"PAR1 " + VICTIM.encode())
+    moment = (NOW - timedelta(days=2)).timestamp()
+    os.utime(site.lake.full(path), (moment, moment))
+    put(site.lake, "landing", ROWS)
+    assert erase_record(site, VICTIM, NOW).left == ()
+    assert path not in site.lake.files("")
+
+
+def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: sa.Engine, site: Site) -> None:
+    site = replace(site, warehouse_url=engine.url.render_as_string(hide_password=False))
+    add_labels(engine, "toy", pd.DataFrame({"record_id": [VICTIM, OTHER], "label": 1, "known_at": NOW}))
+    add_labels(engine, "elsewhere", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
+    verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 1.0}
+    add_reviews(engine, "toy", pd.DataFrame([verdict | {"record_id": VICTIM}, verdict | {"record_id": OTHER}]))
+    number = begin_attempt(engine, "toy", DAY, "score", NOW, None)
+    fail_attempt(engine, "toy", DAY, number, "score", f"bad row {VICTIM}, not {VICTIM}2", NOW)
+    with begin(engine) as connection:
+        connection.execute(sa.update(reviews).values(note=f"like {VICTIM}."))
+        group = {"detector": ["toy"], "batch_date": [DAY], "group": [VICTIM], "score": [1.0], "records": [1]}
+        load_rows(connection, group_scores, pd.DataFrame(group))
+    places = {(place.what, place.batch_date): place.rows for place in erase_rows(site, VICTIM)}
+    assert places == {
+        ("labels", None): 1,
+        ("reviews", DAY): 1,
+        ("group_scores", DAY): 1,
+        ("attempts.cause", DAY): 1,
+        ("reviews.note", DAY): 1,
+    }
+    with begin(engine) as connection:
+        assert connection.scalar(sa.select(attempts.c.cause)) == f"bad row {ERASED}, not {VICTIM}2"
+        assert connection.scalars(sa.select(reviews.c.note)).all() == [f"like {ERASED}."]
+        assert connection.execute(
+            sa.select(labels.c.detector, labels.c.record_id).order_by(labels.c.detector)
+        ).all() == [
+            ("elsewhere", VICTIM),
+            ("toy", OTHER),
+        ]
+    assert erase_rows(site, VICTIM) == []
+
+
+def test_pages_that_show_the_record_go(site: Site) -> None:
+    site.reports.mkdir(parents=True)
+    for name, text in {"a": html.escape(VICTIM), "b": f"{html.escape(VICTIM)} and more", "c": OTHER}.items():
+        (site.reports / f"{name}.html").write_text(f"<td>{text}</td>")
+    assert erase.erase_pages(site, VICTIM) == ("reports/toy/a.html",)
+    assert sorted(path.stem for path in site.reports.iterdir()) == ["b", "c"]
+
+
+def test_a_record_that_is_nowhere_is_an_error_that_changes_nothing(site: Site) -> None:
+    put(site.lake, "landing", ROWS)
+    before = site.lake.files("")
+    with pytest.raises(RecordMissing, match="nobody"):
+        erase_record(site, "nobody", NOW)
+    assert site.lake.files("") == before
+
+
+def test_a_lake_in_object_storage_is_rewritten_too(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    site = make_site(lake_root=f"memory://{tmp_path.name}/lake")
+    put(site.lake, "landing", ROWS)
+    erased: Erased = erase_record(site, VICTIM, NOW)
+    assert erased.places == (Place("landing", DAY, 1),)
+    assert site.lake.get("landing", "toy", DAY).rows == 2
+    assert missing(site.lake) == []
+
+
+def test_every_table_with_a_record_id_is_looked_into() -> None:
+    assert {table for table in metadata.sorted_tables if "record_id" in table.c} <= erase.NAMED_BY.keys()

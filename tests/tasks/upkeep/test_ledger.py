@@ -1,0 +1,160 @@
+from datetime import UTC, date, datetime, timedelta
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+
+from tasks.errors import ChampionMissing
+from tasks.ingest import commit_parts
+from tasks.stores import registry
+from tasks.stores.registry import Version, imply_champions
+from tasks.stores.tables import attempts, scoring_batches
+from tasks.stores.warehouse import begin, begin_attempt, fail_attempt, open_engine
+from tasks.upkeep.ledger import count_days_behind, find_champions, list_due, read_ledger, read_ledger_as_of
+
+FIRST = date(2026, 3, 1)
+DAYS = [FIRST + timedelta(days=n) for n in range(6)]
+NOW = datetime(2026, 3, 10, tzinfo=UTC)
+
+
+def make_version(number: int, alias: str = "", previous: int | None = None) -> Version:
+    tags = {"previous_champion": str(previous)} if previous else {}
+    return Version("nightjar-toy", number, (alias,) if alias else (), tags, NOW + timedelta(days=number))
+
+
+@pytest.fixture
+def land_days(land_rows):
+    def land(*days: date) -> None:
+        for day in days:
+            frame = pd.DataFrame({"record_id": [str(day)], "event_time": [f"{day}T12:00:00Z"]})
+            land_rows(frame, name=str(day))
+
+    return land
+
+
+@pytest.fixture
+def put_published(site):
+    """Write the row of a published night as publishing leaves it."""
+
+    def put(day: date, version: int = 1) -> None:
+        engine = open_engine(site.warehouse_url)
+        attempt = begin_attempt(engine, "toy", day, "begin", NOW)
+        counts = dict.fromkeys(("quarantined", "excluded", "flagged", "published", "unseen"), 0)
+        row = counts | {
+            "detector": "toy",
+            "batch_date": day,
+            "attempt": attempt,
+            "input_hash": site.lake.get("landing", "toy", day).hash,
+            "rows_in": 1,
+            "scored": 1,
+            "threshold": 1.0,
+            "model_name": "nightjar-toy",
+            "model_version": version,
+            "scored_at": NOW,
+            "seconds": 1.0,
+        }
+        with begin(engine) as connection:
+            connection.execute(sa.insert(scoring_batches), row)
+            connection.execute(sa.update(attempts).where(attempts.c.attempt == attempt).values(status="published"))
+
+    return put
+
+
+def fail_newest(site, day: date, cause: str) -> None:
+    engine = open_engine(site.warehouse_url)
+    fail_attempt(engine, "toy", day, begin_attempt(engine, "toy", day, "begin", NOW), "score", cause, NOW)
+
+
+def test_each_state_says_why(site, land_days, put_published):
+    land_days(*DAYS[:5])
+    for day, version in ((DAYS[0], 2), (DAYS[1], 2), (DAYS[2], 1)):
+        put_published(day, version)
+    commit_parts(site, str(DAYS[1]), {}, [DAYS[1]])
+    fail_newest(site, DAYS[3], "no\nway")
+    found = read_ledger(site, DAYS, make_version(2))
+    assert [(night.state, night.why, night.version) for night in found] == [
+        ("fresh", "", 2),
+        ("stale", "its input has changed", 2),
+        ("stale", "scored by version 1 instead of 2", 2),
+        ("failed", "no\nway", 2),
+        ("missing", "never scored", 2),
+        ("missing", "nothing has landed", 2),
+    ]
+
+
+def test_a_newest_try_that_failed_is_told_and_what_is_published_keeps_its_state(site, land_days, put_published):
+    land_days(*DAYS[:3])
+    fail_newest(site, DAYS[0], "before anything was published")
+    for day in DAYS[:2]:
+        put_published(day)
+    fail_newest(site, DAYS[1], "the disk is full\n  where: lake")
+    put_published(DAYS[2])
+    commit_parts(site, str(DAYS[2]), {}, [DAYS[2]])
+    fail_newest(site, DAYS[2], "refused")
+    found = read_ledger(site, DAYS[:3], make_version(1))
+    assert [(night.state, night.why) for night in found] == [
+        ("fresh", ""),
+        ("fresh", "the newest try failed: the disk is full"),
+        ("stale", "its input has changed; the newest try failed: refused"),
+    ]
+
+
+def test_dates_on_which_nothing_landed_are_due_too():
+    landed = [DAYS[0], DAYS[2], DAYS[4]]
+    assert list_due(landed, None, DAYS[5]) == DAYS[:5]
+    assert list_due(landed, DAYS[0], DAYS[5]) == DAYS[1:5]
+    assert list_due(landed, DAYS[2], DAYS[5]) == DAYS[3:5]
+    assert list_due(landed, DAYS[4], DAYS[5]) == []
+    assert list_due([], None, DAYS[5]) == []
+
+
+def test_days_to_come_are_not_due_but_one_that_has_landed_is_listed():
+    ahead = date(2199, 1, 1)
+    assert list_due([DAYS[0], ahead], None, DAYS[1]) == [DAYS[0], DAYS[1], ahead]
+    assert list_due([ahead], DAYS[0], DAYS[0]) == [ahead]
+    assert count_days_behind([DAYS[0], ahead], DAYS[3]) == 3
+    assert count_days_behind([DAYS[3]], DAYS[3]) == 0
+    assert count_days_behind([ahead], DAYS[3]) is None
+
+
+def test_champions_before_history_was_kept_are_those_that_the_tags_name():
+    versions = [make_version(1), make_version(2, previous=1), make_version(3, "champion", previous=2)]
+    assert imply_champions(versions) == [(NOW + timedelta(days=n), n) for n in (1, 2, 3)]
+    assert imply_champions([make_version(1), make_version(2, "champion")]) == [(NOW + timedelta(days=2), 2)]
+    turned = [make_version(1, "champion", previous=2), make_version(2, previous=1)]
+    assert [number for _, number in imply_champions(turned)] == [1, 2]
+    assert imply_champions([make_version(1)]) == []
+
+
+@pytest.fixture
+def champions(monkeypatch):
+    """Version 1 is champion until noon of the third day, version 2 from then on."""
+    history = [(datetime(2026, 3, 2, tzinfo=UTC), 1), (datetime(2026, 3, 3, 12, tzinfo=UTC), 2)]
+    monkeypatch.setattr(registry, "read_champions", lambda site: history)
+    monkeypatch.setattr(registry, "list_versions", lambda site: [make_version(1), make_version(2, "champion")])
+
+
+def test_a_date_is_scored_as_of_its_end_by_the_champion_of_then(make_site, champions):
+    found = find_champions(make_site(), DAYS[:3])
+    assert [version.version for version in found.values()] == [1, 1, 2]  # the first day ends as version 1 begins
+    west = find_champions(make_site("America/New_York"), DAYS[:3])  # where days end five hours later
+    assert [version.version for version in west.values()] == [1, 1, 2]
+    east = find_champions(make_site("Pacific/Kiritimati"), DAYS[1:4])  # and fourteen hours earlier
+    assert [version.version for version in east.values()] == [1, 1, 2]
+
+
+def test_dates_that_had_no_champion_are_named(make_site, champions):
+    early = FIRST - timedelta(days=1)
+    with pytest.raises(ChampionMissing, match="got: 2026-02-28\n") as caught:
+        find_champions(make_site(), [early, *DAYS[:2]])
+    assert "version 1 since 2026-03-02 00:00 UTC" in str(caught.value)
+
+
+def test_a_night_of_an_older_champion_is_fresh_as_of_then(site, land_days, put_published, champions):
+    land_days(*DAYS[:3])
+    for day in DAYS[:3]:
+        put_published(day, version=1)
+    now = [night.state for night in read_ledger(site, DAYS[:3], make_version(2))]
+    then = read_ledger_as_of(site, DAYS[:3])
+    assert now == ["stale"] * 3
+    assert [(night.state, night.version) for night in then] == [("fresh", 1), ("fresh", 1), ("stale", 2)]
