@@ -27,6 +27,7 @@ from throughput import DAY, NAME, open_site, prepare
 from flows.config.quiet import hush_at_exit
 from models.detector import Detector
 from tasks.register import register_bundle
+from tasks.stores.registry import Registry
 from tasks.stores.site import Site
 
 SIZES, CLIENTS, PATH = (1, 100, 1000), (1, 4, 16), "/invocations"
@@ -38,9 +39,17 @@ def serve(site: Site) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["mlflow", "models", "serve", "-m", f"models:/{site.model_name}@champion", "--env-manager", "local"]
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{site.registry.model_name}@champion",
+        "--env-manager",
+        "local",
+    ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the server starts uvicorn by name
-    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.mlflow_uri}
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.registry.uri}
     environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with (site.home / "server.log").open("wb") as log:
         server = subprocess.Popen(
@@ -116,7 +125,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
         folder = Path(name)
         site = replace(
-            open_site(folder, 150_000), mlflow_uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts")
+            open_site(folder, 150_000),
+            registry=Registry(
+                f"sqlite:///{folder}/mlflow.db", "payments", folder / "bundles", str(folder / "artifacts")
+            ),
         )
         prepare(site, 150_000)
         detector = Detector.load(folder / "bundle").with_lineage({"cutoff": str(DAY)})

@@ -25,7 +25,6 @@ from tasks.score import score
 from tasks.spread import Workers, spread_parts
 from tasks.stores.registry import HASH_TAG, Version
 from tasks.stores.site import Site
-from tasks.stores.warehouse import migrate, open_engine
 from tasks.upkeep.inventory import ZONES
 from tasks.validate import Validation, validate_batches
 
@@ -35,14 +34,14 @@ MILLION = 1_000_000
 def place_bundle(site: Site) -> tuple[Version, Path]:
     """The detector where a worker looks for a version's bundle."""
     content_hash = read_manifest(site.home / "bundle").content_hash
-    folder = site.bundles / f"version-1-{content_hash[:12]}"
+    folder = site.registry.bundles / f"version-1-{content_hash[:12]}"
     shutil.copytree(site.home / "bundle", folder, dirs_exist_ok=True)
     return Version("bench", 1, (), {HASH_TAG: content_hash}), folder
 
 
 def time_scoring(site: Site, validation: Validation, workers: Workers | None) -> float:
     """Seconds of scoring one batch anew; no workers: all of it in one task."""
-    shutil.rmtree(Path(site.lake_root, "scores"), ignore_errors=True)
+    shutil.rmtree(Path(site.lake.root, "scores"), ignore_errors=True)
     configured, (version, bundle) = load_detector(PROJECT, NAME), place_bundle(site)
     asked = (site, configured.contract, validation, version, bundle, configured.detector.score)
 
@@ -61,7 +60,7 @@ def measure(rows: int, repeats: int, ways: dict[str, Workers | None]) -> None:
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
         site, configured = open_site(Path(name), rows), load_detector(PROJECT, NAME)
         prepare(site, rows)
-        migrate(open_engine(site.warehouse_url))
+        site.warehouse.migrate()
         [validation] = validate_batches(site, configured.contract, [DAY], configured.detector.validate_)
         runs: dict[str, list[float]] = {}
         for way, workers in [*ways.items()] * (repeats + 1):

@@ -38,10 +38,10 @@ from tasks.rows.columns import describe_columns, to_records
 from tasks.score import score_night
 from tasks.sources import payments
 from tasks.stores.files import read_ahead
-from tasks.stores.lake import SLICE_ROWS
-from tasks.stores.registry import Version
+from tasks.stores.lake import SLICE_ROWS, Lake
+from tasks.stores.registry import Registry, Version
 from tasks.stores.site import Site
-from tasks.stores.warehouse import begin_attempt, migrate, open_engine
+from tasks.stores.warehouse import Warehouse
 from tasks.validate import check_accepted, find_validation, validate_batches
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -54,8 +54,8 @@ Result = dict[int, dict[str, dict[str, float]]]  # rows -> case -> rows_per_s, p
 def open_site(folder: Path, rows: int) -> Site:
     return Site(
         detector=NAME, time_zone="Europe/Berlin", label_delay=timedelta(days=10), sources=str(folder),
-        lake_root=str(folder / f"lake-{rows}"), warehouse_url=f"duckdb:///{folder}/warehouse.duckdb", mlflow_uri="",
-        artifacts=None, home=folder, device="cpu", threads=1, commit="bench",
+        lake=Lake(str(folder / f"lake-{rows}")), warehouse=Warehouse(f"duckdb:///{folder}/warehouse.duckdb"),
+        registry=Registry("", NAME, folder / "bundles" / NAME), home=folder, device="cpu", threads=1, commit="bench",
     )  # fmt: skip
 
 
@@ -104,9 +104,9 @@ def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:
 
 def score_and_publish(site: Site, configured: Configured) -> int:
     """Score and publish as a night does; what an earlier round finished is forgotten first."""
-    shutil.rmtree(Path(site.lake_root, "scores"), ignore_errors=True)
+    shutil.rmtree(Path(site.lake.root, "scores"), ignore_errors=True)
     now, learnt = datetime.now(UTC), configured.detector
-    begun = Begun(begin_attempt(open_engine(site.warehouse_url), NAME, DAY, "begin", now), now)
+    begun = Begun(site.warehouse.begin_attempt(NAME, DAY, "begin", now), now)
     validation = find_validation(site.lake, configured.contract, NAME, DAY, learnt.validate_)
     assert validation is not None
     version = Version("m", 1, (), {})
@@ -120,10 +120,10 @@ def run_case(site: Site, case: str) -> tuple[float, int]:
     if case == "full":
         import great_expectations  # noqa: F401 - Nightjar imports it when first used; imports are not timed
     detector, configured = Detector.load(site.home / "bundle"), load_detector(PROJECT, NAME)
-    migrate(open_engine(site.warehouse_url))
+    site.warehouse.migrate()
     slices = read_slices(site, detector)
     if case == "full":
-        shutil.rmtree(f"{site.lake_root}/validated", ignore_errors=True)  # else it would not validate again
+        shutil.rmtree(f"{site.lake.root}/validated", ignore_errors=True)  # else it would not validate again
     batches: Iterable[Records] = (to_records(table, detector.columns)[0] for table in slices)
     if case == "model":
         batches = list(islice(batches, DRAWN_ROWS // SLICE_ROWS))

@@ -4,7 +4,6 @@
 hash as `nightjar train NAME --cutoff D` with D the day after the last batch.
 """
 
-from dataclasses import replace
 from datetime import date, timedelta
 
 from flows.config.settings import load_settings
@@ -16,7 +15,6 @@ from tasks.evaluate import examine_bundle
 from tasks.filter import TrainingSet, prepare_rows, read_training_set
 from tasks.ingest import ingest_arrivals
 from tasks.policy import progress_of
-from tasks.stores import warehouse
 from tasks.train import fit_bundle, write_epochs
 from tasks.validate import check_accepted, validate_batches
 
@@ -26,14 +24,14 @@ def load_experiment(name: str) -> Setup:
     settings = load_settings()
     home = settings.project.resolve() / "experiments" / name
     stores = {"home": home, "lake": str(home), "warehouse": f"duckdb:///{home / 'labels.duckdb'}"}
-    setup = load_setup(name, settings.model_copy(update=stores | {"sources": str(settings.project / "sources")}))
-    return replace(setup, site=replace(setup.site, sole_writer=True))
+    settings = settings.model_copy(update=stores | {"sources": str(settings.project / "sources")})
+    return load_setup(name, settings, sole_writer=True)
 
 
 def ingest(name: str) -> None:
     """Land everything the source has, with the labels that came with it."""
     setup = load_experiment(name)
-    warehouse.migrate(warehouse.open_engine(setup.site.warehouse_url))
+    setup.site.warehouse.migrate()
     window = setup.window(last=setup.configured.detector.run.last_date)
     ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
 

@@ -12,7 +12,6 @@ from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare
 from tasks.errors import NightjarError
-from tasks.stores.registry import find_version, list_versions
 from tasks.upkeep.ledger import (
     NightState,
     State,
@@ -58,7 +57,7 @@ def read_status(name: str) -> Status:
 
 def read_nights(setup: Setup) -> Status:
     """The same of a detector that is loaded already, without a change to any store."""
-    site, champion = setup.site, find_version(setup.site)
+    site, champion = setup.site, setup.site.registry.find_version()
     name = site.detector
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
@@ -115,7 +114,7 @@ def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Pla
     landed = site.lake.dates("landing", name)
     asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
     found = [day for day in asked if day in landed]
-    ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, find_version(site))
+    ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, site.registry.find_version())
     nights = [night for night in ledger if only in ("all", night.state)]
     return Plan(nights, len(found), [day for day in asked if day not in known])
 
@@ -129,6 +128,6 @@ def list_in_service() -> Iterator[str]:
         is_in_service = True
         with suppress(NightjarError):
             setup = load_setup(name)
-            is_in_service = setup.configured.detector.run.every_night and bool(list_versions(setup.site))
+            is_in_service = setup.configured.detector.run.every_night and bool(setup.site.registry.list_versions())
         if is_in_service:
             yield name

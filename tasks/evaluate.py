@@ -26,7 +26,6 @@ from tasks.params import IngestParams, LabelColumn
 from tasks.policy import PURE
 from tasks.rows.columns import to_records
 from tasks.sources import payments
-from tasks.stores import warehouse
 from tasks.stores.site import Site
 
 NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
@@ -180,7 +179,7 @@ def read_truth(site: Site, params: IngestParams, day: date, now: datetime) -> pd
     """
     if isinstance(params.source, payments.PaymentsSource):
         return payments.read_truth(params.source, site.time_zone, day)
-    labels = warehouse.read_labels(warehouse.open_engine(site.warehouse_url), site.detector, now)
+    labels = site.warehouse.read_labels(site.detector, now)
     return labels.loc[labels["label"] == 1, ["record_id"]].assign(kind="labelled")
 
 
@@ -189,8 +188,8 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
     if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
         return None
     lake, scored = site.lake, []
-    engine = warehouse.open_engine(site.warehouse_url)
-    published = {batch.batch_date: batch for batch in warehouse.read_batches(engine, site.detector)}
+    engine = site.warehouse
+    published = {batch.batch_date: batch for batch in engine.read_batches(site.detector)}
     for day in nights:
         manifest = lake.get("scores", site.detector, day, published[day].scores)
         slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]

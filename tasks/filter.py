@@ -22,7 +22,6 @@ from pydantic import TypeAdapter
 from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
 from tasks.params import ByDate, FilterParams, Fractions, RandomFraction
 from tasks.policy import IO
-from tasks.stores import warehouse
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 
@@ -205,9 +204,9 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
 
 def read_known(site: Site, cutoff: date) -> pd.DataFrame:
     """What was known when the cut-off began: record_id, label, known_at; verdicts count where no label had come."""
-    engine, start = warehouse.open_engine(site.warehouse_url), site.start_of(cutoff)
-    labels = warehouse.read_labels(engine, site.detector, start)
-    reviews = warehouse.read_reviews(engine, site.detector, start).drop_duplicates("record_id", keep="last")
+    engine, start = site.warehouse, site.start_of(cutoff)
+    labels = engine.read_labels(site.detector, start)
+    reviews = engine.read_reviews(site.detector, start).drop_duplicates("record_id", keep="last")
     judged = reviews[~reviews["record_id"].isin(labels["record_id"])]
     label = (judged["verdict"] == "anomaly").astype("int64")
     verdicts = pd.DataFrame({"record_id": judged["record_id"], "label": label, "known_at": judged["reviewed_at"]})

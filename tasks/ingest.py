@@ -177,7 +177,7 @@ def commit_parts(
     """
     lake = site.lake
     left = {day: lake.write("landing", site.detector, day) for day in sorted(set(elsewhere) - partitions.keys())}
-    with warehouse.begin(warehouse.open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         warehouse.lock_key(connection, site.detector, "landing")
         for day, partition in {**partitions, **left}.items():  # the new parts first: a crash in between is repeated
             old = lake.find("landing", site.detector, day)
@@ -279,11 +279,11 @@ def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: dateti
     learnt = [frame for frame in frames if len(frame)]
     if not learnt:
         return 0
-    engine, labels = warehouse.open_engine(site.warehouse_url), pd.concat(learnt, ignore_index=True)
+    engine, labels = site.warehouse, pd.concat(learnt, ignore_index=True)
     if corrected_at:
-        known = warehouse.read_labels(engine, site.detector, datetime.max.replace(tzinfo=UTC), labels["record_id"])
+        known = engine.read_labels(site.detector, datetime.max.replace(tzinfo=UTC), labels["record_id"])
         labels = date_corrections(labels, known, corrected_at)
-    return warehouse.add_labels(engine, site.detector, labels)
+    return engine.add_labels(site.detector, labels)
 
 
 @task(task_run_name="ingest {site.detector}", **IO)

@@ -28,7 +28,7 @@ from tasks.stores.tables import (
     scoring_batches,
     superseded_anomalies,
 )
-from tasks.stores.warehouse import begin, begin_attempt, fail_attempt, lock_key, open_engine, read_attempts
+from tasks.stores.warehouse import Warehouse, lock_key
 
 # What scoring brings per flag; the night adds the rest.
 FLAG_COLUMNS = [
@@ -70,7 +70,7 @@ def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
 
 
 def publish_night(
-    engine: sa.Engine,
+    warehouse: Warehouse,
     night: Night,
     flags: pd.DataFrame,
     now: datetime,
@@ -85,7 +85,7 @@ def publish_night(
     """
     check_counts(night, flags)
     rows = build_rows(night, flags)
-    with begin(engine) as connection:
+    with warehouse.begin() as connection:
         lock_key(connection, night.detector, night.batch_date.isoformat())
         _refuse_overtaken(connection, night, current_input_hash())
         _archive_flags(connection, night, now)
@@ -177,17 +177,16 @@ def begin_night(site: Site, batch_date: date) -> Begun:
     now = datetime.now(UTC)
     context = TaskRunContext.get()
     run_id = str(context.task_run.flow_run_id) if context else None
-    number = begin_attempt(open_engine(site.warehouse_url), site.detector, batch_date, "begin", now, run_id)
+    number = site.warehouse.begin_attempt(site.detector, batch_date, "begin", now, run_id)
     return Begun(number, now)
 
 
 def fail_night(site: Site, run_id: str, cause: str) -> None:
     """Record that the try of a flow run failed, and why."""
-    engine = open_engine(site.warehouse_url)
-    for attempt in read_attempts(engine, site.detector):
+    for attempt in site.warehouse.read_attempts(site.detector):
         if attempt.run_id == run_id:
             key = (attempt.detector, attempt.batch_date, attempt.attempt)
-            fail_attempt(engine, *key, attempt.step, cause, datetime.now(UTC))
+            site.warehouse.fail_attempt(*key, attempt.step, cause, datetime.now(UTC))
 
 
 def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
@@ -197,7 +196,7 @@ def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
     facts = lake.get("scores", site.detector, scored.batch_date, scored.scores).facts
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
-    publish_night(open_engine(site.warehouse_url), night, flags, now, landing_hash, groups)
+    publish_night(site.warehouse, night, flags, now, landing_hash, groups)
     return night
 
 

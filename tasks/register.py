@@ -47,12 +47,12 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
     """Log a bundle as a model version, unless a version already holds it."""
     content_hash = read_manifest(bundle).content_hash
-    registry.end_dead_runs(site)
-    versions = registry.list_versions(site)
+    site.registry.end_dead_runs()
+    versions = site.registry.list_versions()
     alias = registry.CHALLENGER if any(registry.CHAMPION in v.aliases for v in versions) else registry.CHAMPION
     if known := next((v for v in versions if v.tags.get(registry.HASH_TAG) == content_hash), None):
         if not known.aliases or alias == registry.CHAMPION:  # an earlier registration may have ended before this
-            registry.set_alias(site, alias, known.version)
+            site.registry.set_alias(alias, known.version)
             return Registered(known.version, alias, is_new=False)
         return Registered(known.version, ", ".join(known.aliases), is_new=False)
     detector = Detector.load(bundle)
@@ -62,8 +62,7 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     networks = [network.model_dump(mode="json") for network in detector.network_params]
     params = {"networks": json.dumps(networks), "score": detector.score_params.model_dump_json()}
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in detector.lineage.items()}
-    version = registry.log_version(
-        site,
+    version = site.registry.log_version(
         bundle,
         content_hash,
         example,
@@ -73,40 +72,40 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
         tags,
     )
-    registry.set_alias(site, alias, version.version)
+    site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)
 
 
 def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
     """Make a version (the challenger, unless named) the champion. Returns the new champion and the one it replaces."""
-    versions = {v.version: v for v in registry.list_versions(site)}
+    versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
     champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
     chosen = version if version is not None else challenger.version if challenger else None
     if chosen is None or chosen not in versions:
         raise ChampionMissing(
             f"There is no {'version ' + str(version) if version is not None else 'challenger'} to promote.",
-            where=f"registered model {site.model_name}",
+            where=f"registered model {site.registry.model_name}",
             got=f"versions {', '.join(map(str, versions)) or 'none'}",
             todo=f"nightjar train {site.detector} makes a challenger",
         )
-    registry.set_alias(site, registry.CHAMPION, chosen)
+    site.registry.set_alias(registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
-        registry.clear_alias(site, registry.CHALLENGER)
+        site.registry.clear_alias(registry.CHALLENGER)
     return chosen, champion.version if champion else None
 
 
 def rollback(site: Site) -> tuple[int, int]:
     """Give the champion's alias back to the version that had it before. Returns the new and the old champion."""
-    champion = registry.get_champion(site)
+    champion = site.registry.get_champion()
     before = champion.tags.get(registry.PREVIOUS_TAG)
     if before is None:
         raise ChampionMissing(
             f"Version {champion.version} replaced no other champion; there is nothing to go back to.",
-            where=f"registered model {site.model_name}",
+            where=f"registered model {site.registry.model_name}",
             todo=f"nightjar promote {site.detector} VERSION names one directly",
         )
-    registry.set_alias(site, registry.CHAMPION, int(before), remember=False)
+    site.registry.set_alias(registry.CHAMPION, int(before), remember=False)
     return int(before), champion.version
 
 
@@ -121,5 +120,5 @@ def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
 @task(task_run_name="resolve champion of {site.detector}", **IO)
 def resolve_champion(site: Site, version: int | None = None) -> tuple[registry.Version, Path]:
     """The one version that scores this night (the champion, unless one is named), and its bundle on this machine."""
-    found = registry.get_champion(site) if version is None else registry.get_version(site, version)
-    return found, registry.fetch_bundle(site, found)
+    found = site.registry.get_champion() if version is None else site.registry.get_version(version)
+    return found, site.registry.fetch_bundle(found)

@@ -18,7 +18,6 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.params import ScoreParams
 from tasks.policy import IO
-from tasks.stores import warehouse
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
@@ -130,9 +129,8 @@ def render_report(
 
 def read_night(site: Site, day: date) -> tuple[Batch, pd.DataFrame]:
     """What the warehouse holds of a published night: its counts, and its flags, worst first."""
-    engine = warehouse.open_engine(site.warehouse_url)
-    batch = next(b for b in warehouse.read_batches(engine, site.detector) if b.batch_date == day)
-    return batch, warehouse.read_flags(engine, site.detector, day)
+    [batch] = site.warehouse.get_batches(site.detector, day)
+    return batch, site.warehouse.read_flags(site.detector, day)
 
 
 def write_report(
@@ -141,7 +139,7 @@ def write_report(
     """Write the page of a published night and return its path."""
     lake, day = site.lake, batch.batch_date
     histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
-    groups = warehouse.read_groups(warehouse.open_engine(site.warehouse_url), site.detector, day)
+    groups = site.warehouse.read_groups(site.detector, day)
     page = render_report(batch, flags, histogram, validation, version, params, groups)
     path = site.reports / f"{day.isoformat()}.html"
     with writing(path):

@@ -18,17 +18,15 @@ from pydantic import JsonValue
 
 from models.detector import Detector
 from models.reducer import Gain, Verdicts, fit_reducer
-from tasks.errors import BatchMissing, SourceInvalid, TooFewRows
+from tasks.errors import SourceInvalid, TooFewRows
 from tasks.filter import draw_order
 from tasks.params import IngestParams, ReviewParams
 from tasks.register import Registered, register_bundle
 from tasks.rows.columns import to_records
 from tasks.rows.worst import WorstRows
 from tasks.sources import payments
-from tasks.stores import registry, warehouse
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import Batch
 
 QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict"]
 ANOMALY, NORMAL = "anomaly", "normal"
@@ -46,8 +44,8 @@ class Reduced:
 
 def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
     """The questions of a published night, always the same ones: QUESTIONS, alerts first. Raises BatchMissing."""
-    [batch] = list_published(site, day)
-    flags = warehouse.read_flags(warehouse.open_engine(site.warehouse_url), site.detector, day)
+    [batch] = site.warehouse.get_batches(site.detector, day)
+    flags = site.warehouse.read_flags(site.detector, day)
     alerts, suppressed = flags[~flags["suppressed"]], flags[flags["suppressed"]]
     some = suppressed.iloc[np.argsort(draw_order(suppressed["record_id"].tolist(), day.toordinal()))[:sample]]
     below, rows_below = sample_below(
@@ -95,8 +93,8 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
             where=f"detectors.{site.detector}.ingest.labels",
             todo=f"let people judge: nightjar review {site.detector} --date DATE > FILE, then --take FILE",
         )
-    engine, today = warehouse.open_engine(site.warehouse_url), now.astimezone(site.zone).date()
-    labels = warehouse.read_labels(engine, site.detector, now, questions["record_id"]).set_index("record_id")["label"]
+    engine, today = site.warehouse, now.astimezone(site.zone).date()
+    labels = engine.read_labels(site.detector, now, questions["record_id"]).set_index("record_id")["label"]
     label = questions["record_id"].map(labels)
     label = label.mask(label.isna() & questions["batch_date"].map(lambda day: site.has_matured(day, today)), 0)
     return questions.assign(verdict=label.map({1: ANOMALY, 0: NORMAL}).fillna(""))
@@ -133,13 +131,13 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetime) -> int:
     """Add verdicts to the warehouse and return how many said something new."""
-    engine, key = warehouse.open_engine(site.warehouse_url), ["batch_date", "record_id", "verdict"]
+    engine, key = site.warehouse, ["batch_date", "record_id", "verdict"]
     given = answers.loc[answers["verdict"] != "", [*key, "inclusion"]].assign(reviewer=reviewer)
-    known = warehouse.read_reviews(engine, site.detector)
+    known = engine.read_reviews(site.detector)
     is_known = pd.MultiIndex.from_frame(given[[*key, "reviewer"]]).isin(
         pd.MultiIndex.from_frame(known[[*key, "reviewer"]])
     )
-    return warehouse.add_reviews(engine, site.detector, given[~is_known].assign(reviewed_at=pd.Timestamp(now)))
+    return engine.add_reviews(site.detector, given[~is_known].assign(reviewed_at=pd.Timestamp(now)))
 
 
 def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
@@ -148,7 +146,7 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
     Whether a record is a flag is the detector's own judgement, whichever version flagged it then. A record that later
     input replaced or quarantined is left out.
     """
-    reviews = warehouse.read_reviews(warehouse.open_engine(site.warehouse_url), site.detector)
+    reviews = site.warehouse.read_reviews(site.detector)
     names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
     tables, rows = [], []
     nights: list[date] = sorted(reviews["batch_date"].unique())
@@ -195,26 +193,13 @@ def reduce_detector(
 
 def register_reducer(site: Site, params: ReviewParams) -> Reduced:
     """Give the champion a reducer learnt from all verdicts so far, and register that as a version of its own."""
-    champion = registry.get_champion(site)
-    detector = Detector.load(registry.fetch_bundle(site, champion))
+    champion = site.registry.get_champion()
+    detector = Detector.load(site.registry.fetch_bundle(champion))
     verdicts, nights = read_verdicts(site, detector)
     reduced, gain = reduce_detector(detector, verdicts, nights, champion.version, params)
-    folder = site.bundles / "reduced" / str(champion.version)
+    folder = site.registry.bundles / "reduced" / str(champion.version)
     reduced.save(folder)
     registered = register_bundle(site, folder, None)
-    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    batches = site.warehouse.read_batches(site.detector)
     flags = float(np.mean([batch.flagged for batch in batches if batch.batch_date in nights]))
     return Reduced(registered, gain, flags, flags * gain.alerts_share)
-
-
-def list_published(site: Site, day: date | None = None) -> list[Batch]:
-    """The published nights, or the one of a date. Raises BatchMissing where there is none."""
-    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
-    if found := [batch for batch in batches if day in (None, batch.batch_date)]:
-        return found
-    raise BatchMissing(
-        f"{site.detector} has published nothing{f' for {day}' if day else ''}.",
-        got=f"{len(batches)} published nights" + (f", the newest {batches[-1].batch_date}" if batches else ""),
-        expected="a published night",
-        todo=f"nightjar score {site.detector} --date {day or 'DATE'}",
-    )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.files import read_ahead
-from tasks.stores.lake import Manifest, Part, PartitionWriter
+from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Scored
@@ -57,7 +58,8 @@ class PartScores:
 class Scoring:
     """Everything that scoring the parts of one batch needs: small, and the same for all of them."""
 
-    site: Site
+    lake: Lake
+    zone: ZoneInfo
     detector: Detector
     contract: Contract
     params: ScoreParams
@@ -65,17 +67,17 @@ class Scoring:
 
     def find(self, name: str) -> PartScores | None:
         """The receipt of a part that an earlier attempt finished."""
-        data = self.site.lake.find_file(self.partition.path(f"{name}.json"))
+        data = self.lake.find_file(self.partition.path(f"{name}.json"))
         return None if data is None else TypeAdapter(PartScores).validate_json(data)
 
     def score(self, name: str, validated: Part, on_progress: Callable[[int], None]) -> PartScores:
         """Score a part; its worst flags and its sums of groups are left beside its scores, the receipt last."""
-        lake, columns = self.site.lake, self.detector.columns
+        lake, columns = self.lake, self.detector.columns
         grouped = self.params.groups.names if self.params.groups else ()
         read = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in columns), *grouped]))
         texts = tuple(column.name for column in columns if column.kind in ("categorical", "sequence"))
         alerts, suppressed = WorstRows(self.params.max_alerts), WorstRows(self.params.max_alerts)
-        groups = GroupScores(self.params.groups, self.site.zone)
+        groups = GroupScores(self.params.groups, self.zone)
         flagged = unseen = 0
         with self.partition.part(name) as writer:
             for table in read_ahead(lake.slices(validated, read, texts)):
@@ -102,7 +104,7 @@ class Scoring:
 
     def combine(self, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The batch's flags and its groups, from those of its parts."""
-        flags, groups = self._describe(WorstRows(1)), GroupScores(self.params.groups, self.site.zone).sums()
+        flags, groups = self._describe(WorstRows(1)), GroupScores(self.params.groups, self.zone).sums()
         for name in names:
             flags = combine_flags([flags, self._read(f"{name}-flags.parquet")], self.params.max_alerts)
             groups = pd.concat([groups, self._read(f"{name}-groups.parquet")], ignore_index=True)
@@ -112,7 +114,7 @@ class Scoring:
         return describe_flags(self.detector, *worst.take(), self.contract, self.params)
 
     def _read(self, name: str) -> pd.DataFrame:
-        return self.site.lake.read_frame(self.partition.path(name))
+        return self.lake.read_frame(self.partition.path(name))
 
 
 def hash_inputs(site: Site, validated: Manifest, bundle_hash: str, contract: Contract, params: ScoreParams) -> str:
@@ -150,7 +152,7 @@ def score_batch(
         on_progress(validated.rows, validated.rows)
         return finished
     partition = site.lake.write("scores", *key, inputs)
-    scoring = Scoring(site, detector, contract, params, partition)
+    scoring = Scoring(site.lake, site.zone, detector, contract, params, partition)
     receipts: dict[str, PartScores] = {}
     done = 0
     for number, part in enumerate(validated.parts):

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 from prefect import Task, get_run_logger, task
 from prefect.futures import PrefectWrappedFuture
@@ -25,8 +26,8 @@ from tasks.params import ScoreParams
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.score import Scoring, open_batch
-from tasks.stores.lake import Part
-from tasks.stores.registry import Version, fetch_bundle
+from tasks.stores.lake import Lake, Part
+from tasks.stores.registry import Registry, Version
 from tasks.stores.site import Site
 from tasks.validate import Validation
 
@@ -143,9 +144,13 @@ MOST_TASKS = 500  # of a batch: Prefect is at ease with hundreds
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What scoring some parts of a batch takes: small, to be sent to a worker. Its site leads to no warehouse."""
+    """What scoring some parts of a batch takes: small, to be sent to a worker, which meets lake and registry only."""
 
-    site: Site
+    detector: str
+    zone: ZoneInfo
+    lake: Lake
+    registry: Registry  # without a password: the worker brings its own
+    device: Literal["cpu", "cuda"]
     contract: Contract
     params: ScoreParams
     version: Version
@@ -173,16 +178,17 @@ def find_unscored(
     named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
     left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
     # The key tells the scores of a GPU from those of a CPU: a worker must not choose for itself.
-    sent = site.for_workers("cpu" if resolve_device(site.device).type == "cpu" else "cuda")
-    job = ScoreJob(sent, contract, params, version, validation.batch_date, inputs)
+    device: Literal["cpu", "cuda"] = "cpu" if resolve_device(site.device).type == "cpu" else "cuda"
+    stores = (site.lake, site.registry.without_password())
+    job = ScoreJob(site.detector, site.zone, *stores, device, contract, params, version, validation.batch_date, inputs)
     return Unscored(job, tuple(left), validated.rows - sum(part.rows for _, part in left))
 
 
 def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
     """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
-    detector = Detector.load(fetch_bundle(job.site, job.version)).to(resolve_device(job.site.device))
-    partition = job.site.lake.write("scores", job.site.detector, job.batch_date, job.inputs)
-    scoring = Scoring(job.site, detector, job.contract, job.params, partition)
+    detector = Detector.load(job.registry.fetch_bundle(job.version)).to(resolve_device(job.device))
+    partition = job.lake.write("scores", job.detector, job.batch_date, job.inputs)
+    scoring = Scoring(job.lake, job.zone, detector, job.contract, job.params, partition)
     left = [(name, part) for name, part in parts if scoring.find(name) is None]
     return sum(scoring.score(name, part, lambda rows: None).scored for name, part in left)
 
@@ -201,7 +207,7 @@ def plan_parts(
     return find_unscored(site, contract, validation, version, bundle, params)
 
 
-@task(task_run_name="score {job.site.detector} {job.batch_date}: from {parts[0][0]}", **IO)
+@task(task_run_name="score {job.detector} {job.batch_date}: from {parts[0][0]}", **IO)
 def score_parts(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
     """Score some parts, on whichever worker this is."""
     rows = score_pieces(job, parts)

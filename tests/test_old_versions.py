@@ -15,15 +15,7 @@ from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.stores.warehouse import (
     SCHEMA_VERSION,
-    begin,
-    migrate,
-    open_engine,
-    read_attempts,
-    read_batches,
-    read_flags,
-    read_groups,
-    read_labels,
-    read_reviews,
+    Warehouse,
 )
 
 BUNDLE = json.loads((Path(__file__).parent / "data" / "bundle-format-1.json").read_text())
@@ -77,9 +69,9 @@ OLD_ROWS = {
 }
 
 
-def read_everything(engine: sa.Engine) -> dict[str, list[dict[str, object]]]:
+def read_everything(engine: Warehouse) -> dict[str, list[dict[str, object]]]:
     found = {}
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         for table in OLD_ROWS:
             rows = connection.execute(sa.select(sa.text("*")).select_from(sa.table(table)))
             found[table] = [dict(row._mapping) for row in rows]
@@ -87,30 +79,30 @@ def read_everything(engine: sa.Engine) -> dict[str, list[dict[str, object]]]:
 
 
 def test_a_warehouse_of_the_first_schema_is_brought_to_the_newest_with_every_row(warehouse_url: str) -> None:
-    engine = open_engine(warehouse_url)
-    migrate(engine, "0001")
-    with begin(engine) as connection:
+    engine = Warehouse(warehouse_url)
+    engine.migrate("0001")
+    with engine.begin() as connection:
         for statement in OLD_ROWS.values():
             connection.execute(sa.text(statement))
     before = read_everything(engine)
     assert [len(rows) for rows in before.values()] == [1] * len(OLD_ROWS)
-    migrate(engine)
+    engine.migrate()
     after = read_everything(engine)
     for table, [old] in before.items():
         [new] = after[table]
         assert {name: new[name] for name in old} == old, table
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         version = connection.scalar(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
     assert version == SCHEMA_VERSION
     check_reading(engine)
 
 
-def check_reading(engine: sa.Engine) -> None:
+def check_reading(engine: Warehouse) -> None:
     known = datetime(2026, 4, 1, tzinfo=UTC)
-    [batch] = read_batches(engine, "cards")
+    [batch] = engine.read_batches("cards")
     assert (batch.batch_date, batch.attempt, batch.rows_in, batch.published) == (DAY, 1, 100, 1)
-    assert [attempt.status for attempt in read_attempts(engine, "cards")] == ["published"]
-    assert read_flags(engine, "cards", DAY)["record_id"].tolist() == ["r1"]
-    assert read_groups(engine, "cards", DAY)["score"].tolist() == [1.25]
-    assert read_labels(engine, "cards", known)["label"].tolist() == [1]
-    assert read_reviews(engine, "cards")["verdict"].tolist() == ["anomaly"]
+    assert [attempt.status for attempt in engine.read_attempts("cards")] == ["published"]
+    assert engine.read_flags("cards", DAY)["record_id"].tolist() == ["r1"]
+    assert engine.read_groups("cards", DAY)["score"].tolist() == [1.25]
+    assert engine.read_labels("cards", known)["label"].tolist() == [1]
+    assert engine.read_reviews("cards")["verdict"].tolist() == ["anomaly"]

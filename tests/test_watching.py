@@ -29,7 +29,7 @@ BATCH = Batch(
     seconds=2.0, published=3,
 )  # fmt: skip
 FULL = Reading(
-    "orders", newest=BATCH, published=NOW, landed=NOW, expected=NOW, tries={"failed": 1},
+    "orders", newest=BATCH, published=NOW, landed=NOW, expected=NOW, attempts={"failed": 1},
     nights={"fresh": 1, "stale": 0, "failed": 0, "missing": 0}, champion=1, error=ServiceUnreachable("away"),
 )  # fmt: skip
 

@@ -19,12 +19,16 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy lake, warehouse and MLflow of all detectors into one folder; nights may run meanwhile."""
-    from flows.config.setup import load_stores
+    from flows.config.settings import load_settings
     from tasks.policy import progress_of
+    from tasks.stores.lake import Lake
+    from tasks.stores.warehouse import Warehouse
     from tasks.upkeep.backup import back_up
 
+    settings = load_settings()
+    stores = (Lake(settings.lake_root), Warehouse(settings.warehouse_url))
     with running():
-        made = back_up(load_stores(), folder, not without_mlflow, progress_of("copy lake"))
+        made = back_up(*stores, None if without_mlflow else settings.mlflow_uri, folder, progress_of("copy lake"))
     if as_json:
         print_json({"folder": str(folder), "files": len(made.files), "bytes": made.size, "rows": made.rows})
     else:

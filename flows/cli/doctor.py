@@ -90,18 +90,16 @@ def _check_lake(setup: "Setup") -> str:
 
 
 def _check_warehouse(setup: "Setup") -> str:
-    from tasks.stores import warehouse
 
-    engine = warehouse.open_engine(setup.site.warehouse_url)
-    return f"{setup.site.warehouse_label}, {len(warehouse.read_batches(engine, setup.site.detector))} published nights"
+    warehouse = setup.site.warehouse
+    return f"{warehouse.place}, {len(warehouse.read_batches(setup.site.detector))} published nights"
 
 
 def _check_champion(setup: "Setup") -> str:
     from models.detector import Detector
-    from tasks.stores import registry
 
-    version = registry.get_champion(setup.site)
-    detector = Detector.load(registry.fetch_bundle(setup.site, version))
+    version = setup.site.registry.get_champion()
+    detector = Detector.load(setup.site.registry.fetch_bundle(version))
     return f"version {version.version}, its bundle is whole, threshold {detector.threshold.value:.4g}"
 
 

@@ -16,10 +16,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
-    from flows.config.setup import load_stores
+    from flows.config.settings import load_settings
+    from tasks.stores.warehouse import Warehouse
     from tasks.upkeep.backup import export_warehouse
 
-    rows = export_warehouse(load_stores().warehouse_url, folder)
+    rows = export_warehouse(Warehouse(load_settings().warehouse_url), folder)
     if as_json:
         print_json({"folder": str(folder), "rows": rows})
         return

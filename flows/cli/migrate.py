@@ -8,17 +8,17 @@ EXAMPLE = "NIGHTJAR_WAREHOUSE=postgresql+psycopg://OWNER:PASSWORD@HOST/DATABASE 
 
 def migrate(as_json: Json = False) -> None:
     """Bring the warehouse to the newest schema; on PostgreSQL also grant its roles their rights again."""
-    from flows.config.setup import load_stores
-    from tasks.stores import faults, warehouse
+    from flows.config.settings import load_settings
+    from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse
 
-    engine = warehouse.open_engine(load_stores().warehouse_url)
-    before = warehouse.migrate(engine)
-    roles, place = warehouse.renew_roles(engine), faults.describe_place(engine.url)
+    warehouse = Warehouse(load_settings().warehouse_url)
+    before = warehouse.migrate()
+    roles, place = warehouse.renew_roles(), warehouse.place
     if as_json:
-        print_json({"warehouse": place, "before": before, "schema": warehouse.SCHEMA_VERSION, "roles": roles})
+        print_json({"warehouse": place, "before": before, "schema": SCHEMA_VERSION, "roles": roles})
         return
-    told = "is" if before == warehouse.SCHEMA_VERSION else f"was {before or 'empty'}, is now"
-    stdout.print(f"schema     {told} {warehouse.SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
-    if engine.dialect.name == "postgresql":
+    told = "is" if before == SCHEMA_VERSION else f"was {before or 'empty'}, is now"
+    stdout.print(f"schema     {told} {SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
+    if warehouse.engine.dialect.name == "postgresql":
         none = "left as they are: this login does not own the tables, or may not make roles (docs/warehouses.md)"
         stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)

@@ -28,4 +28,4 @@ def reduce(name: Name, as_json: Json = False) -> None:
     )
     stdout.print(f"flags a night {reduced.flags_per_night:,.0f} -> alerts a night {reduced.alerts_per_night:,.0f}")
     told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
-    stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
+    stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {told}")

@@ -16,12 +16,17 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Fill empty stores from a backup, after every byte of it was checked; cut short, run it again."""
-    from flows.config.setup import load_stores
+    from flows.config.settings import load_settings
     from tasks.policy import progress_of
+    from tasks.stores.lake import Lake
+    from tasks.stores.warehouse import Warehouse
     from tasks.upkeep.backup import restore as fill
 
+    settings = load_settings()
+    stores = (Lake(settings.lake_root), Warehouse(settings.warehouse_url), settings.mlflow_uri)
+    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
     with running():
-        held = fill(load_stores(), folder, progress_of("check backup"))
+        held = fill(*stores, artifacts, folder, progress_of("check backup"))
     if as_json:
         print_json({"folder": str(folder), "made_at": held.made_at, "files": len(held.files), "rows": held.rows})
     else:

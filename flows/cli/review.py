@@ -26,18 +26,17 @@ def review(
     from flows.config.setup import prepare
     from tasks import review as step
 
-    setup, now = prepare(name), datetime.now(UTC)
+    setup, now, day = prepare(name), datetime.now(UTC), date.date() if date else None
     site, params = setup.site, setup.configured.detector.review
     asked = params.sample if sample is None else sample
     if take:
         answers = step.read_answers(take)
     elif from_labels:
         by = "labels"
-        nights = [batch.batch_date for batch in step.list_published(site, date.date() if date else None)]
+        nights = [night.batch_date for night in site.warehouse.get_batches(name, day)]
         answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
     else:
-        night = step.list_published(site, date.date() if date else None)[-1].batch_date
-        questions = step.ask_about(site, night, asked)
+        questions = step.ask_about(site, site.warehouse.get_batches(name, day)[-1].batch_date, asked)
         if as_json:
             print_json({"detector": name, "questions": questions.to_dict("records")})
         else:

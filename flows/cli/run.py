@@ -49,20 +49,19 @@ def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, A
     from flows.config.setup import prepare
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of
-    from tasks.stores import registry
     from tasks.upkeep.ledger import read_ledger
 
     setup = prepare(name)
     window = setup.window(last=setup.configured.detector.run.last_date)
     ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
     nights = setup.nights()
-    champion = registry.find_version(setup.site)
+    champion = setup.site.registry.find_version()
     wait_for_prefect()
     if champion is None:
         from flows.training import training
 
         training(name, nights[0])
-    champion = registry.get_champion(setup.site)
+    champion = setup.site.registry.get_champion()
     unlearnt = [day for day in nights if day.isoformat() > champion.tags["trained_through"]]
     todo = [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
     if todo:
@@ -102,7 +101,7 @@ def summarise(setup: "Setup", champion: "Version") -> dict[str, Any]:
         "where": {
             "report": str(site.reports / f"{nights[-1]}.html"),
             "Data Docs": str(site.docs / "gx/uncommitted/data_docs/local_site/index.html"),
-            "table": f"flagged_anomalies in {site.warehouse_label}",
-            **find_pages(site.mlflow_uri),
+            "table": f"flagged_anomalies in {site.warehouse.place}",
+            **find_pages(site.registry.uri),
         },
     }

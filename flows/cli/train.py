@@ -22,4 +22,4 @@ def train(name: Name, cutoff: Day = None, as_json: Json = False) -> None:
         print_json({"detector": name, "cutoff": day, **asdict(registered)})
     else:
         told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
-        stdout.print(f"version {registered.version} of {setup.site.model_name} {told}")
+        stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {told}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.screen import stdout
+from tasks.stores.warehouse import Warehouse
 
 EXAMPLE = "make up; . .nightjar/stack/env; nightjar run payments"
 
@@ -27,9 +28,8 @@ def up(
     start_stack(stack, tell)
     os.environ.update(stack.client_environment)  # before Prefect is imported
     from flows.team.deploy import deploy as make
-    from tasks.stores.warehouse import migrate, open_engine
 
-    migrate(open_engine(stack.read_secret("warehouse_owner")))
+    Warehouse(stack.read_secret("warehouse_owner")).migrate()
     grant_roles(stack)
     for row in make(stack.project):
         tell(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())

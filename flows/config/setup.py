@@ -4,6 +4,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -14,10 +15,13 @@ from tasks.errors import BatchMissing
 from tasks.params import IngestParams
 from tasks.sources.kinds import Window, find_first_date
 from tasks.sources.sql import SqlSource
-from tasks.spread import Workers
-from tasks.stores import warehouse
+from tasks.stores.lake import Lake
+from tasks.stores.registry import Registry
 from tasks.stores.site import Site
-from tasks.upkeep.backup import Stores
+from tasks.stores.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from tasks.spread import Workers
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,15 @@ class Setup:
 
     configured: Configured
     site: Site
-    workers: Workers
+    settings: Settings
+
+    @property
+    def workers(self) -> "Workers":
+        """Who scores the parts of a batch: threads of this process, or a Dask cluster."""
+        from tasks.spread import Workers  # with Prefect, which what only looks does without
+
+        runner = self.settings.task_runner
+        return Workers(None if runner == "threads" else runner, self.settings.workers)
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -74,7 +86,7 @@ class Setup:
         if not dates:
             raise BatchMissing(
                 f"{self.site.detector} has no batches before {cutoff}.",
-                where=self.site.lake_root,
+                where=self.site.lake.root,
                 todo=f"nightjar ingest {self.site.detector}, or choose a later cut-off",
             )
         return dates
@@ -93,20 +105,23 @@ def fill_url(source: SqlSource) -> SqlSource:
 
 
 def prepare(name: str) -> Setup:
-    """Load a detector, bring its warehouse to today's schema and mark tries of dead processes as failed.
+    """Load a detector, bring its warehouse to today's schema and mark attempts of dead processes as failed.
 
     Raises ParamsInvalid, ServiceUnreachable.
     """
     hush_at_exit()  # a worker's log has enough to tell
     setup = load_setup(name)
-    engine = warehouse.open_engine(setup.site.warehouse_url)
-    warehouse.migrate(engine)
-    warehouse.bury_dead(engine, name, datetime.now(UTC))
+    setup.site.warehouse.migrate()
+    setup.site.warehouse.bury_dead(name, datetime.now(UTC))
     return setup
 
 
-def load_setup(name: str, settings: Settings | None = None) -> Setup:
-    """Load a detector without touching any store; settings are the environment's unless given. Raises ParamsInvalid."""
+def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = False) -> Setup:
+    """Load a detector without touching any store. Raises ParamsInvalid.
+
+    settings: those of the environment unless given. sole_writer: of the lake, as in experiments, whose files have the
+    same names in every run.
+    """
     settings = settings or load_settings()
     configured = load_detector(settings.project, name)
     site = Site(
@@ -114,25 +129,16 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         time_zone=configured.detector.time_zone,
         label_delay=configured.label_delay,
         sources=settings.sources,
-        lake_root=settings.lake_root,
-        warehouse_url=settings.warehouse_url,
-        mlflow_uri=settings.mlflow_uri,
-        artifacts=settings.artifact_root,
+        lake=Lake(settings.lake_root, sole_writer),
+        warehouse=Warehouse(settings.warehouse_url),
+        registry=Registry(settings.mlflow_uri, name, settings.home_path / "bundles" / name, settings.artifact_root),
         home=settings.home_path,
         device=settings.device,
         threads=settings.threads,
         devices=settings.devices,
         commit=read_commit(settings),
     )
-    scheduler = None if settings.task_runner == "threads" else settings.task_runner
-    return Setup(configured, site, Workers(scheduler, settings.workers))
-
-
-def load_stores() -> Stores:
-    """The stores that all detectors share. Raises ParamsInvalid."""
-    settings = load_settings()
-    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
-    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, artifacts)
+    return Setup(configured, site, settings)
 
 
 def read_commit(settings: Settings) -> str:

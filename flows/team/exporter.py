@@ -25,8 +25,8 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup
 from flows.status import read_nights
 from tasks.errors import NightjarError, ParamsInvalid, SchemaMismatch
-from tasks.stores import warehouse
 from tasks.stores.faults import writing
+from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse
 from tasks.upkeep.ledger import State, list_landed_dates
 from tasks.upkeep.metrics import Reading, describe_detectors
 
@@ -61,7 +61,7 @@ def read_detectors(project: Path) -> tuple[str | None, list[Reading]]:
     names = detector_names(project)
     schema = None
     try:
-        schema = warehouse.read_schema(warehouse.open_engine(load_settings().warehouse_url))
+        schema = Warehouse(load_settings().warehouse_url).read_schema()
         _check_schema(schema)
     except NightjarError as error:  # once for all: waiting for it at every detector would outlast a scrape
         return schema, [Reading(name, error=error) for name in names]
@@ -95,12 +95,12 @@ def read_calendar(setup: Setup, reading: Reading) -> Reading:
 
 def read_warehouse(setup: Setup, reading: Reading) -> Reading:
     """Add the newest published night and the tries."""
-    engine = warehouse.open_engine(setup.site.warehouse_url)
-    batches = warehouse.read_batches(engine, reading.detector)
+    warehouse = setup.site.warehouse
+    batches = warehouse.read_batches(reading.detector)
     newest = batches[-1] if batches else None
-    tries = Counter(attempt.status for attempt in warehouse.read_attempts(engine, reading.detector))
+    attempts = Counter(attempt.status for attempt in warehouse.read_attempts(reading.detector))
     begins = setup.site.start_of(newest.batch_date) if newest else None
-    return replace(reading, newest=newest, published=begins, tries=tries)
+    return replace(reading, newest=newest, published=begins, attempts=attempts)
 
 
 def read_ledger(setup: Setup, reading: Reading) -> Reading:
@@ -161,10 +161,10 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def _check_schema(schema: str | None) -> None:
-    if schema not in (None, warehouse.SCHEMA_VERSION):
+    if schema not in (None, SCHEMA_VERSION):
         raise SchemaMismatch(
             "The warehouse's tables are of another Nightjar.",
             got=f"schema {schema}",
-            expected=f"schema {warehouse.SCHEMA_VERSION}",
+            expected=f"schema {SCHEMA_VERSION}",
             todo="let its owner run nightjar migrate; for newer tables install the newer Nightjar here",
         )

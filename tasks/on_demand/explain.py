@@ -13,7 +13,6 @@ from tasks.errors import RecordMissing
 from tasks.rows.causes import name_causes
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
-from tasks.stores import registry, warehouse
 from tasks.stores.site import Site
 from tasks.stores.tables import Batch
 
@@ -41,7 +40,7 @@ class RecordExplanation:
 
 def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa.Table]:
     """The newest published night that scored a record, and the record's validated row. Raises RecordMissing."""
-    batches = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
+    batches = site.warehouse.read_batches(site.detector)
     for batch in reversed([b for b in batches if day in (None, b.batch_date)]):
         validated = site.lake.find("validated", site.detector, batch.batch_date)
         for part in validated.parts if validated else ():  # it may have been pruned
@@ -60,8 +59,8 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa
 def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
     """Score a record again with the version that scored its night, and name every column's share."""
     batch, row = find_record(site, record_id, day)
-    version = next(v for v in registry.list_versions(site) if v.version == batch.model_version)
-    detector = Detector.load(registry.fetch_bundle(site, version))
+    version = next(v for v in site.registry.list_versions() if v.version == batch.model_version)
+    detector = Detector.load(site.registry.fetch_bundle(version))
     records, _ = to_records(row, detector.columns)
     score = detector.score(records)
     most = max(len(detector.columns), MOST_CAUSES)

@@ -29,7 +29,6 @@ from tasks.rows.expectations import Mask, Suite
 from tasks.rows.schema import describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource, list_files, name_files
-from tasks.stores import registry
 from tasks.stores.site import Site
 
 SCHEMA = pa.schema(
@@ -95,8 +94,8 @@ def score_file(
     site: Site, contract: Contract, params: DetectorParams, source: str, most: int | None, output: Path | None
 ) -> dict[str, Any]:
     """Score a file with the champion: counts, its worst `most` rows and as many bad ones; `output` gets all rows."""
-    version = registry.get_champion(site)
-    detector = Detector.load(registry.fetch_bundle(site, version))
+    version = site.registry.get_champion()
+    detector = Detector.load(site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
     header = own.header if isinstance(own, FilesSource) else ()
     arrivals = list_files(files.model_copy(update={"header": header}), site.sources)

@@ -101,6 +101,6 @@ def rank_record(
 
 def rank_by_champion(site: Site, contract: Contract, values: Mapping[str, str], params: ScoreParams) -> Ranked:
     """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing."""
-    champion = registry.get_champion(site)
-    detector = Detector.load(registry.fetch_bundle(site, champion))
+    champion = site.registry.get_champion()
+    detector = Detector.load(site.registry.fetch_bundle(champion))
     return rank_record(detector, champion, contract, values, params)

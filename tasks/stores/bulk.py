@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from tasks.stores.faults import _explain_failure, _forbidden
+from tasks.stores.faults import explain_database, lacks_right
 from tasks.stores.tables import Instant
 
 COPY_ROWS = 10_000
@@ -44,9 +44,9 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
             for part in rows.to_batches(COPY_ROWS):
                 copy.write(_encode_copy_text(part))
     except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
-        raise _explain_failure(connection.engine.url, str(error)) from error
+        raise explain_database(connection.engine.url, str(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise _forbidden(connection.engine.url, error) from error
+        raise lacks_right(connection.engine.url, error) from error
 
 
 def _encode_copy_text(rows: Any) -> str:
@@ -124,7 +124,8 @@ def _to_table(rows: Sequence[Any], schema: Any) -> Any:
     return pa.table([pa.array(list(v), kind) for v, kind in zip(values, schema.types, strict=True)], schema=schema)
 
 
-def _read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+def read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+    """A query's rows as a frame, whole."""
     schema = arrow_schema(query)
     result = connection.execute(query)
     if connection.dialect.name == "duckdb":

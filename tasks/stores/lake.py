@@ -7,35 +7,28 @@ hash of all they depend on, so whoever writes there writes the same, and a later
 """
 
 import hashlib
-import io
 import json
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import duckdb
-import fsspec
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import (
     BatchMissing,
     MemoryExhausted,
-    ParamsInvalid,
     SourceInvalid,
-    hide_password,
 )
-from tasks.stores.faults import _unreachable, list_faults
-from tasks.stores.files import BUCKETS, PIECE_BYTES, _appear, _passing_over_missing
+from tasks.stores.files import Files, passing_over_missing
 
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
@@ -197,30 +190,15 @@ class PartitionWriter:
         return manifest
 
 
-class Lake:
-    """All zones under one root. Small and picklable: it holds the root and opens files when asked.
+class Lake(Files):
+    """All zones under one root; it opens files and DuckDB when asked, and travels to workers as its root.
 
     sole_writer: nobody else ever writes here, so names of files need no random part, and repeat.
     """
 
     def __init__(self, root: str, sole_writer: bool = False) -> None:
-        self.root, self.sole_writer = root.rstrip("/"), sole_writer
-        try:
-            # What another process has written since must be seen: listings are not kept. Whoever reads Parquet asks for
-            # the ranges it needs; reading ahead of those fetched a part four times for one of its columns.
-            options = {"use_listings_cache": False, "default_cache_type": "none"}
-            self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
-        except (ImportError, ValueError) as error:
-            raise ParamsInvalid(
-                "The lake cannot be opened.",
-                where=hide_password(self.root),
-                got=str(error),
-                expected="a folder, or a URL of a file system that fsspec knows and whose package is installed",
-                todo="correct NIGHTJAR_LAKE, or install the package; for s3:// pip install 'nightjar[s3]'",
-            ) from error
-        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else {*self._fs.protocol}
-        self.is_local, self._has_folders = "file" in protocols, not protocols & BUCKETS
-        self._faults = list_faults() if "s3" in protocols else (OSError,)
+        super().__init__(root)
+        self.sole_writer = sole_writer
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
         """Travel as what it was made of: an open DuckDB cannot."""
@@ -235,106 +213,11 @@ class Lake:
         folder = self.partition(zone, detector, batch_date)
         return f"{folder}/inputs={inputs}/manifest.json" if inputs else f"{folder}/manifest.json"
 
-    def full(self, path: str) -> str:
-        """The path as the file system knows it."""
-        return f"{self._base}/{path}"
-
-    @contextmanager
-    def create(self, path: str) -> Iterator[IO[bytes]]:
-        """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
-        full = self.full(path)
-        with ExitStack() as closing:
-            with self.reaching(path):
-                if self._has_folders:
-                    self._fs.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
-                file = closing.enter_context(_appear(full) if self.is_local else self._upload(full))
-            yield file
-            with self.reaching(path):
-                closing.close()
-
-    @contextmanager
-    def _upload(self, full: str) -> Iterator[IO[bytes]]:
-        """A file of a store that is there when it is closed; an exception leaves nothing."""
-        file = self._fs.open(full, "wb", block_size=PIECE_BYTES)
-        try:
-            yield file
-            file.close()
-        except BaseException:
-            with suppress(*self._faults):
-                file.discard()
-            file.forced = True  # for fsspec it is flushed: closing it, as its end does, sends nothing more
-            file.close()
-            raise
-
-    @contextmanager
-    def reaching(self, path: str) -> Iterator[None]:
-        """Whatever keeps a file from being read or written becomes ServiceUnreachable."""
-        try:
-            yield
-        except self._faults as error:
-            raise _unreachable(self.root, path, error) from error
-
-    @contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
-        """A file's bytes, to be read in pieces."""
-        with self.reaching(path), self._open_ahead(path) as file:
-            yield file
-
-    def files(self, folder: str) -> dict[str, int]:
-        """The bytes of every file below a folder, by path; none where there is no such folder."""
-        found: dict[str, Any] = {}
-        with self.reaching(folder), _passing_over_missing():
-            found = self._fs.find(self.full(folder), detail=True)
-        return {str(name).removeprefix(f"{self._base}/"): int(info["size"]) for name, info in sorted(found.items())}
-
-    def modified(self, path: str) -> datetime:
-        """When a file was last written."""
-        with self.reaching(path):
-            moment: datetime = self._fs.modified(self.full(path))
-        return moment.astimezone(UTC)
-
-    def remove(self, path: str) -> None:
-        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
-        with self.reaching(path), _passing_over_missing():
-            self._fs.rm_file(self.full(path))
-            folder = Path(self.full(path)).parent
-            if self.is_local and not any(folder.iterdir()):
-                folder.rmdir()
-
-    def replace(self, path: str, data: bytes) -> None:
-        """Put a small file in place of the old one, in one step."""
-        with self.create(path) as file, self.reaching(path):
-            file.write(data)
-
-    def read(self, path: str) -> bytes:
-        """A small file, whole."""
-        with self.reaching(path):
-            return bytes(self._fs.cat_file(self.full(path)))
-
-    def hash_file(self, path: str) -> str | None:
-        """The sha256 of a file's bytes, or None where there is none."""
-        with self.reaching(path), _passing_over_missing(), self._open_ahead(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return None
-
-    def _open_ahead(self, path: str) -> Any:
-        return self._fs.open(self.full(path), "rb", block_size=PIECE_BYTES, cache_type="readahead")
-
-    def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
-        """Put a small table, as Parquet, in place of the old one in one step."""
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        self.replace(path, buffer.getvalue())
-
-    def read_frame(self, path: str) -> pd.DataFrame:
-        """A small table, whole."""
-        return pd.read_parquet(io.BytesIO(self.read(path)))
-
     def attempts(self, folder: str) -> list[int]:
         """The attempts that left files in a partition's folder, finished or not."""
         found: list[Any] = []
-        with self.reaching(folder), _passing_over_missing():
-            found = self._fs.ls(self.full(folder), detail=False)
+        with self.reaching(folder), passing_over_missing():
+            found = self.fs.ls(self.full(folder), detail=False)
         names = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
@@ -343,27 +226,10 @@ class Lake:
         data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
         return None if data is None else decode_manifest(data)
 
-    def find_file(self, path: str) -> bytes | None:
-        """A small file, whole, or None where there is none."""
-        with self.reaching(path), _passing_over_missing():
-            return bytes(self._fs.cat_file(self.full(path)))
-        return None
-
     def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
         """The paths of all manifests, those of scores below their inputs among them."""
         folder = f"{zone}/{detector}/batch_date=*"
-        return sorted(path for below in ("", "/inputs=*") for path in self._glob(f"{folder}{below}/{MANIFEST}"))
-
-    def _glob(self, pattern: str) -> list[str]:
-        """The files that a pattern fits, `*` being a name or a piece of one.
-
-        An object store is asked once for everything below: to look into folder after folder is a request each.
-        """
-        if self._has_folders:
-            with self.reaching(pattern):
-                return [str(path).removeprefix(f"{self._base}/") for path in self._fs.glob(self.full(pattern))]
-        fits = re.compile(re.escape(pattern).replace(r"\*", "[^/]*")).fullmatch
-        return [path for path in self.files(pattern.partition("*")[0].rpartition("/")[0]) if fits(path)]
+        return sorted(path for below in ("", "/inputs=*") for path in self.glob(f"{folder}{below}/{MANIFEST}"))
 
     def read_manifest(self, path: str) -> Manifest:
         """The manifest at a path."""
@@ -383,12 +249,12 @@ class Lake:
 
     def dates(self, zone: Zone, detector: str) -> list[date]:
         """The batch dates with a committed partition, in order."""
-        found = self._glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
+        found = self.glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
         return sorted(date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
     def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
         """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
-        manifests = [self.read_manifest(path) for path in self._glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
+        manifests = [self.read_manifest(path) for path in self.glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
         return {manifest.batch_date: manifest.parts for manifest in manifests}
 
     def remember_landing(self, path: str) -> None:
@@ -408,7 +274,7 @@ class Lake:
         """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
         full = self.full(part.path)
         with self._reading(part):
-            source = full if self.is_local else self._fs.open(full)
+            source = full if self.is_local else self.fs.open(full)
             options = {"read_dictionary": list(categories), "page_checksum_verification": True}
             with pq.ParquetFile(source, pre_buffer=not self.is_local, **options) as file:
                 for groups in [None] if self.is_local else _list_runs(file.metadata):
@@ -419,7 +285,7 @@ class Lake:
         """A part's columns and their types, read from its footer."""
         full = self.full(part.path)
         with self._reading(part):
-            return pq.read_schema(full if self.is_local else self._fs.open(full))
+            return pq.read_schema(full if self.is_local else self.fs.open(full))
 
     def columns(self, part: Part) -> list[str]:
         """A part's column names."""
@@ -433,7 +299,10 @@ class Lake:
         prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
         paths = [prefix + self.full(part.path) for part in parts]
         with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
-            cursor.read_parquet(paths, union_by_name=True, hive_partitioning=False).create_view("parts", replace=True)
+            # Temporary: seen by this cursor alone, while others of the same lake look at other parts.
+            files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+            source = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
+            cursor.execute(f"create temporary view parts as select * from {source}")  # noqa: S608 - quoted
             for name, table in tables.items():
                 cursor.register(name, table)
             return cursor.sql(sql).to_arrow_table()
@@ -442,7 +311,7 @@ class Lake:
     def _reading(self, *parts: Part) -> Iterator[None]:
         try:
             yield
-        except (*self._faults, pa.ArrowException, duckdb.Error) as error:
+        except (*self.faults, pa.ArrowException, duckdb.Error) as error:
             if isinstance(error, NOT_OF_A_PART):
                 raise
             if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in str(error):
@@ -455,8 +324,8 @@ class Lake:
                 ) from error
             paths = [part.path for part in parts]
             if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
-                with self.reaching(paths[0]), _passing_over_missing():
-                    self._fs.info(self.full(paths[0]))
+                with self.reaching(paths[0]), passing_over_missing():
+                    self.fs.info(self.full(paths[0]))
             raise SourceInvalid(
                 "A part of the lake is missing or damaged.",
                 where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
@@ -487,7 +356,7 @@ class Lake:
         config: dict[str, Any] = {"preserve_insertion_order": False, "temp_directory": str(self._spill)} | limits
         connection = duckdb.connect(config=config)
         if not self.is_local:
-            connection.register_filesystem(self._fs)
+            connection.register_filesystem(self.fs)
         return connection
 
 

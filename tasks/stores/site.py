@@ -1,13 +1,14 @@
-"""Where one detector's data lives: the record that every task gets, made once by the flows from the settings."""
+"""One detector at work: its calendar, its stores and its folders, set up once by the flows and handed to every task."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from tasks.errors import hide_password
 from tasks.stores.lake import Lake
+from tasks.stores.registry import Registry
+from tasks.stores.warehouse import Warehouse
 
 
 @dataclass(frozen=True)
@@ -17,41 +18,20 @@ class Site:
     detector: str
     time_zone: str
     label_delay: timedelta
-    sources: str
-    lake_root: str
-    warehouse_url: str
-    mlflow_uri: str
-    artifacts: str | None  # where a serverless MLflow keeps files; None lets the server decide
+    sources: str  # folder or URL that relative source paths start from
+    lake: Lake
+    warehouse: Warehouse
+    registry: Registry
     home: Path
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     commit: str
     devices: int = 1  # that fit a network together
-    sole_writer: bool = False  # of the lake: true in experiments, whose files have the same names in every run
-
-    @property
-    def lake(self) -> Lake:
-        """The lake, opened anew: it holds no connection worth sharing."""
-        return Lake(self.lake_root, self.sole_writer)
-
-    def for_workers(self, device: Literal["cpu", "cuda"]) -> "Site":
-        """The site as it is sent to workers: without the warehouse, the sources, and any password of MLflow's URL."""
-        return replace(self, warehouse_url="", sources="", mlflow_uri=hide_password(self.mlflow_uri), device=device)
 
     @property
     def zone(self) -> ZoneInfo:
         """The time zone that bounds batch dates."""
         return ZoneInfo(self.time_zone)
-
-    @property
-    def model_name(self) -> str:
-        """The registered model."""
-        return f"nightjar-{self.detector}"
-
-    @property
-    def warehouse_label(self) -> str:
-        """The warehouse's URL as it may be shown: without user and password."""
-        return hide_password(self.warehouse_url)
 
     @property
     def docs(self) -> Path:
@@ -63,18 +43,13 @@ class Site:
         """One HTML page a night."""
         return self.home / "reports" / self.detector
 
-    @property
-    def bundles(self) -> Path:
-        """Bundles on their way to the registry, and those fetched from it."""
-        return self.home / "bundles" / self.detector
-
     def fitted(self, cutoff: date) -> Path:
         """The bundle of a training cut-off, before calibration."""
-        return self.bundles / "fitted" / str(cutoff)
+        return self.registry.bundles / "fitted" / str(cutoff)
 
     def calibrated(self, cutoff: date) -> Path:
         """The bundle of a training cut-off, ready to register."""
-        return self.bundles / "calibrated" / str(cutoff)
+        return self.registry.bundles / "calibrated" / str(cutoff)
 
     def start_of(self, day: date) -> datetime:
         """The instant at which a batch date begins."""

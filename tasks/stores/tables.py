@@ -205,24 +205,3 @@ class Attempt:
     finished_at: datetime | None
     run_id: str | None
     owner: str | None
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One published anomaly; `causes` is JSON text, `percentile_rank` 0 to 100."""
-
-    detector: str
-    batch_date: date
-    record_id: str
-    attempt: int
-    event_time: datetime
-    score: float
-    percentile_rank: float
-    p_value: float
-    threshold: float
-    causes: str
-    model_name: str
-    model_version: int
-    scored_at: datetime
-    second_stage_probability: float | None
-    suppressed: bool

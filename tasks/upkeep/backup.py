@@ -7,7 +7,6 @@ it first and fills the warehouse last, in one transaction: cut short, it is simp
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -19,10 +18,11 @@ from pydantic import ValidationError
 
 from models.params import Section
 from tasks.errors import BackupInvalid, SourceInvalid, StoreNotEmpty
-from tasks.stores import bulk, faults, warehouse
+from tasks.stores import bulk
 from tasks.stores.faults import writing
 from tasks.stores.lake import PRUNED, Lake, decode_manifest
 from tasks.stores.tables import metadata
+from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse, lock_key
 from tasks.upkeep import registry_copy
 from tasks.upkeep.inventory import list_named
 
@@ -33,16 +33,6 @@ PIECE = 1 << 20  # bytes held in memory at once
 ROWS = 100_000  # of a table, held in memory at once
 
 Tell = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The three stores that all detectors share. `artifacts`: folder or URL where a restore puts MLflow's files."""
-
-    lake_root: str
-    warehouse_url: str
-    mlflow_uri: str
-    artifacts: str
 
 
 class FileEntry(Section):
@@ -68,19 +58,24 @@ class BackupManifest(Section):
         return sum(entry.size for entry in self.files.values())
 
 
-def back_up(stores: Stores, folder: Path, with_mlflow: bool, tell: Tell = lambda done, total: None) -> BackupManifest:
-    """Copy the stores into a new folder. Raises StoreNotEmpty, BackupInvalid, SourceInvalid and ServiceUnreachable."""
+def back_up(
+    lake: Lake, warehouse: Warehouse, mlflow_uri: str | None, folder: Path, tell: Tell = lambda done, total: None
+) -> BackupManifest:
+    """Copy the stores into a new folder; mlflow_uri None leaves MLflow out.
+
+    Raises StoreNotEmpty, BackupInvalid, SourceInvalid and ServiceUnreachable.
+    """
     check_new(folder, "one without manifest.json is what a backup that was cut short left")
-    database = registry_copy.find_database(stores.mlflow_uri) if with_mlflow else None
+    database = registry_copy.find_database(mlflow_uri) if mlflow_uri else None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        rows = export_tables(warehouse.open_engine(stores.warehouse_url), folder / WAREHOUSE)
-        copy_lake(Lake(stores.lake_root), folder / LAKE, tell)
+        rows = export_tables(warehouse, folder / WAREHOUSE)
+        copy_lake(lake, folder / LAKE, tell)
         experiments = registry_copy.export_registry(database, folder / registry_copy.FOLDER) if database else None
         manifest = BackupManifest(
             format_version=FORMAT_VERSION,
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            schema_version=warehouse.SCHEMA_VERSION,
+            schema_version=SCHEMA_VERSION,
             rows=rows,
             experiments=experiments,
             files={str(path.relative_to(folder)): describe(path) for path in list_files(folder)},
@@ -101,26 +96,24 @@ def check_new(folder: Path, else_what: str) -> None:
         )
 
 
-def export_warehouse(url: str, folder: Path) -> dict[str, int]:
+def export_warehouse(warehouse: Warehouse, folder: Path) -> dict[str, int]:
     """Write the tables into a new folder, as Parquet for other databases; returns the rows of each.
 
     Raises StoreNotEmpty and ServiceUnreachable.
     """
     check_new(folder, "an export that was cut short is made again from the beginning")
     with writing(folder):
-        return export_tables(warehouse.open_engine(url), folder)
+        return export_tables(warehouse, folder)
 
 
-def export_tables(engine: sa.Engine, folder: Path) -> dict[str, int]:
+def export_tables(warehouse: Warehouse, folder: Path) -> dict[str, int]:
     """Write every table as Parquet, all as they were at one moment; returns the rows of each."""
-    warehouse.migrate(engine)
-    if engine.dialect.name == "postgresql":
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    warehouse.migrate()
     folder.mkdir(parents=True, exist_ok=True)
-    with warehouse.begin(engine) as connection:
-        if engine.dialect.name not in ("postgresql", "duckdb"):
-            # Statements there see what was committed meanwhile: a moment without writers.
-            warehouse.lock_key(connection, "export")
+    with warehouse.begin(isolation_level="REPEATABLE READ") as connection:
+        if connection.dialect.name not in ("postgresql", "duckdb"):
+            # Statements there see what was committed in between: a moment without writers.
+            lock_key(connection, "export")
         return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
 
 
@@ -220,8 +213,8 @@ def read_manifest(folder: Path) -> BackupManifest:
     except ValidationError as error:
         got = f"{error.error_count()} bad keys"
         raise BackupInvalid(f"{MANIFEST} is not a backup's.", where=str(path), got=got) from error
-    supported = (FORMAT_VERSION, warehouse.SCHEMA_VERSION)
-    if manifest.format_version != FORMAT_VERSION or manifest.schema_version > warehouse.SCHEMA_VERSION:
+    supported = (FORMAT_VERSION, SCHEMA_VERSION)
+    if manifest.format_version != FORMAT_VERSION or manifest.schema_version > SCHEMA_VERSION:
         raise BackupInvalid(
             "The backup was made by a newer Nightjar.",
             where=str(path),
@@ -232,19 +225,28 @@ def read_manifest(folder: Path) -> BackupManifest:
     return manifest
 
 
-def restore(stores: Stores, folder: Path, tell: Tell = lambda done, total: None) -> BackupManifest:
-    """Fill empty stores from a backup, the warehouse last. Raises BackupInvalid, StoreNotEmpty, ServiceUnreachable."""
+def restore(
+    lake: Lake,
+    warehouse: Warehouse,
+    mlflow_uri: str,
+    artifacts: str,
+    folder: Path,
+    tell: Tell = lambda done, total: None,
+) -> BackupManifest:
+    """Fill empty stores from a backup, the warehouse last. artifacts: folder or URL where MLflow's files are put.
+
+    Raises BackupInvalid, StoreNotEmpty, ServiceUnreachable.
+    """
     manifest = check_backup(folder, tell)
-    lake, engine = Lake(stores.lake_root), warehouse.open_engine(stores.warehouse_url)
     check_lake_empty(lake, manifest)
-    check_tables_empty(engine)
-    database = registry_copy.find_database(stores.mlflow_uri) if manifest.experiments is not None else None
+    check_tables_empty(warehouse)
+    database = registry_copy.find_database(mlflow_uri) if manifest.experiments is not None else None
     with writing(database.parent if database else folder):
         if database and manifest.experiments is not None:
             source = folder / registry_copy.FOLDER
-            registry_copy.import_registry(source, manifest.experiments, database, stores.artifacts)
+            registry_copy.import_registry(source, manifest.experiments, database, artifacts)
         fill_lake(lake, folder / LAKE, manifest)
-    fill_tables(engine, folder / WAREHOUSE, manifest.schema_version)
+    fill_tables(warehouse, folder / WAREHOUSE, manifest.schema_version)
     return manifest
 
 
@@ -263,16 +265,15 @@ def check_lake_empty(lake: Lake, manifest: BackupManifest) -> None:
         )
 
 
-def check_tables_empty(engine: sa.Engine) -> None:
+def check_tables_empty(warehouse: Warehouse) -> None:
     """Raise StoreNotEmpty where a table has rows."""
-    warehouse_is_new = warehouse.is_new(engine)
-    with warehouse.begin(engine) as connection:
-        tables = () if warehouse_is_new else metadata.sorted_tables
+    tables = () if warehouse.is_new() else metadata.sorted_tables
+    with warehouse.begin() as connection:
         counts = {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in tables}
     if held := {name: count for name, count in counts.items() if count}:
         raise StoreNotEmpty(
             "The warehouse is not empty; nothing was restored.",
-            where=faults.describe_place(engine.url),
+            where=warehouse.place,
             got=", ".join(f"{name} {count:,} rows" for name, count in held.items()),
             expected="tables without rows; a restore fills them last and all at once",
             todo="nothing, if these rows are an earlier restore's, which has then ended; else point NIGHTJAR_HOME or "
@@ -292,27 +293,27 @@ def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
             copy_stream(source, target)
 
 
-def fill_tables(engine: sa.Engine, folder: Path, schema_version: str) -> None:
+def fill_tables(warehouse: Warehouse, folder: Path, schema_version: str) -> None:
     """Load every table in one transaction, in the schema of the backup, then migrate to today's."""
-    if warehouse.is_new(engine):
-        warehouse.migrate(engine, schema_version)
-    elif schema_version != warehouse.SCHEMA_VERSION:
-        raise _older(engine, schema_version)
-    with warehouse.begin(engine) as connection:
+    if warehouse.is_new():
+        warehouse.migrate(schema_version)
+    elif schema_version != SCHEMA_VERSION:
+        raise _older(warehouse, schema_version)
+    with warehouse.begin() as connection:
         for table in metadata.sorted_tables:
             path = _file_of(folder, table)
             if path.exists():
                 with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(ROWS):
                         bulk.load_rows(connection, table, pa.Table.from_batches([batch]).to_pandas())
-    warehouse.migrate(engine)
+    warehouse.migrate()
 
 
-def _older(engine: sa.Engine, schema_version: str) -> StoreNotEmpty:
+def _older(warehouse: Warehouse, schema_version: str) -> StoreNotEmpty:
     return StoreNotEmpty(
         "The warehouse has today's tables already, and the backup is of older ones.",
-        where=faults.describe_place(engine.url),
-        got=f"schema {warehouse.SCHEMA_VERSION}",
+        where=warehouse.place,
+        got=f"schema {SCHEMA_VERSION}",
         expected=f"no tables, to make those of schema {schema_version}, fill them and migrate",
         todo="drop the empty tables, or point NIGHTJAR_WAREHOUSE to a new database",
     )

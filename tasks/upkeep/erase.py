@@ -21,7 +21,6 @@ import sqlalchemy as sa
 
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, SourceInvalid
-from tasks.stores import registry
 from tasks.stores.lake import Lake, Manifest, Part, Zone
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -34,7 +33,6 @@ from tasks.stores.tables import (
     scoring_batches,
     superseded_anomalies,
 )
-from tasks.stores.warehouse import begin, open_engine
 from tasks.upkeep.inventory import Inventory, list_results, take_inventory
 from tasks.upkeep.prune import GRACE, hold_batch, read_batch_date
 
@@ -231,7 +229,7 @@ def _remove_with_receipts(lake: Lake, path: str, inventory: Inventory) -> None:
 def erase_rows(site: Site, record_id: str) -> list[Place]:
     """Delete the record's rows from every table, and its id from texts that mention it, in one transaction."""
     counts: Counter[tuple[str, date | None]] = Counter()
-    with begin(open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         for table, column in NAMED_BY.items():
             found = (table.c.detector == site.detector, column == record_id)
             rows = connection.execute(sa.select(table).where(*found)).mappings()
@@ -280,14 +278,14 @@ def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
 def read_published(site: Site) -> set[date]:
     """The batch dates with a published night."""
     nights = sa.select(scoring_batches.c.batch_date).where(scoring_batches.c.detector == site.detector)
-    with begin(open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         return set(connection.scalars(nights))
 
 
 def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
     """The registered versions whose training dates cover one of the days."""
     found = []
-    for version in registry.list_versions(site):
+    for version in site.registry.list_versions():
         dates = [version.tags.get(name) for name in ("first_date", "trained_through")]
         if None in dates or any(str(dates[0]) <= day.isoformat() <= str(dates[1]) for day in days):
             found.append(Fitted(version.version, version.aliases, _holds_rows(site, version)))
@@ -297,7 +295,7 @@ def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
 def _holds_rows(site: Site, version: Version) -> bool:
     """Whether a version's bundle keeps encoded rows; one that cannot be looked at may."""
     with suppress(NightjarError):
-        return Detector.load(registry.fetch_bundle(site, version)).score_params.kind == "neighbours"
+        return Detector.load(site.registry.fetch_bundle(version)).score_params.kind == "neighbours"
     return True
 
 

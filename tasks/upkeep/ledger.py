@@ -9,7 +9,6 @@ from datetime import date, timedelta
 from typing import Literal
 
 from tasks.errors import ChampionMissing
-from tasks.stores import registry, warehouse
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -75,8 +74,8 @@ def read_ledger_as_of(site: Site, dates: Sequence[date]) -> list[NightState]:
 
 def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | None]:
     """For each batch date the version that was champion when the date ended. Raises ChampionMissing."""
-    history = registry.read_champions(site)
-    versions = {version.version: version for version in registry.list_versions(site)}
+    history = site.registry.read_champions()
+    versions = {version.version: version for version in site.registry.list_versions()}
     found: dict[date, Version | None] = {}
     for day in dates:
         due = site.start_of(day + timedelta(days=1))
@@ -86,7 +85,7 @@ def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | No
     if lacking := [day for day, version in found.items() if version is None]:
         raise ChampionMissing(
             f"{len(lacking)} of {len(dates)} dates of {site.detector} had no champion when they were due.",
-            where=f"registered model {site.model_name}",
+            where=f"registered model {site.registry.model_name}",
             got=", ".join(map(str, lacking)),
             expected=reigns or "any champion",
             todo="name later dates, or leave out --as-of: today's champion then scores them",
@@ -95,9 +94,9 @@ def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | No
 
 
 def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | None]) -> list[NightState]:
-    engine, lake = warehouse.open_engine(site.warehouse_url), site.lake
-    published = {batch.batch_date: batch for batch in warehouse.read_batches(engine, site.detector)}
-    newest = {attempt.batch_date: attempt for attempt in warehouse.read_attempts(engine, site.detector)}
+    engine, lake = site.warehouse, site.lake
+    published = {batch.batch_date: batch for batch in engine.read_batches(site.detector)}
+    newest = {attempt.batch_date: attempt for attempt in engine.read_attempts(site.detector)}
     return [
         _judge(day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
         for day in dates

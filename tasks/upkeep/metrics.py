@@ -29,7 +29,7 @@ class Reading:
     published: datetime | None = None
     landed: datetime | None = None
     expected: datetime | None = None
-    tries: Mapping[str, int] | None = None  # by status
+    attempts: Mapping[str, int] | None = None  # by status
     nights: Mapping[State, int] | None = None
     champion: int | None = None
     error: NightjarError | None = None
@@ -55,7 +55,7 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
     ),
     "nightjar_attempts_running": (
         "Tries at a batch that have not ended, those of killed processes included until the next run buries them.",
-        lambda reading: None if reading.tries is None else reading.tries.get("running", 0),
+        lambda reading: None if reading.attempts is None else reading.attempts.get("running", 0),
     ),
     "nightjar_champion_version": (
         "The model version that scores tonight; absent where there is no champion.",
@@ -103,17 +103,17 @@ def describe_detectors(readings: Sequence[Reading], schema: str | None, now: dat
     )
     states = (((r.detector, state), count) for r in readings for state, count in (r.nights or {}).items())
     yield _gauge("nightjar_nights", "Due batch dates by state.", ("detector", "state"), states)
-    yield count_tries(readings)
+    yield count_attempts(readings)
 
 
-def count_tries(readings: Sequence[Reading]) -> CounterMetricFamily:
-    """The tries that have ended, by outcome. What retention prunes of them looks like a restart of the counter."""
+def count_attempts(readings: Sequence[Reading]) -> CounterMetricFamily:
+    """The attempts that have ended, by outcome. What retention prunes of them looks like a restart of the counter."""
     family = CounterMetricFamily(
         "nightjar_attempts", "Tries at a batch that have ended, by outcome.", labels=("detector", "outcome")
     )
     for reading in readings:
-        for outcome in ENDED if reading.tries is not None else ():
-            family.add_metric((reading.detector, outcome), (reading.tries or {}).get(outcome, 0))
+        for outcome in ENDED if reading.attempts is not None else ():
+            family.add_metric((reading.detector, outcome), (reading.attempts or {}).get(outcome, 0))
     return family
 
 

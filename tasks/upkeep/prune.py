@@ -22,7 +22,7 @@ from tasks.stores.files import UNFINISHED
 from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, scoring_batches, superseded_anomalies
-from tasks.stores.warehouse import begin, lock_key, open_engine
+from tasks.stores.warehouse import lock_key
 from tasks.upkeep.inventory import Inventory, list_named, take_inventory
 
 GRACE = timedelta(hours=24)  # a younger file may be a live attempt's
@@ -91,9 +91,9 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
 def read_kept(site: Site) -> Kept:
     """What retention must not touch, from the warehouse and the registry."""
     nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores, scoring_batches.c.input_hash)
-    with begin(open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
-    used = [v for v in registry.list_versions(site) if v.aliases]
+    used = [v for v in site.registry.list_versions() if v.aliases]
     champion = next((v for v in used if registry.CHAMPION in v.aliases), None)
     return Kept(
         scores={row.batch_date: row.scores for row in rows},
@@ -155,8 +155,8 @@ def plan_partitions(inventory: Inventory, retention: RetentionParams, today: dat
 
 def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Kept) -> Iterator[Removal]:
     """Downloads that were cut short, and old local bundles of versions that carry no alias."""
-    folders = [path for pattern in ("downloading-*", "version-*") for path in site.bundles.glob(pattern)]
-    folders += [path for name in ("fitted", "calibrated") for path in site.bundles.glob(f"{name}/*")]
+    folders = [path for pattern in ("downloading-*", "version-*") for path in site.registry.bundles.glob(pattern)]
+    folders += [path for name in ("fitted", "calibrated") for path in site.registry.bundles.glob(f"{name}/*")]
     for folder in sorted(folders):
         is_used = folder.name.startswith("version-") and int(folder.name.split("-")[1]) in kept.versions
         is_cut_short = folder.name.startswith("downloading-")
@@ -232,7 +232,7 @@ def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[H
         yield Held(True, None)
         return
     live = (attempts.c.status == "running", attempts.c.started_at > now - GRACE)
-    with begin(open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         lock_key(connection, site.detector, batch_date.isoformat())
         lock_key(connection, site.detector, "landing")  # whoever lands reads and replaces the same manifests
         tries, scores = (
@@ -267,7 +267,7 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
         )
         old[attempts] = [attempts.c.started_at < now - limit, newer, ~stands.exists()]
     counts = {}
-    with begin(open_engine(site.warehouse_url)) as connection:
+    with site.warehouse.begin() as connection:
         for table, conditions in old.items():
             rows = (table.c.detector == site.detector, *conditions)
             counts[table.name] = connection.scalar(sa.select(sa.func.count()).select_from(table).where(*rows)) or 0

@@ -11,12 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-import sqlalchemy as sa
-
 from tasks.errors import BackupInvalid, StoreNotEmpty, hide_password
-from tasks.stores.faults import _answering
-from tasks.stores.lake import Lake
-from tasks.stores.registry import locate_artifacts
+from tasks.stores.faults import reaching_registry
+from tasks.stores.files import Files
+from tasks.stores.registry import find_file, locate_artifacts
 
 FOLDER = "mlflow"
 DATABASE = "mlflow.db"
@@ -31,7 +29,7 @@ PREFIX = "nightjar-"  # of our experiments and registered models
 
 def find_database(uri: str) -> Path:
     """The file of an MLflow on SQLite. Raises BackupInvalid for any other."""
-    if not uri.startswith("sqlite:") or not (path := sa.make_url(uri).database):
+    if (path := find_file(uri)) is None:
         raise BackupInvalid(
             "This MLflow cannot be copied; nothing was written.",
             where=hide_password(uri),
@@ -40,7 +38,7 @@ def find_database(uri: str) -> Path:
             todo="copy the server's own database (pg_dump) and its artifact store, and these stores with "
             "nightjar backup FOLDER --without-mlflow",
         )
-    return Path(path)
+    return path
 
 
 def export_registry(database: Path, folder: Path) -> dict[str, str]:
@@ -49,7 +47,7 @@ def export_registry(database: Path, folder: Path) -> dict[str, str]:
     if not database.exists():
         return {}
     databases = [closing(sqlite3.connect(path)) for path in (database, folder / DATABASE)]
-    with _answering(database), databases[0] as source, databases[1] as target:
+    with reaching_registry(str(database)), databases[0] as source, databases[1] as target:
         source.backup(target)
         experiments = read_experiments(target)
     for name, location in experiments.items():
@@ -68,7 +66,7 @@ def read_experiments(connection: sqlite3.Connection) -> dict[str, str]:
     return dict(connection.execute(sql, (len(PREFIX), PREFIX)).fetchall())
 
 
-def open_place(name: str, location: str) -> Lake:
+def open_place(name: str, location: str) -> Files:
     """An artifact location as a place of files. Raises BackupInvalid where it is another system's."""
     if "://" in location and not location.startswith(("file://", "s3://")):
         raise BackupInvalid(
@@ -77,7 +75,7 @@ def open_place(name: str, location: str) -> Lake:
             expected="a folder, or a URL of S3",
             todo="copy that store by its own means, and the others with nightjar backup FOLDER --without-mlflow",
         )
-    return Lake(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
+    return Files(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
 
 
 def import_registry(folder: Path, experiments: Mapping[str, str], database: Path, artifacts: str) -> None:
@@ -99,7 +97,7 @@ def check_registry_empty(database: Path, expected: Path) -> None:
     """Raise StoreNotEmpty where a database with runs is there that is not the one about to be put in place."""
     if not database.exists() or database.read_bytes() == expected.read_bytes():
         return
-    with _answering(database), closing(sqlite3.connect(database)) as connection:
+    with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection:
         has_tables = connection.execute("select 1 from sqlite_master where name = 'runs'").fetchone()
         runs = connection.execute("select count(*) from runs").fetchone()[0] if has_tables else 0
     if runs:
@@ -115,7 +113,7 @@ def check_registry_empty(database: Path, expected: Path) -> None:
 
 def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
     """In a database, put new locations in place of the old ones that texts are, or begin with."""
-    with _answering(database), closing(sqlite3.connect(database)) as connection, connection:
+    with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection, connection:
         for table, columns in LOCATIONS.items():
             for column in columns:
                 # The names are our own. With its slash, so that the place of "cards" is not the beginning of "cards2".
@@ -124,7 +122,7 @@ def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
                     connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
 
 
-def copy_artifacts(source: Path, target: Lake, old: str, new: str) -> None:
+def copy_artifacts(source: Path, target: Files, old: str, new: str) -> None:
     """Copy an experiment's files; MLmodel files, which name their own place, are rewritten."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name = str(path.relative_to(source))

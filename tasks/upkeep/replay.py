@@ -22,7 +22,6 @@ from tasks.ingest import batch_dates_of, commit_parts, keep_labels, read_event_t
 from tasks.params import EventTime, IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.sources.files import read_csv
-from tasks.stores import registry
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 from tasks.upkeep.ledger import read_ledger
@@ -74,7 +73,7 @@ def list_bad_rows(site: Site, contract: Contract, params: ValidateParams, day: d
 
 def find_reason_not_to_score(site: Site, day: date) -> str:
     """Why a night need not be scored again: the champion has learnt from it, or it is fresh; empty where it must."""
-    champion = registry.find_version(site)
+    champion = site.registry.find_version()
     if champion and day.isoformat() <= champion.tags["trained_through"]:
         return f"version {champion.version} has learnt from {day}"
     [night] = read_ledger(site, [day], champion)

@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.detector import Detector
-from tasks.errors import BatchMissing, NightjarError
+from tasks.errors import NightjarError
 from tasks.params import RetentionParams
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_replaced
 from tasks.rows.schema import type_rows
-from tasks.stores import registry, warehouse
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
 from tasks.stores.tables import Batch
@@ -83,8 +82,8 @@ class Published:
     @cached_property
     def flags(self) -> pd.DataFrame:
         """The table's flags of this night."""
-        engine = warehouse.open_engine(self.site.warehouse_url)
-        return warehouse.read_flags(engine, self.site.detector, self.batch.batch_date)
+        engine = self.site.warehouse
+        return engine.read_flags(self.site.detector, self.batch.batch_date)
 
     @cached_property
     def above(self) -> pd.DataFrame:
@@ -105,14 +104,7 @@ def verify_nights(
     site: Site, contract: Contract, retention: RetentionParams, day: date | None, sample: int, seed: int, now: datetime
 ) -> list[Check]:
     """The checks of all published nights, or of one; sample: scores per night to compute again. Raises BatchMissing."""
-    published = warehouse.read_batches(warehouse.open_engine(site.warehouse_url), site.detector)
-    chosen = [batch for batch in published if day in (None, batch.batch_date)]
-    if not chosen:
-        raise BatchMissing(
-            f"{site.detector} has published no night{f' of {day}' if day else ''}.",
-            where=f"scoring_batches in {site.warehouse_label}",
-            todo=f"nightjar status {site.detector} shows what is published",
-        )
+    chosen = site.warehouse.get_batches(site.detector, day)
     today = now.astimezone(site.zone).date()
     nights = [
         Published(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today)) for batch in chosen
@@ -238,8 +230,8 @@ def check_scores(night: Published) -> Finding:
         return check_input(night)
     if landing.hash != night.batch.input_hash or night.is_pruned("scores"):
         return Finding([], "", "landing has changed since, or the scores were pruned")
-    version = registry.get_version(night.site, night.batch.model_version)
-    detector = Detector.load(registry.fetch_bundle(night.site, version))
+    version = night.site.registry.get_version(night.batch.model_version)
+    detector = Detector.load(night.site.registry.fetch_bundle(version))
     chosen = choose_rows(night)
     again = score_again(detector, read_landed(night, landing, chosen["record_id"]))
     lost = chosen.index.difference(again.index)

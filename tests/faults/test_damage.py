@@ -22,7 +22,6 @@ from tasks.ingest import ingest_arrivals
 from tasks.params import EventTime, IngestParams
 from tasks.sources.files import FilesSource
 from tasks.stores.lake import Manifest
-from tasks.stores.registry import fetch_bundle, get_champion
 
 DAY = date(2026, 4, 3)
 
@@ -69,14 +68,14 @@ def test_a_part_damaged_in_its_middle_stops_the_step_that_reads_it(setup: Setup,
 
 
 def test_a_damaged_local_bundle_is_refused_until_its_folder_is_deleted(setup: Setup) -> None:
-    version = get_champion(setup.site)
-    weights = fetch_bundle(setup.site, version) / "weights.safetensors"
+    version = setup.site.registry.get_champion()
+    weights = setup.site.registry.fetch_bundle(version) / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"!")
     with pytest.raises(BundleInvalid, match="was altered"):
-        fetch_bundle(setup.site, version)
+        setup.site.registry.fetch_bundle(version)
     shutil.rmtree(weights.parent)
-    assert (fetch_bundle(setup.site, version) / "weights.safetensors").read_bytes() == whole
+    assert (setup.site.registry.fetch_bundle(version) / "weights.safetensors").read_bytes() == whole
 
 
 FIT_IN_LITTLE_MEMORY = """

@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sites import at_home, open_registry
 from steps import TONIGHT, NightSteps, TrainingSteps, read_result
 
 from flows.config.setup import Setup
 from tasks.errors import ServiceUnreachable
-from tasks.stores.registry import list_versions, set_alias
+from tasks.stores.lake import Lake
 from tasks.stores.site import Site
-from tasks.stores.warehouse import add_labels, begin_attempt, migrate, open_engine, read_attempts, read_labels
+from tasks.stores.warehouse import (
+    Warehouse,
+)
 
 FULL = r"No space left|disk is full"
 NOW = datetime(2026, 4, 3, tzinfo=UTC)
@@ -29,8 +32,8 @@ def on_disk(setup: Setup, disk: Any) -> Setup:
     """The trained project with its lake on the small disk."""
     import shutil
 
-    shutil.copytree(setup.site.lake_root, disk.folder / "lake")
-    return replace(setup, site=replace(setup.site, lake_root=str(disk.folder / "lake")))
+    shutil.copytree(setup.site.lake.root, disk.folder / "lake")
+    return replace(setup, site=replace(setup.site, lake=Lake(str(disk.folder / "lake"))))
 
 
 def test_a_night_on_a_full_lake_leaves_no_trace_and_heals(
@@ -49,7 +52,7 @@ def test_a_night_on_a_full_lake_leaves_no_trace_and_heals(
 
 
 def test_a_bundle_page_or_download_that_does_not_fit_is_written_again(setup: Setup, disk: Any) -> None:
-    away = replace(setup.site, home=disk.folder / "home")
+    away = at_home(setup.site, disk.folder / "home")
     training, night = TrainingSteps(setup), NightSteps(setup)
     for name in ("ingest", "validate", "filter"):
         training.run(name, setup.site)
@@ -64,48 +67,48 @@ def test_a_bundle_page_or_download_that_does_not_fit_is_written_again(setup: Set
 
 
 def test_a_warehouse_that_does_not_fit_is_as_it_was(disk: Any) -> None:
-    engine = open_engine(f"duckdb:///{disk.folder}/warehouse.duckdb")
-    migrate(engine)
-    assert begin_attempt(engine, "orders", TONIGHT, "score", NOW) == 1
+    engine = Warehouse(f"duckdb:///{disk.folder}/warehouse.duckdb")
+    engine.migrate()
+    assert engine.begin_attempt("orders", TONIGHT, "score", NOW) == 1
     disk.fill()
     many = pd.DataFrame({"record_id": [f"r{row:09d}" for row in range(200_000)], "label": 1, "known_at": NOW})
-    refuse(lambda: add_labels(engine, "orders", many))
-    refuse(lambda: [begin_attempt(engine, "orders", TONIGHT, "score", NOW) for _ in range(100)])
-    refuse(lambda: migrate(open_engine(f"duckdb:///{disk.folder}/new.duckdb")))
+    refuse(lambda: engine.add_labels("orders", many))
+    refuse(lambda: [engine.begin_attempt("orders", TONIGHT, "score", NOW) for _ in range(100)])
+    refuse(lambda: Warehouse(f"duckdb:///{disk.folder}/new.duckdb").migrate())
     disk.empty()
-    assert read_labels(engine, "orders", NOW).empty
-    known = len(read_attempts(engine, "orders"))
-    assert begin_attempt(engine, "orders", TONIGHT, "score", NOW) == known + 1
-    assert add_labels(engine, "orders", many.head(10)) == 10
+    assert engine.read_labels("orders", NOW).empty
+    known = len(engine.read_attempts("orders"))
+    assert engine.begin_attempt("orders", TONIGHT, "score", NOW) == known + 1
+    assert engine.add_labels("orders", many.head(10)) == 10
 
 
 def test_a_registry_that_does_not_fit_keeps_its_versions_and_takes_the_next(setup: Setup, disk: Any) -> None:
-    site: Site = replace(setup.site, mlflow_uri=f"sqlite:///{disk.folder}/mlflow.db", artifacts=str(disk.folder / "a"))
+    site: Site = replace(setup.site, registry=open_registry(disk.folder, setup.site.home, "orders", disk.folder / "a"))
     from tasks.register import register_bundle
 
-    assert list_versions(site) == []
+    assert site.registry.list_versions() == []
     bundle = setup.site.calibrated(next(iter(setup.site.lake.dates("clean", "orders"))))
     disk.fill(leave=0)
     refuse(lambda: register_bundle(site, bundle, None))
     disk.empty()
     assert register_bundle(site, bundle, None).alias == "champion"
     disk.fill(leave=0)
-    refuse(lambda: set_alias(site, "challenger", 1))
+    refuse(lambda: site.registry.set_alias("challenger", 1))
     disk.empty()
-    assert [version.aliases for version in list_versions(site)] == [("champion",)]
+    assert [version.aliases for version in site.registry.list_versions()] == [("champion",)]
 
 
 def test_stores_on_a_read_only_disk_are_named(setup: Setup, disk: Any) -> None:
-    engine = open_engine(f"duckdb:///{disk.folder}/warehouse.duckdb")
-    migrate(engine)
+    engine = Warehouse(f"duckdb:///{disk.folder}/warehouse.duckdb")
+    engine.migrate()
     disk.remount("ro")
     site = replace(
-        setup.site, home=disk.folder / "home", lake_root=str(disk.folder / "lake"),
-        mlflow_uri=f"sqlite:///{disk.folder}/new.db",
+        setup.site, home=disk.folder / "home", lake=Lake(str(disk.folder / "lake")),
+        registry=open_registry(disk.folder / "new", disk.folder / "home", "orders"),
     )  # fmt: skip
-    refuse(lambda: begin_attempt(engine, "orders", TONIGHT, "score", NOW), "Read-only")
-    refuse(lambda: list_versions(site), "unable to open database file")
+    refuse(lambda: engine.begin_attempt("orders", TONIGHT, "score", NOW), "Read-only")
+    refuse(lambda: site.registry.list_versions(), "unable to open database file")
     refuse(lambda: NightSteps(setup).run("ingest", site), "Read-only")
-    refuse(lambda: NightSteps(setup).run("resolve", replace(setup.site, home=disk.folder / "home")), "Read-only")
+    refuse(lambda: NightSteps(setup).run("resolve", at_home(setup.site, disk.folder / "home")), "Read-only")
     disk.remount("rw")
-    begin_attempt(engine, "orders", TONIGHT, "score", NOW)
+    engine.begin_attempt("orders", TONIGHT, "score", NOW)

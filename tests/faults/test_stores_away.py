@@ -11,9 +11,7 @@ from steps import NightSteps, Steps, TrainingSteps, load, read_result
 from flows.config.setup import Setup
 from tasks.errors import ServiceUnreachable
 from tasks.policy import is_unreachable
-from tasks.stores import registry
 from tasks.stores.site import Site
-from tasks.stores.warehouse import open_engine, read_batches
 
 IN_A_FILE = "in-a-file"
 AWAY: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -53,7 +51,7 @@ def disturb(steps: Steps, store: str, at: tuple[str, ...], folder: Path) -> None
             assert "s3cret" not in str(refused.value)
             assert "to do: " in str(refused.value)
         if name == "publish":
-            assert read_batches(open_engine(steps.setup.site.warehouse_url), "orders") == []
+            assert steps.setup.site.warehouse.read_batches("orders") == []
         steps.run(name, steps.setup.site)
 
 
@@ -70,7 +68,7 @@ def test_a_training_fails_readably_at_every_step_and_then_registers_the_same_bun
     untrained: Setup, trained_project: Path, tmp_path: Path, store: str
 ) -> None:
     disturb(TrainingSteps(untrained), store, TRAINING[store], tmp_path)
-    hashes = [registry.get_champion(one.site).tags["bundle_hash"] for one in (untrained, load(trained_project))]
+    hashes = [one.site.registry.get_champion().tags["bundle_hash"] for one in (untrained, load(trained_project))]
     assert hashes[0] == hashes[1]
 
 

@@ -15,7 +15,7 @@ from toy import DAYS, FIRST, make_rows, point_to
 
 from flows.cli.main import execute
 from tasks.stores.tables import flagged_anomalies, scoring_batches
-from tasks.stores.warehouse import begin, open_engine
+from tasks.stores.warehouse import Warehouse
 
 NIGHT = FIRST + timedelta(days=DAYS)
 Victim = subprocess.Popen[bytes]
@@ -52,7 +52,7 @@ def place(
 
 
 def read_table(url: str) -> dict[str, list[str]]:
-    with begin(open_engine(url)) as connection:
+    with Warehouse(url).begin() as connection:
         return {
             table.name: sorted(
                 map(repr, connection.execute(sa.select(*(c for c in table.c if c.name not in CHANCE))).all())

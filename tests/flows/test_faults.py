@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from toy import DAYS, FIRST, Project
@@ -18,15 +17,15 @@ def test_a_registry_that_is_away_for_a_moment_costs_one_more_try(
     trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tries: list[str] = []
-    resolve = registry.get_champion
+    resolve = registry.Registry.get_champion
 
-    def stumble(site: Any) -> registry.Version:
-        tries.append(site.detector)
+    def stumble(store: registry.Registry) -> registry.Version:
+        tries.append(store.detector)
         if len(tries) == 1:
             raise ServiceUnreachable("MLflow does not answer")
-        return resolve(site)
+        return resolve(store)
 
-    monkeypatch.setattr(registry, "get_champion", stumble)
+    monkeypatch.setattr(registry.Registry, "get_champion", stumble)
     assert execute(["score", "orders", "--date", str(LAST)]) == 0
     assert tries == ["orders", "orders"]
     assert f"{LAST}: 300 rows scored" in capsys.readouterr().out

@@ -14,9 +14,8 @@ from toy import DAYS, FIRST, Project, make_rows, point_to
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
-from tasks.stores.registry import get_champion
 from tasks.stores.tables import flagged_anomalies, scoring_batches
-from tasks.stores.warehouse import begin, open_engine
+from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 CHANCE = {"scored_at", "seconds"}
@@ -24,7 +23,7 @@ CHANCE = {"scored_at", "seconds"}
 
 def read_table(home: Path) -> dict[str, list[str]]:
     """What is published, but for the moment at which it was."""
-    with begin(open_engine(f"duckdb:///{home}/warehouse.duckdb")) as connection:
+    with Warehouse(f"duckdb:///{home}/warehouse.duckdb").begin() as connection:
         return {
             table.name: sorted(
                 map(repr, connection.execute(sa.select(*(c for c in table.c if c.name not in CHANCE))).all())
@@ -58,7 +57,7 @@ def test_a_project_in_a_bucket_publishes_what_one_on_disk_does_and_every_command
     monkeypatch.setenv("NIGHTJAR_ARTIFACTS", f"s3://{bucket}/models")
     answer("run", "orders")
     assert read_table(home) == read_table(trained_folder / ".nightjar")
-    hashes = [get_champion(load_setup("orders").site).tags["bundle_hash"]]
+    hashes = [load_setup("orders").site.registry.get_champion().tags["bundle_hash"]]
     assert not (home / "lake").exists()
     assert not (home / "mlflow-artifacts").exists()
     assert object_store.list_keys(bucket, "models/orders/")
@@ -89,7 +88,7 @@ def test_a_project_in_a_bucket_publishes_what_one_on_disk_does_and_every_command
     monkeypatch.setenv("NIGHTJAR_ARTIFACTS", f"s3://{other}/models")
     answer("restore", str(tmp_path / "copy"))
     assert answer("status", "orders") == before
-    hashes.append(get_champion(load_setup("orders").site).tags["bundle_hash"])
+    hashes.append(load_setup("orders").site.registry.get_champion().tags["bundle_hash"])
     point_to(monkeypatch, trained_folder)
-    hashes.append(get_champion(load_setup("orders").site).tags["bundle_hash"])
+    hashes.append(load_setup("orders").site.registry.get_champion().tags["bundle_hash"])
     assert len(set(hashes)) == 1

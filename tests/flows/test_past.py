@@ -15,10 +15,9 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 from flows.cli.main import execute
 from flows.config.setup import load_setup
 from tasks.errors import ChampionMissing
-from tasks.stores import warehouse
 from tasks.stores.lake import Lake, Zone
-from tasks.stores.registry import get_version, read_champions, record_champions
 from tasks.stores.tables import flagged_anomalies, scoring_batches
+from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)
@@ -42,8 +41,8 @@ def read_states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]
 
 
 def published(project: Project) -> dict[date, Any]:
-    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
-    return {batch.batch_date: batch for batch in warehouse.read_batches(engine, "orders")}
+    engine = Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    return {batch.batch_date: batch for batch in engine.read_batches("orders")}
 
 
 def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(
@@ -105,8 +104,8 @@ def test_a_corrected_file_whose_rows_moved_leaves_a_stale_night_that_can_be_publ
     trained.change("contracts/orders.yaml", "expectations", value=[])
     night = answer(capsys, "score", "orders", "--date", str(LAST))
     assert (night["rows_in"], night["scored"], night["flagged"]) == (0, 0, 0)
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    assert warehouse.read_flags(engine, "orders", LAST).empty
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    assert engine.read_flags("orders", LAST).empty
     assert read_states(capsys)[str(LAST)][0] == "fresh"
 
 
@@ -117,7 +116,7 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
     answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
     answer(capsys, "promote", "orders")
     site = load_setup("orders").site
-    assert [version for _, version in read_champions(site)] == [1, 2]
+    assert [version for _, version in site.registry.read_champions()] == [1, 2]
     span = ("--from", str(LAST - timedelta(days=1)), "--to", str(LAST), "--as-of")
     message = refuse(capsys, "backfill", "orders", *span)
     assert f"got: {LAST - timedelta(days=1)}, {LAST}" in message
@@ -125,7 +124,7 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
         (datetime(2026, 3, 1, tzinfo=UTC), 1),
         (datetime.combine(LAST, datetime.min.time(), UTC) + timedelta(hours=6), 2),
     ]
-    record_champions(site, moved)
+    site.registry.record_champions(moved)
     plan = answer(capsys, "backfill", "orders", *span, "--only", "stale", "--dry-run")
     assert plan["nights"] == [
         {"batch_date": str(LAST), "state": "stale", "why": "scored by version 1 instead of 2", "version": 2}
@@ -137,7 +136,7 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
     assert [batch.model_version for batch in published(trained).values()] == [1, 2]
     assert answer(capsys, "status", "orders")["champion"] == 1
     with pytest.raises(ChampionMissing, match="no version 9"):
-        get_version(site, 9)
+        site.registry.get_version(9)
 
 
 def test_repaired_rows_are_replayed_into_their_night(
@@ -200,9 +199,9 @@ def verify(capsys: pytest.CaptureFixture[str], code: int = 0, *arguments: str) -
 
 def change_table(project: Project, table: sa.Table, **values: object) -> None:
     """Alter rows of LAST behind Nightjar's back: the worst flag, or the batch's counts."""
-    engine = warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
+    engine = Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
     of_night = table.c.batch_date == LAST
-    with warehouse.begin(engine) as connection:
+    with engine.begin() as connection:
         if table is flagged_anomalies:
             worst = sa.select(sa.func.max(table.c.score)).where(of_night).scalar_subquery()
             of_night &= table.c.score == worst
@@ -228,9 +227,7 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
     assert execute(["verify", "orders"]) == 0
     assert capsys.readouterr().out.count(" ok ") == 10
 
-    flag = warehouse.read_flags(
-        warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb"), "orders", LAST
-    ).iloc[0]
+    flag = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").read_flags("orders", LAST).iloc[0]
     for altered, fine, told in (
         ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "another score than"),
         ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
@@ -336,9 +333,9 @@ def test_of_a_capped_night_only_the_least_flags_may_be_missing(
         "ok",
         f"3 flags, their scores as in the scores zone, {flagged - 3} left out by the cap",
     )
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    worst = warehouse.read_flags(engine, "orders", LAST)["record_id"].iloc[0]
-    with warehouse.begin(engine) as connection:
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    worst = engine.read_flags("orders", LAST)["record_id"].iloc[0]
+    with engine.begin() as connection:
         connection.execute(sa.delete(flagged_anomalies).where(flagged_anomalies.c.record_id == worst))
     change_table(trained, scoring_batches, published=2)
     assert verify(capsys, 1)["flags"] == ("failed", f"{worst} above the threshold and not in the table")

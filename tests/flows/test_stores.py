@@ -15,7 +15,7 @@ from toy import CUTOFF, DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
 from tasks.stores.tables import metadata
-from tasks.stores.warehouse import begin, open_engine
+from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 STORES = ("lake", "warehouse.duckdb", "mlflow.db", "mlflow-artifacts")
@@ -28,7 +28,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def read_tables(home: Path) -> dict[str, list[str]]:
-    with begin(open_engine(f"duckdb:///{home}/warehouse.duckdb")) as connection:
+    with Warehouse(f"duckdb:///{home}/warehouse.duckdb").begin() as connection:
         return {t.name: sorted(map(repr, connection.execute(sa.select(t)))) for t in metadata.sorted_tables}
 
 

@@ -16,7 +16,10 @@ from toy import DAYS, FIRST, Project
 from flows.cli.main import execute
 from tasks.stores.roles import READER, WRITER
 from tasks.stores.tables import metadata
-from tasks.stores.warehouse import SCHEMA_VERSION, begin, begin_attempt, migrate, open_engine, read_attempts, read_flags
+from tasks.stores.warehouse import (
+    SCHEMA_VERSION,
+    Warehouse,
+)
 
 NOW = datetime(2026, 4, 3, 4, tzinfo=UTC)
 LAST = FIRST + timedelta(days=DAYS - 1)
@@ -109,8 +112,8 @@ def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_
     postgres_warehouse_url: str,
     log_in: Callable[[str], str],
 ) -> None:
-    migrate(open_engine(postgres_warehouse_url))  # makes the roles
-    with begin(open_engine(postgres_warehouse_url)) as connection:
+    Warehouse(postgres_warehouse_url).migrate()  # makes the roles
+    with Warehouse(postgres_warehouse_url).begin() as connection:
         connection.execute(sa.text("update alembic_version set version_num = '0004'"))
     writer = log_in(WRITER)
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
@@ -132,10 +135,10 @@ def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_
 def test_a_warehouse_one_migration_ahead_is_refused(
     project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str
 ) -> None:
-    engine = open_engine(warehouse_url)
-    migrate(engine)
+    engine = Warehouse(warehouse_url)
+    engine.migrate()
     newer = f"{int(SCHEMA_VERSION) + 1:04}"
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         connection.execute(sa.text("update alembic_version set version_num = :newer"), {"newer": newer})
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
         code, out, err = say(warehouse_url, *command)
@@ -156,8 +159,8 @@ def test_migrating_duckdb_says_from_which_schema_to_which(
 def test_an_export_holds_every_table_and_wants_a_new_folder(
     project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str, tmp_path: Path
 ) -> None:
-    migrate(open_engine(warehouse_url))
-    begin_attempt(open_engine(warehouse_url), "orders", LAST, "begin", NOW)
+    Warehouse(warehouse_url).migrate()
+    Warehouse(warehouse_url).begin_attempt("orders", LAST, "begin", NOW)
     folder = tmp_path / "exports" / "today"
     told = json.loads(say(warehouse_url, "export", str(folder), "--json")[1])
     assert told["rows"] == {table: int(table == "attempts") for table in metadata.tables}
@@ -176,11 +179,11 @@ def test_a_writer_scores_a_night_that_a_reader_looks_at(
     postgres_warehouse_url: str,
     log_in: Callable[[str], str],
 ) -> None:
-    migrate(open_engine(postgres_warehouse_url))
+    Warehouse(postgres_warehouse_url).migrate()
     writer, reader = log_in(WRITER), log_in(READER)
     code, out, err = say(writer, "score", "orders", "--date", str(LAST))
     assert code == 0, err
-    flags = read_flags(open_engine(reader), "orders", LAST)
+    flags = Warehouse(reader).read_flags("orders", LAST)
     assert len(flags) >= 3
     assert say(reader, "explain", "orders", str(flags["record_id"][0]))[0] == 0
     assert "fresh" in say(reader, "status", "orders")[1]
@@ -188,4 +191,4 @@ def test_a_writer_scores_a_night_that_a_reader_looks_at(
     code, out, err = say(reader, "score", "orders", "--date", str(LAST))
     assert (code, out) == (1, "")
     assert "error: ParamsInvalid: the login in the warehouse URL lacks a right" in err
-    assert [one.status for one in read_attempts(open_engine(reader), "orders")] == ["published"]
+    assert [one.status for one in Warehouse(reader).read_attempts("orders")] == ["published"]

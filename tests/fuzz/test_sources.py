@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from fuzzing import TEXTS, cases, spoilt_bytes
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sites import open_site
 
 from tasks.errors import NightjarError
 from tasks.ingest import land, read_labels
@@ -54,11 +55,7 @@ NAMES = ["id", "at", "amount", "visits", "shop", "open", "since", "fraud"]
 
 
 def make_site(folder: str) -> Site:
-    return Site(
-        detector="toy", time_zone="Europe/Berlin", label_delay=timedelta(), sources=folder, lake_root=f"{folder}/lake",
-        warehouse_url=f"duckdb:///{folder}/warehouse.duckdb", mlflow_uri="", artifacts=None, home=Path(folder),
-        device="cpu", threads=1, commit="c0ffee",
-    )  # fmt: skip
+    return open_site(Path(folder), time_zone="Europe/Berlin", sources=folder)
 
 
 def take(name: str, content: bytes, params: IngestParams, read: Callable[..., Any]) -> tuple[int, list[dict]] | None:

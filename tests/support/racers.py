@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tasks.errors import PublishConflict
 from tasks.publish import publish_night
 from tasks.stores.tables import Night, flagged_anomalies, group_scores, scoring_batches
-from tasks.stores.warehouse import begin, begin_attempt, migrate, open_engine
+from tasks.stores.warehouse import Warehouse
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
 RACERS, FLAGS = 8, 5
@@ -44,13 +44,13 @@ def make_flags(attempt: int) -> pd.DataFrame:
 
 def prepare(url: str) -> None:
     """Bring the warehouse to its schema."""
-    migrate(open_engine(url))
+    Warehouse(url).migrate()
 
 
 def publish_once(url: str, day: date, seed: int) -> tuple[int, bool]:
     """Take a number, dawdle, publish; returns the number and whether it was published."""
-    rng, engine = random.Random(seed), open_engine(url)
-    attempt = begin_attempt(engine, "race", day, "begin", NOW)
+    rng, engine = random.Random(seed), Warehouse(url)
+    attempt = engine.begin_attempt("race", day, "begin", NOW)
     time.sleep(rng.choice([0.0, 0.001, 0.01, 0.03]))
     groups = pd.DataFrame({"group": [f"g{attempt}"], "score": [float(attempt)], "records": [attempt]})
     try:
@@ -71,7 +71,7 @@ def read_whole(url: str, day: date) -> int | None:
     ]  # fmt: skip
     group = sa.select(sa.func.min(groups.c.records)).where(*of(groups)).scalar_subquery()
     query = sa.select(batches.c.attempt, batches.c.published, *told, group).where(batches.c.batch_date == day)
-    with begin(open_engine(url)) as connection:
+    with Warehouse(url).begin() as connection:
         row = connection.execute(query).first()
     if row is None:
         return None

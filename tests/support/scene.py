@@ -30,7 +30,7 @@ from models.detector import Detector
 from tasks.params import RetentionParams
 from tasks.stores.lake import Lake
 from tasks.stores.tables import flagged_anomalies, group_scores, labels, scoring_batches
-from tasks.stores.warehouse import begin, open_engine
+from tasks.stores.warehouse import Warehouse
 from tasks.upkeep.prune import prune_detector
 
 NIGHT = FIRST + timedelta(days=DAYS)
@@ -69,8 +69,8 @@ class Scene:
         return "PostgreSQL" if self.postgres else "DuckDB, lake on S3" if self.store else "DuckDB"
 
     @property
-    def engine(self) -> sa.Engine:
-        return open_engine(self.warehouse_url)
+    def engine(self) -> Warehouse:
+        return self.warehouse
 
     @property
     def lake(self) -> Lake:
@@ -149,7 +149,7 @@ class Scene:
         query = sa.select(*columns)
         if day is not None:
             query = query.where(table.c.batch_date == day)
-        with begin(self.engine) as connection:
+        with self.engine.begin() as connection:
             return sorted(tuple(map(repr, row)) for row in connection.execute(query))
 
     def read_all(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Scene:
         return found
 
     def read_scores(self) -> list[tuple[date, str]]:
-        with begin(self.engine) as connection:
+        with self.engine.begin() as connection:
             found = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores)
             return [(row.batch_date, row.scores) for row in connection.execute(found)]
 

@@ -17,9 +17,8 @@ from tasks.publish import Begun, publish_scored
 from tasks.register import register_bundle
 from tasks.report import read_night, write_report
 from tasks.score import score_night
-from tasks.stores import registry, warehouse
+from tasks.stores import registry
 from tasks.stores.site import Site
-from tasks.stores.warehouse import begin_attempt, open_engine
 from tasks.train import fit_bundle
 from tasks.validate import validate_batches
 
@@ -59,17 +58,15 @@ class NightSteps(Steps):
         now = datetime.now(UTC)
 
         def resolve(site: Site) -> tuple[registry.Version, Path]:
-            version = registry.get_champion(site)
-            return version, registry.fetch_bundle(site, version)
+            version = site.registry.get_champion()
+            return version, site.registry.fetch_bundle(version)
 
         def report(site: Site) -> Path:
             batch, flags = read_night(site, TONIGHT)
             return write_report(site, batch, flags, done["validate"], done["resolve"][0], params.score)
 
         return {
-            "begin": lambda site: Begun(
-                begin_attempt(open_engine(site.warehouse_url), "orders", TONIGHT, "begin", now, None), now
-            ),
+            "begin": lambda site: Begun(site.warehouse.begin_attempt("orders", TONIGHT, "begin", now, None), now),
             "ingest": lambda site: ingest_arrivals(site, self.setup.ingest_params, self.setup.window(last=TONIGHT)),
             "resolve": resolve,
             "validate": lambda site: validate_batches(site, contract, [TONIGHT], params.validate_)[0],
@@ -106,4 +103,4 @@ def read_result(site: Site, day: date = TONIGHT) -> tuple[list[Any], str]:
 
 
 def migrate(setup: Setup) -> None:
-    warehouse.migrate(open_engine(setup.site.warehouse_url))
+    setup.site.warehouse.migrate()

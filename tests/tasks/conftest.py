@@ -8,30 +8,30 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-import sqlalchemy as sa
+from sites import open_site
 
 from tasks.ingest import land
 from tasks.params import EventTime, IngestParams
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
-from tasks.stores.lake import Manifest
+from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
-from tasks.stores.warehouse import migrate, open_engine
+from tasks.stores.warehouse import Warehouse
 
 
 @pytest.fixture(scope="session")
 def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated DuckDB file to copy: migrating costs more than most tests."""
     path = tmp_path_factory.mktemp("warehouse") / "empty.duckdb"
-    migrate(open_engine(f"duckdb:///{path}"))
+    Warehouse(f"duckdb:///{path}").migrate()
     return path
 
 
 @pytest.fixture
-def engine(warehouse_url: str) -> sa.Engine:
+def engine(warehouse_url: str) -> Warehouse:
     """A migrated warehouse; each test runs once on DuckDB and once on PostgreSQL."""
-    engine = open_engine(warehouse_url)
-    migrate(engine)
+    engine = Warehouse(warehouse_url)
+    engine.migrate()
     return engine
 
 
@@ -43,20 +43,8 @@ def make_site(tmp_path: Path, empty_warehouse: Path) -> Callable[..., Site]:
         (tmp_path / "sources").mkdir(exist_ok=True)
         if not (tmp_path / "warehouse.duckdb").exists():
             shutil.copy(empty_warehouse, tmp_path / "warehouse.duckdb")
-        return Site(
-            detector="toy",
-            time_zone=time_zone,
-            label_delay=timedelta(days=label_delay_days),
-            sources=str(tmp_path / "sources"),
-            lake_root=lake_root or str(tmp_path / "lake"),
-            warehouse_url=f"duckdb:///{tmp_path}/warehouse.duckdb",
-            mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db",
-            artifacts=None,
-            home=tmp_path / "home",
-            device="cpu",
-            threads=1,
-            commit="c0ffee",
-        )
+        calendar = {"time_zone": time_zone, "label_delay": timedelta(days=label_delay_days)}
+        return open_site(tmp_path, lake=Lake(lake_root or str(tmp_path / "lake")), **calendar)
 
     return make
 

@@ -13,7 +13,6 @@ from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
 from tasks.sources import payments
 from tasks.sources.files import FilesSource
-from tasks.stores.warehouse import add_labels, begin_attempt, open_engine
 
 NOW = datetime(2026, 3, 20, tzinfo=UTC)
 DAYS = [date(2026, 3, 1), date(2026, 3, 2)]
@@ -73,9 +72,9 @@ def publish(site):
         with partition.part("part-0") as part:
             part.append(pa.table({"record_id": list(scores), "score": list(scores.values())}))
         partition.commit({})
-        engine = open_engine(site.warehouse_url)
+        engine = site.warehouse
         night = Night(
-            detector="toy", batch_date=day, attempt=begin_attempt(engine, "toy", day, "score", NOW), input_hash="h",
+            detector="toy", batch_date=day, attempt=engine.begin_attempt("toy", day, "score", NOW), input_hash="h",
             rows_in=len(scores), quarantined=0, excluded=0, scored=len(scores), flagged=0, unseen=0,
             threshold=threshold, model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0, scores=None,
         )  # fmt: skip
@@ -96,7 +95,7 @@ def test_nights_are_held_against_the_labels_each_by_its_own_threshold(site, publ
     known = pd.DataFrame(
         {"record_id": ["a", "d", "e", "f"], "label": [1, 1, 0, 0], "known_at": datetime(2026, 3, 5, tzinfo=UTC)}
     )
-    add_labels(open_engine(site.warehouse_url), "toy", known)
+    site.warehouse.add_labels("toy", known)
     params = configure(labels=LabelColumn(column="fraud", anomalous=("1",)))
     found = evaluate_nights(site, params, DAYS, NOW)
     assert (found.metrics.rows, found.metrics.anomalies) == (6, 2)

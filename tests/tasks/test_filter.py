@@ -26,7 +26,6 @@ from tasks.ingest import ingest_arrivals
 from tasks.params import ByDate, EventTime, FilterParams, IngestParams, LabelColumn, LeadingFraction, RandomFraction
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
-from tasks.stores.warehouse import add_labels, add_reviews, open_engine
 
 FIRST = date(2026, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(8)]
@@ -59,7 +58,7 @@ def days(put_validated) -> None:
 def label(site):
     def add(*records: str, known_at: datetime, label: int = 1) -> None:
         frame = pd.DataFrame({"record_id": records, "label": label, "known_at": known_at})
-        add_labels(open_engine(site.warehouse_url), "toy", frame)
+        site.warehouse.add_labels("toy", frame)
 
     return add
 
@@ -205,7 +204,7 @@ def test_a_verdict_by_the_cut_off_counts_where_no_label_has_arrived(site, days, 
     records = [f"{FIRST}/{i}" for i in (1, 2, 3, 4)]
     verdicts = pd.DataFrame({"record_id": records, "verdict": ["anomaly", "anomaly", "normal", "anomaly"]})
     given = verdicts.assign(batch_date=FIRST, reviewer="ada", inclusion=1.0, reviewed_at=[early] * 3 + [late])
-    add_reviews(open_engine(site.warehouse_url), "toy", given)
+    site.warehouse.add_reviews("toy", given)
     prepared = prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
     assert prepared.excluded["labelled anomalous"] == 1
     fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")[LABEL]

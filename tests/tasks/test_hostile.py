@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from fuzzing import HOSTILE
 
 from flows.config.params import parse_section
@@ -20,7 +19,7 @@ from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
-from tasks.stores.warehouse import add_labels, begin_attempt, find_flag, read_flags, read_groups, read_labels
+from tasks.stores.warehouse import Warehouse
 from tasks.validate import validate_batches
 
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -72,10 +71,10 @@ def test_columns_that_duckdb_takes_for_one_are_refused() -> None:
         parse_section(Contract, {"columns": columns}, Path("toy.yaml"))
 
 
-def test_records_and_groups_of_any_name_are_published_and_found_again(engine: sa.Engine) -> None:
+def test_records_and_groups_of_any_name_are_published_and_found_again(engine: Warehouse) -> None:
     detector = VALUES[3]
     night = Night(
-        detector=detector, batch_date=DAY, attempt=begin_attempt(engine, detector, DAY, "validate", NOW),
+        detector=detector, batch_date=DAY, attempt=engine.begin_attempt(detector, DAY, "validate", NOW),
         input_hash="h", rows_in=len(VALUES), quarantined=0, excluded=0, scored=len(VALUES), flagged=len(VALUES),
         unseen=0, threshold=1.0, model_name=detector, model_version=1, scored_at=NOW, seconds=1.0, scores=None,
     )  # fmt: skip
@@ -86,21 +85,20 @@ def test_records_and_groups_of_any_name_are_published_and_found_again(engine: sa
     flags["second_stage_probability"] = flags["second_stage_probability"].astype(float)
     groups = pd.DataFrame({"group": VALUES, "score": 1.0, "records": 1})
     publish_night(engine, night, flags, NOW, lambda: "h", groups)
-    assert sorted(read_flags(engine, detector, DAY)["record_id"]) == sorted(VALUES)
-    assert sorted(read_groups(engine, detector, DAY)["group"]) == sorted(VALUES)
-    assert all(find_flag(engine, detector, value) for value in VALUES)
+    assert sorted(engine.read_flags(detector, DAY)["record_id"]) == sorted(VALUES)
+    assert sorted(engine.read_groups(detector, DAY)["group"]) == sorted(VALUES)
     labels = pd.DataFrame({"record_id": VALUES, "label": 1, "known_at": pd.Timestamp(NOW)})
-    assert add_labels(engine, detector, labels) == len(VALUES)
-    assert sorted(read_labels(engine, detector, NOW, pd.Series(VALUES))["record_id"]) == sorted(VALUES)
+    assert engine.add_labels(detector, labels) == len(VALUES)
+    assert sorted(engine.read_labels(detector, NOW, pd.Series(VALUES))["record_id"]) == sorted(VALUES)
 
 
-def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(site: Site, engine: sa.Engine) -> None:
+def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(site: Site, engine: Warehouse) -> None:
     (Path(site.sources) / "rows.csv").write_bytes(b"id,at,fraud\na\x00b,2026-03-01T12:00Z,1\nc,2026-03-01T12:00Z,1\n")
     params = IngestParams(
         source=FilesSource(kind="files", path="rows.csv"), record_id="id", event_time=EventTime(column="at"),
         labels=LabelColumn(column="fraud", anomalous=("1",)),
     )  # fmt: skip
-    site = dataclasses.replace(site, warehouse_url=engine.url.render_as_string(hide_password=False))
+    site = dataclasses.replace(site, warehouse=engine)
     done = ingest_arrivals(site, params, Window(DAY, DAY, datetime(2100, 1, 1, tzinfo=UTC)))
     assert (done.rows, done.labels) == (2, 1)
     contract = parse_section(Contract, {"columns": {"fraud": {"type": "int"}}}, Path("toy.yaml"))

@@ -27,7 +27,7 @@ from tasks.sources.kinds import Window
 from tasks.sources.sql import SqlSource
 from tasks.stores.lake import Lake, PartitionWriter
 from tasks.stores.site import Site
-from tasks.stores.warehouse import migrate, open_engine, read_labels
+from tasks.stores.warehouse import Warehouse
 
 DAY = date(2026, 3, 1)
 NEXT = date(2026, 3, 2)
@@ -121,7 +121,7 @@ def test_the_file_a_row_came_from_may_be_its_label(site):
     assert ingest(site, configure(record_id=None, file_column="file", **changes)).labels == 3
     rows = read_landing(site).set_index("record_id")
     assert rows["file"].to_dict() == {f"{n}.log:{k:09d}": f"{n}.log" for n, k in (("bad", 0), ("good", 0), ("good", 1))}
-    labels = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+    labels = site.warehouse.read_labels("toy", LATER)
     assert labels.loc[labels["label"] == 1, "record_id"].tolist() == ["bad.log:000000000"]
 
 
@@ -341,8 +341,8 @@ def make_arrival(number: int) -> Arrival:
 
 
 def test_arrivals_that_land_at_the_same_time_all_stay(site, warehouse_url, monkeypatch):
-    site = dataclasses.replace(site, warehouse_url=warehouse_url)
-    migrate(open_engine(warehouse_url))
+    site = dataclasses.replace(site, warehouse=Warehouse(warehouse_url))
+    Warehouse(warehouse_url).migrate()
     find = Lake.find
 
     def find_slowly(*arguments):
@@ -411,7 +411,7 @@ def test_labels_of_the_feed_are_kept_as_far_as_they_are_known(site):
     middle = reports["known_at"].sort_values().iloc[len(reports) // 2].to_pydatetime()
     for now in (middle, LATER):
         ingest_arrivals(site, params, Window(DAY, DAY, now))
-        found = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+        found = site.warehouse.read_labels("toy", LATER)
         assert set(found["record_id"]) == set(reports.loc[reports["known_at"] <= now, "record_id"])
 
 
@@ -428,13 +428,13 @@ def test_labels_in_a_column_are_known_after_the_label_delay(make_site, name):
     put(site, name, frame.to_parquet(index=False) if name.endswith("parquet") else frame.to_csv(index=False))
     params = configure(name, labels=LabelColumn(column="fraud", anomalous=("1", "2")))
     assert ingest(site, params).labels == 3
-    engine = open_engine(site.warehouse_url)
-    found = read_labels(engine, "toy", LATER)
+    engine = site.warehouse
+    found = engine.read_labels("toy", LATER)
     assert found[["record_id", "label"]].to_numpy().tolist() == [["a", 1], ["b", 0], ["d", 1]]
     assert found["known_at"].tolist() == [
         pd.Timestamp(f"2026-03-0{day}T{hour}:00:00Z") for day, hour in ((4, 10), (4, 11), (5, 13))
     ]
-    assert read_labels(engine, "toy", datetime(2026, 3, 4, 10, 30, tzinfo=UTC))["record_id"].tolist() == ["a"]
+    assert engine.read_labels("toy", datetime(2026, 3, 4, 10, 30, tzinfo=UTC))["record_id"].tolist() == ["a"]
     assert ingest(site, params).labels == 0
 
 
@@ -448,10 +448,10 @@ def test_a_corrected_file_corrects_its_labels_from_its_arrival_on(make_site):
     arrived = datetime(2026, 3, 20, 12, tzinfo=UTC)
     os.utime(corrected, (arrived.timestamp(), arrived.timestamp()))
     assert ingest(site, params).labels == 2
-    engine = open_engine(site.warehouse_url)
-    before = read_labels(engine, "toy", arrived - timedelta(microseconds=1))
+    engine = site.warehouse
+    before = engine.read_labels("toy", arrived - timedelta(microseconds=1))
     assert before[["record_id", "label"]].to_numpy().tolist() == [["a", 0]]
-    after = read_labels(engine, "toy", arrived)
+    after = engine.read_labels("toy", arrived)
     assert after[["record_id", "label"]].to_numpy().tolist() == [["a", 1], ["b", 1]]
     assert after["known_at"].tolist() == [arrived, arrived]
     corrected.touch()
@@ -467,9 +467,9 @@ def test_a_correction_that_comes_before_its_label_was_due_counts_when_it_is_due(
         os.utime(path, (arrived, arrived))
         ingest(site, params)
     due = datetime(2026, 3, 8, 10, tzinfo=UTC)
-    engine = open_engine(site.warehouse_url)
-    assert read_labels(engine, "toy", due - timedelta(seconds=1)).empty
-    assert read_labels(engine, "toy", due + timedelta(seconds=1))["label"].tolist() == [1]
+    engine = site.warehouse
+    assert engine.read_labels("toy", due - timedelta(seconds=1)).empty
+    assert engine.read_labels("toy", due + timedelta(seconds=1))["label"].tolist() == [1]
 
 
 def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
@@ -609,7 +609,7 @@ def test_rows_do_not_land_before_their_labels_are_kept(site, monkeypatch):
         raise ServiceUnreachable("the warehouse does not answer")
 
     with monkeypatch.context() as broken, pytest.raises(ServiceUnreachable):
-        broken.setattr("tasks.stores.warehouse.add_labels", be_away)
+        broken.setattr("tasks.stores.warehouse.Warehouse.add_labels", be_away)
         ingest(site, params)
     assert site.lake.dates("landing", "toy") == []
     assert ingest(site, params).labels == 1
@@ -661,7 +661,7 @@ def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous(site: Site)
     assert LabelColumn(column="label", anomalous=("back.",)).read(texts).tolist() == [0, 0, 1]
     put(site, "pay.csv", "payment_id,at,label\na,2026-03-01,normal.\nb,2026-03-01,smurf.\nc,2026-03-01,\n")
     ingest(site, configure("pay.csv", labels=LabelColumn(column="label", normal=("normal.",))))
-    found = read_labels(open_engine(site.warehouse_url), "toy", LATER)
+    found = site.warehouse.read_labels("toy", LATER)
     assert found[["record_id", "label"]].to_numpy().tolist() == [["a", 0], ["b", 1]]
     with pytest.raises(ValueError, match="either anomalous or normal"):
         LabelColumn(column="label")

@@ -19,15 +19,7 @@ from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachab
 from tasks.publish import FLAG_COLUMNS, Night, check_counts, publish, publish_night
 from tasks.stores.tables import superseded_anomalies
 from tasks.stores.warehouse import (
-    begin,
-    begin_attempt,
-    find_flag,
-    migrate,
-    open_engine,
-    read_attempts,
-    read_batches,
-    read_flags,
-    read_groups,
+    Warehouse,
 )
 
 DAY = date(2026, 3, 1)
@@ -72,48 +64,48 @@ def make_flags(*record_ids: str) -> pd.DataFrame:
     )
 
 
-def publish_new(engine: sa.Engine, *record_ids: str, now: datetime = NOW) -> Night:
+def publish_new(engine: Warehouse, *record_ids: str, now: datetime = NOW) -> Night:
     """Begin an attempt and publish it."""
-    attempt = begin_attempt(engine, make_night().detector, DAY, "validate", now)
+    attempt = engine.begin_attempt(make_night().detector, DAY, "validate", now)
     night = make_night(attempt)
     publish_night(engine, night, make_flags(*record_ids), now, lambda: "h1")
     return night
 
 
-def read_everything(engine: sa.Engine, detector: str) -> tuple[object, ...]:
-    with begin(engine) as connection:
+def read_everything(engine: Warehouse, detector: str) -> tuple[object, ...]:
+    with engine.begin() as connection:
         archived = connection.execute(sa.select(superseded_anomalies).order_by(*superseded_anomalies.c)).all()
-    flags = read_flags(engine, detector, DAY).to_json(date_format="iso")
-    return flags, archived, read_batches(engine, detector), read_attempts(engine, detector)
+    flags = engine.read_flags(detector, DAY).to_json(date_format="iso")
+    return flags, archived, engine.read_batches(detector), engine.read_attempts(detector)
 
 
 def test_a_published_night_is_read_back_as_it_was(engine):
     night, flags = make_night(), make_flags(*AWKWARD)
-    assert begin_attempt(engine, night.detector, DAY, "validate", NOW) == 1
+    assert engine.begin_attempt(night.detector, DAY, "validate", NOW) == 1
     publish_night(engine, night, flags, NOW + timedelta(seconds=2), lambda: "h1")
 
-    found = read_flags(engine, night.detector, DAY).sort_values("score", ignore_index=True)
+    found = engine.read_flags(night.detector, DAY).sort_values("score", ignore_index=True)
     pd.testing.assert_frame_equal(found[FLAG_COLUMNS], flags)
     assert set(found.threshold) == {0.1 + 0.2}
     assert [set(found[name]) for name in ("attempt", "model_version", "scored_at")] == [{1}, {3}, {NOW}]
-    (batch,) = read_batches(engine, night.detector)
+    (batch,) = engine.read_batches(night.detector)
     assert batch.published == len(AWKWARD)
     assert {**dataclasses.asdict(night), "published": len(AWKWARD)} == dataclasses.asdict(batch)
-    (attempt,) = read_attempts(engine, night.detector)
+    (attempt,) = engine.read_attempts(night.detector)
     assert (attempt.status, attempt.step, attempt.finished_at) == ("published", "publish", NOW + timedelta(seconds=2))
 
 
 def test_a_flag_is_found_by_its_record(engine):
     night = publish_new(engine, "a", "b\\n")
-    flag = find_flag(engine, night.detector, "b\\n")
-    assert (flag.batch_date, flag.score, flag.second_stage_probability) == (DAY, 1 / 3, 0.25)
-    assert find_flag(engine, night.detector, "a").second_stage_probability is None
+    flags = engine.read_flags(night.detector, DAY).set_index("record_id")
+    assert tuple(flags.loc["b\\n", ["batch_date", "score", "second_stage_probability"]]) == (DAY, 1 / 3, 0.25)
+    assert np.isnan(flags.loc["a", "second_stage_probability"])
 
 
 def test_a_night_without_flags_is_published(engine):
     night = publish_new(engine)
-    assert read_batches(engine, night.detector)[0].published == 0
-    assert read_flags(engine, night.detector, DAY).empty
+    assert engine.read_batches(night.detector)[0].published == 0
+    assert engine.read_flags(night.detector, DAY).empty
 
 
 def test_publishing_the_same_attempt_twice_leaves_the_same_tables(engine):
@@ -129,9 +121,9 @@ def test_a_newer_attempt_replaces_the_rows_and_archives_the_old(engine):
     publish_new(engine, "a", "b")
     publish_new(engine, "b", now=NOW + timedelta(hours=1))
     night = publish_new(engine, "c", now=NOW + timedelta(hours=2))
-    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+    assert engine.read_flags(night.detector, DAY).record_id.tolist() == ["c"]
     t = superseded_anomalies.c
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         rows = connection.execute(sa.select(t.record_id, t.attempt, t.superseded_by, t.superseded_at))
         assert sorted(map(tuple, rows)) == [
             ("a", 1, 2, NOW + timedelta(hours=1)),
@@ -143,15 +135,15 @@ def test_a_newer_attempt_replaces_the_rows_and_archives_the_old(engine):
 def test_nights_and_detectors_do_not_touch_each_other(engine):
     night = publish_new(engine, "a")
     for other in (make_night(batch_date=DAY + timedelta(days=1)), make_night(detector="other")):
-        begin_attempt(engine, other.detector, other.batch_date, "validate", NOW)
+        engine.begin_attempt(other.detector, other.batch_date, "validate", NOW)
         publish_night(engine, other, make_flags("a"), NOW, lambda: "h1")
     publish_new(engine, "b")
-    assert read_flags(engine, "other", DAY).record_id.tolist() == ["a"]
-    assert read_flags(engine, night.detector, DAY + timedelta(days=1)).record_id.tolist() == ["a"]
+    assert engine.read_flags("other", DAY).record_id.tolist() == ["a"]
+    assert engine.read_flags(night.detector, DAY + timedelta(days=1)).record_id.tolist() == ["a"]
 
 
 def test_an_attempt_that_a_newer_one_overtook_is_refused(engine):
-    old = make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW))
+    old = make_night(engine.begin_attempt(make_night().detector, DAY, "validate", NOW))
     publish_new(engine, "new")
     before = read_everything(engine, old.detector)
     with pytest.raises(PublishConflict, match="attempt 1, published is attempt 2"):
@@ -161,7 +153,7 @@ def test_an_attempt_that_a_newer_one_overtook_is_refused(engine):
 
 def test_a_night_whose_input_changed_is_refused(engine):
     night = publish_new(engine, "a")
-    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    newer = make_night(engine.begin_attempt(night.detector, DAY, "validate", NOW))
     before = read_everything(engine, night.detector)
     with pytest.raises(PublishConflict, match="input hash h2"):
         publish_night(engine, newer, make_flags("b"), NOW, lambda: "h2")
@@ -171,7 +163,7 @@ def test_a_night_whose_input_changed_is_refused(engine):
 def test_an_attempt_that_never_began_is_refused(engine):
     with pytest.raises(PublishConflict, match="never gave out"):
         publish_night(engine, make_night(7), make_flags("a"), NOW, lambda: "h1")
-    assert read_batches(engine, make_night().detector) == []
+    assert engine.read_batches(make_night().detector) == []
 
 
 @pytest.mark.parametrize(
@@ -193,13 +185,13 @@ def test_counts_are_checked_before_anything_is_written(engine):
     night = publish_new(engine, "a")
     with pytest.raises(ReconciliationFailed):
         publish_night(engine, dataclasses.replace(night, scored=1), make_flags("b"), NOW, lambda: "h1")
-    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["a"]
+    assert engine.read_flags(night.detector, DAY).record_id.tolist() == ["a"]
 
 
 @pytest.mark.parametrize("step", ["_archive_flags", "load_rows", "_replace_batch", "_finish_attempt"])
 def test_a_failure_after_any_step_leaves_the_old_result_whole(engine, monkeypatch, step):
     night = publish_new(engine, "a", "b")
-    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    newer = make_night(engine.begin_attempt(night.detector, DAY, "validate", NOW))
     before = read_everything(engine, night.detector)
     done = getattr(sys.modules["tasks.publish"], step)
 
@@ -216,27 +208,27 @@ def test_a_failure_after_any_step_leaves_the_old_result_whole(engine, monkeypatc
 KILLED = """
 import os, pickle, sys
 import tasks.publish as p
-from tasks.stores.warehouse import open_engine
+from tasks.stores.warehouse import Warehouse
 url, night, flags, now = pickle.load(sys.stdin.buffer)
 p._finish_attempt = lambda *_: os.kill(os.getpid(), 9)
-p.publish_night(open_engine(url), night, flags, now, lambda: "h1")
+p.publish_night(Warehouse(url), night, flags, now, lambda: "h1")
 """
 
 
 def test_a_process_killed_before_its_commit_leaves_the_old_result_whole(engine, warehouse_url):
     night = publish_new(engine, "a", "b")
-    newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
+    newer = make_night(engine.begin_attempt(night.detector, DAY, "validate", NOW))
     before = read_everything(engine, night.detector)
     work = pickle.dumps((warehouse_url, newer, make_flags("c"), NOW))
     killed = subprocess.run([sys.executable, "-c", KILLED], input=work)
     assert killed.returncode == -signal.SIGKILL
     assert read_everything(engine, night.detector) == before
     publish_night(engine, newer, make_flags("c"), NOW, lambda: "h1")
-    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+    assert engine.read_flags(night.detector, DAY).record_id.tolist() == ["c"]
 
 
 def test_when_attempts_publish_at_once_the_newest_stands(engine):
-    nights = [make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW)) for _ in range(8)]
+    nights = [make_night(engine.begin_attempt(make_night().detector, DAY, "validate", NOW)) for _ in range(8)]
 
     def publish_or_lose(night: Night) -> None:
         with contextlib.suppress(PublishConflict):
@@ -244,33 +236,33 @@ def test_when_attempts_publish_at_once_the_newest_stands(engine):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(publish_or_lose, nights))
-    found = read_flags(engine, nights[0].detector, DAY)
+    found = engine.read_flags(nights[0].detector, DAY)
     assert sorted(found.record_id) == ["both", "of 8"]
     assert set(found.attempt) == {8}
 
 
 def test_a_reader_during_a_publish_sees_the_old_result(postgres_warehouse_url, monkeypatch):
-    engine = open_engine(postgres_warehouse_url)
-    migrate(engine)
+    engine = Warehouse(postgres_warehouse_url)
+    engine.migrate()
     night = publish_new(engine, "a", "b")
     seen = []
     finish = sys.modules["tasks.publish"]._finish_attempt
 
     def read_and_finish(*arguments):
-        seen.extend(read_flags(engine, night.detector, DAY).record_id)
+        seen.extend(engine.read_flags(night.detector, DAY).record_id)
         finish(*arguments)
 
     monkeypatch.setattr("tasks.publish._finish_attempt", read_and_finish)
     publish_new(engine, "c")
     assert sorted(seen) == ["a", "b"]
-    assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
+    assert engine.read_flags(night.detector, DAY).record_id.tolist() == ["c"]
 
 
 def test_a_hundred_thousand_flags_are_published_and_republished(engine):
     records = [f"record-{i}" for i in range(99_985)]
     publish_new(engine, *records)
     night = publish_new(engine, *records)
-    found = read_flags(engine, night.detector, DAY)
+    found = engine.read_flags(night.detector, DAY)
     assert sorted(found.record_id) == sorted(records)
     assert found.score.is_monotonic_decreasing
 
@@ -286,14 +278,14 @@ def make_groups(*scores: float) -> pd.DataFrame:
     return pd.DataFrame({"group": pd.Series(names, dtype="str"), "score": scores, "records": range(1, len(scores) + 1)})
 
 
-def publish_groups(engine: sa.Engine, day: date, *scores: float) -> None:
-    attempt = begin_attempt(engine, make_night().detector, day, "validate", NOW)
+def publish_groups(engine: Warehouse, day: date, *scores: float) -> None:
+    attempt = engine.begin_attempt(make_night().detector, day, "validate", NOW)
     night = make_night(attempt, batch_date=day)
     publish_night(engine, night, make_flags(), NOW, lambda: "h1", make_groups(*scores))
 
 
-def read_ranks(engine: sa.Engine, day: date) -> list[float | None]:
-    return [None if np.isnan(rank) else rank for rank in read_groups(engine, make_night().detector, day)["rank"]]
+def read_ranks(engine: Warehouse, day: date) -> list[float | None]:
+    return [None if np.isnan(rank) else rank for rank in engine.read_groups(make_night().detector, day)["rank"]]
 
 
 def test_groups_are_ranked_against_those_of_earlier_nights(engine):
@@ -303,7 +295,7 @@ def test_groups_are_ranked_against_those_of_earlier_nights(engine):
     assert read_ranks(engine, DAY) == [None] * 4
     assert read_ranks(engine, DAY + timedelta(days=1)) == [50, 0, 100]
     assert read_ranks(engine, DAY - timedelta(days=1)) == [None]
-    found = read_groups(engine, make_night().detector, DAY)
+    found = engine.read_groups(make_night().detector, DAY)
     pd.testing.assert_frame_equal(found[["group", "score", "records"]], make_groups(1.0, 2.0, 3.0, 4.0))
 
 
@@ -318,8 +310,8 @@ def test_publishing_again_replaces_the_nights_groups_and_ranks_them_alike(engine
 
 def test_a_refused_night_leaves_the_groups_alone(engine):
     publish_groups(engine, DAY, 1.0, 2.0)
-    late = make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW))
+    late = make_night(engine.begin_attempt(make_night().detector, DAY, "validate", NOW))
     with pytest.raises(PublishConflict):
         publish_night(engine, late, make_flags(), NOW, lambda: "another input", make_groups(7.0))
-    assert read_groups(engine, late.detector, DAY)["score"].tolist() == [1.0, 2.0]
-    assert read_groups(engine, "another detector", DAY).empty
+    assert engine.read_groups(late.detector, DAY)["score"].tolist() == [1.0, 2.0]
+    assert engine.read_groups("another detector", DAY).empty

@@ -27,7 +27,6 @@ from tasks.report import (
 from tasks.rows.expectations import Outcome
 from tasks.stores.registry import Version
 from tasks.stores.tables import Batch
-from tasks.stores.warehouse import begin_attempt, open_engine
 from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
@@ -244,8 +243,8 @@ def test_a_published_night_is_written_beside_the_others(site):
     with partition.part("part-0") as part:
         part.append(pa.table({"record_id": ["a", "b", "c"], "score": [0.5, 1.0, 9.0]}))
     partition.commit({})
-    engine = open_engine(site.warehouse_url)
-    attempt = begin_attempt(engine, "toy", DAY, "score", NOW)
+    engine = site.warehouse
+    attempt = engine.begin_attempt("toy", DAY, "score", NOW)
     publish_night(engine, make_night(attempt=attempt), make_flags("pay-1", EVIL), NOW, lambda: "i" * 64)
     path = write_report(site, *read_night(site, DAY), make_validation(), VERSION, ScoreParams())
     assert path == site.reports / "2026-03-01.html"

@@ -24,7 +24,6 @@ from tasks.review import (
     ask_about_all,
     judge_by_labels,
     keep_verdicts,
-    list_published,
     read_answers,
     read_verdicts,
     reduce_detector,
@@ -34,7 +33,6 @@ from tasks.rows.contract import Contract
 from tasks.score import COUNTS, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.sources.files import FilesSource
-from tasks.stores import warehouse
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
@@ -89,18 +87,18 @@ def publish(site: Site, put_validated: Callable[..., Manifest]) -> Callable[...,
     """Score and publish nights; returns the flags of the last."""
 
     def publish_nights(detector: Detector, *days: date, params: ScoreParams = EVERYTHING) -> pd.DataFrame:
-        engine = warehouse.open_engine(site.warehouse_url)
+        engine = site.warehouse
         for day in days:
             validated = put_validated(day, make_rows(day))
             scores = score_batch(site, detector, CONTRACT, validated, params, token_hex(4))
             night = Night(
-                detector="toy", batch_date=day, attempt=warehouse.begin_attempt(engine, "toy", day, "score", NOW),
+                detector="toy", batch_date=day, attempt=engine.begin_attempt("toy", day, "score", NOW),
                 input_hash="i", rows_in=ROWS, quarantined=0, excluded=0, threshold=detector.threshold.value,
                 model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0, scores=scores.inputs,
                 **{name: scores.facts[name] for name in COUNTS},
             )  # fmt: skip
             publish_night(engine, night, site.lake.read_frame(scores.facts["flags"]), NOW, lambda: "i")
-        return warehouse.read_flags(engine, "toy", days[-1])
+        return engine.read_flags("toy", days[-1])
 
     return publish_nights
 
@@ -144,7 +142,7 @@ def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, d
 
 def test_a_night_that_was_never_published_is_refused(site, detector, publish) -> None:
     with pytest.raises(BatchMissing, match="published nothing"):
-        list_published(site)
+        site.warehouse.get_batches(site.detector)
     publish(detector, DAYS[0])
     with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):
         ask_about(site, DAYS[1], 5)
@@ -161,7 +159,7 @@ def test_a_file_of_questions_comes_back_with_its_verdicts(site, detector, publis
     assert keep_verdicts(site, answers, "ada", NOW) == len(answers)
     assert keep_verdicts(site, answers, "ada", NOW + timedelta(hours=1)) == 0
     assert keep_verdicts(site, answers, "kim", NOW + timedelta(hours=1)) == len(answers)
-    reviews = warehouse.read_reviews(warehouse.open_engine(site.warehouse_url), "toy").set_index("record_id")
+    reviews = site.warehouse.read_reviews("toy").set_index("record_id")
     assert asked["record_id"][3] not in reviews.index
     assert reviews["verdict"][asked["record_id"][4]] == ANOMALY
     assert reviews["inclusion"].to_dict() == pytest.approx(answers.set_index("record_id")["inclusion"].to_dict())
@@ -192,7 +190,7 @@ def test_labels_give_verdicts_and_no_label_means_normal_only_once_the_night_has_
     asked = ask_about(site, DAYS[0], 20)
     true = [record for record in asked["record_id"] if is_true(record)]
     labels = pd.DataFrame({"record_id": true, "label": 1, "known_at": pd.Timestamp("2026-03-03", tz="UTC")})
-    warehouse.add_labels(warehouse.open_engine(site.warehouse_url), "toy", labels)
+    site.warehouse.add_labels("toy", labels)
     early, young, mature = (
         judge_by_labels(asked, site, INGEST, datetime(2026, 3, d, 9, tzinfo=UTC)) for d in (2, 4, 7)
     )
@@ -235,7 +233,7 @@ def test_a_later_night_keeps_its_suppressed_flags_with_their_probability(site, d
     is_anomaly = flags["record_id"].map(is_true)
     assert flags.loc[~is_anomaly, "suppressed"].mean() > 0.8
     assert flags.loc[is_anomaly, "suppressed"].mean() < 0.25
-    [batch] = list_published(site, DAYS[2])
+    [batch] = site.warehouse.get_batches(site.detector, DAYS[2])
     assert batch.flagged == batch.published == len(flags)
 
 

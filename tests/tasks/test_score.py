@@ -162,7 +162,7 @@ def test_values_of_masked_columns_never_show(score, site):
         shown = {cause["column"]: (cause["actual"], cause["expected"]) for cause in causes[:-1]}
         assert shown["spend"] == shown["country"] == (MASKED, MASKED)
         assert shown["amount"] != (MASKED, MASKED)
-    written = [path for path in Path(site.lake_root, "scores").rglob("*") if path.is_file()]
+    written = [path for path in Path(site.lake.root, "scores").rglob("*") if path.is_file()]
     assert len(written) > 3
     assert not any(b"SECRET" in path.read_bytes() for path in written)
     assert "SECRET" not in flags.to_csv()

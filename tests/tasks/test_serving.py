@@ -24,6 +24,7 @@ import pyarrow as pa
 import pytest
 import torch
 from network import find_free_port
+from sites import open_site
 
 from models.columns import Column, Tokens
 from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
@@ -38,7 +39,6 @@ from tasks.rows.contract import Contract
 from tasks.score import COUNTS, score_batch
 from tasks.serving import MOST_ROWS, ServedDetector
 from tasks.sources.images import make_field
-from tasks.stores import warehouse
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
 
@@ -150,10 +150,18 @@ class Served:
 
 
 def start_server(site: Site, port: int, log: Path) -> subprocess.Popen[bytes]:
-    command = ["mlflow", "models", "serve", "-m", f"models:/{site.model_name}@champion", "--env-manager", "local"]
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{site.registry.model_name}@champion",
+        "--env-manager",
+        "local",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the server starts uvicorn by name
-    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.mlflow_uri}
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": site.registry.uri}
     environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with log.open("wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -176,11 +184,7 @@ def wait_until_up(port: int, server: subprocess.Popen[bytes], log: Path) -> None
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A night scored and published with a registered version, and the server over that version."""
     folder = tmp_path_factory.mktemp("serving")
-    site = Site(
-        detector="toy", time_zone="UTC", label_delay=timedelta(), sources="", lake_root=str(folder / "lake"),
-        warehouse_url=f"duckdb:///{folder}/warehouse.duckdb", mlflow_uri=f"sqlite:///{folder}/mlflow.db",
-        artifacts=str(folder / "artifacts"), home=folder / "home", device="cpu", threads=1, commit="c0ffee",
-    )  # fmt: skip
+    site = open_site(folder, artifacts=folder / "artifacts")
     make_detector().save(folder / "bundle")
     assert register_bundle(site, folder / "bundle", None).alias == "champion"
     port, log = find_free_port(), folder / "server.log"
@@ -197,21 +201,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def publish(site: Site, detector: Detector, rows: pa.Table) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score and publish a night; the scores zone's rows and the table's flags."""
-    engine = warehouse.open_engine(site.warehouse_url)
-    warehouse.migrate(engine)
+    engine = site.warehouse
+    engine.migrate()
     partition = site.lake.write("validated", "toy", DAY)
     with partition.part("part-0") as part:
         part.append(rows)
     validated = partition.commit({"validation": {"input_hash": "i"}})
     scored = score_batch(site, detector, CONTRACT, validated, ScoreParams(), "key")
     night = Night(
-        detector="toy", batch_date=DAY, attempt=warehouse.begin_attempt(engine, "toy", DAY, "score", NOW),
+        detector="toy", batch_date=DAY, attempt=engine.begin_attempt("toy", DAY, "score", NOW),
         input_hash="i", rows_in=ROWS, quarantined=0, excluded=0, threshold=detector.threshold.value,
         model_name="nightjar-toy", model_version=1, scored_at=NOW, seconds=1.0, scores="key",
         **{name: scored.facts[name] for name in COUNTS},
     )  # fmt: skip
     publish_night(engine, night, site.lake.read_frame(scored.facts["flags"]), NOW, lambda: "i")
-    return site.lake.query("select * from parts", scored.parts).to_pandas(), warehouse.read_flags(engine, "toy", DAY)
+    return site.lake.query("select * from parts", scored.parts).to_pandas(), engine.read_flags("toy", DAY)
 
 
 def test_a_served_night_gets_what_was_published_of_it_record_for_record(served: Served) -> None:
@@ -319,7 +323,7 @@ def test_other_content_other_paths_and_other_verbs_are_refused(
 
 
 def test_a_bundle_that_was_tampered_with_is_not_served(served: Served, tmp_path: Path) -> None:
-    [weights] = Path(str(served.site.artifacts)).rglob("weights.safetensors")
+    [weights] = Path(str(served.site.registry.artifacts)).rglob("weights.safetensors")
     sound = weights.read_bytes()
     weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
     try:
@@ -331,7 +335,7 @@ def test_a_bundle_that_was_tampered_with_is_not_served(served: Served, tmp_path:
 
 
 def test_what_is_no_champion_is_not_served(served: Served) -> None:
-    mlflow.set_tracking_uri(served.site.mlflow_uri)
+    mlflow.set_tracking_uri(served.site.registry.uri)
     with pytest.raises(mlflow.MlflowException, match="alias challenger not found"):
         mlflow.pyfunc.load_model("models:/nightjar-toy@challenger")
 

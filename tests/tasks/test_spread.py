@@ -29,6 +29,7 @@ from tasks.spread import Workers, find_unscored, raise_failures, score_parts, sc
 from tasks.stores.lake import Manifest, Part
 from tasks.stores.registry import HASH_TAG, Version
 from tasks.stores.site import Site
+from tasks.stores.warehouse import Warehouse
 from tasks.validate import Validation
 
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, tzinfo=UTC)
@@ -57,14 +58,14 @@ def make_rows(number: int) -> pa.Table:
 def version(site: Site) -> Version:
     """A registered version whose bundle is on this machine already."""
     detector = make_tiny_detector()
-    content_hash = detector.save(site.bundles / "new")
-    (site.bundles / "new").rename(site.bundles / f"version-1-{content_hash[:12]}")
+    content_hash = detector.save(site.registry.bundles / "new")
+    (site.registry.bundles / "new").rename(site.registry.bundles / f"version-1-{content_hash[:12]}")
     return Version("nightjar-toy", 1, (), {HASH_TAG: content_hash})
 
 
 @pytest.fixture
 def bundle(site: Site, version: Version) -> Path:
-    return site.bundles / f"version-1-{version.tags[HASH_TAG][:12]}"
+    return site.registry.bundles / f"version-1-{version.tags[HASH_TAG][:12]}"
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_parts_that_four_threads_score_at_once_are_those_of_one(
 ) -> None:
     alone = score_night(site, CONTRACT, validation, version, bundle, PARAMS, NOW)
     expected = read_scores(site, alone.scores)
-    shutil.rmtree(f"{site.lake_root}/scores")
+    shutil.rmtree(f"{site.lake.root}/scores")
     unscored = find_unscored(site, CONTRACT, validation, version, bundle, PARAMS)
     assert len(unscored.parts) == PARTS
     with ThreadPoolExecutor(4) as pool:
@@ -148,17 +149,17 @@ def test_what_travels_is_small_and_leads_to_no_warehouse(
     told = replace(
         site,
         device="auto",
-        warehouse_url=f"postgresql+psycopg://u:{secret}@h/d",
-        mlflow_uri=f"http://u:{secret}@h:5000",
+        warehouse=Warehouse(f"postgresql+psycopg://u:{secret}@h/d"),
+        registry=replace(site.registry, uri=f"http://u:{secret}@h:5000"),
         sources=f"ftp://u:{secret}@h",
     )
     unscored = find_unscored(told, CONTRACT, validation, version, bundle, PARAMS)
     sent = pickle.dumps((unscored.job, unscored.parts[:1]))
     assert secret.encode() not in sent
     assert len(sent) < 10_000
-    assert unscored.job.site.warehouse_url == ""
+    assert unscored.job.site.warehouse.url == ""
     assert unscored.job.site.device == resolve_device("auto").type  # not what the worker's own machine has
-    assert unscored.job.site.mlflow_uri == "http://h:5000"
+    assert unscored.job.site.registry.uri == "http://h:5000"
 
 
 @pytest.mark.parametrize(

@@ -597,7 +597,7 @@ def sort_by_hand(rows: list[dict]) -> tuple[int, int, int]:
 )
 def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypatch, batches):
     monkeypatch.setattr("tasks.validate.build_docs", lambda *_: None)
-    site = dataclasses.replace(make_site(), lake_root=str(tmp_path_factory.mktemp("lake")))
+    site = dataclasses.replace(make_site(), lake=Lake(str(tmp_path_factory.mktemp("lake"))))
     days = [DAY + timedelta(days=n) for n in range(len(batches))]
     for day, parts in zip(days, batches, strict=True):
         partition = site.lake.write("landing", "toy", day)

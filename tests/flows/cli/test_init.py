@@ -19,7 +19,7 @@ from flows.config.write import insert_section, name_query
 from tasks.errors import ParamsInvalid, SourceInvalid
 from tasks.sources.files import name_files
 from tasks.stores.lake import Lake
-from tasks.stores.warehouse import open_engine, read_batches
+from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 
@@ -111,8 +111,8 @@ def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lake, day = Lake(str(trained.folder / ".nightjar" / "lake")), LAST
-    engine = open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    batch = next(batch for batch in read_batches(engine, "orders") if batch.batch_date == day)
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    batch = next(batch for batch in engine.read_batches("orders") if batch.batch_date == day)
     scores = lake.get("scores", "orders", day, batch.scores)
     published = pd.concat(table.to_pandas() for part in scores.parts for table in lake.slices(part))
     published = published.set_index("record_id")["score"]

@@ -16,8 +16,8 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_project, make_rows, poi
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
-from tasks.stores import registry, warehouse
 from tasks.stores.lake import Lake
+from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 
@@ -43,9 +43,7 @@ def partitions(project: Project, zone: str) -> list[date]:
 
 
 def published(project: Project) -> list[Any]:
-    return warehouse.read_batches(
-        warehouse.open_engine(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb"), "orders"
-    )
+    return Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb").read_batches("orders")
 
 
 # --- the main job ---
@@ -66,8 +64,8 @@ def test_a_first_run_publishes_the_nights_and_a_second_run_changes_nothing(
 
 
 def test_the_flags_are_the_frauds_with_spend_as_their_worst_cause(trained: Project) -> None:
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    flags = warehouse.read_flags(engine, "orders", LAST)
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flags = engine.read_flags("orders", LAST)
     frauds = set(make_rows(LAST).query("fraud == 1")["order_id"])
     assert frauds <= set(flags["record_id"])
     for row in flags.to_dict("records"):
@@ -88,8 +86,8 @@ def test_a_masked_column_shows_up_in_no_table_report_or_page(trained: Project) -
 def test_explain_agrees_with_the_published_flag_and_names_versions(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    flag = warehouse.read_flags(engine, "orders", LAST).iloc[0]
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flag = engine.read_flags("orders", LAST).iloc[0]
     told = answer(capsys, "explain", "orders", str(flag["record_id"]))
     assert told["score"] == flag["score"]
     assert told["percentile_rank"] == flag["percentile_rank"]
@@ -122,10 +120,10 @@ def test_groups_are_published_with_the_night_and_shown_in_its_report(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("params.yaml", "detectors", "orders", "score", value={"groups": {"by": "shop", "weight": "items"}})
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
     for day in (LAST - timedelta(days=1), LAST):
         answer(capsys, "score", "orders", "--date", str(day))
-    first, second = (warehouse.read_groups(engine, "orders", day) for day in (LAST - timedelta(days=1), LAST))
+    first, second = (engine.read_groups("orders", day) for day in (LAST - timedelta(days=1), LAST))
     assert first["group"].tolist() == second["group"].tolist() == ["north", "south"]
     assert first["records"].sum() == second["records"].sum() == ROWS
     assert first["rank"].isna().all()
@@ -252,7 +250,7 @@ def test_a_night_publishes_to_postgresql_by_its_url_alone(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_WAREHOUSE", postgres_warehouse_url)
     night = answer(capsys, "score", "orders", "--date", str(LAST))
-    flags = warehouse.read_flags(warehouse.open_engine(postgres_warehouse_url), "orders", LAST)
+    flags = Warehouse(postgres_warehouse_url).read_flags("orders", LAST)
     assert len(flags) == night["flagged"] > 0
 
 
@@ -288,8 +286,8 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     new = LAST + timedelta(days=1)
     trained.write_day(new)
     assert answer(capsys, "score", "orders", "--date", str(new))["model_version"] == 2
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    flags = warehouse.read_flags(engine, "orders", new)
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flags = engine.read_flags("orders", new)
     assert flags["second_stage_probability"].between(0, 1).all()
     suppressed = int(flags["suppressed"].sum())
     page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{new}.html").read_text()
@@ -498,8 +496,8 @@ def test_the_registered_version_answers_requests_with_the_published_score(
 ) -> None:
     import mlflow
 
-    engine = warehouse.open_engine(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    flag = warehouse.read_flags(engine, "orders", LAST).iloc[0]
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    flag = engine.read_flags("orders", LAST).iloc[0]
     row = make_rows(LAST).set_index("order_id").loc[[flag["record_id"]]]
     mlflow.set_tracking_uri(f"sqlite:///{trained.folder}/.nightjar/mlflow.db")
     model = mlflow.pyfunc.load_model("models:/nightjar-orders@champion")
@@ -517,12 +515,12 @@ def test_the_same_data_params_and_seed_give_the_same_bundle_and_the_same_flags_i
 ) -> None:
     def look() -> tuple[str, list[object]]:
         site = load_setup("orders").site
-        engine = warehouse.open_engine(site.warehouse_url)
-        dates = [batch.batch_date for batch in warehouse.read_batches(engine, "orders")]
+        engine = site.warehouse
+        dates = [batch.batch_date for batch in engine.read_batches("orders")]
         assert len(dates) == 2
         learnt = ["record_id", "score", "percentile_rank", "p_value", "threshold", "causes"]
-        flags = pd.concat([warehouse.read_flags(engine, "orders", day)[learnt] for day in dates])
-        return registry.get_champion(site).tags["bundle_hash"], flags.to_numpy().tolist()
+        flags = pd.concat([engine.read_flags("orders", day)[learnt] for day in dates])
+        return site.registry.get_champion().tags["bundle_hash"], flags.to_numpy().tolist()
 
     first = look()
     again = make_project(tmp_path / "again")

@@ -25,7 +25,6 @@ from toy import DAYS, FIRST, Project, make_rows
 from flows.cli.main import execute
 from flows.config.setup import load_setup
 from tasks.errors import BatchRejected
-from tasks.stores.warehouse import begin_attempt, fail_attempt, open_engine
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 Samples = dict[tuple[str, ...], float]
@@ -239,10 +238,10 @@ def test_the_endpoint_reads_anew_and_a_scrape_does_not_fail_when_the_warehouse_i
     before = parse(text)
     assert (status, before["nightjar_detector_up", "orders"]) == (200, 1)
 
-    engine, now = open_engine(load_setup("orders").site.warehouse_url), datetime.now(UTC)
-    attempt = begin_attempt(engine, "orders", LAST, "score", now)
+    engine, now = load_setup("orders").site.warehouse, datetime.now(UTC)
+    attempt = engine.begin_attempt("orders", LAST, "score", now)
     assert parse(get(endpoint)[1])["nightjar_attempts_running", "orders"] == 1
-    fail_attempt(engine, "orders", LAST, attempt, "score", "a test", now)
+    engine.fail_attempt("orders", LAST, attempt, "score", "a test", now)
     assert parse(get(endpoint)[1])["nightjar_attempts_total", "orders", "failed"] == 1
 
     warehouse = trained.folder / ".nightjar" / "warehouse.duckdb"

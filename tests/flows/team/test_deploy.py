@@ -206,7 +206,7 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     from tasks.train import send_bundle, take_bundle
 
     site = load_setup("orders").site
-    [cutoff] = [date.fromisoformat(folder.name) for folder in (site.bundles / "fitted").iterdir()]
+    [cutoff] = [date.fromisoformat(folder.name) for folder in (site.registry.bundles / "fitted").iterdir()]
     before = read_manifest(site.fitted(cutoff)).content_hash
     files = site.lake.files("clean/orders")
     send_bundle(site, cutoff, "a-run")

@@ -10,7 +10,6 @@ from tasks.ingest import ingest_arrivals
 from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.sources.codes import FAULTS, FORMATS, WELL_FORMED, WORDS, CodesSource, draw_day, spoil
 from tasks.sources.kinds import Window
-from tasks.stores.warehouse import open_engine, read_labels
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST = date(2026, 3, 28)  # the night after it, clocks change in Berlin
@@ -73,5 +72,5 @@ def test_days_that_are_over_land_with_their_labels(make_site):
     now = datetime(2026, 3, 29, 22, 0, tzinfo=UTC)  # the end of the second day in Berlin
     done = ingest_arrivals(site, params, Window(date(2026, 3, 1), date(2026, 3, 31), now))
     assert done.dates == (FIRST, date(2026, 3, 29)) and done.rows == 8000
-    labels = read_labels(open_engine(site.warehouse_url), "toy", datetime(2027, 1, 1, tzinfo=UTC))
+    labels = site.warehouse.read_labels("toy", datetime(2027, 1, 1, tzinfo=UTC))
     assert 50 < (labels["label"] == 1).sum() < 120

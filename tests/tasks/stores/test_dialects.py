@@ -19,31 +19,17 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from racers import FLAGS, NOW, make_flags, make_night
+from sites import open_site
 from texts import AWKWARD
 
-from tasks.errors import ParamsInvalid, PublishConflict, RecordMissing
+from tasks.errors import ParamsInvalid, PublishConflict
 from tasks.params import RetentionParams
 from tasks.publish import publish_night
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, metadata, superseded_anomalies
 from tasks.stores.warehouse import (
     SCHEMA_VERSION,
-    add_labels,
-    add_reviews,
-    begin,
-    begin_attempt,
-    bury_dead,
-    fail_attempt,
-    find_flag,
-    is_new,
-    migrate,
-    open_engine,
-    read_attempts,
-    read_batches,
-    read_flags,
-    read_groups,
-    read_labels,
-    read_reviews,
+    Warehouse,
 )
 from tasks.upkeep import prune
 from tasks.upkeep.backup import check_tables_empty, export_tables, fill_tables
@@ -61,46 +47,46 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def other(request: pytest.FixtureRequest) -> sa.Engine:
+def other(request: pytest.FixtureRequest) -> Warehouse:
     """A migrated warehouse that is used as any engine is that the code does not know by name."""
     if request.param == "sqlite":
-        engine = open_engine(request.getfixturevalue("sqlite_url"))
-        migrate(engine)
+        engine = Warehouse(request.getfixturevalue("sqlite_url"))
+        engine.migrate()
         return engine
-    engine = open_engine(request.getfixturevalue("postgres_warehouse_url"))
-    migrate(engine)
-    engine.dialect.name = "another"  # many writers at once, read committed: what Snowflake promises too
+    engine = Warehouse(request.getfixturevalue("postgres_warehouse_url"))
+    engine.migrate()
+    engine.engine.dialect.name = "another"  # many writers at once, read committed: what Snowflake promises too
     return engine
 
 
-def publish(engine: sa.Engine, day: date, attempt: int) -> None:
+def publish(engine: Warehouse, day: date, attempt: int) -> None:
     groups = pd.DataFrame({"group": ["g"], "score": [float(attempt)], "records": [attempt]})
     publish_night(engine, make_night(day, attempt), make_flags(attempt), NOW, lambda: "h", groups)
 
 
 def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     """Everything that Nightjar does in a warehouse; returns what was read from it, and last every table."""
-    engine, read = open_engine(site.warehouse_url), {}
-    read["migrated"] = (is_new(engine), migrate(engine), migrate(engine))
+    engine, read = site.warehouse, {}
+    read["migrated"] = (engine.is_new(), engine.migrate(), engine.migrate())
     for attempt in (1, 2):
-        assert begin_attempt(engine, DETECTOR, DAY, "begin", NOW) == attempt
+        assert engine.begin_attempt(DETECTOR, DAY, "begin", NOW) == attempt
         publish(engine, DAY, attempt)
-    begin_attempt(engine, DETECTOR, DAY, "begin", NOW)
-    fail_attempt(engine, DETECTOR, DAY, 3, "score", "r2-0 is not r2-01", NOW)
-    begin_attempt(engine, DETECTOR, DAY + timedelta(days=1), "begin", NOW)
+    engine.begin_attempt(DETECTOR, DAY, "begin", NOW)
+    engine.fail_attempt(DETECTOR, DAY, 3, "score", "r2-0 is not r2-01", NOW)
+    engine.begin_attempt(DETECTOR, DAY + timedelta(days=1), "begin", NOW)
     publish(engine, DAY + timedelta(days=1), 1)
-    begin_attempt(engine, DETECTOR, DAY, "begin", NOW)
-    with begin(engine) as connection:  # of a process that is dead
+    engine.begin_attempt(DETECTOR, DAY, "begin", NOW)
+    with engine.begin() as connection:  # of a process that is dead
         connection.execute(
             sa.update(attempts).where(attempts.c.attempt == 4).values(owner=f"{socket.gethostname()} 1 1")
         )
-    read["dead"] = [attempt.attempt for attempt in bury_dead(engine, DETECTOR, NOW)]
+    read["dead"] = [attempt.attempt for attempt in engine.bury_dead(DETECTOR, NOW)]
     ids = [*AWKWARD, *(f"many {n}" for n in range(25_000))]
     labels = pd.DataFrame({"record_id": ids, "label": 1, "known_at": NOW + timedelta(microseconds=1)})
-    read["labels"] = [add_labels(engine, DETECTOR, frame) for frame in (labels, labels, labels.iloc[:0])]
+    read["labels"] = [engine.add_labels(DETECTOR, frame) for frame in (labels, labels, labels.iloc[:0])]
     verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 0.1}
     verdicts = pd.DataFrame([verdict | {"record_id": record} for record in ("r2-0", "r2-1", "r2-1")])
-    read["reviews"] = [add_reviews(engine, DETECTOR, verdicts) for _ in range(2)]
+    read["reviews"] = [engine.add_reviews(DETECTOR, verdicts) for _ in range(2)]
     read |= read_everything(engine)
     site = replace(site, detector=DETECTOR)
     with hold_batch(site, DAY, NOW) as held:
@@ -111,32 +97,29 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     read["pruned"] = prune_tables(site, limits, NOW + timedelta(days=9), dry_run=False)
     read["erased"] = erase_rows(site, "r2-0")
     read["rows"] = export_tables(engine, folder / "copy")
-    copy = open_engine(f"{engine.url.drivername}:///{folder}/copy.{engine.url.drivername}")
+    copy = Warehouse(f"{engine.engine.url.drivername}:///{folder}/copy.{engine.engine.url.drivername}")
     check_tables_empty(copy)
     fill_tables(copy, folder / "copy", SCHEMA_VERSION)
     read["tables"], read["copy"] = read_tables(engine), read_tables(copy)
     return read
 
 
-def read_everything(engine: sa.Engine) -> dict[str, Any]:
+def read_everything(engine: Warehouse) -> dict[str, Any]:
     ids = pd.Series([AWKWARD[0], "nobody"])
-    with pytest.raises(RecordMissing):
-        find_flag(engine, DETECTOR, "nobody")
     return {
-        "flag": find_flag(engine, DETECTOR, "r2-0"),
-        "flags": read_flags(engine, DETECTOR, DAY).to_dict("records"),
-        "groups": read_groups(engine, DETECTOR, DAY + timedelta(days=1)).to_dict("records"),
-        "batches": read_batches(engine, DETECTOR),
-        "attempts": [replace(attempt, owner=None) for attempt in read_attempts(engine, DETECTOR, DAY)],
-        "known": read_labels(engine, DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
-        "unknown": read_labels(engine, DETECTOR, NOW).to_dict("records"),
-        "verdicts": [read_reviews(engine, DETECTOR, by).to_dict("records") for by in (None, NOW)],
+        "flags": engine.read_flags(DETECTOR, DAY).to_dict("records"),
+        "groups": engine.read_groups(DETECTOR, DAY + timedelta(days=1)).to_dict("records"),
+        "batches": engine.read_batches(DETECTOR),
+        "attempts": [replace(attempt, owner=None) for attempt in engine.read_attempts(DETECTOR, DAY)],
+        "known": engine.read_labels(DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
+        "unknown": engine.read_labels(DETECTOR, NOW).to_dict("records"),
+        "verdicts": [engine.read_reviews(DETECTOR, by).to_dict("records") for by in (None, NOW)],
     }
 
 
-def read_tables(engine: sa.Engine) -> dict[str, list[str]]:
+def read_tables(engine: Warehouse) -> dict[str, list[str]]:
     """Every table's rows, but for the processes that made them."""
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         return {
             table.name: sorted(
                 repr([value for column, value in zip(table.c, row, strict=True) if column.name != "owner"])
@@ -171,7 +154,7 @@ def campaigns(tmp_path_factory: pytest.TempPathFactory, make_any_site: Any) -> d
         folder, heard = tmp_path_factory.mktemp(name), Heard()
         sa.event.listen(sa.Engine, "before_execute", heard.listen)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+            patch.setattr("tasks.stores.registry.Registry.list_versions", lambda registry: [])
             try:
                 found[name] = (run_campaign(make_any_site(f"{name}:///{folder}/w.{name}"), folder), heard)
             finally:
@@ -185,20 +168,7 @@ def make_any_site(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], S
 
     def make(warehouse_url: str) -> Site:
         home = tmp_path_factory.mktemp("home")
-        return Site(
-            detector=DETECTOR,
-            time_zone="UTC",
-            label_delay=timedelta(0),
-            sources=str(home),
-            lake_root=str(home / "lake"),
-            warehouse_url=warehouse_url,
-            mlflow_uri=f"sqlite:///{home}/mlflow.db",
-            artifacts=None,
-            home=home,
-            device="cpu",
-            threads=1,
-            commit="c0ffee",
-        )
+        return open_site(home, DETECTOR, warehouse=Warehouse(warehouse_url))
 
     return make
 
@@ -293,9 +263,9 @@ def test_every_migration_compiles(dialects: dict[str, sa.Dialect], name: str) ->
         assert f"TABLE {dialects[name].identifier_preparer.format_table(table)} (" in told.getvalue()
 
 
-def test_when_eight_publish_at_once_on_any_other_engine_the_newest_stands(other: sa.Engine) -> None:
+def test_when_eight_publish_at_once_on_any_other_engine_the_newest_stands(other: Warehouse) -> None:
     def take_number(_: int) -> int:
-        return begin_attempt(other, DETECTOR, DAY, "begin", NOW)
+        return other.begin_attempt(DETECTOR, DAY, "begin", NOW)
 
     def publish_or_lose(attempt: int) -> bool:
         try:
@@ -309,24 +279,24 @@ def test_when_eight_publish_at_once_on_any_other_engine_the_newest_stands(other:
         assert sorted(numbers) == list(range(1, 9))
         published = dict(zip(numbers, pool.map(publish_or_lose, numbers), strict=True))
     assert published[8]
-    assert set(read_flags(other, DETECTOR, DAY)["attempt"]) == {8}
-    with begin(other) as connection:
+    assert set(other.read_flags(DETECTOR, DAY)["attempt"]) == {8}
+    with other.begin() as connection:
         kept = sa.select(superseded_anomalies.c.superseded_by, sa.func.count()).group_by("superseded_by")
         assert {count for _, count in connection.execute(kept)} <= {FLAGS}
 
 
-def test_eight_loaders_of_the_same_labels_keep_each_once(other: sa.Engine) -> None:
+def test_eight_loaders_of_the_same_labels_keep_each_once(other: Warehouse) -> None:
     labels = pd.DataFrame({"record_id": [f"r{n}" for n in range(200)], "label": 0, "known_at": NOW})
     with ThreadPoolExecutor(8) as pool:
-        added = list(pool.map(lambda _: add_labels(other, DETECTOR, labels), range(8)))
+        added = list(pool.map(lambda _: other.add_labels(DETECTOR, labels), range(8)))
     assert sorted(added) == [0] * 7 + [200]
-    assert len(read_labels(other, DETECTOR, NOW)) == 200
+    assert len(other.read_labels(DETECTOR, NOW)) == 200
 
 
 def test_a_failure_before_the_commit_leaves_the_old_result_on_any_other_engine(
-    other: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    other: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = [begin_attempt(other, DETECTOR, DAY, "begin", NOW) for _ in range(2)]
+    numbers = [other.begin_attempt(DETECTOR, DAY, "begin", NOW) for _ in range(2)]
     publish(other, DAY, numbers[0])
     before = read_tables(other)
 
@@ -340,7 +310,7 @@ def test_a_failure_before_the_commit_leaves_the_old_result_on_any_other_engine(
 
 
 def test_a_sqlite_migration_that_fails_leaves_no_table(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = open_engine(sqlite_url)
+    engine = Warehouse(sqlite_url)
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
@@ -348,9 +318,9 @@ def test_a_sqlite_migration_that_fails_leaves_no_table(sqlite_url: str, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("alembic.operations.Operations.add_column", fail)
         with pytest.raises(KeyboardInterrupt):
-            migrate(engine)
-    assert is_new(engine)
-    assert migrate(engine) is None
+            engine.migrate()
+    assert engine.is_new()
+    assert engine.migrate() is None
 
 
 def test_a_driver_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,11 +329,11 @@ def test_a_driver_that_is_not_installed_is_named_with_the_extra_that_brings_it(m
 
     monkeypatch.setattr("snowflake.sqlalchemy.snowdialect.SnowflakeDialect.import_dbapi", fail)
     with pytest.raises(ParamsInvalid, match=r"nightjar\[snowflake\]") as refused:
-        open_engine("snowflake://u:s3cret@account/db/public")
+        Warehouse("snowflake://u:s3cret@account/db/public")
     assert "s3cret" not in str(refused.value)
 
 
 def test_snowflake_is_opened_with_transactions() -> None:
-    engine = open_engine("snowflake://u:s3cret@account/db/public")
-    _, options = engine.dialect.create_connect_args(engine.url)
+    engine = Warehouse("snowflake://u:s3cret@account/db/public")
+    _, options = engine.engine.dialect.create_connect_args(engine.url)
     assert options["autocommit"] is False

@@ -3,7 +3,6 @@ import sys
 from datetime import UTC, date, datetime
 
 from tasks.stores.owner import is_dead, name_process
-from tasks.stores.warehouse import begin_attempt, bury_dead, read_attempts
 
 NAME = "from tasks.stores.owner import name_process; print(name_process(), flush=True); input()"
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -38,10 +37,10 @@ def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, m
     owners = [f"{host} {pid} 1.00", name_process(), "another-host 7 1.00"]
     for owner in owners:
         monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda owner=owner: owner)
-        begin_attempt(engine, "toy", DAY, "begin", NOW)
-    assert [attempt.attempt for attempt in bury_dead(engine, "toy", NOW)] == [1]
-    assert bury_dead(engine, "toy", NOW) == []
-    dead, *others = read_attempts(engine, "toy", DAY)
+        engine.begin_attempt("toy", DAY, "begin", NOW)
+    assert [attempt.attempt for attempt in engine.bury_dead("toy", NOW)] == [1]
+    assert engine.bury_dead("toy", NOW) == []
+    dead, *others = engine.read_attempts("toy", DAY)
     assert (dead.status, dead.finished_at) == ("failed", NOW)
     assert dead.cause == f"its process died without a word: {owners[0]} (host, process, born)"
     assert [attempt.status for attempt in others] == ["running", "running"]

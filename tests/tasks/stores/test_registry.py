@@ -9,7 +9,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import mlflow
@@ -17,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from sites import at_home, open_site
 from tiny import make_tiny_detector, save_tiny_detector
 
 from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS
@@ -24,7 +24,7 @@ from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.register import register_bundle
 from tasks.stores.owner import name_process
-from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version, fetch_bundle, log_version
+from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version
 from tasks.stores.site import Site
 
 
@@ -32,21 +32,19 @@ from tasks.stores.site import Site
 def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Version]:
     """One version in a registry of its own, and the site it belongs to."""
     folder = tmp_path_factory.mktemp("registry")
-    site = Site(
-        detector="toy", time_zone="UTC", label_delay=timedelta(), sources="", lake_root=str(folder / "lake"),
-        warehouse_url="", mlflow_uri=f"sqlite:///{folder}/mlflow.db", artifacts=str(folder / "artifacts"),
-        home=folder / "home", device="cpu", threads=1, commit="c0ffee",
-    )  # fmt: skip
+    site = open_site(folder, artifacts=folder / "artifacts")
     content_hash = save_tiny_detector(folder / "bundle")
     example = pd.DataFrame({"amount": [1.0]})
     answer = pd.DataFrame({"score": [1.0]})
-    return site, log_version(site, folder / "bundle", content_hash, example, answer, {}, {}, {"cutoff": "2026-03-01"})
+    return site, site.registry.log_version(
+        folder / "bundle", content_hash, example, answer, {}, {}, {"cutoff": "2026-03-01"}
+    )
 
 
 @pytest.fixture
 def site(registered: tuple[Site, Version], tmp_path: Path) -> Site:
     """A machine that has fetched nothing yet."""
-    return dataclasses.replace(registered[0], home=tmp_path / "home")
+    return at_home(registered[0], tmp_path / "home")
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def version(registered: tuple[Site, Version]) -> Version:
 @pytest.fixture
 def stored(registered: tuple[Site, Version], tmp_path: Path) -> Iterator[Path]:
     """The version's files as the registry keeps them: what a test does to them is undone."""
-    [mlmodel] = Path(str(registered[0].artifacts)).rglob("MLmodel")
+    [mlmodel] = Path(str(registered[0].registry.artifacts)).rglob("MLmodel")
     shutil.copytree(mlmodel.parent, tmp_path / "kept")
     yield mlmodel.parent
     shutil.rmtree(mlmodel.parent)
@@ -70,11 +68,11 @@ def bundle_of(stored: Path) -> Path:
 
 
 def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = fetch_bundle(site, version)
+    folder = site.registry.fetch_bundle(version)
     assert Detector.load(folder).lineage["trained_through"] == "2026-02-28"
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", None)  # it is not asked again
-    assert fetch_bundle(site, version) == folder
-    assert [path.name for path in site.bundles.iterdir()] == [folder.name]
+    assert site.registry.fetch_bundle(version) == folder
+    assert [path.name for path in site.registry.bundles.iterdir()] == [folder.name]
 
 
 def test_runs_of_dead_processes_are_ended_by_the_next_registration(
@@ -85,7 +83,7 @@ def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     register_bundle(site, bundle, None)
     with subprocess.Popen("true") as ended:
         dead = {OWNER_TAG: f"{socket.gethostname()} {ended.pid} 1.0"}
-    client = MlflowClient(site.mlflow_uri)
+    client = MlflowClient(site.registry.uri)
     [registering] = client.search_runs(["1"])
     client.update_run(registering.info.run_id, "RUNNING")  # its process died when the version stood
     client.set_tag(registering.info.run_id, OWNER_TAG, dead[OWNER_TAG])
@@ -127,27 +125,27 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_tampered_bundle_is_refused(
     site: Site, version: Version, stored: Path, where: str, name: str, damage: str
 ) -> None:
-    folder = bundle_of(stored) if where == "registry" else fetch_bundle(site, version)
+    folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
     DAMAGES[damage](folder / name)
     if where == "registry" and damage == "a link":
         # MLflow follows links when it copies: what arrives is the file itself, and whole.
-        Detector.load(fetch_bundle(site, version))
+        Detector.load(site.registry.fetch_bundle(version))
         return
     with pytest.raises(BundleInvalid, match="to do"):
-        fetch_bundle(site, version)
+        site.registry.fetch_bundle(version)
     if where == "registry":
-        assert not list(site.bundles.iterdir())
+        assert not list(site.registry.bundles.iterdir())
 
 
 @pytest.mark.parametrize("where", ["registry", "cache"])
 def test_a_sound_bundle_that_is_not_the_registered_one_is_refused(
     site: Site, version: Version, stored: Path, where: str
 ) -> None:
-    folder = bundle_of(stored) if where == "registry" else fetch_bundle(site, version)
+    folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
     save_tiny_detector(folder, seed=7)
     Detector.load(folder)  # it fits together: only its hash tells
     with pytest.raises(BundleInvalid, match="is another bundle"):
-        fetch_bundle(site, version)
+        site.registry.fetch_bundle(version)
 
 
 def test_a_forged_manifest_with_the_registered_hash_is_refused(site: Site, version: Version, stored: Path) -> None:
@@ -156,14 +154,14 @@ def test_a_forged_manifest_with_the_registered_hash_is_refused(site: Site, versi
     manifest = json.loads((folder / MANIFEST).read_text()) | {"content_hash": version.tags[HASH_TAG]}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleInvalid, match="was altered"):
-        fetch_bundle(site, version)
+        site.registry.fetch_bundle(version)
 
 
 @pytest.mark.parametrize("tag", [None, "", "unknown", "../../etc", "A" * 64, "0" * 63])
 def test_a_version_without_a_hash_is_refused(site: Site, version: Version, tag: str | None) -> None:
     tags = {} if tag is None else {HASH_TAG: tag}
     with pytest.raises(BundleInvalid, match=HASH_TAG):
-        fetch_bundle(site, dataclasses.replace(version, tags=tags))
+        site.registry.fetch_bundle(dataclasses.replace(version, tags=tags))
 
 
 FLAVORS: dict[str, dict[str, object]] = {
@@ -196,17 +194,17 @@ def test_a_version_that_could_run_code_or_lead_elsewhere_is_refused(
     if what == "no file":
         path.unlink()
     with pytest.raises(BundleInvalid, match=f"Version {version.version}"):
-        fetch_bundle(site, version)
-    assert not list(site.bundles.iterdir())
+        site.registry.fetch_bundle(version)
+    assert not list(site.registry.bundles.iterdir())
 
 
 def test_what_a_killed_download_left_is_no_harm_and_is_cleared_when_old(site: Site, version: Version) -> None:
-    old, young = (site.bundles / f"downloading-{name}" for name in ("old", "young"))
+    old, young = (site.registry.bundles / f"downloading-{name}" for name in ("old", "young"))
     for folder in (old, young):
         (folder / "bundle").mkdir(parents=True)
         (folder / "bundle" / WEIGHTS).write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    Detector.load(fetch_bundle(site, version))
+    Detector.load(site.registry.fetch_bundle(version))
     assert (old.exists(), young.exists()) == (False, True)
 
 
@@ -219,9 +217,9 @@ def test_a_kill_before_the_rename_leaves_no_version(
     with monkeypatch.context() as patch:
         patch.setattr("tasks.stores.registry.check_bundle", die)
         with pytest.raises(KeyboardInterrupt):
-            fetch_bundle(site, version)
-    assert not list(site.bundles.iterdir())
-    Detector.load(fetch_bundle(site, version))
+            site.registry.fetch_bundle(version)
+    assert not list(site.registry.bundles.iterdir())
+    Detector.load(site.registry.fetch_bundle(version))
 
 
 def test_two_at_once_both_get_a_whole_bundle(site: Site, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,12 +231,12 @@ def test_two_at_once_both_get_a_whole_bundle(site: Site, version: Version, monke
         return str(download(*args, **kwargs))
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", wait_for_the_other)
-    threads = [threading.Thread(target=lambda: found.append(fetch_bundle(site, version))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(site.registry.fetch_bundle(version))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 2
     assert found[0] == found[1]
-    assert [path.name for path in site.bundles.iterdir()] == [found[0].name]
+    assert [path.name for path in site.registry.bundles.iterdir()] == [found[0].name]
     assert (found[0] / HEADER).exists()

@@ -25,22 +25,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import attempts, metadata
 from tasks.stores.warehouse import (
     SCHEMA_VERSION,
-    add_labels,
-    add_reviews,
-    begin,
-    begin_attempt,
-    bury_dead,
-    fail_attempt,
-    find_flag,
-    migrate,
-    open_engine,
-    read_attempts,
-    read_batches,
-    read_flags,
-    read_groups,
-    read_labels,
-    read_reviews,
-    renew_roles,
+    Warehouse,
 )
 from tasks.upkeep.erase import erase_rows
 from tasks.upkeep.prune import hold_batch, prune_tables
@@ -71,10 +56,10 @@ class Server:
         self.run("create database {} owner {}", self.databases[-1], OWNER)
         return self.databases[-1]
 
-    def log_in(self, login: str, database: str) -> sa.Engine:
+    def log_in(self, login: str, database: str) -> Warehouse:
         """A login's way to the warehouse."""
         url = self.url.set(username=login, password=self.password, database=database)
-        return open_engine(url.render_as_string(hide_password=False))
+        return Warehouse(url.render_as_string(hide_password=False))
 
 
 @pytest.fixture
@@ -92,58 +77,58 @@ def server(own_postgres_url: str) -> Iterator[Server]:
 
 
 @pytest.fixture
-def engines(server: Server) -> dict[str, sa.Engine]:
+def engines(server: Server) -> dict[str, Warehouse]:
     """The engine of each login on a warehouse that its owner has migrated."""
     database = server.make_database()
-    migrate(server.log_in(OWNER, database))
+    (server.log_in(OWNER, database)).migrate()
     server.run("grant {} to {}", WRITER, "test_writer")
     server.run("grant {} to {}", READER, "test_reader")
     return {login: server.log_in(login, database) for login in LOGINS}
 
 
-def publish(engine: sa.Engine, attempt: int) -> None:
+def publish(engine: Warehouse, attempt: int) -> None:
     groups = pd.DataFrame({"group": ["g"], "score": [float(attempt)], "records": [attempt]})
     night = replace(make_night(DAY, attempt), rows_in=10)
     publish_night(engine, night, make_flags(attempt), NOW, lambda: "h", groups)
 
 
-def fill(engine: sa.Engine) -> None:
+def fill(engine: Warehouse) -> None:
     """Everything that nights, reviews and people write."""
     for attempt in (1, 2):
-        assert begin_attempt(engine, "race", DAY, "begin", NOW) == attempt
+        assert engine.begin_attempt("race", DAY, "begin", NOW) == attempt
         publish(engine, attempt)
-    begin_attempt(engine, "race", DAY, "begin", NOW)
-    fail_attempt(engine, "race", DAY, 3, "score", "no r2-0", NOW)
-    begin_attempt(engine, "race", DAY, "begin", NOW)
-    with begin(engine) as connection:
+    engine.begin_attempt("race", DAY, "begin", NOW)
+    engine.fail_attempt("race", DAY, 3, "score", "no r2-0", NOW)
+    engine.begin_attempt("race", DAY, "begin", NOW)
+    with engine.begin() as connection:
         connection.execute(
             sa.update(attempts).where(attempts.c.attempt == 4).values(owner=f"{socket.gethostname()} 1 1")
         )
     labels = pd.DataFrame({"record_id": ["r2-0", "x"], "label": [1, 0], "known_at": NOW})
-    assert [add_labels(engine, "race", labels) for _ in range(2)] == [2, 0]
+    assert [engine.add_labels("race", labels) for _ in range(2)] == [2, 0]
     verdict = {"batch_date": DAY, "record_id": "r2-0", "reviewer": "kim", "reviewed_at": NOW, "inclusion": 1.0}
-    assert add_reviews(engine, "race", pd.DataFrame([verdict | {"verdict": "normal"}])) == 1
+    assert engine.add_reviews("race", pd.DataFrame([verdict | {"verdict": "normal"}])) == 1
 
 
-def read(engine: sa.Engine) -> None:
+def read(engine: Warehouse) -> None:
     """Everything that pages, reports and people read."""
-    assert find_flag(engine, "race", "r2-0").attempt == 2
-    assert len(read_flags(engine, "race", DAY)) == 5
-    assert read_groups(engine, "race", DAY)["records"].tolist() == [2]
-    assert [batch.attempt for batch in read_batches(engine, "race")] == [2]
-    assert [attempt.attempt for attempt in read_attempts(engine, "race")] == [1, 2, 3, 4]
-    assert read_labels(engine, "race", NOW, pd.Series(["x"]))["label"].tolist() == [0]
-    assert read_reviews(engine, "race")["verdict"].tolist() == ["normal"]
-    with begin(engine) as connection:
+    flags = engine.read_flags("race", DAY)
+    assert (len(flags), set(flags["attempt"])) == (5, {2})
+    assert engine.read_groups("race", DAY)["records"].tolist() == [2]
+    assert [batch.attempt for batch in engine.read_batches("race")] == [2]
+    assert [attempt.attempt for attempt in engine.read_attempts("race")] == [1, 2, 3, 4]
+    assert engine.read_labels("race", NOW, pd.Series(["x"]))["label"].tolist() == [0]
+    assert engine.read_reviews("race")["verdict"].tolist() == ["normal"]
+    with engine.begin() as connection:
         for table in metadata.tables.values():
             connection.execute(sa.select(table)).all()
 
 
-def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[str, sa.Engine], site: Site) -> None:
+def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[str, Warehouse], site: Site) -> None:
     writer = engines["test_writer"]
-    assert migrate(writer) == SCHEMA_VERSION
+    assert writer.migrate() == SCHEMA_VERSION
     fill(writer)
-    assert [attempt.attempt for attempt in bury_dead(writer, "race", NOW)] == [4]
+    assert [attempt.attempt for attempt in writer.bury_dead("race", NOW)] == [4]
     read(writer)
     read(engines["test_reader"])
     as_writer = replace(site, detector="race", warehouse_url=writer.url.render_as_string(hide_password=False))
@@ -154,7 +139,7 @@ def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[st
     assert removed == {"superseded_anomalies": 5, "attempts": 2}
     erased = {place.what for place in erase_rows(as_writer, "r2-0")}
     assert erased == {"flagged_anomalies", "labels", "reviews"}
-    assert Lake(site.lake_root).dates("landing", "race") == []
+    assert Lake(site.lake.root).dates("landing", "race") == []
 
 
 FORBIDDEN_TO_BOTH = (
@@ -168,9 +153,9 @@ FORBIDDEN_TO_BOTH = (
 CHANGES = ("delete from {}", "insert into {} select * from {}", "update {} set detector = 'x'")
 
 
-def is_refused(engine: sa.Engine, statement: str) -> bool:
+def is_refused(engine: Warehouse, statement: str) -> bool:
     try:
-        with begin(engine) as connection:
+        with engine.begin() as connection:
             connection.execute(sa.text(statement))
     except ParamsInvalid as error:
         assert "the login in the warehouse URL lacks a right" in str(error)
@@ -179,7 +164,7 @@ def is_refused(engine: sa.Engine, statement: str) -> bool:
 
 
 def test_neither_writer_nor_reader_can_drop_alter_or_make_anything_and_a_reader_changes_nothing(
-    engines: dict[str, sa.Engine],
+    engines: dict[str, Warehouse],
 ) -> None:
     writer, reader, stranger = (engines[f"test_{name}"] for name in ("writer", "reader", "stranger"))
     for table in TABLES:
@@ -197,15 +182,15 @@ def test_neither_writer_nor_reader_can_drop_alter_or_make_anything_and_a_reader_
             assert is_refused(login, statement), statement
 
 
-def test_a_reader_that_publishes_is_told_what_its_login_lacks(engines: dict[str, sa.Engine]) -> None:
+def test_a_reader_that_publishes_is_told_what_its_login_lacks(engines: dict[str, Warehouse]) -> None:
     with pytest.raises(ParamsInvalid, match="permission denied for table attempts") as refused:
-        begin_attempt(engines["test_reader"], "race", DAY, "begin", NOW)
+        engines["test_reader"].begin_attempt("race", DAY, "begin", NOW)
     assert "nightjar_writer" in str(refused.value)
     assert str(engines["test_reader"].url.password) not in str(refused.value)
 
 
-def test_tables_that_a_later_migration_makes_are_the_roles_too(engines: dict[str, sa.Engine]) -> None:
-    with begin(engines[OWNER]) as connection:
+def test_tables_that_a_later_migration_makes_are_the_roles_too(engines: dict[str, Warehouse]) -> None:
+    with engines[OWNER].begin() as connection:
         connection.execute(sa.text("create table of_a_later_version (x int)"))
     assert not is_refused(engines["test_writer"], "insert into of_a_later_version values (1)")
     assert not is_refused(engines["test_reader"], "select * from of_a_later_version")
@@ -217,69 +202,69 @@ def test_a_login_that_is_not_the_owner_is_told_who_migrates(server: Server, logi
     database = server.make_database()
     owner, other = server.log_in(OWNER, database), server.log_in(login, database)
     with pytest.raises(SchemaMismatch, match=r"none of Nightjar's tables(.|\n)*let the owner"):
-        migrate(other)
-    migrate(owner, "0004")
+        other.migrate()
+    owner.migrate("0004")
     server.run("grant all on all tables in schema public to {}", login, database=database)  # as before there were roles
     with pytest.raises(SchemaMismatch, match=rf"schema 0004(.|\n)*{SCHEMA_VERSION}(.|\n)*nightjar migrate") as refused:
-        migrate(other)
+        other.migrate()
     assert server.password not in str(refused.value)
-    assert migrate(owner) == "0004"
-    assert migrate(other) == SCHEMA_VERSION
+    assert owner.migrate() == "0004"
+    assert other.migrate() == SCHEMA_VERSION
 
 
 def test_without_the_right_to_make_roles_a_migration_goes_on_and_grants_follow(server: Server) -> None:
     server.run("alter role {} nocreaterole", OWNER)
     database = server.make_database()
     owner, writer = server.log_in(OWNER, database), server.log_in("test_writer", database)
-    migrate(owner)
-    assert renew_roles(owner) == []
+    owner.migrate()
+    assert owner.renew_roles() == []
     for role in RIGHTS:
         server.run("create role {}", role)
     server.run("grant {} to {}", WRITER, "test_writer")
     assert is_refused(writer, "select * from labels")
-    assert renew_roles(writer) == []
-    assert renew_roles(owner) == [WRITER, READER]
-    assert begin_attempt(writer, "race", DAY, "begin", NOW) == 1
+    assert writer.renew_roles() == []
+    assert owner.renew_roles() == [WRITER, READER]
+    assert writer.begin_attempt("race", DAY, "begin", NOW) == 1
 
 
 def test_tables_of_others_in_the_same_schema_are_left_alone(server: Server) -> None:
     database = server.make_database()
     server.run("create table somebodys (x int)", database=database)
-    migrate(server.log_in(OWNER, database))
+    (server.log_in(OWNER, database)).migrate()
     server.run("grant {} to {}", READER, "test_reader")
     assert is_refused(server.log_in("test_reader", database), "select * from somebodys")
 
 
-def test_going_back_revokes_every_right_and_leaves_the_roles(engines: dict[str, sa.Engine]) -> None:
+def test_going_back_revokes_every_right_and_leaves_the_roles(engines: dict[str, Warehouse]) -> None:
     from alembic import command
     from alembic.config import Config
 
-    with begin(engines[OWNER]) as connection:
+    with engines[OWNER].begin() as connection:
         config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", "tasks.stores:migrations")
         command.downgrade(config, "0004")
-    with begin(engines[OWNER]) as connection:
+    with engines[OWNER].begin() as connection:
         connection.execute(sa.text("create table of_a_later_version (x int)"))
     for table in (*TABLES, "of_a_later_version"):
         assert is_refused(engines["test_writer"], f"select * from {table}")
         assert is_refused(engines["test_reader"], f"select * from {table}")
-    assert migrate(engines[OWNER]) == "0004"
+    assert engines[OWNER].migrate() == "0004"
     assert not is_refused(engines["test_reader"], "select * from labels")
 
 
-MIGRATE = "import sys; from tasks.stores.warehouse import migrate, open_engine; migrate(open_engine(sys.argv[1]))"
+MIGRATE = "import sys; from tasks.stores.warehouse import Warehouse; Warehouse(sys.argv[1]).migrate()"
 
 
-MIGRATE = "import sys; from tasks.stores.warehouse import migrate, open_engine; migrate(open_engine(sys.stdin.read()))"
+MIGRATE = "import sys; from tasks.stores.warehouse import Warehouse; Warehouse(sys.stdin.read()).migrate()"
 
 
-def start_migrating(engine: sa.Engine) -> "subprocess.Popen[str]":
+def start_migrating(engine: Warehouse) -> "subprocess.Popen[str]":
     """Another process that migrates; Alembic has room for one migration in a process."""
     process = subprocess.Popen(
         [sys.executable, "-c", MIGRATE], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
-    process.stdin.write(engine.url.render_as_string(hide_password=False))
+    process.stdin.write(engine.url)
     process.stdin.close()
     return process
 
@@ -295,25 +280,25 @@ def test_two_databases_of_one_server_are_migrated_at_once(server: Server) -> Non
     engines = [server.log_in(OWNER, server.make_database()) for _ in range(2)]
     for process in [start_migrating(engine) for engine in engines]:
         end(process)
-    assert [renew_roles(engine) for engine in engines] == [[WRITER, READER]] * 2
+    assert [engine.renew_roles() for engine in engines] == [[WRITER, READER]] * 2
 
 
 def test_a_migration_waits_for_another_database_that_makes_the_same_roles(server: Server) -> None:
     first, second = (server.log_in(OWNER, server.make_database()) for _ in range(2))
-    with begin(first) as connection:
+    with first.begin() as connection:
         connection.execute(sa.text(f"create role {WRITER}"))
         process = start_migrating(second)
         wait_until_blocked(server.log_in(OWNER, "postgres"))
     end(process)
-    assert renew_roles(second) == [WRITER, READER]
+    assert second.renew_roles() == [WRITER, READER]
 
 
-def wait_until_blocked(engine: sa.Engine) -> None:
+def wait_until_blocked(engine: Warehouse) -> None:
     """Until a session of the server waits for another one."""
     blocked = sa.text("select count(*) from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0")
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        with begin(engine) as connection:
+        with engine.begin() as connection:
             if connection.scalar(blocked):
                 return
         time.sleep(0.02)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -19,12 +20,29 @@ from tasks.stores import warehouse
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake
 from tasks.stores.tables import attempts, flagged_anomalies, labels, metadata, reviews
-from tasks.stores.warehouse import add_labels, begin, begin_attempt, migrate, open_engine
+from tasks.stores.warehouse import Warehouse
 from tasks.upkeep import backup, registry_copy
-from tasks.upkeep.backup import Stores, back_up, restore
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores that all detectors share, and where a restore puts MLflow's files."""
+
+    lake: Lake
+    warehouse: Warehouse
+    mlflow_uri: str
+    artifacts: str
+
+
+def back_up(stores: Stores, folder: Path, with_mlflow: bool) -> backup.BackupManifest:
+    return backup.back_up(stores.lake, stores.warehouse, stores.mlflow_uri if with_mlflow else None, folder)
+
+
+def restore(stores: Stores, folder: Path) -> backup.BackupManifest:
+    return backup.restore(stores.lake, stores.warehouse, stores.mlflow_uri, stores.artifacts, folder)
 
 
 def make_flags(record_ids: list[str]) -> pd.DataFrame:
@@ -38,17 +56,17 @@ def make_flags(record_ids: list[str]) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def fill(engine: sa.Engine) -> None:
-    migrate(engine)
-    begin_attempt(engine, "toy", DAY, "score", NOW, None)
+def fill(engine: Warehouse) -> None:
+    engine.migrate()
+    engine.begin_attempt("toy", DAY, "score", NOW, None)
     learnt = pd.DataFrame({"record_id": AWKWARD, "label": 1, "known_at": NOW})
-    add_labels(engine, "toy", learnt)
-    with begin(engine) as connection:
+    engine.add_labels("toy", learnt)
+    with engine.begin() as connection:
         load_rows(connection, flagged_anomalies, make_flags([*AWKWARD, "plain"]))
 
 
-def read_all(engine: sa.Engine) -> dict[str, list[tuple[object, ...]]]:
-    with begin(engine) as connection:
+def read_all(engine: Warehouse) -> dict[str, list[tuple[object, ...]]]:
+    with engine.begin() as connection:
         tables = metadata.sorted_tables
         return {t.name: sorted(map(tuple, connection.execute(sa.select(t))), key=repr) for t in tables}
 
@@ -56,10 +74,10 @@ def read_all(engine: sa.Engine) -> dict[str, list[tuple[object, ...]]]:
 @pytest.fixture
 def stores(tmp_path: Path, warehouse_url: str) -> Stores:
     """A lake with one partition, filled tables, no MLflow yet."""
-    fill(open_engine(warehouse_url))
+    fill(Warehouse(warehouse_url))
     lake = Lake(str(tmp_path / "lake"))
     put_partition(lake, [1, 2, 3])
-    return Stores(lake.root, warehouse_url, f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"))
+    return Stores(lake, Warehouse(warehouse_url), f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"))
 
 
 def put_partition(lake: Lake, values: list[int]) -> None:
@@ -71,20 +89,21 @@ def put_partition(lake: Lake, values: list[int]) -> None:
 
 def move(folder: Path, url: str) -> Stores:
     """Empty stores elsewhere."""
-    return Stores(str(folder / "lake"), url, f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts"))
+    lake, warehouse = Lake(str(folder / "lake")), Warehouse(url)
+    return Stores(lake, warehouse, f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts"))
 
 
 def test_what_is_restored_is_what_was_backed_up(stores: Stores, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     made = back_up(stores, tmp_path / "copy", with_mlflow=True)
     assert made.rows["labels"] == len(AWKWARD)
-    is_postgres = stores.warehouse_url.startswith("postgresql")
+    is_postgres = stores.warehouse.url.startswith("postgresql")
     url = request.getfixturevalue("postgres_warehouse_url") if is_postgres else f"duckdb:///{tmp_path}/new.duckdb"
     # The fixture of PostgreSQL's URL is made once a test: its database is the one that was backed up.
     url = make_database(url) if is_postgres else url
     restored = move(tmp_path / "elsewhere", url)
     restore(restored, tmp_path / "copy")
-    assert read_all(open_engine(url)) == read_all(open_engine(stores.warehouse_url))
-    old, new = Lake(stores.lake_root), Lake(restored.lake_root)
+    assert read_all(Warehouse(url)) == read_all(stores.warehouse)
+    old, new = stores.lake, restored.lake
     assert new.files("") == old.files("")
     assert new.get("landing", "toy", DAY) == old.get("landing", "toy", DAY)
 
@@ -92,20 +111,20 @@ def test_what_is_restored_is_what_was_backed_up(stores: Stores, tmp_path: Path, 
 def make_database(url: str) -> str:
     """Another empty database on the same server."""
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with engine.engine.connect() as connection:
         connection.execute(sa.text(f'create database "{sa.make_url(url).database}_copy"'))
     return f"{url}_copy"
 
 
 def test_a_backup_of_duckdb_fills_postgresql(tmp_path: Path, postgres_warehouse_url: str) -> None:
     source = f"duckdb:///{tmp_path}/source.duckdb"
-    fill(open_engine(source))
-    backup.export_tables(open_engine(source), tmp_path / "tables")
-    backup.fill_tables(open_engine(postgres_warehouse_url), tmp_path / "tables", warehouse.SCHEMA_VERSION)
-    assert read_all(open_engine(postgres_warehouse_url)) == read_all(open_engine(source))
+    fill(Warehouse(source))
+    backup.export_tables(Warehouse(source), tmp_path / "tables")
+    backup.fill_tables(Warehouse(postgres_warehouse_url), tmp_path / "tables", warehouse.SCHEMA_VERSION)
+    assert read_all(Warehouse(postgres_warehouse_url)) == read_all(Warehouse(source))
 
 
-def test_tables_are_written_piece_by_piece(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_written_piece_by_piece(engine: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(engine)
     monkeypatch.setattr(backup, "ROWS", 2)
     rows = backup.export_tables(engine, tmp_path / "tables")
@@ -122,9 +141,9 @@ def test_a_backup_of_older_tables_is_migrated_after_they_are_filled(
     )  # fmt: skip
     (tmp_path / "tables").mkdir()
     old.to_parquet(tmp_path / "tables" / "reviews.parquet")
-    engine = open_engine(warehouse_url)
+    engine = Warehouse(warehouse_url)
     backup.fill_tables(engine, tmp_path / "tables", "0001")
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         assert connection.scalar(sa.select(reviews.c.inclusion)) == 1.0
 
 
@@ -168,21 +187,21 @@ def test_a_backup_cannot_write_outside_of_the_stores(tmp_path: Path, duckdb_stor
 def test_stores_that_hold_something_else_are_refused(tmp_path: Path, duckdb_stores: Stores) -> None:
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     new = move(tmp_path / "new", f"duckdb:///{tmp_path}/new/w.duckdb")
-    put_partition(Lake(new.lake_root), [4])
+    put_partition(new.lake, [4])
     with pytest.raises(StoreNotEmpty, match="The lake is not empty"):
         restore(new, tmp_path / "copy")
     new = move(tmp_path / "newer", f"duckdb:///{tmp_path}/newer/w.duckdb")
-    fill(open_engine(new.warehouse_url))
+    fill(new.warehouse)
     with pytest.raises(StoreNotEmpty, match=r"attempts 1 rows, flagged_anomalies"):
         restore(new, tmp_path / "copy")
-    assert Lake(new.lake_root).files("") == {}
+    assert new.lake.files("") == {}
 
 
 @pytest.mark.parametrize("step", ["import_registry", "fill_lake", "fill_tables"])
 def test_a_restore_that_was_cut_short_is_run_again(
     tmp_path: Path, duckdb_stores: Stores, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    fill(open_engine(duckdb_stores.warehouse_url))
+    fill(duckdb_stores.warehouse)
     make_registry(tmp_path / "mlflow.db", tmp_path / "artifacts")
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     new = move(tmp_path / "new", f"duckdb:///{tmp_path}/new/w.duckdb")
@@ -201,8 +220,8 @@ def test_a_restore_that_was_cut_short_is_run_again(
         restore(new, tmp_path / "copy")
     monkeypatch.undo()
     restore(new, tmp_path / "copy")
-    assert read_all(open_engine(new.warehouse_url)) == read_all(open_engine(duckdb_stores.warehouse_url))
-    assert Lake(new.lake_root).get("landing", "toy", DAY).rows == 3
+    assert read_all(new.warehouse) == read_all(duckdb_stores.warehouse)
+    assert new.lake.get("landing", "toy", DAY).rows == 3
 
 
 def make_registry(database: Path, artifacts: Path) -> None:
@@ -243,7 +262,7 @@ def test_an_mlflow_with_other_runs_is_left_alone(tmp_path: Path, duckdb_stores: 
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     make_registry(tmp_path / "new.db", tmp_path / "others")
     before = (tmp_path / "new.db").read_bytes()
-    new = Stores(str(tmp_path / "new"), f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/new.db", str(tmp_path))
+    new = Stores(str(tmp_path / "new"), f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/new.db")
     with pytest.raises(StoreNotEmpty, match=r"MLflow is not empty[\s\S]*2 runs"):
         restore(new, tmp_path / "copy")
     assert (tmp_path / "new.db").read_bytes() == before
@@ -251,7 +270,7 @@ def test_an_mlflow_with_other_runs_is_left_alone(tmp_path: Path, duckdb_stores: 
 
 
 def test_a_tracking_server_is_refused_before_anything_is_written(tmp_path: Path, duckdb_stores: Stores) -> None:
-    served = Stores(duckdb_stores.lake_root, duckdb_stores.warehouse_url, "http://u:s3cret@127.0.0.1:9", str(tmp_path))
+    served = replace(duckdb_stores, mlflow_uri="http://u:s3cret@127.0.0.1:9")
     with pytest.raises(BackupInvalid, match="--without-mlflow") as refused:
         back_up(served, tmp_path / "copy", with_mlflow=True)
     assert "s3cret" not in str(refused.value)
@@ -261,7 +280,7 @@ def test_a_tracking_server_is_refused_before_anything_is_written(tmp_path: Path,
 
 
 def test_a_damaged_part_of_the_lake_is_not_copied_as_if_it_were_whole(tmp_path: Path, duckdb_stores: Stores) -> None:
-    lake = Lake(duckdb_stores.lake_root)
+    lake = duckdb_stores.lake
     [part] = lake.get("landing", "toy", DAY).parts
     lake.replace(part.path, lake.read(part.path)[:-1] + b"!")
     with pytest.raises(SourceInvalid, match="damaged"):
@@ -269,16 +288,16 @@ def test_a_damaged_part_of_the_lake_is_not_copied_as_if_it_were_whole(tmp_path: 
 
 
 def test_what_was_pruned_from_landing_is_remembered_by_a_backup(tmp_path: Path, duckdb_stores: Stores) -> None:
-    lake = Lake(duckdb_stores.lake_root)
+    lake = duckdb_stores.lake
     lake.remember_landing("landing/toy/batch_date=2026-03-01/manifest.json")
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     new = move(tmp_path / "new", f"duckdb:///{tmp_path}/new/w.duckdb")
     restore(new, tmp_path / "copy")
-    assert Lake(new.lake_root).pruned("toy") == lake.pruned("toy")
+    assert new.lake.pruned("toy") == lake.pruned("toy")
 
 
 def test_files_that_no_manifest_names_stay_behind(tmp_path: Path, duckdb_stores: Stores) -> None:
-    Lake(duckdb_stores.lake_root).replace("landing/toy/batch_date=2026-03-01/attempt=9/part-0-dead.parquet", b"dead")
+    duckdb_stores.lake.replace("landing/toy/batch_date=2026-03-01/attempt=9/part-0-dead.parquet", b"dead")
     made = back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     assert not [name for name in made.files if "attempt=9" in name]
 
@@ -286,7 +305,7 @@ def test_files_that_no_manifest_names_stay_behind(tmp_path: Path, duckdb_stores:
 def test_a_lake_in_object_storage_is_copied_too(tmp_path: Path, duckdb_stores: Stores) -> None:
     remote = Lake(f"memory://{tmp_path.name}/lake")
     put_partition(remote, [7])
-    url = duckdb_stores.warehouse_url
+    url = duckdb_stores.warehouse.url
     back_up(Stores(remote.root, url, f"sqlite:///{tmp_path}/m.db", tmp_path), tmp_path / "copy", with_mlflow=True)
     there = f"memory://{tmp_path.name}/other"
     restore(Stores(there, f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/n.db", tmp_path), tmp_path / "copy")
@@ -300,7 +319,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, duckdb_stores:
 
 
 def test_the_tables_of_a_backup_are_of_one_moment(postgres_warehouse_url: str, tmp_path: Path, monkeypatch) -> None:
-    engine = open_engine(postgres_warehouse_url)
+    engine = Warehouse(postgres_warehouse_url)
     fill(engine)
     export = backup._export_table
     written: list[str] = []
@@ -308,7 +327,7 @@ def test_the_tables_of_a_backup_are_of_one_moment(postgres_warehouse_url: str, t
     def interrupt(connection: sa.Connection, table: sa.Table, folder: Path) -> int:
         if not written:
             connection.execute(sa.select(sa.func.count()).select_from(labels))  # the snapshot is taken by now
-            with begin(open_engine(postgres_warehouse_url)) as other:
+            with Warehouse(postgres_warehouse_url).begin() as other:
                 other.execute(sa.delete(labels))
                 other.execute(sa.delete(attempts))
         written.append(table.name)

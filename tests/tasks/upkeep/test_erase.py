@@ -19,7 +19,7 @@ from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, group_scores, labels, metadata, reviews
-from tasks.stores.warehouse import add_labels, add_reviews, begin, begin_attempt, fail_attempt, open_engine
+from tasks.stores.warehouse import Warehouse
 from tasks.upkeep import erase
 from tasks.upkeep.erase import ERASED, Erased, Place, erase_record, erase_rows
 
@@ -31,7 +31,7 @@ ROWS = pa.table({"record_id": [OTHER, VICTIM, None], "x": [1.0, 2.0, 3.0]})
 @pytest.fixture(autouse=True)
 def no_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is registered: a flow test looks at versions."""
-    monkeypatch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+    monkeypatch.setattr("tasks.stores.registry.Registry.list_versions", lambda registry: [])
 
 
 def put(
@@ -121,8 +121,8 @@ def test_a_run_that_was_killed_is_finished_by_the_next(
     for _ in range(2):
         put(site.lake, "landing", ROWS)
     put_scores(site.lake)
-    engine = open_engine(site.warehouse_url)
-    add_labels(engine, "toy", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
+    engine = site.warehouse
+    engine.add_labels("toy", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -135,13 +135,13 @@ def test_a_run_that_was_killed_is_finished_by_the_next(
     with pytest.raises(KeyboardInterrupt):
         erase_record(site, VICTIM, NOW)
     monkeypatch.undo()
-    monkeypatch.setattr("tasks.stores.registry.list_versions", lambda site: [])
+    monkeypatch.setattr("tasks.stores.registry.Registry.list_versions", lambda registry: [])
     assert missing(site.lake) == []
     now = datetime.now(UTC) + timedelta(days=2)  # a live landing might need younger files
     assert erase_record(site, VICTIM, now).left == ()
     assert holding(site.lake) == []
     assert missing(site.lake) == []
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         assert connection.scalars(sa.select(labels.c.record_id)).all() == []
 
 
@@ -159,10 +159,10 @@ def test_a_file_that_a_live_attempt_may_be_writing_is_left_and_named(site: Site)
 
 def test_a_batch_that_a_night_is_at_work_on_is_left_and_named(site: Site) -> None:
     put(site.lake, "landing", ROWS)
-    engine = open_engine(site.warehouse_url)
-    number = begin_attempt(engine, "toy", DAY, "score", NOW, None)
+    engine = site.warehouse
+    number = engine.begin_attempt("toy", DAY, "score", NOW, None)
     assert erase_record(site, VICTIM, NOW).left == ("landing/toy/batch_date=2026-03-01/manifest.json",)
-    fail_attempt(engine, "toy", DAY, number, "score", f"no {VICTIM}, but {VICTIM}s", NOW)
+    engine.fail_attempt("toy", DAY, number, "score", f"no {VICTIM}, but {VICTIM}s", NOW)
     assert erase_record(site, VICTIM, NOW).left == ()
 
 
@@ -176,15 +176,15 @@ def test_half_written_files_go_once_they_are_old(site: Site) -> None:
     assert path not in site.lake.files("")
 
 
-def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: sa.Engine, site: Site) -> None:
-    site = replace(site, warehouse_url=engine.url.render_as_string(hide_password=False))
-    add_labels(engine, "toy", pd.DataFrame({"record_id": [VICTIM, OTHER], "label": 1, "known_at": NOW}))
-    add_labels(engine, "elsewhere", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
+def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: Warehouse, site: Site) -> None:
+    site = replace(site, warehouse=engine)
+    engine.add_labels("toy", pd.DataFrame({"record_id": [VICTIM, OTHER], "label": 1, "known_at": NOW}))
+    engine.add_labels("elsewhere", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))
     verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 1.0}
-    add_reviews(engine, "toy", pd.DataFrame([verdict | {"record_id": VICTIM}, verdict | {"record_id": OTHER}]))
-    number = begin_attempt(engine, "toy", DAY, "score", NOW, None)
-    fail_attempt(engine, "toy", DAY, number, "score", f"bad row {VICTIM}, not {VICTIM}2", NOW)
-    with begin(engine) as connection:
+    engine.add_reviews("toy", pd.DataFrame([verdict | {"record_id": VICTIM}, verdict | {"record_id": OTHER}]))
+    number = engine.begin_attempt("toy", DAY, "score", NOW, None)
+    engine.fail_attempt("toy", DAY, number, "score", f"bad row {VICTIM}, not {VICTIM}2", NOW)
+    with engine.begin() as connection:
         connection.execute(sa.update(reviews).values(note=f"like {VICTIM}."))
         group = {"detector": ["toy"], "batch_date": [DAY], "group": [VICTIM], "score": [1.0], "records": [1]}
         load_rows(connection, group_scores, pd.DataFrame(group))
@@ -196,7 +196,7 @@ def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: sa.E
         ("attempts.cause", DAY): 1,
         ("reviews.note", DAY): 1,
     }
-    with begin(engine) as connection:
+    with engine.begin() as connection:
         assert connection.scalar(sa.select(attempts.c.cause)) == f"bad row {ERASED}, not {VICTIM}2"
         assert connection.scalars(sa.select(reviews.c.note)).all() == [f"like {ERASED}."]
         assert connection.execute(

@@ -9,7 +9,6 @@ from tasks.ingest import commit_parts
 from tasks.stores import registry
 from tasks.stores.registry import Version, imply_champions
 from tasks.stores.tables import attempts, scoring_batches
-from tasks.stores.warehouse import begin, begin_attempt, fail_attempt, open_engine
 from tasks.upkeep.ledger import count_days_behind, find_champions, list_due, read_ledger, read_ledger_as_of
 
 FIRST = date(2026, 3, 1)
@@ -37,8 +36,8 @@ def put_published(site):
     """Write the row of a published night as publishing leaves it."""
 
     def put(day: date, version: int = 1) -> None:
-        engine = open_engine(site.warehouse_url)
-        attempt = begin_attempt(engine, "toy", day, "begin", NOW)
+        engine = site.warehouse
+        attempt = engine.begin_attempt("toy", day, "begin", NOW)
         counts = dict.fromkeys(("quarantined", "excluded", "flagged", "published", "unseen"), 0)
         row = counts | {
             "detector": "toy",
@@ -53,7 +52,7 @@ def put_published(site):
             "scored_at": NOW,
             "seconds": 1.0,
         }
-        with begin(engine) as connection:
+        with engine.begin() as connection:
             connection.execute(sa.insert(scoring_batches), row)
             connection.execute(sa.update(attempts).where(attempts.c.attempt == attempt).values(status="published"))
 
@@ -61,8 +60,8 @@ def put_published(site):
 
 
 def fail_newest(site, day: date, cause: str) -> None:
-    engine = open_engine(site.warehouse_url)
-    fail_attempt(engine, "toy", day, begin_attempt(engine, "toy", day, "begin", NOW), "score", cause, NOW)
+    engine = site.warehouse
+    engine.fail_attempt("toy", day, engine.begin_attempt("toy", day, "begin", NOW), "score", cause, NOW)
 
 
 def test_each_state_says_why(site, land_days, put_published):
@@ -130,8 +129,8 @@ def test_champions_before_history_was_kept_are_those_that_the_tags_name():
 def champions(monkeypatch):
     """Version 1 is champion until noon of the third day, version 2 from then on."""
     history = [(datetime(2026, 3, 2, tzinfo=UTC), 1), (datetime(2026, 3, 3, 12, tzinfo=UTC), 2)]
-    monkeypatch.setattr(registry, "read_champions", lambda site: history)
-    monkeypatch.setattr(registry, "list_versions", lambda site: [make_version(1), make_version(2, "champion")])
+    monkeypatch.setattr(registry.Registry, "read_champions", lambda self: history)
+    monkeypatch.setattr(registry.Registry, "list_versions", lambda self: [make_version(1), make_version(2, "champion")])
 
 
 def test_a_date_is_scored_as_of_its_end_by_the_champion_of_then(make_site, champions):

@@ -20,7 +20,7 @@ from tasks.sources.kinds import Window
 from tasks.stores.lake import Zone
 from tasks.stores.site import Site
 from tasks.stores.tables import scoring_batches
-from tasks.stores.warehouse import begin, begin_attempt, fail_attempt, open_engine, read_attempts
+from tasks.stores.warehouse import Warehouse
 from tasks.upkeep import prune
 from tasks.upkeep.prune import Kept, Removed, prune_detector, prune_tables
 from tasks.validate import check_whole
@@ -82,11 +82,11 @@ def test_only_files_that_nothing_names_and_no_live_attempt_may_be_writing_go(sit
 
 def test_a_batch_that_an_attempt_is_working_on_is_left_alone(site: Site) -> None:
     orphan = leave_orphan(site, f"scores/toy/batch_date={NEW}/inputs=ab/part-0.parquet", 2)
-    engine = open_engine(site.warehouse_url)
-    number = begin_attempt(engine, "toy", NEW, "score", NOW - timedelta(hours=1), "run")
+    engine = site.warehouse
+    number = engine.begin_attempt("toy", NEW, "score", NOW - timedelta(hours=1), "run")
     assert prune_detector(site, FOREVER, NOW) == []
     assert orphan.exists()
-    fail_attempt(engine, "toy", NEW, number, "score", "stopped", NOW)
+    engine.fail_attempt("toy", NEW, number, "score", "stopped", NOW)
     assert prune_detector(site, FOREVER, NOW) == [Removed("orphans in scores", 1, 5, 0)]
 
 
@@ -186,13 +186,13 @@ def test_a_prune_that_was_killed_is_finished_by_the_next(site: Site, monkeypatch
 
 def test_bundles_that_carry_an_alias_stay_and_downloads_that_were_cut_short_go(site: Site) -> None:
     for name in ("version-1-aa", "version-2-bb", "downloading-7", "fitted/2026-03-01"):
-        folder = site.bundles / name
+        folder = site.registry.bundles / name
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"123")
         os.utime(folder, (TWO_DAYS_AGO, TWO_DAYS_AGO))
     assert prune_detector(site, FOREVER, NOW) == [Removed("bundles", 1, 3, 0)]
     assert prune_detector(site, RetentionParams(bundles_days=1), NOW) == [Removed("bundles", 2, 6, 0)]
-    assert [path.name for path in site.bundles.glob("version-*")] == ["version-1-aa"]
+    assert [path.name for path in site.registry.bundles.glob("version-*")] == ["version-1-aa"]
 
 
 def test_pages_of_old_nights_go(site: Site) -> None:
@@ -207,22 +207,22 @@ def test_pages_of_old_nights_go(site: Site) -> None:
 
 
 def test_of_old_attempts_the_newest_and_the_published_one_stay(
-    engine: sa.Engine, site: Site, make_site: Callable[..., Site]
+    engine: Warehouse, site: Site, make_site: Callable[..., Site]
 ) -> None:
-    site = replace(site, warehouse_url=engine.url.render_as_string(hide_password=False))
+    site = replace(site, warehouse=engine)
     for _ in range(4):
-        begin_attempt(engine, "toy", OLD, "score", NOW - timedelta(days=9), None)
-    begin_attempt(engine, "other", OLD, "score", NOW - timedelta(days=9), None)
-    with begin(engine) as connection:
+        engine.begin_attempt("toy", OLD, "score", NOW - timedelta(days=9), None)
+    engine.begin_attempt("other", OLD, "score", NOW - timedelta(days=9), None)
+    with engine.begin() as connection:
         columns = {c.name: 0 for c in scoring_batches.c} | {"detector": "toy", "batch_date": OLD, "attempt": 2}
         texts = dict.fromkeys(("input_hash", "model_name"), "x")
         connection.execute(sa.insert(scoring_batches).values(columns | texts | {"scored_at": NOW}))
     retention = RetentionParams(attempts_days=3, superseded_days=3)
     assert prune_tables(site, retention, NOW, dry_run=True) == {"attempts": 2, "superseded_anomalies": 0}
-    assert len(read_attempts(engine, "toy")) == 4
+    assert len(engine.read_attempts("toy")) == 4
     prune_tables(site, retention, NOW, dry_run=False)
-    assert [attempt.attempt for attempt in read_attempts(engine, "toy")] == [2, 4]
-    assert len(read_attempts(engine, "other")) == 1
+    assert [attempt.attempt for attempt in engine.read_attempts("toy")] == [2, 4]
+    assert len(engine.read_attempts("other")) == 1
 
 
 def test_prune_works_on_an_object_store(make_site: Callable[..., Site], tmp_path: Path) -> None:

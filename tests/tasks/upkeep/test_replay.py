@@ -11,7 +11,6 @@ from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, to_arrow
-from tasks.stores.warehouse import open_engine, read_labels
 from tasks.upkeep.replay import fill_columns, find_quarantine, list_quarantined, read_rows, take_repairs
 from tasks.validate import DUPLICATE, Validation, validate_batches
 
@@ -264,9 +263,9 @@ def test_a_corrected_file_takes_the_place_of_its_repairs(land_rows, validate, li
 def test_a_repaired_label_is_known_from_the_replay_on(site, land_rows, listed, take):
     land_rows(make_rows(amount={1: "1,5"}))
     take(listed().assign(amount="1.5", fraud="1"))
-    engine = open_engine(site.warehouse_url)
-    assert read_labels(engine, "toy", NOW - timedelta(seconds=1)).empty  # nothing was ingested by the flow here
-    found = read_labels(engine, "toy", NOW)
+    engine = site.warehouse
+    assert engine.read_labels("toy", NOW - timedelta(seconds=1)).empty  # nothing was ingested by the flow here
+    found = engine.read_labels("toy", NOW)
     assert found[["record_id", "label"]].to_numpy().tolist() == [["r1", 1]]
 
 
