@@ -1,9 +1,13 @@
-"""Flow runs whose process died without a word: Prefect would show them as running for ever, with a server or without.
+"""What flows share: dead runs are marked as crashed, runs of one detector take turns, attempts record their step.
 
-A run says which process it is when it begins; the next one to begin on this host marks those of dead processes.
+A run says which process it is when it begins; the next one to begin on this host marks those of dead processes, which
+Prefect would show as running for ever. Prefect's global limits keep the order of runs and free the place of a run that
+died within a minute; `nightjar deploy` makes them. They only spare work: that a batch is published once and whole is
+ensured by the warehouse's fencing.
 """
 
 from collections.abc import Callable
+from datetime import date
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -17,8 +21,16 @@ from prefect.states import Crashed
 
 from flows.config.settings import load_settings
 from tasks.errors import ParamsInvalid
+from tasks.publish import Begun
 from tasks.stores.owner import is_dead, name_process
+from tasks.stores.site import Site
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Step = TypeVar("Step", bound=Callable[..., Any])
+Work = Literal["score", "train"]
+LEASE_S = 60  # the shortest that Prefect takes
+STEP_OF = {"resolve_champion": "register", "spread_parts": "score"}  # of what is not named like its step
 OWNER = "nightjar.process"
 RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
 
@@ -33,18 +45,6 @@ def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
             owner = other.labels.get(OWNER)
             if is_dead(str(owner)):
                 client.set_flow_run_state(other.id, Crashed(message=f"its process died: {owner}"), force=True)
-
-
-P = ParamSpec("P")
-
-
-R = TypeVar("R")
-
-
-Work = Literal["score", "train"]
-
-
-LEASE_S = 60  # the shortest that Prefect takes
 
 
 def name_limit(work: Work, detector: str) -> str:
@@ -80,3 +80,14 @@ def _missing(name: str) -> ParamsInvalid:
         expected="a limit for every detector of params.yaml",
         todo="make deploy, which makes them; or unset NIGHTJAR_LIMITS",
     )
+
+
+def follow_steps(site: Site, batch_date: date, begun: Begun) -> Callable[[Step], Step]:
+    """A function that records the step an attempt comes to, and hands the step back to be called."""
+
+    def at(step: Step) -> Step:
+        name = str(getattr(step, "__name__", step))
+        site.warehouse.reach_step(site.detector, batch_date, begun.attempt, STEP_OF.get(name, name))
+        return step
+
+    return at

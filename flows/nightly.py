@@ -9,8 +9,8 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as current
 
 from flows.config.setup import load_setup, prepare
-from flows.hooks import mark_crashed, taking_turns
-from tasks.errors import NightjarError
+from flows.hooks import follow_steps, mark_crashed, taking_turns
+from tasks.errors import Failure, NightjarError, describe_failure
 from tasks.ingest import ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
@@ -24,8 +24,11 @@ LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their 
 
 
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Mark the try in the warehouse, so that `nightjar status` knows of it without Prefect."""
-    fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), str(state.message))
+    """Mark the attempt in the warehouse as failed, so that `nightjar status` knows of it without Prefect."""
+    error = state.result(raise_on_failure=False) if state.is_failed() else None
+    crashed = Failure("ProcessLost", {"what": str(state.message)})
+    failure = describe_failure(error) if isinstance(error, BaseException) else crashed
+    fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), failure)
 
 
 def name_run() -> str:
@@ -51,11 +54,12 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
-    ingest(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
-    scorer, bundle = resolve_champion(site, version)
-    [validation] = validate(site, setup.configured.contract, [day], params.validate_)
-    spread_parts(site, setup.configured.contract, validation, scorer, bundle, params.score, setup.workers)
+    at = follow_steps(site, day, begun)
+    at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
+    scorer, bundle = at(resolve_champion)(site, version)
+    [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
+    at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, setup.workers)
     scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
-    night = publish(site, begun, scored)
+    night = at(publish)(site, begun, scored)
     report(site, validation, scorer, params.score)
     return night

@@ -78,7 +78,7 @@ def read_line(name: str) -> StatusLine:
     try:
         status = read_status(name)
     except NightjarError as error:
-        return StatusLine(name, None, None, None, dict.fromkeys(states, 0), str(error))
+        return StatusLine(name, None, None, None, dict.fromkeys(states, 0), error.line)
     found = Counter(night.state for night in status.nights)
     published = [night.batch_date for night in status.nights if night.batch]
     counts = {state: found[state] for state in states}

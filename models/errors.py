@@ -1,16 +1,54 @@
 """The root of Nightjar's errors and the ones a detector itself can raise; tasks/errors.py draws the whole tree.
 
-Every message answers five questions: what, where, got, expected, what to do next.
+An error is data: what happened, where, what was got, what was expected, and what to do next. It becomes text only where
+somebody reads it, and is stored as its name and parts.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 class NightjarError(Exception):
-    """Anything a user can put right. `str(error)` is the whole readable message; empty parts are left out."""
+    """Anything a user can fix. `str(error)` is the whole readable message; empty parts are left out."""
 
     def __init__(self, what: str, *, where: str = "", got: str = "", expected: str = "", todo: str = "") -> None:
-        parts = {"where": where, "got": got, "expected": expected, "to do": todo}
-        super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts.items() if text)]))
-        self.what = what
+        super().__init__(what)
+        self.what, self.where, self.got, self.expected, self.todo = what, where, got, expected, todo
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts that say something, by name: what, where, got, expected, todo."""
+        parts = {"what": self.what, "where": self.where, "got": self.got, "expected": self.expected, "todo": self.todo}
+        return {name: text for name, text in parts.items() if text}
+
+    @property
+    def line(self) -> str:
+        """The error in one line: its name and what happened."""
+        return Failure(type(self).__name__, self.parts).line
+
+    def __str__(self) -> str:
+        """The whole message, a line for each part."""
+        what, *others = self.parts.items()
+        return "\n".join([what[1], *(f"  {'to do' if name == 'todo' else name}: {text}" for name, text in others)])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is kept of an error that has ended something: its name, and its parts (what, where, got, expected, todo)."""
+
+    error: str
+    parts: Mapping[str, str]
+
+    @property
+    def line(self) -> str:
+        """The failure in one line: the error's name and what happened."""
+        return f"{self.error}: {' '.join(self.parts.get('what', 'no cause was recorded').split())}"
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """What is kept of any error; one that is not ours has said only what happened."""
+    parts = error.parts if isinstance(error, NightjarError) else {"what": str(error) or "no message"}
+    return Failure(type(error).__name__, parts)
 
 
 class BundleInvalid(NightjarError):  # noqa: N818 - the name says the state, as in the runbook
@@ -30,7 +68,7 @@ class MemoryExhausted(NightjarError):  # noqa: N818
 
 
 class ProcessLost(NightjarError):  # noqa: N818
-    """A process of a fit on several devices died or hung."""
+    """A process died without a message, or hung: that of a night, or one of a fit on several devices."""
 
 
 class ReducerRefused(NightjarError):  # noqa: N818

@@ -1,6 +1,6 @@
 """Every error a user of Nightjar can meet.
 
-NightjarError                 anything a user can put right
+NightjarError                anything a user can fix
 ├── ParamsInvalid             params.yaml, a contract or a setting: unknown key, bad value, unknown detector
 ├── SourceInvalid             a file or query is missing, empty, truncated or has the wrong columns
 ├── BatchMissing              no rows for the batch date
@@ -10,7 +10,7 @@ NightjarError                 anything a user can put right
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
 ├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit or a batch
-├── ProcessLost              a process of a fit on several devices died or hung
+├── ProcessLost              a process died without a word: of a night, or of a fit on several devices
 ├── ReducerRefused           the second stage would lose more recall than it may
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             no such record in the published nights
@@ -28,22 +28,26 @@ import re
 
 from models.errors import (
     BundleInvalid,
+    Failure,
     MemoryExhausted,
     NightjarError,
     ProcessLost,
     ReducerRefused,
     TooFewRows,
     TrainingDiverged,
+    describe_failure,
 )
 
 __all__ = [
     "BundleInvalid",
+    "Failure",
     "MemoryExhausted",
     "NightjarError",
     "ProcessLost",
     "ReducerRefused",
     "TooFewRows",
     "TrainingDiverged",
+    "describe_failure",
 ]
 
 # The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
-from tasks.errors import PublishConflict, ReconciliationFailed
+from tasks.errors import Failure, PublishConflict, ReconciliationFailed
 from tasks.policy import IO
 from tasks.rows.groups import rank_groups
 from tasks.stores.bulk import load_rows
@@ -55,7 +55,7 @@ def check_counts(night: Night, flags: pd.DataFrame) -> None:
     failed = [rule for rule, holds in broken.items() if not holds]
     if failed:
         raise ReconciliationFailed(
-            "the night's counts do not add up; nothing was published",
+            "The night's counts do not add up; nothing was published.",
             where=_describe_batch(night),
             got=f"rows in {night.rows_in}, scored {night.scored}, quarantined {night.quarantined}, excluded "
             f"{night.excluded}, flagged {night.flagged}, flags to publish {len(flags)}",
@@ -100,14 +100,14 @@ def _refuse_overtaken(connection: sa.Connection, night: Night, input_hash: str) 
     published = connection.scalar(sa.select(scoring_batches.c.attempt).where(*_of_batch(scoring_batches, night)))
     if published is not None and published > night.attempt:
         raise PublishConflict(
-            "a newer attempt has published this batch; its rows were left as they are",
+            "A newer attempt has published this batch; its rows were left as they are.",
             where=_describe_batch(night),
             got=f"attempt {night.attempt}, published is attempt {published}",
             todo="nothing, the newer result stands; run the night again only if that one is wrong",
         )
     if input_hash != night.input_hash:
         raise PublishConflict(
-            "the batch's input changed while it was scored; nothing was published",
+            "The batch's input changed while it was scored; nothing was published.",
             where=_describe_batch(night),
             got=f"landing now has input hash {input_hash}",
             expected=f"{night.input_hash}, the input that was scored",
@@ -145,10 +145,10 @@ def _replace_batch(connection: sa.Connection, night: Night, published: int) -> N
 
 def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> None:
     this = (*_of_batch(attempts, night), attempts.c.attempt == night.attempt)
-    outcome = {"status": "published", "step": "publish", "cause": None, "finished_at": now}
+    outcome = {"status": "published", "step": "publish", "error": None, "parts": None, "finished_at": now}
     if connection.execute(sa.update(attempts).where(*this).values(outcome)).rowcount != 1:
         raise PublishConflict(
-            "this warehouse never gave out this attempt number; nothing was published",
+            "This warehouse never gave out this attempt number; nothing was published.",
             where=_describe_batch(night),
             got=f"attempt {night.attempt}",
             todo="publish to the warehouse the night began on",
@@ -173,7 +173,7 @@ class Begun:
 
 @task(task_run_name="begin {site.detector} {batch_date}", **IO)
 def begin_night(site: Site, batch_date: date) -> Begun:
-    """Take the fencing number of this try: whoever takes a later one may overtake it."""
+    """Take the fencing number of this attempt: one with a later number may overtake it."""
     now = datetime.now(UTC)
     context = TaskRunContext.get()
     run_id = str(context.task_run.flow_run_id) if context else None
@@ -181,12 +181,12 @@ def begin_night(site: Site, batch_date: date) -> Begun:
     return Begun(number, now)
 
 
-def fail_night(site: Site, run_id: str, cause: str) -> None:
-    """Record that the try of a flow run failed, and why."""
+def fail_night(site: Site, run_id: str, failure: Failure) -> None:
+    """Record that the attempt of a flow run failed, and why."""
     for attempt in site.warehouse.read_attempts(site.detector):
         if attempt.run_id == run_id:
             key = (attempt.detector, attempt.batch_date, attempt.attempt)
-            site.warehouse.fail_attempt(*key, attempt.step, cause, datetime.now(UTC))
+            site.warehouse.fail_attempt(*key, failure, datetime.now(UTC))
 
 
 def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:

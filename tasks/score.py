@@ -226,7 +226,7 @@ def check_input(site: Site, validated: Manifest, validation: Validation) -> None
     found = validated.facts["validation"]["input_hash"]
     if found != validation.input_hash:
         raise PublishConflict(
-            "the batch was validated again while this night ran; nothing was scored",
+            "The batch was validated again while this night ran; nothing was scored.",
             where=f"detector {site.detector}, batch {validation.batch_date}",
             got=f"validated rows of input {found}",
             expected=f"those of input {validation.input_hash}, which this night validated",

@@ -46,7 +46,7 @@ def show_all(as_json: bool) -> None:
     if as_json:
         print_json({"detectors": [{key: value for key, value in row.items() if key != "counts"} for row in rows]})
     else:
-        rows = [row | {"error": (line.error or "").split("\n")[0]} for row, line in zip(rows, lines, strict=True)]
+        rows = [row | {"error": row["error"] or ""} for row in rows]
         columns = ["detector", "champion", "newest_night", "days_behind", *lines[0].counts] if lines else []
         columns += ["error"] if any(line.error for line in lines) else []
         print_rows(Table(title="all detectors", title_justify="left"), rows, tuple(columns))

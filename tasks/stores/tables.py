@@ -5,11 +5,14 @@ What is published (flagged_anomalies, scoring_batches), what was tried (attempts
 A change here needs a step in migrations/versions; a test compares the two.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 import sqlalchemy as sa
+
+from models.errors import Failure
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
@@ -106,9 +109,10 @@ attempts = sa.Table(
     metadata,
     *_night_key(),
     _key("attempt", sa.Integer),
-    _value("step", sa.Text),
+    _value("step", sa.Text),  # the one it is at, or ended in
     _value("status", sa.Text),  # running, published or failed
-    _value("cause", sa.Text, nullable=True),
+    _value("error", sa.Text, nullable=True),  # its name
+    _value("parts", sa.Text, nullable=True),  # of the error, as JSON: what, where, got, expected, todo
     _value("started_at", Instant),
     _value("finished_at", Instant, nullable=True),
     _value("run_id", sa.Text, nullable=True),
@@ -193,15 +197,21 @@ class Batch(Night):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a batch; `step` is where it is, ended or failed."""
+    """One attempt at a batch; `step` is where it is, ended or failed. `parts` is JSON."""
 
     detector: str
     batch_date: date
     attempt: int
     step: str
     status: str
-    cause: str | None
+    error: str | None
+    parts: str | None
     started_at: datetime
     finished_at: datetime | None
     run_id: str | None
     owner: str | None
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed; None where it did not."""
+        return Failure(self.error, json.loads(self.parts or "{}")) if self.error else None

@@ -5,6 +5,7 @@ locking and bulk loading. Every other statement is the same for all. Instants ar
 an empty or older warehouse to SCHEMA_VERSION.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from tasks.errors import BatchMissing, SchemaMismatch, SourceInvalid
+from tasks.errors import BatchMissing, Failure, SchemaMismatch, SourceInvalid
 from tasks.stores.bulk import load_rows, read_frame
 from tasks.stores.faults import FILES, describe_place, explain_database, invalid_url, lacks_driver, reaching_warehouse
 from tasks.stores.owner import is_dead, name_process
@@ -34,7 +35,7 @@ from tasks.stores.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0005"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0006"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, from the first migration on
 LOCK_TIMEOUT_S = 30.0
 DRIVERS = (*FILES, "postgresql+psycopg", "snowflake")
@@ -138,11 +139,17 @@ class Warehouse:
             connection.execute(sa.insert(attempts).values(row | {"owner": name_process()}))
         return attempt
 
-    def fail_attempt(self, detector: str, batch_date: date, attempt: int, step: str, cause: str, now: datetime) -> None:
-        """Record where and why an attempt failed. One that published stays published, whatever fails after it."""
+    def reach_step(self, detector: str, batch_date: date, attempt: int, step: str) -> None:
+        """Record the step that an attempt has come to: where it failed, should it go no further."""
         key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
-        outcome = {"status": "failed", "step": step, "cause": cause, "finished_at": now}
         with self.begin() as connection:
+            connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(step=step))
+
+    def fail_attempt(self, detector: str, batch_date: date, attempt: int, failure: Failure, now: datetime) -> None:
+        """Record why an attempt failed. One that published stays published, whatever fails after it."""
+        key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
+        with self.begin() as connection:
+            outcome = _describe_outcome(failure, now)
             connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
 
     def bury_dead(self, detector: str, now: datetime) -> list[Attempt]:
@@ -153,8 +160,8 @@ class Warehouse:
             dead = [attempt for attempt in found if is_dead(attempt.owner)]
             for one in dead:
                 key = {name: getattr(one, name) for name in ("detector", "batch_date", "attempt", "status")}
-                cause = f"its process died: {one.owner} (host, process, start)"
-                outcome = {"status": "failed", "cause": cause, "finished_at": now}
+                what = f"The process of this attempt died without a message: {one.owner} (host, process, start)."
+                outcome = _describe_outcome(Failure("ProcessLost", {"what": what}), now)
                 connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
         return dead
 
@@ -224,7 +231,7 @@ class Warehouse:
             )
             if rows:
                 raise SourceInvalid(
-                    "records have two different labels known at the same instant; no label was kept",
+                    "Records have two different labels known at the same instant; no label was kept.",
                     where=f"labels of detector {detector}",
                     got=f"{rows} contradicting rows",
                     expected="one label per record and instant",
@@ -349,7 +356,7 @@ def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str)
     where = describe_place(connection.engine.url)
     if found is not None and found > SCHEMA_VERSION:
         raise SchemaMismatch(
-            "the warehouse was migrated by a newer Nightjar",
+            "The warehouse was migrated by a newer Nightjar.",
             where=where,
             got=f"schema {found}",
             expected=f"schema {SCHEMA_VERSION} or older",
@@ -358,7 +365,7 @@ def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str)
         )
     if not may_migrate(connection, is_new=found is None):
         raise SchemaMismatch(
-            "the warehouse is older than this Nightjar, and this login may not change its tables",
+            "The warehouse is older than this Nightjar, and this login may not change its tables.",
             where=where,
             got=f"schema {found}" if found else "none of Nightjar's tables",
             expected=f"schema {version}",
@@ -440,6 +447,15 @@ def _upgrade_schema(connection: sa.Connection, version: str) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "tasks.stores:migrations")
     command.upgrade(config, version)
+
+
+def _describe_outcome(failure: Failure, now: datetime) -> dict[str, Any]:
+    return {
+        "status": "failed",
+        "error": failure.error,
+        "parts": json.dumps(dict(failure.parts), ensure_ascii=False),
+        "finished_at": now,
+    }
 
 
 def _match(table: sa.Table, values: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:

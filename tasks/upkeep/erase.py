@@ -6,6 +6,7 @@ The rest of a batch keeps its rows, but its input is another one now: its night 
 """
 
 import html
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ NAMED_BY = {
     reviews: reviews.c.record_id,
     group_scores: group_scores.c.group,
 }
-TOLD_IN = (attempts.c.cause, reviews.c.note)
+TOLD_IN = (attempts.c.parts, reviews.c.note)
 KEYS = {
     attempts: (attempts.c.detector, attempts.c.batch_date, attempts.c.attempt),
     reviews: (reviews.c.detector, reviews.c.batch_date, reviews.c.record_id, reviews.c.reviewer, reviews.c.reviewed_at),
@@ -242,11 +243,13 @@ def erase_rows(site: Site, record_id: str) -> list[Place]:
 
 
 def erase_mentions(connection: sa.Connection, column: sa.Column[Any], detector: str, record_id: str) -> list[date]:
-    """Replace the id, where it stands as a word of its own, in a column of free text; returns the rows' batch dates."""
+    """Replace the id, where it is a word of its own, in a column of free text; returns the rows' batch dates."""
     table: Any = column.table
-    word = re.compile(rf"(?<![\w-]){re.escape(record_id)}(?![\w-])")
+    is_json = column is attempts.c.parts  # where quotes and backslashes are escaped
+    written = json.dumps(record_id, ensure_ascii=False)[1:-1] if is_json else record_id
+    word = re.compile(rf"(?<![\w-]){re.escape(written)}(?![\w-])")
     mentioned = sa.select(*KEYS[table], column).where(
-        table.c.detector == detector, column.contains(record_id, autoescape=True)
+        table.c.detector == detector, column.contains(written, autoescape=True)
     )
     days = []
     for row in connection.execute(mentioned).mappings().all():

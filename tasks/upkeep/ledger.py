@@ -21,7 +21,7 @@ State = Literal["fresh", "stale", "failed", "missing"]
 class NightState:
     """One batch date. `batch` is what is published, if anything; `version` is the one that would score it now.
 
-    `why` is empty for a fresh one, unless its newest try failed: what is published then still stands.
+    `why` is empty for a fresh one, unless its newest attempt failed: what is published stays valid.
     """
 
     batch_date: date
@@ -58,8 +58,8 @@ def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
 def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[NightState]:
     """The state of batch dates, in order, as today's champion should have scored them.
 
-    stale: published, but landing has changed since, or by another version. failed: the newest try failed and nothing
-    is published. missing: never published, or nothing has landed.
+    stale: published, but landing has changed since, or by another version. failed: the newest attempt failed and
+    nothing is published. missing: never published, or nothing has landed.
     """
     return _read(site, dates, dict.fromkeys(dates, champion))
 
@@ -107,16 +107,16 @@ def _judge(
     day: date, landing: Manifest | None, batch: Batch | None, newest: Attempt | None, scorer: Version | None
 ) -> NightState:
     version = scorer.version if scorer else None
-    cause = (newest.cause or "no cause was recorded") if newest and newest.status == "failed" else None
+    failure = newest.failure if newest and newest.status == "failed" else None
     if batch is None:
-        why = cause or ("never scored" if landing else "nothing has landed")
-        return NightState(day, "failed" if cause else "missing", why, None, version)
+        why = failure.line if failure else "never scored" if landing else "nothing has landed"
+        return NightState(day, "failed" if failure else "missing", why, None, version)
     reasons = []
     if landing and landing.hash != batch.input_hash:
         reasons.append("its input has changed")
     elif version is not None and version != batch.model_version:
         reasons.append(f"scored by version {batch.model_version} instead of {version}")
     state: State = "stale" if reasons else "fresh"
-    if cause and newest and newest.attempt > batch.attempt:
-        reasons.append(f"the newest try failed: {cause.splitlines()[0]}")
+    if failure and newest and newest.attempt > batch.attempt:
+        reasons.append(f"the newest attempt failed: {failure.line}")
     return NightState(day, state, "; ".join(reasons), batch, version)

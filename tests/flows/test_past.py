@@ -100,7 +100,7 @@ def test_a_corrected_file_whose_rows_moved_leaves_a_stale_night_that_can_be_publ
     assert published(trained)[LAST].rows_in == ROWS
     state, why = read_states(capsys)[str(LAST)]
     assert state == "stale"
-    assert why.startswith("its input has changed; the newest try failed: ")
+    assert why.startswith("its input has changed; the newest attempt failed: ")
     trained.change("contracts/orders.yaml", "expectations", value=[])
     night = answer(capsys, "score", "orders", "--date", str(LAST))
     assert (night["rows_in"], night["scored"], night["flagged"]) == (0, 0, 0)

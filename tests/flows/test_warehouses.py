@@ -84,7 +84,7 @@ def test_a_wrong_url_ends_in_one_message(
     for command in COMMANDS:
         code, out, err = say(url, *command)
         assert (code, out) == (1, "")
-        assert err[err.index("error: ") :].startswith(f"error: {name}: the warehouse")
+        assert err[err.index("error: ") :].startswith(f"error: {name}: The warehouse")
         assert told in err
         assert "Traceback" not in err
 
@@ -101,7 +101,7 @@ def test_a_wrong_password_or_database_ends_in_one_message(
         for command in COMMANDS:
             code, out, err = say(url.render_as_string(hide_password=False), *command)
             assert (code, out) == (1, "")
-            assert "error: ParamsInvalid: the warehouse's server refuses the login, or has no such database" in err
+            assert "error: ParamsInvalid: The warehouse's server refuses the login, or has no such database" in err
             assert told in err
             assert str(right.password) not in err
 
@@ -119,7 +119,7 @@ def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
         code, out, err = say(writer, *command)
         assert (code, out) == (1, "")
-        assert "error: SchemaMismatch: the warehouse is older than this Nightjar" in err
+        assert "error: SchemaMismatch: The warehouse is older than this Nightjar" in err
         assert "got: schema 0004" in err
         assert f"expected: schema {SCHEMA_VERSION}" in err
         assert "let the owner of the warehouse run: nightjar migrate" in err
@@ -143,7 +143,7 @@ def test_a_warehouse_one_migration_ahead_is_refused(
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
         code, out, err = say(warehouse_url, *command)
         assert (code, out) == (1, "")
-        assert "error: SchemaMismatch: the warehouse was migrated by a newer Nightjar" in err
+        assert "error: SchemaMismatch: The warehouse was migrated by a newer Nightjar" in err
         assert f"got: schema {newer}" in err
 
 
@@ -190,5 +190,5 @@ def test_a_writer_scores_a_night_that_a_reader_looks_at(
     assert say(reader, "export", str(trained.folder / "export"))[0] == 0
     code, out, err = say(reader, "score", "orders", "--date", str(LAST))
     assert (code, out) == (1, "")
-    assert "error: ParamsInvalid: the login in the warehouse URL lacks a right" in err
+    assert "error: ParamsInvalid: The login in the warehouse URL lacks a right" in err
     assert [one.status for one in Warehouse(reader).read_attempts("orders")] == ["published"]

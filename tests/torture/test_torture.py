@@ -100,7 +100,7 @@ def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
         assert scene.read_all() == whole, places
         *tries, last = scene.engine.read_attempts("orders", NIGHT)
         assert last.status == "published"
-        assert all(one.status == "published" or "died without a word" in one.cause for one in tries)
+        assert all(one.status == "published" or "died without a message" in str(one.parts) for one in tries)
         while places:
             note(f"scoring killed {places.pop()}", scene.kind, "as uninterrupted")
         scene.put_back()
@@ -160,7 +160,7 @@ def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
     assert dict(runs) == {"CRASHED": 1, "COMPLETED": 1}
     dead, done = scene.engine.read_attempts("orders", NIGHT)
     assert (dead.status, done.status) == ("failed", "published")
-    assert "died without a word" in str(dead.cause)
+    assert "died without a message" in str(dead.parts)
 
 
 def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader_sees_a_mix(

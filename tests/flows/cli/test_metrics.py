@@ -24,7 +24,7 @@ from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
-from tasks.errors import BatchRejected
+from tasks.errors import BatchRejected, Failure
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 Samples = dict[tuple[str, ...], float]
@@ -241,7 +241,7 @@ def test_the_endpoint_reads_anew_and_a_scrape_does_not_fail_when_the_warehouse_i
     engine, now = load_setup("orders").site.warehouse, datetime.now(UTC)
     attempt = engine.begin_attempt("orders", LAST, "score", now)
     assert parse(get(endpoint)[1])["nightjar_attempts_running", "orders"] == 1
-    engine.fail_attempt("orders", LAST, attempt, "score", "a test", now)
+    engine.fail_attempt("orders", LAST, attempt, Failure("OSError", {"what": "a test"}), now)
     assert parse(get(endpoint)[1])["nightjar_attempts_total", "orders", "failed"] == 1
 
     warehouse = trained.folder / ".nightjar" / "warehouse.duckdb"

@@ -22,7 +22,7 @@ from racers import FLAGS, NOW, make_flags, make_night
 from sites import open_site
 from texts import AWKWARD
 
-from tasks.errors import ParamsInvalid, PublishConflict
+from tasks.errors import Failure, ParamsInvalid, PublishConflict, StoreNotEmpty
 from tasks.params import RetentionParams
 from tasks.publish import publish_night
 from tasks.stores.site import Site
@@ -72,7 +72,8 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         assert engine.begin_attempt(DETECTOR, DAY, "begin", NOW) == attempt
         publish(engine, DAY, attempt)
     engine.begin_attempt(DETECTOR, DAY, "begin", NOW)
-    engine.fail_attempt(DETECTOR, DAY, 3, "score", "r2-0 is not r2-01", NOW)
+    engine.reach_step(DETECTOR, DAY, 3, "score")
+    engine.fail_attempt(DETECTOR, DAY, 3, Failure("OSError", {"what": "r2-0 is not r2-01"}), NOW)
     engine.begin_attempt(DETECTOR, DAY + timedelta(days=1), "begin", NOW)
     publish(engine, DAY + timedelta(days=1), 1)
     engine.begin_attempt(DETECTOR, DAY, "begin", NOW)
@@ -100,6 +101,8 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     copy = Warehouse(f"{engine.engine.url.drivername}:///{folder}/copy.{engine.engine.url.drivername}")
     check_tables_empty(copy)
     fill_tables(copy, folder / "copy", SCHEMA_VERSION)
+    with pytest.raises(StoreNotEmpty):
+        check_tables_empty(copy)
     read["tables"], read["copy"] = read_tables(engine), read_tables(copy)
     return read
 
@@ -192,7 +195,7 @@ def list_executing_functions() -> set[tuple[str, str]]:
     found = set()
     for path in (Path(__file__).parents[3] / "tasks").rglob("*.py"):
         text = path.read_text()
-        if "tasks.stores.warehouse import" not in text and path.stem not in ("warehouse", "bulk"):
+        if "warehouse.begin(" not in text and path.stem not in ("warehouse", "bulk"):
             continue
         for function in ast.walk(ast.parse(text)):
             if isinstance(function, ast.FunctionDef) and "connection." in (body := ast.unparse(function)):
@@ -329,11 +332,11 @@ def test_a_driver_that_is_not_installed_is_named_with_the_extra_that_brings_it(m
 
     monkeypatch.setattr("snowflake.sqlalchemy.snowdialect.SnowflakeDialect.import_dbapi", fail)
     with pytest.raises(ParamsInvalid, match=r"nightjar\[snowflake\]") as refused:
-        Warehouse("snowflake://u:s3cret@account/db/public")
+        Warehouse("snowflake://u:s3cret@account/db/public").is_new()
     assert "s3cret" not in str(refused.value)
 
 
 def test_snowflake_is_opened_with_transactions() -> None:
-    engine = Warehouse("snowflake://u:s3cret@account/db/public")
-    _, options = engine.engine.dialect.create_connect_args(engine.url)
+    engine = Warehouse("snowflake://u:s3cret@account/db/public").engine
+    _, options = engine.dialect.create_connect_args(engine.url)
     assert options["autocommit"] is False

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime
 
+from tasks.errors import Failure
 from tasks.stores.owner import is_dead, name_process
 
 NAME = "from tasks.stores.owner import name_process; print(name_process(), flush=True); input()"
@@ -42,5 +43,6 @@ def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, m
     assert engine.bury_dead("toy", NOW) == []
     dead, *others = engine.read_attempts("toy", DAY)
     assert (dead.status, dead.finished_at) == ("failed", NOW)
-    assert dead.cause == f"its process died without a word: {owners[0]} (host, process, born)"
+    what = f"The process of this attempt died without a message: {owners[0]} (host, process, start)."
+    assert dead.failure == Failure("ProcessLost", {"what": what})
     assert [attempt.status for attempt in others] == ["running", "running"]

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from texts import AWKWARD
 
-from tasks.errors import ParamsInvalid, SchemaMismatch, ServiceUnreachable, SourceInvalid
+from tasks.errors import Failure, ParamsInvalid, SchemaMismatch, ServiceUnreachable, SourceInvalid
 from tasks.stores.bulk import load_rows
 from tasks.stores.tables import attempts, labels, metadata, reviews
 from tasks.stores.warehouse import (
@@ -113,21 +113,24 @@ def test_two_processes_can_migrate_and_begin_attempts_at_once(warehouse_url):
     assert sorted(map(int, numbers)) == list(range(1, 9))
 
 
-def test_a_failed_attempt_keeps_its_step_and_cause(engine):
+def test_a_failed_attempt_keeps_its_step_and_its_error(engine):
     engine.begin_attempt("cards", DAY, "validate", NOW, "run-1")
-    engine.fail_attempt("cards", DAY, 1, "score", "it's\nbroken", NOW + timedelta(minutes=3))
+    engine.reach_step("cards", DAY, 1, "score")
+    failure = Failure("BatchRejected", {"what": "It's\nbroken.", "todo": 'Mend "it".'})
+    engine.fail_attempt("cards", DAY, 1, failure, NOW + timedelta(minutes=3))
     engine.begin_attempt("cards", DAY, "validate", NOW + timedelta(hours=1), None)
     first, second = engine.read_attempts("cards", DAY)
-    assert (first.step, first.status, first.cause, first.run_id) == ("score", "failed", "it's\nbroken", "run-1")
+    assert (first.step, first.status, first.failure, first.run_id) == ("score", "failed", failure, "run-1")
+    assert failure.line == "BatchRejected: It's broken."
     assert (first.started_at, first.finished_at) == (NOW, NOW + timedelta(minutes=3))
-    assert (second.status, second.cause, second.finished_at) == ("running", None, None)
+    assert (second.status, second.failure, second.finished_at) == ("running", None, None)
 
 
 def test_a_published_attempt_stays_published_when_a_later_step_fails(engine):
     engine.begin_attempt("cards", DAY, "validate", NOW, None)
     with engine.begin() as connection:
         connection.execute(sa.update(attempts).values(status="published"))
-    engine.fail_attempt("cards", DAY, 1, "report", "no disk", NOW)
+    engine.fail_attempt("cards", DAY, 1, Failure("OSError", {"what": "no disk"}), NOW)
     assert engine.read_attempts("cards")[0].status == "published"
 
 
@@ -322,7 +325,7 @@ def test_a_server_that_ends_the_session_is_unreachable(postgres_warehouse_url):
 )
 def test_a_url_that_cannot_hold_a_warehouse_is_refused(url):
     with pytest.raises(ParamsInvalid) as caught:
-        Warehouse(url)
+        Warehouse(url).is_new()
     assert "s3cret" not in str(caught.value)
 
 
@@ -333,3 +336,20 @@ def test_a_file_that_is_no_duckdb_is_an_error_at_once(tmp_path):
         Warehouse(f"duckdb:///{tmp_path}/w.duckdb").begin(),
     ):
         pass
+
+
+def test_the_texts_of_old_failures_become_errors_with_parts(warehouse_url):
+    engine = Warehouse(warehouse_url)
+    engine.migrate("0005")
+    rejected = "BatchRejected: 1 batch broke it.\n  where: c.yaml\n  got: a\nb\n  to do: mend"
+    lost = "its process died without a word: host 1 2.0 (host, process, born)"
+    old = {"detector": "cards", "batch_date": DAY, "step": "publish", "status": "failed", "started_at": NOW}
+    causes = {1: f"Flow run encountered an exception: {rejected}", 2: lost, 3: None}
+    table = sa.table("attempts", *map(sa.column, [*old, "attempt", "cause"]))
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), [old | {"attempt": n, "cause": text} for n, text in causes.items()])
+    assert engine.migrate() == "0005"
+    first, second, third = (attempt.failure for attempt in engine.read_attempts("cards", DAY))
+    parts = {"what": "1 batch broke it.", "where": "c.yaml", "got": "a\nb", "todo": "mend"}
+    assert (first.error, dict(first.parts)) == ("BatchRejected", parts)
+    assert (second.line, third) == (f"ProcessLost: {lost}", None)

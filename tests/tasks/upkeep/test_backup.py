@@ -262,7 +262,8 @@ def test_an_mlflow_with_other_runs_is_left_alone(tmp_path: Path, duckdb_stores: 
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     make_registry(tmp_path / "new.db", tmp_path / "others")
     before = (tmp_path / "new.db").read_bytes()
-    new = Stores(str(tmp_path / "new"), f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/new.db")
+    empty = (Lake(str(tmp_path / "new")), Warehouse(f"duckdb:///{tmp_path}/n.duckdb"))
+    new = Stores(*empty, f"sqlite:///{tmp_path}/new.db", str(tmp_path))
     with pytest.raises(StoreNotEmpty, match=r"MLflow is not empty[\s\S]*2 runs"):
         restore(new, tmp_path / "copy")
     assert (tmp_path / "new.db").read_bytes() == before
@@ -305,11 +306,10 @@ def test_files_that_no_manifest_names_stay_behind(tmp_path: Path, duckdb_stores:
 def test_a_lake_in_object_storage_is_copied_too(tmp_path: Path, duckdb_stores: Stores) -> None:
     remote = Lake(f"memory://{tmp_path.name}/lake")
     put_partition(remote, [7])
-    url = duckdb_stores.warehouse.url
-    back_up(Stores(remote.root, url, f"sqlite:///{tmp_path}/m.db", tmp_path), tmp_path / "copy", with_mlflow=True)
-    there = f"memory://{tmp_path.name}/other"
-    restore(Stores(there, f"duckdb:///{tmp_path}/n.duckdb", f"sqlite:///{tmp_path}/n.db", tmp_path), tmp_path / "copy")
-    assert Lake(there).get("landing", "toy", DAY).rows == 1
+    back_up(replace(duckdb_stores, lake=remote), tmp_path / "copy", with_mlflow=True)
+    there = Lake(f"memory://{tmp_path.name}/other")
+    restore(replace(move(tmp_path, f"duckdb:///{tmp_path}/n.duckdb"), lake=there), tmp_path / "copy")
+    assert there.get("landing", "toy", DAY).rows == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, duckdb_stores: Stores) -> None:

@@ -1,6 +1,7 @@
 """Erasing one record: from parts, tables and pages; half-way kills; files of dead and of live attempts."""
 
 import html
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from tasks.errors import RecordMissing
+from tasks.errors import Failure, RecordMissing
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.site import Site
@@ -162,7 +163,7 @@ def test_a_batch_that_a_night_is_at_work_on_is_left_and_named(site: Site) -> Non
     engine = site.warehouse
     number = engine.begin_attempt("toy", DAY, "score", NOW, None)
     assert erase_record(site, VICTIM, NOW).left == ("landing/toy/batch_date=2026-03-01/manifest.json",)
-    engine.fail_attempt("toy", DAY, number, "score", f"no {VICTIM}, but {VICTIM}s", NOW)
+    engine.fail_attempt("toy", DAY, number, Failure("OSError", {"what": f"no {VICTIM}, but {VICTIM}s"}), NOW)
     assert erase_record(site, VICTIM, NOW).left == ()
 
 
@@ -183,7 +184,7 @@ def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: Ware
     verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 1.0}
     engine.add_reviews("toy", pd.DataFrame([verdict | {"record_id": VICTIM}, verdict | {"record_id": OTHER}]))
     number = engine.begin_attempt("toy", DAY, "score", NOW, None)
-    engine.fail_attempt("toy", DAY, number, "score", f"bad row {VICTIM}, not {VICTIM}2", NOW)
+    engine.fail_attempt("toy", DAY, number, Failure("OSError", {"what": f"bad row {VICTIM}, not {VICTIM}2"}), NOW)
     with engine.begin() as connection:
         connection.execute(sa.update(reviews).values(note=f"like {VICTIM}."))
         group = {"detector": ["toy"], "batch_date": [DAY], "group": [VICTIM], "score": [1.0], "records": [1]}
@@ -193,11 +194,12 @@ def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: Ware
         ("labels", None): 1,
         ("reviews", DAY): 1,
         ("group_scores", DAY): 1,
-        ("attempts.cause", DAY): 1,
+        ("attempts.parts", DAY): 1,
         ("reviews.note", DAY): 1,
     }
     with engine.begin() as connection:
-        assert connection.scalar(sa.select(attempts.c.cause)) == f"bad row {ERASED}, not {VICTIM}2"
+        parts = json.loads(str(connection.scalar(sa.select(attempts.c.parts))))
+        assert parts == {"what": f"bad row {ERASED}, not {VICTIM}2"}
         assert connection.scalars(sa.select(reviews.c.note)).all() == [f"like {ERASED}."]
         assert connection.execute(
             sa.select(labels.c.detector, labels.c.record_id).order_by(labels.c.detector)

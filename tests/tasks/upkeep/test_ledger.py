@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from tasks.errors import ChampionMissing
+from tasks.errors import ChampionMissing, Failure
 from tasks.ingest import commit_parts
 from tasks.stores import registry
 from tasks.stores.registry import Version, imply_champions
@@ -59,9 +59,10 @@ def put_published(site):
     return put
 
 
-def fail_newest(site, day: date, cause: str) -> None:
+def fail_newest(site, day: date, what: str) -> None:
     engine = site.warehouse
-    engine.fail_attempt("toy", day, engine.begin_attempt("toy", day, "begin", NOW), "score", cause, NOW)
+    number = engine.begin_attempt("toy", day, "begin", NOW)
+    engine.fail_attempt("toy", day, number, Failure("BatchRejected", {"what": what}), NOW)
 
 
 def test_each_state_says_why(site, land_days, put_published):
@@ -75,26 +76,26 @@ def test_each_state_says_why(site, land_days, put_published):
         ("fresh", "", 2),
         ("stale", "its input has changed", 2),
         ("stale", "scored by version 1 instead of 2", 2),
-        ("failed", "no\nway", 2),
+        ("failed", "BatchRejected: no way", 2),
         ("missing", "never scored", 2),
         ("missing", "nothing has landed", 2),
     ]
 
 
-def test_a_newest_try_that_failed_is_told_and_what_is_published_keeps_its_state(site, land_days, put_published):
+def test_a_newest_attempt_that_failed_is_shown_and_what_is_published_keeps_its_state(site, land_days, put_published):
     land_days(*DAYS[:3])
     fail_newest(site, DAYS[0], "before anything was published")
     for day in DAYS[:2]:
         put_published(day)
-    fail_newest(site, DAYS[1], "the disk is full\n  where: lake")
+    fail_newest(site, DAYS[1], "the disk is full")
     put_published(DAYS[2])
     commit_parts(site, str(DAYS[2]), {}, [DAYS[2]])
     fail_newest(site, DAYS[2], "refused")
     found = read_ledger(site, DAYS[:3], make_version(1))
     assert [(night.state, night.why) for night in found] == [
         ("fresh", ""),
-        ("fresh", "the newest try failed: the disk is full"),
-        ("stale", "its input has changed; the newest try failed: refused"),
+        ("fresh", "the newest attempt failed: BatchRejected: the disk is full"),
+        ("stale", "its input has changed; the newest attempt failed: BatchRejected: refused"),
     ]
 
 

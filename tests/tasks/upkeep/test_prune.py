@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from tasks.errors import BatchMissing
+from tasks.errors import BatchMissing, Failure
 from tasks.ingest import ingest_arrivals
 from tasks.params import EventTime, IngestParams, RetentionParams
 from tasks.sources.files import FilesSource
@@ -86,7 +86,7 @@ def test_a_batch_that_an_attempt_is_working_on_is_left_alone(site: Site) -> None
     number = engine.begin_attempt("toy", NEW, "score", NOW - timedelta(hours=1), "run")
     assert prune_detector(site, FOREVER, NOW) == []
     assert orphan.exists()
-    engine.fail_attempt("toy", NEW, number, "score", "stopped", NOW)
+    engine.fail_attempt("toy", NEW, number, Failure("OSError", {"what": "stopped"}), NOW)
     assert prune_detector(site, FOREVER, NOW) == [Removed("orphans in scores", 1, 5, 0)]
 
 

@@ -1,0 +1,59 @@
+"""An attempt keeps its error as a name and parts, in place of one text: what, where, got, expected, todo.
+
+A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+NAMES = ("detector", "batch_date", "attempt", "cause", "error", "parts")
+ATTEMPTS = sa.table("attempts", *(sa.column(name) for name in NAMES))
+KEY = tuple(ATTEMPTS.c[name] for name in NAMES[:3])
+PREFIX = "Flow run encountered an exception: "  # what Prefect put before the error's own text
+
+
+def upgrade() -> None:
+    op.add_column("attempts", sa.Column("error", sa.Text))
+    op.add_column("attempts", sa.Column("parts", sa.Text))
+    connection = op.get_bind()
+    for row in read(sa.select(*KEY, ATTEMPTS.c.cause).where(ATTEMPTS.c.cause.is_not(None))):
+        error, parts = read_cause(row.cause)
+        same = (column == row[place] for place, column in enumerate(KEY))
+        values = {"error": error, "parts": json.dumps(parts, ensure_ascii=False)}
+        connection.execute(sa.update(ATTEMPTS).where(*same).values(values))
+    op.drop_column("attempts", "cause")
+
+
+def downgrade() -> None:
+    op.add_column("attempts", sa.Column("cause", sa.Text))
+    connection = op.get_bind()
+    for row in read(sa.select(*KEY, ATTEMPTS.c.error, ATTEMPTS.c.parts).where(ATTEMPTS.c.error.is_not(None))):
+        what, *others = json.loads(row.parts).items()
+        cause = "\n".join([f"{row.error}: {what[1]}", *(f"  {name}: {text}" for name, text in others)])
+        same = (column == row[place] for place, column in enumerate(KEY))
+        connection.execute(sa.update(ATTEMPTS).where(*same).values(cause=cause))
+    op.drop_column("attempts", "parts")
+    op.drop_column("attempts", "error")
+
+
+def read(query: sa.Select[Any]) -> Sequence[Any]:
+    """The rows there are; none where statements are only written down."""
+    return [] if op.get_context().as_sql else op.get_bind().execute(query).all()
+
+
+def read_cause(cause: str) -> tuple[str, dict[str, str]]:
+    """The name and the parts in the text of an error: "Name: what", then lines such as "  where: ..."."""
+    text = cause.removeprefix(PREFIX)
+    named = re.match(r"([A-Z]\w*): ", text)
+    error, text = (named.group(1), text[named.end() :]) if named else ("ProcessLost", text)
+    what, *others = re.split(r"\n  (where|got|expected|to do): ", text)
+    parts = dict(zip(("todo" if name == "to do" else name for name in others[::2]), others[1::2], strict=True))
+    return error, {"what": what, **parts}
