@@ -95,7 +95,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         | {
             "rank": f"{row['percentile_rank']:.2f}",
             "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
-            "causes": ", ".join(describe_cause(cause) for cause in row["causes"][:2]),
+            "causes": "; ".join(describe_cause(cause) for cause in row["causes"][:2]),
         }
         for row in told["records"]
     ]
@@ -107,6 +107,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     stdout.print(
         f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged{suppressed}; "
         f"{bad:,} bad ones, not scored",
+        soft_wrap=True,
         highlight=False,
     )
     for row in told["bad_rows"]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -131,7 +132,7 @@ def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
     """Values of the good rows (M,) as a column of all rows (N,), null where the mask is False or the value is NaN."""
     spread = np.zeros(len(good), dtype=values.dtype)
     spread[good] = values
-    return pa.array(spread, mask=~good, from_pandas=True)
+    return pa.array(spread, mask=~good | pd.isna(spread))
 
 
 def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
