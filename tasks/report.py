@@ -18,6 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.params import ScoreParams
 from tasks.policy import IO
+from tasks.rows.causes import describe_cause
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
@@ -74,18 +75,6 @@ def lay_out_bars(histogram: Histogram, threshold: float) -> dict[str, Any]:
     shown = across(max(threshold, 1e-12)) if threshold > 0 else 0.0
     inside = [(height, text) for height, text in rows if height <= 200]
     return {"bars": bars, "ticks": ticks, "rows": inside, "threshold": min(max(shown, 0.0), 1000.0)}
-
-
-def describe_cause(cause: dict[str, Any]) -> str:
-    """One cause in words."""
-    if "actual" not in cause:
-        return f"{cause['column']} {cause['share']:.3g}"
-    what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
-    return f"{what} {cause['share']:.3g}: {_short(cause['actual'])}, expected {_short(cause['expected'])}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def render_report(

@@ -23,6 +23,7 @@ from tasks.filter import draw_order
 from tasks.params import IngestParams, ReviewParams
 from tasks.register import Registered, register_bundle
 from tasks.rows.columns import to_records
+from tasks.rows.judge import judge
 from tasks.rows.worst import WorstRows
 from tasks.sources import payments
 from tasks.stores.lake import Lake, Manifest
@@ -169,7 +170,7 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
     verdicts = Verdicts(
         features=detector.describe(records),
         is_anomaly=(reviewed["verdict"] == ANOMALY).to_numpy(),
-        is_flag=detector.score(records) > detector.threshold.value,
+        is_flag=judge(detector, table).is_flagged,
         inclusion=reviewed["inclusion"].to_numpy(),
         times=table["event_time"].cast(pa.int64()).to_numpy(),
     )

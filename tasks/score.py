@@ -18,7 +18,6 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from prefect import get_run_logger, task
 from pydantic import TypeAdapter
 
@@ -28,11 +27,10 @@ from models.fitting import resolve_device
 from tasks.errors import LeakageFound, PublishConflict
 from tasks.params import ScoreParams
 from tasks.policy import IO, progress_of
-from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
-from tasks.rows.worst import Floats, WorstRows
+from tasks.rows.judge import Judgement, judge
+from tasks.rows.worst import WorstRows
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter
 from tasks.stores.registry import Version
@@ -42,6 +40,7 @@ from tasks.validate import Validation
 
 CODE_VERSION = 1  # raise it when the same inputs come to other scores, flags or causes: what is finished is then left
 COUNTS = ("scored", "flagged", "unseen")
+NO_ROWS = pa.table({"record_id": pa.array([], pa.string()), "event_time": pa.array([], pa.timestamp("us", "UTC"))})
 
 
 @dataclass(frozen=True)
@@ -81,21 +80,17 @@ class Scoring:
         flagged = unseen = 0
         with self.partition.part(name) as writer:
             for table in read_ahead(lake.slices(validated, read, texts)):
-                records, is_unseen = to_records(table, columns)
-                scores = self.detector.score(records)
-                ranks = pa.array(self.detector.rank(scores).astype(np.float32))
-                writer.append(pa.table({"record_id": table["record_id"], "score": scores, "percentile_rank": ranks}))
-                groups.add(table, scores)
-                mask = scores > self.detector.threshold.value
-                _, is_suppressed = self.detector.reduce(records[torch.from_numpy(mask)])
-                above, their_scores = table.filter(pa.array(mask)), scores[mask]
-                alerts.add(above.filter(pa.array(~is_suppressed)), their_scores[~is_suppressed])
-                suppressed.add(above.filter(pa.array(is_suppressed)), their_scores[is_suppressed])
-                flagged, unseen = flagged + int(mask.sum()), unseen + int(is_unseen.sum())
+                judged = judge(self.detector, table)
+                ranks = pa.array(judged.percentile_rank.astype(np.float32))
+                scores = {"record_id": table["record_id"], "score": judged.score, "percentile_rank": ranks}
+                writer.append(pa.table(scores))
+                groups.add(table, judged.score)
+                flags = judged[judged.is_flagged]
+                _keep(alerts, flags[~flags.is_suppressed])
+                _keep(suppressed, flags[flags.is_suppressed])
+                flagged, unseen = flagged + len(flags.score), unseen + int(judged.is_unseen.sum())
                 on_progress(writer.rows)
-        found = [
-            describe_flags(self.detector, *kept.take(), self.contract, self.params) for kept in (alerts, suppressed)
-        ]
+        found = [self._describe(alerts), self._describe(suppressed)]
         lake.replace_frame(self.partition.path(f"{name}-flags.parquet"), combine_flags(found, self.params.max_alerts))
         lake.replace_frame(self.partition.path(f"{name}-groups.parquet"), groups.sums())
         receipt = PartScores(self.partition.parts[-1], writer.rows, flagged, unseen)
@@ -111,7 +106,11 @@ class Scoring:
         return flags, combine_groups(groups)
 
     def _describe(self, worst: WorstRows) -> pd.DataFrame:
-        return describe_flags(self.detector, *worst.take(), self.contract, self.params)
+        rows, arrays = worst.take()
+        if rows is None or not rows.num_rows:
+            rows, arrays = NO_ROWS, [np.empty(0), np.empty(0), np.empty(0, dtype=bool)]
+        judged = Judgement(self.detector, self.detector.threshold.value, rows, *arrays)
+        return describe_flags(judged, self.contract, self.params)
 
     def _read(self, name: str) -> pd.DataFrame:
         return self.lake.read_frame(self.partition.path(name))
@@ -183,30 +182,24 @@ def combine_flags(found: Sequence[pd.DataFrame], most: int) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def describe_flags(
-    detector: Detector, rows: pa.Table | None, scores: Floats, contract: Contract, params: ScoreParams
-) -> pd.DataFrame:
-    """Flags to publish, worst first: score, rank, p-value, causes and second stage of each row."""
-    if rows is None or not len(scores):
-        rows = pa.table({"record_id": pa.array([], pa.string()), "event_time": pa.array([], pa.timestamp("us", "UTC"))})
-        causes: list[str] = []
-        probabilities, is_suppressed = np.empty(0), np.empty(0, dtype=bool)
-    else:
-        records, _ = to_records(rows, detector.columns)
-        causes = name_causes(detector.explain(records), rows, detector.columns, contract.masked, params.causes)
-        probabilities, is_suppressed = detector.reduce(records)
+def describe_flags(judged: Judgement, contract: Contract, params: ScoreParams) -> pd.DataFrame:
+    """Flags to publish, in the order given: score, rank, p-value, causes and second stage of each row."""
     return pd.DataFrame(
         {
-            "record_id": rows["record_id"].to_pandas(),
-            "event_time": rows["event_time"].to_pandas(),
-            "score": scores,
-            "percentile_rank": detector.rank(scores),
-            "p_value": detector.p_value(scores),
-            "causes": pd.Series(causes, dtype="str"),
-            "second_stage_probability": probabilities,
-            "suppressed": is_suppressed,
+            "record_id": judged.rows["record_id"].to_pandas(),
+            "event_time": judged.rows["event_time"].to_pandas(),
+            "score": judged.score,
+            "percentile_rank": judged.percentile_rank,
+            "p_value": judged.p_value,
+            "causes": pd.Series(judged.name_causes(contract.masked, params.causes), dtype="str"),
+            "second_stage_probability": judged.second_stage_probability,
+            "suppressed": judged.is_suppressed,
         }
     )
+
+
+def _keep(worst: WorstRows, judged: Judgement) -> None:
+    worst.add(judged.rows, judged.score, judged.second_stage_probability, judged.is_unseen)
 
 
 def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:

@@ -13,21 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from models.columns import Column
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordInvalid
-from tasks.rows.columns import to_records
 from tasks.rows.contract import TYPES
+from tasks.rows.judge import judge
 from tasks.rows.schema import cast_column
 
 MOST_ROWS = 10_000  # of one request
 FORMS = ("dataframe_records", "dataframe_split")
+SECOND_STAGE = ["second_stage_probability", "is_suppressed"]  # of a detector with a reducer only
 SERVER = "mlflow.pyfunc.scoring_server.app"
 TODO = "correct the request; docs/realtime.md says what it may hold"
 
@@ -47,24 +46,8 @@ class ServedDetector:
 
     def score(self, table: pa.Table) -> pd.DataFrame:
         """Score the rows of a table that has the detector's columns. Raises RecordInvalid."""
-        records, _ = to_records(self._complete(table), self.detector.columns)
-        scores = self.detector.score(records)
-        is_flagged = scores > self.detector.threshold.value
-        answer = pd.DataFrame(
-            {
-                "score": scores,
-                "percentile_rank": self.detector.rank(scores),
-                "p_value": self.detector.p_value(scores),
-                "is_flagged": is_flagged,
-            }
-        )
-        if self.detector.reducer is None:
-            return answer
-        answer = answer.assign(second_stage_probability=np.nan, is_suppressed=False)
-        probabilities, is_suppressed = self.detector.reduce(records[torch.from_numpy(is_flagged)])
-        answer.loc[is_flagged, "second_stage_probability"] = probabilities
-        answer.loc[is_flagged, "is_suppressed"] = is_suppressed
-        return answer
+        answer = pd.DataFrame(judge(self.detector, self._complete(table)).arrays())
+        return answer if self.detector.reducer else answer.drop(columns=SECOND_STAGE)
 
     def respond(self, body: bytes, content_type: str | None, *ignored: object) -> Any:
         """Answer one HTTP request, in the place of MLflow's `invocations`."""

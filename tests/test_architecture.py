@@ -72,6 +72,12 @@ def test_only_the_evaluation_reads_the_simulators_truth() -> None:
     assert readers == {"evaluate.py"}
 
 
+def test_only_the_judge_runs_the_second_stage_and_names_causes() -> None:
+    for call in (".reduce(", ".explain(", "name_causes(detector", "name_causes(self.detector"):
+        users = {path.name for path in modules("tasks") + modules("flows") if call in path.read_text()}
+        assert users <= {"judge.py"}, call
+
+
 @pytest.mark.parametrize("room", ["tasks", "models"])
 def test_no_environment_is_read_below_flows(room: str) -> None:
     for path in modules(room):

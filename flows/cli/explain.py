@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Day, Json, Name
-from flows.cli.screen import print_causes, print_json, stdout
+from flows.cli.screen import describe_flag, describe_probabilities, print_causes, print_json, stdout
 
 EXAMPLE = "nightjar explain payments 6f1b0c-000017"
 
@@ -27,11 +27,13 @@ def explain(
     if as_json:
         print_json(asdict(found) | {"band": band})
         return
-    verdict = "flagged" if found.is_flagged else "not flagged"
+    flag = describe_flag(found.is_flagged, found.is_suppressed)
+    probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
     stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
     stdout.print(
-        f"score {found.score:.4g}, threshold {found.threshold:.4g}: {verdict}; "
-        f"rank {found.percentile_rank:.2f}, band {band}, p-value {found.p_value:.2g}"
+        f"score {found.score:.4g}, threshold {found.threshold:.4g}: {flag}; "
+        f"rank {found.percentile_rank:.2f}, band {band}, {probabilities}",
+        soft_wrap=True,
     )
     print_causes(found.causes)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "

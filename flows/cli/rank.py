@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_causes, print_json, stdout
+from flows.cli.screen import describe_flag, describe_probabilities, print_causes, print_json, stdout
 from flows.config.quiet import hush_great_expectations
 
 EXAMPLE = 'nightjar rank codes --value "code=AB 21 XR GB132"'
@@ -33,7 +33,8 @@ def rank(
         print_json(asdict(found))
         return
     stdout.print(f"score {found.score:.4g}, rank {round(found.percentile_rank, 2):g}, band {found.band}", markup=False)
-    verdict = "flagged" if found.is_flagged else "not flagged"
-    stdout.print(f"threshold {found.threshold:.4g}: {verdict}; p-value {found.p_value:.2g}")
+    flag = describe_flag(found.is_flagged, found.is_suppressed)
+    probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
+    stdout.print(f"threshold {found.threshold:.4g}: {flag}; {probabilities}", soft_wrap=True)
     print_causes(found.causes)
     stdout.print(f"{found.model} version {found.model_version}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Day, Json, MaybeName
-from flows.cli.screen import print_json, print_rows, running, show_cell, stdout
+from flows.cli.screen import describe_flag, print_json, print_rows, running, stdout
 from flows.config.quiet import hush_great_expectations
 
 EXAMPLE = "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
@@ -81,6 +81,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     """Score a loose file and show it: its worst rows as a table, or all of it as JSON."""
     from flows.config.setup import load_setup
     from tasks.on_demand.loose import score_file
+    from tasks.rows.causes import describe_cause
 
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     hush_great_expectations()
@@ -90,17 +91,23 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         print_json(told)
         return
     rows = [
-        row | {"flagged": "yes" if row["is_flagged"] else "", "causes": describe_causes(row["causes"]),
-               "rank": f"{row['percentile_rank']:.2f}"}
+        row
+        | {
+            "rank": f"{row['percentile_rank']:.2f}",
+            "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
+            "causes": "; ".join(describe_cause(cause) for cause in row["causes"][:2]),
+        }
         for row in told["records"]
-    ]  # fmt: skip
+    ]
     title = f"{source}: scored by {told['model']} version {told['version']}, threshold {told['threshold']:.4g}"
-    columns = ("record_id", "score", "rank", "p_value", "flagged", "causes")
+    columns = ("record_id", "score", "rank", "p_value", "flag", "causes")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
     bad = told["rows"] - told["scored"]
+    suppressed = f" ({told['suppressed']:,} suppressed by the second stage)" if told["suppressed"] else ""
     stdout.print(
-        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged; "
+        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged{suppressed}; "
         f"{bad:,} bad ones, not scored",
+        soft_wrap=True,
         highlight=False,
     )
     for row in told["bad_rows"]:
@@ -109,11 +116,3 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         stdout.print(f"           and {bad - len(told['bad_rows']):,} more: --output FILE.parquet lists every row")
     if output:
         stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)
-
-
-def describe_causes(causes: list[dict[str, Any]]) -> str:
-    """The worst causes in a few words: what was there, and what the detector expected."""
-    told = [
-        f"{c['column']} {show_cell(c['actual'])} (expected {show_cell(c['expected'])})" for c in causes if "actual" in c
-    ]
-    return ", ".join(told[:2])

@@ -46,6 +46,19 @@ def print_causes(causes: list[dict[str, Any]]) -> None:
     print_rows(Table(title="causes: shares of the score", title_justify="left"), rows, columns)
 
 
+def describe_flag(is_flagged: bool, is_suppressed: bool) -> str:
+    """Whether a record is a flag, and an alert."""
+    if is_suppressed:
+        return "flagged, suppressed by the second stage"
+    return "flagged" if is_flagged else "not flagged"
+
+
+def describe_probabilities(p_value: float, second_stage: float | None) -> str:
+    """The p-value, and the second stage's probability where there is one."""
+    more = "" if second_stage is None else f", second-stage probability {second_stage:.2g}"
+    return f"p-value {p_value:.2g}{more}"
+
+
 def show_cell(value: object) -> str:
     """A value as a table shows it."""
     if value is None:

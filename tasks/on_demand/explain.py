@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 
 from models.detector import Detector
 from tasks.errors import RecordMissing
-from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
+from tasks.rows.judge import judge
 from tasks.stores.site import Site
 from tasks.stores.tables import Batch
 
@@ -21,7 +20,10 @@ MOST_CAUSES = 20  # of a record with many patches or tokens; columns are all sho
 
 @dataclass(frozen=True)
 class RecordExplanation:
-    """Where a record stands and why. `causes` add up to the score."""
+    """Where a record stands and why. `causes` add up to the score.
+
+    second_stage_probability: None where the record is not flagged or the version has no reducer.
+    """
 
     record_id: str
     batch_date: date
@@ -31,6 +33,8 @@ class RecordExplanation:
     p_value: float
     threshold: float
     is_flagged: bool
+    second_stage_probability: float | None
+    is_suppressed: bool
     causes: list[dict[str, Any]]
     model: str
     model_version: int
@@ -61,20 +65,15 @@ def explain_record(site: Site, contract: Contract, record_id: str, day: date | N
     batch, row = find_record(site, record_id, day)
     version = next(v for v in site.registry.list_versions() if v.version == batch.model_version)
     detector = Detector.load(site.registry.fetch_bundle(version))
-    records, _ = to_records(row, detector.columns)
-    score = detector.score(records)
-    most = max(len(detector.columns), MOST_CAUSES)
-    [text] = name_causes(detector.explain(records), row, detector.columns, contract.masked, most)
+    judged = judge(detector, row, batch.threshold)
+    [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))
     causes = json.loads(text)
     return RecordExplanation(
         record_id=record_id,
         batch_date=batch.batch_date,
         event_time=row["event_time"][0].as_py().isoformat(),
-        score=float(score[0]),
-        percentile_rank=float(detector.rank(score)[0]),
-        p_value=float(detector.p_value(score)[0]),
+        **judged.only(),
         threshold=batch.threshold,
-        is_flagged=bool(score[0] > batch.threshold),
         causes=causes if causes[-1]["share"] else causes[:-1],
         model=version.name,
         model_version=version.version,

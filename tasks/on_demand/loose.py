@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,10 +23,9 @@ from models.detector import Detector
 from tasks.errors import SourceInvalid
 from tasks.ingest import add_identity
 from tasks.params import DetectorParams, IngestParams
-from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
+from tasks.rows.judge import judge
 from tasks.rows.schema import describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource, list_files, name_files
@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
         "percentile_rank": pa.float64(),
         "p_value": pa.float64(),
         "is_flagged": pa.bool_(),
+        "second_stage_probability": pa.float64(),  # of flagged rows, by a detector with a reducer
+        "is_suppressed": pa.bool_(),
         "causes": pa.string(),  # JSON, of flagged rows
         "reason": pa.string(),  # of rows that are not scored
     }
@@ -46,11 +48,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Collected:
-    """What became of a loose file: rows = scored + the bad ones that `reasons` counts; records are worst first."""
+    """What became of a loose file: rows = scored + the bad ones that `reasons` counts; records are worst first.
+
+    suppressed: flags that the second stage suppresses.
+    """
 
     rows: int
     scored: int
     flagged: int
+    suppressed: int
     reasons: dict[str, int]
     records: list[dict[str, Any]]
     bad_rows: list[dict[str, Any]]
@@ -114,36 +120,24 @@ def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.T
         if expectation.severity == "critical":
             reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise
     good = reasons == None  # noqa: E711
-    rows = typed.filter(pa.array(good))
-    records, _ = to_records(rows, detector.columns)
-    scores = detector.score(records)
-    flagged = scores > detector.threshold.value
-    texts = np.full(len(scores), None, dtype=object)
-    if flagged.any():
-        chosen = rows.filter(pa.array(flagged))
-        explained = detector.explain(to_records(chosen, detector.columns)[0])
-        texts[flagged] = name_causes(explained, chosen, detector.columns, contract.masked, causes)
-    columns = {
-        "score": _spread(scores, good),
-        "percentile_rank": _spread(detector.rank(scores), good),
-        "p_value": _spread(detector.p_value(scores), good),
-        "is_flagged": _spread(flagged, good),
-        "causes": _spread(texts, good),
-    }
+    judged = judge(detector, typed.filter(pa.array(good)))
+    texts = np.full(len(judged.score), None, dtype=object)
+    texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(contract.masked, causes)
+    columns = {name: _spread(values, good) for name, values in (judged.arrays() | {"causes": texts}).items()}
     return pa.table(columns | {"record_id": typed["record_id"], "reason": reasons}, schema=SCHEMA)
 
 
 def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
-    """Values of the good rows (M,) as a column of all rows (N,), null where the mask is False."""
+    """Values of the good rows (M,) as a column of all rows (N,), null where the mask is False or the value is NaN."""
     spread = np.zeros(len(good), dtype=values.dtype)
     spread[good] = values
-    return pa.array(spread, mask=~good)
+    return pa.array(spread, mask=~good | pd.isna(spread))
 
 
 def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
     """Count the rows, keep the worst (and the first bad) `most` of them, and write all to a Parquet file on request."""
     kept, bad = [SCHEMA.empty_table()], [SCHEMA.empty_table()]
-    rows = flagged = 0
+    rows = flagged = suppressed = 0
     reasons: Counter[str] = Counter()
     with ExitStack() as stack:
         writer = stack.enter_context(pq.ParquetWriter(output, SCHEMA)) if output else None
@@ -153,6 +147,7 @@ def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | 
                 writer.write_table(table)
             is_bad = pc.is_valid(table["reason"])
             flagged += pc.sum(table["is_flagged"]).as_py() or 0
+            suppressed += pc.sum(table["is_suppressed"]).as_py() or 0
             kept.append(table.filter(pc.invert(is_bad)))
             bad.append(table.filter(is_bad))
             reasons.update(bad[-1]["reason"].to_pylist())
@@ -164,6 +159,7 @@ def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | 
         rows,
         rows - reasons.total(),
         flagged,
+        suppressed,
         dict(reasons.most_common()),
         _to_records(worst),
         _to_bad(pa.concat_tables(bad)),

@@ -14,10 +14,9 @@ import pyarrow as pa
 from models.detector import Detector
 from tasks.errors import RecordInvalid
 from tasks.params import ScoreParams
-from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Suite
+from tasks.rows.judge import judge
 from tasks.rows.schema import type_rows
 from tasks.stores import registry
 from tasks.stores.site import Site
@@ -25,7 +24,10 @@ from tasks.stores.site import Site
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where a record stands and why: rank and band against calibration scores, causes that add up to the score."""
+    """Where a record stands and why: rank and band against calibration scores, causes that add up to the score.
+
+    second_stage_probability: None where the record is not flagged or the detector has no reducer.
+    """
 
     score: float
     percentile_rank: float
@@ -33,6 +35,8 @@ class Ranked:
     band: str
     threshold: float
     is_flagged: bool
+    second_stage_probability: float | None
+    is_suppressed: bool
     causes: list[dict[str, Any]]
     model: str
     model_version: int
@@ -82,17 +86,12 @@ def rank_record(
     """Score one record, given as text by column. Raises RecordInvalid."""
     typed = type_record(values, contract, {column.name for column in detector.columns})
     check_record(typed, contract, set(values))
-    records, _ = to_records(typed, detector.columns)
-    scores = detector.score(records)
-    [text] = name_causes(detector.explain(records), typed, detector.columns, contract.masked, params.causes)
-    rank = float(detector.rank(scores)[0])
+    judged = judge(detector, typed)
+    [text] = judged.name_causes(contract.masked, params.causes)
     return Ranked(
-        score=float(scores[0]),
-        percentile_rank=rank,
-        p_value=float(detector.p_value(scores)[0]),
-        band=params.name_band(rank),
-        threshold=detector.threshold.value,
-        is_flagged=bool(scores[0] > detector.threshold.value),
+        **judged.only(),
+        band=params.name_band(judged.percentile_rank.item()),
+        threshold=judged.threshold,
         causes=json.loads(text),
         model=version.name,
         model_version=version.version,

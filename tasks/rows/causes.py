@@ -1,11 +1,11 @@
-"""Why a record scored as it did, as JSON text: the largest shares of its score, with actual beside expected values.
+"""Why a record scored as it did: the largest shares of its score, with actual and expected values, as JSON or in words.
 
 In: the detector's explanation of N rows and the rows themselves. A masked column shows no value.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ MASKED = "masked"
 
 
 def name_causes(
-    explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: set[str], most: int
+    explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: Set[str], most: int
 ) -> list[str]:
     """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
 
@@ -50,6 +50,18 @@ def name_causes(
         causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
         texts.append(json.dumps(causes, allow_nan=False))
     return texts
+
+
+def describe_cause(cause: dict[str, Any]) -> str:
+    """One cause in words."""
+    if "actual" not in cause:
+        return f"{cause['column']} {cause['share']:.3g}"
+    what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
+    return f"{what} {cause['share']:.3g}: {_show(cause['actual'])}, expected {_show(cause['expected'])}"
+
+
+def _show(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _expected(column: Column, value: float) -> Any:

@@ -1,5 +1,7 @@
 """The worst rows of all that pass by, in little memory."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -12,22 +14,25 @@ class WorstRows:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._scores: Floats = np.empty(0)
         self._rows: pa.Table | None = None
+        self._arrays: list[npt.NDArray[Any]] = [np.empty(0)]
 
-    def add(self, rows: pa.Table, scores: Floats) -> None:
-        """Add rows (N,) with their scores (N,)."""
-        self._scores = np.concatenate([self._scores, scores])
-        self._rows = rows if self._rows is None else pa.concat_tables([self._rows, rows], promote_options="permissive")
-        if len(self._scores) > 2 * self._most:
+    def add(self, rows: pa.Table, scores: Floats, *others: npt.NDArray[Any]) -> None:
+        """Add rows (N,) with their scores (N,), and other arrays (N,) that are kept with them."""
+        if self._rows is None:
+            self._rows, self._arrays = rows, [scores, *others]
+        else:
+            self._rows = pa.concat_tables([self._rows, rows], promote_options="permissive")
+            self._arrays = [np.concatenate(pair) for pair in zip(self._arrays, (scores, *others), strict=True)]
+        if len(self._arrays[0]) > 2 * self._most:
             self._cut()
 
-    def take(self) -> tuple[pa.Table | None, Floats]:
-        """The rows kept, worst first, and their scores."""
+    def take(self) -> tuple[pa.Table | None, list[npt.NDArray[Any]]]:
+        """The rows kept, worst first (None if none were added), and their arrays, the scores first."""
         self._cut()
-        return self._rows, self._scores
+        return self._rows, self._arrays
 
     def _cut(self) -> None:
-        order = np.argsort(-self._scores, kind="stable")[: self._most]
-        self._scores = self._scores[order]
+        order = np.argsort(-self._arrays[0], kind="stable")[: self._most]
+        self._arrays = [array[order] for array in self._arrays]
         self._rows = None if self._rows is None else self._rows.take(pa.array(order))

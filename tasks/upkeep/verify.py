@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from models.detector import Detector
 from tasks.errors import NightjarError
 from tasks.params import RetentionParams
-from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_replaced
+from tasks.rows.judge import judge
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
@@ -233,7 +233,9 @@ def check_scores(night: Published) -> Finding:
     version = night.site.registry.get_version(night.batch.model_version)
     detector = Detector.load(night.site.registry.fetch_bundle(version))
     chosen = choose_rows(night)
-    again = score_again(detector, read_landed(night, landing, chosen["record_id"]))
+    # Another kind of processor may put a flag just below the threshold; its second stage is compared all the same.
+    edge = detector.threshold.value - TOLERANCE * abs(detector.threshold.value)
+    again = judge_again(detector, read_landed(night, landing, chosen["record_id"]), edge)
     lost = chosen.index.difference(again.index)
     problems = [f"{_name(lost)} not in landing"] if len(lost) else []
     if detector.threshold.value != night.batch.threshold:
@@ -254,11 +256,11 @@ def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) 
     """Which flags (by record_id) have another p-value or second stage than the detector gives them."""
     again = again.loc[flags.index]
     p_values = pd.Series(detector.p_value(flags["score"].to_numpy()), flags.index)
-    told, found = flags["second_stage_probability"].astype(float), again["probability"]
+    told, found = flags["second_stage_probability"].astype(float), again["second_stage_probability"]
     is_other = (told.isna() != found.isna()) | ((told - found).abs() > TOLERANCE)
     return {
         "p-value": p_values != flags["p_value"],
-        "second stage": is_other | (again["suppressed"] != flags["suppressed"]),
+        "second stage": is_other | (again["is_suppressed"] != flags["suppressed"]),
     }
 
 
@@ -284,14 +286,9 @@ def read_landed(night: Published, landing: Manifest, ids: pd.Series) -> pa.Table
     return rows.filter(pa.array(~rows["record_id"].to_pandas().duplicated()))
 
 
-def score_again(detector: Detector, rows: pa.Table) -> pd.DataFrame:
-    """Score, second-stage probability and whether it suppresses, by record_id."""
-    ids = pd.Index(rows["record_id"].to_pylist(), dtype="str")
-    if not len(ids):
-        return pd.DataFrame({"score": [], "probability": [], "suppressed": []}, ids)
-    records, _ = to_records(rows, detector.columns)
-    probabilities, suppressed = detector.reduce(records)
-    return pd.DataFrame({"score": detector.score(records), "probability": probabilities, "suppressed": suppressed}, ids)
+def judge_again(detector: Detector, rows: pa.Table, threshold: float) -> pd.DataFrame:
+    """What the detector makes of rows that score above a threshold, by record_id; see `Judgement.arrays`."""
+    return pd.DataFrame(judge(detector, rows, threshold).arrays(), pd.Index(rows["record_id"].to_pylist(), dtype="str"))
 
 
 def _name(ids: pd.Index) -> str:

@@ -7,8 +7,9 @@ import torch
 
 from models.columns import Column
 from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
-from models.params import AutoencoderParams, FitParams, QuantilePolicy
+from models.params import AutoencoderParams, FitParams, NetworkReducerParams, QuantilePolicy
 from models.records import Records, make_records
+from models.reducer import Gain, NetworkClassifier, Reducer, ReducerHeader
 
 COLUMNS = (Column("amount", "numeric"), Column("country", "categorical", ("DE", "FR")), Column("at", "datetime"))
 
@@ -30,3 +31,14 @@ def make_tiny_detector(seed: int = 1) -> Detector:
 
 def save_tiny_detector(folder: Path, seed: int = 1) -> str:
     return make_tiny_detector(seed).save(folder)
+
+
+def add_reducer(detector: Detector, cut: float) -> Detector:
+    """The detector with an untrained second stage: a cut above 1 suppresses every flag, a cut of 0 none."""
+    width = detector.encoder.width + len(detector.encoder.units) + 2  # what it reads of a flag: describe_records
+    classifier = NetworkClassifier(width, NetworkReducerParams()).eval()
+    gain = Gain(
+        verdicts=1, flags=1, confirmed=1, first_stage_recall=1, precision_before=1, precision_after=1, recall_kept=1,
+        alerts_share=1,
+    )  # fmt: skip
+    return detector.with_reducer(Reducer(classifier, ReducerHeader(params=NetworkReducerParams(), cut=cut, gain=gain)))

@@ -18,12 +18,12 @@ from tasks.report import (
     SHOWN_GROUPS,
     Histogram,
     count_scores,
-    describe_cause,
     read_night,
     render_report,
     summarise_night,
     write_report,
 )
+from tasks.rows.causes import describe_cause
 from tasks.rows.expectations import Outcome
 from tasks.stores.registry import Version
 from tasks.stores.tables import Batch

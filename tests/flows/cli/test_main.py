@@ -12,10 +12,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from tiny import add_reducer
 from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_project, make_rows, point_to
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
+from models.detector import Detector
+from tasks.register import register_bundle
+from tasks.stores import registry
 from tasks.stores.lake import Lake
 from tasks.stores.warehouse import Warehouse
 
@@ -294,6 +298,34 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     assert f"<b>{suppressed}</b><span>suppressed</span>" in page
     assert f'<b class="alarm">{len(flags) - suppressed}</b><span>alerts</span>' in page
     assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(LAST))
+
+
+def test_a_suppressed_flag_is_shown_as_such_by_explain_rank_and_a_loose_file(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, new = load_setup("orders").site, LAST + timedelta(days=1)
+    fraud = f"{new:%m%d}-{ROWS - 1:04d}"
+    add_reducer(Detector.load(site.registry.fetch_bundle(site.registry.get_champion())), cut=1.1).save(tmp_path / "new")
+    site.registry.set_alias(registry.CHAMPION, register_bundle(site, tmp_path / "new", None).version)
+    path = trained.write_day(new)
+    answer(capsys, "score", "orders", "--date", str(new))
+    row = make_rows(new).set_index("order_id").loc[fraud]
+    values = [f"--value={name}={row[name]}" for name in ("items", "spend", "shop")]
+    explain, rank = ("explain", "orders", fraud), ("rank", "orders", *values)
+    loose = ("score", "orders", "--source", str(path), "--limit", "1")
+    told, ranked, file = (answer(capsys, *command) for command in (explain, rank, loose))
+    assert file["suppressed"] == file["flagged"] > 0
+    [record] = file["records"]
+    for one in (told, ranked, record):
+        assert one["is_flagged"] and one["is_suppressed"] and 0 < one["second_stage_probability"] < 1
+    for command in (explain, rank):
+        assert execute(list(command)) == 0
+        shown = capsys.readouterr().out
+        assert "flagged, suppressed by the second stage;" in shown
+        assert f"second-stage probability {told['second_stage_probability']:.2g}\n" in shown
+    assert execute(list(loose)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{file['flagged']} of them flagged ({file['flagged']} suppressed by the second stage); 0 bad ones" in shown
 
 
 # --- bad input ---

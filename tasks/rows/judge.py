@@ -1,0 +1,107 @@
+"""Judge rows as a night does: score, rank, p-value, flag, second stage and, where they are wanted, causes.
+
+In: a detector, and N rows with its columns. Out: one Judgement of arrays (N,). Night, loose file, rank, explain,
+serving and verify all use it, so that none of them can forget the second stage. That stage runs on flags only.
+"""
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from models.calibration import Floats
+from models.detector import Detector
+from tasks.rows.causes import name_causes
+from tasks.rows.columns import to_records
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What a detector makes of N rows, arrays (N,); ranks, p-values and flags follow from the scores when asked for.
+
+    second_stage_probability: that the flag is a true anomaly; NaN where the row is not flagged or the detector has no
+    reducer. is_unseen: the row has a category or word without a slot of its own.
+    """
+
+    detector: Detector
+    threshold: float
+    rows: pa.Table
+    score: Floats
+    second_stage_probability: Floats
+    is_unseen: Mask
+
+    @cached_property
+    def percentile_rank(self) -> Floats:
+        """Share of calibration scores strictly below, 0 to 100."""
+        return self.detector.rank(self.score)
+
+    @cached_property
+    def p_value(self) -> Floats:
+        """Conformal p-values, in (0, 1]."""
+        return self.detector.p_value(self.score)
+
+    @cached_property
+    def is_flagged(self) -> Mask:
+        """Rows that score strictly above the threshold."""
+        return self.score > self.threshold
+
+    @cached_property
+    def is_suppressed(self) -> Mask:
+        """Flags that the second stage suppresses; the other flags are alerts."""
+        if self.detector.reducer is None:
+            return np.zeros(len(self.score), dtype=bool)
+        return self.detector.reducer.suppresses(self.second_stage_probability)
+
+    def __getitem__(self, chosen: Mask) -> "Judgement":
+        """Take rows by a bool mask (N,)."""
+        return replace(
+            self,
+            rows=self.rows.filter(pa.array(chosen)),
+            score=self.score[chosen],
+            second_stage_probability=self.second_stage_probability[chosen],
+            is_unseen=self.is_unseen[chosen],
+        )
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by the names under which answers and files show them."""
+        return {
+            "score": self.score,
+            "percentile_rank": self.percentile_rank,
+            "p_value": self.p_value,
+            "is_flagged": self.is_flagged,
+            "second_stage_probability": self.second_stage_probability,
+            "is_suppressed": self.is_suppressed,
+        }
+
+    def only(self) -> dict[str, Any]:
+        """The values of a judgement of one row, as plain numbers; None for a probability that does not exist."""
+        values = {name: array.item() for name, array in self.arrays().items()}
+        if math.isnan(values["second_stage_probability"]):
+            values["second_stage_probability"] = None
+        return values
+
+    def name_causes(self, masked: Set[str], most: int) -> list[str]:
+        """The causes of every row as `causes.name_causes` has them; slower than judging, meant for flags."""
+        if not len(self.score):
+            return []
+        records, _ = to_records(self.rows, self.detector.columns)
+        return name_causes(self.detector.explain(records), self.rows, self.detector.columns, masked, most)
+
+
+def judge(detector: Detector, rows: pa.Table, threshold: float | None = None) -> Judgement:
+    """Judge rows (N,) by the detector's threshold, or by another one. Raises BatchRejected, see `to_records`."""
+    records, is_unseen = to_records(rows, detector.columns)
+    score = detector.score(records)
+    level = detector.threshold.value if threshold is None else threshold
+    is_flagged = score > level
+    probability = np.full(len(score), np.nan)
+    probability[is_flagged], _ = detector.reduce(records[torch.from_numpy(is_flagged)])
+    return Judgement(detector, level, rows, score, probability, is_unseen)

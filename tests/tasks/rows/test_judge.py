@@ -1,0 +1,221 @@
+"""The six paths that judge rows agree on one record in every field, whatever the second stage makes of it."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from steps import TONIGHT, NightSteps, TrainingSteps, load, migrate
+from tiny import COLUMNS, add_reducer, make_tiny_detector
+from toy import make_project, make_rows
+
+from flows.config.setup import Setup
+from models.detector import Detector
+from models.records import Records
+from tasks.on_demand.explain import explain_record
+from tasks.on_demand.loose import score_file
+from tasks.on_demand.rank import rank_by_champion
+from tasks.params import RetentionParams
+from tasks.register import register_bundle
+from tasks.report import read_night
+from tasks.rows.columns import to_records
+from tasks.rows.judge import Judgement, judge
+from tasks.serving import ServedDetector
+from tasks.stores import registry
+from tasks.upkeep.verify import Published, judge_again, read_landed, verify_nights
+
+FIELDS = ("score", "percentile_rank", "p_value", "is_flagged", "second_stage_probability", "is_suppressed")
+FRAUD, ORDINARY = f"{TONIGHT:%m%d}-0299", f"{TONIGHT:%m%d}-0000"
+NOW = datetime(2026, 4, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    project = make_project(tmp_path_factory.mktemp("judge") / "project")
+    setup = load(project.folder)
+    migrate(setup)
+    TrainingSteps(setup).run_all()
+    project.write_day(TONIGHT)
+    return setup
+
+
+@pytest.fixture(scope="module", params=[None, 1.1, 0.0], ids=["no reducer", "all suppressed", "none suppressed"])
+def night(request: pytest.FixtureRequest, trained: Setup) -> tuple[Setup, Detector]:
+    """Tonight, published by a champion without a reducer, or with one of a cut above or below every probability."""
+    site = trained.site
+    detector = Detector.load(site.registry.fetch_bundle(site.registry.get_version(1)))
+    if request.param is not None:
+        detector = add_reducer(detector, request.param)
+    detector.save(site.home / "changed")
+    site.registry.set_alias(registry.CHAMPION, register_bundle(site, site.home / "changed", None).version)
+    steps = NightSteps(trained)
+    for name in ("begin", "ingest", "resolve", "validate", "score", "publish"):
+        steps.run(name, site)
+    return trained, detector
+
+
+def ask_the_night(setup: Setup, record: str) -> dict[str, Any]:
+    """The row of flagged_anomalies, or what the scores zone has of a record that is not there."""
+    batch, flags = read_night(setup.site, TONIGHT)
+    if record in flags["record_id"].tolist():
+        found = flags.set_index("record_id").loc[record].to_dict()
+        return found | {
+            "is_flagged": True,
+            "is_suppressed": bool(found["suppressed"]),
+            "second_stage_probability": none_if_missing(found["second_stage_probability"]),
+            "causes": json.loads(found["causes"]),
+        }
+    parts = setup.site.lake.get("scores", "orders", TONIGHT, batch.scores).parts
+    rows = setup.site.lake.query("select * from parts", parts).to_pandas().set_index("record_id")
+    unflagged = {"is_flagged": False, "is_suppressed": False, "second_stage_probability": None}
+    return rows.loc[record].to_dict() | unflagged
+
+
+def ask_for_a_loose_file(setup: Setup, record: str) -> dict[str, Any]:
+    configured = setup.configured
+    told = score_file(setup.site, configured.contract, configured.detector, f"orders/orders-{TONIGHT}.csv", None, None)
+    flagged = [row for row in told["records"] if row["is_flagged"]]
+    assert (told["flagged"], told["suppressed"]) == (len(flagged), sum(row["is_suppressed"] for row in flagged))
+    [found] = [row for row in json.loads(json.dumps(told, allow_nan=False))["records"] if row["record_id"] == record]
+    return found
+
+
+def ask_to_rank(setup: Setup, record: str) -> dict[str, Any]:
+    values = {name: str(read_row(record)[name]) for name in ("items", "spend", "shop")}
+    params = setup.configured.detector.score
+    return asdict(rank_by_champion(setup.site, setup.configured.contract, values, params))
+
+
+def ask_to_explain(setup: Setup, record: str) -> dict[str, Any]:
+    return asdict(explain_record(setup.site, setup.configured.contract, record))
+
+
+def ask_over_http(detector: Detector, record: str) -> dict[str, Any]:
+    values = {name: read_row(record)[name] for name in ("items", "spend", "shop")}
+    body = json.dumps({"dataframe_records": [values]}, default=float).encode()
+    answer = ServedDetector(detector).respond(body, "application/json")
+    assert answer.status == 200
+    [found] = json.loads(answer.response)["predictions"]
+    assert found.keys() == set(FIELDS if detector.reducer else FIELDS[:4])
+    return {"second_stage_probability": None, "is_suppressed": False} | found
+
+
+def ask_to_verify(setup: Setup, detector: Detector, record: str) -> dict[str, Any]:
+    site, contract = setup.site, setup.configured.contract
+    checks = verify_nights(site, contract, RetentionParams(), TONIGHT, 1000, 7, NOW)
+    assert {check.result for check in checks} == {"ok"}
+    published = Published(site, contract, read_night(site, TONIGHT)[0], 1000, 7)
+    rows = read_landed(published, site.lake.get("landing", "orders", TONIGHT), pd.Series([record]))
+    found = judge_again(detector, rows, published.batch.threshold).loc[record].to_dict()
+    return found | {"second_stage_probability": none_if_missing(found["second_stage_probability"])}
+
+
+def read_row(record: str) -> pd.Series:
+    return make_rows(TONIGHT).set_index("order_id").loc[record]
+
+
+def none_if_missing(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
+
+
+@pytest.mark.parametrize("record", [FRAUD, ORDINARY])
+def test_six_paths_say_the_same_of_one_record(night: tuple[Setup, Detector], record: str) -> None:
+    setup, detector = night
+    answers = {
+        "night": ask_the_night(setup, record),
+        "loose file": ask_for_a_loose_file(setup, record),
+        "rank": ask_to_rank(setup, record),
+        "explain": ask_to_explain(setup, record),
+        "HTTP": ask_over_http(detector, record),
+        "verify": ask_to_verify(setup, detector, record),
+    }
+    ranked = answers["rank"]
+    assert ranked["is_flagged"] == (record == FRAUD)
+    has_probability = record == FRAUD and detector.reducer is not None
+    assert (ranked["second_stage_probability"] is not None) == has_probability
+    assert ranked["is_suppressed"] == (has_probability and detector.reducer.header.cut > 1)
+    if record == ORDINARY:  # the night keeps its rank as float32, and no p-value
+        told = answers["night"]
+        assert told["percentile_rank"] == np.float32(ranked["percentile_rank"])
+        answers["night"] = told | {name: ranked[name] for name in ("percentile_rank", "p_value")}
+    for who, told in answers.items():
+        assert {name: told[name] for name in FIELDS} == {name: ranked[name] for name in FIELDS}, who
+    assert answers["explain"]["causes"] == [cause for cause in ranked["causes"] if cause["share"]]
+    if record == FRAUD:
+        assert answers["night"]["causes"] == answers["loose file"]["causes"] == ranked["causes"]
+
+
+# --- the judge itself ---
+
+
+def make_table(n: int, wild: int) -> pa.Table:
+    """n rows of the tiny detector's columns, the first `wild` of them far out."""
+    rng = np.random.default_rng(3)
+    amount = rng.normal(size=n) + 50 * (np.arange(n) < wild)
+    times = pa.array(1_772_323_200_000_000 + rng.integers(0, 86_400_000_000, n), pa.timestamp("us", tz="UTC"))
+    return pa.table({"amount": amount, "country": rng.choice(["DE", "FR", "XX"], n).tolist(), "at": times})
+
+
+def test_the_second_stage_runs_once_and_on_flags_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, table, asked = add_reducer(make_tiny_detector(), 0.0), make_table(60, 5), []
+    reduce = Detector.reduce
+    monkeypatch.setattr(Detector, "reduce", lambda self, rows: asked.append(len(rows)) or reduce(self, rows))
+    judged = judge(detector, table)
+    flagged = judged.is_flagged
+    assert asked == [flagged.sum()]
+    assert 5 <= flagged.sum() < 60
+    assert np.array_equal(np.isnan(judged.second_stage_probability), ~flagged)
+    alone = detector.reduce(to_records(table, COLUMNS)[0])[0]
+    assert np.array_equal(judged.second_stage_probability[flagged], alone[flagged])
+
+
+@pytest.mark.parametrize(("cut", "suppressed"), [(1.1, True), (0.0, False)])
+def test_only_flags_can_be_suppressed(cut: float, suppressed: bool) -> None:
+    judged = judge(add_reducer(make_tiny_detector(), cut), make_table(60, 5))
+    assert np.array_equal(judged.is_suppressed, judged.is_flagged & suppressed)
+
+
+def test_causes_are_computed_for_chosen_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, explained = judge(make_tiny_detector(), make_table(60, 5)), []
+    explain = Detector.explain
+
+    def count(detector: Detector, records: Records) -> Any:
+        explained.append(len(records))
+        return explain(detector, records)
+
+    monkeypatch.setattr(Detector, "explain", count)
+    assert judged[np.zeros(60, dtype=bool)].name_causes(set(), 2) == []
+    assert explained == []
+    chosen = judged[judged.is_flagged]
+    causes = [json.loads(text) for text in chosen.name_causes({"country"}, 2)]
+    assert explained == [judged.is_flagged.sum()]
+    for score, shares in zip(chosen.score, causes, strict=True):
+        assert sum(cause["share"] for cause in shares) == pytest.approx(score, rel=1e-12)
+
+
+def test_taking_rows_keeps_what_was_made_of_them() -> None:
+    judged = judge(add_reducer(make_tiny_detector(), 1.1), make_table(60, 5))
+    some = np.arange(60) % 3 == 0
+    taken, again = judged[some], judge(judged.detector, judged.rows.filter(pa.array(some)))
+    for name, array in taken.arrays().items():
+        assert np.array_equal(array, judged.arrays()[name][some], equal_nan=True), name
+        assert np.array_equal(array, again.arrays()[name], equal_nan=True), name
+    assert np.array_equal(taken.is_unseen, judged.is_unseen[some])
+
+
+def test_a_recorded_threshold_decides_what_is_a_flag() -> None:
+    detector, table = add_reducer(make_tiny_detector(), 0.0), make_table(20, 1)
+    usual = judge(detector, table)
+    everything = judge(detector, table, -1.0)
+    assert everything.is_flagged.all() and not np.isnan(everything.second_stage_probability).any()
+    edge = float(np.sort(usual.score)[-1])
+    assert not judge(detector, table, edge).is_flagged.any()
+
+
+def test_no_rows_are_judged_to_nothing() -> None:
+    judged: Judgement = judge(add_reducer(make_tiny_detector(), 0.0), make_table(0, 0))
+    assert {len(array) for array in judged.arrays().values()} == {0}
