@@ -19,7 +19,7 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy lake, warehouse and MLflow of all detectors into one folder; nights may run meanwhile."""
-    from flows.config.setup import load_stores
+    from flows.config.stores import load_stores
     from tasks.policy import progress_of
     from tasks.upkeep.backup import back_up
 

@@ -16,7 +16,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
-    from flows.config.setup import load_stores
+    from flows.config.stores import load_stores
     from tasks.upkeep.backup import export_warehouse
 
     rows = export_warehouse(load_stores().warehouse_url, folder)

@@ -8,7 +8,7 @@ EXAMPLE = "NIGHTJAR_WAREHOUSE=postgresql+psycopg://OWNER:PASSWORD@HOST/DATABASE 
 
 def migrate(as_json: Json = False) -> None:
     """Bring the warehouse to the newest schema; on PostgreSQL also grant its roles their rights again."""
-    from flows.config.setup import load_stores
+    from flows.config.stores import load_stores
     from tasks.stores import faults, warehouse
 
     engine = warehouse.open_engine(load_stores().warehouse_url)

@@ -16,7 +16,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Fill empty stores from a backup, after every byte of it was checked; cut short, run it again."""
-    from flows.config.setup import load_stores
+    from flows.config.stores import load_stores
     from tasks.policy import progress_of
     from tasks.upkeep.backup import restore as fill
 

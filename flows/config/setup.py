@@ -14,10 +14,8 @@ from tasks.errors import BatchMissing
 from tasks.params import IngestParams
 from tasks.sources.kinds import Window, find_first_date
 from tasks.sources.sql import SqlSource
-from tasks.spread import Workers
 from tasks.stores import warehouse
 from tasks.stores.site import Site
-from tasks.upkeep.backup import Stores
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,8 @@ class Setup:
 
     configured: Configured
     site: Site
-    workers: Workers
+    scheduler: str | None  # of a Dask cluster that scores the parts; None: threads of this process
+    workers: int  # so many threads
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -125,14 +124,7 @@ def load_setup(name: str, settings: Settings | None = None) -> Setup:
         commit=read_commit(settings),
     )
     scheduler = None if settings.task_runner == "threads" else settings.task_runner
-    return Setup(configured, site, Workers(scheduler, settings.workers))
-
-
-def load_stores() -> Stores:
-    """The stores that all detectors share. Raises ParamsInvalid."""
-    settings = load_settings()
-    artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
-    return Stores(settings.lake_root, settings.warehouse_url, settings.mlflow_uri, artifacts)
+    return Setup(configured, site, scheduler, settings.workers)
 
 
 def read_commit(settings: Settings) -> str:

@@ -355,6 +355,14 @@ def read_labels(
         return _read_frame(connection, current.order_by(ranked.c.record_id))
 
 
+def list_labels(engine: sa.Engine, detector: str) -> pd.DataFrame:
+    """Every label that was ever learnt: record_id, label, known_at, by record and instant."""
+    columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
+    known = sa.select(*columns).where(labels.c.detector == detector)
+    with begin(engine) as connection:
+        return _read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
+
+
 def add_reviews(engine: sa.Engine, detector: str, frame: pd.DataFrame) -> int:
     """Keep verdicts and return how many were new; a verdict already there is left out.
 
