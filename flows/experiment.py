@@ -1,10 +1,18 @@
 """The stages of dvc.yaml: the flows' own functions, on all rows of a source, in experiments/NAME/ instead of the lake.
 
 `nightjar stage STEP NAME` runs one; DVC decides which are due. The same data, params and seed give the same bundle
-hash as `nightjar train NAME --cutoff D` with D the day after the last batch.
+hash as `nightjar train NAME --cutoff D` with D the day after the last batch. What DVC hashes depends on data, code and
+params only: neither on the machine nor on the time or the commit.
 """
 
-from datetime import date, timedelta
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from tempfile import TemporaryDirectory
+
+import pandas as pd
 
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup
@@ -13,32 +21,54 @@ from tasks.calibrate import calibrate_bundle
 from tasks.errors import BatchMissing
 from tasks.evaluate import examine_bundle
 from tasks.filter import TrainingSet, prepare_rows, read_training_set
-from tasks.ingest import ingest_arrivals
+from tasks.ingest import land_arrivals
 from tasks.policy import progress_of
+from tasks.sources.kinds import list_arrivals
 from tasks.train import fit_bundle, write_epochs
 from tasks.validate import check_accepted, validate_batches
 
+LABELS = "labels.parquet"
+UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 
-def load_experiment(name: str) -> Setup:
-    """Load a detector whose every store lies in experiments/NAME and whose files lie in sources/, as dvc.yaml says."""
+
+def load_experiment(name: str, warehouse_folder: str | None = None) -> Setup:
+    """Load a detector whose lake is experiments/NAME and whose files are in sources/, as dvc.yaml says."""
     settings = load_settings()
     home = settings.project.resolve() / "experiments" / name
-    stores = {"home": home, "lake": str(home), "warehouse": f"duckdb:///{home / 'labels.duckdb'}"}
+    stores = {"home": home, "lake": str(home), "warehouse": f"duckdb:///{warehouse_folder or home}/labels.duckdb"}
     settings = settings.model_copy(update=stores | {"sources": str(settings.project / "sources")})
     return load_setup(name, settings, sole_writer=True)
 
 
+@contextmanager
+def open_experiment(name: str) -> Iterator[Setup]:
+    """Load a detector with an empty warehouse, which is gone afterwards.
+
+    Labels go from stage to stage as Parquet: two DuckDB files with the same rows differ.
+    """
+    with TemporaryDirectory() as folder:
+        setup = load_experiment(name, folder)
+        setup.site.warehouse.migrate()
+        yield setup
+
+
 def ingest(name: str) -> None:
     """Land everything the source has, with the labels that came with it."""
-    setup = load_experiment(name)
-    setup.site.warehouse.migrate()
-    window = setup.window(last=setup.configured.detector.run.last_date)
-    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+    with open_experiment(name) as setup:
+        site, params = setup.site, setup.ingest_params
+        shutil.rmtree(site.home / "landing", ignore_errors=True)
+        window = setup.window(last=setup.configured.detector.run.last_date)
+        found = list_arrivals(params.source, site.sources, site.zone, window)
+        # When a file was copied here, or a query was run, differs from machine to machine.
+        arrivals = [replace(arrival, version="", arrived_at=UNDATED) for arrival in found]
+        land_arrivals(site, params, window, arrivals, progress_of("ingest"))
+        site.warehouse.list_labels(name).to_parquet(site.home / LABELS, index=False)
 
 
 def validate(name: str) -> None:
     """Hold every landed batch against the contract."""
     setup = load_experiment(name)
+    shutil.rmtree(setup.site.docs, ignore_errors=True)  # DVC leaves the Data Docs alone: they show when they were made
     params, dates = setup.configured.detector.validate_, setup.landed_before(date.max)
     validations = validate_batches(setup.site, setup.configured.contract, dates, params, progress_of("validate"))
     check_accepted(name, validations)
@@ -46,11 +76,12 @@ def validate(name: str) -> None:
 
 def filter_rows(name: str) -> None:
     """Choose the five sets from all validated rows: the cut-off is the day after the last batch."""
-    setup = load_experiment(name)
-    params, dates = setup.configured.detector, setup.site.lake.dates("validated", name)
-    if not dates:
-        raise _nothing_to_do(setup, "validated rows", "validate")
-    prepare_rows(setup.site, dates[-1] + timedelta(days=1), params.filter, params.train.columns.numbers)
+    with open_experiment(name) as setup:
+        params, dates = setup.configured.detector, setup.site.lake.dates("validated", name)
+        if not dates:
+            raise _nothing_to_do(setup, "validated rows", "validate")
+        setup.site.warehouse.add_labels(name, pd.read_parquet(setup.site.home / LABELS))
+        prepare_rows(setup.site, dates[-1] + timedelta(days=1), params.filter, params.train.columns.numbers)
 
 
 def train(name: str) -> None:

@@ -16,7 +16,7 @@ from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
 from tasks.score import score
-from tasks.spread import spread_parts
+from tasks.spread import Workers, spread_parts
 from tasks.stores.tables import Night
 from tasks.validate import validate
 
@@ -58,7 +58,8 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
     scorer, bundle = at(resolve_champion)(site, version)
     [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
-    at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, setup.workers)
+    workers = Workers(setup.scheduler, setup.workers)
+    at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
     scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
     night = at(publish)(site, begun, scored)
     report(site, validation, scorer, params.score)

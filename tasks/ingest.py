@@ -246,13 +246,24 @@ def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: date
 def ingest_arrivals(
     site: Site, params: IngestParams, window: Window, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Ingested:
-    """Land what has arrived and is not in landing yet, and bring in the labels known so far.
+    """Land what has arrived and is not in landing yet, and bring in the labels known so far."""
+    arrivals = list_arrivals(params.source, site.sources, site.zone, window)
+    return land_arrivals(site, params, window, arrivals, on_progress)
+
+
+def land_arrivals(
+    site: Site,
+    params: IngestParams,
+    window: Window,
+    arrivals: Sequence[Arrival],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Ingested:
+    """Land those of the arrivals that are not in landing yet, and bring in the labels known so far.
 
     Labels that come with rows are kept before the rows land: a failure in between repeats both. `on_progress` is told
     how many arrivals of how many are done.
     """
     landed = list_landed(site.lake, site.detector)
-    arrivals = list_arrivals(params.source, site.sources, site.zone, window)
     fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
     touched: Counter[date] = Counter()
     added: list[int] = []

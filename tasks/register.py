@@ -5,11 +5,13 @@ The same bundle is registered once: its content hash is the version's identity.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 from prefect import get_run_logger, task
+from pydantic import JsonValue
 
 from models.bundle import read_manifest
 from models.columns import Column
@@ -44,6 +46,16 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
     return pd.DataFrame([values])
 
 
+def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
+    """A version's tags: the lineage of its bundle, and the commit that registered it.
+
+    The commit is no part of the bundle: the same data, params and seed give the same bundle whatever else a commit
+    changed. Bundles of earlier versions hold the commit that fitted them, which stays.
+    """
+    tags = {"commit": commit, **lineage}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
+
+
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
     """Log a bundle as a model version, unless a version already holds it."""
     content_hash = read_manifest(bundle).content_hash
@@ -61,7 +73,6 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     threshold = detector.threshold
     networks = [network.model_dump(mode="json") for network in detector.network_params]
     params = {"networks": json.dumps(networks), "score": detector.score_params.model_dump_json()}
-    tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in detector.lineage.items()}
     version = site.registry.log_version(
         bundle,
         content_hash,
@@ -70,7 +81,7 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         params | {"threads": str(detector.threads), "threshold_policy": threshold.policy.model_dump_json()},
         {f"test_{k}": float(v) for k, v in measured.items()}
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
-        tags,
+        name_tags(detector.lineage, site.commit),
     )
     site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)

@@ -43,7 +43,6 @@ def fit_bundle(
         "rows": dict(rows.rows),
         "excluded": dict(rows.excluded),
         "data_hash": rows.data_hash,
-        "commit": site.commit,
         **hashes,
     }
     folder = site.fitted(rows.cutoff)

@@ -8,26 +8,21 @@ contract alone: what is wrong with another one must not stop its night.
 import difflib
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Hashable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from flows.config.documents import read_yaml, refuse_yaml
 from models.params import Section
 from tasks.errors import ParamsInvalid, hide_password
-from tasks.params import (
-    DetectorParams,
-)
+from tasks.params import DetectorParams
 from tasks.rows.contract import Contract
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
 LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
-MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can stand for billions
 SHOWN = 120  # characters of a bad value
 
 
@@ -166,8 +161,6 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
     try:
         # By way of JSON: strict types then still take a list for a tuple and text for a date.
         return kind.model_validate_json(json.dumps(document, default=str))
-    except TypeError as error:
-        raise _not_yaml(path, f"{error}") from error  # a date or the like as a key
     except ValidationError as error:
         problems = [_explain(kind, dict(problem)) for problem in error.errors()]
         raise ParamsInvalid(
@@ -176,49 +169,8 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
             got="; ".join(problems),
             todo="correct the key; docs/params.md lists all of them",
         ) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as its standard has it: a key that stands twice in one mapping is an error, not the last one's victory."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        texts = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := [text for text, times in Counter(texts).items() if times > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> object:
-    """A YAML document. Raises ParamsInvalid where there is none, or it is broken."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except FileNotFoundError as error:
-        todo = "run nightjar from the project's folder, or set NIGHTJAR_PROJECT to it"
-        raise ParamsInvalid(f"There is no {path.name}.", where=str(path), todo=todo) from error
-    except OSError as error:
-        raise ParamsInvalid(f"{path.name} cannot be read.", where=str(path), got=str(error)) from error
-    # PyYAML lets through what int(), date() and look-ups raise of a value such as 2026-13-45.
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _not_yaml(path, str(error)) from error
-    if _count_values(document, {}) > MAX_VALUES:
-        raise _not_yaml(path, f"more than {MAX_VALUES:,} values, or one that holds itself")
-    return document
-
-
-def _not_yaml(path: Path, got: str) -> ParamsInvalid:
-    todo = "correct the file; what DVC cannot read, Nightjar does not read either"
-    return ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=got, todo=todo)
-
-
-def _count_values(document: object, counted: dict[int, int]) -> int:
-    """The values of a document, aliases followed; each node is walked once."""
-    if not isinstance(document, dict | list):
-        return 1
-    if id(document) not in counted:
-        counted[id(document)] = MAX_VALUES  # while it is walked: what holds itself has no end
-        below = document.values() if isinstance(document, dict) else document
-        counted[id(document)] = 1 + sum(_count_values(value, counted) for value in below)
-    return counted[id(document)]
+    except (TypeError, ValueError) as error:
+        raise refuse_yaml(path, str(error)) from error  # a date or the like as a key, a number of 5,000 digits
 
 
 def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:

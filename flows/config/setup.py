@@ -4,7 +4,6 @@ import os
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -20,9 +19,6 @@ from tasks.stores.registry import Registry
 from tasks.stores.site import Site
 from tasks.stores.warehouse import Warehouse
 
-if TYPE_CHECKING:
-    from tasks.spread import Workers
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -30,15 +26,8 @@ class Setup:
 
     configured: Configured
     site: Site
-    settings: Settings
-
-    @property
-    def workers(self) -> "Workers":
-        """Who scores the parts of a batch: threads of this process, or a Dask cluster."""
-        from tasks.spread import Workers  # with Prefect, which what only looks does without
-
-        runner = self.settings.task_runner
-        return Workers(None if runner == "threads" else runner, self.settings.workers)
+    scheduler: str | None  # of a Dask cluster that scores the parts; None: threads of this process
+    workers: int  # so many threads
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -138,7 +127,8 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         devices=settings.devices,
         commit=read_commit(settings),
     )
-    return Setup(configured, site, settings)
+    scheduler = None if settings.task_runner == "threads" else settings.task_runner
+    return Setup(configured, site, scheduler, settings.workers)
 
 
 def read_commit(settings: Settings) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import yaml
+from ruamel.yaml.nodes import MappingNode, Node
 
+from flows.config.documents import compose_yaml, dump_yaml, parse_yaml, read_text
 from flows.config.params import NAME, combine, parse_detector
 from flows.config.settings import Settings, load_settings
 from flows.config.setup import fill_url
@@ -34,14 +35,14 @@ def init_detector(name: str, source: str, url: str | None, asked: Asked, force: 
     """Write the section and the contract of a new detector, and tell what was decided."""
     settings, now = load_settings(), datetime.now(UTC)
     params_path, contract_path = settings.project / "params.yaml", settings.project / "contracts" / f"{name}.yaml"
-    text = params_path.read_text(encoding="utf-8") if params_path.exists() else ""
+    text = read_text(params_path) or ""
     check_free(name, text, params_path, contract_path, force)
     drafted = _draft(source, url, settings.sources, asked, now)
     run, choice = choose_run(drafted, now.date())
     drafted = replace(drafted, choices=(*drafted.choices, choice))
     detector = assemble(drafted, run)
     params = insert_section(text, name, render_section(detector, drafted), params_path)
-    combine(name, parse_detector(yaml.safe_load(params), params_path, name), params_path, drafted.contract)
+    combine(name, parse_detector(parse_yaml(params, params_path), params_path, name), params_path, drafted.contract)
     write_files({contract_path: render_contract(drafted.contract, name), params_path: params})
     return {
         "detector": name,
@@ -139,7 +140,7 @@ def render_section(detector: DetectorParams, drafted: Draft) -> str:
     """The section's lines, not indented: what was decided and nothing that is a default."""
     facts = "; ".join(f"{choice.about} {choice.what}" for choice in drafted.choices if choice.about != "network")
     comment = "".join(f"# {line}\n" for line in _wrap(f"Written by nightjar init: {facts}."))
-    return comment + _dump(_kind_first(detector.model_dump(exclude_unset=True, by_alias=True)))
+    return comment + dump_yaml(_kind_first(detector.model_dump(exclude_unset=True, by_alias=True)), WIDTH)
 
 
 def render_contract(contract: Contract, name: str) -> str:
@@ -153,7 +154,7 @@ def render_contract(contract: Contract, name: str) -> str:
         f"  {_flow(column)}: {_flow(kept.model_dump(exclude_unset=True))}" for column, kept in contract.columns.items()
     ]
     if contract.ignored:
-        lines += _dump({"ignored": list(contract.ignored)}).splitlines()
+        lines += dump_yaml({"ignored": list(contract.ignored)}, WIDTH).splitlines()
     lines.append("expectations:")
     lines += [f"  - {_flow(expectation.model_dump(exclude_unset=True))}" for expectation in contract.expectations]
     return "\n".join(lines) + "\n"
@@ -164,12 +165,13 @@ def insert_section(text: str, name: str, section: str, path: Path) -> str:
 
     Raises ParamsInvalid where the text is written in a way that leaves no place for lines of ours.
     """
-    edited = _insert_lines(text, name, section)
-    document = yaml.safe_load(text) or {}
+    edited = _insert_lines(text, name, section, path)
+    document = parse_yaml(text, path)
     document = document if isinstance(document, dict) else {}
-    others = {key: value for key, value in (document.get("detectors") or {}).items() if key != name}
-    expected = document | {"detectors": others | {name: yaml.safe_load(section)}}
-    if _load(edited) != expected:
+    sections = document.get("detectors") or {}
+    others = {key: value for key, value in sections.items() if key != name} if isinstance(sections, dict) else {}
+    expected = document | {"detectors": others | {name: parse_yaml(section, path)}}
+    if not isinstance(sections, dict) or _parse_or_none(edited, path) != expected:
         raise ParamsInvalid(
             "The section cannot be added to params.yaml as it is written; nothing was changed.",
             where=str(path),
@@ -179,16 +181,16 @@ def insert_section(text: str, name: str, section: str, path: Path) -> str:
     return edited
 
 
-def _load(text: str) -> Any:
+def _parse_or_none(text: str, path: Path) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, path)
+    except ParamsInvalid:
         return None
 
 
-def _insert_lines(text: str, name: str, section: str) -> str:
+def _insert_lines(text: str, name: str, section: str, path: Path) -> str:
     text += "\n" if text and not text.endswith("\n") else ""
-    entries = _entries(yaml.compose(text, yaml.SafeLoader))
+    entries = _entries(compose_yaml(text, path))
     if "detectors" not in entries:
         return text + "detectors:\n" + _indent(name, section, 2)
     _, node = entries["detectors"]
@@ -203,9 +205,7 @@ def _insert_lines(text: str, name: str, section: str) -> str:
     return "".join([*lines[:first], *([] if first < last else ["\n"]), block, *lines[last:]])
 
 
-def _place(
-    entries: dict[str, tuple[yaml.Node, yaml.Node]], name: str, node: yaml.Node, lines: list[str]
-) -> tuple[int, int]:
+def _place(entries: dict[str, tuple[Node, Node]], name: str, node: Node, lines: list[str]) -> tuple[int, int]:
     """The lines of a section, or the empty span after the last one; comments before what follows are not part of it."""
     starts = [key.start_mark.line for key, _ in entries.values()] + [node.end_mark.line]
     place = list(entries).index(name) if name in entries else len(entries) - 1
@@ -251,20 +251,13 @@ def _restore(path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
-def _compose(text: str, path: Path) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=str(error)) from error
-
-
-def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+def _entries(node: Node | None) -> dict[str, tuple[Node, Node]]:
+    pairs = node.value if isinstance(node, MappingNode) else []
     return {str(key.value): (key, value) for key, value in pairs}
 
 
-def _detectors(text: str, path: Path) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    _, node = _entries(_compose(text, path)).get("detectors", (None, None))
+def _detectors(text: str, path: Path) -> dict[str, tuple[Node, Node]]:
+    _, node = _entries(compose_yaml(text, path)).get("detectors", (None, None))
     return _entries(node)
 
 
@@ -279,13 +272,8 @@ def _indent(name: str, section: str, by: int) -> str:
     return f"{' ' * by}{name}:\n{body}"
 
 
-def _dump(document: object) -> str:
-    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=WIDTH, allow_unicode=True)
-    return text
-
-
 def _flow(document: object) -> str:
-    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = dump_yaml(document, width=10**6, on_one_line=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -261,6 +261,13 @@ class Warehouse:
             current = sa.select(ranked.c.record_id, ranked.c.label, ranked.c.known_at).where(ranked.c.recency == 1)
             return read_frame(connection, current.order_by(ranked.c.record_id))
 
+    def list_labels(self, detector: str) -> pd.DataFrame:
+        """Every label that was ever learnt: record_id, label, known_at, by record and instant."""
+        columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
+        known = sa.select(*columns).where(labels.c.detector == detector)
+        with self.begin() as connection:
+            return read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
+
     def add_reviews(self, detector: str, frame: pd.DataFrame) -> int:
         """Keep verdicts and return how many were new; a verdict already there is left out.
 

@@ -34,6 +34,11 @@ def command(folder: Path, *words: str, succeeds: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def commit(folder: Path, message: str) -> None:
+    command(folder, "git", "add", "-A")
+    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
     """A small project under Git and DVC after its first `dvc repro`; tests work on copies of it."""
@@ -49,12 +54,13 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -
         {"detectors_from": {"orders": {"source": "sources/orders"}, "elsewhere": {"source": "sources/not-there"}}}
     ]
     for stage in pipeline["stages"].values():  # the code lies elsewhere
-        stage["do"]["deps"] = [d for d in stage["do"]["deps"] if not d.startswith(("tasks/", "models"))]
+        stage["do"]["deps"] = [d for d in stage["do"]["deps"] if not d.startswith(("flows/", "models", "tasks/"))]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (folder / ".gitignore").write_text("experiments/\nsources/\n.nightjar/\n")
-    for words in (("git", "init", "-q"), ("dvc", "init", "-q"), ("git", "add", "-A")):
-        command(folder, *words)
-    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "first")
+    command(folder, "git", "init", "-q")
+    command(folder, "dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    commit(folder, "first")
     command(folder, "dvc", "repro", "evaluate@orders")
     return folder
 
@@ -104,25 +110,37 @@ def test_the_flow_and_dvc_give_the_same_bundle(
 def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     shutil.copytree(reproduced, folder, symlinks=True)
-    command(folder, "git", "add", "dvc.lock")
-    command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "reproduced")
+    commit(folder, "reproduced")
     run = ("dvc", "exp", "run", "--temp", "--copy-paths", "sources", "-n", "short", "evaluate@orders")
-    command(folder, *run, "-S", "detectors.orders.train.fit.epochs=1")
+    # DVC writes this learning rate as 5e-05.
+    command(folder, *run, "-S", "detectors.orders.train.fit.learning_rate=0.00005")
     difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json").splitlines()[0])
     change = difference["experiments/orders/metrics.json"]["threshold"]
     assert change["new"] != change["old"]
     assert json.loads((folder / "experiments/orders/metrics.json").read_text())["threshold"] == change["old"]
 
 
-def test_outputs_travel_through_a_remote(reproduced: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "project"
+def test_outputs_travel_to_a_fresh_clone_through_the_default_remote(reproduced: Path, tmp_path: Path) -> None:
+    folder, clone = tmp_path / "project", tmp_path / "clone"
     shutil.copytree(reproduced, folder, symlinks=True)
-    command(folder, "dvc", "remote", "add", "-d", "store", str(tmp_path / "remote"))
+    commit(folder, "reproduced")
     command(folder, "dvc", "push", "evaluate@orders")
-    shutil.rmtree(folder / "experiments")
-    shutil.rmtree(folder / ".dvc" / "cache")
-    command(folder, "dvc", "pull", "evaluate@orders")
-    assert json.loads((folder / "experiments/orders/metrics.json").read_text())["anomalies"] == 3
+    command(folder, "git", "clone", "-q", ".", str(clone))
+    command(clone, "dvc", "pull", "evaluate@orders")
+    assert json.loads((clone / "experiments/orders/metrics.json").read_text())["anomalies"] == 3
+    assert {path.name for path in tmp_path.iterdir()} >= {"project", "clone", "nightjar-dvc"}
+
+
+def test_a_fresh_clone_reproduces_the_same_bytes(reproduced: Path, tmp_path: Path) -> None:
+    # In another folder, at another commit, with a source that was copied there just now, and with nothing to reuse.
+    folder, clone = tmp_path / "project", tmp_path / "clone"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    commit(folder, "reproduced")
+    command(folder, "git", "clone", "-q", ".", str(clone))
+    shutil.copytree(folder / "sources", clone / "sources", copy_function=shutil.copyfile)
+    command(clone, "dvc", "repro", "evaluate@orders")
+    assert command(clone, "git", "diff") == ""
+    assert command(clone, "git", "status", "--short") == ""
 
 
 def test_a_stage_before_its_turn_says_what_to_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

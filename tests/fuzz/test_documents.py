@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from toy import CONTRACT, PARAMS
 
-from flows.config.params import combine, load_detector, parse_detector, parse_section, read_yaml
+from flows.config.documents import read_yaml
+from flows.config.params import combine, load_detector, parse_detector, parse_section
 from tasks.errors import ParamsInvalid
 from tasks.rows.contract import Contract
 from tasks.rows.schema import type_rows
@@ -51,6 +52,10 @@ def test_contracts(document: object) -> None:
 @example(b"detectors: {orders: 2026-13-45}")
 @example(b"detectors: {orders: !!float }")  # was an IndexError
 @example(b"detectors: &a {orders: *a}")
+@example(b"detectors: " + b"[" * 100_000)  # the C parser would recurse until the process dies
+@example(b"!!omap [a: 1, a: 2]")  # an AssertionError
+@example(b"0001-01-01T00:00:00+14:00")  # an OverflowError
+@example(b"detectors: {orders: {run: 0x" + b"f" * 5000 + b"}}")  # a number that JSON cannot write
 @example(b"\xff\xfe")
 def test_yaml(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -196,7 +196,9 @@ def test_a_section_fits_in_wherever_params_stands(text: str) -> None:
     assert [line for line in text.splitlines() if "#" in line] == [line for line in again.splitlines() if "#" in line]
 
 
-@pytest.mark.parametrize("text", ["detectors: {a: {x: 1}}\n", "{detectors: {a: {x: 1}}}\n", "- detectors\n"])
+@pytest.mark.parametrize(
+    "text", ["detectors: {a: {x: 1}}\n", "{detectors: {a: {x: 1}}}\n", "- detectors\n", "detectors: [a]\n"]
+)
 def test_params_without_a_place_for_a_section_are_refused_rather_than_written_anew(text: str) -> None:
     with pytest.raises(ParamsInvalid, match="nothing was changed"):
         insert_section(text, "new", "y: 2\n", Path("params.yaml"))

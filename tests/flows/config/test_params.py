@@ -7,7 +7,7 @@ import pytest
 import yaml
 from toy import CONTRACT, PARAMS
 
-from flows.config.params import Configured, detector_names, find_broken, load_detector, read_yaml
+from flows.config.params import Configured, detector_names, find_broken, load_detector
 from flows.config.settings import Settings
 from flows.config.setup import load_setup
 from tasks.errors import ParamsInvalid
@@ -77,7 +77,7 @@ def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, 
         ("detectors: [orders]", ["does not hold detectors"]),
         ("", ["does not hold detectors", "NoneType"]),
         ("detectors: {order: {}}", ["no detector 'orders'", "did you mean order?"]),
-        ("detectors: {2: {}, null: {}, yes: {}}", ["no detector 'orders'", "2, None, True"]),
+        ("detectors: {2: {}, null: {}, yes: {}}", ["no detector 'orders'", "2, None, yes"]),
         ("detectors: {orders: {2026-03-01: 1}}", ["not valid YAML", "date"]),
         ("detectors: {orders: {run: !!timestamp x}}", ["not valid YAML"]),
         ("detectors: {orders: {run: !!bool x}}", ["not valid YAML"]),
@@ -88,14 +88,6 @@ def test_what_concerns_this_detector_or_the_whole_file_is_refused(folder: Path, 
     write(folder, text)
     message = refuse(folder)
     assert all(word in message for word in ["params.yaml", *words]), message
-
-
-def test_a_few_lines_that_stand_for_billions_are_refused_at_once(folder: Path) -> None:
-    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    write(folder, "\n".join(lines))
-    with pytest.raises(ParamsInvalid, match="1,000,000 values"):
-        read_yaml(folder / "params.yaml")
 
 
 @pytest.mark.parametrize("name", ["../orders", "orders\n", "orders;drop table labels", "", "-h", "or\u202eders", "a/b"])

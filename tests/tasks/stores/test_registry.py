@@ -85,6 +85,7 @@ def test_runs_of_dead_processes_are_ended_by_the_next_registration(
         dead = {OWNER_TAG: f"{socket.gethostname()} {ended.pid} 1.0"}
     client = MlflowClient(site.registry.uri)
     [registering] = client.search_runs(["1"])
+    assert registering.data.tags["commit"] == site.commit
     client.update_run(registering.info.run_id, "RUNNING")  # its process died when the version stood
     client.set_tag(registering.info.run_id, OWNER_TAG, dead[OWNER_TAG])
     earlier, alive = (client.create_run("1", tags=tags) for tags in (dead, {OWNER_TAG: name_process()}))
