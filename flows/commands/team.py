@@ -19,7 +19,7 @@ def deploy(as_json: Json = False, debug: Debug = False) -> None:
     from flows.deploy import deploy as make
     from flows.settings import load_settings
 
-    made = make(load_settings().project)
+    made = make(load_settings())
     if as_json:
         print_json({"deployments": made})
     else:
@@ -46,7 +46,7 @@ def up(
 
     migrate(open_engine(stack.read_secret("warehouse_owner")))
     grant_roles(stack)
-    for row in make(stack.project):
+    for row in make(load_settings()):
         tell(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
     start_workers(stack, tell)
     tell(f"to work with it here: . {stack.folder / 'env'}; make down stops it")
