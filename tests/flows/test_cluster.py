@@ -26,7 +26,7 @@ SCORE = ["score", "orders", "--date", str(NIGHT)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start_cluster(tmp_path_factory.mktemp("dask") / "cluster", workers=3) as running:
+    with start_cluster(tmp_path_factory.mktemp("dask") / "cluster", workers=2) as running:
         yield running
 
 
