@@ -19,6 +19,7 @@ from models.bundle import read_manifest
 
 ROOT = Path(__file__).parents[2]
 CUTOFF = FIRST + timedelta(days=DAYS)
+CALIBRATE = {"threshold": {"kind": "quantile", "q": 0.99}}
 STAGES = ("ingest", "validate", "filter", "train", "calibrate", "evaluate")
 
 
@@ -41,7 +42,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -
 
     folder = tmp_path_factory.mktemp("dvc") / "project"
     make_project(folder)
-    params = {"detectors": {"orders": PARAMS | {"validate": {}, "calibrate": {}}, "elsewhere": PARAMS}}
+    params = {"detectors": {"orders": PARAMS | {"validate": {}, "calibrate": CALIBRATE}, "elsewhere": PARAMS}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copy(folder / "contracts" / "orders.yaml", folder / "contracts" / "elsewhere.yaml")
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -107,7 +108,7 @@ def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_
     command(folder, "git", "add", "dvc.lock")
     command(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "reproduced")
     run = ("dvc", "exp", "run", "--temp", "--copy-paths", "sources", "-n", "short", "evaluate@orders")
-    command(folder, *run, "-S", "detectors.orders.train.fit.epochs=1")
+    command(folder, *run, "-S", "detectors.orders.calibrate.threshold.q=0.9")
     difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json").splitlines()[0])
     change = difference["experiments/orders/metrics.json"]["threshold"]
     assert change["new"] != change["old"]
