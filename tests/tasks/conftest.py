@@ -26,9 +26,11 @@ def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(warehouse_url: str) -> sa.Engine:
+def engine(warehouse_url: str, empty_warehouse: Path) -> sa.Engine:
     """A migrated warehouse; each test runs once on DuckDB and once on PostgreSQL."""
     engine = open_engine(warehouse_url)
+    if engine.dialect.name == "duckdb":
+        shutil.copy(empty_warehouse, str(engine.url.database))
     migrate(engine)
     return engine
 
