@@ -3,15 +3,17 @@
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import hypothesis
 import psycopg
 import pytest
+import sqlalchemy as sa
 from network import find_free_port
 from objects import ObjectStore, forget_stores, start_object_store
 from psycopg import sql
@@ -20,6 +22,9 @@ from flows.config.quiet import hush_at_exit
 
 # Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
 hypothesis.settings.register_profile("torture", max_examples=1000)
+# What starts a server, as the fixtures and the parameters of tests name it.
+SERVERS = {"postgres_url", "own_postgres_url", "object_server", "prefect_server", "prefect_url", "served"}
+STORES = {"postgresql", "s3"}
 
 
 def pytest_configure() -> None:
@@ -35,8 +40,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: the other workers then have something left to do until the end."""
+    """The longest files first: the other workers then have something left to do until the end. What needs a server."""
     items.sort(key=lambda item: [folder not in item.path.parts for folder in ("torture", "flows")])
+    for item in items:
+        if SERVERS & {*getattr(item, "fixturenames", ())} or any(store in item.name for store in STORES):
+            item.add_marker("server")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def registries_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow brings each new SQLite file through all its migrations; tests copy the first one that this gives."""
+    from mlflow.store.db import utils
+
+    made, upgrade = tmp_path_factory.mktemp("mlflow") / "empty.db", utils._upgrade_db
+
+    def copy_or_upgrade(engine: sa.Engine) -> None:
+        is_new = {*sa.inspect(engine).get_table_names()} == {*utils.InitialBase.metadata.tables}
+        if engine.dialect.name != "sqlite" or not is_new:
+            upgrade(engine)
+        elif made.exists():
+            copy_sqlite(str(made), str(engine.url.database))
+        else:
+            upgrade(engine)
+            copy_sqlite(str(engine.url.database), str(made))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(utils, "_upgrade_db", copy_or_upgrade)
+        yield
+
+
+def copy_sqlite(source: str, target: str) -> None:
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ def deploy(as_json: Json = False) -> None:
     from flows.config.settings import load_settings
     from flows.team.deploy import deploy as make
 
-    made = make(load_settings().project)
+    made = make(load_settings())
     if as_json:
         print_json({"deployments": made})
     else:

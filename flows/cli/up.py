@@ -31,7 +31,7 @@ def up(
 
     Warehouse(stack.read_secret("warehouse_owner")).migrate()
     grant_roles(stack)
-    for row in make(stack.project):
+    for row in make(load_settings()):
         tell(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
     start_workers(stack, tell)
     tell(f"to work with it here: . {stack.folder / 'env'}; make down stops it")

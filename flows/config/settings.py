@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
     train_deployment: str = Field(default="", description="Prefect deployment that trains; none: in this process")
     limits: bool = Field(default=False, description="runs of one detector queue behind Prefect's limits (make deploy)")
+    silent_after_s: int = Field(default=90, ge=60, description="without a heartbeat, then a run is marked as crashed")
 
     task_runner: str = Field(
         default="threads",

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
 from flows.config.params import detector_names
-from flows.config.settings import prefect_is_away
+from flows.config.settings import Settings, prefect_is_away
 from flows.hooks import Work, name_limit
 from tasks.errors import ParamsInvalid, RunFailed
 
@@ -29,20 +29,19 @@ FILE = "infra/prefect.yaml"
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-SILENT_AFTER = timedelta(seconds=90)  # three heartbeats of 30 s, see infra/prefect.yaml
 STILLBORN_AFTER = timedelta(minutes=5)  # of a run that a worker has taken and that never came to its first heartbeat
 
 
-def deploy(project: Path) -> list[dict[str, str]]:
+def deploy(settings: Settings) -> list[dict[str, str]]:
     """Make or renew pools, limits, deployments and automations; returns what is deployed, with its schedules.
 
     Raises ParamsInvalid, ServiceUnreachable, RunFailed.
     """
     server = find_server()
     make_pools()
-    make_limits(project)
-    make_deployments(project, server)
-    make_automations()
+    make_limits(settings.project)
+    make_deployments(settings.project, server)
+    make_automations(timedelta(seconds=settings.silent_after_s))
     return list_deployments()
 
 
@@ -97,7 +96,7 @@ def make_deployments(project: Path, server: str) -> None:
         )
 
 
-def make_automations() -> None:
+def make_automations(silent_after: timedelta) -> None:
     """What marks a run as crashed whose process, or worker, died without a word: on any host, whoever runs next."""
     silent = EventTrigger(
         match={"prefect.resource.id": ["prefect.flow-run.*"]},
@@ -106,7 +105,7 @@ def make_automations() -> None:
         expect={HEARTBEAT, *ENDS},
         posture=Posture.Proactive,
         threshold=1,
-        within=SILENT_AFTER,
+        within=silent_after,
     )
     from_a_pool = {"prefect.resource.role": ["work-pool"]}
     expected = {"prefect.flow-run.Running", HEARTBEAT, *ENDS}

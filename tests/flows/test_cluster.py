@@ -26,7 +26,7 @@ SCORE = ["score", "orders", "--date", str(NIGHT)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start_cluster(tmp_path_factory.mktemp("dask") / "cluster", workers=3) as running:
+    with start_cluster(tmp_path_factory.mktemp("dask") / "cluster", workers=2) as running:
         yield running
 
 
@@ -81,12 +81,15 @@ def test_a_cluster_gives_the_table_of_one_machine_though_a_worker_is_killed(
     assert execute(SCORE) == 0
     folder = place("together")
     monkeypatch.setenv("NIGHTJAR_TASK_RUNNER", cluster.address)
+    cluster.let(2)
 
     def kill_one() -> int:
         wait_until(lambda: len(list_receipts(folder)) >= 2)
         cluster.workers[0].kill()
         cluster.workers[0].wait()
-        return len(list_receipts(folder))
+        receipts = len(list_receipts(folder))
+        cluster.let(PARTS - receipts)
+        return receipts
 
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_one)
@@ -109,6 +112,8 @@ def test_a_night_whose_workers_or_scheduler_die_ends_red_in_bounded_time_and_goe
     monkeypatch.setattr("tasks.spread.PATIENCE_S", 2)
 
     def run_and_kill(victims: list[Victim], receipts: int) -> str:
+        cluster.let(receipts - len(list_receipts(folder)))
+
         def kill() -> None:
             wait_until(lambda: len(list_receipts(folder)) >= receipts)
             for victim in victims:

@@ -19,6 +19,7 @@ from models.bundle import read_manifest
 
 ROOT = Path(__file__).parents[2]
 CUTOFF = FIRST + timedelta(days=DAYS)
+CALIBRATE = {"threshold": {"kind": "quantile", "q": 0.99}}
 STAGES = ("ingest", "validate", "filter", "train", "calibrate", "evaluate")
 
 
@@ -46,7 +47,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -
 
     folder = tmp_path_factory.mktemp("dvc") / "project"
     make_project(folder)
-    params = {"detectors": {"orders": PARAMS | {"validate": {}, "calibrate": {}}, "elsewhere": PARAMS}}
+    params = {"detectors": {"orders": PARAMS | {"validate": {}, "calibrate": CALIBRATE}, "elsewhere": PARAMS}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copy(folder / "contracts" / "orders.yaml", folder / "contracts" / "elsewhere.yaml")
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())

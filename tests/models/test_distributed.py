@@ -16,6 +16,7 @@ from models.errors import ProcessLost, TrainingDiverged
 from models.fitting import EpochLog, build_network
 from models.params import AutoencoderParams, FitParams
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 LAYOUT = AutoencoderParams(layers=(4, 2, 4))
 ENDLESS = FitParams(epochs=1_000_000, patience_epochs=1_000_000, batch_size=16)

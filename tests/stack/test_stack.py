@@ -1,4 +1,8 @@
-"""The whole stack on this machine, as `make up` starts it: a schedule fires, the GPU pool trains, workers die."""
+"""The whole stack on this machine, as `make up` starts it: a schedule fires, the GPU pool trains, workers die.
+
+What takes long is begun by a fixture and looked at later, so that the tests between need not wait for it: the order of
+the tests is part of this file.
+"""
 
 import json
 import os
@@ -9,9 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -24,10 +29,14 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import IntervalSchedule
+
+from flows.hooks import OWNER
 
 ROOT = Path(__file__).parent.parent.parent
 DETECTOR = "payments"
+# The stack's own settings, for those who wait: silence is noticed after two heartbeats, workers ask often.
+QUICK = {"NIGHTJAR_SILENT_AFTER_S": "60", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -42,7 +51,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         lines = (self.home / "stack" / "env").read_text().splitlines()
         named = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        return os.environ | {name: value.strip("'") for name, value in named.items()}
+        return os.environ | QUICK | {name: value.strip("'") for name, value in named.items()}
 
     def nightjar(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -59,7 +68,7 @@ class Stack:
 
     def up(self) -> str:
         ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
-        env = os.environ | {"NIGHTJAR_HOME": str(self.home), "NIGHTJAR_PROJECT": str(ROOT)}
+        env = os.environ | QUICK | {"NIGHTJAR_HOME": str(self.home), "NIGHTJAR_PROJECT": str(ROOT)}
         command = [sys.executable, "-m", "flows.cli.main", "up", "--debug", *ports]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
@@ -110,6 +119,7 @@ class Stack:
         assert found, word
         for process in found:
             process.kill()
+        psutil.wait_procs(found)
 
     def logs(self) -> str:
         files = sorted((self.home / "stack").glob("*.log"))
@@ -142,12 +152,72 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def trained(stack: Stack) -> FlowRun:
-    """The flow run that has trained the first champion."""
-    run = stack.wait(stack.begin("training/one-detector", name=DETECTOR))
+def training(stack: Stack) -> FlowRun:
+    """The flow run that trains the first champion, just begun."""
+    return stack.begin("training/one-detector", name=DETECTOR)
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack, training: FlowRun) -> FlowRun:
+    """The same one, ended."""
+    run = stack.wait(training)
     assert run.state is not None
     assert run.state.is_completed(), (run.state.message or "") + stack.logs()
     return run
+
+
+@pytest.fixture(scope="module")
+def scheduled(stack: Stack, trained: FlowRun) -> tuple[UUID, UUID]:
+    """The nightly deployment and its new schedule, which fires in a few seconds."""
+    soon = datetime.now(UTC) + timedelta(seconds=10)
+    schedule = IntervalSchedule(interval=timedelta(minutes=2), anchor_date=soon, timezone="UTC")
+    with stack.client() as client:
+        nightly = client.read_deployment_by_name("every/nightly")
+        client.update_deployment(nightly.id, DeploymentUpdate(parameters={"batch_date": str(newest_batch())}))
+        [created] = client.create_deployment_schedules(nightly.id, [(schedule, True)])
+    return nightly.id, created.id
+
+
+@pytest.fixture(scope="module")
+def span() -> tuple[date, date]:
+    """The dates to backfill; what came before them is training data."""
+    last = newest_batch()
+    return last - timedelta(days=8), last
+
+
+@pytest.fixture(scope="module")
+def interrupted(stack: Stack, trained: FlowRun, span: tuple[date, date]) -> tuple[FlowRun, FlowRun]:
+    """A backfill that was killed in its middle, and its worker with it; and the next one, just begun."""
+    dates = {"first": str(span[0]), "last": str(span[1])}
+    before = len(stack.query("select 1 from scoring_batches"))
+    killed = stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
+    until(lambda: len(stack.query("select 1 from scoring_batches")) >= before + 2, 180, stack.logs())
+    stack.kill("--pool cpu")
+    stack.kill(str(killed.id))
+    return killed, stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
+
+
+@pytest.fixture(scope="module")
+def second_training(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> FlowRun:
+    """Another training, just begun, on a worker that stays; its fit will lose its own."""
+    return stack.begin("training/one-detector", name=DETECTOR, cutoff=str(newest_batch() - timedelta(days=3)))
+
+
+@pytest.fixture(scope="module")
+def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
+    """The fit of the second training: killed, and its worker with it."""
+    with stack.client() as client:
+        there = client.read_deployment_by_name("train/gpu")
+        running = {"deployment_id": {"any_": [there.id]}, "state": {"type": {"any_": ["RUNNING"]}}}
+        only = FlowRunFilter.model_validate(running)
+        until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 180, stack.logs())
+        [child] = client.read_flow_runs(flow_run_filter=only)
+    until(lambda: stack.has_heartbeat(child) and OWNER in stack.read(child).labels, 60)
+    with stack.client() as client:  # as on another machine: the runs of this one cannot see that its process is dead
+        client.update_flow_run_labels(child.id, {OWNER: f"elsewhere {stack.read(child).labels[OWNER]}"})
+    stack.kill("--pool gpu")
+    stack.kill(str(child.id))
+    return child
 
 
 @pytest.fixture(scope="module")
@@ -161,21 +231,21 @@ def page(request: pytest.FixtureRequest) -> Iterator[Page]:
 
 
 @pytest.fixture
-def show(page: Page, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str, str], str]:
-    """Open a page, wait until it says what it should, and keep a picture of it."""
-    folder = Path(request.config.getoption("--screenshots") or tmp_path)
+def show(page: Page, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Open a page, wait until it says all that it should, and keep a picture of it if asked."""
+    folder = request.config.getoption("--screenshots")
 
-    def look(url: str, expected: str, name: str) -> str:
+    def look(url: str, name: str, *expected: str) -> None:
         page.goto(url)
-        page.get_by_text(expected).first.wait_for(timeout=30_000)
-        page.wait_for_timeout(4000)
-        page.screenshot(path=folder / f"{name}.png")
-        return page.inner_text("body")
+        until(lambda: all(word in page.inner_text("body") for word in expected), 60, f"{name}: {expected}")
+        if folder:
+            page.wait_for_timeout(4000)  # graphs and fonts
+            page.screenshot(path=Path(folder) / f"{name}.png")
 
     return look
 
 
-def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack) -> None:
+def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack, training: FlowRun) -> None:
     first, second = (json.loads(stack.nightjar("deploy", "--json").stdout) for _ in range(2))
     assert first == second
     assert {row["deployment"]: row["pool"] for row in first["deployments"]} == {
@@ -216,19 +286,15 @@ def test_training_hands_its_train_step_to_the_gpu_pool(stack: Stack, trained: Fl
     assert "leaked" not in stack.logs()  # what DuckDB's bindings would say when a run's process ends
 
 
-def test_a_schedule_fires_and_the_night_is_published(stack: Stack, trained: FlowRun) -> None:
+def test_a_schedule_fires_and_the_night_is_published(stack: Stack, scheduled: tuple[UUID, UUID]) -> None:
+    nightly, schedule = scheduled
     with stack.client() as client:
-        nightly = client.read_deployment_by_name("every/nightly")
-        client.update_deployment(nightly.id, DeploymentUpdate(parameters={"batch_date": str(newest_batch())}))
-        client.create_deployment_schedules(nightly.id, [(CronSchedule(cron="* * * * *", timezone="UTC"), True)])
         only = FlowRunFilter.model_validate(
-            {"deployment_id": {"any_": [nightly.id]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
+            {"deployment_id": {"any_": [nightly]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
         )
         until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 240, stack.logs())
         run = client.read_flow_runs(flow_run_filter=only)[0]
-        for schedule in client.read_deployment_schedules(nightly.id):
-            if getattr(schedule.schedule, "cron", "") == "* * * * *":
-                client.delete_deployment_schedule(nightly.id, schedule.id)
+        client.delete_deployment_schedule(nightly, schedule)
         artifacts = client.read_artifacts(artifact_filter=ArtifactFilter())
     assert run.auto_scheduled
     assert run.state is not None
@@ -248,51 +314,40 @@ def newest_batch() -> date:
     return (datetime.now(ZoneInfo("Europe/Berlin")) - timedelta(hours=5)).date() - timedelta(days=1)
 
 
-def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(stack: Stack, trained: FlowRun) -> None:
-    training = stack.begin("training/one-detector", name=DETECTOR, cutoff=str(newest_batch() - timedelta(days=3)))
+def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> None:
+    until(lambda: len(stack.processes("worker start")) == 2, 60)  # supervisord has started the dead ones again
+    before = {process.pid for process in stack.processes("worker start")}
+    moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
+    assert moved.returncode == 1
+    assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
+    done = stack.nightjar("up")  # the ports are remembered
+    assert done.returncode == 0, done.stderr + stack.logs()
+    assert {process.pid for process in stack.processes("worker start")} == before
+    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before
+
+
+@pytest.mark.usefixtures("silenced")
+def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[..., None]) -> None:
+    prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
+    show(f"{prefect}/deployments", "deployments", "weekly", "one-detector")
     with stack.client() as client:
-        there = client.read_deployment_by_name("train/gpu")
-        running = {"deployment_id": {"any_": [there.id]}, "state": {"type": {"any_": ["RUNNING"]}}}
-        only = FlowRunFilter.model_validate(running)
-        until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 180, stack.logs())
-        [child] = client.read_flow_runs(flow_run_filter=only)
-    until(lambda: stack.has_heartbeat(child), 60)
-    stack.kill("--pool gpu")
-    stack.kill(str(child.id))
-    crashed, failed = stack.wait(child).state, stack.wait(training).state
+        found = client.read_deployment_by_name("backfill-range/backfill")
+    show(f"{prefect}/deployments/deployment/{found.id}/run", "form", "as_of", "first", "last", "only")
+    show(f"{prefect}/runs/flow-run/{trained.id}", "training", "Task Runs", "train")
+    show(f"{mlflow}/#/models/nightjar-{DETECTOR}", "registry", "Versions", "champion")
+
+
+def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(
+    stack: Stack, second_training: FlowRun, silenced: FlowRun
+) -> None:
+    crashed, failed = stack.wait(silenced).state, stack.wait(second_training).state
     assert crashed is not None
     assert failed is not None
     assert crashed.is_crashed()
-    assert crashed.message == "no heartbeat for 90 s: its worker died"
+    assert crashed.message == "no heartbeat for 60 s: its worker died"
     assert failed.is_failed()
     assert crashed.message in (failed.message or "")
     assert stack.status()["champion"] == 1
-
-
-def test_nights_whose_worker_dies_turn_red_and_the_next_run_makes_them_good(stack: Stack, trained: FlowRun) -> None:
-    last = newest_batch()
-    first = last - timedelta(days=8)  # what came before it is training data
-    before = len(stack.query("select 1 from scoring_batches"))
-    killed = stack.begin("backfill-range/backfill", name=DETECTOR, first=str(first), last=str(last))
-    until(lambda: len(stack.query("select 1 from scoring_batches")) >= before + 2, 180, stack.logs())
-    stack.kill("--pool cpu")
-    stack.kill(str(killed.id))
-    again = stack.wait(stack.begin("backfill-range/backfill", name=DETECTOR, first=str(first), last=str(last))).state
-    assert again is not None
-    assert again.is_completed(), (again.message or "") + stack.logs()
-    crashed = stack.wait(killed).state
-    assert crashed is not None
-    assert crashed.is_crashed()
-    published = stack.query("select batch_date, count(*) from scoring_batches group by 1 order by 1")
-    assert published == [(first + timedelta(days=day), 1) for day in range(9)]
-    doubled = "select batch_date, record_id from flagged_anomalies group by 1, 2 having count(*) > 1"
-    assert stack.query(doubled) == []
-    checks = json.loads(stack.nightjar("verify", DETECTOR, "--json").stdout)["checks"]
-    assert {check["result"] for check in checks} == {"ok"}
-    behind = (datetime.now(ZoneInfo("Europe/Berlin")).date() - last).days - 1
-    freshness = stack.wait(stack.begin("freshness/hourly", max_days_behind=behind)).state
-    assert freshness is not None
-    assert freshness.is_completed(), freshness.message
 
 
 def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason(
@@ -310,20 +365,31 @@ def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason
     assert stack.nightjar("deploy").returncode == 0
 
 
-def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[[str, str, str], str]) -> None:
-    prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
-    assert "one-detector" in show(f"{prefect}/deployments", "weekly", "deployments")
-    with stack.client() as client:
-        found = client.read_deployment_by_name("backfill-range/backfill")
-    form = show(f"{prefect}/deployments/deployment/{found.id}/run", "as_of", "form")
-    assert all(name in form for name in ("first", "last", "only"))
-    assert "train" in show(f"{prefect}/runs/flow-run/{trained.id}", "Task Runs", "training")
-    assert "champion" in show(f"{mlflow}/#/models/nightjar-{DETECTOR}", "Versions", "registry")
+def test_nights_whose_worker_dies_turn_red_and_the_next_run_makes_them_good(
+    stack: Stack, span: tuple[date, date], interrupted: tuple[FlowRun, FlowRun]
+) -> None:
+    (first, last), (killed, following) = span, interrupted
+    again = stack.wait(following).state
+    assert again is not None
+    assert again.is_completed(), (again.message or "") + stack.logs()
+    crashed = stack.wait(killed).state
+    assert crashed is not None
+    assert crashed.is_crashed()
+    published = stack.query("select batch_date, count(*) from scoring_batches group by 1 order by 1")
+    assert published == [(first + timedelta(days=day), 1) for day in range(9)]
+    doubled = "select batch_date, record_id from flagged_anomalies group by 1, 2 having count(*) > 1"
+    assert stack.query(doubled) == []
+    checks = json.loads(stack.nightjar("verify", DETECTOR, "--json").stdout)["checks"]
+    assert {check["result"] for check in checks} == {"ok"}
+    behind = (datetime.now(ZoneInfo("Europe/Berlin")).date() - last).days - 1
+    freshness = stack.wait(stack.begin("freshness/hourly", max_days_behind=behind)).state
+    assert freshness is not None
+    assert freshness.is_completed(), freshness.message
 
 
 def test_down_stops_what_up_started_and_up_finds_it_again(stack: Stack, trained: FlowRun) -> None:
     before = stack.query("select detector, batch_date, scores from scoring_batches order by 2")
-    others = subprocess.Popen(["sleep", "60"])
+    others = subprocess.Popen(["sleep", "3600"])
     assert "postgres" in stack.nightjar("down").stdout
     assert stack.processes("") == []
     assert others.poll() is None
@@ -333,14 +399,3 @@ def test_down_stops_what_up_started_and_up_finds_it_again(stack: Stack, trained:
     assert stack.query("select detector, batch_date, scores from scoring_batches order by 2") == before
     assert stack.status()["champion"] == 1
     assert stack.read(trained).state is not None
-
-
-def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack) -> None:
-    before = {process.pid for process in stack.processes("worker start")}
-    moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
-    assert moved.returncode == 1
-    assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
-    done = stack.nightjar("up")  # the ports are remembered
-    assert done.returncode == 0, done.stderr + stack.logs()
-    assert {process.pid for process in stack.processes("worker start")} == before
-    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before

@@ -1,6 +1,7 @@
 """A real Dask cluster on loopback: a scheduler and workers, each a process that can be killed."""
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -32,6 +33,11 @@ class Cluster:
 
         with Client(self.address, timeout=timeout_s, set_as_default=False) as client:
             client.wait_for_workers(count, timeout=timeout_s)
+
+    def let(self, parts: int) -> None:
+        """Let so many parts begin; see slow_worker."""
+        for _ in range(parts):
+            (self.folder / f"let-part-{secrets.token_hex(8)}").touch()
 
     def stop(self) -> None:
         for process in (*self.workers, self.scheduler):

@@ -28,9 +28,11 @@ def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(warehouse_url: str) -> Warehouse:
+def engine(warehouse_url: str, empty_warehouse: Path) -> Warehouse:
     """A migrated warehouse; each test runs once on DuckDB and once on PostgreSQL."""
     engine = Warehouse(warehouse_url)
+    if engine.engine.dialect.name == "duckdb":
+        shutil.copy(empty_warehouse, str(engine.engine.url.database))
     engine.migrate()
     return engine
 

@@ -57,6 +57,13 @@ def plan_kills(kills: int, steps: int, seconds: float) -> Iterator[tuple[int, fl
         yield ((boundary, 0.0), (boundary, rng.uniform(0, 0.2)), (0, rng.uniform(0, 0.7 * seconds)))[number % 3]
 
 
+@pytest.fixture
+def on_any_warehouse(scene: Scene, pytestconfig: pytest.Config) -> None:
+    """The warehouse's engine plays no part: one is enough, except for make torture."""
+    if scene.postgres and pytestconfig.getoption("kills") < 10:
+        pytest.skip("left to make torture: the warehouse plays no part in it")
+
+
 def time_steps(scene: Scene, *arguments: str) -> tuple[int, float]:
     """Run a command to its end: how many steps it has, and how long it takes."""
     started = time.monotonic()
@@ -106,6 +113,7 @@ def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
         scene.put_back()
 
 
+@pytest.mark.usefixtures("on_any_warehouse")
 def test_a_training_that_is_killed_and_run_again_registers_one_whole_version(
     scene: Scene, pytestconfig: pytest.Config, note: Callable[..., None]
 ) -> None:
@@ -129,6 +137,7 @@ def test_a_training_that_is_killed_and_run_again_registers_one_whole_version(
         scene.put_back()
 
 
+@pytest.mark.usefixtures("on_any_warehouse")
 def test_prefect_shows_killed_runs_as_crashed_when_the_next_one_has_begun(scene: Scene) -> None:
     scene.put_back()
     kill(scene.start(*SCORE), 2, 0)
@@ -173,8 +182,10 @@ def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader
             day, over = day_of(number), tmp_path / f"{number}.over"
             reader = pool.submit(watch, warehouse_url, day, RACERS, over)
             racers = [pool.submit(publish_once, warehouse_url, day, 100 * number + place) for place in range(RACERS)]
-            outcomes = dict(racer.result() for racer in racers)
-            over.touch()
+            try:
+                outcomes = dict(racer.result() for racer in racers)
+            finally:
+                over.touch()
             reader.result()  # it saw the newest, and on the way no mix and no older one again
             assert sorted(outcomes) == list(range(1, RACERS + 1))  # no number is given twice
             assert read_whole(warehouse_url, day) == max(number for number, published in outcomes.items() if published)
@@ -223,6 +234,7 @@ def test_an_old_run_that_wakes_up_after_a_newer_one_has_published_is_refused(
     note("an old run wakes up after a newer one", scene.kind, "refused, exit 1")
 
 
+@pytest.mark.usefixtures("on_any_warehouse")
 def test_a_champion_that_changes_in_the_middle_changes_nothing_tonight(scene: Scene, note: Callable[..., None]) -> None:
     scene.put_back()
     scene.run("train", "orders", "--cutoff", NIGHT.isoformat())

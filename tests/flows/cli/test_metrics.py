@@ -217,7 +217,7 @@ def endpoint(trained: Project) -> Iterator[str]:
         assert server.stdout
         yield server.stdout.readline().strip()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=30) == 0
+        assert server.wait() == 0
 
 
 def get(url: str) -> tuple[int, str]:

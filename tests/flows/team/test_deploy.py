@@ -1,12 +1,9 @@
 """What `nightjar deploy` makes, against a real server: pools, limits, typed deployments, the automation; and turns."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -25,15 +22,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server: None) -> list[dict[str, str]]:
-    """What the command says on this repository; tests/stack types it again."""
-    from prefect.settings import PREFECT_API_URL
+    """What is made of this repository; tests/stack types the command."""
+    from flows.config.settings import Settings
+    from flows.team.deploy import deploy
 
-    env = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "NIGHTJAR_PROJECT": str(ROOT)}
-    command = [sys.executable, "-m", "flows.cli.main", "deploy", "--json", "--debug"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
-    rows: list[dict[str, str]] = json.loads(done.stdout)["deployments"]
-    return rows
+    return deploy(Settings(project=ROOT))
 
 
 @pytest.fixture
@@ -81,31 +74,47 @@ def test_automations_mark_runs_without_heartbeats_as_crashed(
         "nightjar: a run without heartbeats has crashed",
     ]
     assert all(one.enabled and one.actions[0].type == "change-flow-run-state" for one in made.values())
+    assert [one.description for _, one in sorted(made.items())] == [
+        "no heartbeat for 300 s: its worker died",
+        "no heartbeat for 90 s: its worker died",
+    ]
 
 
 def test_without_a_server_it_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    command = [sys.executable, "-m", "flows.cli.main", "deploy"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ParamsInvalid: Deployments need a Prefect server.")
-    away = env | {"PREFECT_API_URL": "http://somebody:secret@127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=away, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: ServiceUnreachable: The Prefect server does not answer." in done.stderr
-    assert "secret" not in done.stderr
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: None}):
+        assert execute(["deploy"]) == 1
+    assert capsys.readouterr().err.startswith("error: ParamsInvalid: Deployments need a Prefect server.")
+    with server_away(monkeypatch):
+        assert execute(["deploy"]) == 1
+    told = capsys.readouterr().err
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in told
+    assert "secret" not in told
 
 
-def test_a_night_whose_prefect_server_is_away_says_so(trained: Project) -> None:
-    away = os.environ | {"PREFECT_API_URL": "http://somebody:secret@127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-    command = [sys.executable, "-m", "flows.cli.main", "score", "orders", "--date", "2026-04-02"]
-    done = subprocess.run(command, cwd=ROOT, env=away, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: ServiceUnreachable: The Prefect server does not answer." in done.stderr
-    assert "which ends in /api" in done.stderr
-    assert "secret" not in done.stderr
+@contextmanager
+def server_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where Prefect's server does not answer; the first try is the last."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    url = "http://somebody:secret@127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield
+
+
+def test_a_night_whose_prefect_server_is_away_says_so(
+    trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server_away(monkeypatch):
+        assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
+    told = capsys.readouterr().err
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in told
+    assert "which ends in /api" in told
+    assert "secret" not in told
 
 
 def test_down_where_no_stack_was_ever_started_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from sites import at_home, open_site
 from tiny import make_tiny_detector, save_tiny_detector
 
-from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS
+from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS, check_bundle
 from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.register import register_bundle
@@ -75,6 +75,7 @@ def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monke
     assert [path.name for path in site.registry.bundles.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:
@@ -120,14 +121,21 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("where", ["registry", "cache"])
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_tampered_bundle_is_refused(
-    site: Site, version: Version, stored: Path, where: str, name: str, damage: str
-) -> None:
-    folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
+def test_any_damage_to_any_file_of_a_bundle_is_seen(version: Version, stored: Path, name: str, damage: str) -> None:
+    folder = bundle_of(stored)
+    check_bundle(folder, version.tags[HASH_TAG])
     DAMAGES[damage](folder / name)
+    with pytest.raises(BundleInvalid, match="to do"):
+        check_bundle(folder, version.tags[HASH_TAG])
+
+
+@pytest.mark.parametrize("where", ["registry", "cache"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_tampered_bundle_is_refused(site: Site, version: Version, stored: Path, where: str, damage: str) -> None:
+    folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
+    DAMAGES[damage](folder / WEIGHTS)
     if where == "registry" and damage == "a link":
         # MLflow follows links when it copies: what arrives is the file itself, and whole.
         Detector.load(site.registry.fetch_bundle(version))
