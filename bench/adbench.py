@@ -26,9 +26,9 @@ from sklearn.preprocessing import StandardScaler
 
 from models.detector import ModelParams, fit_detector
 from models.encoders import choose_kinds
-from tasks.filter import draw_order
 from tasks.onboarding.draft import Asked, draft_detector
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.sampling import draw_order
 from tasks.rows.schema import type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource

@@ -20,9 +20,10 @@ from models.detector import Detector, ModelParams, calibrate_detector, fit_detec
 from models.encoders import choose_kinds, encode_records
 from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
 from models.records import Records, make_records
-from tasks.evaluate import measure
-from tasks.filter import draw_order, split_by_fractions
+from tasks.filter import split_by_fractions
 from tasks.params import RandomFraction
+from tasks.rows.measures import measure
+from tasks.rows.sampling import draw_order
 
 RECALL, PREVALENCE = 0.433, 0.0141
 PARAMS = load_detector(Path(__file__).parents[1], "creditcard").detector.train

@@ -19,10 +19,11 @@ from models.detector import Detector, ModelParams, calibrate_detector, fit_detec
 from models.encoders import Encoder, choose_kinds, encode_records
 from models.params import AutoencoderParams, Networks, QuantilePolicy, VariationalParams
 from models.records import Records
-from tasks.evaluate import find_repeats, measure, recall_by_kind
 from tasks.filter import LABEL, read_set
+from tasks.pages.examination import find_repeats
 from tasks.pages.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.measures import measure, recall_by_kind
 
 SETUP = load_experiment("kddcup99")
 PARAMS = SETUP.configured.detector.train

@@ -13,7 +13,7 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare
 from tasks.errors import NightjarError
 from tasks.upkeep.ledger import (
-    NightState,
+    BatchState,
     State,
     count_days_behind,
     list_due,
@@ -33,7 +33,7 @@ class Status:
 
     detector: str
     champion: int | None
-    nights: list[NightState]
+    nights: list[BatchState]
     newest_landed: date | None
     days_behind: int | None
 
@@ -92,7 +92,7 @@ Only = Literal["all", "missing", "stale", "failed"]
 class Plan:
     """The nights to score, of so many landed dates; and the dates of the range on which nothing has landed."""
 
-    nights: list[NightState]
+    nights: list[BatchState]
     landed: int
     not_landed: list[date]
 

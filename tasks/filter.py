@@ -6,7 +6,6 @@ anomalies, with the label. The result is one `clean` partition, dated by the cut
 is counted by reason.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
 from tasks.params import ByDate, FilterParams, Fractions, RandomFraction
 from tasks.policy import IO
+from tasks.rows.sampling import draw_order
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 
@@ -88,12 +88,6 @@ def _assign(sets: Names, rows: npt.NDArray[np.intp], shares: npt.NDArray[np.floa
     bounds = [0, *np.round(shares * len(rows)).astype(int), len(rows)]
     for name, start, end in zip(names, bounds, bounds[1:], strict=False):
         sets[rows[start:end]] = name
-
-
-def draw_order(record_ids: Sequence[str], seed: int) -> npt.NDArray[np.float64]:
-    """A place in line for each record that depends on nothing but its id and the seed."""
-    digests = (hashlib.blake2b(f"{seed}:{record}".encode(), digest_size=8).digest() for record in record_ids)
-    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
 
 
 def find_outliers(numbers: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:

@@ -17,8 +17,8 @@ from models.bundle import read_manifest
 from models.columns import Column
 from models.detector import Detector
 from tasks.errors import ChampionMissing
-from tasks.evaluate import Metrics
 from tasks.policy import IO
+from tasks.rows.measures import Metrics
 from tasks.serving import ServedDetector
 from tasks.stores import registry
 from tasks.stores.site import Site

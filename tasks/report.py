@@ -23,7 +23,7 @@ from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
-from tasks.stores.tables import Batch
+from tasks.stores.tables import PublishedNight
 from tasks.validate import Validation
 
 BINS = 60
@@ -78,7 +78,7 @@ def lay_out_bars(histogram: Histogram, threshold: float) -> dict[str, Any]:
 
 
 def render_report(
-    batch: Batch,
+    batch: PublishedNight,
     flags: pd.DataFrame,
     histogram: Histogram | None,
     validation: Validation,
@@ -116,14 +116,19 @@ def render_report(
     )
 
 
-def read_night(site: Site, day: date) -> tuple[Batch, pd.DataFrame]:
+def read_night(site: Site, day: date) -> tuple[PublishedNight, pd.DataFrame]:
     """What the warehouse holds of a published night: its counts, and its flags, worst first."""
-    [batch] = site.warehouse.get_batches(site.detector, day)
+    [batch] = site.warehouse.get_nights(site.detector, day)
     return batch, site.warehouse.read_flags(site.detector, day)
 
 
 def write_report(
-    site: Site, batch: Batch, flags: pd.DataFrame, validation: Validation, version: Version, params: ScoreParams
+    site: Site,
+    batch: PublishedNight,
+    flags: pd.DataFrame,
+    validation: Validation,
+    version: Version,
+    params: ScoreParams,
 ) -> Path:
     """Write the page of a published night and return its path."""
     lake, day = site.lake, batch.batch_date
@@ -137,7 +142,7 @@ def write_report(
     return path
 
 
-def summarise_night(batch: Batch, flags: pd.DataFrame) -> str:
+def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
     """The night in Markdown, for the Prefect page: counts and the five worst alerts."""
     alerts = flags[~flags["suppressed"]]
     suppressed = len(flags) - len(alerts)

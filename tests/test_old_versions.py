@@ -99,7 +99,7 @@ def test_a_warehouse_of_the_first_schema_is_brought_to_the_newest_with_every_row
 
 def check_reading(engine: Warehouse) -> None:
     known = datetime(2026, 4, 1, tzinfo=UTC)
-    [batch] = engine.read_batches("cards")
+    [batch] = engine.read_nights("cards")
     assert (batch.batch_date, batch.attempt, batch.rows_in, batch.published) == (DAY, 1, 100, 1)
     assert [attempt.status for attempt in engine.read_attempts("cards")] == ["published"]
     assert engine.read_flags("cards", DAY)["record_id"].tolist() == ["r1"]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tasks.errors import ServiceUnreachable
-from tasks.stores.tables import Batch
+from tasks.stores.tables import PublishedNight
 from tasks.upkeep.metrics import Reading, describe_detectors
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "nightjar.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["services"]
 NOW = datetime(2026, 4, 3, 6, tzinfo=UTC)
-BATCH = Batch(
+BATCH = PublishedNight(
     detector="orders", batch_date=date(2026, 4, 2), input_hash="", rows_in=10, quarantined=1, excluded=2, scored=7,
     flagged=3, unseen=0, threshold=1.0, model_name="m", model_version=1, scored_at=NOW, scores=None, attempt=1,
     seconds=2.0, published=3,

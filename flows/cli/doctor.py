@@ -92,7 +92,7 @@ def _check_lake(setup: "Setup") -> str:
 def _check_warehouse(setup: "Setup") -> str:
 
     warehouse = setup.site.warehouse
-    return f"{warehouse.place}, {len(warehouse.read_batches(setup.site.detector))} published nights"
+    return f"{warehouse.place}, {len(warehouse.read_nights(setup.site.detector))} published nights"
 
 
 def _check_champion(setup: "Setup") -> str:

@@ -11,7 +11,7 @@ EXAMPLE = "nightjar reduce payments"
 def reduce(name: Name, as_json: Json = False) -> None:
     """Learn the second stage from all verdicts so far, and register the champion with it as a challenger."""
     from flows.config.setup import prepare
-    from tasks.review import register_reducer
+    from tasks.upkeep.reduce import register_reducer
 
     setup = prepare(name)
     with running():

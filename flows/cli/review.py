@@ -33,10 +33,10 @@ def review(
         answers = step.read_answers(take)
     elif from_labels:
         by = "labels"
-        nights = [night.batch_date for night in site.warehouse.get_batches(name, day)]
+        nights = [night.batch_date for night in site.warehouse.get_nights(name, day)]
         answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
     else:
-        questions = step.ask_about(site, site.warehouse.get_batches(name, day)[-1].batch_date, asked)
+        questions = step.ask_about(site, site.warehouse.get_nights(name, day)[-1].batch_date, asked)
         if as_json:
             print_json({"detector": name, "questions": questions.to_dict("records")})
         else:

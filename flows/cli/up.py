@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from flows.cli.screen import stdout
-from tasks.stores.warehouse import Warehouse
 
 EXAMPLE = "make up; . .nightjar/stack/env; nightjar run payments"
 
@@ -28,6 +27,7 @@ def up(
     start_stack(stack, tell)
     os.environ.update(stack.client_environment)  # before Prefect is imported
     from flows.team.deploy import deploy as make
+    from tasks.stores.warehouse import Warehouse
 
     Warehouse(stack.read_secret("warehouse_owner")).migrate()
     grant_roles(stack)

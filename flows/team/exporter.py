@@ -96,7 +96,7 @@ def read_calendar(setup: Setup, reading: Reading) -> Reading:
 def read_warehouse(setup: Setup, reading: Reading) -> Reading:
     """Add the newest published night and the tries."""
     warehouse = setup.site.warehouse
-    batches = warehouse.read_batches(reading.detector)
+    batches = warehouse.read_nights(reading.detector)
     newest = batches[-1] if batches else None
     attempts = Counter(attempt.status for attempt in warehouse.read_attempts(reading.detector))
     begins = setup.site.start_of(newest.batch_date) if newest else None

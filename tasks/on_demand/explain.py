@@ -13,7 +13,7 @@ from tasks.errors import RecordMissing
 from tasks.rows.contract import Contract
 from tasks.rows.judge import judge
 from tasks.stores.site import Site
-from tasks.stores.tables import Batch
+from tasks.stores.tables import PublishedNight
 
 MOST_CAUSES = 20  # of a record with many patches or tokens; columns are all shown
 
@@ -42,9 +42,9 @@ class RecordExplanation:
     data_hash: str
 
 
-def find_record(site: Site, record_id: str, day: date | None) -> tuple[Batch, pa.Table]:
+def find_record(site: Site, record_id: str, day: date | None) -> tuple[PublishedNight, pa.Table]:
     """The newest published night that scored a record, and the record's validated row. Raises RecordMissing."""
-    batches = site.warehouse.read_batches(site.detector)
+    batches = site.warehouse.read_nights(site.detector)
     for batch in reversed([b for b in batches if day in (None, b.batch_date)]):
         validated = site.lake.find("validated", site.detector, batch.batch_date)
         for part in validated.parts if validated else ():  # it may have been pruned

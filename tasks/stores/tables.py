@@ -189,7 +189,7 @@ class Night(Scored):
 
 
 @dataclass(frozen=True)
-class Batch(Night):
+class PublishedNight(Night):
     """A published night. `published` rows were written; a cap on alerts may keep fewer than `flagged`."""
 
     published: int

@@ -26,7 +26,7 @@ from tasks.stores.owner import is_dead, name_process
 from tasks.stores.roles import grant_roles, may_migrate
 from tasks.stores.tables import (
     Attempt,
-    Batch,
+    PublishedNight,
     attempts,
     flagged_anomalies,
     group_scores,
@@ -165,17 +165,18 @@ class Warehouse:
                 connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
         return dead
 
-    def read_batches(self, detector: str) -> list[Batch]:
+    def read_nights(self, detector: str) -> list[PublishedNight]:
         """Every published night of a detector, by date."""
         nights = sa.select(scoring_batches).where(scoring_batches.c.detector == detector)
         with self.begin() as connection:
             return [
-                Batch(**row) for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings()
+                PublishedNight(**row)
+                for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings()
             ]
 
-    def get_batches(self, detector: str, batch_date: date | None = None) -> list[Batch]:
+    def get_nights(self, detector: str, batch_date: date | None = None) -> list[PublishedNight]:
         """The published nights of a detector, or the one of a date. Raises BatchMissing where nothing is published."""
-        published = self.read_batches(detector)
+        published = self.read_nights(detector)
         if found := [night for night in published if batch_date in (None, night.batch_date)]:
             return found
         raise BatchMissing(

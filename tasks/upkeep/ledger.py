@@ -12,13 +12,13 @@ from tasks.errors import ChampionMissing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
-from tasks.stores.tables import Attempt, Batch
+from tasks.stores.tables import Attempt, PublishedNight
 
 State = Literal["fresh", "stale", "failed", "missing"]
 
 
 @dataclass(frozen=True)
-class NightState:
+class BatchState:
     """One batch date. `batch` is what is published, if anything; `version` is the one that would score it now.
 
     `why` is empty for a fresh one, unless its newest attempt failed: what is published stays valid.
@@ -27,7 +27,7 @@ class NightState:
     batch_date: date
     state: State
     why: str
-    batch: Batch | None
+    batch: PublishedNight | None
     version: int | None
 
 
@@ -55,7 +55,7 @@ def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
     return (yesterday - max(complete)).days if complete else None
 
 
-def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[NightState]:
+def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[BatchState]:
     """The state of batch dates, in order, as today's champion should have scored them.
 
     stale: published, but landing has changed since, or by another version. failed: the newest attempt failed and
@@ -64,7 +64,7 @@ def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> 
     return _read(site, dates, dict.fromkeys(dates, champion))
 
 
-def read_ledger_as_of(site: Site, dates: Sequence[date]) -> list[NightState]:
+def read_ledger_as_of(site: Site, dates: Sequence[date]) -> list[BatchState]:
     """The state of batch dates, in order, as the champions of their time should have scored them.
 
     Raises ChampionMissing that names the dates which had none when they were due: at the end of the batch date.
@@ -93,9 +93,9 @@ def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | No
     return found
 
 
-def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | None]) -> list[NightState]:
+def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | None]) -> list[BatchState]:
     engine, lake = site.warehouse, site.lake
-    published = {batch.batch_date: batch for batch in engine.read_batches(site.detector)}
+    published = {batch.batch_date: batch for batch in engine.read_nights(site.detector)}
     newest = {attempt.batch_date: attempt for attempt in engine.read_attempts(site.detector)}
     return [
         _judge(day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
@@ -104,13 +104,13 @@ def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | No
 
 
 def _judge(
-    day: date, landing: Manifest | None, batch: Batch | None, newest: Attempt | None, scorer: Version | None
-) -> NightState:
+    day: date, landing: Manifest | None, batch: PublishedNight | None, newest: Attempt | None, scorer: Version | None
+) -> BatchState:
     version = scorer.version if scorer else None
     failure = newest.failure if newest and newest.status == "failed" else None
     if batch is None:
         why = failure.line if failure else "never scored" if landing else "nothing has landed"
-        return NightState(day, "failed" if failure else "missing", why, None, version)
+        return BatchState(day, "failed" if failure else "missing", why, None, version)
     reasons = []
     if landing and landing.hash != batch.input_hash:
         reasons.append("its input has changed")
@@ -119,4 +119,4 @@ def _judge(
     state: State = "stale" if reasons else "fresh"
     if failure and newest and newest.attempt > batch.attempt:
         reasons.append(f"the newest attempt failed: {failure.line}")
-    return NightState(day, state, "; ".join(reasons), batch, version)
+    return BatchState(day, state, "; ".join(reasons), batch, version)

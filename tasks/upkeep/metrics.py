@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from models.errors import NightjarError
-from tasks.stores.tables import Batch
+from tasks.stores.tables import PublishedNight
 from tasks.upkeep.ledger import State
 
 
@@ -25,7 +25,7 @@ class Reading:
     """
 
     detector: str
-    newest: Batch | None = None
+    newest: PublishedNight | None = None
     published: datetime | None = None
     landed: datetime | None = None
     expected: datetime | None = None
@@ -62,7 +62,7 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
         lambda reading: reading.champion,
     ),
 }
-NIGHT: Mapping[str, tuple[str, Callable[[Batch], float]]] = {
+NIGHT: Mapping[str, tuple[str, Callable[[PublishedNight], float]]] = {
     "nightjar_night_flagged_rows": ("Rows above the threshold.", lambda night: night.flagged),
     "nightjar_night_published_rows": (
         "Flags written to the warehouse; score.max_alerts may keep fewer than were flagged.",

@@ -25,7 +25,6 @@ from tasks.rows.judge import judge
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import Batch
 
 Result = Literal["ok", "failed", "stale"]
 # What another kind of processor may make of the same score, as a share of the score or, where that is larger, of the
@@ -63,7 +62,7 @@ class Published:
 
     site: Site
     contract: Contract
-    batch: Batch
+    batch: PublishedNight
     sample: int
     seed: int
     past: frozenset[str] = frozenset()
@@ -104,7 +103,7 @@ def verify_nights(
     site: Site, contract: Contract, retention: RetentionParams, day: date | None, sample: int, seed: int, now: datetime
 ) -> list[Check]:
     """The checks of all published nights, or of one; sample: scores per night to compute again. Raises BatchMissing."""
-    chosen = site.warehouse.get_batches(site.detector, day)
+    chosen = site.warehouse.get_nights(site.detector, day)
     today = now.astimezone(site.zone).date()
     nights = [
         Published(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today)) for batch in chosen

@@ -58,7 +58,7 @@ def disturb(steps: Steps, needs: dict[str, tuple[str, ...]], folder: Path) -> No
             assert "s3cret" not in str(refused.value)
             assert "to do: " in str(refused.value)
         if name == "publish":
-            assert steps.setup.site.warehouse.read_batches("orders") == []
+            assert steps.setup.site.warehouse.read_nights("orders") == []
         steps.run(name, steps.setup.site)
 
 

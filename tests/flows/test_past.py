@@ -42,7 +42,7 @@ def read_states(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]
 
 def published(project: Project) -> dict[date, Any]:
     engine = Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
-    return {batch.batch_date: batch for batch in engine.read_batches("orders")}
+    return {batch.batch_date: batch for batch in engine.read_nights("orders")}
 
 
 def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(

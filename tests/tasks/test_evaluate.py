@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 
 import tasks
-from tasks.evaluate import evaluate_nights, find_repeats, measure, recall_by_kind, trace_thresholds
+from tasks.evaluate import evaluate_nights
+from tasks.pages.examination import find_repeats
 from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
+from tasks.rows.measures import measure, recall_by_kind, trace_thresholds
 from tasks.sources import payments
 from tasks.sources.files import FilesSource
 

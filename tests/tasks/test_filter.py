@@ -15,7 +15,6 @@ from tasks.filter import (
     LABEL,
     SETS,
     check_leakage,
-    draw_order,
     find_outliers,
     prepare_rows,
     read_set,
@@ -24,6 +23,7 @@ from tasks.filter import (
 )
 from tasks.ingest import ingest_arrivals
 from tasks.params import ByDate, EventTime, FilterParams, IngestParams, LabelColumn, LeadingFraction, RandomFraction
+from tasks.rows.sampling import draw_order
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
 

@@ -76,7 +76,7 @@ def read_everything(engine: Warehouse, detector: str) -> tuple[object, ...]:
     with engine.begin() as connection:
         archived = connection.execute(sa.select(superseded_anomalies).order_by(*superseded_anomalies.c)).all()
     flags = engine.read_flags(detector, DAY).to_json(date_format="iso")
-    return flags, archived, engine.read_batches(detector), engine.read_attempts(detector)
+    return flags, archived, engine.read_nights(detector), engine.read_attempts(detector)
 
 
 def test_a_published_night_is_read_back_as_it_was(engine):
@@ -88,7 +88,7 @@ def test_a_published_night_is_read_back_as_it_was(engine):
     pd.testing.assert_frame_equal(found[FLAG_COLUMNS], flags)
     assert set(found.threshold) == {0.1 + 0.2}
     assert [set(found[name]) for name in ("attempt", "model_version", "scored_at")] == [{1}, {3}, {NOW}]
-    (batch,) = engine.read_batches(night.detector)
+    (batch,) = engine.read_nights(night.detector)
     assert batch.published == len(AWKWARD)
     assert {**dataclasses.asdict(night), "published": len(AWKWARD)} == dataclasses.asdict(batch)
     (attempt,) = engine.read_attempts(night.detector)
@@ -104,7 +104,7 @@ def test_a_flag_is_found_by_its_record(engine):
 
 def test_a_night_without_flags_is_published(engine):
     night = publish_new(engine)
-    assert engine.read_batches(night.detector)[0].published == 0
+    assert engine.read_nights(night.detector)[0].published == 0
     assert engine.read_flags(night.detector, DAY).empty
 
 
@@ -163,7 +163,7 @@ def test_a_night_whose_input_changed_is_refused(engine):
 def test_an_attempt_that_never_began_is_refused(engine):
     with pytest.raises(PublishConflict, match="never gave out"):
         publish_night(engine, make_night(7), make_flags("a"), NOW, lambda: "h1")
-    assert engine.read_batches(make_night().detector) == []
+    assert engine.read_nights(make_night().detector) == []
 
 
 @pytest.mark.parametrize(

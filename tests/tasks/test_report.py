@@ -26,7 +26,7 @@ from tasks.report import (
 from tasks.rows.causes import describe_cause
 from tasks.rows.expectations import Outcome
 from tasks.stores.registry import Version
-from tasks.stores.tables import Batch
+from tasks.stores.tables import PublishedNight
 from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
@@ -52,8 +52,8 @@ def make_night(**changes) -> Night:
     return dataclasses.replace(night, **changes)
 
 
-def make_batch(published: int = 2, **changes) -> Batch:
-    return Batch(**vars(make_night(**changes)), published=published)
+def make_batch(published: int = 2, **changes) -> PublishedNight:
+    return PublishedNight(**vars(make_night(**changes)), published=published)
 
 
 def make_flags(*records: str) -> pd.DataFrame:

@@ -25,8 +25,6 @@ from tasks.review import (
     judge_by_labels,
     keep_verdicts,
     read_answers,
-    read_verdicts,
-    reduce_detector,
 )
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
@@ -36,6 +34,7 @@ from tasks.sources.files import FilesSource
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
+from tasks.upkeep.reduce import read_verdicts, reduce_detector
 
 DAYS = [date(2026, 3, day) for day in (1, 2, 3)]
 NOW = datetime(2026, 3, 9, 8, tzinfo=UTC)
@@ -143,7 +142,7 @@ def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, d
 
 def test_a_night_that_was_never_published_is_refused(site, detector, publish) -> None:
     with pytest.raises(BatchMissing, match="published nothing"):
-        site.warehouse.get_batches(site.detector)
+        site.warehouse.get_nights(site.detector)
     publish(detector, DAYS[0])
     with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):
         ask_about(site, DAYS[1], 5)
@@ -234,7 +233,7 @@ def test_a_later_night_keeps_its_suppressed_flags_with_their_probability(site, d
     is_anomaly = flags["record_id"].map(is_true)
     assert flags.loc[~is_anomaly, "suppressed"].mean() > 0.8
     assert flags.loc[is_anomaly, "suppressed"].mean() < 0.25
-    [batch] = site.warehouse.get_batches(site.detector, DAYS[2])
+    [batch] = site.warehouse.get_nights(site.detector, DAYS[2])
     assert batch.flagged == batch.published == len(flags)
 
 

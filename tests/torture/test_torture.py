@@ -244,7 +244,7 @@ def test_a_champion_that_changes_in_the_middle_changes_nothing_tonight(scene: Sc
     scene.run("promote", "orders", "2")
     running.send(signal.SIGCONT)
     assert running.end() == 0, running.text
-    batch = next(b for b in scene.engine.read_batches("orders") if b.batch_date == NIGHT)
+    batch = next(b for b in scene.engine.read_nights("orders") if b.batch_date == NIGHT)
     flags = scene.engine.read_flags("orders", NIGHT)
     assert (batch.model_version, set(flags["model_version"])) == (1, {1})
     assert "scored by version 1 instead of 2" in scene.run("status", "orders", COLUMNS="200")

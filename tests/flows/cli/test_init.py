@@ -112,7 +112,7 @@ def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
 ) -> None:
     lake, day = Lake(str(trained.folder / ".nightjar" / "lake")), LAST
     engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    batch = next(batch for batch in engine.read_batches("orders") if batch.batch_date == day)
+    batch = next(batch for batch in engine.read_nights("orders") if batch.batch_date == day)
     scores = lake.get("scores", "orders", day, batch.scores)
     published = pd.concat(table.to_pandas() for part in scores.parts for table in lake.slices(part))
     published = published.set_index("record_id")["score"]

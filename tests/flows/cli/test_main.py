@@ -47,7 +47,7 @@ def partitions(project: Project, zone: str) -> list[date]:
 
 
 def published(project: Project) -> list[Any]:
-    return Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb").read_batches("orders")
+    return Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb").read_nights("orders")
 
 
 # --- the main job ---
@@ -548,7 +548,7 @@ def test_the_same_data_params_and_seed_give_the_same_bundle_and_the_same_flags_i
     def look() -> tuple[str, list[object]]:
         site = load_setup("orders").site
         engine = site.warehouse
-        dates = [batch.batch_date for batch in engine.read_batches("orders")]
+        dates = [batch.batch_date for batch in engine.read_nights("orders")]
         assert len(dates) == 2
         learnt = ["record_id", "score", "percentile_rank", "p_value", "threshold", "causes"]
         flags = pd.concat([engine.read_flags("orders", day)[learnt] for day in dates])

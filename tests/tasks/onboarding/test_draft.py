@@ -11,9 +11,10 @@ import pytest
 from models.calibration import rows_for_quantile
 from models.params import QuantilePolicy
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
-from tasks.filter import draw_order, split_by_fractions
+from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import Asked, Draft, draft_detector
 from tasks.params import ByDate, LeadingFraction, RandomFraction
+from tasks.rows.sampling import draw_order
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource

@@ -10,8 +10,8 @@ from models.columns import Column
 from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records, make_records
-from tasks.evaluate import trace_thresholds
 from tasks.pages.pictures import draw_all, project
+from tasks.rows.measures import trace_thresholds
 
 
 def make_images(rows: int, seed: int) -> Records:

@@ -112,7 +112,7 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
     return {
         "flags": engine.read_flags(DETECTOR, DAY).to_dict("records"),
         "groups": engine.read_groups(DETECTOR, DAY + timedelta(days=1)).to_dict("records"),
-        "batches": engine.read_batches(DETECTOR),
+        "batches": engine.read_nights(DETECTOR),
         "attempts": [replace(attempt, owner=None) for attempt in engine.read_attempts(DETECTOR, DAY)],
         "known": engine.read_labels(DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
         "unknown": engine.read_labels(DETECTOR, NOW).to_dict("records"),

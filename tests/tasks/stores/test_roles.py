@@ -115,7 +115,7 @@ def read(engine: Warehouse) -> None:
     flags = engine.read_flags("race", DAY)
     assert (len(flags), set(flags["attempt"])) == (5, {2})
     assert engine.read_groups("race", DAY)["records"].tolist() == [2]
-    assert [batch.attempt for batch in engine.read_batches("race")] == [2]
+    assert [batch.attempt for batch in engine.read_nights("race")] == [2]
     assert [attempt.attempt for attempt in engine.read_attempts("race")] == [1, 2, 3, 4]
     assert engine.read_labels("race", NOW, pd.Series(["x"]))["label"].tolist() == [0]
     assert engine.read_reviews("race")["verdict"].tolist() == ["normal"]

@@ -1,0 +1,66 @@
+"""How well scores tell anomalous rows from normal ones: metrics, the curve of thresholds, recall by kind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Flags = npt.NDArray[np.bool_]
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Detection of the positive class "anomalous"; None where it cannot be computed, such as recall of no anomaly."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: float | None
+    average_precision: float | None
+    false_alarm_rate: float | None  # share of the normal rows that are flagged
+    rows: int
+    anomalies: int
+
+
+def measure(scores: Floats, is_anomaly: Flags, threshold: float) -> Metrics:
+    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged is strictly above threshold."""
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
+
+    flagged = scores > threshold
+    hits, positives, flags = int((flagged & is_anomaly).sum()), int(is_anomaly.sum()), int(flagged.sum())
+    normals = len(scores) - positives
+    both = positives > 0 and normals > 0
+    return Metrics(
+        precision=hits / flags if flags else None,
+        recall=hits / positives if positives else None,
+        f1=2 * hits / (flags + positives) if flags + positives else None,
+        auroc=float(roc_auc_score(is_anomaly, scores)) if both else None,
+        average_precision=float(average_precision_score(is_anomaly, scores)) if positives else None,
+        false_alarm_rate=(flags - hits) / normals if normals else None,
+        rows=len(scores),
+        anomalies=positives,
+    )
+
+
+def trace_thresholds(scores: Floats, is_anomaly: Flags, most: int = 400) -> pd.DataFrame:
+    """Precision, recall and F1 of flagging what scores above each threshold; at most `most` of them, evenly ranked."""
+    order = np.argsort(-scores, kind="stable")
+    hits, flagged = np.cumsum(is_anomaly[order]), np.arange(1, len(scores) + 1)
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) < 0, True))  # a tie is flagged whole or not at all
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, most).astype(int))]
+    precision, recall = hits[ends] / flagged[ends], hits[ends] / max(int(is_anomaly.sum()), 1)
+    f1 = 2 * hits[ends] / (flagged[ends] + max(int(is_anomaly.sum()), 1))
+    thresholds = np.nextafter(scores[order][ends], -np.inf)
+    return pd.DataFrame({"threshold": thresholds, "precision": precision, "recall": recall, "f1": f1})
+
+
+def recall_by_kind(flagged: Flags, is_anomaly: Flags, kinds: pd.Series) -> pd.DataFrame:
+    """For each kind of anomaly (N,) its test rows and the share that is flagged, commonest first."""
+    anomalous = pd.DataFrame({"kind": kinds[is_anomaly].astype(str), "flagged": flagged[is_anomaly]})
+    grouped = anomalous.groupby("kind")["flagged"].agg(["size", "mean"]).reset_index()
+    grouped.columns = pd.Index(["kind", "rows", "recall"])
+    return grouped.sort_values(["rows", "kind"], ascending=[False, True], ignore_index=True)

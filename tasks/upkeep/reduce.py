@@ -1,0 +1,95 @@
+"""Learn the second stage from all verdicts so far, and register the champion with it as a version of its own."""
+
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import JsonValue
+
+from models.detector import Detector
+from models.reducer import Gain, Verdicts, fit_reducer
+from tasks.errors import TooFewRows
+from tasks.params import ReviewParams
+from tasks.register import Registered, register_bundle
+from tasks.review import ANOMALY
+from tasks.rows.columns import to_records
+from tasks.rows.judge import judge
+from tasks.stores.site import Site
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The version that got a reducer, what that gains, and the flags and expected alerts of a usual reviewed night."""
+
+    registered: Registered
+    gain: Gain
+    flags_per_night: float
+    alerts_per_night: float
+
+
+def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
+    """All verdicts so far, seen with a detector's eyes, and their nights. Raises TooFewRows where there are none.
+
+    Whether a record is a flag is the detector's own judgement, whichever version flagged it then. A record that later
+    input replaced or quarantined is left out.
+    """
+    reviews = site.warehouse.read_reviews(site.detector)
+    names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
+    tables, rows = [], []
+    nights: list[date] = sorted(reviews["batch_date"].unique())
+    for day in nights:
+        of_night = reviews[reviews["batch_date"] == day]
+        asked = pa.array(of_night["record_id"], pa.string())
+        for part in site.lake.get("validated", site.detector, day).parts:
+            for table in site.lake.slices(part, names):
+                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), asked))
+                tables.append(found)
+                rows.append(of_night.set_index("record_id").loc[found["record_id"].to_pylist()])
+    if not tables:
+        raise TooFewRows(
+            f"Nobody has judged a record of {site.detector} yet.",
+            expected="verdicts on its flags",
+            todo=f"nightjar review {site.detector} --date DATE > FILE, then --take FILE; or --from-labels",
+        )
+    table, reviewed = pa.concat_tables(tables), pd.concat(rows)
+    records, _ = to_records(table, detector.columns)
+    verdicts = Verdicts(
+        features=detector.describe(records),
+        is_anomaly=(reviewed["verdict"] == ANOMALY).to_numpy(),
+        is_flag=judge(detector, table).is_flagged,
+        inclusion=reviewed["inclusion"].to_numpy(),
+        times=table["event_time"].cast(pa.int64()).to_numpy(),
+    )
+    return verdicts, nights
+
+
+def reduce_detector(
+    detector: Detector, verdicts: Verdicts, nights: list[date], version: int, params: ReviewParams
+) -> tuple[Detector, Gain]:
+    """A detector of the same weights with a second stage, and what that gains. Raises TooFewRows and ReducerRefused.
+
+    Its lineage counts the reviewed nights as learnt from: it will not score them.
+    """
+    reducer = fit_reducer(verdicts, params.reducer, params.limits)
+    through = max(str(detector.lineage["trained_through"]), nights[-1].isoformat())
+    learnt: dict[str, JsonValue] = {"from_version": version, "reviewed_through": nights[-1].isoformat()}
+    reduced = detector.with_reducer(reducer)
+    lineage = {**detector.lineage, "trained_through": through, "reducer": learnt}
+    return reduced.with_lineage(lineage), reducer.header.gain
+
+
+def register_reducer(site: Site, params: ReviewParams) -> Reduced:
+    """Give the champion a reducer learnt from all verdicts so far, and register that as a version of its own."""
+    champion = site.registry.get_champion()
+    detector = Detector.load(site.registry.fetch_bundle(champion))
+    verdicts, nights = read_verdicts(site, detector)
+    reduced, gain = reduce_detector(detector, verdicts, nights, champion.version, params)
+    folder = site.registry.bundles / "reduced" / str(champion.version)
+    reduced.save(folder)
+    registered = register_bundle(site, folder, None)
+    batches = site.warehouse.read_nights(site.detector)
+    flags = float(np.mean([batch.flagged for batch in batches if batch.batch_date in nights]))
+    return Reduced(registered, gain, flags, flags * gain.alerts_share)
