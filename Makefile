@@ -4,7 +4,7 @@ BIN := .venv/bin
 PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help nightly test stack-test torture lint bench ui up down deploy clean
+.PHONY: help nightly test test-fast stack-test torture lint bench ui up down deploy clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,10 @@ nightly: $(BIN)/.installed ## the main job on the bundled payments detector
 test: $(BIN)/.installed ## the test suite
 	@# More workers than cores: a third of the time is waiting for servers and processes.
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/stack
+
+test-fast: $(BIN)/.installed ## the pure functions: no server, no process, nothing slow; for while you edit (under a minute)
+	$(BIN)/pytest -n 2 -m "not server and not slow" tests/models tests/tasks tests/flows/test_params.py \
+		tests/test_architecture.py tests/test_old_versions.py tests/test_watching.py
 
 stack-test: $(BIN)/.installed ## the stack of make up from end to end; needs Chromium
 	$(BIN)/pytest tests/stack

@@ -48,6 +48,7 @@ def test_params_take_a_list_from_a_file_but_no_text_and_no_empty_network() -> No
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 11, 16, 30, 33, 60, 121])
+@pytest.mark.slow
 def test_in_eval_mode_a_row_has_the_same_bits_at_every_place_in_the_block(width: int) -> None:
     generator = torch.Generator().manual_seed(width)
     x, order = torch.randn(BLOCK, width, generator=generator), torch.randperm(BLOCK, generator=generator)

@@ -305,6 +305,7 @@ def test_the_same_data_params_and_seed_give_the_same_hash(tmp_path: Path) -> Non
     assert replace(fit(), lineage={}).save(tmp_path / "other") != hashes[0]
 
 
+@pytest.mark.slow
 def test_another_process_loads_and_saves_the_same_hash(tmp_path: Path) -> None:
     code = "import sys, pathlib; from models.detector import Detector; p = pathlib.Path(sys.argv[1])\n"
     code += "sys.stdout.write(Detector.load(p).save(p / '..' / 'again'))"
@@ -383,6 +384,7 @@ def test_detectors_that_score_at_the_same_time_keep_their_own_thread_counts(dete
 
 
 @pytest.mark.parametrize("setup", ["autoencoder", "neighbours"])
+@pytest.mark.slow
 def test_another_thread_count_gives_scores_within_one_in_a_hundred_thousand(setup: str) -> None:
     columns = (*(Column(f"x{i}", "numeric") for i in range(200)),)
     rng = np.random.default_rng(3)

@@ -16,6 +16,7 @@ from models.distributed import fit_distributed
 from models.errors import ProcessLost, TrainingDiverged
 from models.fitting import EpochLog, FitParams, build_network
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 LAYOUT = AutoencoderParams(layers=(4, 2, 4))
 ENDLESS = FitParams(epochs=1_000_000, patience_epochs=1_000_000, batch_size=16)

@@ -36,11 +36,12 @@ def weigh(network: Network) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("params", NETWORKS)
+@pytest.mark.slow
 def test_the_loss_falls(params: AutoencoderParams | VariationalParams) -> None:
     network = build_network(params, 4, seed=0)
     before = measure_loss(network, make_rows(40, 2))
     result = fit_network(
-        network, make_rows(200, 1), make_rows(40, 2), FitParams(learning_rate=0.02, batch_size=32), CPU
+        network, make_rows(200, 1), make_rows(40, 2), FitParams(learning_rate=0.02, batch_size=32, epochs=30), CPU
     )
     assert result.best_loss < 0.7 * before
 
@@ -120,6 +121,7 @@ def test_fewer_rows_than_processes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("params", NETWORKS)
+@pytest.mark.slow
 def test_mixed_precision_learns_as_much(params: AutoencoderParams | VariationalParams) -> None:
     def run(precision: Literal["float32", "bfloat16"]) -> tuple[Network, float]:
         network, learn = build_network(params, 4, seed=0), FitParams(epochs=10, batch_size=32, precision=precision)
@@ -131,6 +133,7 @@ def test_mixed_precision_learns_as_much(params: AutoencoderParams | VariationalP
     assert not torch.equal(next(exact.parameters()), next(mixed.parameters()))
 
 
+@pytest.mark.slow
 def test_a_compiled_fit_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # What is traced runs as it is: the C++ or CUDA that it would become takes half a minute to build.
     compiled = []

@@ -179,8 +179,27 @@ def scheduled(stack: Stack, trained: FlowRun) -> tuple[UUID, UUID]:
 
 
 @pytest.fixture(scope="module")
-def second_training(stack: Stack, trained: FlowRun) -> FlowRun:
-    """Another training, just begun; its fit will lose its worker."""
+def span() -> tuple[date, date]:
+    """The dates to backfill; what came before them is training data."""
+    last = newest_batch()
+    return last - timedelta(days=8), last
+
+
+@pytest.fixture(scope="module")
+def interrupted(stack: Stack, trained: FlowRun, span: tuple[date, date]) -> tuple[FlowRun, FlowRun]:
+    """A backfill that was killed in its middle, and its worker with it; and the next one, just begun."""
+    dates = {"first": str(span[0]), "last": str(span[1])}
+    before = len(stack.query("select 1 from scoring_batches"))
+    killed = stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
+    until(lambda: len(stack.query("select 1 from scoring_batches")) >= before + 2, 180, stack.logs())
+    stack.kill("--pool cpu")
+    stack.kill(str(killed.id))
+    return killed, stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
+
+
+@pytest.fixture(scope="module")
+def second_training(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> FlowRun:
+    """Another training, just begun, on a worker that stays; its fit will lose its own."""
     return stack.begin("training/one-detector", name=DETECTOR, cutoff=str(newest_batch() - timedelta(days=3)))
 
 
@@ -199,25 +218,6 @@ def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
     stack.kill("--pool gpu")
     stack.kill(str(child.id))
     return child
-
-
-@pytest.fixture(scope="module")
-def span() -> tuple[date, date]:
-    """The dates to backfill; what came before them is training data."""
-    last = newest_batch()
-    return last - timedelta(days=8), last
-
-
-@pytest.fixture(scope="module")
-def interrupted(stack: Stack, trained: FlowRun, span: tuple[date, date]) -> tuple[FlowRun, FlowRun]:
-    """A backfill that was killed in its middle, and its worker with it; and the next one, just begun."""
-    dates = {"first": str(span[0]), "last": str(span[1])}
-    before = len(stack.query("select 1 from scoring_batches"))
-    killed = stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
-    until(lambda: len(stack.query("select 1 from scoring_batches")) >= before + 2, 180, stack.logs())
-    stack.kill("--pool cpu")
-    stack.kill(str(killed.id))
-    return killed, stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +286,7 @@ def test_training_hands_its_train_step_to_the_gpu_pool(stack: Stack, trained: Fl
     assert "leaked" not in stack.logs()  # what DuckDB's bindings would say when a run's process ends
 
 
-def test_a_schedule_fires_and_the_night_is_published(
-    stack: Stack, scheduled: tuple[UUID, UUID], silenced: FlowRun
-) -> None:
+def test_a_schedule_fires_and_the_night_is_published(stack: Stack, scheduled: tuple[UUID, UUID]) -> None:
     nightly, schedule = scheduled
     with stack.client() as client:
         only = FlowRunFilter.model_validate(
@@ -316,7 +314,19 @@ def newest_batch() -> date:
     return (datetime.now(ZoneInfo("Europe/Berlin")) - timedelta(hours=5)).date() - timedelta(days=1)
 
 
-@pytest.mark.usefixtures("interrupted")  # what follows is waited for in the meantime
+def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> None:
+    until(lambda: len(stack.processes("worker start")) == 2, 60)  # supervisord has started the dead ones again
+    before = {process.pid for process in stack.processes("worker start")}
+    moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
+    assert moved.returncode == 1
+    assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
+    done = stack.nightjar("up")  # the ports are remembered
+    assert done.returncode == 0, done.stderr + stack.logs()
+    assert {process.pid for process in stack.processes("worker start")} == before
+    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before
+
+
+@pytest.mark.usefixtures("silenced")
 def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[..., None]) -> None:
     prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
     show(f"{prefect}/deployments", "deployments", "weekly", "one-detector")
@@ -338,18 +348,6 @@ def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(
     assert failed.is_failed()
     assert crashed.message in (failed.message or "")
     assert stack.status()["champion"] == 1
-
-
-def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> None:
-    until(lambda: len(stack.processes("worker start")) == 2, 60)  # supervisord has started the dead ones again
-    before = {process.pid for process in stack.processes("worker start")}
-    moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
-    assert moved.returncode == 1
-    assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
-    done = stack.nightjar("up")  # the ports are remembered
-    assert done.returncode == 0, done.stderr + stack.logs()
-    assert {process.pid for process in stack.processes("worker start")} == before
-    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before
 
 
 def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason(

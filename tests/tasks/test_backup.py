@@ -177,6 +177,7 @@ def test_stores_that_hold_something_else_are_refused(tmp_path: Path, duckdb_stor
 
 
 @pytest.mark.parametrize("step", ["import_registry", "fill_lake", "fill_tables"])
+@pytest.mark.slow
 def test_a_restore_that_was_cut_short_is_run_again(
     tmp_path: Path, duckdb_stores: Stores, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

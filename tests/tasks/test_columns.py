@@ -22,6 +22,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
     ),
     vocabulary=st.lists(st.sampled_from(["a", "b", "c", "", "é"]), unique=True, min_size=1),
 )
+@pytest.mark.slow
 def test_codes_agree_with_a_look_up_row_by_row_in_plain_and_encoded_text(chunks, vocabulary):
     plain = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string())
     encoded = pa.chunked_array(

@@ -102,6 +102,7 @@ def test_by_date_gives_calibration_the_latest_days_and_fit_the_earliest(site, da
     ]
 
 
+@pytest.mark.slow
 def test_a_late_label_changes_training_from_the_next_cutoff_and_never_the_past(site, days):
     params = IngestParams(
         source=FilesSource(kind="files", path="days.csv"),

@@ -31,6 +31,7 @@ VALUES = [text for text in HOSTILE if text.strip() and "\0" not in text and "\n"
 BETWEEN = "expect_column_values_to_be_between"
 
 
+@pytest.mark.slow
 def test_columns_of_any_printable_name_go_all_the_way_to_the_data_docs(site: Site) -> None:
     path = Path(site.sources) / "--odd'name;.csv"
     with path.open("w", newline="") as file:
@@ -70,6 +71,7 @@ def test_columns_that_duckdb_takes_for_one_are_refused() -> None:
         parse_section(Contract, {"columns": columns}, Path("toy.yaml"))
 
 
+@pytest.mark.slow
 def test_records_and_groups_of_any_name_are_published_and_found_again(engine: sa.Engine) -> None:
     detector = VALUES[3]
     night = Night(

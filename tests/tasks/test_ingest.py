@@ -369,6 +369,7 @@ for number in range(4):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_land_at_once_lose_no_arrival(site):
     command = [sys.executable, "-c", LAND_FOUR]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -57,6 +57,7 @@ def test_a_part_of_several_pieces_is_one_object_or_none(object_store: ObjectStor
     assert object_store.list_uploads(bucket) == []
 
 
+@pytest.mark.slow
 def test_a_killed_upload_is_seen_by_nobody_and_left_to_the_buckets_own_rule(
     object_store: ObjectStore, bucket: str
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_mistyped_bucket_is_named_and_not_made(object_store: ObjectStore) -> N
 
 
 @pytest.mark.parametrize("fault", ["away", "no keys", "wrong keys"])
+@pytest.mark.slow
 def test_a_store_that_is_away_or_refuses_is_told_readably_and_without_the_secret(
     object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from matplotlib.image import imread
 
@@ -18,6 +19,7 @@ def make_images(rows: int, seed: int) -> Records:
     return make_records(pixels=np.random.default_rng(seed).integers(0, 256, (rows, 16)).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_every_picture_that_the_rows_allow_is_drawn(tmp_path: Path) -> None:
     params = DetectorParams(networks=(AutoencoderParams(layers=(4, 1, 4)),), fit=FitParams(epochs=2))
     column = Column("images", "image", shape=(4, 4))

@@ -223,6 +223,7 @@ p.publish_night(open_engine(url), night, flags, now, lambda: "h1")
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_before_its_commit_leaves_the_old_result_whole(engine, warehouse_url):
     night = publish_new(engine, "a", "b")
     newer = make_night(begin_attempt(engine, night.detector, DAY, "validate", NOW))
@@ -235,6 +236,7 @@ def test_a_process_killed_before_its_commit_leaves_the_old_result_whole(engine, 
     assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
 
 
+@pytest.mark.slow
 def test_when_attempts_publish_at_once_the_newest_stands(engine):
     nights = [make_night(begin_attempt(engine, make_night().detector, DAY, "validate", NOW)) for _ in range(8)]
 
@@ -266,6 +268,7 @@ def test_a_reader_during_a_publish_sees_the_old_result(postgres_warehouse_url, m
     assert read_flags(engine, night.detector, DAY).record_id.tolist() == ["c"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_flags_are_published_and_republished(engine):
     records = [f"record-{i}" for i in range(99_985)]
     publish_new(engine, *records)

@@ -139,6 +139,7 @@ def test_the_same_file_twice_changes_nothing(site, land_rows, validate, listed, 
     assert site.lake.get("landing", "toy", DAY) == before
 
 
+@pytest.mark.slow
 def test_a_row_repaired_badly_goes_to_quarantine_again_and_can_be_repaired_again(
     land_rows, validate, listed, take, site
 ):
@@ -246,6 +247,7 @@ def test_numbers_of_parquet_are_repaired_too(land_rows, validate, listed, take, 
     assert read_validated(site).loc["r2", "amount"] == 2.25
 
 
+@pytest.mark.slow
 def test_a_corrected_file_takes_the_place_of_its_repairs(land_rows, validate, listed, take):
     land_rows(make_rows(amount={1: "1,5"}), name="a")
     land_rows(make_rows(amount={1: "1,5"}).iloc[:0], make_rows(8).iloc[6:].assign(amount="x"), name="b")

@@ -137,6 +137,7 @@ def test_all_flags_are_asked_about_and_a_known_share_of_the_rest(site, detector,
     assert (asked["verdict"] == "").all()
 
 
+@pytest.mark.slow
 def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, detector, publish, monkeypatch) -> None:
     publish(detector, *DAYS[:2])
     asked = ask_about(site, DAYS[0], 20)

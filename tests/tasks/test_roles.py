@@ -177,6 +177,7 @@ def is_refused(engine: sa.Engine, statement: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_neither_writer_nor_reader_can_drop_alter_or_make_anything_and_a_reader_changes_nothing(
     engines: dict[str, sa.Engine],
 ) -> None:
@@ -290,6 +291,7 @@ def end(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, told
 
 
+@pytest.mark.slow
 def test_two_databases_of_one_server_are_migrated_at_once(server: Server) -> None:
     engines = [server.log_in(OWNER, server.make_database()) for _ in range(2)]
     for process in [start_migrating(engine) for engine in engines]:
@@ -297,6 +299,7 @@ def test_two_databases_of_one_server_are_migrated_at_once(server: Server) -> Non
     assert [renew_roles(engine) for engine in engines] == [[WRITER, READER]] * 2
 
 
+@pytest.mark.slow
 def test_a_migration_waits_for_another_database_that_makes_the_same_roles(server: Server) -> None:
     first, second = (server.log_in(OWNER, server.make_database()) for _ in range(2))
     with begin(first) as connection:

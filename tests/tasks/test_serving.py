@@ -319,6 +319,7 @@ def test_other_content_other_paths_and_other_verbs_are_refused(
     assert got == status and "secret" not in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_bundle_that_was_tampered_with_is_not_served(served: Served, tmp_path: Path) -> None:
     [weights] = Path(str(served.site.artifacts)).rglob("weights.safetensors")
     sound = weights.read_bytes()

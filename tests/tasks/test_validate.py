@@ -227,6 +227,7 @@ IDS = st.sampled_from(["a", "b", "it's", '{"}', "", None])
     parts=st.lists(st.lists(st.tuples(IDS, st.integers(0, 1)), min_size=1, max_size=6), min_size=1, max_size=3),
     replaced=st.frozensets(IDS.filter(lambda record: record is not None), max_size=3),
 )
+@pytest.mark.slow
 def test_doubled_ids_are_those_that_a_plain_count_finds(tmp_path_factory, parts, replaced):
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     partition = lake.write("landing", "toy", DAY)
@@ -260,6 +261,7 @@ def arrived_twice(site, monkeypatch) -> Manifest:
     return partition.commit({})
 
 
+@pytest.mark.slow
 def test_a_batch_that_arrived_twice_is_searched_in_little_memory(site, arrived_twice, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = find_duplicates(site.lake, arrived_twice, ["amount"], {})
@@ -275,6 +277,7 @@ def test_a_search_that_fits_in_memory_needs_no_temporary_folder(site, land_rows,
     assert found.identical.to_pylist() == ["r2"]
 
 
+@pytest.mark.slow
 def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch):
     monkeypatch.setattr("tasks.lake.QUERY_MEMORY", "60MB")
     ids = [f"r{max(1, number)}" for number in range(65_536)]
@@ -413,6 +416,7 @@ def test_a_batch_level_expectation_stops_the_batch_or_warns(land_rows, validate,
     assert site.lake.find("validated", "toy", DAY).rows == 6
 
 
+@pytest.mark.slow
 def test_several_dates_at_once_are_as_one_by_one(land_rows, site, no_docs, read):
     days = [DAY + timedelta(days=n) for n in range(4)]
     for n, day in enumerate(days):
@@ -512,6 +516,7 @@ def test_many_batches_get_pages_for_the_latest_and_the_rejected(land_rows, site,
 
 
 @pytest.mark.parametrize("kept", [0, 0.5])
+@pytest.mark.slow
 def test_data_docs_that_a_killed_run_left_half_written_stop_nobody(land_rows, site, kept):
     land_rows(make_rows())
     validate_batches(site, CONTRACT, [DAY], ANY)
@@ -593,6 +598,7 @@ def sort_by_hand(rows: list[dict]) -> tuple[int, int, int]:
 @given(
     batches=st.lists(st.lists(st.lists(DIRT, min_size=1, max_size=6), min_size=1, max_size=3), min_size=3, max_size=6)
 )
+@pytest.mark.slow
 def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypatch, batches):
     monkeypatch.setattr("tasks.validate.build_docs", lambda *_: None)
     site = dataclasses.replace(make_site(), lake_root=str(tmp_path_factory.mktemp("lake")))

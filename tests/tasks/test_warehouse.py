@@ -119,6 +119,7 @@ for _ in range(4):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_can_migrate_and_begin_attempts_at_once(warehouse_url):
     command = [sys.executable, "-c", MIGRATE_AND_BEGIN_FOUR, warehouse_url]
     racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -166,6 +167,7 @@ def test_an_exception_rolls_everything_back(engine):
     assert read_labels(engine, "d", NOW).empty
 
 
+@pytest.mark.slow
 def test_awkward_names_survive_the_bulk_load(engine):
     for detector in AWKWARD:
         add_labels(engine, detector, make_labels(*((name, 1, NOW) for name in AWKWARD)))

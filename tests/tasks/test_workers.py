@@ -80,6 +80,7 @@ def read_scores(site: Site, inputs: str) -> tuple[list[str], pd.DataFrame]:
     return [part.sha256 for part in found.parts], site.lake.read_frame(found.facts["flags"])
 
 
+@pytest.mark.slow
 def test_parts_that_four_threads_score_at_once_are_those_of_one(
     site: Site, validated: Manifest, validation: Validation, version: Version, bundle: Path
 ) -> None:
