@@ -49,7 +49,7 @@ def draw_world(configured: Configured, seed: int) -> tuple[dict[str, pa.Table], 
     sets = {day: name for day, name in split_by_date(known, detector.filter.splits).items() if name != "test"}
     sets |= dict.fromkeys(dates[-TEST_DAYS:], "test")
     frames: dict[str, list[pd.DataFrame]] = {"fit": [], "stopping": [], "test": []}
-    for file in payments.list_files(source, zone, first, last):
+    for file in payments.list_deliveries(source, zone, first, last):
         name = sets.get(file.batch_date, "")
         if name not in frames:  # the tuning and calibration days are not needed to rank records
             continue

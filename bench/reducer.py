@@ -63,7 +63,7 @@ def draw_payments(seed: int) -> World:
     source = detector.ingest.source.model_copy(update={"seed": seed})
     zone, first, last = detector.time_zone, source.first_date, detector.run.last_date
     frames = []
-    for file in payments.list_files(source, zone, first, last):
+    for file in payments.list_deliveries(source, zone, first, last):
         truth = set(payments.read_truth(source, zone, file.batch_date)["record_id"])
         for frame in payments.read_file(source, zone, file):
             is_fraud, night = frame["payment_id"].isin(truth), (file.batch_date - first).days

@@ -20,7 +20,7 @@ from prefect.testing.utilities import prefect_test_harness
 from throughput import DAY, NAME, PROJECT, open_site, prepare
 
 from flows.config.params import load_detector
-from models.bundle import read_manifest
+from models.bundle import read_bundle_manifest
 from tasks.score import score
 from tasks.spread import Workers, spread_parts
 from tasks.stores.registry import HASH_TAG, Version
@@ -33,7 +33,7 @@ MILLION = 1_000_000
 
 def place_bundle(site: Site) -> tuple[Version, Path]:
     """The detector where a worker looks for a version's bundle."""
-    content_hash = read_manifest(site.home / "bundle").content_hash
+    content_hash = read_bundle_manifest(site.home / "bundle").content_hash
     folder = site.registry.bundles / f"version-1-{content_hash[:12]}"
     shutil.copytree(site.home / "bundle", folder, dirs_exist_ok=True)
     return Version("bench", 1, (), {HASH_TAG: content_hash}), folder

@@ -63,7 +63,7 @@ def prepare(site: Site, rows: int) -> tuple[float, int]:
     """Land the batch; fit and calibrate a detector on its honest rows where there is none yet."""
     configured, drawn = load_detector(PROJECT, NAME).detector, min(rows, DRAWN_ROWS)
     source = payments.PaymentsSource(kind="payments", seed=SEED, rows_per_day=drawn, first_date=FIRST)
-    [file] = payments.list_files(source, site.time_zone, DAY, DAY)
+    [file] = payments.list_deliveries(source, site.time_zone, DAY, DAY)
     frames = (pa.Table.from_pandas(f, preserve_index=False) for f in payments.read_file(source, site.time_zone, file))
     table = pa.concat_tables(add_identity(frame, configured.ingest, "", 0) for frame in frames)
     partition = site.lake.write("landing", NAME, DAY)

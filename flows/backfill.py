@@ -30,7 +30,7 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
     validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
     scorers: Sequence[int | None] = versions or [None] * len(dates)
     states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
-    raise_failures(name, dates, states)
+    raise_failed_nights(name, dates, states)
 
 
 @flow(name="backfill-range", flow_run_name="backfill {name}, {only} of {first} to {last}", on_running=[mark_crashed])
@@ -44,7 +44,7 @@ def backfill_range(name: str, first: date, last: date, only: Only = "missing", a
         backfill(name, plan.dates, plan.versions if as_of else None)
 
 
-def raise_failures(name: str, dates: Sequence[date], states: Sequence[State[Any]]) -> None:
+def raise_failed_nights(name: str, dates: Sequence[date], states: Sequence[State[Any]]) -> None:
     """Raise RunFailed that lists every failed date with its cause."""
     causes: dict[str, list[str]] = {}
     for day, state in zip(dates, states, strict=True):

@@ -17,7 +17,7 @@ from tasks.stores.tables import Night
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NightOutcome:
     """What became of one detector's night: the batch that was published, or the cause that it was not."""
 
     detector: str
@@ -42,7 +42,7 @@ def name_run() -> str:
 
 
 @flow(name="every", flow_run_name=name_run, on_running=[mark_crashed])
-def score_every(batch_date: date | None = None) -> State[list[Outcome]]:
+def score_every(batch_date: date | None = None) -> State[list[NightOutcome]]:
     """Score a batch (yesterday's, unless named) of every detector; red, with who failed and why, when any did."""
     outcomes = [score_one(name, batch_date) for name in list_in_service()]
     causes = [f"{outcome.detector}: {outcome.cause}" for outcome in outcomes if outcome.cause]
@@ -61,13 +61,13 @@ def retrain_every() -> State[list[Retrained]]:
     return Completed(message=f"{len(outcomes)} trained", data=outcomes)
 
 
-def score_one(name: str, batch_date: date | None) -> Outcome:
+def score_one(name: str, batch_date: date | None) -> NightOutcome:
     """One detector's night, whatever becomes of it."""
     state = nightly(name, batch_date, return_state=True)
     night = state.result(raise_on_failure=False)
     if isinstance(night, Night):
-        return Outcome(name, night.batch_date, night.flagged, "")
-    return Outcome(name, batch_date, None, str(night))
+        return NightOutcome(name, night.batch_date, night.flagged, "")
+    return NightOutcome(name, batch_date, None, str(night))
 
 
 def train_one(name: str) -> Retrained:

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
-class Stack(nn.Sequential):
+class Layers(nn.Sequential):
     """Linear layers of the given widths with the activation between them, and the output's own behind the last."""
 
     def __init__(self, widths: tuple[int, ...], activation: Activation, output: Output = "linear") -> None:
@@ -53,7 +53,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, width: int, params: AutoencoderParams) -> None:
         super().__init__()
-        self.stack = Stack((width, *params.layers, width), params.activation, params.output)
+        self.stack = Layers((width, *params.layers, width), params.activation, params.output)
         self.activity_penalty = params.activity_penalty
         self.depth = 2 * (params.layers.index(min(params.layers)) + 1)  # modules up to the bottleneck's activation
 

@@ -21,19 +21,19 @@ FILES = (HEADER, WEIGHTS, CALIBRATION)
 TODO = "get the bundle again from where it was registered, or train the detector anew; never edit a bundle"
 
 
-class FileEntry(Section):
+class BundleFile(Section):
     """One file of a bundle: hexadecimal SHA-256 and size in bytes."""
 
     sha256: str
     size: int
 
 
-class Manifest(Section):
+class BundleManifest(Section):
     """The file that is written last and read first; without it a folder is not a bundle."""
 
     format_version: int
     content_hash: str
-    files: dict[str, FileEntry]
+    files: dict[str, BundleFile]
 
 
 def write_bundle(folder: Path, contents: Mapping[str, bytes]) -> str:
@@ -43,14 +43,14 @@ def write_bundle(folder: Path, contents: Mapping[str, bytes]) -> str:
     for name in FILES:
         (folder / name).write_bytes(contents[name])
     entries = {name: _describe(contents[name]) for name in FILES}
-    manifest = Manifest(format_version=FORMAT_VERSION, content_hash=_hash_entries(entries), files=entries)
+    manifest = BundleManifest(format_version=FORMAT_VERSION, content_hash=_hash_entries(entries), files=entries)
     (folder / MANIFEST).write_bytes(dump_json(manifest.model_dump()))
     return manifest.content_hash
 
 
 def read_bundle(folder: Path) -> dict[str, bytes]:
     """Read every file of a bundle and check it against the manifest; raises BundleInvalid."""
-    manifest = read_manifest(folder)
+    manifest = read_bundle_manifest(folder)
     _check_names(folder, manifest)
     contents = {}
     for name in FILES:
@@ -71,11 +71,11 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
 def check_bundle(folder: Path, content_hash: str) -> None:
     """Check every byte, and that it is the bundle of this hash and not a sound one in its place; BundleInvalid."""
     read_bundle(folder)
-    if (found := read_manifest(folder).content_hash) != content_hash:
+    if (found := read_bundle_manifest(folder).content_hash) != content_hash:
         raise _invalid("is another bundle", folder, f"content hash {found}", f"content hash {content_hash}")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_bundle_manifest(folder: Path) -> BundleManifest:
     """Read the manifest alone, as for its content hash; raises BundleInvalid."""
     path = folder / MANIFEST
     raw = _read(path)
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
             todo="install the version of Nightjar that wrote it, or train the detector anew",
         )
     try:
-        return Manifest.model_validate_json(raw)
+        return BundleManifest.model_validate_json(raw)
     except ValidationError as error:
         raise _invalid("is not a manifest", path, str(error), "version, content hash and files") from error
 
@@ -102,7 +102,7 @@ def dump_json(document: object) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _check_names(folder: Path, manifest: Manifest) -> None:
+def _check_names(folder: Path, manifest: BundleManifest) -> None:
     # The manifest never chooses what is opened: names that are not ours are refused, so no path can lead outside.
     for where, names in (
         (folder / MANIFEST, manifest.files),
@@ -121,11 +121,11 @@ def _read(path: Path) -> bytes:
         raise _invalid("cannot be read", path, str(error), f"a bundle with {MANIFEST}, {', '.join(FILES)}") from error
 
 
-def _describe(content: bytes) -> FileEntry:
-    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+def _describe(content: bytes) -> BundleFile:
+    return BundleFile(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
-def _hash_entries(entries: Mapping[str, FileEntry]) -> str:
+def _hash_entries(entries: Mapping[str, BundleFile]) -> str:
     document = {
         "format_version": FORMAT_VERSION,
         "files": {name: entry.model_dump() for name, entry in entries.items()},

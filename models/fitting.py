@@ -145,7 +145,7 @@ def measure_loss(network: Network, rows: Tensor, share: Share = ALONE) -> float:
     with torch.inference_mode():
         losses = []
         for some in torch.split(rows, EVALUATED_ROWS):
-            part = load_rows(some, device)
+            part = move_rows(some, device)
             losses.append(network.loss(part, part, None).double() * len(part))
         total = torch.stack(losses).sum()
         total, n = share.add(torch.stack([total, torch.full_like(total, len(rows))]))
@@ -161,7 +161,7 @@ def place_rows(fit: Tensor, stopping: Tensor, device: torch.device) -> tuple[Ten
     return fit, stopping
 
 
-def load_rows(rows: Tensor, device: torch.device) -> Tensor:
+def move_rows(rows: Tensor, device: torch.device) -> Tensor:
     """Rows where they are computed on; from main memory by way of pinned pages, so that nobody waits for the copy."""
     if rows.device.type == device.type:
         return rows
@@ -248,7 +248,7 @@ def _run_epoch(
         # Gradients are averaged over processes, so a mean over fewer rows must count for less. One that has none of
         # the batch takes part all the same, with a row that counts for nothing: the others wait for it.
         weight = len(own) * share.size / len(batch)
-        target = load_rows(fit[own if len(own) else batch[:1]], chance.device)  # (batch, D)
+        target = move_rows(fit[own if len(own) else batch[:1]], chance.device)  # (batch, D)
         x = target
         if params.noise > 0:
             x = target + params.noise * torch.randn(target.shape, generator=chance, device=chance.device)

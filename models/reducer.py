@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from models.autoencoder import Stack
+from models.autoencoder import Layers
 from models.calibration import Floats
 from models.errors import ReducerRefused, TooFewRows
 from models.fitting import pin_arithmetic
@@ -73,7 +73,7 @@ class NetworkClassifier(nn.Module):
 
     def __init__(self, width: int, params: NetworkReducerParams) -> None:
         super().__init__()
-        self.stack = Stack((width, *params.hidden, 1), "silu")
+        self.stack = Layers((width, *params.hidden, 1), "silu")
         for name, value in {"mean": torch.zeros(width), "scale": torch.ones(width), "shift": torch.zeros(())}.items():
             self.register_buffer(name, value)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from models.autoencoder import Stack
+from models.autoencoder import Layers
 from models.params import VariationalParams
 
 
@@ -18,8 +18,8 @@ class Variational(nn.Module):
     def __init__(self, width: int, params: VariationalParams) -> None:
         super().__init__()
         self.kl_weight = params.kl_weight
-        self.encode = Stack((width, *params.hidden, 2 * params.latent), params.activation)
-        self.decode = Stack((params.latent, *reversed(params.hidden), width), params.activation)
+        self.encode = Layers((width, *params.hidden, 2 * params.latent), params.activation)
+        self.decode = Layers((params.latent, *reversed(params.hidden), width), params.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rebuild x from the mean of its latent distribution, (N, D) -> (N, D)."""

@@ -45,7 +45,7 @@ def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | No
     return measure(detector.score(records), table[LABEL].to_numpy() == 1, detector.threshold.value)
 
 
-def read_truth(site: Site, params: IngestParams, day: date, now: datetime) -> pd.DataFrame:
+def read_anomalies(site: Site, params: IngestParams, day: date, now: datetime) -> pd.DataFrame:
     """The anomalies of a batch, as far as anybody can know them: record_id and kind.
 
     For the simulator this is what it planted; for real data, the records labelled anomalous by `now`.
@@ -67,7 +67,7 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
         manifest = lake.get("scores", site.detector, day, published[day].scores)
         slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]
         frame = pa.concat_tables([NO_SCORES, *slices], promote_options="permissive").to_pandas()
-        truth = read_truth(site, params, day, now).set_index("record_id")["kind"]
+        truth = read_anomalies(site, params, day, now).set_index("record_id")["kind"]
         frame["kind"] = frame["record_id"].map(truth)
         frame["margin"] = frame["score"] - published[day].threshold
         scored.append(frame[["score", "margin", "kind"]])

@@ -217,7 +217,7 @@ def has_landed(arrival: Arrival, parts: Collection[Part]) -> bool:
     return {(part.version, part.dates) for part in parts} == {(arrival.version, len(parts))}
 
 
-def read_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
+def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
     """Labels that came with the rows: record_id, label (1 = anomalous), known_at = event time + the label delay."""
     for part in parts:
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
@@ -273,14 +273,14 @@ def land_arrivals(
 
         def keep(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
             if params.labels:
-                labels = read_labels(site.lake, parts, params.labels, site.label_delay)
+                labels = extract_labels(site.lake, parts, params.labels, site.label_delay)
                 added.append(keep_labels(site, labels, arrival.arrived_at if is_correction else None))
 
         touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
         first = max(window.first - site.label_delay, params.source.first_date)  # a label may arrive this late
-        feed = payments.read_labels(params.source, site.time_zone, first, window.last)
+        feed = payments.read_reports(params.source, site.time_zone, first, window.last)
         added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
     return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
 

@@ -44,7 +44,7 @@ FLAG_COLUMNS = [
 NIGHT_COLUMNS = ["detector", "batch_date", "attempt", "threshold", "model_name", "model_version", "scored_at"]
 
 
-def check_counts(night: Night, flags: pd.DataFrame) -> None:
+def reconcile_counts(night: Night, flags: pd.DataFrame) -> None:
     """Raise ReconciliationFailed unless every row of the batch is accounted for exactly once."""
     accounted = night.scored + night.quarantined + night.excluded
     broken = {
@@ -83,7 +83,7 @@ def publish_night(
     asked while the batch is locked. groups: group, score, records; their ranks among the detector's groups of earlier
     batch dates are those of this moment. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
     """
-    check_counts(night, flags)
+    reconcile_counts(night, flags)
     rows = build_rows(night, flags)
     with warehouse.begin() as connection:
         lock_key(connection, night.detector, night.batch_date.isoformat())

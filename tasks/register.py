@@ -13,7 +13,7 @@ import pandas as pd
 from prefect import get_run_logger, task
 from pydantic import JsonValue
 
-from models.bundle import read_manifest
+from models.bundle import read_bundle_manifest
 from models.columns import Column
 from models.detector import Detector
 from tasks.errors import ChampionMissing
@@ -58,7 +58,7 @@ def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
 
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
     """Log a bundle as a model version, unless a version already holds it."""
-    content_hash = read_manifest(bundle).content_hash
+    content_hash = read_bundle_manifest(bundle).content_hash
     site.registry.end_dead_runs()
     versions = site.registry.list_versions()
     alias = registry.CHALLENGER if any(registry.CHAMPION in v.aliases for v in versions) else registry.CHAMPION

@@ -21,7 +21,7 @@ import pyarrow as pa
 from prefect import get_run_logger, task
 from pydantic import TypeAdapter
 
-from models.bundle import read_manifest
+from models.bundle import read_bundle_manifest
 from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.errors import LeakageFound, PublishConflict
@@ -214,7 +214,7 @@ def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:
         )
 
 
-def check_input(site: Site, validated: Manifest, validation: Validation) -> None:
+def refuse_other_input(site: Site, validated: Manifest, validation: Validation) -> None:
     """Refuse rows that another run validated meanwhile from other input. Raises PublishConflict."""
     found = validated.facts["validation"]["input_hash"]
     if found != validation.input_hash:
@@ -233,8 +233,8 @@ def open_batch(
     """The validated batch and the key of its scores. Raises LeakageFound, PublishConflict."""
     check_out_of_sample(site, detector, validation.batch_date)
     validated = site.lake.get("validated", site.detector, validation.batch_date)
-    check_input(site, validated, validation)
-    return validated, hash_inputs(site, validated, read_manifest(bundle).content_hash, contract, params)
+    refuse_other_input(site, validated, validation)
+    return validated, hash_inputs(site, validated, read_bundle_manifest(bundle).content_hash, contract, params)
 
 
 def score_night(

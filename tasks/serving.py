@@ -69,40 +69,42 @@ class ServedDetector:
                 table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
             values, may_be_missing = table[name], name in self.nullable
             if values.null_count and not may_be_missing:
-                raise _refuse(f"column {name}", f"no value in {values.null_count} of {len(values)} rows", "a value")
+                raise _invalid_request(
+                    f"column {name}", f"no value in {values.null_count} of {len(values)} rows", "a value"
+                )
             if pa.types.is_floating(values.type) and name not in self.infinite and pc.any(pc.is_inf(values)).as_py():
-                raise _refuse(f"column {name}", "an infinite value", "a finite one")
+                raise _invalid_request(f"column {name}", "an infinite value", "a finite one")
         return table
 
 
 def read_request(body: bytes, content_type: str | None, columns: Sequence[Column]) -> pa.Table:
     """The rows of a request as typed columns, without those that the detector does not read. Raises RecordInvalid."""
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise _refuse("header Content-Type", repr(content_type), "application/json")
+        raise _invalid_request("header Content-Type", repr(content_type), "application/json")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _refuse("body", f"{len(body)} bytes that are no JSON", "a JSON object") from error
-    rows = read_rows(document)
+        raise _invalid_request("body", f"{len(body)} bytes that are no JSON", "a JSON object") from error
+    rows = parse_rows(document)
     if len(rows) > MOST_ROWS:
-        raise _refuse("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
+        raise _invalid_request("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
     typed = {column.name: type_values(column, [row.get(column.name) for row in rows]) for column in columns}
     return pa.table(typed)
 
 
-def read_rows(document: object) -> list[dict[str, Any]]:
+def parse_rows(document: object) -> list[dict[str, Any]]:
     """The rows of a request, each as values by column. Raises RecordInvalid."""
     keys = list(document) if isinstance(document, dict) else []
     if not isinstance(document, dict) or len(keys) != 1 or keys[0] not in FORMS:
         got = f"the keys {_show(keys)}" if isinstance(document, dict) else _name_kind(document)
-        raise _refuse("body", got, f"an object with one key, {' or '.join(FORMS)}")
+        raise _invalid_request("body", got, f"an object with one key, {' or '.join(FORMS)}")
     [(form, content)] = document.items()
     rows = content if form == "dataframe_records" else _unfold(content)
     if not isinstance(rows, list):
-        raise _refuse(form, _name_kind(rows), "an array of rows")
+        raise _invalid_request(form, _name_kind(rows), "an array of rows")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise _refuse(f"{form}, row {number}", _name_kind(row), "an object of values by column")
+            raise _invalid_request(f"{form}, row {number}", _name_kind(row), "an object of values by column")
     return rows
 
 
@@ -110,14 +112,16 @@ def _unfold(content: object) -> list[dict[str, Any]]:
     """The rows of `dataframe_split`."""
     names, data = (content.get(key) if isinstance(content, dict) else None for key in ("columns", "data"))
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(data, list)):
-        raise _refuse("dataframe_split", _name_kind(content), "an object with the arrays columns, of names, and data")
+        raise _invalid_request(
+            "dataframe_split", _name_kind(content), "an object with the arrays columns, of names, and data"
+        )
     if len(set(names)) < len(names):
         twice = [name for name in names if names.count(name) > 1]
-        raise _refuse("dataframe_split, columns", f"{_show(twice[:1])} twice", "each name once")
+        raise _invalid_request("dataframe_split, columns", f"{_show(twice[:1])} twice", "each name once")
     for number, row in enumerate(data, 1):
         if not isinstance(row, list) or len(row) != len(names):
             got = f"{len(row)} values" if isinstance(row, list) else _name_kind(row)
-            raise _refuse(f"dataframe_split, row {number} of data", got, f"an array of {len(names)} values")
+            raise _invalid_request(f"dataframe_split, row {number} of data", got, f"an array of {len(names)} values")
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
@@ -144,7 +148,7 @@ def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.Chunk
 def _unreadable(column: Column, values: Sequence[object], place: int, expected: str) -> RecordInvalid:
     # Which value it is stays with who sent it: it may be a personal one.
     where = f"column {column.name}, row {place + 1} of {len(values)}"
-    return _refuse(where, f"{_name_kind(values[place])} that cannot be read so", expected)
+    return _invalid_request(where, f"{_name_kind(values[place])} that cannot be read so", expected)
 
 
 def _reading(column: Column) -> tuple[Callable[[Any], object], str, pa.DataType]:
@@ -201,7 +205,7 @@ def _show(names: Sequence[object]) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _refuse(where: str, got: str, expected: str) -> RecordInvalid:
+def _invalid_request(where: str, got: str, expected: str) -> RecordInvalid:
     return RecordInvalid("The request cannot be scored.", where=where, got=got, expected=expected, todo=TODO)
 
 

@@ -169,7 +169,7 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     piece.good.append(piece.typed.filter(pa.array(~spoilt)) if spoilt.any() else piece.typed)
 
 
-def summarise(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
+def summarise_batch(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
     """One batch's summary: its counts, and what batch-level expectations ask of its columns, computed by DuckDB."""
     rows = batch.manifest.rows - batch.superseded
     summary = {
@@ -262,7 +262,7 @@ def _validate(
                 batch.files.close()
             seen += sum(piece.typed.num_rows for piece in group)
             on_progress(seen, total)
-    summary = pd.DataFrame([summarise(lake, contract, batch) for batch in batches])
+    summary = pd.DataFrame([summarise_batch(lake, contract, batch) for batch in batches])
     broken = summaries.judge(summary)
     # A null summary value (no rows to compute it from) passes in Great Expectations; here it does not.
     masks = {

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from tiny import make_tiny_records
 
-from models.bundle import MANIFEST, read_manifest
+from models.bundle import MANIFEST, read_bundle_manifest
 from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.stores.warehouse import (
@@ -35,7 +35,7 @@ def test_a_bundle_of_format_1_loads_and_gives_the_scores_it_gave(old_bundle: Pat
     np.testing.assert_allclose(scores, BUNDLE["scores"], rtol=1e-5)
     np.testing.assert_allclose(detector.rank(scores), BUNDLE["ranks"], atol=0.51)  # a rank of 200 rows may move by one
     assert detector.threshold.value == BUNDLE["threshold"]
-    assert read_manifest(old_bundle).content_hash == BUNDLE["content_hash"]
+    assert read_bundle_manifest(old_bundle).content_hash == BUNDLE["content_hash"]
 
 
 def test_a_bundle_of_format_1_is_written_again_byte_for_byte(old_bundle: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def doctor(name: Name, as_json: Json = False) -> None:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What one check found. `needed`: without it there is no night; else it only wants to be known."""
 
     check: str
@@ -45,7 +45,7 @@ class Finding:
     needed: bool = True
 
 
-def examine(name: str) -> list[Finding]:
+def examine(name: str) -> list[Diagnosis]:
     """Check each part a night needs. Params, contract and warehouse schema come first: nothing works without them."""
     from flows.config.params import find_broken
     from flows.config.settings import load_settings
@@ -59,19 +59,21 @@ def examine(name: str) -> list[Finding]:
         "champion": _check_champion,
         "device": _check_device,
     }
-    findings = [Finding("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")]
+    findings = [
+        Diagnosis("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")
+    ]
     findings += [_try(check, function, setup) for check, function in checks.items()]
     return findings + [
-        Finding(f"detector {other}", False, f"its own nights only: {told}", needed=False)
+        Diagnosis(f"detector {other}", False, f"its own nights only: {told}", needed=False)
         for other, told in find_broken(load_settings().project).items()
     ]
 
 
-def _try(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Finding:
+def _try(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Diagnosis:
     try:
-        return Finding(check, True, function(setup))
+        return Diagnosis(check, True, function(setup))
     except NightjarError as error:
-        return Finding(check, False, str(error))
+        return Diagnosis(check, False, str(error))
 
 
 def _check_source(setup: "Setup") -> str:

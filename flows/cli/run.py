@@ -45,7 +45,7 @@ def print_metrics(summary: dict[str, Any]) -> None:
 
 
 def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, Any]:
-    """Do what is left to do and summarise the nights. Typed again, it finds nothing to do."""
+    """Do what is left to do and summarise_run the nights. Typed again, it finds nothing to do."""
     from flows.config.setup import prepare
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of
@@ -68,7 +68,7 @@ def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, A
         from flows.backfill import backfill
 
         backfill(name, todo)
-    return summarise(setup, champion)
+    return summarise_run(setup, champion)
 
 
 def find_pages(mlflow_uri: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def find_pages(mlflow_uri: str) -> dict[str, str]:
     }
 
 
-def summarise(setup: "Setup", champion: "Version") -> dict[str, Any]:
+def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
     """The nights as published, the metrics over them where labels exist, and where to look."""
     from tasks.evaluate import evaluate_nights
     from tasks.upkeep.ledger import read_ledger

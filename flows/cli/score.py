@@ -57,11 +57,11 @@ def score(
 
 def score_all(day: date | None, as_json: bool) -> None:
     """Score and publish the batch of every detector, and show what became of each; exit code 1 when any failed."""
-    from flows.every import Outcome, score_every
+    from flows.every import NightOutcome, score_every
 
     with running():
         state: Any = score_every(day, return_state=True)
-    outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
+    outcomes: list[NightOutcome] | Exception = state.result(raise_on_failure=False)
     if isinstance(outcomes, Exception):  # before it came to any detector
         raise outcomes
     failed = [outcome for outcome in outcomes if outcome.cause]

@@ -60,7 +60,7 @@ def type_record(values: Mapping[str, str], contract: Contract, read: set[str]) -
     problems |= {"not readable as its type": [f"{name} ({typed.schema.field(name).type})" for name in unread]}
     told = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
     if told:
-        raise _refuse("; ".join(told), f"values of {', '.join(sorted(read))}")
+        raise _invalid_record("; ".join(told), f"values of {', '.join(sorted(read))}")
     return typed
 
 
@@ -72,10 +72,10 @@ def check_record(typed: pa.Table, contract: Contract, given: set[str]) -> None:
     broken = suite.judge(typed.select(suite.columns).to_pandas()) if chosen else {}
     if broken:
         # The expectations' text alone: the value may be a masked one.
-        raise _refuse("a value that breaks the contract", "; ".join(e.text for e in broken))
+        raise _invalid_record("a value that breaks the contract", "; ".join(e.text for e in broken))
 
 
-def _refuse(got: str, expected: str) -> RecordInvalid:
+def _invalid_record(got: str, expected: str) -> RecordInvalid:
     todo = "correct --value COLUMN=TEXT; the contract names the columns and their types"
     return RecordInvalid("The record cannot be scored.", where="--value", got=got, expected=expected, todo=todo)
 

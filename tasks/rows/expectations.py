@@ -51,7 +51,7 @@ class Suite:
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
             if (rows := result.result.get("unexpected_index_list")) is None:
-                raise _refuse(expectation, "it says only whether all rows meet it, not which ones do not")
+                raise _invalid_expectation(expectation, "it says only whether all rows meet it, not which ones do not")
             mask = np.zeros(len(frame), bool)
             mask[np.asarray(rows, dtype=np.int64)] = True
             masks[expectation] = mask
@@ -100,10 +100,10 @@ def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
         try:
             configure(expectation).to_domain_obj()
         except (GreatExpectationsError, ValueError, TypeError) as error:
-            raise _refuse(expectation, " ".join(str(error).split())) from error
+            raise _invalid_expectation(expectation, " ".join(str(error).split())) from error
 
 
-def _refuse(expectation: ContractExpectation, got: str) -> ParamsInvalid:
+def _invalid_expectation(expectation: ContractExpectation, got: str) -> ParamsInvalid:
     return ParamsInvalid(
         f"Great Expectations cannot judge by {expectation.type}.",
         where=f"the contract, expectation {expectation.text!r}",

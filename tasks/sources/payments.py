@@ -159,7 +159,7 @@ class PaymentsFile:
         return self.name.endswith("late")
 
 
-def list_files(source: PaymentsSource, time_zone: str, first: date, last: date) -> list[PaymentsFile]:
+def list_deliveries(source: PaymentsSource, time_zone: str, first: date, last: date) -> list[PaymentsFile]:
     """Return the files of the dates first to last, whether they have arrived or not."""
     files = []
     for day in list_dates(source, first, last):
@@ -173,7 +173,7 @@ def list_files(source: PaymentsSource, time_zone: str, first: date, last: date) 
 def list_arrivals(source: PaymentsSource, zone: str, first: date, last: date) -> Iterator[Arrival]:
     """The simulator's files of some dates."""
     version = hashlib.sha256(f"{source.model_dump_json()} {zone}".encode()).hexdigest()[:16]
-    for file in list_files(source, zone, first, last):
+    for file in list_deliveries(source, zone, first, last):
         read = lambda f=file: map(_to_arrow, read_file(source, zone, f))  # noqa: E731
         yield Arrival(file.name, version, file.arrives_at, read)
 
@@ -204,7 +204,7 @@ def read_file(source: PaymentsSource, time_zone: str, file: PaymentsFile) -> Ite
         yield frame
 
 
-def read_labels(source: PaymentsSource, time_zone: str, first: date, last: date) -> Iterator[pd.DataFrame]:
+def read_reports(source: PaymentsSource, time_zone: str, first: date, last: date) -> Iterator[pd.DataFrame]:
     """Yield all that is ever reported about the payments of first to last: record_id, label (1: fraud), known_at."""
     for day in list_dates(source, first, last):
         for block in range(source.blocks):

@@ -133,7 +133,7 @@ class Registry:
         """
         expected = version.tags.get(HASH_TAG, "")
         if not re.fullmatch(r"[0-9a-f]{64}", expected):
-            raise _refuse(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
+            raise _not_a_bundle(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
         folder = self.bundles / f"version-{version.version}-{expected[:12]}"
         if not folder.exists():
             with writing(self.bundles):
@@ -165,7 +165,7 @@ class Registry:
             flavors = dict(document["flavors"])
             flavor = dict(flavors.pop("python_function"))
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise _refuse(
+            raise _not_a_bundle(
                 version, f"an MLmodel that cannot be read: {error}", "one with the flavor python_function"
             ) from error
         runs_code = flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor or flavors
@@ -174,7 +174,7 @@ class Registry:
         if runs_code or not data.is_dir() or model.resolve() not in data.parents:
             named = f"loader {flavor.get('loader_module')!r}, data {flavor.get('data')!r}"
             got = f"{named}, further flavors {sorted(flavors)}"
-            raise _refuse(version, got, f"loader {LOADER!r}, a folder of data below it, and no code")
+            raise _not_a_bundle(version, got, f"loader {LOADER!r}, a folder of data below it, and no code")
         return data
 
     def set_alias(self, alias: str, version: int, remember: bool = True) -> None:
@@ -338,7 +338,7 @@ def _clear_downloads(folder: Path) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
 
 
-def _refuse(version: Version, got: str, expected: str) -> BundleInvalid:
+def _not_a_bundle(version: Version, got: str, expected: str) -> BundleInvalid:
     return BundleInvalid(
         f"Version {version.version} of {version.name} is not a Nightjar bundle.",
         where=f"models:/{version.name}/{version.version}",

@@ -35,7 +35,7 @@ ROWS = 100_000  # of a table, held in memory at once
 Tell = Callable[[int, int], None]
 
 
-class FileEntry(Section):
+class BackupFile(Section):
     """One file of a backup: its size in bytes and hexadecimal SHA-256."""
 
     size: int
@@ -50,7 +50,7 @@ class BackupManifest(Section):
     schema_version: str
     rows: dict[str, int]  # by table
     experiments: dict[str, str] | None  # where MLflow kept each experiment's files; None: MLflow was left out
-    files: dict[str, FileEntry]
+    files: dict[str, BackupFile]
 
     @property
     def size(self) -> int:
@@ -78,7 +78,7 @@ def back_up(
             schema_version=SCHEMA_VERSION,
             rows=rows,
             experiments=experiments,
-            files={str(path.relative_to(folder)): describe(path) for path in list_files(folder)},
+            files={str(path.relative_to(folder)): describe(path) for path in list_all_files(folder)},
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
@@ -167,20 +167,20 @@ def copy_stream(source: IO[bytes], target: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def describe(path: Path) -> FileEntry:
+def describe(path: Path) -> BackupFile:
     """A file's size and hash."""
     with path.open("rb") as file:
-        return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        return BackupFile(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def list_files(folder: Path) -> list[Path]:
+def list_all_files(folder: Path) -> list[Path]:
     """All files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupManifest:
     """Read every byte of a backup and hold it against the manifest. Raises BackupInvalid."""
-    manifest = read_manifest(folder)
+    manifest = read_backup_manifest(folder)
     bad = []
     for done, (name, entry) in enumerate(manifest.files.items(), start=1):
         path = folder / name
@@ -202,7 +202,7 @@ def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupM
     return manifest
 
 
-def read_manifest(folder: Path) -> BackupManifest:
+def read_backup_manifest(folder: Path) -> BackupManifest:
     """The manifest of a backup that this version can restore. Raises BackupInvalid."""
     path = folder / MANIFEST
     try:

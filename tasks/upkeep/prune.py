@@ -85,7 +85,7 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
     for removal in on_disk if not dry_run else ():
         _remove_from_disk(removal)
     rows = prune_tables(site, retention, now, dry_run)
-    return summarise([*done, *on_disk]) + [Removed(name, 0, 0, count) for name, count in rows.items() if count]
+    return count_removed([*done, *on_disk]) + [Removed(name, 0, 0, count) for name, count in rows.items() if count]
 
 
 def read_kept(site: Site) -> Kept:
@@ -276,7 +276,7 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
     return counts
 
 
-def summarise(removals: Iterable[Removal]) -> list[Removed]:
+def count_removed(removals: Iterable[Removal]) -> list[Removed]:
     """Removals added up by kind, in the order in which kinds come first."""
     found: dict[str, Removed] = {}
     for removal in removals:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import SourceInvalid
-from tasks.ingest import batch_dates_of, commit_parts, keep_labels, read_event_times, read_labels
+from tasks.ingest import batch_dates_of, commit_parts, extract_labels, keep_labels, read_event_times
 from tasks.params import EventTime, IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.sources.files import read_csv
@@ -47,7 +47,7 @@ def find_quarantine(site: Site, contract: Contract, params: ValidateParams, day:
     return site.lake.get("quarantine", site.detector, day)
 
 
-def read_rows(lake: Lake, manifest: Manifest) -> pa.Table:
+def read_partition(lake: Lake, manifest: Manifest) -> pa.Table:
     """All rows of a partition; a column whose type differs from part to part becomes text."""
     slices = [piece for part in manifest.parts for piece in lake.slices(part)]
     kinds: dict[str, pa.Field] = {}
@@ -68,7 +68,7 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def list_bad_rows(site: Site, contract: Contract, params: ValidateParams, day: date) -> pa.Table:
     """The quarantined rows of a batch as texts, without masked columns. Raises BatchMissing."""
-    return list_quarantined(read_rows(site.lake, find_quarantine(site, contract, params, day)), contract)
+    return list_quarantined(read_partition(site.lake, find_quarantine(site, contract, params, day)), contract)
 
 
 def find_reason_not_to_score(site: Site, day: date) -> str:
@@ -114,7 +114,7 @@ def take_repairs(
     landing = site.lake.get("landing", site.detector, day)
     if any(part.source == source for part in landing.parts):
         return Taken(repairs.num_rows, is_new=False)
-    originals = read_rows(site.lake, find_quarantine(site, contract, validate, day))
+    originals = read_partition(site.lake, find_quarantine(site, contract, validate, day))
     check_ids(repairs, originals, path.name, day)
     rows = fill_columns(repairs, originals, contract, path.name)
     check_dates(rows, site, path.name, day)
@@ -124,7 +124,7 @@ def take_repairs(
         part.append(rows.replace_schema_metadata({"replay": source}))  # so that no other part has these very bytes
     partition.parts = [replace(part, replaces=replaced) for part in partition.parts]
     if ingest.labels and ingest.labels.column in rows.column_names:
-        keep_labels(site, read_labels(site.lake, partition.parts, ingest.labels, site.label_delay), now)
+        keep_labels(site, extract_labels(site.lake, partition.parts, ingest.labels, site.label_delay), now)
     commit_parts(site, source, {day: partition})
     return Taken(rows.num_rows, is_new=True)
 
@@ -132,13 +132,15 @@ def take_repairs(
 def read_repairs(path: Path) -> tuple[pa.Table, str]:
     """The rows of a CSV file, all text, and the name they land under, made from the file's content."""
     if not path.is_file():
-        raise _refuse("There is no such file.", str(path), "nothing there", "the file that nightjar replay wrote")
+        raise _invalid_repair(
+            "There is no such file.", str(path), "nothing there", "the file that nightjar replay wrote"
+        )
     slices = list(read_csv(LocalFileSystem(), str(path)))
     table = pa.concat_tables([pa.table({}), *slices], promote_options="default")
     table = table.drop_columns([name for name in table.column_names if name == REASON])
     if not table.num_rows or "record_id" not in table.column_names:
         got = f"{table.num_rows} rows with columns {', '.join(table.column_names)}"
-        raise _refuse("The file holds no repaired rows.", path.name, got, "rows with a record_id")
+        raise _invalid_repair("The file holds no repaired rows.", path.name, got, "rows with a record_id")
     return table, f"replay-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
@@ -146,12 +148,14 @@ def check_ids(repairs: pa.Table, originals: pa.Table, file: str, day: date) -> N
     """Raise SourceInvalid where a row has no id, or one that is not in the batch's quarantine."""
     if nameless := repairs["record_id"].null_count:
         got = f"{nameless} rows without a record_id"
-        raise _refuse("Some repaired rows have no id.", file, got, "the record_id of the row that each one repairs")
+        raise _invalid_repair(
+            "Some repaired rows have no id.", file, got, "the record_id of the row that each one repairs"
+        )
     known = originals["record_id"] if originals.num_rows else pa.array([], pa.string())
     unknown = repairs["record_id"].filter(pc.invert(pc.is_in(repairs["record_id"], known.combine_chunks())))
     if len(unknown):
         got, expected = _name(unknown.to_pylist()), f"ids in the quarantine of {day}"
-        raise _refuse("Some repaired rows are of records that are not in quarantine.", file, got, expected)
+        raise _invalid_repair("Some repaired rows are of records that are not in quarantine.", file, got, expected)
 
 
 def fill_columns(repairs: pa.Table, originals: pa.Table, contract: Contract, file: str) -> pa.Table:
@@ -162,7 +166,7 @@ def fill_columns(repairs: pa.Table, originals: pa.Table, contract: Contract, fil
     """
     known = [name for name in originals.column_names if name != REASON]
     if unknown := set(repairs.column_names) - {*known, *contract.columns}:
-        raise _refuse("The file has unknown columns.", file, ", ".join(sorted(unknown)), ", ".join(known))
+        raise _invalid_repair("The file has unknown columns.", file, ", ".join(sorted(unknown)), ", ".join(known))
     ids, lacking = repairs["record_id"].to_pandas(), [name for name in known if name not in repairs.column_names]
     check_agreement(originals, ids, lacking, file)
     first = pd.Series(np.arange(originals.num_rows), originals["record_id"].to_pandas())
@@ -197,7 +201,7 @@ def check_dates(rows: pa.Table, site: Site, file: str, day: date) -> None:
     elsewhere = rows["record_id"].filter(pc.fill_null(pc.not_equal(dates, pa.scalar(day, pa.date32())), False))
     if len(elsewhere):
         got, expected = _name(elsewhere.to_pylist()), f"event times on {day} in {site.time_zone}"
-        raise _refuse("Some repaired rows have moved to another batch date.", file, got, expected)
+        raise _invalid_repair("Some repaired rows have moved to another batch date.", file, got, expected)
 
 
 def find_parts(lake: Lake, landing: Manifest, ids: pa.ChunkedArray) -> tuple[str, ...]:
@@ -214,6 +218,6 @@ def _name(ids: Collection[str]) -> str:
     return ", ".join(list(ids)[:NAMED_IDS]) + (f" and {len(ids) - NAMED_IDS} more" if len(ids) > NAMED_IDS else "")
 
 
-def _refuse(what: str, where: str, got: str, expected: str) -> SourceInvalid:
+def _invalid_repair(what: str, where: str, got: str, expected: str) -> SourceInvalid:
     todo = "correct the file, which nightjar replay NAME --date D writes anew; nothing of it has landed"
     return SourceInvalid(what, where=where, got=got, expected=expected, todo=todo)

@@ -25,6 +25,7 @@ from tasks.rows.judge import judge
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
+from tasks.stores.tables import PublishedNight
 
 Result = Literal["ok", "failed", "stale"]
 # What another kind of processor may make of the same score, as a share of the score or, where that is larger, of the
@@ -54,7 +55,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Published:
+class CheckedNight:
     """A published night with its partitions, read once. sample: how many scores to compute again; seed: which.
 
     past: the zones of which retention may have taken this night's partition.
@@ -106,14 +107,15 @@ def verify_nights(
     chosen = site.warehouse.get_nights(site.detector, day)
     today = now.astimezone(site.zone).date()
     nights = [
-        Published(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today)) for batch in chosen
+        CheckedNight(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today))
+        for batch in chosen
     ]
     return [check for night in nights for check in verify_night(night)]
 
 
-def verify_night(night: Published) -> list[Check]:
+def verify_night(night: CheckedNight) -> list[Check]:
     """Make every check of a published night; one that fails or breaks off does not stop the others."""
-    checks: dict[str, Callable[[Published], Finding]] = {
+    checks: dict[str, Callable[[CheckedNight], Finding]] = {
         "input": check_input,
         "files": check_files,
         "counts": check_counts,
@@ -123,7 +125,7 @@ def verify_night(night: Published) -> list[Check]:
     return [_make(night, name, check) for name, check in checks.items()]
 
 
-def _make(night: Published, name: str, check: Callable[[Published], Finding]) -> Check:
+def _make(night: CheckedNight, name: str, check: Callable[[CheckedNight], Finding]) -> Check:
     try:
         found = check(night)
     except NightjarError as error:
@@ -134,7 +136,7 @@ def _make(night: Published, name: str, check: Callable[[Published], Finding]) ->
     return Check(night.batch.batch_date, name, result, detail)
 
 
-def check_input(night: Published) -> Finding:
+def check_input(night: CheckedNight) -> Finding:
     """Landing is what was scored, and so is what was validated of it."""
     landing, scores = night.partitions["landing"], night.partitions["scores"]
     wanted = night.batch.input_hash
@@ -146,7 +148,7 @@ def check_input(night: Published) -> Finding:
     return Finding([], f"input hash {wanted[:12]}", stale)
 
 
-def describe_later(night: Published) -> str:
+def describe_later(night: CheckedNight) -> str:
     """Why the validated rows are no longer those that were scored; empty where they are."""
     validated, scores = night.partitions["validated"], night.partitions["scores"]
     if validated is None or validated.facts["validation"]["input_hash"] != night.batch.input_hash:
@@ -155,7 +157,7 @@ def describe_later(night: Published) -> str:
     return "" if scored == validated.hash else "the batch was validated again since"
 
 
-def check_files(night: Published) -> Finding:
+def check_files(night: CheckedNight) -> Finding:
     """Every part has the bytes that its manifest says."""
     problems, parts = [], 0
     for zone, manifest in night.partitions.items():
@@ -171,7 +173,7 @@ def check_files(night: Published) -> Finding:
     return Finding(problems, f"{parts} parts have the recorded sha256" + (f"; pruned: {pruned}" if pruned else ""))
 
 
-def check_counts(night: Published) -> Finding:
+def check_counts(night: CheckedNight) -> Finding:
     """The table's counts add up, and are those of the partitions that are still the night's."""
     batch, rows = night.batch, {zone: m.rows for zone, m in night.partitions.items() if m}
     expected: dict[str, tuple[int, int | None]] = {
@@ -195,7 +197,7 @@ def check_counts(night: Published) -> Finding:
     return Finding(problems, f"{batch.rows_in} rows in, {batch.scored} scored, {batch.flagged} flagged")
 
 
-def check_flags(night: Published) -> Finding:
+def check_flags(night: CheckedNight) -> Finding:
     """The table's flags are the rows above the threshold, with their scores; a cap leaves out the least only."""
     if night.is_pruned("scores"):
         return Finding([], "", "the scores were pruned")
@@ -222,7 +224,7 @@ def check_flags(night: Published) -> Finding:
     return Finding(problems, f"{len(flags)} flags, their scores as in the scores zone{capped}")
 
 
-def check_scores(night: Published) -> Finding:
+def check_scores(night: CheckedNight) -> Finding:
     """Flags and a sample of all scored rows get the same score from landing; ranks and p-values follow from it."""
     landing = night.partitions["landing"]
     if landing is None:
@@ -231,7 +233,7 @@ def check_scores(night: Published) -> Finding:
         return Finding([], "", "landing has changed since, or the scores were pruned")
     version = night.site.registry.get_version(night.batch.model_version)
     detector = Detector.load(night.site.registry.fetch_bundle(version))
-    chosen = choose_rows(night)
+    chosen = sample_rows(night)
     # Another kind of processor may put a flag just below the threshold; its second stage is compared all the same.
     edge = detector.threshold.value - TOLERANCE * abs(detector.threshold.value)
     again = judge_again(detector, read_landed(night, landing, chosen["record_id"]), edge)
@@ -263,7 +265,7 @@ def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) 
     }
 
 
-def choose_rows(night: Published) -> pd.DataFrame:
+def sample_rows(night: CheckedNight) -> pd.DataFrame:
     """The rows to compute again, by record_id: the flags, then a sample of all rows, as many as asked for together."""
     flagged = night.above[night.above["record_id"].isin(night.flags["record_id"])].head(night.sample)
     drawn = night.query_scores(f"order by hash(record_id, {night.seed:d}) limit {night.sample:d}")
@@ -271,7 +273,7 @@ def choose_rows(night: Published) -> pd.DataFrame:
     return chosen.set_index("record_id", drop=False).rename_axis(None)
 
 
-def read_landed(night: Published, landing: Manifest, ids: pd.Series) -> pa.Table:
+def read_landed(night: CheckedNight, landing: Manifest, ids: pd.Series) -> pa.Table:
     """The landed rows of some records in the contract's types, one a record, without those that a replay replaced."""
     lake, asked, replaced = night.site.lake, pa.array(ids, pa.string()), find_replaced(night.site.lake, landing)
     found = [night.contract.schema.empty_table()]

@@ -15,7 +15,7 @@ from toy import DAYS, FIRST, PARAMS, Project
 from flows.cli.main import execute
 from flows.config.params import detector_names, load_detector
 from flows.experiment import load_experiment
-from models.bundle import read_manifest
+from models.bundle import read_bundle_manifest
 
 ROOT = Path(__file__).parents[2]
 CUTOFF = FIRST + timedelta(days=DAYS)
@@ -104,7 +104,7 @@ def test_the_flow_and_dvc_give_the_same_bundle(
 
     flow, dvc = load_setup("orders").site, load_experiment("orders").site
     for name in ("fitted", "calibrated"):
-        hashes = [read_manifest(getattr(site, name)(CUTOFF)).content_hash for site in (flow, dvc)]
+        hashes = [read_bundle_manifest(getattr(site, name)(CUTOFF)).content_hash for site in (flow, dvc)]
         assert hashes[0] == hashes[1]
 
 

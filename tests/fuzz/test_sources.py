@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sites import open_site
 
 from tasks.errors import NightjarError
-from tasks.ingest import land, read_labels
+from tasks.ingest import extract_labels, land
 from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
@@ -90,9 +90,9 @@ def look(lake: Lake, manifest: Manifest, params: IngestParams) -> list[dict]:
     told = [*found.failures, *found.warnings, *found.surprises, *map(found.describe_reading, found.unreadable)]
     assert all(isinstance(text, str) for text in told)
     if params.labels:
-        assert sum(len(frame) for frame in read_labels(lake, list(manifest.parts), params.labels, timedelta())) <= len(
-            rows
-        )
+        assert sum(
+            len(frame) for frame in extract_labels(lake, list(manifest.parts), params.labels, timedelta())
+        ) <= len(rows)
     return rows
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import CALIBRATION, FILES, HEADER, MANIFEST, WEIGHTS, read_bundle, read_manifest, write_bundle
+from models.bundle import CALIBRATION, FILES, HEADER, MANIFEST, WEIGHTS, read_bundle, read_bundle_manifest, write_bundle
 from models.errors import BundleInvalid
 
 CONTENTS = {HEADER: b"{}", WEIGHTS: b"weights", CALIBRATION: b"scores"}
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_was_written_is_read_and_equal_contents_have_equal_hashes(folder: Path, tmp_path: Path) -> None:
     assert read_bundle(folder) == CONTENTS
     again = write_bundle(tmp_path / "again", CONTENTS)
-    assert again == read_manifest(folder).content_hash
+    assert again == read_bundle_manifest(folder).content_hash
     assert again != write_bundle(tmp_path / "other", {**CONTENTS, WEIGHTS: b"Weights"})
 
 

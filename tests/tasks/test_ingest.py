@@ -408,7 +408,7 @@ def test_a_late_file_adds_a_part_with_its_arrival_time(site):
 def test_labels_of_the_feed_are_kept_as_far_as_they_are_known(site):
     source = payments.PaymentsSource(kind="payments", seed=1, rows_per_day=2_000, first_date=DAY)
     params = configure(source=source, event_time=EventTime(column="event_time"))
-    [reports] = payments.read_labels(source, "UTC", DAY, DAY)
+    [reports] = payments.read_reports(source, "UTC", DAY, DAY)
     middle = reports["known_at"].sort_values().iloc[len(reports) // 2].to_pydatetime()
     for now in (middle, LATER):
         ingest_arrivals(site, params, Window(DAY, DAY, now))

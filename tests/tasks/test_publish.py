@@ -16,7 +16,7 @@ from prefect.states import Failed
 from texts import AWKWARD
 
 from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachable
-from tasks.publish import FLAG_COLUMNS, Night, check_counts, publish, publish_night
+from tasks.publish import FLAG_COLUMNS, Night, publish, publish_night, reconcile_counts
 from tasks.stores.tables import superseded_anomalies
 from tasks.stores.warehouse import (
     Warehouse,
@@ -178,7 +178,7 @@ def test_an_attempt_that_never_began_is_refused(engine):
 )
 def test_a_night_whose_counts_do_not_add_up_is_refused(changes, record_ids):
     with pytest.raises(ReconciliationFailed, match="rows in"):
-        check_counts(make_night(**changes), make_flags(*record_ids))
+        reconcile_counts(make_night(**changes), make_flags(*record_ids))
 
 
 def test_counts_are_checked_before_anything_is_written(engine):

@@ -22,7 +22,7 @@ from tasks.rows.causes import MASKED, name_causes
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.worst import WorstRows
-from tasks.score import COUNTS, Scoring, check_input, check_out_of_sample, hash_inputs, score_batch
+from tasks.score import COUNTS, Scoring, check_out_of_sample, hash_inputs, refuse_other_input, score_batch
 from tasks.stores.files import read_ahead
 from tasks.validate import Validation
 
@@ -289,9 +289,9 @@ def test_scores_of_a_gpu_lie_under_a_key_of_their_own(site, put_validated, monke
 def test_rows_that_another_run_validated_meanwhile_are_refused(site, put_validated):
     validated = put_validated(DAY, make_rows(20))
     mine = Validation(DAY, f"landing of {DAY}", 20, 20, 0, 0, {})
-    check_input(site, validated, mine)
+    refuse_other_input(site, validated, mine)
     with pytest.raises(PublishConflict, match="validated again while this night ran"):
-        check_input(site, validated, replace(mine, input_hash="what I validated"))
+        refuse_other_input(site, validated, replace(mine, input_hash="what I validated"))
 
 
 def test_groups_are_scored_from_columns_that_the_detector_need_not_read(site, put_validated, detector):

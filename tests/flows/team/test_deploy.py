@@ -211,17 +211,17 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.config.setup import load_setup
-    from models.bundle import read_manifest
+    from models.bundle import read_bundle_manifest
     from tasks.train import send_bundle, take_bundle
 
     site = load_setup("orders").site
     [cutoff] = [date.fromisoformat(folder.name) for folder in (site.registry.bundles / "fitted").iterdir()]
-    before = read_manifest(site.fitted(cutoff)).content_hash
+    before = read_bundle_manifest(site.fitted(cutoff)).content_hash
     files = site.lake.files("clean/orders")
     send_bundle(site, cutoff, "a-run")
     for file in site.fitted(cutoff).iterdir():
         file.unlink()
-    assert read_manifest(take_bundle(site, cutoff, "a-run")).content_hash == before
+    assert read_bundle_manifest(take_bundle(site, cutoff, "a-run")).content_hash == before
     assert site.lake.files("clean/orders") == files
 
 

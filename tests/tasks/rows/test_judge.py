@@ -26,7 +26,7 @@ from tasks.rows.columns import to_records
 from tasks.rows.judge import Judgement, judge
 from tasks.serving import ServedDetector
 from tasks.stores import registry
-from tasks.upkeep.verify import Published, judge_again, read_landed, verify_nights
+from tasks.upkeep.verify import CheckedNight, judge_again, read_landed, verify_nights
 
 FIELDS = ("score", "percentile_rank", "p_value", "is_flagged", "second_stage_probability", "is_suppressed")
 FRAUD, ORDINARY = f"{TONIGHT:%m%d}-0299", f"{TONIGHT:%m%d}-0000"
@@ -108,7 +108,7 @@ def ask_to_verify(setup: Setup, detector: Detector, record: str) -> dict[str, An
     site, contract = setup.site, setup.configured.contract
     checks = verify_nights(site, contract, RetentionParams(), TONIGHT, 1000, 7, NOW)
     assert {check.result for check in checks} == {"ok"}
-    published = Published(site, contract, read_night(site, TONIGHT)[0], 1000, 7)
+    published = CheckedNight(site, contract, read_night(site, TONIGHT)[0], 1000, 7)
     rows = read_landed(published, site.lake.get("landing", "orders", TONIGHT), pd.Series([record]))
     found = judge_again(detector, rows, published.batch.threshold).loc[record].to_dict()
     return found | {"second_stage_probability": none_if_missing(found["second_stage_probability"])}

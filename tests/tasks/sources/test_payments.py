@@ -15,9 +15,9 @@ from tasks.sources.payments import (
     PaymentsSource,
     draw_frauds,
     draw_unseen,
-    list_files,
+    list_deliveries,
     read_file,
-    read_labels,
+    read_reports,
     read_truth,
 )
 
@@ -29,7 +29,7 @@ CHANGES = PaymentsSource(kind="payments", seed=7, rows_per_day=2_000, first_date
 
 
 def read_dates(first: date, last: date, source: PaymentsSource = SOURCE) -> pd.DataFrame:
-    slices = [part for file in list_files(source, ZONE, first, last) for part in read_file(source, ZONE, file)]
+    slices = [part for file in list_deliveries(source, ZONE, first, last) for part in read_file(source, ZONE, file)]
     return pd.concat(slices, ignore_index=True)
 
 
@@ -58,7 +58,7 @@ def month() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def frauds() -> pd.DataFrame:
     truth = pd.concat([read_truth(SOURCE, ZONE, FIRST + timedelta(days=n)) for n in range(32)])
-    labels = pd.concat(read_labels(SOURCE, ZONE, FIRST, DAY))
+    labels = pd.concat(read_reports(SOURCE, ZONE, FIRST, DAY))
     return truth.merge(labels, on="record_id", how="outer", validate="one_to_one")
 
 
@@ -145,7 +145,7 @@ def test_each_day_has_a_few_bad_rows(n: int) -> None:
 
 
 def test_a_late_file_brings_the_missing_rows_two_days_later() -> None:
-    normal, late = list_files(SOURCE, ZONE, date(2026, 11, 14), date(2026, 11, 20))[3:5]
+    normal, late = list_deliveries(SOURCE, ZONE, date(2026, 11, 14), date(2026, 11, 20))[3:5]
     assert (normal.batch_date, late.batch_date) == (date(2026, 11, 17), date(2026, 11, 17))
     assert late.name.endswith("late")
     assert late.arrives_at - normal.arrives_at == timedelta(days=2)
@@ -155,13 +155,13 @@ def test_a_late_file_brings_the_missing_rows_two_days_later() -> None:
 
 
 def test_files_arrive_at_two_in_the_local_morning() -> None:
-    [file] = list_files(SOURCE, ZONE, FIRST, FIRST)
+    [file] = list_deliveries(SOURCE, ZONE, FIRST, FIRST)
     assert file == PaymentsFile("payments-2026-09-22", FIRST, datetime(2026, 9, 23, 0, 0, tzinfo=UTC))
     assert file.arrives_at.astimezone(ZoneInfo(ZONE)).hour == 2
 
 
 def test_one_file_of_the_week_has_a_column_more() -> None:
-    files = list_files(SOURCE, ZONE, date(2026, 11, 14), date(2026, 11, 20))
+    files = list_deliveries(SOURCE, ZONE, date(2026, 11, 14), date(2026, 11, 20))
     surprised = [file.name for file in files if "wallet" in next(read_file(SOURCE, ZONE, file))]
     assert surprised == ["payments-2026-11-19"]
 
@@ -177,15 +177,15 @@ def test_unseen_values_appear_on_some_later_dates(month: pd.DataFrame) -> None:
 
 def test_nothing_exists_before_the_first_date() -> None:
     before = FIRST - timedelta(days=1)
-    assert list_files(SOURCE, ZONE, before - timedelta(days=9), before) == []
-    assert list(read_labels(SOURCE, ZONE, before, before)) == []
+    assert list_deliveries(SOURCE, ZONE, before - timedelta(days=9), before) == []
+    assert list(read_reports(SOURCE, ZONE, before, before)) == []
     assert read_truth(SOURCE, ZONE, before).empty
     assert (read_dates(FIRST, FIRST)["terminal_reports_28d"] == 0).all()
 
 
 def test_a_large_day_comes_in_bounded_slices() -> None:
     source = SOURCE.model_copy(update={"rows_per_day": 10_000_000})
-    [file] = list_files(source, ZONE, FIRST, FIRST)
+    [file] = list_deliveries(source, ZONE, FIRST, FIRST)
     assert 100_000 < len(next(read_file(source, ZONE, file))) <= 131_072
     assert source.blocks * source.rows_per_block == pytest.approx(10_000_000)
 

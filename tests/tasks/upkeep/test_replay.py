@@ -11,7 +11,7 @@ from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, to_arrow
-from tasks.upkeep.replay import fill_columns, find_quarantine, list_quarantined, read_rows, take_repairs
+from tasks.upkeep.replay import fill_columns, find_quarantine, list_quarantined, read_partition, take_repairs
 from tasks.validate import DUPLICATE, Validation, validate_batches
 
 DAY = date(2026, 3, 1)
@@ -80,7 +80,7 @@ def listed(site, tmp_path):
     """The quarantined rows as a frame of texts, by way of the file that a user edits."""
 
     def read() -> pd.DataFrame:
-        rows = list_quarantined(read_rows(site.lake, find_quarantine(site, CONTRACT, ANY, DAY)), CONTRACT)
+        rows = list_quarantined(read_partition(site.lake, find_quarantine(site, CONTRACT, ANY, DAY)), CONTRACT)
         path = tmp_path / "listed.csv"
         rows.to_pandas().to_csv(path, index=False)
         return pd.read_csv(path, dtype=str)
@@ -99,7 +99,12 @@ def take(site, tmp_path):
 
 
 def read_validated(site) -> pd.DataFrame:
-    return read_rows(site.lake, site.lake.get("validated", "toy", DAY)).to_pandas().set_index("record_id").sort_index()
+    return (
+        read_partition(site.lake, site.lake.get("validated", "toy", DAY))
+        .to_pandas()
+        .set_index("record_id")
+        .sort_index()
+    )
 
 
 def test_quarantined_rows_are_listed_with_their_reason_and_without_masked_columns(land_rows, listed):
