@@ -1,7 +1,8 @@
-"""What is done for every detector, one after the other; one failing never stops another: the night, and retraining."""
+"""The night and the training of every detector, one after another; a detector that fails stops no other."""
 
 from dataclasses import dataclass
 from datetime import date
+from typing import TypeVar
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -18,7 +19,7 @@ from tasks.stores.tables import Night
 
 @dataclass(frozen=True)
 class NightOutcome:
-    """What became of one detector's night: the batch that was published, or the cause that it was not."""
+    """The result of one detector's night: the batch it published, or the cause of the failure."""
 
     detector: str
     batch_date: date | None
@@ -27,13 +28,16 @@ class NightOutcome:
 
 
 @dataclass(frozen=True)
-class Retrained:
-    """What became of one detector's training: the version and its alias, or the cause that there is none."""
+class TrainingOutcome:
+    """The result of one detector's training: the version and its alias, or the cause of the failure."""
 
     detector: str
     version: int | None
     alias: str | None
     cause: str
+
+
+T = TypeVar("T", NightOutcome, TrainingOutcome)
 
 
 def name_run() -> str:
@@ -44,21 +48,21 @@ def name_run() -> str:
 @flow(name="every", flow_run_name=name_run, on_running=[mark_crashed])
 def score_every(batch_date: date | None = None) -> State[list[NightOutcome]]:
     """Score a batch (yesterday's, unless named) of every detector; red, with who failed and why, when any did."""
-    outcomes = [score_one(name, batch_date) for name in list_in_service()]
-    causes = [f"{outcome.detector}: {outcome.cause}" for outcome in outcomes if outcome.cause]
-    if causes:
-        return Failed(message="\n".join(causes), data=outcomes)
-    return Completed(message=f"{len(outcomes)} published", data=outcomes)
+    return conclude([score_one(name, batch_date) for name in list_in_service()], "published")
 
 
 @flow(name="retrain", flow_run_name="train all", on_running=[mark_crashed])
-def retrain_every() -> State[list[Retrained]]:
+def retrain_every() -> State[list[TrainingOutcome]]:
     """Train a challenger of every detector on what is known today; red, with who failed and why, when any did."""
-    outcomes = [train_one(name) for name in list_in_service()]
+    return conclude([train_one(name) for name in list_in_service()], "trained")
+
+
+def conclude(outcomes: list[T], done: str) -> State[list[T]]:
+    """The state of a run over several detectors: red with every cause when any of them failed."""
     causes = [f"{outcome.detector}: {outcome.cause}" for outcome in outcomes if outcome.cause]
     if causes:
         return Failed(message="\n".join(causes), data=outcomes)
-    return Completed(message=f"{len(outcomes)} trained", data=outcomes)
+    return Completed(message=f"{len(outcomes)} {done}", data=outcomes)
 
 
 def score_one(name: str, batch_date: date | None) -> NightOutcome:
@@ -70,10 +74,10 @@ def score_one(name: str, batch_date: date | None) -> NightOutcome:
     return NightOutcome(name, batch_date, None, str(night))
 
 
-def train_one(name: str) -> Retrained:
+def train_one(name: str) -> TrainingOutcome:
     """One detector's training, whatever becomes of it."""
     state = training(name, return_state=True)
     made = state.result(raise_on_failure=False)
     if isinstance(made, Registered):
-        return Retrained(name, made.version, made.alias, "")
-    return Retrained(name, None, None, str(made))
+        return TrainingOutcome(name, made.version, made.alias, "")
+    return TrainingOutcome(name, None, None, str(made))

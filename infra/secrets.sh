@@ -1,25 +1,27 @@
 #!/bin/sh
-# Make infra/secrets/, a file a secret, with random passwords; what is there already is left alone.
-# Compose mounts these files as they are, for users of other numbers: so each may be read, in a folder that is closed.
+# Create the folder SECRETS with one file per secret: random passwords, which are kept once they exist, and the URLs that
+# contain them, for a PostgreSQL at PLACE. Compose mounts the files as they are, for users with other numbers: each file may
+# be read (MODE 444), in a folder that only its owner may enter. `nightjar up` calls this too, with its own folder.
 set -eu
-cd "$(dirname "$0")"
-mkdir -p secrets
-chmod 700 secrets
+SECRETS=${SECRETS:-$(dirname "$0")/secrets}
+PLACE=${PLACE:-postgres:5432}
+MODE=${MODE:-444}
+mkdir -p "$SECRETS"
+chmod 700 "$SECRETS"
+umask 077
 
-put() { # NAME, content on stdin
-    if [ ! -e "secrets/$1" ]; then
-        tr -d '\n' > "secrets/$1.new"
-        chmod 444 "secrets/$1.new"
-        mv "secrets/$1.new" "secrets/$1"
-    fi
+put() { # NAME, content on stdin; the file appears whole
+    tr -d '\n' > "$SECRETS/$1.new"
+    chmod "$MODE" "$SECRETS/$1.new"
+    mv -f "$SECRETS/$1.new" "$SECRETS/$1"
 }
 
 put_url() { # NAME DRIVER LOGIN DATABASE
-    echo "$2://$3:$(cat "secrets/$3_password")@postgres:5432/$4" | put "$1"
+    echo "$2://$3:$(cat "$SECRETS/$3_password")@$PLACE/$4" | put "$1"
 }
 
 for login in postgres prefect mlflow nightjar nightly analyst grafana; do
-    head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${login}_password"
+    [ -e "$SECRETS/${login}_password" ] || head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${login}_password"
 done
 put_url prefect_database postgresql+asyncpg prefect prefect
 put_url mlflow_database postgresql+psycopg mlflow mlflow

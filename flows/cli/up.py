@@ -20,7 +20,7 @@ def up(
 ) -> None:
     """Start PostgreSQL, Prefect, MLflow and two workers on this machine, deploy, and print the pages."""
     from flows.config.settings import load_settings
-    from flows.team.stack import describe_stack, grant_roles, start_stack, start_workers
+    from flows.team.stack import describe_stack, start_stack, start_workers
 
     asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port}
     stack = describe_stack(load_settings(), asked)
@@ -30,7 +30,6 @@ def up(
     from tasks.stores.warehouse import Warehouse
 
     Warehouse(stack.read_secret("warehouse_owner")).migrate()
-    grant_roles(stack)
     for row in make(load_settings()):
         tell(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
     start_workers(stack, tell)

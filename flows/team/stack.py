@@ -7,22 +7,19 @@ again.
 
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import psycopg
-from psycopg import sql
 
 from flows.config.settings import Settings
+from flows.team.waiting import answers, wait_until
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
 CONFIG = "infra/supervisord.conf"
@@ -31,9 +28,6 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others were asked for
-# A login and a database of its own for each server; the warehouse's owner makes the roles of its migrations.
-OWNERS = {"prefect": "prefect", "mlflow": "mlflow", "nightjar": "nightjar"}
-MEMBERS = {"nightly": "nightjar_writer", "analyst": "nightjar_reader"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Stack:
     def connect(self) -> psycopg.Connection:
         """A connection to the server as its superuser, which commits by itself."""
         return psycopg.connect(
-            host=HOST, port=self.ports["postgres"], user="postgres", password=self.read_secret("postgres"),
+            host=HOST, port=self.ports["postgres"], user="postgres", password=self.read_secret("postgres_password"),
             dbname="postgres", autocommit=True, connect_timeout=5,
         )  # fmt: skip
 
@@ -134,14 +128,14 @@ def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
     if not is_running:
         call(stack, "supervisord")
     start(stack, "postgres")
-    wait_until(lambda: can_connect(stack), "PostgreSQL", stack)
+    wait_for(lambda: can_connect(stack), "PostgreSQL", stack)
     make_roles(stack)
     tell("PostgreSQL is up")
     for name in ("prefect", "mlflow"):
         start(stack, name)
-    wait_until(lambda: answers(f"{stack.pages['Prefect']}/api/health"), "Prefect", stack)
+    wait_for(lambda: answers(f"{stack.pages['Prefect']}/api/health"), "Prefect", stack)
     tell(f"Prefect is up: {stack.pages['Prefect']}")
-    wait_until(lambda: answers(f"{stack.pages['MLflow']}/health"), "MLflow", stack)
+    wait_for(lambda: answers(f"{stack.pages['MLflow']}/health"), "MLflow", stack)
     tell(f"MLflow is up: {stack.pages['MLflow']}")
 
 
@@ -150,7 +144,7 @@ def start_workers(stack: Stack, tell: Callable[[str], None]) -> None:
     for pool in ("cpu", "gpu"):
         start(stack, f"worker-{pool}")
     for pool in ("cpu", "gpu"):
-        wait_until(lambda pool=pool: has_worker(pool), f"the worker of the {pool} pool", stack)  # type: ignore[misc]
+        wait_for(lambda pool=pool: has_worker(pool), f"the worker of the {pool} pool", stack)  # type: ignore[misc]
         tell(f"the worker of the {pool} pool is up")
 
 
@@ -170,23 +164,12 @@ def stop_stack(stack: Stack) -> list[str]:
 
 
 def make_secrets(stack: Stack) -> None:
-    """A password for every login, once; and the URLs that are made of them. For the owner's eyes only."""
+    """A password for every login, once, and the URLs that contain them, in files that only their owner reads."""
     folder = stack.folder / "secrets"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    for name in ("postgres", *(f"{login}_password" for login in (*OWNERS, *MEMBERS))):
-        if not (folder / name).exists():
-            write_secret(folder / name, secrets.token_urlsafe(24))
+    if (folder / "postgres").exists():  # its name until secrets.sh wrote these files
+        (folder / "postgres").rename(folder / "postgres_password")
     place = f"{HOST}:{stack.ports['postgres']}"
-    for name, (driver, login, database) in {
-        "prefect_database": ("postgresql+asyncpg", "prefect", "prefect"),
-        "mlflow_database": ("postgresql+psycopg", "mlflow", "mlflow"),
-        "warehouse_owner": ("postgresql+psycopg", "nightjar", "nightjar"),
-        "warehouse_reader": ("postgresql+psycopg", "analyst", "nightjar"),
-        "nightjar_warehouse": ("postgresql+psycopg", "nightly", "nightjar"),
-    }.items():
-        password = stack.read_secret(f"{login}_password")
-        write_secret(folder / name, f"{driver}://{login}:{password}@{place}/{database}")
+    run_script(stack, "infra/secrets.sh", {"SECRETS": str(folder), "PLACE": place, "MODE": "600"})
     lines = [f"export {name}='{value}'\n" for name, value in stack.client_environment.items()]
     (stack.folder / "env").write_text("".join(lines))
     (stack.folder / PORTS_FILE).write_text(json.dumps(dict(stack.ports)))
@@ -205,7 +188,7 @@ def make_database(stack: Stack) -> None:
     if (data / "PG_VERSION").exists():
         return
     data.mkdir(exist_ok=True)
-    write_secret(password, stack.read_secret("postgres"))
+    write_secret(password, stack.read_secret("postgres_password"))
     user = "postgres" if os.getuid() == 0 else None
     if user:
         shutil.chown(data, user, user)
@@ -227,25 +210,24 @@ def make_database(stack: Stack) -> None:
 
 
 def make_roles(stack: Stack) -> None:
-    """Logins and databases, where they are missing, with the passwords of the secret files."""
-    with stack.connect() as connection:
-        for login in (*OWNERS, *MEMBERS):
-            name, password = sql.Identifier(login), sql.Literal(stack.read_secret(f"{login}_password"))
-            known = connection.execute("select 1 from pg_roles where rolname = %s", [login]).fetchone()
-            verb = sql.SQL("alter" if known else "create")
-            connection.execute(sql.SQL("{} role {} login password {}").format(verb, name, password))
-        connection.execute("alter role nightjar createrole")
-        for database, owner in OWNERS.items():
-            if not connection.execute("select 1 from pg_database where datname = %s", [database]).fetchone():
-                made = sql.SQL("create database {} owner {}")
-                connection.execute(made.format(sql.Identifier(database), sql.Identifier(owner)))
+    """Create the logins, databases and roles that are missing, as in the containers. Raises ServiceUnreachable."""
+    folder = stack.folder / "secrets"
+    server = {"PGHOST": HOST, "PGPORT": str(stack.ports["postgres"]), "PGUSER": "postgres", "SECRETS": str(folder)}
+    run_script(stack, "infra/postgres/databases.sh", server)
 
 
-def grant_roles(stack: Stack) -> None:
-    """Make the logins members of the roles that the warehouse's migrations have made."""
-    with stack.connect() as connection:
-        for login, role in MEMBERS.items():
-            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(login)))
+def run_script(stack: Stack, script: str, variables: dict[str, str]) -> None:
+    """Run one of the project's shell scripts, with PostgreSQL's programs on its path."""
+    path = f"{find_postgres()}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    command = ["sh", str(stack.project / script)]
+    done = subprocess.run(command, env=os.environ | {"PATH": path} | variables, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise ServiceUnreachable(
+            "The stack's secrets, logins or databases cannot be created.",
+            where=str(stack.folder),
+            got=done.stderr.strip(),
+            todo="read the message of the script; then nightjar up again",
+        )
 
 
 def read_ports(folder: Path) -> dict[str, int]:
@@ -299,7 +281,7 @@ def start(stack: Stack, program: str) -> None:
     """Let supervisord start a program; one that runs stays."""
     told = control(stack, "start", program)
     if "ERROR (already started)" not in told and "started" not in told:
-        raise _ill(program, told.strip(), stack)
+        raise _not_started(program, told.strip(), stack)
 
 
 def control(stack: Stack, *arguments: str) -> str:
@@ -315,13 +297,10 @@ def call(stack: Stack, tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def wait_until(is_healthy: Callable[[], bool], what: str, stack: Stack) -> None:
+def wait_for(is_healthy: Callable[[], bool], what: str, stack: Stack) -> None:
     """Return once it is healthy. Raises ServiceUnreachable when it takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not is_healthy():
-        if time.monotonic() > deadline:
-            raise _ill(what, f"not healthy after {START_TIMEOUT_S} s", stack)
-        time.sleep(0.3)
+    if not wait_until(is_healthy, START_TIMEOUT_S):
+        raise _not_started(what, f"not healthy after {START_TIMEOUT_S} s", stack)
 
 
 def can_connect(stack: Stack) -> bool:
@@ -331,15 +310,6 @@ def can_connect(stack: Stack) -> bool:
     except psycopg.OperationalError:
         return False
     return True
-
-
-def answers(url: str) -> bool:
-    """Whether a page answers well."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own http address
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def has_worker(pool: str) -> bool:
@@ -354,7 +324,7 @@ def _tell_ports(ports: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {port}" for name, port in ports.items())
 
 
-def _ill(what: str, got: str, stack: Stack) -> ServiceUnreachable:
+def _not_started(what: str, got: str, stack: Stack) -> ServiceUnreachable:
     return ServiceUnreachable(
         f"{what} did not start.", where=str(stack.folder), got=got, todo="read the .log files there; then make down"
     )

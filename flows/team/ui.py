@@ -4,13 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.config.settings import Settings, load_settings, prepare_environment
+from flows.team.waiting import answers, wait_until
 from tasks.errors import ServiceUnreachable
 
 HOST = "127.0.0.1"
@@ -18,7 +16,7 @@ START_TIMEOUT_S = 90
 
 
 def start_servers(settings: Settings) -> dict[str, subprocess.Popen[bytes]]:
-    """Start both servers on their usual ports; their chatter goes to log files in the home folder."""
+    """Start both servers on their usual ports; their output goes to log files in the home folder."""
     tools = Path(sys.executable).parent
     prefect = [str(tools / "prefect"), "server", "start", "--host", HOST, "--port", "4200"]
     mlflow = [str(tools / "mlflow"), "server", "--backend-store-uri", settings.mlflow_uri, "--host", HOST]
@@ -31,23 +29,18 @@ def start_servers(settings: Settings) -> dict[str, subprocess.Popen[bytes]]:
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
-        # Groups of their own: Ctrl-C reaches this process first, which then ends them in order.
+        # Separate process groups: Ctrl-C reaches this process first, which then ends them in order.
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ, start_new_session=True)  # noqa: S603
 
 
-def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
     """Return when the page answers. Raises ServiceUnreachable when its server ends or takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - our own http address
-                return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.3)
+    if wait_until(lambda: answers(url), START_TIMEOUT_S, lambda: server.poll() is not None):
+        return
     raise ServiceUnreachable(
         f"The server for {url} did not start.",
         got=f"exit code {server.poll()}" if server.poll() is not None else f"no answer in {START_TIMEOUT_S} s",
-        todo="read the -server.log files in .nightjar; is the port taken by another program?",
+        todo="read the -server.log files in .nightjar; another program may be using the port",
     )
 
 
@@ -59,7 +52,7 @@ def main() -> None:
     servers = start_servers(settings)
     try:
         for url, server in servers.items():
-            wait_until_up(url, server)
+            wait_for(url, server)
             sys.stdout.write(f"{url}\n")
         sys.stdout.write("Ctrl-C ends both\n")
         sys.stdout.flush()
