@@ -60,7 +60,7 @@ def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> t
             below = table.filter(pc.less_equal(table["score"], threshold))
             drawn.add(below, -draw_order(below["record_id"].to_pylist(), scores.batch_date.toordinal()))
             total += below.num_rows
-    rows, _ = drawn.take()
+    rows, *_ = drawn.take()
     frame = rows.to_pandas() if rows is not None else pd.DataFrame({"record_id": [], "score": []})
     return frame.assign(causes=""), total
 

@@ -106,7 +106,7 @@ class Scoring:
         return flags, combine_groups(groups)
 
     def _describe(self, worst: WorstRows) -> pd.DataFrame:
-        rows, arrays = worst.take()
+        rows, *arrays = worst.take()
         if rows is None or not rows.num_rows:
             rows, arrays = NO_ROWS, [np.empty(0), np.empty(0), np.empty(0, dtype=bool)]
         judged = Judgement(self.detector, self.detector.threshold.value, rows, *arrays)

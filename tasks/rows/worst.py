@@ -27,10 +27,10 @@ class WorstRows:
         if len(self._arrays[0]) > 2 * self._most:
             self._cut()
 
-    def take(self) -> tuple[pa.Table | None, list[npt.NDArray[Any]]]:
-        """The rows kept, worst first (None if none were added), and their arrays, the scores first."""
+    def take(self) -> tuple[pa.Table | None, *tuple[npt.NDArray[Any], ...]]:
+        """The rows kept, worst first (None where nothing was added), their scores, and what was kept with them."""
         self._cut()
-        return self._rows, self._arrays
+        return self._rows, *self._arrays
 
     def _cut(self) -> None:
         order = np.argsort(-self._arrays[0], kind="stable")[: self._most]

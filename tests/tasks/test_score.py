@@ -362,13 +362,14 @@ def test_the_worst_rows_are_those_of_a_full_sort(batches, most):
         table = pa.table(
             {"record_id": names, "kind": pa.array([str(s) for s in batch], pa.string()).dictionary_encode()}
         )
-        worst.add(table, np.array(batch, float))
+        worst.add(table, np.array(batch, float), np.array(names, object))
         rows += zip(names, batch, strict=True)
     expected = sorted(rows, key=lambda row: -row[1])[:most]  # a stable sort: ties keep the earlier row
-    found, scores = worst.take()
+    found, scores, *beside = worst.take()
     assert scores.tolist() == [score for _, score in expected]
     assert (found["record_id"].to_pylist() if found else []) == [name for name, _ in expected]
     assert (found["kind"].to_pylist() if found else []) == [str(score) for _, score in expected]
+    assert [array.tolist() for array in beside] == ([] if found is None else [[name for name, _ in expected]])
 
 
 def test_reading_ahead_keeps_the_order_and_passes_errors_on():
