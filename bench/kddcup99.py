@@ -20,7 +20,7 @@ from models.encoders import Encoder, choose_kinds, encode_records
 from models.params import AutoencoderParams, Networks, QuantilePolicy, VariationalParams
 from models.records import Records
 from tasks.filter import LABEL, read_set
-from tasks.pages.examination import find_repeats
+from tasks.on_demand.examine import find_repeats
 from tasks.pages.pictures import ANOMALOUS, NORMAL, SHOWN_POINTS, project
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.measures import measure, recall_by_kind

@@ -21,7 +21,7 @@ from tasks.calibrate import calibrate_bundle
 from tasks.errors import BatchMissing
 from tasks.filter import TrainingSet, prepare_rows, read_training_set
 from tasks.ingest import land_arrivals
-from tasks.pages.examination import examine_bundle
+from tasks.on_demand.examine import examine_bundle
 from tasks.policy import progress_of
 from tasks.sources.kinds import list_arrivals
 from tasks.train import fit_bundle, write_epochs

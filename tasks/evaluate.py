@@ -58,7 +58,7 @@ def read_anomalies(site: Site, params: IngestParams, day: date, now: datetime) -
 
 def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], now: datetime) -> NightsEvaluation | None:
     """Hold the scores of published nights against the truth; None where the detector has no labels at all."""
-    if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
+    if not params.has_labels:
         return None
     lake, scored = site.lake, []
     engine = site.warehouse

@@ -28,6 +28,7 @@ from models.params import (
     ThresholdParams,
 )
 from tasks.sources.kinds import Source
+from tasks.sources.payments import PaymentsSource
 
 HOUR = "hour"
 
@@ -90,6 +91,11 @@ class IngestParams(Section):
     file_column: str | None = None
     event_time: EventTime
     labels: LabelColumn | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels ever arrive: with the rows, or as the simulator's reports."""
+        return self.labels is not None or isinstance(self.source, PaymentsSource)
 
 
 class ValidateParams(Section):

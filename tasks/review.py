@@ -17,7 +17,6 @@ from tasks.errors import SourceInvalid
 from tasks.params import IngestParams
 from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
-from tasks.sources import payments
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 
@@ -70,7 +69,7 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
 
     Raises SourceInvalid where the detector gets no labels.
     """
-    if params.labels is None and not isinstance(params.source, payments.PaymentsSource):
+    if not params.has_labels:
         raise SourceInvalid(
             f"{site.detector} gets no labels that could be taken for verdicts.",
             where=f"detectors.{site.detector}.ingest.labels",

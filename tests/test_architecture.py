@@ -58,6 +58,88 @@ def test_models_know_nothing_of_frames_registries_or_flows() -> None:
         }
 
 
+# From the top down: each may import what comes after it, never what comes before.
+FLOORS = (
+    ("spread",),
+    ("score", "report", "upkeep"),
+    ("validate",),
+    ("train", "calibrate", "register", "evaluate", "on_demand", "onboarding"),
+    ("ingest", "filter", "publish", "review", "serving"),
+    ("pages",),
+    ("rows",),
+    ("params",),
+    ("sources",),
+    ("stores", "policy"),
+    ("errors",),
+)
+NAMED = ("spread", "serving", "errors", "policy", "params")  # files of tasks/ that are no steps
+
+
+def rooms_of_tasks() -> dict[str, set[str]]:
+    """What each file and folder directly below tasks/ imports of the others."""
+    found: dict[str, set[str]] = {}
+    for path in modules("tasks"):
+        room = path.relative_to(ROOT / "tasks").parts[0].removesuffix(".py")
+        targets = found.setdefault(room, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tasks":
+                parts = node.module.split(".")
+                targets |= {parts[1]} if len(parts) > 1 else {name.name for name in node.names}
+        targets.discard(room)
+    found.pop("__init__")
+    return found
+
+
+def test_files_of_tasks_are_the_steps_and_five_named_ones() -> None:
+    files = {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__"}
+    assert files == {*STEPS, *NAMED}
+
+
+def test_rooms_of_tasks_import_downward_only_and_stay_few() -> None:
+    rooms = rooms_of_tasks()
+    floor = {room: number for number, names in enumerate(FLOORS) for room in names}
+    assert set(rooms) == set(floor)
+    upward = {(room, other) for room, others in rooms.items() for other in others if floor[other] <= floor[room]}
+    assert not upward
+    assert len(rooms) <= 25
+    assert sum(map(len, rooms.values())) <= 100
+
+
+def test_each_verb_has_a_file_of_its_own_name() -> None:
+    from flows.cli.main import app
+
+    shared = {"__init__", "main", "options", "screen"}
+    verbs = {command.name for command in app.registered_commands}
+    assert {path.stem for path in (ROOT / "flows" / "cli").glob("*.py")} - shared == verbs
+
+
+def test_each_folder_says_in_one_sentence_what_is_in_it() -> None:
+    for path in [*(ROOT / "flows").rglob("__init__.py"), *(ROOT / "tasks").rglob("__init__.py")]:
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert docstring.endswith(".") and "\n" not in docstring, path
+
+
+def test_each_error_message_starts_with_a_capital_and_ends_with_a_period() -> None:
+    from tasks import errors
+
+    names = {name for name in dir(errors) if isinstance(getattr(errors, name), type)} - {"Failure"}
+    for path in [path for room in BELOW for path in modules(room)]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and node.args:
+                start, end = ends_of(node.args[0])
+                assert not start.islower(), f"{path}:{node.lineno}"
+                assert end in ("", ".", "?"), f"{path}:{node.lineno}"
+
+
+def ends_of(text: ast.expr) -> tuple[str, str]:
+    """The first and last character of a text, as far as they are written in the source."""
+    if isinstance(text, ast.Constant):
+        return str(text.value)[:1], str(text.value)[-1:]
+    if isinstance(text, ast.JoinedStr):
+        return ends_of(text.values[0])[0], ends_of(text.values[-1])[1]
+    return "", ""
+
+
 def test_every_step_has_its_file_and_its_test_file() -> None:
     for step in STEPS:
         assert (ROOT / "tasks" / f"{step}.py").exists(), step

@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from tasks.evaluate import evaluate_nights
-from tasks.pages.examination import find_repeats
+from tasks.on_demand.examine import find_repeats
 from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
 from tasks.rows.measures import measure, recall_by_kind, trace_thresholds
