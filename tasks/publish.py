@@ -145,7 +145,14 @@ def _replace_batch(connection: sa.Connection, night: Night, published: int) -> N
 
 def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> None:
     this = (*_of_batch(attempts, night), attempts.c.attempt == night.attempt)
-    outcome = {"status": "published", "step": "publish", "error": None, "parts": None, "finished_at": now}
+    outcome = {
+        "status": "published",
+        "step": "publish",
+        "cause": None,
+        "error": None,
+        "parts": None,
+        "finished_at": now,
+    }
     if connection.execute(sa.update(attempts).where(*this).values(outcome)).rowcount != 1:
         raise PublishConflict(
             "This warehouse never gave out this attempt number; nothing was published.",

@@ -111,6 +111,7 @@ attempts = sa.Table(
     _key("attempt", sa.Integer),
     _value("step", sa.Text),  # the one it is at, or ended in
     _value("status", sa.Text),  # running, published or failed
+    _value("cause", sa.Text, nullable=True),  # the error in one line
     _value("error", sa.Text, nullable=True),  # its name
     _value("parts", sa.Text, nullable=True),  # of the error, as JSON: what, where, got, expected, todo
     _value("started_at", Instant),
@@ -204,6 +205,7 @@ class Attempt:
     attempt: int
     step: str
     status: str
+    cause: str | None
     error: str | None
     parts: str | None
     started_at: datetime

@@ -460,6 +460,7 @@ def _upgrade_schema(connection: sa.Connection, version: str) -> None:
 def _describe_outcome(failure: Failure, now: datetime) -> dict[str, Any]:
     return {
         "status": "failed",
+        "cause": failure.line,
         "error": failure.error,
         "parts": json.dumps(dict(failure.parts), ensure_ascii=False),
         "finished_at": now,

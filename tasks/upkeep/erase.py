@@ -45,7 +45,7 @@ NAMED_BY = {
     reviews: reviews.c.record_id,
     group_scores: group_scores.c.group,
 }
-TOLD_IN = (attempts.c.parts, reviews.c.note)
+TOLD_IN = (attempts.c.cause, attempts.c.parts, reviews.c.note)
 KEYS = {
     attempts: (attempts.c.detector, attempts.c.batch_date, attempts.c.attempt),
     reviews: (reviews.c.detector, reviews.c.batch_date, reviews.c.record_id, reviews.c.reviewer, reviews.c.reviewed_at),

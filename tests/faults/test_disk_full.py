@@ -104,7 +104,7 @@ def test_stores_on_a_read_only_disk_are_named(setup: Setup, disk: Any) -> None:
     disk.remount("ro")
     site = replace(
         setup.site, home=disk.folder / "home", lake=Lake(str(disk.folder / "lake")),
-        registry=open_registry(disk.folder / "new", disk.folder / "home", "orders"),
+        registry=replace(setup.site.registry, uri=f"sqlite:///{disk.folder}/new.db"),
     )  # fmt: skip
     refuse(lambda: engine.begin_attempt("orders", TONIGHT, "score", NOW), "Read-only")
     refuse(lambda: site.registry.list_versions(), "unable to open database file")

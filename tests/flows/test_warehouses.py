@@ -68,10 +68,10 @@ COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
 @pytest.mark.parametrize(
     ("url", "name", "told"),
     [
-        (PASSWORD, "ParamsInvalid", "text that is no URL"),
+        (PASSWORD, "ParamsInvalid", "not a URL"),
         (f"postgres://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "driver 'postgres'"),
         (f"postgresql+psycopg://u:p@{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "%40"),
-        (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "text that is no URL"),
+        (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "not a URL"),
         (f"bigquery://u:{PASSWORD}@project/d", "ParamsInvalid", "no transactions"),
         (f"mysql+pymysql://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "text of any length"),
         (f"postgresql+psycopg://u:{PASSWORD}@no-such-host.invalid/d", "ServiceUnreachable", "no-such-host.invalid"),
@@ -112,20 +112,18 @@ def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_
     postgres_warehouse_url: str,
     log_in: Callable[[str], str],
 ) -> None:
-    Warehouse(postgres_warehouse_url).migrate()  # makes the roles
-    with Warehouse(postgres_warehouse_url).begin() as connection:
-        connection.execute(sa.text("update alembic_version set version_num = '0004'"))
+    Warehouse(postgres_warehouse_url).migrate("0005")  # makes the roles
     writer = log_in(WRITER)
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
         code, out, err = say(writer, *command)
         assert (code, out) == (1, "")
         assert "error: SchemaMismatch: The warehouse is older than this Nightjar" in err
-        assert "got: schema 0004" in err
+        assert "got: schema 0005" in err
         assert f"expected: schema {SCHEMA_VERSION}" in err
         assert "let the owner of the warehouse run: nightjar migrate" in err
     code, out, _ = say(postgres_warehouse_url, "migrate", "--json")
     told = json.loads(out)
-    assert (code, told["before"], told["schema"], told["roles"]) == (0, "0004", SCHEMA_VERSION, [WRITER, READER])
+    assert (code, told["before"], told["schema"], told["roles"]) == (0, "0005", SCHEMA_VERSION, [WRITER, READER])
     assert say(writer, "ingest", "orders")[0] == 0
     code, out, _ = say(postgres_warehouse_url, "migrate")
     assert f"schema     is {SCHEMA_VERSION} in postgresql+psycopg://127.0.0.1" in out

@@ -69,8 +69,8 @@ class Scene:
         return "PostgreSQL" if self.postgres else "DuckDB, lake on S3" if self.store else "DuckDB"
 
     @property
-    def engine(self) -> Warehouse:
-        return self.warehouse
+    def warehouse(self) -> Warehouse:
+        return Warehouse(self.warehouse_url)
 
     @property
     def lake(self) -> Lake:
@@ -149,7 +149,7 @@ class Scene:
         query = sa.select(*columns)
         if day is not None:
             query = query.where(table.c.batch_date == day)
-        with self.engine.begin() as connection:
+        with self.warehouse.begin() as connection:
             return sorted(tuple(map(repr, row)) for row in connection.execute(query))
 
     def read_all(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Scene:
         return found
 
     def read_scores(self) -> list[tuple[date, str]]:
-        with self.engine.begin() as connection:
+        with self.warehouse.begin() as connection:
             found = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores)
             return [(row.batch_date, row.scores) for row in connection.execute(found)]
 

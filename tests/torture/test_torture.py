@@ -105,7 +105,7 @@ def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
         scene.prune_later()
         assert scene.list_files() == named, places  # orphans are gone, and nothing else
         assert scene.read_all() == whole, places
-        *tries, last = scene.engine.read_attempts("orders", NIGHT)
+        *tries, last = scene.warehouse.read_attempts("orders", NIGHT)
         assert last.status == "published"
         assert all(one.status == "published" or "died without a message" in str(one.parts) for one in tries)
         while places:
@@ -167,7 +167,7 @@ def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
             "select state_type, count(*) from flow_run where name like 'score%' group by 1"
         ).fetchall()
     assert dict(runs) == {"CRASHED": 1, "COMPLETED": 1}
-    dead, done = scene.engine.read_attempts("orders", NIGHT)
+    dead, done = scene.warehouse.read_attempts("orders", NIGHT)
     assert (dead.status, done.status) == ("failed", "published")
     assert "died without a message" in str(dead.parts)
 
@@ -212,7 +212,7 @@ def test_whole_runs_of_one_batch_at_once_leave_what_one_run_leaves(
         assert 0 in codes
         assert all(any(words in text for words in OVERTAKEN) for text in texts), texts
         assert scene.read_all() == whole
-        assert {one.status for one in scene.engine.read_attempts("orders", NIGHT)} <= {"published", "failed"}
+        assert {one.status for one in scene.warehouse.read_attempts("orders", NIGHT)} <= {"published", "failed"}
         note(f"{runs} runs of one batch at once", scene.kind, "as one run")
 
 
@@ -229,7 +229,7 @@ def test_an_old_run_that_wakes_up_after_a_newer_one_has_published_is_refused(
     code = old.end()
     assert (code, scene.read_all()) == (1, published)
     assert "a newer attempt has published this batch; its rows were left as they are" in old.text
-    first, second = scene.engine.read_attempts("orders", NIGHT)
+    first, second = scene.warehouse.read_attempts("orders", NIGHT)
     assert (first.status, second.status) == ("failed", "published")
     note("an old run wakes up after a newer one", scene.kind, "refused, exit 1")
 
@@ -244,8 +244,8 @@ def test_a_champion_that_changes_in_the_middle_changes_nothing_tonight(scene: Sc
     scene.run("promote", "orders", "2")
     running.send(signal.SIGCONT)
     assert running.end() == 0, running.text
-    batch = next(b for b in scene.engine.read_nights("orders") if b.batch_date == NIGHT)
-    flags = scene.engine.read_flags("orders", NIGHT)
+    batch = next(b for b in scene.warehouse.read_nights("orders") if b.batch_date == NIGHT)
+    flags = scene.warehouse.read_flags("orders", NIGHT)
     assert (batch.model_version, set(flags["model_version"])) == (1, {1})
     assert "scored by version 1 instead of 2" in scene.run("status", "orders", COLUMNS="200")
     note("the champion changes in the middle", scene.kind, "one version, then stale")

@@ -194,6 +194,7 @@ def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: Ware
         ("labels", None): 1,
         ("reviews", DAY): 1,
         ("group_scores", DAY): 1,
+        ("attempts.cause", DAY): 1,
         ("attempts.parts", DAY): 1,
         ("reviews.note", DAY): 1,
     }

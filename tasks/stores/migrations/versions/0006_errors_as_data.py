@@ -1,4 +1,4 @@
-"""An attempt keeps its error as a name and parts, in place of one text: what, where, got, expected, todo.
+"""An attempt keeps its error as a name and parts (what, where, got, expected, todo), next to one text.
 
 A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
 """
@@ -23,23 +23,14 @@ PREFIX = "Flow run encountered an exception: "  # what Prefect put before the er
 def upgrade() -> None:
     op.add_column("attempts", sa.Column("error", sa.Text))
     op.add_column("attempts", sa.Column("parts", sa.Text))
-    connection = op.get_bind()
     for row in read(sa.select(*KEY, ATTEMPTS.c.cause).where(ATTEMPTS.c.cause.is_not(None))):
         error, parts = read_cause(row.cause)
         same = (column == row[place] for place, column in enumerate(KEY))
         values = {"error": error, "parts": json.dumps(parts, ensure_ascii=False)}
-        connection.execute(sa.update(ATTEMPTS).where(*same).values(values))
-    op.drop_column("attempts", "cause")
+        op.get_bind().execute(sa.update(ATTEMPTS).where(*same).values(values))
 
 
 def downgrade() -> None:
-    op.add_column("attempts", sa.Column("cause", sa.Text))
-    connection = op.get_bind()
-    for row in read(sa.select(*KEY, ATTEMPTS.c.error, ATTEMPTS.c.parts).where(ATTEMPTS.c.error.is_not(None))):
-        what, *others = json.loads(row.parts).items()
-        cause = "\n".join([f"{row.error}: {what[1]}", *(f"  {name}: {text}" for name, text in others)])
-        same = (column == row[place] for place, column in enumerate(KEY))
-        connection.execute(sa.update(ATTEMPTS).where(*same).values(cause=cause))
     op.drop_column("attempts", "parts")
     op.drop_column("attempts", "error")
 
