@@ -125,7 +125,9 @@ def make_automation(name: str, trigger: EventTrigger) -> None:
         if not known:
             client.create_automation(wanted)
         for automation in known[:1]:
-            client.update_automation(automation.id, wanted)
+            # Prefect forgets what it was timing when an automation is updated, even if nothing changed.
+            if AutomationCore.model_validate(automation.model_dump(include=set(AutomationCore.model_fields))) != wanted:
+                client.update_automation(automation.id, wanted)
         for automation in known[1:]:  # two deploys at once
             client.delete_automation(automation.id)
 

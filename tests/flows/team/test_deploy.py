@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,22 @@ def test_automations_mark_runs_without_heartbeats_as_crashed(
         "no heartbeat for 300 s: its worker died",
         "no heartbeat for 90 s: its worker died",
     ]
+
+
+def test_a_second_deploy_leaves_the_automations_alone(
+    deployed: list[dict[str, str]], client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update, even one that changes nothing, would make Prefect forget which runs it is timing."""
+    updated: list[str] = []
+    monkeypatch.setattr(SyncPrefectClient, "update_automation", lambda self, _, wanted: updated.append(wanted.name))
+    before = client.read_automations()
+    from flows.team.deploy import make_automations
+
+    make_automations(timedelta(seconds=90))
+    assert updated == []
+    make_automations(timedelta(seconds=60))
+    assert updated == ["nightjar: a run without heartbeats has crashed"]
+    assert client.read_automations() == before
 
 
 def test_without_a_server_it_says_what_is_missing(
