@@ -18,7 +18,7 @@ def test_a_late_detector_turns_the_watch_red_and_says_since_when(trained: Projec
     state: State[Any] = watch_freshness(return_state=True)
     assert state.is_failed()
     assert state.message is not None
-    assert state.message.startswith("orders: its newest published night is 2026-04-02, ")
+    assert state.message.startswith("orders: the newest published night is 2026-04-02, ")
     assert watch_freshness(max_days_behind=100_000, return_state=True).is_completed()
 
 

@@ -54,4 +54,4 @@ def test_a_home_that_cannot_be_made_is_named(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "file" / "home"))
     assert execute(["status", "orders"]) == 1
-    assert "The home folder cannot be made" in capsys.readouterr().err
+    assert "The home folder cannot be created" in capsys.readouterr().err

@@ -300,7 +300,7 @@ def test_what_was_decided_is_shown_with_its_reason_and_a_sorted_file_is_noted(
 ) -> None:
     assert execute([*INIT, "--label", "label"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    decided = ["firmware left out constant", "'broken' is anomalous", "random_fraction", "as of data that has ended"]
+    decided = ["firmware left out constant", "'broken' is anomalous", "random_fraction", "the data seems to have ended"]
     for part in [*decided, "sorted by its label", "nightjar run machines"]:
         assert part in shown
     assert execute(["init", "others", "--source", "machines.csv", "--normal", "fine"]) == 2

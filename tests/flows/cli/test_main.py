@@ -141,7 +141,7 @@ def test_groups_are_published_with_the_night_and_shown_in_its_report(
     [
         ({"by": "shpo"}, "shpo is not in the contract"),
         ({"by": "customer"}, "customer is masked"),
-        ({"by": "hour", "weight": "shop"}, "shop is no number"),
+        ({"by": "hour", "weight": "shop"}, "shop is not a number"),
     ],
 )
 def test_groups_that_cannot_be_formed_are_refused(
@@ -325,7 +325,7 @@ def test_a_suppressed_flag_is_shown_as_such_by_explain_rank_and_a_loose_file(
         assert f"second-stage probability {told['second_stage_probability']:.2g}\n" in shown
     assert execute(list(loose)) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{file['flagged']} of them flagged ({file['flagged']} suppressed by the second stage); 0 bad ones" in shown
+    assert f"{file['flagged']} of them flagged ({file['flagged']} suppressed by the second stage); 0 bad," in shown
 
 
 # --- bad input ---

@@ -69,15 +69,15 @@ def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, 
         ("detectors: {orders: {", ["not valid YAML"]),
         ("detectors: {orders: {run: 2026-13-45}}", ["not valid YAML", "month"]),
         ("detectors: {orders: !!float }", ["not valid YAML", "index out of range"]),
-        ("detectors: {orders: {a: 1, a: 2}}", ["'a' stands twice", "line 1"]),
-        ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' stands twice"]),
-        ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' stands twice"]),
-        ("detectors: &a {orders: *a}", ["holds itself"]),
-        ("x: &a [1,1,1,1,1,1,1,1,1]\n", ["does not hold detectors", "'x'"]),
-        ("detectors: [orders]", ["does not hold detectors"]),
-        ("", ["does not hold detectors", "NoneType"]),
-        ("detectors: {order: {}}", ["no detector 'orders'", "did you mean order?"]),
-        ("detectors: {2: {}, null: {}, yes: {}}", ["no detector 'orders'", "2, None, yes"]),
+        ("detectors: {orders: {a: 1, a: 2}}", ["'a' is duplicated", "line 1"]),
+        ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' is duplicated"]),
+        ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' is duplicated"]),
+        ("detectors: &a {orders: *a}", ["contains itself"]),
+        ("x: &a [1,1,1,1,1,1,1,1,1]\n", ["does not contain detectors", "'x'"]),
+        ("detectors: [orders]", ["does not contain detectors"]),
+        ("", ["does not contain detectors", "NoneType"]),
+        ("detectors: {order: {}}", ["The detector 'orders' does not exist", "did you mean order?"]),
+        ("detectors: {2: {}, null: {}, yes: {}}", ["The detector 'orders' does not exist", "2, None, yes"]),
         ("detectors: {orders: {2026-03-01: 1}}", ["not valid YAML", "date"]),
         ("detectors: {orders: {run: !!timestamp x}}", ["not valid YAML"]),
         ("detectors: {orders: {run: !!bool x}}", ["not valid YAML"]),
@@ -92,7 +92,7 @@ def test_what_concerns_this_detector_or_the_whole_file_is_refused(folder: Path, 
 
 @pytest.mark.parametrize("name", ["../orders", "orders\n", "orders;drop table labels", "", "-h", "or\u202eders", "a/b"])
 def test_a_name_that_is_none_opens_no_file(folder: Path, name: str) -> None:
-    assert "no detector" in refuse(folder, name)
+    assert f"The detector {name!r} does not exist" in refuse(folder, name)
     write(folder, {"detectors": {name: PARAMS}})
     assert "bad key" in refuse(folder, name)
 

@@ -176,7 +176,7 @@ def test_a_limit_that_is_missing_stops_the_run(
     monkeypatch.setenv("NIGHTJAR_LIMITS", "true")
     assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
     told = capsys.readouterr().err
-    assert "error: ParamsInvalid: Prefect has no limit to queue behind" in told
+    assert "error: ParamsInvalid: The Prefect limit for this run does not exist" in told
     assert "nightjar-score-orders" in told
 
 
@@ -189,11 +189,11 @@ def test_a_training_without_its_deployment_or_pool_says_so(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/nowhere")
     assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
-    assert "ParamsInvalid: There is no deployment that trains" in capsys.readouterr().err
+    assert "ParamsInvalid: The deployment that trains, or its work pool, does not exist" in capsys.readouterr().err
     monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/gpu")
     client.delete_work_pool("gpu")
     assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
-    assert "or its work pool is gone" in capsys.readouterr().err
+    assert "or its work pool, does not exist" in capsys.readouterr().err
 
 
 def test_a_training_that_no_worker_takes_is_given_up(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
