@@ -24,7 +24,7 @@ def name_run() -> str:
 
 @flow(name="backfill", flow_run_name=name_run, on_running=[mark_crashed])
 def backfill(name: str, dates: list[date], versions: list[int] | None = None) -> None:
-    """Score and publish batches in order. Fails if any of them failed.
+    """Score and publish batches in order, and fail if any of them failed.
 
     versions: the model version for each date; by default the champion.
     """

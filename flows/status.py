@@ -25,7 +25,7 @@ from tasks.upkeep.ledger import (
 
 @dataclass(frozen=True)
 class Status:
-    """The nights of a detector since those its champion learnt from.
+    """The nights of a detector after the champion's training data.
 
     `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or
     nothing has landed.

@@ -74,7 +74,7 @@ def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
 
 
 def train_here_or_there(setup: Setup, rows: TrainingSet) -> Path:
-    """Fit in this process or as NIGHTJAR_TRAIN_DEPLOYMENT; returns the bundle's folder on this machine."""
+    """Fit in this process or in NIGHTJAR_TRAIN_DEPLOYMENT; returns the bundle's folder on this machine."""
     deployment = load_settings().train_deployment
     if not deployment:
         return train(setup.site, rows, setup.configured.detector.train, setup.hashes)

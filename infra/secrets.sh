@@ -1,6 +1,6 @@
 #!/bin/sh
-# Create infra/secrets/ with random passwords, one file per secret. Existing files are kept.
-# Compose mounts the files as they are, for containers with other user IDs, so they are readable by all; the folder is not.
+# Make infra/secrets/, a file a secret, with random passwords; what is there already is left alone.
+# Compose mounts these files as they are, for users of other numbers: so each may be read, in a folder that is closed.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p secrets

@@ -38,7 +38,7 @@ BROKEN = (
 
 
 class _Constructor(SafeConstructor):
-    """Its error for a duplicate key names the key but not the values: one may be a password."""
+    """Reports a duplicate key without its values: one may be a password."""
 
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
         if key in mapping:

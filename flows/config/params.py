@@ -145,7 +145,7 @@ def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> N
             "The detector cannot form its groups.",
             where=str(path),
             got="; ".join(bad),
-            expected="by: hour or a column that may be shown; weight: a column of numbers",
+            expected="by: hour or an unmasked column; weight: a numeric column",
             todo="correct score.groups, or the contract",
         )
 
@@ -157,7 +157,7 @@ def detector_names(project: Path) -> list[str]:
 
 
 def parse_section(kind: type[S], document: object, path: Path) -> S:
-    """Turn a YAML document into a typed section. Raises ParamsInvalid that lists every bad key."""
+    """Turn a YAML document into a typed section. Raises ParamsInvalid, which lists every bad key."""
     try:
         # Through JSON, strict types accept a list as a tuple and text as a date.
         return kind.model_validate_json(json.dumps(document, default=str))
@@ -167,7 +167,7 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
             f"{path.name} has {len(problems)} bad {'key' if len(problems) == 1 else 'keys'}.",
             where=str(path),
             got="; ".join(problems),
-            todo="correct the key; docs/params.md lists all of them",
+            todo="correct the file; docs/params.md lists all keys",
         ) from error
     except (TypeError, ValueError) as error:
         raise refuse_yaml(path, str(error)) from error  # such as a date as a key, or a number of 5,000 digits

@@ -74,9 +74,9 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment, then files in the folder NIGHTJAR_SECRETS, such as `nightjar_warehouse`. The first wins.
+    """Read the environment, then files in the folder NIGHTJAR_SECRETS, such as `nightjar_warehouse`.
 
-    Raises ParamsInvalid, naming the bad variable.
+    The environment takes precedence. Raises ParamsInvalid, naming the bad variable.
     """
     secrets = os.environ.get("NIGHTJAR_SECRETS")
     if secrets and not Path(secrets).is_dir():

@@ -293,7 +293,7 @@ def test_verify_reports_a_changed_input_as_stale_and_names_a_missing_part(
     [part] = lake.get("validated", "orders", LAST).parts
     (trained.folder / ".nightjar" / "lake" / part.path).unlink()
     assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
-    assert "no night of 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
+    assert "has published nothing for 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
 
 
 def test_a_night_on_postgresql_verifies_to_the_last_bit(

@@ -208,7 +208,7 @@ def test_a_taken_name_is_refused_and_nothing_is_changed(folder: Path, capsys: py
     assert "--force" in refuse(capsys, *INIT, "--label", "label")
     (folder / "contracts" / "belts.yaml").write_text("kept\n")
     assert "belts.yaml" in refuse(capsys, "init", "belts", "--source", "machines.csv")
-    assert "small letter" in refuse(capsys, "init", "My-Machines", "--source", "machines.csv")
+    assert "lower-case letter" in refuse(capsys, "init", "My-Machines", "--source", "machines.csv")
     assert {path: path.read_bytes() for path in before} == before
     assert (folder / "contracts" / "belts.yaml").read_text() == "kept\n"
 
