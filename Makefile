@@ -1,4 +1,4 @@
-# One runner with few verbs; people, hooks and CI call exactly these.
+# One runner for people, hooks and CI.
 PYTHON ?= python3.11
 BIN := .venv/bin
 PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
@@ -6,58 +6,58 @@ PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
 .DEFAULT_GOAL := help
 .PHONY: help nightly test test-fast stack-test torture lint bench ui up down deploy clean
 
-help: ## list the verbs
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@# Prefect's empty database takes longer to make than to use: it is part of the install.
+	@# Creating Prefect's empty database takes long, so it is part of the install.
 	@mkdir -p $(PREFECT_HOME)
 	@PREFECT_HOME=$(PREFECT_HOME) DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
 		$(BIN)/prefect server database upgrade --yes >/dev/null
 	@touch $@
 
-nightly: $(BIN)/.installed ## the main job on the bundled payments detector
+nightly: $(BIN)/.installed ## run the bundled payments detector
 	@$(BIN)/nightjar run payments
 
-test: $(BIN)/.installed ## the test suite
-	@# More workers than cores: a third of the time is waiting for servers and processes.
+test: $(BIN)/.installed ## run the test suite
+	@# More workers than cores: a third of the time is spent waiting for servers and processes.
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/stack
 
-test-fast: $(BIN)/.installed ## the pure functions: no server, no process, nothing slow; for while you edit (under a minute)
+test-fast: $(BIN)/.installed ## run only fast tests, without servers and processes (under a minute)
 	$(BIN)/pytest -n 2 -m "not server and not slow" tests/models tests/tasks tests/flows/config/test_params.py \
 		tests/test_architecture.py tests/test_old_versions.py tests/test_watching.py
 
-stack-test: $(BIN)/.installed ## the stack of make up from end to end; needs Chromium
+stack-test: $(BIN)/.installed ## test the stack of make up end to end; needs Chromium
 	$(BIN)/pytest tests/stack
 
-torture: $(BIN)/.installed ## kills, races, faults and fuzzing at length (an hour or two); the short form is in make test
+torture: $(BIN)/.installed ## long tests with kills, races, faults and fuzzing (one to two hours); make test has a short form
 	$(BIN)/pytest tests/torture tests/faults tests/fuzz --kills 100 --rounds 250 --hypothesis-profile=torture \
 		-o timeout=7200
 
-lint: $(BIN)/.installed ## ruff and mypy
+lint: $(BIN)/.installed ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pip check
 
-bench: $(BIN)/.installed ## detection and speed, measured side by side (half an hour)
+bench: $(BIN)/.installed ## measure detection and speed (half an hour)
 	$(BIN)/python bench/payments_detectors.py
 	$(BIN)/python bench/throughput.py
 
-ui: $(BIN)/.installed ## the Prefect and MLflow pages over the runs made here
+ui: $(BIN)/.installed ## show this folder's runs in Prefect and MLflow
 	@$(BIN)/python -m flows.team.ui
 
-up: $(BIN)/.installed ## PostgreSQL, Prefect, MLflow and two workers on this machine, deployed
+up: $(BIN)/.installed ## start PostgreSQL, Prefect, MLflow and two workers on this machine, and deploy
 	@$(BIN)/nightjar up
 
-down: $(BIN)/.installed ## stop what make up has started
+down: $(BIN)/.installed ## stop what make up started
 	@$(BIN)/nightjar down
 
-deploy: $(BIN)/.installed ## deployments, pools, limits and automations, on the server of PREFECT_API_URL
+deploy: $(BIN)/.installed ## create or update deployments, pools, limits and automations on PREFECT_API_URL
 	@$(BIN)/nightjar deploy
 
-clean: ## forget everything Nightjar wrote here: lake, warehouse, models, runs
+clean: ## delete everything Nightjar wrote here: lake, warehouse, models, runs
 	rm -rf .nightjar

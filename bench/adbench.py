@@ -1,9 +1,9 @@
-"""Eleven ADBench tables with init's untouched defaults, beside PyOD's networks, an isolation forest and neighbours.
+"""Eleven ADBench tables: Nightjar with the defaults of init, PyOD's networks, an isolation forest and neighbours.
 
-One run, one protocol for all: fit on half of the normal rows (at most --fit-rows), test on the other normal rows and
-all anomalies, seeded. Nightjar's columns, kinds, layers and fit settings are those that `nightjar init` writes for the
-table, of whose fit rows a fifth stop it early. The others have their own defaults; neighbours is the distance to the
-fifth nearest fit row, columns standardised. PyOD is left out where it is not installed. Han et al. 2022 (ADBench).
+The same seeded protocol for all: fit on half of the normal rows (at most --fit-rows), test on the other normal rows and
+all anomalies. Nightjar uses the columns, kinds, layers and fit settings that `nightjar init` writes for the table, and
+a fifth of its fit rows for early stopping. The others use their own defaults; neighbours is the distance to the fifth
+nearest fit row, with standardised columns. PyOD is left out if it is not installed. Han et al. 2022 (ADBench).
 """
 
 import argparse
@@ -39,7 +39,7 @@ TEST_ROWS, NEIGHBOURS = 100_000, 5
 
 
 def split(y: npt.NDArray[np.int64], fit_rows: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places of the fit and the test rows; of a large table's test rows an even draw."""
+    """Indices of the fit rows and the test rows; a large table's test rows are a uniform sample."""
     rng = np.random.default_rng(seed)
     normal = rng.permutation(np.flatnonzero(y == 0))
     half = len(normal) // 2
@@ -48,7 +48,7 @@ def split(y: npt.NDArray[np.int64], fit_rows: int, seed: int) -> tuple[npt.NDArr
 
 
 def score_nightjar(fit: Floats, test: Floats, seed: int) -> Floats:
-    """Draft as init does on the fit rows, fit as tasks/train.py does."""
+    """Draft the detector as init does, then fit it as tasks/train.py does."""
     names = [f"x{n}" for n in range(fit.shape[1])]
     table, tested = (pa.table(dict(zip(names, rows.T, strict=True))) for rows in (fit, test))
     arrival = Arrival("fit", "1", datetime(2026, 1, 1, tzinfo=UTC), lambda: [table])
@@ -95,33 +95,35 @@ def list_methods() -> dict[str, Scorer]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the tables, one NAME.npz each with X and y")
-    parser.add_argument("--fit-rows", type=int, default=20_000, help="the same bound for every method")
+    parser.add_argument("folder", type=Path, help="folder with one NAME.npz per table, with arrays X and y")
+    parser.add_argument("--fit-rows", type=int, default=20_000, help="maximum number of fit rows, for every method")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON")
-    asked = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     methods = list_methods()
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for path in sorted(asked.folder.glob("*.npz"), key=lambda path: path.stem.split("_", 1)[-1]):
+    for path in sorted(options.folder.glob("*.npz"), key=lambda path: path.stem.split("_", 1)[-1]):
         with np.load(path) as arrays:
             x, y = arrays["X"].astype(float), arrays["y"]
-        fit, test = split(y, asked.fit_rows, asked.seed)
+        fit, test = split(y, options.fit_rows, options.seed)
         figures = found[path.stem.split("_", 1)[-1]] = {}
         for name, score in methods.items():
             started = time.perf_counter()
-            scores = score(x[fit], x[test], asked.seed)
+            scores = score(x[fit], x[test], options.seed)
             figures[name] = (
                 float(roc_auc_score(y[test], scores)),
                 float(average_precision_score(y[test], scores)),
                 time.perf_counter() - started,
             )
-        told = ", ".join(f"{name} {v[0]:.3f}/{v[1]:.3f} {v[2]:.0f} s" for name, v in figures.items())
-        print(f"{path.stem}: {len(fit):,} fit rows, {len(test):,} test rows: {told}", file=sys.stderr)
-    if asked.json:
+        results = ", ".join(f"{name} {v[0]:.3f}/{v[1]:.3f} {v[2]:.0f} s" for name, v in figures.items())
+        print(f"{path.stem}: {len(fit):,} fit rows, {len(test):,} test rows: {results}", file=sys.stderr)
+    if options.json:
         print(json.dumps({"auroc, average precision, seconds": found}, indent=1))
         return
-    print(f"AUROC / average precision, seed {asked.seed}, at most {asked.fit_rows:,} fit and {TEST_ROWS:,} test rows")
+    print(
+        f"AUROC / average precision, seed {options.seed}, at most {options.fit_rows:,} fit and {TEST_ROWS:,} test rows"
+    )
     print(f"{'':14}" + "".join(f"{name:>20}" for name in methods))
     for table, figures in found.items():
         print(f"{table:14}" + "".join(f"{f'{figures[m][0]:.3f} / {figures[m][1]:.3f}':>20}" for m in methods))

@@ -1,8 +1,8 @@
-"""Scores of the models on eleven ADBench tables, beside an isolation forest and plain neighbour distance.
+"""Score kinds of the models on eleven ADBench tables, compared with an isolation forest and neighbour distances.
 
-Usual protocol: fit on half of the normal rows, test on the other half and all anomalies. The detector takes 15 % of its
-half for early stopping; its settings are the same for every table. Larger tables are sampled, so that the share of
-anomalies stays: see --most. Cells: AUROC / average precision in percent. Han et al. 2022, arXiv:2206.09426.
+The usual protocol: fit on half of the normal rows, test on the other half and all anomalies. The detector uses 15 % of
+its half for early stopping, and the same settings for every table. Large tables are sampled with a constant share of
+anomalies (--most). Cells: AUROC / average precision in percent. Han et al. 2022, arXiv:2206.09426.
 """
 
 import argparse
@@ -72,16 +72,18 @@ def measure(is_anomaly: npt.NDArray[np.bool_], scores: Floats) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the ADBench .npz files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="splits and fits; the mean is shown")
-    parser.add_argument("--most", type=int, default=20_000, help="normal rows at most in each half of a table")
-    asked = parser.parse_args()
+    parser.add_argument("--data", type=Path, required=True, help="folder with the ADBench .npz files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of splits and fits; the mean is shown")
+    parser.add_argument(
+        "--most", type=int, default=20_000, help="maximum number of normal rows in each half of a table"
+    )
+    options = parser.parse_args()
     torch.set_num_threads(1)
     started, rows = time.perf_counter(), []
     for number, name in enumerate(TABLES):
         runs = []
-        for seed in asked.seeds:
-            fit, test, is_anomaly = split_table(asked.data / f"{name}.npz", seed, asked.most)
+        for seed in options.seeds:
+            fit, test, is_anomaly = split_table(options.data / f"{name}.npz", seed, options.most)
             scores = dict([*score_detectors(fit, test, seed), *score_peers(fit, test, seed)])
             runs.append([measure(is_anomaly, found) for found in scores.values()])
         if number == 0:

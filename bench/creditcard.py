@@ -1,8 +1,8 @@
-"""The creditcard detector by the published protocol: half of the normal rows to learn from, all frauds to find.
+"""The creditcard detector with the published protocol: learn from half of the normal rows, find all frauds.
 
     python bench/creditcard.py --data creditcard.csv
 
-Network, fit and score are those of params.yaml, which were fixed on tuning rows; five seeds draw split and weights.
+Network, fit and score are those of params.yaml, chosen on tuning rows. Five seeds draw the split and the weights.
 Published, hidden layers 20-8-20 on the full file: precision 0.93 at recall 0.433, with 1.41 % frauds in the test.
 """
 
@@ -42,7 +42,7 @@ def fit(frame: pd.DataFrame, sets: np.ndarray, seed: int) -> Detector:
 
 
 def precision_at_recall(scores: np.ndarray, is_fraud: np.ndarray) -> tuple[float, float, float]:
-    """Precision at RECALL among PREVALENCE frauds, with the 95 % interval that its false alarms leave it."""
+    """Precision at RECALL with a share of PREVALENCE frauds, and its 95 % interval from the number of false alarms."""
     threshold = np.quantile(scores[is_fraud], 1 - RECALL, method="lower")
     alarms, normals = int((scores[~is_fraud] >= threshold).sum()), int((~is_fraud).sum())
     low = betaincinv(alarms, normals - alarms + 1, 0.025) if alarms else 0.0
@@ -53,7 +53,7 @@ def precision_at_recall(scores: np.ndarray, is_fraud: np.ndarray) -> tuple[float
 
 
 def mean_raw_error(detector: Detector, rows: Records) -> float:
-    """Mean squared error over V1 to V28 in their own units, as on unscaled inputs; Amount would drown them."""
+    """Mean squared error over V1 to V28 in their own units, without Amount, which would dominate."""
     with torch.inference_mode():
         expected = detector.encoder.decode(detector.networks[0](encode_records(detector.encoder, rows)))
     return float((expected - rows.numbers)[:, :-1].square().mean())
@@ -61,7 +61,7 @@ def mean_raw_error(detector: Detector, rows: Records) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="creditcard.csv, gzipped or not, or an extract")
+    parser.add_argument("--data", type=Path, required=True, help="creditcard.csv or an extract; may be gzipped")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     frame = pd.read_csv(options.data)
@@ -84,11 +84,11 @@ def main() -> None:
     table = np.array(rows)
     for name, column in zip(("AUROC", "average precision", "precision"), table.T, strict=False):
         print(f"{name:18} mean {column.mean():.4f}, {column.min():.4f} to {column.max():.4f}")
-    print(f"interval of the precision, mean of the seeds: {table[:, 3].mean():.3f} to {table[:, 4].mean():.3f}")
+    print(f"interval of the precision, mean over seeds: {table[:, 3].mean():.3f} to {table[:, 4].mean():.3f}")
     print(f"mean squared error on unscaled columns: normal {table[:, 5].mean():.4g}, fraud {table[:, 6].mean():.4g}")
 
-    print("\nThreshold policies, seed 1, with tuning rows of their own:")
-    # A smaller share to judge on than above: so that 5 to 10 % of the tuning rows are frauds.
+    print("\nThreshold policies, seed 1, with separate tuning rows:")
+    # A smaller test share than above, so that 5 to 10 % of the tuning rows are frauds.
     split = RandomFraction(kind="random_fraction", seed=1, fit=0.5, stopping=0.05, tuning=0.1, test=0.3)
     sets = split_by_fractions(draw_order(ids, 1), is_fraud, split)
     detector = fit(frame, sets, 1)
@@ -101,7 +101,7 @@ def main() -> None:
         "best F1": BestFBetaPolicy(),
         "best F2": BestFBetaPolicy(beta=2),
         "fixed at 5": FixedPolicy(value=5.0),
-        "20 false alarms a night": AlarmBudgetPolicy(false_alarms_per_night=20),
+        "20 false alarms per night": AlarmBudgetPolicy(false_alarms_per_night=20),
     }
     clean, night = take(frame, sets == "calibration"), (~is_fraud).sum() / 2
     for name, policy in policies.items():

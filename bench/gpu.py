@@ -1,7 +1,8 @@
-"""Rows a second of fitting and of scoring, on the CPU and on a GPU where there is one, with the device named.
+"""Rows per second of fitting and scoring, on the CPU and, if there is one, on a GPU.
 
-A network as small as the bundled detectors' and a wide one; float32, bfloat16, compiled, and all GPUs together. Rates
-leave out the first epoch and the first pass, which compile and warm up. Prints a table for docs/performance.md.
+Measures a network as small as the bundled detectors' and a wide one, in float32 and bfloat16, compiled, and on all GPUs
+together. The first epoch and the first pass, which compile and warm up, are not counted. Prints a table for
+docs/performance.md.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from models.params import AutoencoderParams, FitParams, NeighboursParams, Residu
 from models.records import Records, make_records
 
 CPU = torch.device("cpu")
-NUMBERS, CATEGORIES, VALUES = 20, 4, 8  # 20 numeric columns, 4 categorical ones of 8 values: 56 slots
+NUMBERS, CATEGORIES, VALUES = 20, 4, 8  # 20 numeric columns and 4 categorical ones with 8 values: 56 slots
 COLUMNS = [Column(f"x{i}", "numeric") for i in range(NUMBERS)]
 COLUMNS += [Column(f"c{i}", "categorical", tuple(map(str, range(VALUES)))) for i in range(CATEGORIES)]
 NETWORKS = {
@@ -47,7 +48,7 @@ def fit(
     network: AutoencoderParams, learn: FitParams, rows: Records, device: torch.device, devices: int = 1,
     score: ScoringParams = SCORES["residual"],
 ) -> tuple[Detector, float]:  # fmt: skip
-    """A detector, and how many fit rows a second it went through."""
+    """A fitted detector, and its fit rows per second."""
     epochs: list[EpochLog] = []
     params = ModelParams(networks=(network,), fit=learn, score=score)
     log = lambda number, epoch: epochs.append(epoch)  # noqa: E731
@@ -72,37 +73,39 @@ def name_device(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="fit rows, and rows to score")
-    parser.add_argument("--batch", type=int, default=8192, help="rows of a batch")
-    parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
-    parser.add_argument("--cpu-share", type=float, default=0.02, help="of the rows, for the CPU and the wide network")
-    asked = parser.parse_args()
+    parser.add_argument("--rows", type=int, default=1_000_000, help="number of fit rows, and of rows to score")
+    parser.add_argument("--batch", type=int, default=8192, help="rows per mini-batch")
+    parser.add_argument("--epochs", type=int, default=4, help="number of epochs; the first is not counted")
+    parser.add_argument(
+        "--cpu-share", type=float, default=0.02, help="share of the rows that the CPU uses for the wide network"
+    )
+    options = parser.parse_args()
     gpus = torch.cuda.device_count()
     devices = [CPU, *([torch.device("cuda")] if gpus else [])]
-    print(f"{asked.rows:,} rows, batches of {asked.batch:,}, torch {torch.__version__}\n")
+    print(f"{options.rows:,} rows, batches of {options.batch:,}, torch {torch.__version__}\n")
     if not gpus:
-        print("torch sees no GPU here.\n")
+        print("torch finds no GPU.\n")
     print("| device | network | what | rows/s |\n|---|---|---|---|")
-    records = draw_records(asked.rows, 1)
+    records = draw_records(options.rows, 1)
     for name, network in NETWORKS.items():
         for device in devices:
             few = name.startswith("wide") and device is CPU
-            rows = records[: int(asked.rows * asked.cpu_share)] if few else records
-            told = f"| {name_device(device)} | {name} |"
-            brief = {"epochs": asked.epochs, "batch_size": asked.batch, "patience_epochs": asked.epochs}
+            rows = records[: int(options.rows * options.cpu_share)] if few else records
+            row = f"| {name_device(device)} | {name} |"
+            brief = {"epochs": options.epochs, "batch_size": options.batch, "patience_epochs": options.epochs}
             for what, learn in FITS.items():
                 _, rate = fit(network, learn.model_copy(update=brief), rows, device)
-                print(f"{told} fit, {what} | {rate:,.0f} |", flush=True)
+                print(f"{row} fit, {what} | {rate:,.0f} |", flush=True)
             if device.type == "cuda" and gpus > 1:
                 _, rate = fit(network, FITS["float32"].model_copy(update=brief), rows, device, gpus)
-                print(f"{told} fit, float32, {gpus} together | {rate:,.0f} |", flush=True)
+                print(f"{row} fit, float32, {gpus} together | {rate:,.0f} |", flush=True)
             for what, score in SCORES.items():
                 detector, _ = fit(network, FitParams(epochs=2, batch_size=1024), rows[:20_000], CPU, score=score)
                 moved = detector.to(device)
                 difference = np.abs(moved.score(rows[:100_000]) / detector.score(rows[:100_000]) - 1).max()
                 rate = time_scoring(moved, rows if what == "residual" else rows[:100_000])
                 agreement = f", differs from the CPU's by {difference:.1e}" if device.type == "cuda" else ""
-                print(f"{told} score, {what}{agreement} | {rate:,.0f} |", flush=True)
+                print(f"{row} score, {what}{agreement} | {rate:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

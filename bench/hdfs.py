@@ -1,12 +1,12 @@
-"""The hdfs detector on rolling chronological splits, beside a plain rule: a count vector never seen in fitting.
+"""The hdfs detector on rolling chronological splits, compared with a simple rule: flag a count vector not seen before.
 
     python bench/hdfs.py --data sources/hdfs
 
-The normal sessions up to a share of the log are shared out among fit, stopping and calibration rows as params.yaml
-does; the normal sessions that follow and all anomalous ones are the test. The test windows do not overlap. The rule has
-no score, only an answer: above its own false-alarm rate its recall stays as it is, below it a random part of what it
-flags is kept. F1 counts the false alarms as if the test had as many normal sessions as the full log: published are 0.58
-(plain autoencoder), 0.945 (DeepLog) and 0.976 (LogAnomaly).
+The normal sessions in the first share of the log are split into fit, stopping and calibration rows as in params.yaml.
+The test set is the normal sessions that follow and all anomalous ones; test windows do not overlap. The rule has no
+score, only flags: above its own false-alarm rate its recall is constant, below it a random part of its flags is kept.
+F1 scales the false alarms to the number of normal sessions in the full log. Published: 0.58 (plain autoencoder), 0.945
+(DeepLog), 0.976 (LogAnomaly).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tasks.params import Fractions
 from tasks.rows.columns import describe_columns, to_records
 
 DETECTOR = load_detector(Path(), "hdfs").detector
-BUDGETS = (0.005, 0.01)  # false-alarm rates at which recall is asked
+BUDGETS = (0.005, 0.01)  # false-alarm rates at which recall is measured
 QUANTILES = (0.99, 0.995, 0.998)
 FULL_ANOMALOUS, FULL_NORMAL = 16_838, 575_061 - 16_838
 
@@ -45,19 +45,19 @@ def count_events(session: str) -> frozenset[tuple[str, int]]:
 
 
 def find_unseen(sessions: list[str], seen: list[str]) -> Floats:
-    """The plain rule, (N,): 1 where no earlier session has the same counts of events, else 0."""
+    """The rule, (N,): 1 if no earlier session has the same event counts, else 0."""
     known = {count_events(session) for session in seen}
     return np.array([count_events(session) not in known for session in sessions], dtype=np.float64)
 
 
 def recall_at(budget: float, normal: Floats, anomalous: Floats) -> float:
-    """Recall with at most `budget` of the normal scores flagged; of a tie at the threshold nothing is flagged."""
+    """Recall with at most `budget` of the normal scores flagged; ties at the threshold are not flagged."""
     threshold = np.sort(normal)[::-1][int(budget * len(normal))]
     return float((anomalous > threshold).mean())
 
 
 def rule_recall_at(budget: float, normal: Floats, anomalous: Floats) -> float:
-    """Recall of the rule: whole within the budget, else the share that the budget allows of what it flags."""
+    """Recall of the rule; over the budget, only the share of its flags that the budget allows."""
     return float(anomalous.mean() * min(1.0, budget / normal.mean()))
 
 
@@ -66,7 +66,7 @@ def auroc(normal: Floats, anomalous: Floats) -> float:
     return float(roc_auc_score(is_anomalous, np.concatenate([normal, anomalous])))
 
 
-def tell_interval(hits: float, of: int) -> str:
+def format_interval(hits: float, of: int) -> str:
     """A share with its exact 95 % interval (Clopper and Pearson 1934)."""
     interval = binomtest(round(hits), of).proportion_ci(method="exact")
     return f"{hits / of:.4%} ({interval.low:.4%} to {interval.high:.4%})"
@@ -78,7 +78,7 @@ def full_f1(recall: float, false_alarm_rate: float) -> float:
 
 
 def fit_and_score(history: list[str], seed: int, *tests: list[str]) -> tuple[list[Floats], dict[str, float], int, int]:
-    """Scores of each test, thresholds by name, and how many sessions of the history were fitted and calibrated on."""
+    """Scores of each test set, thresholds by name, and the numbers of fit and calibration sessions."""
     shares, params = DETECTOR.filter.splits, DETECTOR.train
     assert isinstance(shares, Fractions)
     learnt = np.array([shares.fit, shares.fit + shares.stopping]) / (shares.fit + shares.stopping + shares.calibration)
@@ -103,9 +103,13 @@ def fit_and_score(history: list[str], seed: int, *tests: list[str]) -> tuple[lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("sources/hdfs"), help="hdfs_train.gz and hdfs_abnormal.gz")
-    parser.add_argument("--history", type=float, nargs="+", default=[0.4, 0.6, 0.8], help="shares to learn from")
-    parser.add_argument("--test", type=float, default=0.2, help="share that follows, to test on")
+    parser.add_argument(
+        "--data", type=Path, default=Path("sources/hdfs"), help="folder with hdfs_train.gz and hdfs_abnormal.gz"
+    )
+    parser.add_argument(
+        "--history", type=float, nargs="+", default=[0.4, 0.6, 0.8], help="shares of the log to learn from"
+    )
+    parser.add_argument("--test", type=float, default=0.2, help="share of the log that follows, to test on")
     parser.add_argument("--seed", type=int, default=DETECTOR.train.fit.seed)
     options = parser.parse_args()
     sessions, bad = (read_sessions(options.data / f"hdfs_{name}.gz") for name in ("train", "abnormal"))
@@ -122,11 +126,11 @@ def main() -> None:
         for name, ([normal, anomalous], measure_recall) in methods.items():
             found = (auroc(normal, anomalous), *(measure_recall(budget, normal, anomalous) for budget in BUDGETS))
             rates.setdefault(name, []).append(found)
-            told = [
-                f"at {b:.1%} {tell_interval(r * len(bad), len(bad))}" for b, r in zip(BUDGETS, found[1:], strict=True)
+            recall_texts = [
+                f"at {b:.1%} {format_interval(r * len(bad), len(bad))}" for b, r in zip(BUDGETS, found[1:], strict=True)
             ]
             flagged = f", flags {normal.sum():.0f}" if name != "detector" else ""
-            print(f"{name:18} AUROC {found[0]:.6f}, recall {', '.join(told)}{flagged}")
+            print(f"{name:18} AUROC {found[0]:.6f}, recall {', '.join(recall_texts)}{flagged}")
         for name, threshold in thresholds.items():
             false, recall = int((scores[0] > threshold).sum()), float((scores[1] > threshold).mean())
             alarms.setdefault(name, []).append((false, len(following), recall))
@@ -134,11 +138,13 @@ def main() -> None:
             false, recall = int(find_unseen(following, of).sum()), float(find_unseen(bad, of).mean())
             alarms.setdefault(f"rule, {name}", []).append((false, len(following), recall))
 
-    print("\nmean of the splits; intervals as of one set of anomalous sessions, which all splits share")
+    print("\nmean over splits; intervals for one set of anomalous sessions, which all splits share")
     for name, found in rates.items():
         area, *recalls = np.mean(found, axis=0)
-        told = [f"at {b:.1%} {tell_interval(r * len(bad), len(bad))}" for b, r in zip(BUDGETS, recalls, strict=True)]
-        print(f"{name:18} AUROC {area:.6f}, recall {', '.join(told)}")
+        recall_texts = [
+            f"at {b:.1%} {format_interval(r * len(bad), len(bad))}" for b, r in zip(BUDGETS, recalls, strict=True)
+        ]
+        print(f"{name:18} AUROC {area:.6f}, recall {', '.join(recall_texts)}")
     print(
         f"\nF1 with {FULL_ANOMALOUS:,} anomalous and {FULL_NORMAL:,} normal sessions; thresholds from calibration rows"
     )

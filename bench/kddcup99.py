@@ -1,9 +1,9 @@
-"""The kddcup99 detector over seeds, by attack, without repeated rows, and the pictures of its latent space.
+"""The kddcup99 detector over several seeds, by attack and without repeated rows, with plots of its latent space.
 
     dvc repro filter@kddcup99 && python bench/kddcup99.py --pictures docs
 
-The clean partition of the experiment is fitted anew for each seed. Published (variational autoencoder, 99th
-percentile): precision 0.99, recall 0.89, F1 0.93.
+Each seed fits the clean rows of the experiment again. Published (variational autoencoder, 99th percentile): precision
+0.99, recall 0.89, F1 0.93.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def fit(sets: dict[str, Records], columns: tuple[Column, ...], networks: Network
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pictures", type=Path, help="folder for the pictures of the latent space")
+    parser.add_argument("--pictures", type=Path, help="folder for plots of the latent space")
     options = parser.parse_args()
     lake = SETUP.site.lake
     [cutoff] = lake.dates("clean", "kddcup99")
@@ -88,7 +88,7 @@ def draw(folder: Path, sets: dict[str, Records], columns: tuple[Column, ...], is
 
 
 def compare_latent(path: Path, spaces: dict[str, np.ndarray], is_anomaly: np.ndarray) -> None:
-    """Latent spaces (N, Z) of several networks side by side, each by its own principal components."""
+    """Plot latent spaces (N, Z) of several networks side by side, each on its own principal components."""
     figure = Figure(figsize=(4.5 * len(spaces), 4), dpi=70, layout="constrained")
     panels = figure.subplots(1, len(spaces))
     chosen = np.unique(np.linspace(0, len(is_anomaly) - 1, SHOWN_POINTS).astype(int))

@@ -1,8 +1,8 @@
-"""The mnist detector on what is no digit: noise, drawn shapes, and digits that were tampered with.
+"""The mnist detector on images that are not digits: noise, drawn shapes and altered digits.
 
-The network of params.yaml is fitted on MNIST digits, and one with a single hidden layer as wide as its bottleneck.
-The last 10,000 digits of the archive are held out: half of them set the threshold (99th percentile), half are tested
-and tampered with, 1,000 of each kind. Everything passes through columns, encoder and score as in a nightly run.
+Two networks are fitted on MNIST digits: that of params.yaml, and one with a single hidden layer as wide as its
+bottleneck. The last 10,000 digits of the archive are held out: half set the threshold (99th percentile), half are
+tested and altered, 1,000 of each kind. Columns, encoder and score are those of a nightly run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tasks.rows.columns import describe_columns, to_records
 from tasks.sources.images import make_field, to_arrow
 
 PROJECT = Path(__file__).resolve().parents[1]
-STOPPING, CALIBRATION, TESTED = 2_000, 5_000, 5_000  # the last digits; all before them are fitted
+STOPPING, CALIBRATION, TESTED = 2_000, 5_000, 5_000  # the last digits; all earlier ones are fit rows
 EACH, SIDE = 1_000, 28
 Images = npt.NDArray[np.uint8]
 
@@ -38,7 +38,7 @@ def draw_noise(rng: np.random.Generator) -> Images:
 
 
 def draw_shapes(rng: np.random.Generator, shape: str) -> Images:
-    """White shapes two to three pixels thick, of any size and place."""
+    """White shapes, two to three pixels thick, of random size and position."""
     down, across = np.mgrid[:SIDE, :SIDE][:, None]
     center = rng.uniform(10, 18, (2, EACH, 1, 1))
     down, across = down - center[0], across - center[1]
@@ -50,8 +50,8 @@ def draw_shapes(rng: np.random.Generator, shape: str) -> Images:
     return (255 * (distances[shape] < thickness)).astype(np.uint8)
 
 
-def tamper(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
-    """Digits changed in four ways."""
+def alter(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
+    """Digits altered in four ways."""
     order = rng.permutation(SIDE * SIDE)
     occluded = digits.copy()
     for image, (top, left) in zip(occluded, rng.integers(6, 13, (EACH, 2)), strict=True):
@@ -66,7 +66,7 @@ def tamper(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
 
 
 def fit(parts: dict[str, Records], learn: TrainParams, network: AutoencoderParams, fit_params: FitParams) -> Detector:
-    """A calibrated detector, and a line about its training."""
+    """Fit and calibrate a detector, and print one line about the training."""
     params = ModelParams(network=network, fit=fit_params, score=learn.score, threads=torch.get_num_threads())
     logs: list[EpochLog] = []
     columns = describe_columns(ColumnsParams(image=("images",)), to_table(np.zeros((1, SIDE, SIDE), np.uint8)))
@@ -80,22 +80,22 @@ def fit(parts: dict[str, Records], learn: TrainParams, network: AutoencoderParam
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path, help="mnist_train.npz, with the array images (N, 28, 28)")
-    parser.add_argument("--epochs", type=int, help="instead of those of params.yaml")
-    asked = parser.parse_args()
+    parser.add_argument("archive", type=Path, help="mnist_train.npz, with array images (N, 28, 28)")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: as in params.yaml)")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     learn = load_detector(PROJECT, "mnist").detector.train
-    fit_params = learn.fit.model_copy(update={"epochs": asked.epochs} if asked.epochs else {})
-    with np.load(asked.archive, allow_pickle=False) as archive:
+    fit_params = learn.fit.model_copy(update={"epochs": options.epochs} if options.epochs else {})
+    with np.load(options.archive, allow_pickle=False) as archive:
         images = archive["images"]
     columns = describe_columns(ColumnsParams(image=("images",)), to_table(images[:1]))
     bounds = np.cumsum([len(images) - STOPPING - CALIBRATION - TESTED, STOPPING, CALIBRATION])
     pieces = dict(zip(("fit", "stopping", "calibration", "test"), np.split(images, bounds), strict=True))
     rng = np.random.default_rng(0)
-    asked_of = {"held-out digits": pieces.pop("test")}
-    asked_of["uniform noise"] = draw_noise(rng)
-    asked_of |= {shape: draw_shapes(rng, shape) for shape in ("circles", "crosses", "lines")}
-    asked_of |= tamper(rng, asked_of["held-out digits"][:EACH])
+    tested = {"held-out digits": pieces.pop("test")}
+    tested["uniform noise"] = draw_noise(rng)
+    tested |= {shape: draw_shapes(rng, shape) for shape in ("circles", "crosses", "lines")}
+    tested |= alter(rng, tested["held-out digits"][:EACH])
     parts = {name: to_records(to_table(piece), columns)[0] for name, piece in pieces.items()}
 
     bottleneck = min(learn.network.layers)
@@ -103,7 +103,7 @@ def main() -> None:
     detectors = [fit(parts, learn, network, fit_params) for network in (learn.network, single)]
     print(f"\n{'':40}" + "".join(f"{'-'.join(map(str, d.network_params.layers)):>26}" for d in detectors))
     print(f"{'':40}" + f"{'mean abs. error  flagged':>26}" * len(detectors))
-    for name, found in asked_of.items():
+    for name, found in tested.items():
         records, _ = to_records(to_table(found), columns)
         cells = ""
         for detector in detectors:

@@ -1,10 +1,10 @@
-"""One-class detectors of digits: each is fitted on one digit, and the other nine are anomalies.
+"""One-class detectors of digits: each is fitted on one digit, with the other nine as anomalies.
 
     python bench/mnist_one_class.py --data mnist_train.npz
 
-Our split of the 60,000 training digits, in their order: of the one digit the first 70 % to fit, 10 % to stop, 20 % to
-test; of the others the last 20 % each. The published split tests on the 10,000 test digits. Mean AUROC over the ten
-digits of Deep SVDD, as published: 0.948 (Ruff et al. 2018).
+The 60,000 training digits are split in file order: of the normal digit, the first 70 % to fit, 10 % to stop and 20 % to
+test; of the others, the last 20 % to test. The published split tests on the 10,000 test digits. Published mean AUROC of
+Deep SVDD over the ten digits: 0.948 (Ruff et al. 2018).
 """
 
 import argparse
@@ -27,7 +27,9 @@ SCORES = {"mean squared": ResidualParams(kind="mean_squared"), "neighbours": Nei
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="npz archive with images (N, 28, 28) and labels")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="npz archive with arrays images (N, 28, 28) and labels"
+    )
     parser.add_argument("--digits", type=int, nargs="+", default=list(range(10)))
     options = parser.parse_args()
     with np.load(options.data) as archive:
@@ -47,9 +49,10 @@ def main() -> None:
             detector = fit_detector((COLUMN,), records["fit"], records["stopping"], params, torch.device("cpu"))
             row.append(roc_auc_score(truth, detector.score(records["test"])))
         found.append(row)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in zip(SCORES, row, strict=True))
+        results = ", ".join(f"{name} {value:.4f}" for name, value in zip(SCORES, row, strict=True))
         print(
-            f"digit {digit}: {len(fit)} fit, {len(own)} normal and {len(others)} other test digits: {told}", flush=True
+            f"digit {digit}: {len(fit)} fit, {len(own)} normal and {len(others)} other test digits: {results}",
+            flush=True,
         )
     for name, column in zip(SCORES, np.array(found).T, strict=True):
         print(f"{name}: mean AUROC {column.mean():.4f}, {column.min():.4f} to {column.max():.4f}")

@@ -1,10 +1,10 @@
-"""The payments detector against the best single column and an isolation forest, by kind of fraud.
+"""The payments detector compared with the best single column and an isolation forest, by kind of fraud.
 
-Each seed is a world of its own (other cards, terminals, frauds) that tuning never saw; the median over them is shown.
-Detector and forest learn from the same honest rows, split by date as params.yaml says; the forest gets the detector's
-own encoded rows. All are tested on the last 7 days, and every method flags 1 % of those days' honest rows: recall is
-the share of the frauds above that. The single column is an oracle: column and direction are picked on the test days
-themselves, anew for each kind. Liu et al. 2008 (isolation forest, whose samples are 256 rows).
+Each seed is a separate simulation (cards, terminals, frauds) that was not used in tuning; the median is shown. Detector
+and forest learn from the same honest rows, split by date as in params.yaml; the forest gets the detector's encoded
+rows. All are tested on the last 7 days, with a threshold that flags 1 % of the honest rows; recall is the share of
+frauds above it. The single column is an oracle: column and direction are chosen on the test days, for each kind of
+fraud. Liu et al. 2008 (isolation forest, with samples of 256 rows).
 """
 
 import argparse
@@ -38,14 +38,14 @@ Names = npt.NDArray[np.str_]
 Found = dict[str, dict[str, float]]  # group -> recall, auroc
 
 
-def draw_world(configured: Configured, seed: int) -> tuple[dict[str, pa.Table], Names]:
-    """The clean fit and stopping rows and the test rows of one seed, and each test row's kind ("" = honest)."""
+def simulate(configured: Configured, seed: int) -> tuple[dict[str, pa.Table], Names]:
+    """Fit, stopping and test rows of one seed, and the kind of each test row ("" = honest)."""
     detector = configured.detector
     source = detector.ingest.source.model_copy(update={"seed": seed})
     first, last, zone = source.first_date, detector.run.last_date, detector.time_zone
     dates = payments.list_dates(source, first, last)
     known = [day for day in dates[:-TEST_DAYS] if day < dates[-TEST_DAYS] - timedelta(days=detector.label_delay_days)]
-    # The split's own test days lie before the label delay; these are the newest.
+    # The split's test days are before the label delay; ours are the newest days.
     sets = {day: name for day, name in split_by_date(known, detector.filter.splits).items() if name != "test"}
     sets |= dict.fromkeys(dates[-TEST_DAYS:], "test")
     frames: dict[str, list[pd.DataFrame]] = {"fit": [], "stopping": [], "test": []}
@@ -59,7 +59,7 @@ def draw_world(configured: Configured, seed: int) -> tuple[dict[str, pa.Table], 
     tables, kinds = {}, {}
     for name, found in frames.items():
         rows = pd.concat(found, ignore_index=True)
-        # What validation quarantines or excludes.
+        # Drop what validation quarantines or excludes.
         rows = rows[np.isfinite(rows["amount"]) & (rows["amount"] > 0) & rows["country"].notna()]
         rows = rows[rows["event_time"].notna()].drop_duplicates("payment_id")
         rows = rows if name == "test" else rows[rows["kind"] == ""]
@@ -84,11 +84,11 @@ def score_forests(detector: Detector, tables: dict[str, pa.Table]) -> Iterator[t
     encoded = {name: encode_records(detector.encoder, records).numpy() for name, records in rows.items()}
     for samples in SAMPLES:
         forest = IsolationForest(n_estimators=TREES, max_samples=samples, random_state=0).fit(encoded["fit"])
-        yield f"isolation forest, {samples} rows a tree", -forest.score_samples(encoded["test"])
+        yield f"isolation forest, {samples} rows per tree", -forest.score_samples(encoded["test"])
 
 
 def score_columns(detector: Detector, tables: dict[str, pa.Table]) -> Iterator[Floats]:
-    """Each column as a score, both ways; a category or an hour scores by how rare it was in fitting."""
+    """Each column as a score, in both directions; categories and hours score by their rarity in the fit rows."""
     for column in detector.columns:
         fitted, tested = (tables[name][column.name].to_pandas() for name in ("fit", "test"))
         if column.kind == "datetime":
@@ -101,7 +101,7 @@ def score_columns(detector: Detector, tables: dict[str, pa.Table]) -> Iterator[F
 
 
 def measure(scores: Floats, kinds: Names) -> Found:
-    """Recall at the false-alarm rate, strictly above the threshold, and AUROC: all frauds, then each kind."""
+    """Recall at the false-alarm rate and AUROC, for all frauds and for each kind."""
     honest = scores[kinds == ""]
     threshold = np.quantile(honest, 1 - FALSE_ALARM_RATE, method="higher")
     found = {}
@@ -114,7 +114,7 @@ def measure(scores: Floats, kinds: Names) -> Found:
 
 
 def pick_best(candidates: list[Found]) -> Found:
-    """For each group the best recall of any candidate and the best AUROC of any candidate."""
+    """For each group, the best recall and the best AUROC of any candidate."""
     best = {
         measure_: {g: max(found[g][measure_] for found in candidates) for g in GROUPS}
         for measure_ in ("recall", "auroc")
@@ -123,8 +123,8 @@ def pick_best(candidates: list[Found]) -> Found:
 
 
 def run_seed(configured: Configured, seed: int) -> tuple[dict[str, Found], dict[str, float]]:
-    """All methods in one world, and how long the detector trained on how many rows."""
-    tables, kinds = draw_world(configured, seed)
+    """Results of all methods in one simulation, and the detector's training time and rows."""
+    tables, kinds = simulate(configured, seed)
     started = time.perf_counter()
     detector = fit(configured, tables)
     trained = {"seconds": time.perf_counter() - started, "rows": tables["fit"].num_rows}
@@ -136,25 +136,29 @@ def run_seed(configured: Configured, seed: int) -> tuple[dict[str, Found], dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], help="worlds; the median is shown")
-    parser.add_argument("--json", action="store_true", help="print every world's result as JSON")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[101, 102, 103], help="simulations; the median is shown"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result of each simulation as JSON")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     configured = load_detector(PROJECT, "payments")
-    worlds, training = {}, {}
-    for seed in asked.seeds:
-        worlds[seed], training[seed] = run_seed(configured, seed)
+    simulations, training = {}, {}
+    for seed in options.seeds:
+        simulations[seed], training[seed] = run_seed(configured, seed)
         took = training[seed]
         print(f"seed {seed}: trained on {took['rows']:,} rows in {took['seconds']:.1f} s", file=sys.stderr)
-    if asked.json:
-        print(json.dumps({"worlds": worlds, "training": training}, indent=1))
+    if options.json:
+        print(json.dumps({"worlds": simulations, "training": training}, indent=1))
         return
-    print(f"recall at {FALSE_ALARM_RATE:.0%} false alarms / AUROC, median of {len(worlds)} worlds")
+    print(f"recall at {FALSE_ALARM_RATE:.0%} false alarms / AUROC, median of {len(simulations)} simulations")
     print(f"{'':35}" + "".join(f"{group:>22}" for group in GROUPS))
-    for method in next(iter(worlds.values())):
+    for method in next(iter(simulations.values())):
         cells = []
         for group in GROUPS:
-            recall, auroc = (np.median([w[method][group][m] for w in worlds.values()]) for m in ("recall", "auroc"))
+            recall, auroc = (
+                np.median([w[method][group][m] for w in simulations.values()]) for m in ("recall", "auroc")
+            )
             cells.append(f"{recall:.3f} / {auroc:.3f}")
         print(f"{method:35}" + "".join(f"{cell:>22}" for cell in cells))
 

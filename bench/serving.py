@@ -1,7 +1,7 @@
-"""Latency and requests a second of `mlflow models serve` over a payments detector, on loopback.
+"""Latency and requests per second of `mlflow models serve` with a payments detector, on loopback.
 
-One client at a time for the latency of 1, 100 and 1,000 rows a request; then 1, 4 and 16 clients at once, one row a
-request. Clients keep their connections and run on the same machine, so they take processor time from the server.
+Latency is measured with one client and 1, 100 and 1,000 rows per request; the rate with 1, 4 and 16 concurrent clients
+and one row per request. Clients keep their connections and run on the same machine, so they compete for the CPU.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SIZES, CLIENTS, PATH = (1, 100, 1000), (1, 4, 16), "/invocations"
 
 @contextmanager
 def serve(site: Site) -> Iterator[int]:
-    """The port of a server over the champion, stopped afterwards."""
+    """Serve the champion; yields the port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +70,7 @@ def serve(site: Site) -> Iterator[int]:
 
 
 def read_rows(site: Site, detector: Detector) -> list[dict[str, Any]]:
-    """Landed rows without missing or infinite values, as a client writes them."""
+    """Landed rows without missing or infinite values, as a client sends them."""
     [part] = site.lake.get("landing", NAME, DAY).parts
     names = [column.name for column in detector.columns]
     frame = next(site.lake.slices(part)).select(names).to_pandas().replace([np.inf, -np.inf], np.nan).dropna()
@@ -79,8 +79,8 @@ def read_rows(site: Site, detector: Detector) -> list[dict[str, Any]]:
     return rows
 
 
-def ask(connection: http.client.HTTPConnection, body: bytes) -> float:
-    """Seconds of one request."""
+def time_request(connection: http.client.HTTPConnection, body: bytes) -> float:
+    """Send one request and return its seconds."""
     started = time.perf_counter()
     connection.request("POST", PATH, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -92,20 +92,20 @@ def ask(connection: http.client.HTTPConnection, body: bytes) -> float:
 def measure_latency(port: int, body: bytes, requests: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     for _ in range(20):
-        ask(connection, body)
-    found = np.array([ask(connection, body) for _ in range(requests)]) * 1000
+        time_request(connection, body)
+    found = np.array([time_request(connection, body) for _ in range(requests)]) * 1000
     return " | ".join(f"{np.percentile(found, share):.1f}" for share in (50, 95, 99))
 
 
 def measure_rate(port: int, body: bytes, clients: int, seconds: float) -> tuple[float, str]:
-    """Requests a second of so many clients at once, and their latency."""
+    """Requests per second of concurrent clients, and their latency."""
     found: list[list[float]] = [[] for _ in range(clients)]
     end = time.perf_counter() + seconds
 
     def work(own: list[float]) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         while time.perf_counter() < end:
-            own.append(ask(connection, body))
+            own.append(time_request(connection, body))
 
     threads = [threading.Thread(target=work, args=(own,)) for own in found]
     for thread in threads:
@@ -119,9 +119,9 @@ def measure_rate(port: int, body: bytes, clients: int, seconds: float) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=500, help="requests of each latency")
-    parser.add_argument("--seconds", type=float, default=10, help="of each number of clients")
-    asked = parser.parse_args()
+    parser.add_argument("--requests", type=int, default=500, help="requests per latency measurement")
+    parser.add_argument("--seconds", type=float, default=10, help="duration for each number of clients")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
         folder = Path(name)
         site = replace(
@@ -137,12 +137,12 @@ def main() -> None:
         rows = read_rows(site, detector)
         bodies = {size: json.dumps({"dataframe_records": rows[:size]}).encode() for size in SIZES}
         with serve(site) as port:
-            print("| rows a request | median ms | p95 ms | p99 ms |\n|---|---|---|---|")
+            print("| rows per request | median ms | p95 ms | p99 ms |\n|---|---|---|---|")
             for size, body in bodies.items():
-                print(f"| {size:,} | {measure_latency(port, body, asked.requests)} |", flush=True)
+                print(f"| {size:,} | {measure_latency(port, body, options.requests)} |", flush=True)
             print("\n| clients, 1 row each | requests/s | median ms | p95 ms | p99 ms |\n|---|---|---|---|---|")
             for clients in CLIENTS:
-                rate, shares = measure_rate(port, bodies[1], clients, asked.seconds)
+                rate, shares = measure_rate(port, bodies[1], clients, options.seconds)
                 print(f"| {clients} | {rate:,.0f} | {shares} |", flush=True)
 
 

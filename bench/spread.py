@@ -1,8 +1,8 @@
-"""What it costs and gains to score the parts of a batch as tasks of their own: docs/scale.md reckons with it.
+"""Costs and gains of scoring the parts of a batch as separate tasks; docs/scale.md uses the results.
 
-Ways, in turn, each from validated parts to flags ready to publish, under Prefect: `one task` (the parts one after the
-other in the task that combines them), `1 thread` and `2 threads` (a task a part), `2 processes` (the same on a Dask
-cluster of two workers). Then the bytes a row in each zone. Rows are bench/throughput.py's.
+Each way runs under Prefect from validated parts to flags ready to publish: `one task` (all parts in sequence, in the
+task that combines them), `1 thread` and `2 threads` (one task per part), `2 processes` (the same on a Dask cluster with
+two workers). Also prints the bytes per row in each zone. The rows are those of bench/throughput.py.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MILLION = 1_000_000
 
 
 def place_bundle(site: Site) -> tuple[Version, Path]:
-    """The detector where a worker looks for a version's bundle."""
+    """Copy the detector to where a worker looks for a version's bundle."""
     content_hash = read_bundle_manifest(site.home / "bundle").content_hash
     folder = site.registry.bundles / f"version-1-{content_hash[:12]}"
     shutil.copytree(site.home / "bundle", folder, dirs_exist_ok=True)
@@ -40,17 +40,17 @@ def place_bundle(site: Site) -> tuple[Version, Path]:
 
 
 def time_scoring(site: Site, validation: Validation, workers: Workers | None) -> float:
-    """Seconds of scoring one batch anew; no workers: all of it in one task."""
+    """Seconds to score one batch; without workers, in one task."""
     shutil.rmtree(Path(site.lake.root, "scores"), ignore_errors=True)
     configured, (version, bundle) = load_detector(PROJECT, NAME), place_bundle(site)
-    asked = (site, configured.contract, validation, version, bundle, configured.detector.score)
+    arguments = (site, configured.contract, validation, version, bundle, configured.detector.score)
 
     @flow(name="bench")
     def run() -> float:
         started = time.perf_counter()
         if workers:
-            spread_parts(*asked, workers)
-        score(*asked, datetime.now(UTC))
+            spread_parts(*arguments, workers)
+        score(*arguments, datetime.now(UTC))
         return time.perf_counter() - started
 
     return run()
@@ -71,22 +71,24 @@ def measure(rows: int, repeats: int, ways: dict[str, Workers | None]) -> None:
             print(f"{rows:>11,} rows  {way:12} {median:6.2f} s  x {seconds['one task'] / median:.2f}  ({all_of})")
         for zone in ZONES:
             size = sum(site.lake.files(zone).values())
-            print(f"{rows:>11,} rows  {zone:12} {size / rows:6.1f} bytes a row")
+            print(f"{rows:>11,} rows  {zone:12} {size / rows:6.1f} bytes per row")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[MILLION, 4 * MILLION], help="a million make a part")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[MILLION, 4 * MILLION], help="batch sizes; a part has a million rows"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds over all ways; the median is shown")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "ERROR"}
     from distributed import LocalCluster
 
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, temporary_settings(quiet), prefect_test_harness(server_startup_timeout=90):
         ways = {"one task": None, "1 thread": Workers(), "2 threads": Workers(threads=2)}
-        for rows in asked.rows:
-            measure(rows, asked.repeats, ways | {"2 processes": Workers(cluster.scheduler_address)})
+        for rows in options.rows:
+            measure(rows, options.repeats, ways | {"2 processes": Workers(cluster.scheduler_address)})
 
 
 if __name__ == "__main__":

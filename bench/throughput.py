@@ -1,9 +1,9 @@
-"""Rows a second of a night, beside those of the bare model, and the memory each takes.
+"""Rows per second and peak memory of a night, compared with the model alone.
 
-Cases, each in a process of its own: `read` (validated Parquet, nothing done), `bare` (read, encode, network, score;
-nothing written), `night` (validated Parquet to published flags), `full` (landing to published flags, validation
-included), `model` (score alone, records in memory). Rates leave out imports and the bundle's loading.
-Rows are the payments simulator's: at most a million are drawn, larger batches repeat them under fresh record_ids.
+Cases, each in a separate process: `read` (read validated Parquet), `bare` (read, encode and score; write nothing),
+`night` (validated Parquet to published flags), `full` (landing to published flags, with validation), `model` (score
+records in memory). Imports and loading the bundle are not timed. The rows are from the payments simulator: at most a
+million, which larger batches repeat with new record_ids.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from tasks.validate import check_accepted, find_validation, validate_batches
 
 PROJECT = Path(__file__).resolve().parents[1]
 NAME, FIRST, DAY, SEED, DRAWN_ROWS = "payments", date(2026, 9, 22), date(2026, 11, 10), 7, 1_000_000
-CASES = ("full", "read", "bare", "night", "model")  # full is first: it makes what the others read
+CASES = ("full", "read", "bare", "night", "model")  # full is first: it writes what the others read
 TARGETS, MEMORY_TARGET = {"night / bare": 0.40, "full / bare": 0.25}, 1.3
 Result = dict[int, dict[str, dict[str, float]]]  # rows -> case -> rows_per_s, peak_mb
 
@@ -60,7 +60,7 @@ def open_site(folder: Path, rows: int) -> Site:
 
 
 def prepare(site: Site, rows: int) -> tuple[float, int]:
-    """Land the batch; fit and calibrate a detector on its honest rows where there is none yet."""
+    """Land the batch; if there is no detector yet, fit and calibrate one on its honest rows."""
     configured, drawn = load_detector(PROJECT, NAME).detector, min(rows, DRAWN_ROWS)
     source = payments.PaymentsSource(kind="payments", seed=SEED, rows_per_day=drawn, first_date=FIRST)
     [file] = payments.list_deliveries(source, site.time_zone, DAY, DAY)
@@ -83,7 +83,7 @@ def prepare(site: Site, rows: int) -> tuple[float, int]:
 
 
 def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams) -> Detector:
-    """Three epochs: the arithmetic of a night does not depend on how well its detector learnt."""
+    """Fit for three epochs: the cost of a night does not depend on how well its detector learnt."""
     described = describe_columns(learn.columns, clean)
     picked = np.random.default_rng(SEED).permutation(clean.num_rows)[:120_000]
     records, _ = to_records(clean.take(picked), described)
@@ -95,7 +95,7 @@ def fit_briefly(learn: TrainParams, clean: pa.Table, threshold: ThresholdParams)
 
 
 def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:
-    """The validated rows, only the columns that the detector reads, the next slice read on another thread."""
+    """Slices of the validated rows with the detector's columns; another thread reads ahead."""
     names = [column.name for column in detector.columns]
     texts = tuple(column.name for column in detector.columns if column.kind == "categorical")
     for part in site.lake.get("validated", NAME, DAY).parts:
@@ -103,7 +103,7 @@ def read_slices(site: Site, detector: Detector) -> Iterator[pa.Table]:
 
 
 def score_and_publish(site: Site, configured: Configured) -> int:
-    """Score and publish as a night does; what an earlier round finished is forgotten first."""
+    """Score and publish as a night does, after deleting the scores of earlier rounds."""
     shutil.rmtree(Path(site.lake.root, "scores"), ignore_errors=True)
     now, learnt = datetime.now(UTC), configured.detector
     begun = Begun(site.warehouse.begin_attempt(NAME, DAY, "begin", now), now)
@@ -116,14 +116,14 @@ def score_and_publish(site: Site, configured: Configured) -> int:
 
 
 def run_case(site: Site, case: str) -> tuple[float, int]:
-    """Run a case once: its seconds, and the rows it went through."""
+    """Run a case once; returns its seconds and its number of rows."""
     if case == "full":
-        import great_expectations  # noqa: F401 - Nightjar imports it when first used; imports are not timed
+        import great_expectations  # noqa: F401 - imported on first use, which must not be timed
     detector, configured = Detector.load(site.home / "bundle"), load_detector(PROJECT, NAME)
     site.warehouse.migrate()
     slices = read_slices(site, detector)
     if case == "full":
-        shutil.rmtree(f"{site.lake.root}/validated", ignore_errors=True)  # else it would not validate again
+        shutil.rmtree(f"{site.lake.root}/validated", ignore_errors=True)  # otherwise it would not validate again
     batches: Iterable[Records] = (to_records(table, detector.columns)[0] for table in slices)
     if case == "model":
         batches = list(islice(batches, DRAWN_ROWS // SLICE_ROWS))
@@ -140,7 +140,7 @@ def run_case(site: Site, case: str) -> tuple[float, int]:
 
 
 def measure(folder: Path, rows: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Rows a second (median of the rounds) and peak memory (largest) of each case at one size."""
+    """Rows per second (median of the rounds) and peak memory (maximum) of each case at one size."""
     runs: dict[str, list[dict[str, float]]] = {}
     for case in ("prepare", *CASES * repeats):
         command = [sys.executable, __file__, "--folder", str(folder), "--rows", str(rows), "--case", case]
@@ -173,18 +173,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.case:  # in the process that run_apart starts
+    options = parser.parse_args()
+    if options.case:  # in a process started by measure
         hush_at_exit()
-        site = open_site(asked.folder, asked.rows[0])
-        seconds, rows = prepare(site, asked.rows[0]) if asked.case == "prepare" else run_case(site, asked.case)
+        site = open_site(options.folder, options.rows[0])
+        seconds, rows = prepare(site, options.rows[0]) if options.case == "prepare" else run_case(site, options.case)
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "rows": rows, "peak_mb": peak_mb}))
         return
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
-        result = {rows: measure(Path(name), rows, asked.repeats) for rows in asked.rows}
+        result = {rows: measure(Path(name), rows, options.repeats) for rows in options.rows}
     ratios = compare(result)
-    if asked.json:
+    if options.json:
         print(json.dumps({"cases": result, "ratios": {name: value for name, value, _ in ratios}}, indent=1))
         return
     for size, case, got in ((size, case, got) for size, cases in result.items() for case, got in cases.items()):

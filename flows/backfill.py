@@ -1,4 +1,4 @@
-"""The backfill flow: the nightly flow for each of some dates; one failing does not stop the others."""
+"""The backfill flow: the nightly flow for each of several dates; a failed night does not stop the others."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -17,16 +17,19 @@ from tasks.validate import validate
 
 
 def name_run() -> str:
-    """Name the range, not every date in it."""
+    """Name the run after the range of dates."""
     parameters = flow_run.get_parameters()
     return f"backfill {parameters['name']} {parameters['dates'][0]} to {parameters['dates'][-1]}"
 
 
 @flow(name="backfill", flow_run_name=name_run, on_running=[mark_crashed])
 def backfill(name: str, dates: list[date], versions: list[int] | None = None) -> None:
-    """Score and publish batches in order; red when any of them failed. versions: one a date; else the champion's."""
+    """Score and publish batches in order, and fail if any of them failed.
+
+    versions: the model version for each date; by default the champion.
+    """
     setup = prepare(name)
-    # One pass over all dates costs a fraction of one a night. A rejected batch is left to its own night to report.
+    # One pass over all dates costs far less than one pass per night. Each night reports its own rejected batch.
     validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
     scorers: Sequence[int | None] = versions or [None] * len(dates)
     states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
@@ -35,9 +38,9 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
 
 @flow(name="backfill-range", flow_run_name="backfill {name}, {only} of {first} to {last}", on_running=[mark_crashed])
 def backfill_range(name: str, first: date, last: date, only: Only = "missing", as_of: bool = False) -> None:
-    """Score and publish a range of batch dates, or those of them in one state; as_of: with the champions of their time.
+    """Score and publish a range of batch dates: all, or only those in one state. The same as `nightjar backfill`.
 
-    It is what `nightjar backfill` does, for the Prefect page.
+    as_of: use the version that was champion when each date ended.
     """
     plan = make_plan(name, first, last, only, as_of)
     if plan.dates:
@@ -45,7 +48,7 @@ def backfill_range(name: str, first: date, last: date, only: Only = "missing", a
 
 
 def raise_failed_nights(name: str, dates: Sequence[date], states: Sequence[State[Any]]) -> None:
-    """Raise RunFailed that lists every failed date with its cause."""
+    """Raise RunFailed if a night failed; it lists every failed date with its cause."""
     causes: dict[str, list[str]] = {}
     for day, state in zip(dates, states, strict=True):
         if not state.is_completed():
@@ -54,5 +57,5 @@ def raise_failed_nights(name: str, dates: Sequence[date], states: Sequence[State
         raise RunFailed(
             f"{sum(map(len, causes.values()))} of {len(dates)} nights of {name} failed; the others are published.",
             got="\n".join(f"{', '.join(days)}: {cause}" for cause, days in causes.items()),
-            todo=f"put the causes right, then nightjar run {name} or nightjar score {name} --date DATE",
+            todo=f"fix the causes, then nightjar run {name} or nightjar score {name} --date DATE",
         )

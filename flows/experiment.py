@@ -1,8 +1,8 @@
-"""The stages of dvc.yaml: the flows' own functions, on all rows of a source, in experiments/NAME/ instead of the lake.
+"""The stages of dvc.yaml: the flows' functions on all rows of a source, in experiments/NAME/ instead of the lake.
 
-`nightjar stage STEP NAME` runs one; DVC decides which are due. The same data, params and seed give the same bundle
-hash as `nightjar train NAME --cutoff D` with D the day after the last batch. What DVC hashes depends on data, code and
-params only: neither on the machine nor on the time or the commit.
+`nightjar stage STEP NAME` runs one stage; DVC decides which are due. The same data, params and seed give the same
+bundle hash as `nightjar train NAME --cutoff D`, with D the day after the last batch. Outputs that DVC hashes depend on
+data, code and params only, not on machine, time or commit.
 """
 
 import shutil
@@ -32,7 +32,7 @@ UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def load_experiment(name: str, warehouse_folder: str | None = None) -> Setup:
-    """Load a detector whose lake is experiments/NAME and whose files are in sources/, as dvc.yaml says."""
+    """Load a detector with its lake in experiments/NAME and its source files in sources/, as in dvc.yaml."""
     settings = load_settings()
     home = settings.project.resolve() / "experiments" / name
     stores = {"home": home, "lake": str(home), "warehouse": f"duckdb:///{warehouse_folder or home}/labels.duckdb"}
@@ -42,9 +42,9 @@ def load_experiment(name: str, warehouse_folder: str | None = None) -> Setup:
 
 @contextmanager
 def open_experiment(name: str) -> Iterator[Setup]:
-    """Load a detector with an empty warehouse, which is gone afterwards.
+    """Load a detector with an empty, temporary warehouse.
 
-    Labels go from stage to stage as Parquet: two DuckDB files with the same rows differ.
+    Labels pass between stages as Parquet: two DuckDB files with the same rows differ.
     """
     with TemporaryDirectory() as folder:
         setup = load_experiment(name, folder)
@@ -53,29 +53,29 @@ def open_experiment(name: str) -> Iterator[Setup]:
 
 
 def ingest(name: str) -> None:
-    """Land everything the source has, with the labels that came with it."""
+    """Land all rows of the source and their labels."""
     with open_experiment(name) as setup:
         site, params = setup.site, setup.ingest_params
         shutil.rmtree(site.home / "landing", ignore_errors=True)
         window = setup.window(last=setup.configured.detector.run.last_date)
         found = list_arrivals(params.source, site.sources, site.zone, window)
-        # When a file was copied here, or a query was run, differs from machine to machine.
+        # The time a file was copied or a query was run differs between machines.
         arrivals = [replace(arrival, version="", arrived_at=UNDATED) for arrival in found]
         land_arrivals(site, params, window, arrivals, progress_of("ingest"))
         site.warehouse.list_labels(name).to_parquet(site.home / LABELS, index=False)
 
 
 def validate(name: str) -> None:
-    """Hold every landed batch against the contract."""
+    """Check every landed batch against the contract."""
     setup = load_experiment(name)
-    shutil.rmtree(setup.site.docs, ignore_errors=True)  # DVC leaves the Data Docs alone: they show when they were made
+    shutil.rmtree(setup.site.docs, ignore_errors=True)  # Data Docs contain times, so DVC does not manage them
     params, dates = setup.configured.detector.validate_, setup.landed_before(date.max)
     validations = validate_batches(setup.site, setup.configured.contract, dates, params, progress_of("validate"))
     check_accepted(name, validations)
 
 
 def filter_rows(name: str) -> None:
-    """Choose the five sets from all validated rows: the cut-off is the day after the last batch."""
+    """Split all validated rows into the five sets; the cut-off is the day after the last batch."""
     with open_experiment(name) as setup:
         params, dates = setup.configured.detector, setup.site.lake.dates("validated", name)
         if not dates:
@@ -85,7 +85,7 @@ def filter_rows(name: str) -> None:
 
 
 def train(name: str) -> None:
-    """Fit the network, and log its epochs."""
+    """Fit the network and log its epochs."""
     setup = load_experiment(name)
     epochs: list[tuple[int, EpochLog]] = []
     log = lambda network, epoch: epochs.append((network, epoch))  # noqa: E731
@@ -101,7 +101,7 @@ def calibrate(name: str) -> None:
 
 
 def evaluate(name: str) -> None:
-    """Measure the bundle on the test rows: metrics.json, the curves and the pictures."""
+    """Evaluate the bundle on the test rows: metrics.json, curves and plots."""
     setup = load_experiment(name)
     rows = _read_rows(setup)
     examine_bundle(setup.site, rows, setup.site.calibrated(rows.cutoff), setup.configured.detector.ingest.labels)
@@ -118,7 +118,7 @@ def _nothing_to_do(setup: Setup, what: str, step: str) -> BatchMissing:
     return BatchMissing(
         f"The experiment has no {what} yet.",
         where=str(setup.site.home),
-        todo=f"dvc repro {step}@{setup.site.detector}, which runs the stages before it too",
+        todo=f"run dvc repro {step}@{setup.site.detector}, which runs earlier stages too",
     )
 
 

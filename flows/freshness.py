@@ -1,4 +1,4 @@
-"""The freshness watch: red while a detector's newest published night is older than it should be, or a night failed."""
+"""The freshness flow: fails while a detector's newest published night is too old, or a night has failed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,38 +17,38 @@ from flows.status import StatusLine, list_in_service, read_line
 
 @flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])
 def watch_freshness(max_days_behind: int = 0) -> State[None]:
-    """Look at every detector in service; red, with who is late and why, when any is.
+    """Check every detector in service. Fails if one is late, and lists each late detector with the cause.
 
-    max_days_behind: by how many days the newest published night may be older than yesterday.
+    max_days_behind: how many days older than yesterday the newest published night may be.
     """
     lines = [read_line(name) for name in list_in_service()]
     late = [f"{line.detector}: {cause}" for line in lines if (cause := find_lateness(line, max_days_behind))]
-    create_table_artifact([tell(line, late) for line in lines], key="freshness", description=describe(late))
+    create_table_artifact([make_row(line, late) for line in lines], key="freshness", description=describe(late))
     if late:
         return Failed(message="\n".join(late))
     return Completed(message=f"{len(lines)} fresh")
 
 
 def find_lateness(line: StatusLine, max_days_behind: int) -> str:
-    """Why a detector is late, in words, or nothing."""
+    """Why a detector is late; empty if it is not."""
     if line.error:
         return line.error
     if line.newest_night is None:
         return "no night is published yet"
     behind = (load_setup(line.detector).yesterday() - line.newest_night).days
     if behind > max_days_behind:
-        return f"its newest published night is {line.newest_night}, {behind} days before yesterday"
+        return f"the newest published night is {line.newest_night}, {behind} days before yesterday"
     failed = line.counts["failed"]
     return f"{failed} nights failed: nightjar status {line.detector}" if failed else ""
 
 
-def tell(line: StatusLine, late: Sequence[str]) -> dict[str, Any]:
-    """A detector's row of the table on the Prefect page."""
+def make_row(line: StatusLine, late: Sequence[str]) -> dict[str, Any]:
+    """A detector's row in the table on Prefect's page."""
     facts = {key: value for key, value in asdict(line).items() if key not in ("counts", "error")}
     row = {key: str(value) if isinstance(value, date) else value for key, value in facts.items()} | line.counts
     return row | {"late": any(cause.startswith(f"{line.detector}: ") for cause in late)}
 
 
 def describe(late: Sequence[str]) -> str:
-    """The artifact's text above the table."""
+    """The text above the table on Prefect's page."""
     return "\n".join(f"- {cause}" for cause in late) or "every detector in service is fresh"

@@ -1,9 +1,9 @@
-"""What flows share: dead runs are marked as crashed, runs of one detector take turns, attempts record their step.
+"""Shared by the flows: mark dead runs as crashed, let runs of one detector take turns, record an attempt's step.
 
-A run says which process it is when it begins; the next one to begin on this host marks those of dead processes, which
-Prefect would show as running for ever. Prefect's global limits keep the order of runs and free the place of a run that
-died within a minute; `nightjar deploy` makes them. They only spare work: that a batch is published once and whole is
-ensured by the warehouse's fencing.
+A run records its process when it starts. The next run on this host marks runs of dead processes as crashed; Prefect
+would show them as running for ever. Prefect's global limits, which `nightjar deploy` creates, queue the runs and free
+the slot of a dead run within a minute. They only avoid duplicate work: the warehouse's fencing ensures that a batch is
+published once and whole.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Step = TypeVar("Step", bound=Callable[..., Any])
 Work = Literal["score", "train"]
-LEASE_S = 60  # the shortest that Prefect takes
-STEP_OF = {"resolve_champion": "register", "spread_parts": "score"}  # of what is not named like its step
+LEASE_S = 60  # the shortest that Prefect accepts
+STEP_OF = {"resolve_champion": "register", "spread_parts": "score"}  # tasks that are not named like their step
 OWNER = "nightjar.process"
 RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
 
 
 def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Sign this run with its process, and mark every running one whose process is dead as crashed."""
+    """Label this run with its process, and mark running runs of dead processes as crashed."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {OWNER: name_process()})
         if flow_run.parent_task_run_id:
@@ -48,12 +48,12 @@ def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 
 
 def name_limit(work: Work, detector: str) -> str:
-    """The limit that runs of one kind queue behind."""
+    """The name of the limit behind which a detector's runs of one kind queue."""
     return f"nightjar-{work}-{detector}"
 
 
 def taking_turns(work: Work) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a flow, whose first parameter is the detector's name, wait for its turn where NIGHTJAR_LIMITS says so."""
+    """Make a flow wait for its turn if NIGHTJAR_LIMITS is set. Its first parameter must be the detector's name."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -62,7 +62,7 @@ def taking_turns(work: Work) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)
             name = name_limit(work, str(kwargs.get("name") or args[0]))
             try:
-                # A lease that is lost must not stop a night that is under way.
+                # A lost lease must not stop a running night.
                 with concurrency(name, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False):
                     return function(*args, **kwargs)
             except ConcurrencySlotAcquisitionError as error:
@@ -75,15 +75,15 @@ def taking_turns(work: Work) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _missing(name: str) -> ParamsInvalid:
     return ParamsInvalid(
-        "Prefect has no limit to queue behind; nothing was run.",
+        "The Prefect limit for this run does not exist; nothing was run.",
         where=f"global concurrency limit {name}",
-        expected="a limit for every detector of params.yaml",
-        todo="make deploy, which makes them; or unset NIGHTJAR_LIMITS",
+        expected="one limit for every detector of params.yaml",
+        todo="run make deploy, which creates them, or unset NIGHTJAR_LIMITS",
     )
 
 
 def follow_steps(site: Site, batch_date: date, begun: Begun) -> Callable[[Step], Step]:
-    """A function that records the step an attempt comes to, and hands the step back to be called."""
+    """A function that records which step an attempt has reached, and returns the step's task to call."""
 
     def at(step: Step) -> Step:
         name = str(getattr(step, "__name__", step))

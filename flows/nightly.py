@@ -20,11 +20,11 @@ from tasks.spread import Workers, spread_parts
 from tasks.stores.tables import Night
 from tasks.validate import validate
 
-LOOK_BACK = timedelta(days=3)  # late files of these days are landed too; their nights then show as stale
+LOOK_BACK = timedelta(days=3)  # also land late files of these days; their nights then become stale
 
 
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Mark the attempt in the warehouse as failed, so that `nightjar status` knows of it without Prefect."""
+    """Mark the attempt as failed in the warehouse, so that `nightjar status` shows it without Prefect."""
     error = state.result(raise_on_failure=False) if state.is_failed() else None
     crashed = Failure("ProcessLost", {"what": str(state.message)})
     failure = describe_failure(error) if isinstance(error, BaseException) else crashed
@@ -32,10 +32,10 @@ def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 
 def name_run() -> str:
-    """Name the batch date, also where a schedule leaves it to the flow."""
+    """Name the run after the batch date, even if the schedule leaves it to the flow."""
     parameters = current.get_parameters()
     name, day = parameters["name"], parameters["batch_date"]
-    with suppress(NightjarError):  # the flow itself says what is wrong with the detector
+    with suppress(NightjarError):  # the flow itself reports what is wrong
         day = day or load_setup(name).window().last
     return f"score {name} {day or 'of yesterday'}"
 
@@ -49,7 +49,7 @@ def name_run() -> str:
 )
 @taking_turns("score")
 def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
-    """Score a batch (yesterday's, unless named) with the champion, or with a named version, and publish it."""
+    """Score and publish one batch (default: yesterday's) with the champion or a given version."""
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last

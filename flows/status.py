@@ -1,4 +1,4 @@
-"""`nightjar status`: the nights of one detector, or a line for each of them; a broken one does not hide the others."""
+"""`nightjar status`: the nights of one detector, or one line per detector; a broken one does not hide the others."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from tasks.upkeep.ledger import (
 
 @dataclass(frozen=True)
 class Status:
-    """The nights of a detector after those its champion learnt from.
+    """The nights of a detector after the champion's training data.
 
-    `days_behind`: how many days before yesterday the newest landed batch is; None where the source has a last date, or
+    `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or
     nothing has landed.
     """
 
@@ -40,7 +40,7 @@ class Status:
 
 @dataclass(frozen=True)
 class StatusLine:
-    """A detector in one line: its champion, its newest published night, nights by state; or what is wrong with it."""
+    """A detector in one line: champion, newest published night, nights by state, or its error."""
 
     detector: str
     champion: int | None
@@ -51,12 +51,12 @@ class StatusLine:
 
 
 def read_status(name: str) -> Status:
-    """The state of every batch date that is due, and how far behind the source is. Raises ParamsInvalid and others."""
+    """The state of every due batch date, and how far behind the source is. Raises NightjarError."""
     return read_nights(prepare(name))
 
 
 def read_nights(setup: Setup) -> Status:
-    """The same of a detector that is loaded already, without a change to any store."""
+    """The same for a loaded detector, without changing any store."""
     site, champion = setup.site, setup.site.registry.find_version()
     name = site.detector
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
@@ -68,12 +68,12 @@ def read_nights(setup: Setup) -> Status:
 
 
 def read_lines(project: Path) -> list[StatusLine]:
-    """One line for each detector of params.yaml."""
+    """One line per detector of params.yaml."""
     return [read_line(name) for name in detector_names(project)]
 
 
 def read_line(name: str) -> StatusLine:
-    """A detector's line; its error stands in it."""
+    """A detector's line; an error becomes part of it."""
     states: tuple[State, ...] = get_args(State)
     try:
         status = read_status(name)
@@ -90,7 +90,7 @@ Only = Literal["all", "missing", "stale", "failed"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The nights to score, of so many landed dates; and the dates of the range on which nothing has landed."""
+    """The nights to score, the number of landed dates in the range, and the dates without data."""
 
     nights: list[BatchState]
     landed: int
@@ -103,12 +103,15 @@ class Plan:
 
     @property
     def versions(self) -> list[int]:
-        """The version of each date that scores it; a plan as of then has one for each."""
+        """The version that scores each date; complete only in an as_of plan."""
         return [night.version for night in self.nights if night.version is not None]
 
 
 def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Plan:
-    """Plan a range of batch dates, or those of them in one state. Raises ChampionMissing where as_of has no version."""
+    """Plan a range of batch dates: all, or only those in one state.
+
+    Raises ChampionMissing if, with as_of, a date had no champion.
+    """
     setup = prepare(name)
     site, known = setup.site, list_landed_dates(setup.site.lake, name)
     landed = site.lake.dates("landing", name)
@@ -120,9 +123,9 @@ def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Pla
 
 
 def list_in_service() -> Iterator[str]:
-    """The detectors that run every night and have something to score with.
+    """The detectors that run every night and have a registered version.
 
-    One that cannot be looked at counts: its run will say why.
+    A detector that cannot be loaded is included, so that its run reports the error.
     """
     for name in detector_names(load_settings().project):
         is_in_service = True

@@ -1,4 +1,4 @@
-"""The old place of `train_there`: deployments made before it moved name it until `nightjar deploy` renews them."""
+"""The old module of `train_there`: old deployments point here until `nightjar deploy` updates them."""
 
 from flows.training import train_there
 

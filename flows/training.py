@@ -28,7 +28,7 @@ from tasks.validate import validate
 
 
 def name_run() -> str:
-    """Name the cut-off, also where a schedule leaves it to the flow."""
+    """Name the run after the cut-off, even if the schedule leaves it to the flow."""
     parameters = current.get_parameters()
     return f"train {parameters['name']} before {parameters['cutoff'] or 'today'}"
 
@@ -36,7 +36,7 @@ def name_run() -> str:
 @flow(name="training", flow_run_name=name_run, on_running=[mark_crashed])
 @taking_turns("train")
 def training(name: str, cutoff: date | None = None) -> Registered:
-    """Fit, calibrate, measure and register a detector on what was known when `cutoff` (today, unless named) began."""
+    """Fit, calibrate, evaluate and register a detector on what was known at `cutoff` (default: today)."""
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     cutoff = cutoff or setup.newest_cutoff()
@@ -49,26 +49,24 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     return register(site, calibrated, metrics)
 
 
-START_TIMEOUT_S = 900  # for a worker to take the run: a GPU's machine may have to be started first
-
-
+START_TIMEOUT_S = 900  # for a worker to take the run: a GPU machine may have to start first
 POLL_S = 2
 
 
 @flow(name="train", flow_run_name="fit {name} before {cutoff}", on_running=[mark_crashed])
 def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
-    """Fit on the clean rows of a cut-off, which the training flow has prepared, and send it the bundle.
+    """Fit on the clean rows that the training flow has prepared, and send it the bundle.
 
-    hashes: of the caller's params and contract. Raises ParamsInvalid where this machine has others.
+    hashes: of the caller's params and contract. Raises ParamsInvalid if they differ here.
     """
     setup = prepare(name)
     if setup.hashes != hashes:
         raise ParamsInvalid(
-            "The machine that trains has other params or another contract than the one that asked.",
+            "The worker that trains and its caller have different params or contracts.",
             where=str(load_settings().project),
             got=str(setup.hashes),
             expected=str(hashes),
-            todo="bring the project's folder of both workers to the same commit",
+            todo="check out the same commit in the project's folder on both",
         )
     rows = read_training_set(setup.site.lake, name, cutoff)
     train(setup.site, rows, setup.configured.detector.train, setup.hashes)
@@ -76,7 +74,7 @@ def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
 
 
 def train_here_or_there(setup: Setup, rows: TrainingSet) -> Path:
-    """Fit in this process, or where NIGHTJAR_TRAIN_DEPLOYMENT says; returns the bundle's folder on this machine."""
+    """Fit in this process or in NIGHTJAR_TRAIN_DEPLOYMENT; returns the bundle's folder on this machine."""
     deployment = load_settings().train_deployment
     if not deployment:
         return train(setup.site, rows, setup.configured.detector.train, setup.hashes)
@@ -87,7 +85,7 @@ def train_here_or_there(setup: Setup, rows: TrainingSet) -> Path:
 
 
 def call_deployment(deployment: str, setup: Setup, cutoff: date) -> FlowRun:
-    """Ask a worker to fit. Raises ParamsInvalid where the deployment or its work pool is not there."""
+    """Start a run of the deployment. Raises ParamsInvalid if it or its work pool does not exist."""
     check_deployment(deployment)
     parameters = {"name": setup.site.detector, "cutoff": cutoff.isoformat(), "hashes": setup.hashes}
     run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=0))
@@ -96,7 +94,7 @@ def call_deployment(deployment: str, setup: Setup, cutoff: date) -> FlowRun:
 
 
 def check_deployment(deployment: str) -> None:
-    """Raise ParamsInvalid where a run of the deployment would wait for ever."""
+    """Raise ParamsInvalid if a run of the deployment would wait for ever."""
     try:
         with get_client(sync_client=True) as client:
             pool = client.read_deployment_by_name(deployment).work_pool_name
@@ -104,15 +102,15 @@ def check_deployment(deployment: str) -> None:
         pool = None
     if pool is None:
         raise ParamsInvalid(
-            "There is no deployment that trains, or its work pool is gone.",
+            "The deployment that trains, or its work pool, does not exist.",
             where="NIGHTJAR_TRAIN_DEPLOYMENT",
             got=repr(deployment),
-            todo="nightjar deploy makes both; or unset the variable, to train in this process",
+            todo="run nightjar deploy, which creates both, or unset the variable to train in this process",
         )
 
 
 def wait_for(run: FlowRun, start_timeout_s: float = START_TIMEOUT_S) -> FlowRun:
-    """Wait until a flow run ends, or until no worker has taken it in time; it is then cancelled."""
+    """Wait until a flow run ends; cancel it if no worker takes it in time."""
     deadline = time.monotonic() + start_timeout_s
     with get_client(sync_client=True) as client:
         while run.state is None or not run.state.is_final():
@@ -127,11 +125,10 @@ def wait_for(run: FlowRun, start_timeout_s: float = START_TIMEOUT_S) -> FlowRun:
 def _failed(run: FlowRun, deployment: str) -> RunFailed:
     was_taken = run.start_time is not None
     return RunFailed(
-        f"The training that was handed over {'did not end well' if was_taken else 'was never begun'}; nothing was "
-        "registered.",
+        f"The training run {'failed' if was_taken else 'was never started'}; nothing was registered.",
         where=f"deployment {deployment}, work pool {run.work_pool_name}, flow run {run.name}",
         got=f"{run.state.name}: {run.state.message}" if run.state else "no state",
-        todo="read that run's log on the Prefect page, put the cause right, and train again"
+        todo="read that run's log on Prefect's page, fix the cause, and train again"
         if was_taken
-        else "start a worker of that pool (prefect worker start --pool NAME), and train again",
+        else "start a worker for that pool (prefect worker start --pool NAME), and train again",
     )

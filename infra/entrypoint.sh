@@ -1,6 +1,6 @@
 #!/bin/sh
-# For programs that read a secret from the environment only: for each NAME below that has a NAME_FILE, export NAME with
-# the file's content, then become the command. Secrets so stay out of images, compose files and process arguments.
+# For programs that read secrets only from the environment: for each NAME below with a NAME_FILE, export NAME with the
+# file's content, then exec the command. This keeps secrets out of images, compose files and process arguments.
 set -eu
 
 for name in PREFECT_API_DATABASE_CONNECTION_URL MLFLOW_BACKEND_STORE_URI; do

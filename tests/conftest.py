@@ -1,4 +1,4 @@
-"""What several test files share: a real PostgreSQL server for the session and a fresh warehouse for each test."""
+"""Shared fixtures: a real PostgreSQL server for the session and a fresh warehouse for each test."""
 
 import os
 import secrets
@@ -22,25 +22,25 @@ from flows.config.quiet import hush_at_exit
 
 # Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
 hypothesis.settings.register_profile("torture", max_examples=1000)
-# What starts a server, as the fixtures and the parameters of tests name it.
+# Fixtures and parameters of tests that start a server.
 SERVERS = {"postgres_url", "own_postgres_url", "object_server", "prefect_server", "prefect_url", "served"}
 STORES = {"postgresql", "s3"}
 
 
 def pytest_configure() -> None:
-    """The tests' last line stays the last line."""
+    """Keep pytest's summary the last line."""
     hush_at_exit()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the torture lasts: briefly with the other tests, for long with `make torture`."""
+    """Options for the length of the torture tests: short by default, long with `make torture`."""
     parser.addoption("--kills", type=int, default=4, help="runs to kill on each warehouse")
     parser.addoption("--screenshots", default="", help="a folder for the pictures of pages that tests/stack takes")
     parser.addoption("--rounds", type=int, default=4, help="races to run on each warehouse")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: the other workers then have something left to do until the end. What needs a server."""
+    """Run the longest files first, so that all workers are busy until the end. Mark tests that need a server."""
     items.sort(key=lambda item: [folder not in item.path.parts for folder in ("torture", "flows")])
     for item in items:
         if SERVERS & {*getattr(item, "fixturenames", ())} or any(store in item.name for store in STORES):
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def registries_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow brings each new SQLite file through all its migrations; tests copy the first one that this gives."""
+    """A migrated MLflow database to copy, because MLflow runs all its migrations on each new SQLite file."""
     from mlflow.store.db import utils
 
     made, upgrade = tmp_path_factory.mktemp("mlflow") / "empty.db", utils._upgrade_db
@@ -76,14 +76,14 @@ def copy_sqlite(source: str, target: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The URL of an empty PostgreSQL server on loopback, without a database name; stopped at the session's end."""
+    """The URL, without a database name, of an empty PostgreSQL server on loopback; stopped after the session."""
     with run_postgres() as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def own_postgres_url() -> Iterator[str]:
-    """Another such server, for one module: its tests change what all databases of a server share."""
+    """Another server, for a module whose tests change what all databases of a server share."""
     with run_postgres() as url:
         yield url
 
@@ -92,7 +92,7 @@ def own_postgres_url() -> Iterator[str]:
 def run_postgres() -> Iterator[str]:
     initdb, pg_ctl = find_binary("initdb"), find_binary("pg_ctl")
     password, port = secrets.token_hex(8), find_free_port()
-    # Not pytest's own folder: that is closed to the other user whom the server runs as when the tests run as root.
+    # Not pytest's folder: if the tests run as root, the server runs as another user, who cannot open it.
     folder = Path(tempfile.mkdtemp(prefix="nightjar-postgres-"))
     password_file = folder / "password"
     password_file.write_text(password)
@@ -123,14 +123,14 @@ def postgres_warehouse_url(postgres_url: str) -> str:
 
 @pytest.fixture(scope="session")
 def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """An S3 server for the session; nothing of the environment leads to it yet."""
+    """An S3 server for the session; the environment does not point to it yet."""
     with start_object_store(tmp_path_factory.mktemp("objects")) as store:
         yield store
 
 
 @pytest.fixture
 def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """The S3 server, with endpoint and keys in the environment, where people put them."""
+    """The S3 server, with its endpoint and keys in the environment."""
     for name, value in object_server.environment.items():
         monkeypatch.setenv(name, value)
     forget_stores()
@@ -139,7 +139,7 @@ def object_store(object_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(params=["duckdb", "postgresql"])
 def warehouse_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh, empty warehouse; each test that asks for it runs once on each engine."""
+    """A fresh, empty warehouse; each test that uses it runs once per engine."""
     if request.param == "duckdb":
         return f"duckdb:///{tmp_path}/warehouse/nightjar.duckdb"
     url: str = request.getfixturevalue("postgres_warehouse_url")
@@ -159,7 +159,7 @@ def find_binary(name: str) -> str:
 
 
 def run_server_command(folder: Path, *command: str) -> None:
-    """Run it in the folder, as the user postgres when the tests run as root: PostgreSQL refuses root."""
+    """Run it in the folder; if the tests run as root, as the user postgres, because PostgreSQL refuses root."""
     user = "postgres" if os.getuid() == 0 else None
     done = subprocess.run(
         command, cwd=folder, user=user, extra_groups=[] if user else None, stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The house keeps its plan: imports point down, every params key is read, a step has one word."""
+"""The code follows its design: imports point down, every params key is read, each step has one name."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def test_imports_point_down_only(room: str) -> None:
         assert not upward, f"{path} imports {upward}"
 
 
-def test_models_know_nothing_of_frames_registries_or_flows() -> None:
+def test_models_do_not_import_frames_registries_or_flows() -> None:
     for path in modules("models"):
         assert not {name.split(".")[0] for name in imported(path)} & {
             "pandas",
@@ -145,7 +145,7 @@ def test_every_step_has_its_file_and_its_test_file() -> None:
         assert (ROOT / "tasks" / f"{step}.py").exists(), step
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
     untested = set(STEPS) - tested
-    # These four are thin over models/ and MLflow; the flow tests run them for real.
+    # These three are thin wrappers of models/ and MLflow; the flow tests run them.
     assert untested <= {"train", "calibrate", "register"}
 
 
@@ -204,7 +204,7 @@ def test_every_detector_of_params_yaml_loads_with_its_contract() -> None:
         assert load_detector(ROOT, name).name == name
 
 
-def test_the_names_in_params_yaml_stand_in_the_contracts() -> None:
+def test_the_names_in_params_yaml_are_in_the_contracts() -> None:
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, detector in document["detectors"].items():
         contract = yaml.safe_load((ROOT / "contracts" / f"{name}.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The deps of a stage in dvc.yaml are the files that its code imports, so that DVC sees every change of them."""
+"""The deps of a stage in dvc.yaml are the files that its code imports, so that DVC notices every change."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -17,14 +17,14 @@ NOT_CODE = ("${item.source}", "contracts/", "experiments/")
 
 
 def find_module(name: str) -> Path | None:
-    """The file of a module or package of ours; None for a library, or a name that is no module."""
+    """The file of one of our modules or packages; None for a library or a name that is not a module."""
     path = ROOT.joinpath(*name.split("."))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def list_names(statements: Iterable[ast.AST]) -> Iterator[str]:
-    """Every module and every imported name that import statements mention, their packages included."""
+    """Every module and name in import statements, including parent packages."""
     for statement in statements:
         whole = []
         if isinstance(statement, ast.Import):
@@ -41,7 +41,7 @@ def read_imports(statements: Iterable[ast.AST]) -> set[Path]:
 
 
 def close(files: set[Path]) -> set[Path]:
-    """The files, and all that they import at the top or inside a function, and so on."""
+    """The files and everything they import, at the top or inside functions, recursively."""
     seen: set[Path] = set()
     left = set(files)
     while left:

@@ -1,4 +1,4 @@
-"""infra/ offline: every file through its own validator, the files against each other, the code and real programs."""
+"""infra/ offline: every file against its validator, the other files, the code and real programs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ INFRA = ROOT / "infra"
 KUBERNETES = "1.34"
 MANIFESTS = sorted(path for path in (INFRA / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
 ENTRYPOINT = INFRA / "entrypoint.sh"
-# User and password of a URL, unless a shell fills it in or it is a placeholder.
+# User and password in a URL, except placeholders and values from the shell.
 CREDENTIALS = re.compile(r"://[^/\s:@]*:(?!\$\(|PASSWORD)[^/\s:@]+@")
 
 
@@ -42,8 +42,8 @@ def check_compose(path: Path) -> tuple[int, str]:
 
 
 def check_manifests(*paths: Path) -> tuple[int, str]:
-    code, told = check(find_tool("kubernetes-validate"), "--strict", "-k", KUBERNETES, *paths)
-    return code or int("WARN" in told), told  # of a kind or version without a schema it only warns
+    code, output = check(find_tool("kubernetes-validate"), "--strict", "-k", KUBERNETES, *paths)
+    return code or int("WARN" in output), output  # for a kind or version without a schema it only warns
 
 
 def check_dockerfile(path: Path) -> tuple[int, str]:
@@ -90,7 +90,7 @@ def pod_secrets(name: str) -> set[tuple[str, str]]:
 
 
 def service_secrets(name: str) -> set[tuple[str, str]]:
-    """The same of a service."""
+    """The same for a service."""
     given = SERVICES[name].get("secrets", [])
     return {(one, one) if isinstance(one, str) else (one["source"], one["target"]) for one in given}
 
@@ -103,14 +103,14 @@ def test_the_compose_file_is_valid() -> None:
 
 
 def test_the_manifests_are_valid() -> None:
-    code, told = check_manifests(*MANIFESTS)
-    assert code == 0, told
-    assert told.count("passed for resource") == len(OBJECTS)
+    code, output = check_manifests(*MANIFESTS)
+    assert code == 0, output
+    assert output.count("passed for resource") == len(OBJECTS)
 
 
 def test_the_dockerfile_is_valid() -> None:
-    code, told = check_dockerfile(INFRA / "Dockerfile")
-    assert code == 0, told
+    code, output = check_dockerfile(INFRA / "Dockerfile")
+    assert code == 0, output
 
 
 def test_the_kustomization_names_every_manifest_and_builds() -> None:
@@ -118,10 +118,10 @@ def test_the_kustomization_names_every_manifest_and_builds() -> None:
     assert sorted(kustomization["resources"]) == sorted(["../postgres", *(path.name for path in MANIFESTS)])
     images = {image["name"] for image in kustomization["images"]}
     assert {container(name)["image"] for name in WORKLOADS if ":" not in container(name)["image"]} == images
-    if kubectl := shutil.which("kubectl"):  # the rest of this test stands without it
-        code, told = check(kubectl, "kustomize", INFRA / "kubernetes")
-        assert code == 0, told
-        built = {(o["kind"], o["metadata"]["name"]) for o in yaml.safe_load_all(told)}
+    if kubectl := shutil.which("kubectl"):  # the rest of this test does not need it
+        code, output = check(kubectl, "kustomize", INFRA / "kubernetes")
+        assert code == 0, output
+        built = {(o["kind"], o["metadata"]["name"]) for o in yaml.safe_load_all(output)}
         assert built == {(o["kind"], o["metadata"]["name"]) for o in OBJECTS} | {("ConfigMap", "databases")}
 
 
@@ -129,7 +129,7 @@ def test_the_kustomization_names_every_manifest_and_builds() -> None:
 
 
 def list_commands() -> dict[str, list[str]]:
-    """Every command that is run from our own image, by where it stands."""
+    """Every command that is run in our image, by its place."""
     [shown] = re.findall(r"^CMD (\[.*\])$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     found = {"Dockerfile": yaml.safe_load(shown)}
     found |= {f"compose {name}": one["command"] for name, one in SERVICES.items() if "command" in one}
@@ -137,7 +137,7 @@ def list_commands() -> dict[str, list[str]]:
 
 
 def parse_command(command: list[str]) -> None:
-    """Let a program's own parser read its arguments; it raises for a wrong one. Nothing is run."""
+    """Parse arguments with the program's own parser, which raises on errors. Nothing is run."""
     program, *arguments = command
     if program == "prefect":
         from prefect.cli import _app
@@ -154,12 +154,12 @@ def parse_command(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("place", list_commands())
-def test_every_command_is_understood_by_its_program(place: str) -> None:
+def test_every_program_accepts_its_command(place: str) -> None:
     parse_command(list_commands()[place])
 
 
 def test_compose_and_kubernetes_run_the_same() -> None:
-    # A cluster has its own Prometheus to watch with, and a GPU.
+    # A cluster has its own Prometheus, and a GPU.
     assert set(SERVICES) - {"prometheus", "grafana", "gpu-stand-in"} == set(WORKLOADS)
     for name in WORKLOADS:
         ours = {"nightjar:cpu": "nightjar-cpu", "nightjar:gpu": "nightjar-gpu"}
@@ -173,18 +173,18 @@ def test_compose_and_kubernetes_run_the_same() -> None:
         assert environment == given, name
 
 
-def test_every_variable_is_known_to_who_reads_it() -> None:
+def test_every_variable_is_known_to_the_program_that_reads_it() -> None:
     import prefect.settings
 
-    told = (ROOT / "docs" / "settings.md").read_text() + (ROOT / "flows" / "config" / "settings.py").read_text()
+    documented = (ROOT / "docs" / "settings.md").read_text() + (ROOT / "flows" / "config" / "settings.py").read_text()
     places = [image_environment(), *(one.get("environment", {}) for one in SERVICES.values())]
     for environment in [*places, *map(pod_environment, WORKLOADS)]:
         for name in environment:
             bare = name.removesuffix("_FILE")
             if bare.startswith("NIGHTJAR_"):
-                assert name in told, name
+                assert name in documented, name
             if bare.startswith("PREFECT_"):
-                getattr(prefect.settings, bare)  # raises for a name it has not
+                getattr(prefect.settings, bare)  # raises for an unknown name
             if bare != name and bare.startswith(("PREFECT_", "MLFLOW_")):
                 assert bare in ENTRYPOINT.read_text(), name
 
@@ -202,7 +202,7 @@ def test_images_are_pinned_and_ports_are_open_on_loopback_only() -> None:
     assert not [o for o in OBJECTS if o["kind"] == "Service" and o["spec"].get("type", "ClusterIP") != "ClusterIP"]
 
 
-def test_what_the_dockerfile_copies_is_there_and_passes_dockerignore() -> None:
+def test_files_the_dockerfile_copies_exist_and_pass_dockerignore() -> None:
     passing = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
     lines = re.findall(r"^COPY (?!--from)(.+)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     copied = {source for line in lines for source in line.split()[:-1]}
@@ -213,8 +213,8 @@ def test_what_the_dockerfile_copies_is_there_and_passes_dockerignore() -> None:
     assert all((INFRA / path).exists() for path in mounted)
 
 
-def test_what_runs_once_is_waited_for() -> None:
-    """Otherwise `up --wait` would take its end for a failure."""
+def test_services_wait_for_one_shot_services() -> None:
+    """Otherwise `up --wait` treats their exit as a failure."""
     conditions = {
         (name, after["condition"]) for one in SERVICES.values() for name, after in one.get("depends_on", {}).items()
     }
@@ -224,7 +224,7 @@ def test_what_runs_once_is_waited_for() -> None:
         assert once == (WORKLOADS[name]["kind"] == "Job" if name in WORKLOADS else False), name
 
 
-def test_health_checks_ask_what_the_programs_serve() -> None:
+def test_health_checks_use_paths_that_the_programs_serve() -> None:
     for name in ("prefect", "mlflow", "metrics"):
         [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
         command = SERVICES[name]["command"]
@@ -235,7 +235,7 @@ def test_health_checks_ask_what_the_programs_serve() -> None:
         assert [(p["port"], p["targetPort"]) for p in service["spec"]["ports"]] == [(int(asked[0]),) * 2]
 
 
-def test_workers_are_asked_on_the_port_that_prefect_serves_their_health_on() -> None:
+def test_worker_health_checks_use_the_port_of_prefects_health_server() -> None:
     from prefect.settings import PREFECT_WORKER_WEBSERVER_PORT
 
     port = PREFECT_WORKER_WEBSERVER_PORT.value()
@@ -246,7 +246,7 @@ def test_workers_are_asked_on_the_port_that_prefect_serves_their_health_on() -> 
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_every_pod_is_bounded_and_without_rights(name: str) -> None:
+def test_every_pod_has_limits_and_no_privileges(name: str) -> None:
     spec, one = pod(name), container(name)
     assert spec["securityContext"]["runAsNonRoot"]
     assert not spec["automountServiceAccountToken"]
@@ -274,7 +274,7 @@ def committed() -> list[Path]:
     return [ROOT / name for name in listed.stdout.decode().splitlines() if (ROOT / name).is_file()]
 
 
-def test_no_file_of_infra_holds_a_secret() -> None:
+def test_no_file_in_infra_contains_a_secret() -> None:
     files = [path for path in committed() if path.is_relative_to(INFRA)] + [ROOT / ".dockerignore"]
     assert INFRA / "compose.yaml" in files
     for path in files:
@@ -291,7 +291,7 @@ def test_a_password_in_a_url_is_found() -> None:
     assert not CREDENTIALS.search("postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")
 
 
-def test_the_folder_of_secrets_reaches_neither_git_nor_an_image() -> None:
+def test_the_secrets_folder_is_ignored_by_git_and_docker() -> None:
     assert check("git", "-C", ROOT, "check-ignore", "infra/secrets/postgres_password")[0] == 0
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
 
@@ -305,13 +305,13 @@ URLS = {
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """What infra/secrets.sh makes, beside a copy of it."""
+    """The secrets that a copy of infra/secrets.sh creates next to it."""
     shutil.copy(INFRA / "secrets.sh", tmp_path)
     assert check("sh", tmp_path / "secrets.sh") == (0, "")
     return tmp_path / "secrets"
 
 
-def test_secrets_are_made_once_for_every_user_and_fit_each_other(secrets: Path) -> None:
+def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
     made = {path.name: path.read_text() for path in secrets.iterdir()}
     assert set(made) == set(COMPOSE["secrets"])
     assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
@@ -327,7 +327,7 @@ def test_secrets_are_made_once_for_every_user_and_fit_each_other(secrets: Path) 
     assert {path.name: path.read_text() for path in secrets.iterdir()} == made
 
 
-def test_the_entrypoint_exports_files_and_becomes_the_command(secrets: Path) -> None:
+def test_the_entrypoint_exports_files_and_execs_the_command(secrets: Path) -> None:
     environment = {"PREFECT_API_DATABASE_CONNECTION_URL_FILE": str(secrets / "prefect_database")}
     shown = "import os; print(os.environ['PREFECT_API_DATABASE_CONNECTION_URL'], os.getpid())"
     command = ["sh", str(ENTRYPOINT), sys.executable, "-c", shown]
@@ -337,7 +337,7 @@ def test_the_entrypoint_exports_files_and_becomes_the_command(secrets: Path) -> 
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_a_secret_that_is_missing_or_empty_stops_the_entrypoint(content: str | None, tmp_path: Path) -> None:
+def test_a_missing_or_empty_secret_stops_the_entrypoint(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "mlflow_database"
     if content is not None:
         path.write_text(content)
@@ -365,7 +365,7 @@ ROLES = ("nightjar_writer", "nightjar_reader")
 
 @pytest.fixture
 def server(postgres_url: str, secrets: Path) -> Iterator[dict[str, str]]:
-    """Where databases.sh finds the server and the secrets; what it makes there is dropped in the end."""
+    """An environment for databases.sh with server and secrets; what it creates is dropped at the end."""
     parts = psycopg.conninfo.conninfo_to_dict(postgres_url.replace("+psycopg", ""))
     (secrets / "postgres_password").chmod(0o600)
     (secrets / "postgres_password").write_text(str(parts["password"]))
@@ -375,7 +375,7 @@ def server(postgres_url: str, secrets: Path) -> Iterator[dict[str, str]]:
         for database in set(LOGINS.values()):
             connection.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(database)))
         for role in (*LOGINS, *ROLES):
-            with suppress(psycopg.errors.DependentObjectsStillExist):  # another test's warehouse grants it something
+            with suppress(psycopg.errors.DependentObjectsStillExist):  # another test's warehouse has granted it rights
                 connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(role)))
 
 
@@ -389,7 +389,7 @@ def log_in(server: dict[str, str], login: str, database: str) -> psycopg.Connect
     return psycopg.connect(host=server["PGHOST"], port=server["PGPORT"], user=login, password=password, dbname=database)
 
 
-def test_databases_are_made_once_and_each_login_enters_its_own_alone(server: dict[str, str]) -> None:
+def test_databases_are_created_once_and_each_login_can_use_only_its_own(server: dict[str, str]) -> None:
     assert [make_databases(server), make_databases(server)] == [(0, ""), (0, "")]
     for login, own in LOGINS.items():
         for database in {*LOGINS.values()} - {own}:
@@ -404,8 +404,8 @@ def test_databases_are_made_once_and_each_login_enters_its_own_alone(server: dic
                 connection.execute("create table kept_too (id int)")
 
 
-def test_a_missing_password_stops_the_making_of_databases(server: dict[str, str]) -> None:
+def test_a_missing_password_stops_the_databases_script(server: dict[str, str]) -> None:
     (Path(server["SECRETS"]) / "prefect_password").unlink()
-    code, told = make_databases(server)
+    code, output = make_databases(server)
     assert code == 1
-    assert "prefect_password is missing or empty" in told
+    assert "prefect_password is missing or empty" in output

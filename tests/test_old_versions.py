@@ -1,4 +1,4 @@
-"""What earlier versions wrote is read by today's code: a bundle of format 1, a warehouse of the first schema."""
+"""Current code reads what earlier versions wrote: a bundle of format 1 and a warehouse of the first schema."""
 
 import base64
 import json
@@ -33,23 +33,25 @@ def test_a_bundle_of_format_1_loads_and_gives_the_scores_it_gave(old_bundle: Pat
     detector = Detector.load(old_bundle)
     scores = detector.score(make_tiny_records(5, seed=9))
     np.testing.assert_allclose(scores, BUNDLE["scores"], rtol=1e-5)
-    np.testing.assert_allclose(detector.rank(scores), BUNDLE["ranks"], atol=0.51)  # a rank of 200 rows may move by one
+    np.testing.assert_allclose(
+        detector.rank(scores), BUNDLE["ranks"], atol=0.51
+    )  # with 200 rows, a rank may move by one
     assert detector.threshold.value == BUNDLE["threshold"]
     assert read_bundle_manifest(old_bundle).content_hash == BUNDLE["content_hash"]
 
 
-def test_a_bundle_of_format_1_is_written_again_byte_for_byte(old_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_format_1_is_rewritten_byte_for_byte(old_bundle: Path, tmp_path: Path) -> None:
     assert Detector.load(old_bundle).save(tmp_path / "again") == BUNDLE["content_hash"]
 
 
-def test_a_bundle_of_a_later_format_is_refused_by_name(old_bundle: Path) -> None:
+def test_a_bundle_of_a_later_format_is_refused(old_bundle: Path) -> None:
     later = json.loads((old_bundle / MANIFEST).read_text()) | {"format_version": 2}
     (old_bundle / MANIFEST).write_text(json.dumps(later))
     with pytest.raises(BundleInvalid, match=r"format_version 2(.|\n)*install the version of Nightjar"):
         Detector.load(old_bundle)
 
 
-# A row for each table of schema 0001, as its own version would have written it.
+# One row per table of schema 0001, as that version wrote it.
 OLD_ROWS = {
     "flagged_anomalies": """insert into flagged_anomalies values ('cards', '2026-03-01', 'r1', 1,
         '2026-03-01 12:00:00+00', 4.5, 99.5, 0.01, 2.5, '[]', 'nightjar-cards', 3,
@@ -78,7 +80,7 @@ def read_everything(engine: Warehouse) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def test_a_warehouse_of_the_first_schema_is_brought_to_the_newest_with_every_row(warehouse_url: str) -> None:
+def test_a_warehouse_of_the_first_schema_is_migrated_with_every_row(warehouse_url: str) -> None:
     engine = Warehouse(warehouse_url)
     engine.migrate("0001")
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""infra/grafana and infra/prometheus ask for what `nightjar metrics` tells, offline."""
+"""infra/grafana and infra/prometheus use metrics that `nightjar metrics` exports; tested offline."""
 
 import json
 import re
@@ -34,8 +34,8 @@ FULL = Reading(
 )  # fmt: skip
 
 
-def told() -> dict[str, dict[str, set[str]]]:
-    """Every sample's name with its labels and their values, of one detector that has everything, an error too."""
+def exported() -> dict[str, dict[str, set[str]]]:
+    """Every metric name with its labels and their values, from a detector that has every metric, including an error."""
     found: dict[str, dict[str, set[str]]] = {}
     for family in describe_detectors([FULL], "0004", NOW):
         assert family.documentation
@@ -58,8 +58,8 @@ def expressions() -> Iterator[str]:
 
 
 def find_wrong(expression: str) -> list[str]:
-    """What an expression asks for and nobody tells: metrics, labels, and values of labels that are compared."""
-    known, wrong = told(), []
+    """What an expression uses but is not exported: metrics, labels, and label values."""
+    known, wrong = exported(), []
     for name, _, matchers in re.findall(r"\b(nightjar_\w+)(\{([^}]*)\})?", expression):
         labels = known.get(name)
         if labels is None:
@@ -75,7 +75,7 @@ def find_wrong(expression: str) -> list[str]:
     return wrong + [label for label in grouped if label not in every]
 
 
-def test_every_expression_asks_for_metrics_and_labels_that_are_told() -> None:
+def test_every_expression_uses_metrics_and_labels_that_exist() -> None:
     found = list(expressions())
     assert len(found) > 15
     for expression in found:
@@ -92,8 +92,8 @@ def test_a_misspelt_expression_is_caught(expression: str) -> None:
     assert find_wrong(expression)
 
 
-def test_legends_and_annotations_name_labels_that_are_told() -> None:
-    every = set().union(*told().values())
+def test_legends_and_annotations_use_labels_that_exist() -> None:
+    every = set().union(*exported().values())
     for panel in PANELS:
         for target in panel["targets"]:
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= every, panel["title"]
@@ -102,8 +102,8 @@ def test_legends_and_annotations_name_labels_that_are_told() -> None:
         assert named <= every, rule["alert"]
 
 
-def test_every_metric_that_is_shown_keeps_prometheus_conventions() -> None:
-    for name, labels in told().items():
+def test_every_exported_metric_follows_prometheus_conventions() -> None:
+    for name, labels in exported().items():
         assert name.startswith("nightjar_")
         assert not re.search(r"_(ms|minutes|hours|days|percent|count)$", name)
         assert set(labels) <= {"detector", "outcome", "state", "error"}
@@ -111,7 +111,7 @@ def test_every_metric_that_is_shown_keeps_prometheus_conventions() -> None:
 
     families: list[Metric] = list(describe_detectors([FULL], "0004", NOW))
     counters = {sample.name for family in families if family.type == "counter" for sample in family.samples}
-    assert counters == {name for name in told() if name.endswith("_total")} == {"nightjar_attempts_total"}
+    assert counters == {name for name in exported() if name.endswith("_total")} == {"nightjar_attempts_total"}
 
 
 def test_the_dashboard_has_what_grafana_needs() -> None:
@@ -124,7 +124,7 @@ def test_the_dashboard_has_what_grafana_needs() -> None:
     assert PANELS[0]["title"] == "Freshness"
 
 
-def test_no_two_panels_overlap_and_none_leaves_the_grid() -> None:
+def test_panels_do_not_overlap_or_leave_the_grid() -> None:
     places = [panel["gridPos"] for panel in PANELS]
     assert all(p["x"] >= 0 and p["x"] + p["w"] <= 24 and p["h"] > 0 for p in places)
     for a, b in combinations(places, 2):
@@ -143,7 +143,7 @@ def test_the_data_source_is_a_variable_and_every_panel_uses_it() -> None:
     assert all("$detector" in target["expr"] for panel in PANELS for target in panel["targets"])
 
 
-def test_every_rule_is_named_graded_and_says_what_to_do() -> None:
+def test_every_rule_has_a_name_a_severity_and_something_to_do() -> None:
     assert len({rule["alert"] for rule in rules()}) == len(rules()) == 6
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")

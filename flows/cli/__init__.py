@@ -1,1 +1,1 @@
-"""The `nightjar` command: a file for each verb, named like it; slow imports happen inside its function."""
+"""The `nightjar` command: one file per verb, with the verb's name; slow imports go inside the function."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.options import Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, print_rows, running, stdout
 
 EXAMPLE = "nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only stale --dry-run"
@@ -14,16 +14,16 @@ EXAMPLE = "nightjar backfill payments --from 2026-11-14 --to 2026-11-20 --only s
 
 def backfill(
     name: Name,
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")],
-    only: Annotated[str, typer.Option(help="missing, stale, failed or all.")] = "all",
+    first: Annotated[datetime, date_option("The first batch date.", "--from")],
+    last: Annotated[datetime, date_option("The last batch date.", "--to")],
+    only: Annotated[str, typer.Option(help="Only batch dates in this state: missing, stale, failed or all.")] = "all",
     as_of: Annotated[
-        bool, typer.Option("--as-of", help="Score each date with the version that was champion when it ended.")
+        bool, typer.Option("--as-of", help="Score each date with the version that was champion when that date ended.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score and publish a range of batch dates again, or those of them in one state."""
+    """Score and publish a range of batch dates again: all, or only those in one state."""
     from flows.status import make_plan
 
     if only not in ("all", "missing", "stale", "failed"):
@@ -43,9 +43,9 @@ def backfill(
         print_json(facts | {"nights": rows, "not_landed": plan.not_landed})
         return
     if dry_run and rows:
-        print_rows(Table(title=f"{name}: the plan", title_justify="left"), rows, tuple(rows[0]))
-    named = "" if dry_run else ": " + (", ".join(map(str, plan.dates)) or "none")
-    told = f"{'would score' if dry_run else 'scored'} {len(rows)} of {plan.landed} landed dates{named}"
-    stdout.print(told, highlight=False)
+        print_rows(Table(title=f"{name}: plan", title_justify="left"), rows, tuple(rows[0]))
+    dates = "" if dry_run else ": " + (", ".join(map(str, plan.dates)) or "none")
+    verb = "would score" if dry_run else "scored"
+    stdout.print(f"{verb} {len(rows)} of {plan.landed} landed dates{dates}", highlight=False)
     if plan.not_landed:
-        stdout.print(f"nothing has landed on {', '.join(map(str, plan.not_landed))}", highlight=False)
+        stdout.print(f"no data has landed for {', '.join(map(str, plan.not_landed))}", highlight=False)

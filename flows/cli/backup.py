@@ -12,13 +12,13 @@ EXAMPLE = "nightjar backup /mnt/backups/2026-11-21"
 
 
 def backup(
-    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="The folder to create.", metavar="FOLDER")],
     without_mlflow: Annotated[
-        bool, typer.Option("--without-mlflow", help="Leave MLflow out: a tracking server is copied by its own means.")
+        bool, typer.Option("--without-mlflow", help="Leave MLflow out; back up a tracking server with its own tools.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Copy lake, warehouse and MLflow of all detectors into one folder; nights may run meanwhile."""
+    """Back up the lake, the warehouse and MLflow into one folder. Nights may run at the same time."""
     from flows.config.settings import load_settings
     from tasks.policy import progress_of
     from tasks.stores.lake import Lake
@@ -33,5 +33,5 @@ def backup(
         print_json({"folder": str(folder), "files": len(made.files), "bytes": made.size, "rows": made.rows})
     else:
         stdout.print(f"{len(made.files):,} files, {made.size / 1e6:,.1f} MB, {sum(made.rows.values()):,} table rows")
-        stdout.print("not in it: sources, params.yaml and contracts, reports and Data Docs"
+        stdout.print("not included: sources, params.yaml, contracts, reports, Data Docs"
                      + (", MLflow" if without_mlflow else ""), soft_wrap=True)  # fmt: skip

@@ -9,7 +9,7 @@ EXAMPLE = "PREFECT_API_URL=http://prefect.example:4200/api nightjar deploy"
 
 
 def deploy(as_json: Json = False) -> None:
-    """Make pools, limits, deployments and automations on the Prefect server, or bring them up to date."""
+    """Create or update pools, limits, deployments and automations on the Prefect server."""
     from flows.config.settings import load_settings
     from flows.team.deploy import deploy as make
 
@@ -17,4 +17,4 @@ def deploy(as_json: Json = False) -> None:
     if as_json:
         print_json({"deployments": made})
     else:
-        print_rows(Table(title="deployed", title_justify="left"), made, ("deployment", "pool", "schedule"))
+        print_rows(Table(title="deployments", title_justify="left"), made, ("deployment", "pool", "schedule"))

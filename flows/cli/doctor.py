@@ -18,9 +18,9 @@ EXAMPLE = "nightjar doctor payments"
 
 
 def doctor(name: Name, as_json: Json = False) -> None:
-    """Check params, contract, source, lake, warehouse, MLflow, champion and device, one line each.
+    """Check params, contract, source, lake, warehouse, MLflow, champion and device.
 
-    Other detectors that cannot be loaded are named too; they do not make the check fail.
+    Other detectors that cannot be loaded are listed too, but do not fail the check.
     """
     findings = examine(name)
     if as_json:
@@ -37,7 +37,7 @@ def doctor(name: Name, as_json: Json = False) -> None:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one check found. `needed`: without it there is no night; else it only wants to be known."""
+    """The result of one check. `needed`: the detector cannot run without it."""
 
     check: str
     ok: bool
@@ -46,7 +46,7 @@ class Diagnosis:
 
 
 def examine(name: str) -> list[Diagnosis]:
-    """Check each part a night needs. Params, contract and warehouse schema come first: nothing works without them."""
+    """Check everything a night needs. `prepare` raises if params, contract or warehouse schema are wrong."""
     from flows.config.params import find_broken
     from flows.config.settings import load_settings
     from flows.config.setup import prepare
@@ -62,14 +62,14 @@ def examine(name: str) -> list[Diagnosis]:
     findings = [
         Diagnosis("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")
     ]
-    findings += [_try(check, function, setup) for check, function in checks.items()]
+    findings += [_run_check(check, function, setup) for check, function in checks.items()]
     return findings + [
-        Diagnosis(f"detector {other}", False, f"its own nights only: {told}", needed=False)
-        for other, told in find_broken(load_settings().project).items()
+        Diagnosis(f"detector {other}", False, f"only its own nights are affected: {error}", needed=False)
+        for other, error in find_broken(load_settings().project).items()
     ]
 
 
-def _try(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Diagnosis:
+def _run_check(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Diagnosis:
     try:
         return Diagnosis(check, True, function(setup))
     except NightjarError as error:
@@ -81,7 +81,7 @@ def _check_source(setup: "Setup") -> str:
 
     last = setup.configured.detector.run.last_date
     arrivals = list_arrivals(setup.ingest_params.source, setup.site.sources, setup.site.zone, setup.window(last=last))
-    next(iter(arrivals[0].read()), None)  # the first rows of it can be read
+    next(iter(arrivals[0].read()), None)  # its first rows can be read
     return f"{len(arrivals)} arrivals"
 
 
@@ -92,7 +92,6 @@ def _check_lake(setup: "Setup") -> str:
 
 
 def _check_warehouse(setup: "Setup") -> str:
-
     warehouse = setup.site.warehouse
     return f"{warehouse.place}, {len(warehouse.read_nights(setup.site.detector))} published nights"
 
@@ -102,7 +101,7 @@ def _check_champion(setup: "Setup") -> str:
 
     version = setup.site.registry.get_champion()
     detector = Detector.load(setup.site.registry.fetch_bundle(version))
-    return f"version {version.version}, its bundle is whole, threshold {detector.threshold.value:.4g}"
+    return f"version {version.version}, bundle intact, threshold {detector.threshold.value:.4g}"
 
 
 def _check_device(setup: "Setup") -> str:

@@ -1,14 +1,14 @@
 """`nightjar down`."""
 
-from flows.cli.up import tell
+from flows.cli.up import show_line
 
-EXAMPLE = "make down; make up finds everything as it was"
+EXAMPLE = "nightjar down"
 
 
 def down() -> None:
-    """Stop what `nightjar up` has started, and nothing else; what it has written stays."""
+    """Stop everything that `nightjar up` started. All data is kept."""
     from flows.config.settings import load_settings
     from flows.team.stack import describe_stack, stop_stack
 
     stopped = stop_stack(describe_stack(load_settings()))
-    tell(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+    show_line(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")

@@ -18,16 +18,16 @@ EXAMPLE = "nightjar erase payments P20261120-0-923714926"
 
 def erase(
     name: Name,
-    record_id: Annotated[str, typer.Argument(help="The record, as the tables name it.")],
+    record_id: Annotated[str, typer.Argument(help="The record's ID in the tables.")],
     as_json: Json = False,
 ) -> None:
-    """Remove one record from every zone, table and page, and say where it was; its night is then to be scored again."""
+    """Remove one record from every zone, table and page, and list where it was. Its night must then be scored again."""
     from flows.config.setup import prepare
     from tasks.upkeep.erase import erase_artifacts, erase_record
 
     site = prepare(name).site
     with running():
-        summaries = erase_artifacts(site, record_id)  # first: what a second try looks at does not find them
+        summaries = erase_artifacts(site, record_id)  # first: a second run could no longer find them
         erased = erase_record(site, record_id, datetime.now(UTC), summaries)
     if as_json:
         print_json(asdict(erased))
@@ -38,18 +38,18 @@ def erase(
 
 
 def print_erased(name: str, erased: "Erased") -> None:
-    """Where a record was, what that means for nights and versions, and where Nightjar cannot reach."""
+    """Show where the record was, which nights and versions are affected, and what Nightjar cannot reach."""
     rows = [asdict(place) for place in erased.places]
     print_rows(Table(title="erased from", title_justify="left"), rows, ("what", "batch_date", "rows"))
     lines = [f"deleted    {page}" for page in erased.pages]
-    lines += [f"deleted    {erased.summaries} summaries of nights in Prefect"] if erased.summaries else []
+    lines += [f"deleted    {erased.summaries} night summaries in Prefect"] if erased.summaries else []
     lines += [f"stale      nightjar backfill {name} --from {day} --to {day}" for day in erased.stale]
     for fitted in erased.fitted:
-        told = ", ".join(fitted.aliases) or "no alias"
-        holds = "; its bundle keeps encoded rows, maybe this one's: train anew" if fitted.holds_rows else ""
-        lines.append(f"learnt     version {fitted.version} ({told}) may have learnt from it{holds}")
-    lines += [f"left       {path}: an attempt may be at work; run this again when it has ended" for path in erased.left]
+        aliases = ", ".join(fitted.aliases) or "no alias"
+        holds = "; its bundle stores encoded rows, perhaps this one: train again" if fitted.holds_rows else ""
+        lines.append(f"learnt     version {fitted.version} ({aliases}) may have learnt from it{holds}")
+    lines += [f"left       {path}: an attempt may still be using it; run this again later" for path in erased.left]
     lines.append("elsewhere  the source, earlier backups, logs and copies of the tables may still hold it")
-    lines.append("           after a training that ran meanwhile, run this again")
+    lines.append("           if a training was running, run this again when it has ended")
     for line in lines:
         stdout.print(line, soft_wrap=True, highlight=False, markup=False)

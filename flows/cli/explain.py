@@ -1,11 +1,12 @@
 """`nightjar explain`."""
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from flows.cli.options import Day, Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import describe_flag, describe_probabilities, print_causes, print_json, stdout
 
 EXAMPLE = "nightjar explain payments 6f1b0c-000017"
@@ -13,11 +14,11 @@ EXAMPLE = "nightjar explain payments 6f1b0c-000017"
 
 def explain(
     name: Name,
-    record_id: Annotated[str, typer.Argument()],
-    date: Day = None,
+    record_id: Annotated[str, typer.Argument(help="The record's ID in the tables.")],
+    date: Annotated[datetime | None, date_option("Its batch date (default: the newest).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one record's score, rank and causes, with the model and data version that judged it."""
+    """Show one record's score, rank and causes, and the model and data versions behind them."""
     from flows.config.setup import prepare
     from tasks.on_demand.explain import explain_record
 

@@ -12,10 +12,10 @@ EXAMPLE = "nightjar export /mnt/exports/2026-11-21"
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="The folder to create.", metavar="FOLDER")],
     as_json: Json = False,
 ) -> None:
-    """Write the warehouse's tables as Parquet, all as of one moment, for databases that cannot be the warehouse."""
+    """Export all warehouse tables to Parquet, as of one moment."""
     from flows.config.settings import load_settings
     from tasks.stores.warehouse import Warehouse
     from tasks.upkeep.backup import export_warehouse

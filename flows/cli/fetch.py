@@ -9,7 +9,7 @@ EXAMPLE = "nightjar fetch kddcup99"
 
 
 def fetch(name: Name, as_json: Json = False) -> None:
-    """Bring a public data set from its home to the sources folder; what is there already is left alone."""
+    """Download a public data set to the sources folder. Files already there are kept."""
     from flows.config.settings import load_settings
     from tasks.sources.fetch import fetch_public
 
@@ -19,4 +19,4 @@ def fetch(name: Name, as_json: Json = False) -> None:
         print_json({"detector": name, "fetched": fetched})
         return
     for path, is_new in fetched.items():
-        stdout.print(f"{sources / path}: {'fetched' if is_new else 'there already'}", highlight=False, soft_wrap=True)
+        stdout.print(f"{sources / path}: {'fetched' if is_new else 'already there'}", highlight=False, soft_wrap=True)

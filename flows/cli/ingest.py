@@ -1,15 +1,21 @@
 """`nightjar ingest`."""
 
 from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
 
-from flows.cli.options import Day, Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, running, stdout
 
 EXAMPLE = "NIGHTJAR_SOURCES=/data nightjar ingest creditcard"
 
 
-def ingest(name: Name, until: Day = None, as_json: Json = False) -> None:
-    """Bring in what the source has delivered, up to a batch date (yesterday unless named)."""
+def ingest(
+    name: Name,
+    until: Annotated[datetime | None, date_option("The last batch date (default: yesterday).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Land what the source has delivered, up to a batch date."""
     from flows.config.setup import prepare
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of

@@ -1,4 +1,4 @@
-"""The `nightjar` command: results on stdout, everything else on stderr, one readable message for what goes wrong."""
+"""The `nightjar` command: results on stdout, everything else on stderr, one readable message for an error."""
 
 import sys
 import traceback
@@ -42,7 +42,7 @@ from flows.cli.screen import stderr
 from flows.config.quiet import hush_at_exit
 from models.errors import NightjarError
 
-# A verb is the name of its file, and of the function in it; EXAMPLE there ends its --help.
+# A verb is the name of its file and of the function in it. --help ends with that file's EXAMPLE.
 VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, metrics),
     "Past nights": (backfill, replay, verify),
@@ -62,11 +62,11 @@ app = typer.Typer(
 for panel, modules in VERBS.items():
     for module in modules:
         verb = module.__name__.rpartition(".")[2]
-        app.command(verb, epilog=module.EXAMPLE, rich_help_panel=panel)(getattr(module, verb))
+        app.command(verb, epilog=f"Example: {module.EXAMPLE}", rich_help_panel=panel)(getattr(module, verb))
 
 
 def show_version(is_asked: bool) -> None:
-    """Print the version and stop."""
+    """Print the version and exit."""
     if is_asked:
         typer.echo(f"nightjar {version('nightjar')}")
         raise typer.Exit
@@ -74,14 +74,12 @@ def show_version(is_asked: bool) -> None:
 
 @app.callback()
 def begin(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works after a verb too.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Learn what normal looks like and, every night, write what does not to a warehouse table."""
+    """Learn what normal looks like and, every night, write what does not look normal to a warehouse table."""
     from flows.config.settings import load_settings, prepare_environment
 
     prepare_environment(load_settings())  # Prefect reads its settings when it is imported
@@ -94,18 +92,18 @@ def execute(arguments: list[str]) -> int:
         app(["--debug"] * is_debug + [argument for argument in arguments if argument != "--debug"])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except Exception as caught:  # noqa: BLE001 - the edge: nobody gets a traceback who did not ask
+    except Exception as caught:  # noqa: BLE001 - the edge: a traceback only with --debug
         if is_debug:
             traceback.print_exc()
             return 1
         from flows.config.settings import prefect_is_away
 
-        is_away = str(caught).startswith("Failed to reach API at")  # Prefect's own words for it
+        is_away = str(caught).startswith("Failed to reach API at")  # Prefect has no error class for it
         error = prefect_is_away(str(caught)) if is_away else caught
-        told = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         if not isinstance(error, NightjarError):
-            told = f"unexpected {told}\n  to do: run again with --debug and report it"
-        stderr.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
+            message = f"unexpected {message}\n  to do: run again with --debug and report it"
+        stderr.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 

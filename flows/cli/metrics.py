@@ -10,14 +10,16 @@ EXAMPLE = "nightjar metrics --textfile /var/lib/node_exporter/nightjar.prom; nig
 
 def metrics(
     textfile: Annotated[
-        Path | None, typer.Option(metavar="FILE.prom", help="Write this file, whole, for node_exporter to pick up.")
+        Path | None, typer.Option(metavar="FILE.prom", help="Write this file for node_exporter, atomically.")
     ] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Serve /metrics and /health; 0: any port.")] = None,
-    host: Annotated[str, typer.Option(help="The address that --port listens on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve /metrics and /health here; 0: any free port.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
 ) -> None:
-    """Tell the state of every detector in Prometheus' format; exit code 1 where one of them cannot be read."""
+    """Report the state of every detector to Prometheus. Exit code 1 if one cannot be read."""
     if textfile and port is not None:
-        raise typer.BadParameter("--textfile and --port exclude each other")
+        raise typer.BadParameter("use --textfile or --port, not both")
     from prometheus_client import generate_latest
 
     from flows.cli.screen import stderr
@@ -26,7 +28,7 @@ def metrics(
 
     registry, found = make_registry(load_settings().project)
     if port is not None:
-        serve(registry, host, port, lambda told: typer.echo(told))
+        serve(registry, host, port, lambda line: typer.echo(line))
         return
     if textfile:
         write_textfile(registry, textfile)

@@ -7,7 +7,7 @@ EXAMPLE = "NIGHTJAR_WAREHOUSE=postgresql+psycopg://OWNER:PASSWORD@HOST/DATABASE 
 
 
 def migrate(as_json: Json = False) -> None:
-    """Bring the warehouse to the newest schema; on PostgreSQL also grant its roles their rights again."""
+    """Upgrade the warehouse to the newest schema. On PostgreSQL, grant the roles their rights again."""
     from flows.config.settings import load_settings
     from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse
 
@@ -17,8 +17,8 @@ def migrate(as_json: Json = False) -> None:
     if as_json:
         print_json({"warehouse": place, "before": before, "schema": SCHEMA_VERSION, "roles": roles})
         return
-    told = "is" if before == SCHEMA_VERSION else f"was {before or 'empty'}, is now"
-    stdout.print(f"schema     {told} {SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
+    change = "is" if before == SCHEMA_VERSION else f"was {before or 'empty'}, is now"
+    stdout.print(f"schema     {change} {SCHEMA_VERSION} in {place}", soft_wrap=True, highlight=False)
     if warehouse.engine.dialect.name == "postgresql":
-        none = "left as they are: this login does not own the tables, or may not make roles (docs/warehouses.md)"
+        none = "unchanged: this login does not own the tables or may not create roles (docs/warehouses.md)"
         stdout.print(f"roles      {', '.join(roles) or none}", soft_wrap=True, highlight=False)

@@ -12,10 +12,10 @@ EXAMPLE = "nightjar promote payments 3"
 
 def promote(
     name: Name,
-    version: Annotated[int | None, typer.Argument(help="A version; the challenger unless named.")] = None,
+    version: Annotated[int | None, typer.Argument(help="The version (default: the challenger).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version the champion: it scores from the next night on."""
+    """Make a version the champion, which scores from the next night on."""
     from flows.config.setup import prepare
     from tasks import register
 
@@ -24,10 +24,10 @@ def promote(
 
 
 def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
-    """What promote and rollback did."""
+    """Show which version is the champion now, and which was before."""
     if as_json:
         print_json({"detector": name, "champion": champion, "before": before})
     else:
         stdout.print(
-            f"version {champion} of {name} is the champion" + (f", before it version {before}" if before else "")
+            f"version {champion} of {name} is the champion" + (f"; version {before} was before" if before else "")
         )

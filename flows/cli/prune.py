@@ -14,11 +14,11 @@ EXAMPLE = "nightjar prune payments --dry-run"
 
 
 def prune(
-    name: Annotated[str | None, typer.Argument(help="One detector; all of them unless named.", metavar="NAME")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go and stop.")] = False,
+    name: Annotated[str | None, typer.Argument(help="One detector (default: all).", metavar="NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed and change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove files that nothing names, a day old or older, and what is past the retention that params.yaml sets."""
+    """Remove unused files older than a day, and data older than the retention in params.yaml."""
     from flows.config.params import detector_names
     from flows.config.settings import load_settings
     from flows.config.setup import prepare

@@ -14,10 +14,10 @@ EXAMPLE = 'nightjar rank codes --value "code=AB 21 XR GB132"'
 
 def rank(
     name: Name,
-    value: Annotated[list[str], typer.Option(help="A column's value; once a column.", metavar="COLUMN=TEXT")],
+    value: Annotated[list[str], typer.Option(help="A column's value; repeat for each column.", metavar="COLUMN=TEXT")],
     as_json: Json = False,
 ) -> None:
-    """Score one record given here with the champion: its rank, severity and causes; nothing lands."""
+    """Score one record with the champion: rank, severity and causes. Nothing is stored."""
     from flows.config.setup import load_setup
     from tasks.on_demand.rank import rank_by_champion
 
@@ -25,7 +25,7 @@ def rank(
         raise typer.BadParameter(f"{bad[0]!r} is not COLUMN=TEXT", param_hint="--value")
     values = dict(pair.split("=", 1) for pair in value)
     if len(values) < len(value):
-        raise typer.BadParameter("a column is given twice", param_hint="--value")
+        raise typer.BadParameter("a column appears twice", param_hint="--value")
     setup = load_setup(name)
     hush_great_expectations()
     found = rank_by_champion(setup.site, setup.configured.contract, values, setup.configured.detector.score)

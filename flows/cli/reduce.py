@@ -9,7 +9,7 @@ EXAMPLE = "nightjar reduce payments"
 
 
 def reduce(name: Name, as_json: Json = False) -> None:
-    """Learn the second stage from all verdicts so far, and register the champion with it as a challenger."""
+    """Fit the reducer on all verdicts so far, and register the champion with it as a challenger."""
     from flows.config.setup import prepare
     from tasks.upkeep.reduce import register_reducer
 
@@ -26,6 +26,6 @@ def reduce(name: Name, as_json: Json = False) -> None:
         f"anomalies kept; the threshold finds about {gain.first_stage_recall:.0%} of all",
         soft_wrap=True,
     )
-    stdout.print(f"flags a night {reduced.flags_per_night:,.0f} -> alerts a night {reduced.alerts_per_night:,.0f}")
-    told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
-    stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {told}")
+    stdout.print(f"flags per night {reduced.flags_per_night:,.0f} -> alerts per night {reduced.alerts_per_night:,.0f}")
+    state = f"is the {registered.alias}" if registered.is_new else "already holds exactly this bundle"
+    stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {state}")

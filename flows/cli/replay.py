@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, running, stdout
 from flows.config.quiet import hush_great_expectations
 
-EXAMPLE = "nightjar replay payments --date 2026-11-20 > bad.csv; then with --take bad.csv"
+EXAMPLE = "nightjar replay payments --date D > bad.csv; nightjar replay payments --date D --take bad.csv"
 
 
 def replay(
     name: Name,
-    date: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The batch date.")],
-    take: Annotated[Path | None, typer.Option(help="A file written by this command, with its rows put right.")] = None,
+    date: Annotated[datetime, date_option("The batch date.")],
+    take: Annotated[Path | None, typer.Option(help="A file written by this command, with its rows fixed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List a batch's quarantined rows as CSV, or land the repaired ones in their place and score the night again."""
+    """List a batch's quarantined rows as CSV, or land the repaired rows and score the night again."""
     from flows.config.setup import prepare
     from tasks.upkeep.replay import find_reason_not_to_score, list_bad_rows, take_repairs
 
@@ -47,7 +47,7 @@ def replay(
         facts |= {"taken": asdict(taken), "night": night and asdict(night), "why_not_scored": why_not_scored}
         print_json(facts)
         return
-    stdout.print(f"{taken.rows:,} repaired rows {'landed' if taken.is_new else 'had landed before'}")
+    stdout.print(f"{taken.rows:,} repaired rows {'landed' if taken.is_new else 'had already landed'}")
     if night is None:
         stdout.print(f"{day}: not scored, {why_not_scored}", highlight=False)
         return

@@ -12,10 +12,10 @@ EXAMPLE = "NIGHTJAR_HOME=/srv/nightjar nightjar restore /mnt/backups/2026-11-21"
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(help="What nightjar backup wrote.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="A backup made by nightjar backup.", metavar="FOLDER")],
     as_json: Json = False,
 ) -> None:
-    """Fill empty stores from a backup, after every byte of it was checked; cut short, run it again."""
+    """Restore a backup into empty stores, after checking every byte. If interrupted, run it again."""
     from flows.config.settings import load_settings
     from tasks.policy import progress_of
     from tasks.stores.lake import Lake
@@ -32,4 +32,4 @@ def restore(
     else:
         stdout.print(f"restored the backup of {held.made_at}: {len(held.files):,} files, "
                      f"{sum(held.rows.values()):,} table rows", highlight=False)  # fmt: skip
-        stdout.print("next: nightjar status NAME; reports and Data Docs are made with the next nights", soft_wrap=True)
+        stdout.print("next: nightjar status NAME; the next nights write new reports and Data Docs", soft_wrap=True)

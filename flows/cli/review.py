@@ -7,22 +7,24 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Day, Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, stdout
 
-EXAMPLE = "nightjar review payments --date 2026-11-20 > asked.csv; nightjar review payments --take asked.csv"
+EXAMPLE = "nightjar review payments > asked.csv; nightjar review payments --take asked.csv"
 
 
 def review(
     name: Name,
-    date: Day = None,
-    sample: Annotated[int | None, typer.Option(min=0, help="Rows besides the alerts; else review.sample.")] = None,
+    date: Annotated[datetime | None, date_option("The batch date (default: the newest).")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="Number of rows in addition to the alerts (default: review.sample).")
+    ] = None,
     take: Annotated[Path | None, typer.Option(help="A file written by this command, with verdicts filled in.")] = None,
     by: Annotated[str, typer.Option(help="Who gave the verdicts of --take.")] = "analyst",
-    from_labels: Annotated[bool, typer.Option("--from-labels", help="Take known labels for verdicts.")] = False,
+    from_labels: Annotated[bool, typer.Option("--from-labels", help="Use known labels as verdicts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what to judge of a night (the newest unless named) as CSV, or take the verdicts: anomaly or normal."""
+    """List the records to review as CSV, or store their verdicts: anomaly or normal."""
     from flows.config.setup import prepare
     from tasks import review as step
 
@@ -48,5 +50,5 @@ def review(
     if as_json:
         print_json({"detector": name, "new": added, "given": counts})
     else:
-        told = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
-        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {told}")
+        given_counts = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {given_counts}")

@@ -7,7 +7,7 @@ EXAMPLE = "nightjar rollback payments"
 
 
 def rollback(name: Name, as_json: Json = False) -> None:
-    """Give the alias back to the champion before this one."""
+    """Make the previous champion the champion again."""
     from flows.config.setup import prepare
     from tasks import register
 

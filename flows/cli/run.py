@@ -18,7 +18,7 @@ EXAMPLE = "nightjar run payments --json | jq .metrics"
 
 
 def run(name: Name, as_json: Json = False) -> None:
-    """Ingest what is new, train the first champion if there is none, and score the nights that are not fresh."""
+    """Ingest new data, train if there is no champion yet, and score every night that is not fresh."""
     with running(), starting_prefect() as wait_for_prefect:
         summary = run_detector(name, wait_for_prefect)
     if as_json:
@@ -36,16 +36,16 @@ def run(name: Name, as_json: Json = False) -> None:
 
 
 def print_metrics(summary: dict[str, Any]) -> None:
-    """Recall by kind of anomaly, then the overall metrics."""
+    """Print recall by kind of anomaly, then the overall metrics."""
     for kind, recall in summary["recall_by_kind"].items():
         stdout.print(f"recall     {kind}: {recall:.1%} of {summary['rows_by_kind'][kind]}")
     shown = {key: value for key, value in summary["metrics"].items() if isinstance(value, float)}
-    told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
-    stdout.print(f"overall    {told}", soft_wrap=True)
+    overall = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+    stdout.print(f"overall    {overall}", soft_wrap=True)
 
 
 def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, Any]:
-    """Do what is left to do and summarise_run the nights. Typed again, it finds nothing to do."""
+    """Do what is due and summarise the nights. A rerun finds nothing to do."""
     from flows.config.setup import prepare
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of
@@ -72,7 +72,7 @@ def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, A
 
 
 def find_pages(mlflow_uri: str) -> dict[str, str]:
-    """Where Prefect and MLflow show the runs: their servers, or else what `make ui` starts."""
+    """The pages of Prefect and MLflow: the configured servers, or those that `make ui` starts."""
     prefect_url = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
     return {
         "Prefect": prefect_url or "make ui, then http://127.0.0.1:4200",
@@ -81,7 +81,7 @@ def find_pages(mlflow_uri: str) -> dict[str, str]:
 
 
 def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
-    """The nights as published, the metrics over them where labels exist, and where to look."""
+    """The published nights, their metrics where labels exist, and where to find the results."""
     from tasks.evaluate import evaluate_nights
     from tasks.upkeep.ledger import read_ledger
 

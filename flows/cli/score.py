@@ -1,14 +1,14 @@
 """`nightjar score`."""
 
 from dataclasses import asdict
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from flows.cli.options import Day, Json, MaybeName
+from flows.cli.options import Json, date_option
 from flows.cli.screen import describe_flag, print_json, print_rows, running, stdout
 from flows.config.quiet import hush_great_expectations
 
@@ -19,15 +19,17 @@ SHOWN_ROWS = 10  # on screen; --json has everything
 
 
 def score(
-    name: MaybeName = None,
-    date: Day = None,
-    every: Annotated[bool, typer.Option("--all", help="Every detector that has a version to score with.")] = False,
-    source: Annotated[str | None, typer.Option(help="Score this CSV or Parquet file; nothing is published.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Show the worst rows of --source only.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write every row of --source to this Parquet file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The detector; or use --all.", metavar="NAME")] = None,
+    date: Annotated[datetime | None, date_option("The batch date (default: yesterday).")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Score every detector with run.every_night and a registered version.")
+    ] = False,
+    source: Annotated[str | None, typer.Option(help="Score a CSV or Parquet file; publish nothing.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show only this many of the worst rows of --source.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all rows of --source to a Parquet file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score and publish one batch (yesterday's unless named) with the champion, or look at a loose file."""
+    """Score and publish one batch with the champion, or score a file without publishing."""
     if source is None and (limit is not None or output):
         raise typer.BadParameter("--limit and --output need --source")
     if every:
@@ -36,10 +38,10 @@ def score(
         score_all(date.date() if date else None, as_json)
         return
     if name is None:
-        raise typer.BadParameter("name a detector, or --all", param_hint="NAME")
+        raise typer.BadParameter("give a detector, or --all", param_hint="NAME")
     if source is not None:
         if date:
-            raise typer.BadParameter("a loose file has no batch date", param_hint="--date")
+            raise typer.BadParameter("a file has no batch date", param_hint="--date")
         score_loose(name, source, limit, output, as_json)
         return
     from flows.config.setup import prepare
@@ -56,13 +58,13 @@ def score(
 
 
 def score_all(day: date | None, as_json: bool) -> None:
-    """Score and publish the batch of every detector, and show what became of each; exit code 1 when any failed."""
+    """Score and publish the batch of every detector, and show each result. Exit code 1 if one failed."""
     from flows.every import NightOutcome, score_every
 
     with running():
         state: Any = score_every(day, return_state=True)
     outcomes: list[NightOutcome] | Exception = state.result(raise_on_failure=False)
-    if isinstance(outcomes, Exception):  # before it came to any detector
+    if isinstance(outcomes, Exception):  # raised before the first detector
         raise outcomes
     failed = [outcome for outcome in outcomes if outcome.cause]
     if as_json:
@@ -70,7 +72,7 @@ def score_all(day: date | None, as_json: bool) -> None:
     else:
         rows = [asdict(one) | {"result": "FAILED" if one.cause else "published"} for one in outcomes]
         columns = ("detector", "batch_date", "result", "flagged")
-        print_rows(Table(title="every detector", title_justify="left"), rows, columns)
+        print_rows(Table(title="all detectors", title_justify="left"), rows, columns)
         for outcome in failed:
             stdout.print(f"{outcome.detector}: {outcome.cause}", style="red", markup=False, highlight=False)
     if failed:
@@ -78,7 +80,7 @@ def score_all(day: date | None, as_json: bool) -> None:
 
 
 def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:
-    """Score a loose file and show it: its worst rows as a table, or all of it as JSON."""
+    """Score a file and show its worst rows as a table, or all rows as JSON."""
     from flows.config.setup import load_setup
     from tasks.on_demand.loose import score_file
     from tasks.rows.causes import describe_cause
@@ -86,9 +88,9 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     hush_great_expectations()
     setup = load_setup(name)
-    told = score_file(setup.site, setup.configured.contract, setup.configured.detector, source, most, output)
+    found = score_file(setup.site, setup.configured.contract, setup.configured.detector, source, most, output)
     if as_json:
-        print_json(told)
+        print_json(found)
         return
     rows = [
         row
@@ -97,22 +99,22 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
             "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
             "causes": "; ".join(describe_cause(cause) for cause in row["causes"][:2]),
         }
-        for row in told["records"]
+        for row in found["records"]
     ]
-    title = f"{source}: scored by {told['model']} version {told['version']}, threshold {told['threshold']:.4g}"
+    title = f"{source}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
     columns = ("record_id", "score", "rank", "p_value", "flag", "causes")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
-    bad = told["rows"] - told["scored"]
-    suppressed = f" ({told['suppressed']:,} suppressed by the second stage)" if told["suppressed"] else ""
+    bad = found["rows"] - found["scored"]
+    suppressed = f" ({found['suppressed']:,} suppressed by the second stage)" if found["suppressed"] else ""
     stdout.print(
-        f"{told['rows']:,} rows: {told['scored']:,} scored, {told['flagged']:,} of them flagged{suppressed}; "
-        f"{bad:,} bad ones, not scored",
+        f"{found['rows']:,} rows: {found['scored']:,} scored, {found['flagged']:,} of them flagged{suppressed}; "
+        f"{bad:,} bad, not scored",
         soft_wrap=True,
         highlight=False,
     )
-    for row in told["bad_rows"]:
+    for row in found["bad_rows"]:
         stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
-    if bad > len(told["bad_rows"]):
-        stdout.print(f"           and {bad - len(told['bad_rows']):,} more: --output FILE.parquet lists every row")
+    if bad > len(found["bad_rows"]):
+        stdout.print(f"           and {bad - len(found['bad_rows']):,} more: --output FILE.parquet lists every row")
     if output:
         stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)

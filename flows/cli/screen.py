@@ -1,4 +1,4 @@
-"""What people and machines see of a command: tables and JSON on stdout, progress and everything else on stderr."""
+"""Output of the commands: tables and JSON on stdout, progress and everything else on stderr."""
 
 import json
 import logging
@@ -21,12 +21,12 @@ stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(st
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document."""
     sys.stdout.write(json.dumps(document, default=_plain, indent=2, allow_nan=False) + "\n")
 
 
 def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """A table of dicts, numbers to the right."""
+    """Print dicts as a table, with numbers right-aligned."""
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
@@ -39,7 +39,7 @@ def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...
 
 
 def print_causes(causes: list[dict[str, Any]]) -> None:
-    """The causes of one record, with their parts where there are any."""
+    """Print the causes of one record, with their parts if they have any."""
     rows = [{"part": "", "actual": "", "expected": ""} | cause for cause in causes]
     parts = ("part",) if any(row["part"] for row in rows) else ()
     columns = ("column", *parts, "share", "actual", "expected")
@@ -47,20 +47,20 @@ def print_causes(causes: list[dict[str, Any]]) -> None:
 
 
 def describe_flag(is_flagged: bool, is_suppressed: bool) -> str:
-    """Whether a record is a flag, and an alert."""
+    """Whether a record is flagged, and whether the flag is suppressed."""
     if is_suppressed:
         return "flagged, suppressed by the second stage"
     return "flagged" if is_flagged else "not flagged"
 
 
 def describe_probabilities(p_value: float, second_stage: float | None) -> str:
-    """The p-value, and the second stage's probability where there is one."""
+    """The p-value, and the second stage's probability if there is one."""
     more = "" if second_stage is None else f", second-stage probability {second_stage:.2g}"
     return f"p-value {p_value:.2g}{more}"
 
 
 def show_cell(value: object) -> str:
-    """A value as a table shows it."""
+    """A value as text in a table."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -70,7 +70,10 @@ def show_cell(value: object) -> str:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run flows in this process: progress on stderr; no heartbeat, whose thread delays each flow's end by a second."""
+    """Run flows in this process, with progress on stderr.
+
+    Heartbeats are off: their thread delays the end of each flow by a second.
+    """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     hush_great_expectations()
@@ -92,9 +95,9 @@ def running() -> Iterator[None]:
 
 @contextmanager
 def starting_prefect() -> Iterator[Callable[[], None]]:
-    """On the first run of a home folder, start the temporary Prefect server beside the work that does not need it yet.
+    """On the first run in a home folder, start the temporary Prefect server in the background.
 
-    Where a server is set, or there have been runs before, nothing happens. Yields what waits until flows can run.
+    Does nothing if a server is configured or there were earlier runs. Yields a function that waits until flows can run.
     """
     from flows.config.settings import load_settings
 
@@ -109,7 +112,7 @@ def starting_prefect() -> Iterator[Callable[[], None]]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Leave out what the one readable message at the end will say; Prefect's own pages still have it all."""
+    """Drop log records that repeat the final error message. Prefect's pages still show them."""
     is_known = record.exc_info is not None and isinstance(record.exc_info[1], NightjarError)
     return not is_known and not (record.name.startswith("prefect.") and "in state Failed(" in record.getMessage())
 
@@ -119,7 +122,7 @@ def _plain(value: object) -> str:
 
 
 class _Bars(logging.Handler):
-    """Shows the records of tasks/policy.py as bars on a terminal, as one line a finished step elsewhere."""
+    """Shows the progress records of tasks/policy.py: as bars on a terminal, else as one line per finished step."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -133,7 +136,7 @@ class _Bars(logging.Handler):
         step, done, total = (record.__dict__[key] for key in ("step", "done", "total"))
         if not stderr.is_terminal:
             if done == total and self.steps.setdefault(step, done) == done:
-                self.steps[step] = -1  # said once
+                self.steps[step] = -1  # printed once
                 stderr.print(f"{step}: {total:,} done", highlight=False)
             return
         if step not in self.steps:

@@ -7,7 +7,7 @@ import typer
 from flows.cli.options import Name
 from flows.cli.screen import running
 
-EXAMPLE = "dvc repro evaluate@payments"
+EXAMPLE = "nightjar stage train payments"
 
 
 Step = Literal["ingest", "validate", "filter", "train", "calibrate", "evaluate"]
@@ -19,7 +19,7 @@ def stage(
     ],
     name: Name,
 ) -> None:
-    """Run one stage of dvc.yaml by hand, in experiments/NAME; `dvc repro` runs those that are due."""
+    """Run one stage of dvc.yaml in experiments/NAME. `dvc repro` runs all that are due."""
     from flows.experiment import STAGES
 
     with running():

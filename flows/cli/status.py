@@ -1,18 +1,22 @@
 """`nightjar status`."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from flows.cli.options import Json, MaybeName
+from flows.cli.options import Json
 from flows.cli.screen import print_json, print_rows, stdout
 
 EXAMPLE = "nightjar status; nightjar status payments --json"
 
 
-def status(name: MaybeName = None, as_json: Json = False) -> None:
-    """Show every batch date after training: fresh, stale, failed or missing; without NAME one line a detector."""
+def status(
+    name: Annotated[str | None, typer.Argument(help="The detector (default: all).", metavar="NAME")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show every batch date since training: fresh, stale, failed or missing. Without NAME, one line per detector."""
     if name is None:
         show_all(as_json)
         return
@@ -31,13 +35,11 @@ def status(name: MaybeName = None, as_json: Json = False) -> None:
     columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
     if found.days_behind:
-        stdout.print(
-            f"the newest complete batch that landed is {found.days_behind:,} days behind yesterday", highlight=False
-        )
+        stdout.print(f"the newest landed batch is {found.days_behind:,} days older than yesterday", highlight=False)
 
 
 def show_all(as_json: bool) -> None:
-    """One line a detector; exits with 1 where one of them is broken."""
+    """Show one line per detector. Exit code 1 if one cannot be read."""
     from flows.config.settings import load_settings
     from flows.status import read_lines
 

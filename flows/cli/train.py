@@ -1,15 +1,21 @@
 """`nightjar train`."""
 
 from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
 
-from flows.cli.options import Day, Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, running, stdout
 
 EXAMPLE = "nightjar train payments --cutoff 2026-11-14"
 
 
-def train(name: Name, cutoff: Day = None, as_json: Json = False) -> None:
-    """Train on all before a cut-off (today, unless named) and register: champion if first, else challenger."""
+def train(
+    name: Name,
+    cutoff: Annotated[datetime | None, date_option("Learn from batches before this date (default: today).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on all batches before a cut-off and register the version: champion if first, else challenger."""
     from flows.config.setup import prepare
 
     setup = prepare(name)
@@ -21,5 +27,5 @@ def train(name: Name, cutoff: Day = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"detector": name, "cutoff": day, **asdict(registered)})
     else:
-        told = f"is the {registered.alias}" if registered.is_new else "holds exactly this bundle already"
-        stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {told}")
+        state = f"is the {registered.alias}" if registered.is_new else "already holds exactly this bundle"
+        stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {state}")

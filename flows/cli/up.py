@@ -7,10 +7,15 @@ import typer
 
 from flows.cli.screen import stdout
 
-EXAMPLE = "make up; . .nightjar/stack/env; nightjar run payments"
+EXAMPLE = "nightjar up; . .nightjar/stack/env; nightjar run payments"
 
 
-Port = Annotated[int | None, typer.Option(min=1, max=65535, help="As the last time; at first 5433, 4200 and 5000.")]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Default: as last time; initially 5433 (PostgreSQL), 4200 (Prefect), 5000 (MLflow)."
+    ),
+]
 
 
 def up(
@@ -18,24 +23,24 @@ def up(
     prefect_port: Port = None,
     mlflow_port: Port = None,
 ) -> None:
-    """Start PostgreSQL, Prefect, MLflow and two workers on this machine, deploy, and print the pages."""
+    """Start PostgreSQL, Prefect, MLflow and two workers on this machine, and deploy the flows."""
     from flows.config.settings import load_settings
     from flows.team.stack import describe_stack, start_stack, start_workers
 
     asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port}
     stack = describe_stack(load_settings(), asked)
-    start_stack(stack, tell)
+    start_stack(stack, show_line)
     os.environ.update(stack.client_environment)  # before Prefect is imported
     from flows.team.deploy import deploy as make
     from tasks.stores.warehouse import Warehouse
 
     Warehouse(stack.read_secret("warehouse_owner")).migrate()
     for row in make(load_settings()):
-        tell(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
-    start_workers(stack, tell)
-    tell(f"to work with it here: . {stack.folder / 'env'}; make down stops it")
+        show_line(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
+    start_workers(stack, show_line)
+    show_line(f"to use it in this shell: . {stack.folder / 'env'}; to stop it: make down")
 
 
-def tell(line: str) -> None:
-    """One line of progress, at once."""
+def show_line(line: str) -> None:
+    """Print one line of progress."""
     stdout.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.options import Day, Json, Name
+from flows.cli.options import Json, Name, date_option
 from flows.cli.screen import print_json, print_rows
 
 EXAMPLE = "nightjar verify payments --date 2026-11-20"
@@ -16,11 +16,11 @@ EXAMPLE = "nightjar verify payments --date 2026-11-20"
 
 def verify(
     name: Name,
-    date: Day = None,
-    sample: Annotated[int, typer.Option(min=0, help="Scores a night to compute again from landing.")] = 1000,
+    date: Annotated[datetime | None, date_option("One batch date (default: all published nights).")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Scores per night to recompute from landing.")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Hold published nights (all, unless one is named) against landing, the lake's parts, the table and the model."""
+    """Check published nights against landing, the lake's parts, the warehouse table and the model."""
     from flows.config.setup import prepare
     from tasks.upkeep.verify import verify_nights
 

@@ -1,1 +1,1 @@
-"""What params.yaml and the environment say, read once into frozen sections, and how `nightjar init` writes them."""
+"""Params and settings, read once into frozen types, and the writing side of `nightjar init`."""

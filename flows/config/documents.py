@@ -1,7 +1,7 @@
-"""YAML 1.2, read as DVC reads it: params.yaml and the contracts, and the sections that `nightjar init` writes.
+"""Read and write YAML 1.2, as DVC does: params.yaml, the contracts, and the sections that `nightjar init` writes.
 
-In: a file or its text. Out: plain values, or the nodes with their places in the text. Two equal keys in one mapping are
-an error, and so is a text that is nested too deep or that stands for too many values.
+In: a file or its text. Out: plain values, or nodes with their positions in the text. Duplicate keys, deep nesting and
+aliases that expand to too many values are errors.
 """
 
 import io
@@ -21,10 +21,10 @@ from ruamel.yaml.nodes import Node
 
 from tasks.errors import ParamsInvalid
 
-MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can stand for billions
-MAX_DEPTH = 100  # the C parser recurses without a limit of its own
+MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can expand to billions
+MAX_DEPTH = 100  # the C parser recurses without a limit
 
-# ruamel.yaml lets through what int(), datetime() and look-ups raise of a value such as 2026-13-45.
+# ruamel.yaml does not catch what int(), datetime() and look-ups raise for a value such as 2026-13-45.
 BROKEN = (
     YAMLError,
     ValueError,
@@ -38,19 +38,19 @@ BROKEN = (
 
 
 class _Constructor(SafeConstructor):
-    """Names the key that stands twice, but not its values: one may be a password."""
+    """Reports a duplicate key without its values: one may be a password."""
 
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
         if key in mapping:
-            raise ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise ConstructorError(None, None, f"the key {key!r} is duplicated", key_node.start_mark)
         return True
 
 
 def read_yaml(path: Path) -> object:
     """The document in a file. Raises ParamsInvalid if the file is missing or is not valid YAML."""
     if (text := read_text(path)) is None:
-        todo = "run nightjar from the project's folder, or set NIGHTJAR_PROJECT to it"
-        raise ParamsInvalid(f"There is no {path.name}.", where=str(path), todo=todo)
+        todo = "run nightjar in the project's folder, or set NIGHTJAR_PROJECT to that folder"
+        raise ParamsInvalid(f"{path.name} does not exist.", where=str(path), todo=todo)
     return parse_yaml(text, path)
 
 
@@ -67,7 +67,7 @@ def read_text(path: Path) -> str | None:
 
 
 def parse_yaml(text: str, path: Path) -> object:
-    """The document in a text; `path` is named in errors. Raises ParamsInvalid."""
+    """The document in a text; `path` is for error messages. Raises ParamsInvalid."""
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
     try:
@@ -78,7 +78,7 @@ def parse_yaml(text: str, path: Path) -> object:
 
 
 def compose_yaml(text: str, path: Path) -> Node | None:
-    """The nodes of a text, each with its place; None if the text holds no document. Raises ParamsInvalid."""
+    """The nodes of a text, each with its position; None if there is no document. Raises ParamsInvalid."""
     try:
         _check_size(text)
         node: Node | None = YAML(typ="safe").compose(text)
@@ -88,7 +88,7 @@ def compose_yaml(text: str, path: Path) -> Node | None:
 
 
 def dump_yaml(document: object, width: int, on_one_line: bool = False) -> str:
-    """The text of a document, with keys in their order; inner lists and mappings are written on one line."""
+    """The text of a document. Keys keep their order; inner lists and mappings go on one line."""
     yaml, stream = YAML(typ="safe"), io.StringIO()
     yaml.default_flow_style = True if on_one_line else None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -99,19 +99,19 @@ def dump_yaml(document: object, width: int, on_one_line: bool = False) -> str:
 
 def refuse_yaml(path: Path, got: str) -> ParamsInvalid:
     """The error for a file that is not valid YAML."""
-    todo = "correct the file; what DVC cannot read, Nightjar does not read either"
+    todo = "correct the file; Nightjar reads the same YAML as DVC"
     return ParamsInvalid(f"{path.name} is not valid YAML.", where=str(path), got=got, todo=todo)
 
 
 def _check_size(text: str) -> None:
-    """Raise YAMLError if a text is nested too deep or stands for too many values, before any of it is built."""
-    stands_for: dict[str, int] = {}  # by anchor, the values of its node with aliases followed
-    open_nodes: list[tuple[str | None, int]] = [(None, 0)]  # the anchor and the values so far
+    """Raise YAMLError, before building anything, if a text is nested too deep or expands to too many values."""
+    sizes: dict[str, int] = {}  # by anchor: values of its node, with aliases expanded
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]  # anchor, values so far
     for event in YAML(typ="safe").parse(text):
         if isinstance(event, CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if event.anchor:
-                stands_for[event.anchor] = MAX_VALUES  # while it is open: what holds itself has no end
+                sizes[event.anchor] = MAX_VALUES  # while it is open: a node that contains itself is infinite
             if len(open_nodes) > MAX_DEPTH:
                 raise YAMLError(f"more than {MAX_DEPTH} levels of lists and mappings")
             continue
@@ -119,15 +119,15 @@ def _check_size(text: str) -> None:
         if isinstance(event, CollectionEndEvent):
             anchor, values = open_nodes.pop()
             if anchor:
-                stands_for[anchor] = values
+                sizes[anchor] = values
         elif isinstance(event, AliasEvent):
-            values = stands_for.get(event.anchor, 1)
+            values = sizes.get(event.anchor, 1)
         elif isinstance(event, ScalarEvent):
             if event.anchor:
-                stands_for[event.anchor] = 1
+                sizes[event.anchor] = 1
         else:
-            continue  # where the stream or the document begins or ends
+            continue  # start or end of the stream or document
         anchor, before = open_nodes[-1]
         open_nodes[-1] = (anchor, before + values)
         if before + values > MAX_VALUES:
-            raise YAMLError(f"more than {MAX_VALUES:,} values, or one that holds itself")
+            raise YAMLError(f"more than {MAX_VALUES:,} values, or a value that contains itself")

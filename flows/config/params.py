@@ -1,8 +1,8 @@
-"""params.yaml, loaded once into frozen typed sections: what to learn. Where to run is settings.
+"""params.yaml (what to learn), loaded once into frozen types. Where to run is in settings.
 
-A section's type lives beside the code that reads it; here they are assembled into a detector. Unknown and misspelt
-keys, and values out of range, are errors that name the file and the key. A detector is judged by its own section and
-contract alone: what is wrong with another one must not stop its night.
+A section's type lives next to the code that reads it; this module assembles them into a detector. Unknown keys and
+values out of range are errors that name the file and the key. Only a detector's own section and contract are checked:
+an error in another detector must not stop its night.
 """
 
 import difflib
@@ -21,9 +21,9 @@ from tasks.params import DetectorParams
 from tasks.rows.contract import Contract
 
 S = TypeVar("S", bound=BaseModel)
-# The sections that a fitted bundle depends on; the DVC stage `train` lists the same.
+# The sections that a fitted bundle depends on; the DVC stage `train` lists them too.
 LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
-SHOWN = 120  # characters of a bad value
+SHOWN = 120  # characters of a bad value in an error
 
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
@@ -34,7 +34,7 @@ class _Params(Section):
 
 
 class Configured(Section):
-    """A detector with its name and its contract: everything the flows need to know about it."""
+    """A detector's params, name and contract."""
 
     name: str
     detector: DetectorParams
@@ -43,21 +43,21 @@ class Configured(Section):
 
     @property
     def label_delay(self) -> timedelta:
-        """How long after its event a record's label may still arrive."""
+        """How long after the event a label may still arrive."""
         return timedelta(days=self.detector.label_delay_days)
 
 
 def load_detector(project: Path, name: str) -> Configured:
-    """Read NAME's section of params.yaml and contracts/NAME.yaml; ParamsInvalid says what is wrong and where.
+    """Read NAME's section of params.yaml and contracts/NAME.yaml. Raises ParamsInvalid.
 
-    Other detectors' sections and contracts are not looked at.
+    Other detectors' sections and contracts are not checked.
     """
     path = project / "params.yaml"
     return _configure(read_yaml(path), path, name)
 
 
 def find_broken(project: Path) -> dict[str, str]:
-    """The detectors of params.yaml that cannot be loaded, and why. Raises ParamsInvalid where none can be read."""
+    """The detectors of params.yaml that cannot be loaded, and why. Raises ParamsInvalid if the file cannot be read."""
     path = project / "params.yaml"
     document, broken = read_yaml(path), {}
     for name in map(str, read_sections(document, path)):
@@ -75,38 +75,38 @@ def _configure(document: object, path: Path, name: str) -> Configured:
 
 
 def parse_detector(document: object, path: Path, name: str) -> DetectorParams:
-    """One detector of the document of params.yaml, whatever the others look like. Raises ParamsInvalid."""
+    """One detector of a parsed params.yaml; errors in others are ignored. Raises ParamsInvalid."""
     sections = {str(key): section for key, section in read_sections(document, path).items()}
     if name not in sections:
         near = difflib.get_close_matches(name, sections, n=1)
         raise ParamsInvalid(
-            f"There is no detector {name!r}.",
+            f"The detector {name!r} does not exist.",
             where=str(path),
             expected=", ".join(sorted(sections)),
             todo=f"did you mean {near[0]}?"
             if near
-            else f"use one of these names, or nightjar init {name} --source FILE",
+            else f"use one of these names, or create it: nightjar init {name} --source FILE",
         )
     return parse_section(_Params, {"detectors": {name: sections[name]}}, path).detectors[name]
 
 
 def read_sections(document: object, path: Path) -> dict[Any, object]:
-    """The sections of the document of params.yaml by detector, not parsed yet. Raises ParamsInvalid."""
+    """The sections of a parsed params.yaml by detector, not validated yet. Raises ParamsInvalid."""
     keys = list(document) if isinstance(document, dict) else []
     sections = document["detectors"] if isinstance(document, dict) and keys == ["detectors"] else None
     if not isinstance(sections, dict):
         raise ParamsInvalid(
-            f"{path.name} does not hold detectors.",
+            f"{path.name} does not contain detectors.",
             where=str(path),
             got=f"the keys {', '.join(map(repr, keys))}" if keys else type(document).__name__,
-            expected="one key, detectors, and below it a section a detector",
-            todo="correct the file, or begin with nightjar init NAME --source FILE",
+            expected="one key, detectors, and below it one section per detector",
+            todo="correct the file, or start with nightjar init NAME --source FILE",
         )
     return sections
 
 
 def combine(name: str, detector: DetectorParams, path: Path, contract: Contract) -> Configured:
-    """A detector with its contract, which must fit together."""
+    """A detector with its contract. Raises ParamsInvalid if they do not match."""
     _check_columns(detector, contract, path)
     _check_groups(detector, contract, path)
     learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
@@ -115,7 +115,7 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
 
 
 def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> None:
-    """Refuse columns that the contract lacks or masks, and the label, among those that the detector reads."""
+    """Refuse train.columns that the contract lacks or masks, and the label column."""
     names, label = detector.train.columns.names, detector.ingest.labels
     bad = [f"{n} is not in the contract" for n in names if n not in contract.columns and n != "event_time"]
     bad += [f"{n} is masked by the contract" for n in names if n in contract.columns and contract.columns[n].masked]
@@ -125,13 +125,13 @@ def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> 
             "The detector cannot read some of train.columns.",
             where=str(path),
             got="; ".join(bad),
-            expected="columns that the contract keeps, unmasked, and that do not give the answer away",
+            expected="unmasked columns of the contract, without the label",
             todo="correct train.columns, or the contract",
         )
 
 
 def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> None:
-    """Refuse groups that cannot be formed, and names of groups that nobody may see."""
+    """Refuse score.groups with missing columns, masked names or a weight that is not a number."""
     groups = detector.score.groups
     if groups is None:
         return
@@ -139,13 +139,13 @@ def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> N
     if groups.by in contract.columns and (contract.columns[groups.by].masked or contract.columns[groups.by].shape):
         bad.append(f"{groups.by} is masked by the contract, or an image")
     if groups.weight in contract.columns and contract.columns[groups.weight].type not in ("int", "float"):
-        bad.append(f"{groups.weight} is no number")
+        bad.append(f"{groups.weight} is not a number")
     if bad:
         raise ParamsInvalid(
             "The detector cannot form its groups.",
             where=str(path),
             got="; ".join(bad),
-            expected="by: hour or a column that may be shown; weight: a column of numbers",
+            expected="by: hour or an unmasked column; weight: a numeric column",
             todo="correct score.groups, or the contract",
         )
 
@@ -157,9 +157,9 @@ def detector_names(project: Path) -> list[str]:
 
 
 def parse_section(kind: type[S], document: object, path: Path) -> S:
-    """Turn a YAML document into a typed section. Raises ParamsInvalid that lists every bad key."""
+    """Turn a YAML document into a typed section. Raises ParamsInvalid, which lists every bad key."""
     try:
-        # By way of JSON: strict types then still take a list for a tuple and text for a date.
+        # Through JSON, strict types accept a list as a tuple and text as a date.
         return kind.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
         problems = [_explain(kind, dict(problem)) for problem in error.errors()]
@@ -167,10 +167,10 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
             f"{path.name} has {len(problems)} bad {'key' if len(problems) == 1 else 'keys'}.",
             where=str(path),
             got="; ".join(problems),
-            todo="correct the key; docs/params.md lists all of them",
+            todo="correct the file; docs/params.md lists all keys",
         ) from error
     except (TypeError, ValueError) as error:
-        raise refuse_yaml(path, str(error)) from error  # a date or the like as a key, a number of 5,000 digits
+        raise refuse_yaml(path, str(error)) from error  # such as a date as a key, or a number of 5,000 digits
 
 
 def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:

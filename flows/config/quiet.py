@@ -1,4 +1,4 @@
-"""Keep other libraries' last words and notes off stderr."""
+"""Keep noise from other libraries off stderr."""
 
 import atexit
 import logging
@@ -9,9 +9,9 @@ from functools import cache
 
 @cache
 def hush_at_exit() -> None:
-    """Keep the interpreter's last moments off stderr.
+    """Silence stderr while the interpreter exits.
 
-    DuckDB's bindings call what Great Expectations and torch keep alive until then a leak, in dozens of lines.
+    DuckDB's bindings report objects that Great Expectations and torch still hold as leaks, in dozens of lines.
     """
 
     @atexit.register  # the first one registered runs last
@@ -21,7 +21,7 @@ def hush_at_exit() -> None:
 
 
 def hush_great_expectations() -> None:
-    """Keep its note about a temporary folder off stderr. A filter, not a level: it sets its own when imported."""
+    """Suppress its note about a temporary folder. By a filter, because importing it resets the level."""
     logging.getLogger("great_expectations.data_context.types.base").addFilter(
         lambda record: record.levelno > logging.INFO
     )

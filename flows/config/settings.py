@@ -1,6 +1,6 @@
-"""Where Nightjar runs, from the environment (NIGHTJAR_*): folders, URLs, device. What to learn is params.yaml.
+"""Where Nightjar runs: folders, URLs and device, from NIGHTJAR_* variables. What to learn is in params.yaml.
 
-The defaults need no server: everything lives under `.nightjar/` in the project's folder.
+The defaults need no server and keep everything in `.nightjar/` in the project's folder.
 """
 
 import os
@@ -14,30 +14,36 @@ from tasks.errors import ParamsInvalid, ServiceUnreachable, hide_password
 
 
 class Settings(BaseSettings):
-    """One value a variable, e.g. NIGHTJAR_WAREHOUSE=postgresql+psycopg://user:password@host/name."""
+    """One field per variable, e.g. NIGHTJAR_WAREHOUSE=postgresql+psycopg://user:password@host/name."""
 
     model_config = SettingsConfigDict(env_prefix="NIGHTJAR_", frozen=True, extra="ignore")
 
     project: Path = Field(default_factory=Path.cwd, description="the folder with params.yaml and contracts/")
-    home: Path = Field(default=Path(".nightjar"), description="everything Nightjar writes, unless set apart below")
-    sources: str = Field(default="sources", description="folder or URL that relative source paths start from")
+    home: Path = Field(default=Path(".nightjar"), description="folder for everything Nightjar writes, unless set below")
+    sources: str = Field(default="sources", description="folder or URL to which source paths are relative")
     lake: str = Field(default="", description="folder or fsspec URL of the Parquet zones")
-    warehouse: str = Field(default="", description="SQLAlchemy URL: see docs/warehouses.md")
+    warehouse: str = Field(default="", description="SQLAlchemy URL; see docs/warehouses.md")
     mlflow: str = Field(default="", description="MLflow tracking URI")
-    artifacts: str = Field(default="", description="folder or s3:// URL of the files of registered models")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where networks fit and score")
+    artifacts: str = Field(default="", description="folder or s3:// URL for the files of registered models")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device on which networks fit and score")
     devices: int = Field(default=1, ge=1, le=64, description="GPUs (or processes) that fit a network together")
-    threads: int = Field(default=1, ge=1, le=256, description="CPU threads of fitting and scoring; part of a bundle")
-    train_deployment: str = Field(default="", description="Prefect deployment that trains; none: in this process")
-    limits: bool = Field(default=False, description="runs of one detector queue behind Prefect's limits (make deploy)")
-    silent_after_s: int = Field(default=90, ge=60, description="without a heartbeat, then a run is marked as crashed")
+    threads: int = Field(
+        default=1, ge=1, le=256, description="CPU threads for fitting and scoring; recorded in the bundle"
+    )
+    train_deployment: str = Field(
+        default="", description="Prefect deployment that trains; empty: train in this process"
+    )
+    limits: bool = Field(default=False, description="queue a detector's runs behind Prefect's limits (make deploy)")
+    silent_after_s: int = Field(
+        default=90, ge=60, description="a run with no heartbeat for this long is marked as crashed"
+    )
 
     task_runner: str = Field(
         default="threads",
         pattern=r"^(threads|(tcp|tls|ws|wss)://.+)$",
         description="threads, or the address of a Dask scheduler",
     )
-    workers: int = Field(default=1, ge=1, le=256, description="parts of a batch scored at once by threads")
+    workers: int = Field(default=1, ge=1, le=256, description="threads that score parts of a batch in parallel")
 
     @property
     def home_path(self) -> Path:
@@ -61,20 +67,22 @@ class Settings(BaseSettings):
 
     @property
     def artifact_root(self) -> str | None:
-        """Where MLflow keeps the files of models; None lets its server decide."""
+        """Where MLflow stores model files; None: its server decides."""
         if not self.artifacts:
             return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
         return self.artifacts if "://" in self.artifacts else str((self.project / self.artifacts).resolve())
 
 
 def load_settings() -> Settings:
-    """Read the environment, and below it the files in the folder NIGHTJAR_SECRETS, such as `nightjar_warehouse`.
+    """Read the environment, then files in the folder NIGHTJAR_SECRETS, such as `nightjar_warehouse`.
 
-    ParamsInvalid names the bad variable.
+    The environment takes precedence. Raises ParamsInvalid, naming the bad variable.
     """
     secrets = os.environ.get("NIGHTJAR_SECRETS")
     if secrets and not Path(secrets).is_dir():
-        raise ParamsInvalid("NIGHTJAR_SECRETS names no folder.", got=repr(secrets), todo="unset or correct it")
+        raise ParamsInvalid(
+            "NIGHTJAR_SECRETS does not point to a folder.", got=repr(secrets), todo="unset or correct it"
+        )
     try:
         return Settings(_secrets_dir=secrets)  # type: ignore[call-arg]  # pydantic's own
     except ValidationError as error:
@@ -91,21 +99,21 @@ def prefect_is_away(got: str) -> ServiceUnreachable:
         "The Prefect server does not answer.",
         where=hide_password(os.environ.get("PREFECT_API_URL", "")),
         got=hide_password(got),
-        todo="check PREFECT_API_URL, which ends in /api, and that the server runs",
+        todo="check that the server is running and that PREFECT_API_URL is right; it ends in /api",
     )
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Make the home folder and set what Prefect, MLflow and DVC read from the environment, before they are imported.
+    """Create the home folder and set the environment of Prefect, MLflow and DVC, before they are imported.
 
-    A variable that the user has set is left alone, except that nothing phones home.
+    Variables that the user has set are kept, but telemetry is always off.
     """
     try:
         settings.home_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         todo = "correct NIGHTJAR_HOME, or the permissions"
         where = str(settings.home_path)
-        raise ParamsInvalid("The home folder cannot be made.", where=where, got=str(error), todo=todo) from error
+        raise ParamsInvalid("The home folder cannot be created.", where=where, got=str(error), todo=todo) from error
     os.environ.update(
         DO_NOT_TRACK="1",
         MLFLOW_DISABLE_TELEMETRY="true",

@@ -1,4 +1,4 @@
-"""What a flow or a command begins with: a detector's params, its site, and the prepared environment."""
+"""What every flow and command starts with: a detector's params and its stores."""
 
 import os
 import subprocess
@@ -26,12 +26,12 @@ class Setup:
 
     configured: Configured
     site: Site
-    scheduler: str | None  # of a Dask cluster that scores the parts; None: threads of this process
-    workers: int  # so many threads
+    scheduler: str | None  # address of the Dask cluster that scores the parts; None: threads in this process
+    workers: int  # number of threads
 
     @property
     def ingest_params(self) -> IngestParams:
-        """The ingest section, with `${NAME}` in a query's URL filled in from the environment."""
+        """The ingest section, with `${NAME}` in a query's URL replaced from the environment."""
         params = self.configured.detector.ingest
         if not isinstance(params.source, SqlSource):
             return params
@@ -39,7 +39,7 @@ class Setup:
 
     @property
     def hashes(self) -> dict[str, JsonValue]:
-        """What of params and contract the lineage records: their hashes, and which columns may lack a finite value."""
+        """What the lineage records of params and contract: hashes, and the columns that allow null or infinity."""
         columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
         read = {name: columns[name] for name in names if name in columns}
         gaps: dict[str, list[JsonValue]] = {
@@ -50,13 +50,13 @@ class Setup:
         return {**hashes, **{kind: found for kind, found in gaps.items() if found}}
 
     def window(self, first: date | None = None, last: date | None = None) -> Window:
-        """The dates to ask the source for, up to now; by default from its beginning to yesterday."""
+        """The dates to read from the source; by default from its first date to yesterday."""
         now = datetime.now(UTC)
         begin = find_first_date(self.configured.detector.ingest.source)
         return Window(max(first or begin, begin), last or self.yesterday(now), now)
 
     def today(self, now: datetime | None = None) -> date:
-        """The date that it is in the detector's time zone."""
+        """Today's date in the detector's time zone."""
         return (now or datetime.now(UTC)).astimezone(self.site.zone).date()
 
     def yesterday(self, now: datetime | None = None) -> date:
@@ -64,24 +64,24 @@ class Setup:
         return self.today(now) - timedelta(days=1)
 
     def newest_cutoff(self) -> date:
-        """The cut-off that takes in all there is: today's, or the day after data that has ended."""
+        """The cut-off that includes all data: today, or the day after the last date of data that has ended."""
         run = self.configured.detector.run
         return self.today() if run.every_night or run.last_date is None else run.last_date + timedelta(days=1)
 
     def landed_before(self, cutoff: date) -> list[date]:
-        """The landed batch dates before a cut-off, without those params exclude. Raises BatchMissing."""
+        """The landed batch dates before a cut-off, without filter.exclude_dates. Raises BatchMissing."""
         excluded = self.configured.detector.filter.exclude_dates
         dates = [d for d in self.site.lake.dates("landing", self.site.detector) if d < cutoff and d not in excluded]
         if not dates:
             raise BatchMissing(
                 f"{self.site.detector} has no batches before {cutoff}.",
                 where=self.site.lake.root,
-                todo=f"nightjar ingest {self.site.detector}, or choose a later cut-off",
+                todo=f"run nightjar ingest {self.site.detector}, or choose a later cut-off",
             )
         return dates
 
     def nights(self) -> list[date]:
-        """The batch dates that `run` scores: the last `run.nights` landed ones up to `run.last_date` or yesterday."""
+        """The dates that `nightjar run` scores: the last `run.nights` landed, up to `run.last_date` or yesterday."""
         run = self.configured.detector.run
         last = run.last_date or self.yesterday()
         landed = self.landed_before(last + timedelta(days=1))
@@ -89,16 +89,16 @@ class Setup:
 
 
 def fill_url(source: SqlSource) -> SqlSource:
-    """A query with `${NAME}` in its URL filled in from the environment."""
+    """A query with `${NAME}` in its URL replaced from the environment."""
     return source.model_copy(update={"url": os.path.expandvars(source.url)})
 
 
 def prepare(name: str) -> Setup:
-    """Load a detector, bring its warehouse to today's schema and mark attempts of dead processes as failed.
+    """Load a detector, migrate its warehouse and mark attempts of dead processes as failed.
 
     Raises ParamsInvalid, ServiceUnreachable.
     """
-    hush_at_exit()  # a worker's log has enough to tell
+    hush_at_exit()  # it would clutter a worker's log
     setup = load_setup(name)
     setup.site.warehouse.migrate()
     setup.site.warehouse.bury_dead(name, datetime.now(UTC))
@@ -108,8 +108,8 @@ def prepare(name: str) -> Setup:
 def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = False) -> Setup:
     """Load a detector without touching any store. Raises ParamsInvalid.
 
-    settings: those of the environment unless given. sole_writer: of the lake, as in experiments, whose files have the
-    same names in every run.
+    settings: by default from the environment. sole_writer: nothing else writes to the lake, so file names are fixed;
+    experiments need this.
     """
     settings = settings or load_settings()
     configured = load_detector(settings.project, name)
@@ -132,7 +132,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
 
 
 def read_commit(settings: Settings) -> str:
-    """The commit of the project's folder, or "unknown" outside a repository."""
+    """The Git commit of the project's folder, or "unknown"."""
     command = ["git", "-C", str(settings.project), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

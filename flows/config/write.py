@@ -1,4 +1,4 @@
-"""`nightjar init`: look at a source, decide, and write a params section and a contract: both, or neither."""
+"""`nightjar init`: inspect a source, then write a params section and a contract: both or neither."""
 
 import os
 import re
@@ -27,12 +27,12 @@ from tasks.sources.sql import SqlSource, read_query
 from tasks.stores.lake import Lake
 
 QUERY = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
-WIDTH = 116  # of the lines written
-ENDED_DAYS = 7  # older than that, the newest rows are not one night late: the data has ended
+WIDTH = 116  # of a written line
+ENDED_DAYS = 7  # if the newest rows are older, the data has ended
 
 
 def init_detector(name: str, source: str, url: str | None, asked: Asked, force: bool) -> dict[str, Any]:
-    """Write the section and the contract of a new detector, and tell what was decided."""
+    """Write the section and contract of a new detector; returns the choices made."""
     settings, now = load_settings(), datetime.now(UTC)
     params_path, contract_path = settings.project / "params.yaml", settings.project / "contracts" / f"{name}.yaml"
     text = read_text(params_path) or ""
@@ -62,20 +62,20 @@ def _draft(source: str, url: str | None, sources: str, asked: Asked, now: dateti
 
 
 def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:
-    """Raise ParamsInvalid for a name that cannot be one, or, without `force`, that is taken."""
+    """Raise ParamsInvalid if the name is invalid or, without `force`, taken."""
     if not re.fullmatch(NAME, name):
         raise ParamsInvalid(
-            "This cannot be the name of a detector.",
+            "The detector's name is invalid.",
             got=repr(name),
-            expected="a small letter, then at most 39 small letters, digits and underscores",
+            expected="a lower-case letter, then at most 39 lower-case letters, digits and underscores",
         )
     section = name in _detectors(text, params_path)
     taken = [str(params_path)] * section + [str(contract_path)] * contract_path.exists()
     if taken and not force:
         raise ParamsInvalid(
-            f"There is a detector {name!r} already; nothing was written.",
+            f"The detector {name!r} already exists; nothing was written.",
             where=", ".join(taken),
-            todo="choose another name, or replace its section and its contract with --force",
+            todo="choose another name, or replace its section and contract with --force",
         )
 
 
@@ -83,22 +83,22 @@ def check_free(name: str, text: str, params_path: Path, contract_path: Path, for
 
 
 def name_query(query: str, url: str | None, environment: Mapping[str, str]) -> SqlSource:
-    """The source of a query. A URL with a password is written as the variable that holds it, never as it is."""
+    """The source for a query. A URL with a password is written as the name of its variable, never as the URL."""
     if not url:
         raise SourceInvalid(
             "A query needs a database.",
             got="a query without --url",
             expected="an SQLAlchemy URL such as sqlite:///shop.db",
-            todo="add --url; one with a password goes into a variable: --url '${SHOP_DB}'",
+            todo="add --url; if the URL has a password, put it in a variable: --url '${SHOP_DB}'",
         )
     if "${" in url or not _has_password(url):
         return SqlSource(kind="sql", url=url, query=query)
     holders = [name for name, value in environment.items() if value == url]
     if not holders:
         raise SourceInvalid(
-            "The URL holds a password, and params.yaml is no place for one.",
-            expected="the name of an environment variable that holds the URL",
-            todo="export SHOP_DB=..., then --url '${SHOP_DB}'",
+            "The URL contains a password, which must not be stored in params.yaml.",
+            expected="an environment variable that holds the URL",
+            todo="export SHOP_DB=URL, then --url '${SHOP_DB}'",
         )
     return SqlSource(kind="sql", url="${" + holders[0] + "}", query=query)
 
@@ -114,14 +114,14 @@ def _has_password(url: str) -> bool:
 
 
 def choose_run(drafted: Draft, today: date) -> tuple[RunParams, Choice]:
-    """What is run. A night is named only where the newest rows lie in the future; data that has ended runs by hand."""
+    """The run section. last_date is set only if the newest rows are not in the past; ended data runs by hand."""
     run: dict[str, Any] = {"nights": drafted.nights}
     if drafted.last_date >= today:
         run["last_date"] = drafted.last_date
     age_days = (today - drafted.last_date).days
     if age_days <= ENDED_DAYS:
-        return RunParams(**run), Choice("every night", "yes", "the newest rows are of the last week")
-    why = f"the newest rows, of {drafted.last_date}, are {age_days} days old: as of data that has ended"
+        return RunParams(**run), Choice("every night", "yes", "the newest rows are from the last week")
+    why = f"the newest rows, of {drafted.last_date}, are {age_days} days old: the data seems to have ended"
     return RunParams(**run, every_night=False), Choice("every night", "no", why)
 
 
@@ -137,17 +137,17 @@ def assemble(drafted: Draft, run: RunParams) -> DetectorParams:
 
 
 def render_section(detector: DetectorParams, drafted: Draft) -> str:
-    """The section's lines, not indented: what was decided and nothing that is a default."""
+    """The section's text, not indented, without values that equal the default."""
     facts = "; ".join(f"{choice.about} {choice.what}" for choice in drafted.choices if choice.about != "network")
     comment = "".join(f"# {line}\n" for line in _wrap(f"Written by nightjar init: {facts}."))
     return comment + dump_yaml(_kind_first(detector.model_dump(exclude_unset=True, by_alias=True)), WIDTH)
 
 
 def render_contract(contract: Contract, name: str) -> str:
-    """The contract's text, one column and one expectation a line."""
-    lines = [f"# What a day of {name} must look like, written by nightjar init from what it saw; correct it freely."]
+    """The contract's text, with one column or expectation per line."""
+    lines = [f"# What a batch of {name} must look like. Written by nightjar init from the data it saw; edit as needed."]
     lines += [
-        "# Ranges only warn: a value far outside them may be the anomaly to find, and must be scored.",
+        "# Ranges only warn: a value far outside may be an anomaly and must still be scored.",
         "columns:",
     ]
     lines += [
@@ -161,9 +161,9 @@ def render_contract(contract: Contract, name: str) -> str:
 
 
 def insert_section(text: str, name: str, section: str, path: Path) -> str:
-    """The text of params.yaml with the section in it: in place of the old one, or after the last. The rest stays.
+    """The text of params.yaml with the section replaced, or added at the end. All other text is kept.
 
-    Raises ParamsInvalid where the text is written in a way that leaves no place for lines of ours.
+    Raises ParamsInvalid if the text's format does not allow this.
     """
     edited = _insert_lines(text, name, section, path)
     document = parse_yaml(text, path)
@@ -173,10 +173,10 @@ def insert_section(text: str, name: str, section: str, path: Path) -> str:
     expected = document | {"detectors": others | {name: parse_yaml(section, path)}}
     if not isinstance(sections, dict) or _parse_or_none(edited, path) != expected:
         raise ParamsInvalid(
-            "The section cannot be added to params.yaml as it is written; nothing was changed.",
+            "The section cannot be added to params.yaml in its current format; nothing was changed.",
             where=str(path),
-            expected="detectors, and below it one section a detector, indented",
-            todo="write it that way",
+            expected="the key detectors, and below it one indented section per detector",
+            todo="rewrite the file that way",
         )
     return edited
 
@@ -194,7 +194,7 @@ def _insert_lines(text: str, name: str, section: str, path: Path) -> str:
     if "detectors" not in entries:
         return text + "detectors:\n" + _indent(name, section, 2)
     _, node = entries["detectors"]
-    if not _entries(node):  # {} or nothing at all
+    if not _entries(node):  # {} or empty
         head, tail = text[: node.start_mark.index].rstrip(" "), text[node.end_mark.index :]
         rest, _, after = tail.partition("\n")
         return f"{head}{rest}\n" + _indent(name, section, 2) + after
@@ -206,7 +206,7 @@ def _insert_lines(text: str, name: str, section: str, path: Path) -> str:
 
 
 def _place(entries: dict[str, tuple[Node, Node]], name: str, node: Node, lines: list[str]) -> tuple[int, int]:
-    """The lines of a section, or the empty span after the last one; comments before what follows are not part of it."""
+    """The lines of a section, or the empty span after the last one; comments before the next section are left out."""
     starts = [key.start_mark.line for key, _ in entries.values()] + [node.end_mark.line]
     place = list(entries).index(name) if name in entries else len(entries) - 1
     end = starts[place + 1]
@@ -216,7 +216,7 @@ def _place(entries: dict[str, tuple[Node, Node]], name: str, node: Node, lines: 
 
 
 def write_files(files: Mapping[Path, str]) -> None:
-    """Put texts in place of files: all of them or, where one cannot be written, none."""
+    """Write files: all of them or, if one cannot be written, none."""
     before = {path: path.read_bytes() if path.exists() else None for path in files}
     try:
         for path, text in files.items():
@@ -231,17 +231,17 @@ def write_files(files: Mapping[Path, str]) -> None:
             "The project's folder cannot be written; nothing was changed.",
             where=str(error.filename),
             got=str(error.strerror),
-            todo="see its permissions and the free space, or point NIGHTJAR_PROJECT to another folder",
+            todo="check permissions and free space, or point NIGHTJAR_PROJECT to another folder",
         ) from error
 
 
 def note_leftovers(settings: Settings, name: str) -> list[str]:
-    """Say where rows of an earlier detector of this name would be mixed with the new one's."""
+    """A note if rows of an earlier detector of the same name would be mixed with the new detector's rows."""
     dates = Lake(settings.lake_root).dates("landing", name)
     if not dates:
         return []
-    return [f"the lake holds {len(dates)} landed dates of an earlier {name}: they count as its rows; if they are other "
-            f"data, choose another name"]  # fmt: skip
+    return [f"the lake holds {len(dates)} landed dates of an earlier {name}, which now count as this detector's; "
+            f"choose another name if it is other data"]  # fmt: skip
 
 
 def _restore(path: Path, content: bytes | None) -> None:

@@ -1,7 +1,7 @@
-"""`nightjar deploy`: all that a Prefect server needs to run Nightjar, made anew or brought up to date; it asks nothing.
+"""`nightjar deploy`: create or update everything Nightjar needs on a Prefect server, without prompts.
 
-In this order, so that nothing is used before it exists: work pools, a limit a detector and kind of work, the
-deployments of infra/prefect.yaml, and the automations by which a run whose worker died is marked crashed.
+In this order, so that nothing is used before it exists: work pools, one limit per detector and kind of work, the
+deployments of infra/prefect.yaml, and the automations that mark a run as crashed if its worker died.
 """
 
 import os
@@ -29,11 +29,11 @@ FILE = "infra/prefect.yaml"
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-STILLBORN_AFTER = timedelta(minutes=5)  # of a run that a worker has taken and that never came to its first heartbeat
+STILLBORN_AFTER = timedelta(minutes=5)  # for a run that a worker has taken but that never sent a heartbeat
 
 
 def deploy(settings: Settings) -> list[dict[str, str]]:
-    """Make or renew pools, limits, deployments and automations; returns what is deployed, with its schedules.
+    """Create or update pools, limits, deployments and automations; returns the deployments and their schedules.
 
     Raises ParamsInvalid, ServiceUnreachable, RunFailed.
     """
@@ -46,7 +46,7 @@ def deploy(settings: Settings) -> list[dict[str, str]]:
 
 
 def find_server() -> str:
-    """The address of the Prefect server. Raises ParamsInvalid without one, ServiceUnreachable where it is silent."""
+    """The Prefect server's address. Raises ParamsInvalid if not set, ServiceUnreachable if it does not answer."""
     url: str | None = PREFECT_API_URL.value()
     if not url:
         raise ParamsInvalid(
@@ -54,7 +54,7 @@ def find_server() -> str:
             where="PREFECT_API_URL",
             got="nothing",
             expected="its address, such as http://127.0.0.1:4200/api",
-            todo="make up starts one and deploys; or set the variable",
+            todo="run make up, which starts one and deploys, or set the variable",
         )
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -64,7 +64,7 @@ def find_server() -> str:
 
 
 def make_pools() -> None:
-    """The pools that workers serve; one that is there already stays as it is."""
+    """Create the work pools; an existing one is not changed."""
     with get_client(sync_client=True) as client:
         for name in POOLS:
             try:
@@ -74,7 +74,7 @@ def make_pools() -> None:
 
 
 def make_limits(project: Path) -> None:
-    """One place a detector for scoring, and one for training."""
+    """Create one limit per detector for scoring and one for training, each with one slot."""
     with get_client(sync_client=True) as client:
         for detector in detector_names(project):
             for work in get_args(Work):
@@ -82,22 +82,22 @@ def make_limits(project: Path) -> None:
 
 
 def make_deployments(project: Path, server: str) -> None:
-    """What infra/prefect.yaml says, by Prefect's own command."""
+    """Deploy infra/prefect.yaml with Prefect's command."""
     folder = str(project.resolve())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", FILE]
     env = os.environ | {"NIGHTJAR_PROJECT": folder, "PREFECT_API_URL": server}
     done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)  # noqa: S603
     if done.returncode:
         raise RunFailed(
-            "Prefect did not take the deployments.",
+            "Prefect did not accept the deployments.",
             where=FILE,
             got=(done.stderr or done.stdout).strip(),
-            todo="correct the file; what was made before stays",
+            todo="correct the file; existing deployments are kept",
         )
 
 
 def make_automations(silent_after: timedelta) -> None:
-    """What marks a run as crashed whose process, or worker, died without a word: on any host, whoever runs next."""
+    """Create automations that mark a run as crashed if its process or worker died, on any host."""
     silent = EventTrigger(
         match={"prefect.resource.id": ["prefect.flow-run.*"]},
         for_each={"prefect.resource.id"},
@@ -116,10 +116,10 @@ def make_automations(silent_after: timedelta) -> None:
 
 
 def make_automation(name: str, trigger: EventTrigger) -> None:
-    """Make an automation that marks runs as crashed, or bring the one of this name up to date."""
-    told = f"no heartbeat for {trigger.within.total_seconds():.0f} s: its worker died"
-    action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told, force=False)
-    wanted = AutomationCore(name=name, description=told, enabled=True, trigger=trigger, actions=[action])
+    """Create or update the automation of this name, which marks runs as crashed."""
+    reason = f"no heartbeat for {trigger.within.total_seconds():.0f} s: its worker died"
+    action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=reason, force=False)
+    wanted = AutomationCore(name=name, description=reason, enabled=True, trigger=trigger, actions=[action])
     with get_client(sync_client=True) as client:
         known = client.read_automations_by_name(name)
         if not known:
@@ -133,21 +133,21 @@ def make_automation(name: str, trigger: EventTrigger) -> None:
 
 
 def list_deployments() -> list[dict[str, str]]:
-    """What the server has: each deployment as FLOW/NAME, its pool, and when it runs."""
+    """The server's deployments: FLOW/NAME, pool and schedule."""
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         found = [
             {
                 "deployment": f"{flows[one.flow_id]}/{one.name}",
                 "pool": str(one.work_pool_name),
-                "schedule": tell_schedules(one.schedules),
+                "schedule": describe_schedules(one.schedules),
             }
             for one in client.read_deployments()
         ]
     return sorted(found, key=lambda row: row["deployment"])
 
 
-def tell_schedules(schedules: Sequence[Any]) -> str:
-    """The cron lines of a deployment, with their time zone."""
+def describe_schedules(schedules: Sequence[Any]) -> str:
+    """A deployment's active cron schedules, each with its time zone."""
     crons = [one.schedule for one in schedules if one.active and hasattr(one.schedule, "cron")]
     return ", ".join(f"{cron.cron} {cron.timezone}" for cron in crons)

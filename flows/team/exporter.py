@@ -1,6 +1,7 @@
-"""`nightjar metrics`: the state of every detector for Prometheus, read anew each time; a broken one hides no other.
+"""`nightjar metrics`: the state of every detector for Prometheus, read at each scrape.
 
-Nothing is written: neither is the warehouse migrated nor are dead tries marked, so the warehouse's reader will do.
+A broken detector does not hide the others. Nothing is written (no migration, no marking of dead attempts), so the
+warehouse's reader login is enough.
 """
 
 import signal
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 
 class DetectorMetrics(Collector):
-    """Reads every detector of params.yaml when asked; `failed` are those that could not be read the last time."""
+    """Reads every detector of params.yaml at each scrape; `failed` lists those that could not be read last time."""
 
     def __init__(self, project: Path) -> None:
         self.project, self.failed = project, list[Reading]()
-        self._reading = Lock()  # two scrapes at once take turns
+        self._reading = Lock()  # concurrent scrapes take turns
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now. Raises ParamsInvalid where params.yaml cannot be read."""
+        """The current metrics. Raises ParamsInvalid if params.yaml cannot be read."""
         with self._reading:
             schema, readings = read_detectors(self.project)
         self.failed = [reading for reading in readings if reading.error]
@@ -50,27 +51,27 @@ class DetectorMetrics(Collector):
 
 
 def make_registry(project: Path) -> tuple[CollectorRegistry, DetectorMetrics]:
-    """A registry with this collector alone: of this process itself there is nothing to know."""
+    """A registry with only this collector, without metrics of this process."""
     registry, metrics = CollectorRegistry(), DetectorMetrics(project)
     registry.register(metrics)
     return registry, metrics
 
 
 def read_detectors(project: Path) -> tuple[str | None, list[Reading]]:
-    """The warehouse's schema, and what is known of each detector. Raises ParamsInvalid."""
+    """The warehouse's schema, and the state of each detector. Raises ParamsInvalid."""
     names = detector_names(project)
     schema = None
     try:
         schema = Warehouse(load_settings().warehouse_url).read_schema()
         _check_schema(schema)
-    except NightjarError as error:  # once for all: waiting for it at every detector would outlast a scrape
+    except NightjarError as error:  # one for all: waiting once per detector would exceed the scrape timeout
         return schema, [Reading(name, error=error) for name in names]
-    with ThreadPoolExecutor(max_workers=8) as pool:  # so that an MLflow that is away is waited for once
+    with ThreadPoolExecutor(max_workers=8) as pool:  # in parallel, so that an unreachable MLflow costs one wait
         return schema, list(pool.map(partial(read_detector, has_tables=schema is not None), names))
 
 
 def read_detector(name: str, has_tables: bool) -> Reading:
-    """What is known of a detector, as far as it can be read. Without tables nothing was tried yet."""
+    """The state of a detector, as far as it can be read. Without tables there are no attempts yet."""
     reading = Reading(name)
     try:
         setup = load_setup(name)
@@ -82,7 +83,7 @@ def read_detector(name: str, has_tables: bool) -> Reading:
 
 
 def read_calendar(setup: Setup, reading: Reading) -> Reading:
-    """Add what has landed, and what should be published by now."""
+    """Add the newest landed batch date and the newest one that is due."""
     site, yesterday = setup.site, setup.yesterday()
     every_night = setup.configured.detector.run.every_night
     landed = [day for day in list_landed_dates(site.lake, site.detector) if day <= yesterday]
@@ -94,7 +95,7 @@ def read_calendar(setup: Setup, reading: Reading) -> Reading:
 
 
 def read_warehouse(setup: Setup, reading: Reading) -> Reading:
-    """Add the newest published night and the tries."""
+    """Add the newest published night and the attempts."""
     warehouse = setup.site.warehouse
     batches = warehouse.read_nights(reading.detector)
     newest = batches[-1] if batches else None
@@ -104,7 +105,7 @@ def read_warehouse(setup: Setup, reading: Reading) -> Reading:
 
 
 def read_ledger(setup: Setup, reading: Reading) -> Reading:
-    """Add the champion, and the nights by state."""
+    """Add the champion and the number of nights in each state."""
     status = read_nights(setup)
     found = Counter(night.state for night in status.nights)
     states: tuple[State, ...] = get_args(State)
@@ -112,42 +113,42 @@ def read_ledger(setup: Setup, reading: Reading) -> Reading:
 
 
 def write_textfile(registry: CollectorRegistry, path: Path) -> None:
-    """Write the metrics to a new file that takes the name in one rename. Raises ServiceUnreachable."""
+    """Write the metrics to a file atomically. Raises ServiceUnreachable."""
     with writing(path.parent):
         write_to_textfile(str(path), registry)
 
 
-def serve(registry: CollectorRegistry, host: str, port: int, tell: Callable[[str], None]) -> None:
-    """Answer /metrics and /health until Ctrl-C or SIGTERM; `tell` gets the address. Raises ParamsInvalid."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's first process ignores it otherwise
+def serve(registry: CollectorRegistry, host: str, port: int, show: Callable[[str], None]) -> None:
+    """Serve /metrics and /health until Ctrl-C or SIGTERM; `show` gets the address. Raises ParamsInvalid."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise a container's first process ignores it
     try:
         server = make_server(host, port, make_app(registry), ThreadingWSGIServer, _QuietHandler)
     except (OSError, OverflowError) as error:
-        todo = "name a --host of this machine and a free --port"
+        todo = "choose an address of this machine for --host and a free --port"
         raise ParamsInvalid(
-            "The metrics cannot be served there.", where=f"{host}:{port}", got=str(error), todo=todo
+            "The metrics cannot be served at this address.", where=f"{host}:{port}", got=str(error), todo=todo
         ) from error
     with server:
-        tell(f"http://{host}:{server.server_port}/metrics")
+        show(f"http://{host}:{server.server_port}/metrics")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            tell("ending")
+            show("stopped")
 
 
 def make_app(registry: CollectorRegistry) -> "WSGIApplication":
-    """The metrics at /metrics; /health tells that this process answers, whatever the stores do."""
+    """The app: metrics at /metrics; /health answers even if the stores do not."""
     metrics = make_wsgi_app(registry)
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
-        status, text = "404 Not Found", "there are /metrics and /health\n"
+        status, text = "404 Not Found", "Use /metrics or /health.\n"
         if environ["PATH_INFO"] == "/health":
             status, text = "200 OK", "ok\n"
         if environ["PATH_INFO"] == "/metrics":
             try:
-                told: Iterable[bytes] = metrics(environ, start)
-                return told
-            except NightjarError as error:  # no params.yaml, no detectors to tell of
+                body: Iterable[bytes] = metrics(environ, start)
+                return body
+            except NightjarError as error:  # without params.yaml there are no detectors
                 status, text = "503 Service Unavailable", f"{error}\n"
         start(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [text.encode()]
@@ -157,14 +158,14 @@ def make_app(registry: CollectorRegistry) -> "WSGIApplication":
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it replaces
-        """Say nothing of each scrape."""
+        """Do not log scrapes."""
 
 
 def _check_schema(schema: str | None) -> None:
     if schema not in (None, SCHEMA_VERSION):
         raise SchemaMismatch(
-            "The warehouse's tables are of another Nightjar.",
+            "The warehouse's tables belong to another version of Nightjar.",
             got=f"schema {schema}",
             expected=f"schema {SCHEMA_VERSION}",
-            todo="let its owner run nightjar migrate; for newer tables install the newer Nightjar here",
+            todo="if they are older, run nightjar migrate as their owner; if newer, install the newer Nightjar here",
         )

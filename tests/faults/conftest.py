@@ -1,4 +1,4 @@
-"""A toy project that is trained and has a new day to score, without Prefect; and what its night looks like."""
+"""A trained toy project with a new day to score, without Prefect, and the result of its night."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from flows.config.setup import Setup
 
 @pytest.fixture(autouse=True)
 def quick_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's own retries take seconds each."""
+    """Turn off MLflow's retries, which take seconds each."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -33,7 +33,7 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def setup(trained_project: Path, tmp_path: Path) -> Setup:
-    """A copy of the trained project, nothing of the new day landed yet."""
+    """A copy of the trained project; the new day has not landed yet."""
     shutil.copytree(trained_project, tmp_path / "project")
     return load(tmp_path / "project")
 
@@ -48,7 +48,7 @@ def untrained(tmp_path: Path) -> Setup:
 
 @pytest.fixture(scope="session")
 def undisturbed(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
-    """The counts and flags of the night when nothing goes wrong."""
+    """The counts and flags of an undisturbed night."""
     folder = tmp_path_factory.mktemp("undisturbed") / "project"
     shutil.copytree(trained_project, folder)
     setup = load(folder)
@@ -57,7 +57,7 @@ def undisturbed(trained_project: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 class SmallDisk:
-    """A file system of its own that can be filled to the last byte, emptied, and made read-only."""
+    """A separate file system that can be filled to the last byte, emptied, and made read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here: that takes root and the right to mount")
+        pytest.skip("a small disk cannot be mounted here: that needs root and the right to mount")
     try:
         yield SmallDisk(folder)
     finally:

@@ -1,4 +1,4 @@
-"""Damaged files, and too little memory: found where they are read, named, and healed by the file being put right."""
+"""Damaged files and too little memory: found on reading, named in the error, and fixed by restoring the file."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ DAY = date(2026, 4, 3)
 
 
 def spoil(path: Path) -> bytes:
-    """Zero the pages of the middle row group's first column; returns what was there."""
+    """Zero the pages of the middle row group's first column; returns the file's original bytes."""
     whole = path.read_bytes()
     groups = pq.ParquetFile(path).metadata
     start = groups.row_group(groups.num_row_groups // 2).column(0).data_page_offset
@@ -35,7 +35,7 @@ def spoil(path: Path) -> bytes:
     return whole
 
 
-def test_a_source_damaged_in_its_middle_lands_nothing_and_later_all(setup: Setup) -> None:
+def test_a_source_damaged_in_the_middle_lands_nothing_and_all_rows_once_fixed(setup: Setup) -> None:
     site, path = setup.site, Path(setup.site.sources) / "middle.parquet"
     rows = make_rows(DAY).assign(fraud=0)
     pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), path, row_group_size=100)
@@ -52,7 +52,7 @@ def test_a_source_damaged_in_its_middle_lands_nothing_and_later_all(setup: Setup
 
 
 @pytest.mark.parametrize(("zone", "step"), [("landing", "validate"), ("validated", "score")])
-def test_a_part_damaged_in_its_middle_stops_the_step_that_reads_it(setup: Setup, zone: str, step: str) -> None:
+def test_a_part_damaged_in_the_middle_stops_the_step_that_reads_it(setup: Setup, zone: str, step: str) -> None:
     night, site = NightSteps(setup), setup.site
     for name in night.steps:
         if name == step:
@@ -100,7 +100,7 @@ except MemoryExhausted as error:
 """
 
 
-def test_a_fit_that_needs_more_memory_than_there_is_says_so_and_leaves_the_old_bundle(setup: Setup) -> None:
+def test_a_fit_that_runs_out_of_memory_says_so_and_keeps_the_old_bundle(setup: Setup) -> None:
     [cutoff] = setup.site.lake.dates("clean", "orders")
     rows, fitted = read_training_set(setup.site.lake, "orders", cutoff), setup.site.fitted(cutoff)
     before = sorted((path.name, path.read_bytes()) for path in fitted.iterdir())
@@ -119,13 +119,13 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "on the GPU"),
         (RuntimeError("shapes do not match"), "shapes"),
         (MemoryError(), "not enough memory to fit"),
     ],
 )
-def test_every_kind_of_too_little_memory_is_told_in_one_way(error: Exception, told: str) -> None:
-    with pytest.raises(RuntimeError if told == "shapes" else MemoryExhausted, match=told), watch_memory(7):
+def test_every_kind_of_memory_exhaustion_gives_the_same_error(error: Exception, expected: str) -> None:
+    with pytest.raises(RuntimeError if expected == "shapes" else MemoryExhausted, match=expected), watch_memory(7):
         raise error

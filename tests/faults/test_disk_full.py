@@ -1,4 +1,4 @@
-"""A full or read-only disk at every step that writes: a typed error, nothing visible of it, and the next try heals."""
+"""A full or read-only disk at every step that writes: a typed error, nothing partial, and a rerun succeeds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,7 @@ def on_disk(setup: Setup, disk: Any) -> Setup:
     return replace(setup, site=replace(setup.site, lake=Lake(str(disk.folder / "lake"))))
 
 
-def test_a_night_on_a_full_lake_leaves_no_trace_and_heals(
+def test_a_night_on_a_full_lake_leaves_no_trace_and_can_be_run_again(
     on_disk: Setup, disk: Any, undisturbed: tuple[list[Any], str]
 ) -> None:
     steps = NightSteps(on_disk)
@@ -51,7 +51,7 @@ def test_a_night_on_a_full_lake_leaves_no_trace_and_heals(
     assert read_result(on_disk.site) == undisturbed
 
 
-def test_a_bundle_page_or_download_that_does_not_fit_is_written_again(setup: Setup, disk: Any) -> None:
+def test_a_bundle_page_or_download_that_does_not_fit_is_written_once_there_is_space(setup: Setup, disk: Any) -> None:
     away = at_home(setup.site, disk.folder / "home")
     training, night = TrainingSteps(setup), NightSteps(setup)
     for name in ("ingest", "validate", "filter"):
@@ -66,7 +66,7 @@ def test_a_bundle_page_or_download_that_does_not_fit_is_written_again(setup: Set
         steps.run(name, away)
 
 
-def test_a_warehouse_that_does_not_fit_is_as_it_was(disk: Any) -> None:
+def test_a_warehouse_on_a_full_disk_is_unchanged(disk: Any) -> None:
     engine = Warehouse(f"duckdb:///{disk.folder}/warehouse.duckdb")
     engine.migrate()
     assert engine.begin_attempt("orders", TONIGHT, "score", NOW) == 1
@@ -82,7 +82,7 @@ def test_a_warehouse_that_does_not_fit_is_as_it_was(disk: Any) -> None:
     assert engine.add_labels("orders", many.head(10)) == 10
 
 
-def test_a_registry_that_does_not_fit_keeps_its_versions_and_takes_the_next(setup: Setup, disk: Any) -> None:
+def test_a_registry_on_a_full_disk_keeps_its_versions_and_accepts_the_next_one(setup: Setup, disk: Any) -> None:
     site: Site = replace(setup.site, registry=open_registry(disk.folder, setup.site.home, "orders", disk.folder / "a"))
     from tasks.register import register_bundle
 

@@ -1,4 +1,4 @@
-"""A store that is away at any step: one typed error that names it, nothing half done, and the next try heals."""
+"""An unreachable store at any step: one typed error that names it, nothing partial, and a rerun succeeds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,10 @@ AWAY: dict[str, Callable[[Site, Path], Site]] = {
     "lake": lambda site, file: replace(site, lake=Lake(f"{file}/lake")),
     "home": lambda site, file: at_home(site, file / "home"),
 }
-NAMED = {"postgresql": "127.0.0.1:9", "mlflow server": "127.0.0.1:9"}  # the others by the file that is in the way
+NAMED = {
+    "postgresql": "127.0.0.1:9",
+    "mlflow server": "127.0.0.1:9",
+}  # errors for the others name the file that is in the way
 NIGHT = {
     "postgresql": ("begin", "ingest", "publish", "report"),
     "duckdb": ("begin", "ingest", "publish", "report"),
@@ -47,7 +50,7 @@ def with_mlflow(site: Site, uri: str) -> Site:
 
 
 def disturb(steps: Steps, needs: dict[str, tuple[str, ...]], folder: Path) -> None:
-    """Run all steps, each first with one after the other of its stores away: it must fail in one readable way."""
+    """Run all steps, first with each needed store unreachable in turn: that must give one clear error."""
     (folder / IN_A_FILE).write_text("in the way")
     for name in steps.steps:
         for store in [store for store, at in needs.items() if name in at]:
@@ -62,14 +65,14 @@ def disturb(steps: Steps, needs: dict[str, tuple[str, ...]], folder: Path) -> No
         steps.run(name, steps.setup.site)
 
 
-def test_a_night_fails_readably_at_every_step_and_then_gives_the_same_result(
+def test_a_night_fails_with_a_clear_error_at_every_step_and_then_gives_the_same_result(
     setup: Setup, undisturbed: tuple[list[Any], str], tmp_path: Path
 ) -> None:
     disturb(NightSteps(setup), NIGHT, tmp_path)
     assert read_result(setup.site) == undisturbed
 
 
-def test_a_training_fails_readably_at_every_step_and_then_registers_the_same_bundle(
+def test_a_training_fails_with_a_clear_error_at_every_step_and_then_registers_the_same_bundle(
     untrained: Setup, trained_project: Path, tmp_path: Path
 ) -> None:
     disturb(TrainingSteps(untrained), TRAINING, tmp_path)
@@ -77,7 +80,7 @@ def test_a_training_fails_readably_at_every_step_and_then_registers_the_same_bun
     assert hashes[0] == hashes[1]
 
 
-def test_only_an_unreachable_service_is_worth_another_try() -> None:
+def test_only_an_unreachable_service_is_retried() -> None:
     class Ended:
         def __init__(self, error: Exception) -> None:
             self.error = error

@@ -27,14 +27,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project nothing has run in yet."""
+    """A new project, without any runs."""
     point_to(monkeypatch, tmp_path)
     return make_project(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained_folder(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after its first `nightjar run`, the same one for all of xdist's workers; tests work on copies of it."""
+    """A project after its first `nightjar run`, shared by all xdist workers; tests use copies of it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
@@ -48,7 +48,7 @@ def trained_folder(prefect_server: None, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def trained(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy of the project after its first run; the paths in MLflow's database still lead to the original."""
+    """A copy of the project after its first run; paths in MLflow's database still point to the original."""
     shutil.copytree(trained_folder, tmp_path / "project")
     point_to(monkeypatch, tmp_path / "project")
     return Project(tmp_path / "project")

@@ -1,4 +1,4 @@
-"""What is done for every detector: the freshness watch and the weekly training; their nights are in test_past."""
+"""The flows over all detectors: freshness and the weekly training. For their nights, see test_past."""
 
 from datetime import date
 from typing import Any
@@ -14,15 +14,15 @@ from flows.status import StatusLine, list_in_service
 FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0}
 
 
-def test_a_late_detector_turns_the_watch_red_and_says_since_when(trained: Project) -> None:
+def test_the_freshness_flow_fails_for_a_late_detector_and_says_since_when(trained: Project) -> None:
     state: State[Any] = watch_freshness(return_state=True)
     assert state.is_failed()
     assert state.message is not None
-    assert state.message.startswith("orders: its newest published night is 2026-04-02, ")
+    assert state.message.startswith("orders: the newest published night is 2026-04-02, ")
     assert watch_freshness(max_days_behind=100_000, return_state=True).is_completed()
 
 
-def test_what_is_late_is_told_in_words(trained: Project) -> None:
+def test_the_cause_of_lateness_is_readable(trained: Project) -> None:
     line = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH, None)  # type: ignore[arg-type]
     assert find_lateness(line, 100_000) == ""
     never = StatusLine("orders", 1, None, None, FRESH, None)  # type: ignore[arg-type]
@@ -39,7 +39,9 @@ def test_only_detectors_that_run_every_night_and_have_a_champion_are_in_service(
     assert list(list_in_service()) == []
 
 
-def test_the_weekly_training_makes_a_challenger_of_each(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_weekly_training_registers_a_challenger_for_each_detector(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     state: State[Any] = retrain_every(return_state=True)
     assert state.is_completed(), state.message
     [made] = state.result()

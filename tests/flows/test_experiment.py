@@ -1,4 +1,4 @@
-"""DVC over the stages, on the small project: real Git, real DVC, and the same bundle as the training flow's."""
+"""DVC runs the stages on the small project, with real Git and DVC, and gives the training flow's bundle."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STAGES = ("ingest", "validate", "filter", "train", "calibrate", "evaluate")
 
 
 def command(folder: Path, *words: str, succeeds: bool = True) -> str:
-    """Run a command in the project as a user would, with `nightjar` and `dvc` on the path."""
+    """Run a command in the project, with `nightjar` and `dvc` on the path."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("NIGHTJAR_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -42,7 +42,7 @@ def commit(folder: Path, message: str) -> None:
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
-    """A small project under Git and DVC after its first `dvc repro`; tests work on copies of it."""
+    """A small project under Git and DVC after its first `dvc repro`; tests use copies of it."""
     from toy import make_project
 
     folder = tmp_path_factory.mktemp("dvc") / "project"
@@ -54,7 +54,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -
     pipeline["vars"] = [
         {"detectors_from": {"orders": {"source": "sources/orders"}, "elsewhere": {"source": "sources/not-there"}}}
     ]
-    for stage in pipeline["stages"].values():  # the code lies elsewhere
+    for stage in pipeline["stages"].values():  # the code is elsewhere
         stage["do"]["deps"] = [d for d in stage["do"]["deps"] if not d.startswith(("flows/", "models", "tasks/"))]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (folder / ".gitignore").write_text("experiments/\nsources/\n.nightjar/\n")
@@ -66,7 +66,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -
     return folder
 
 
-def test_repro_runs_every_stage_once_and_then_finds_nothing_to_do(reproduced: Path) -> None:
+def test_repro_runs_every_stage_once_and_a_rerun_does_nothing(reproduced: Path) -> None:
     metrics = json.loads((reproduced / "experiments/orders/metrics.json").read_text())
     assert metrics["recall"] == 1.0
     assert metrics["anomalies"] == 3
@@ -76,17 +76,17 @@ def test_repro_runs_every_stage_once_and_then_finds_nothing_to_do(reproduced: Pa
     assert pictures == {"scores.png", "thresholds.png", "ranking.png", "latent.png"}
 
 
-def test_outputs_lie_only_under_the_experiment(reproduced: Path) -> None:
-    told = command(reproduced, "git", "status", "--short", "--untracked-files=all")
-    assert told.split() in (["??", "dvc.lock"], [])
+def test_outputs_are_only_in_the_experiments_folder(reproduced: Path) -> None:
+    status = command(reproduced, "git", "status", "--short", "--untracked-files=all")
+    assert status.split() in (["??", "dvc.lock"], [])
 
 
-def test_a_missing_source_stops_its_own_detector_only(reproduced: Path) -> None:
+def test_a_missing_source_stops_only_its_own_detector(reproduced: Path) -> None:
     assert "sources/not-there" in command(reproduced, "dvc", "repro", "evaluate@elsewhere", succeeds=False)
     assert "up to date" in command(reproduced, "dvc", "repro", "evaluate@orders")
 
 
-def test_a_source_that_moved_after_ingest_is_named(reproduced: Path, tmp_path: Path) -> None:
+def test_a_source_moved_after_ingest_is_named(reproduced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     shutil.copytree(reproduced, folder, symlinks=True)
     (folder / "sources" / "orders").rename(folder / "sources" / "moved")
@@ -121,7 +121,7 @@ def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_
     assert json.loads((folder / "experiments/orders/metrics.json").read_text())["threshold"] == change["old"]
 
 
-def test_outputs_travel_to_a_fresh_clone_through_the_default_remote(reproduced: Path, tmp_path: Path) -> None:
+def test_a_fresh_clone_pulls_outputs_from_the_default_remote(reproduced: Path, tmp_path: Path) -> None:
     folder, clone = tmp_path / "project", tmp_path / "clone"
     shutil.copytree(reproduced, folder, symlinks=True)
     commit(folder, "reproduced")
@@ -133,7 +133,7 @@ def test_outputs_travel_to_a_fresh_clone_through_the_default_remote(reproduced: 
 
 
 def test_a_fresh_clone_reproduces_the_same_bytes(reproduced: Path, tmp_path: Path) -> None:
-    # In another folder, at another commit, with a source that was copied there just now, and with nothing to reuse.
+    # In another folder, at another commit, with a newly copied source and an empty cache.
     folder, clone = tmp_path / "project", tmp_path / "clone"
     shutil.copytree(reproduced, folder, symlinks=True)
     commit(folder, "reproduced")
@@ -144,13 +144,13 @@ def test_a_fresh_clone_reproduces_the_same_bytes(reproduced: Path, tmp_path: Pat
     assert command(clone, "git", "status", "--short") == ""
 
 
-def test_a_stage_before_its_turn_says_what_to_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_run_too_early_says_what_to_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     for step, earlier in (("filter", "validate"), ("train", "filter")):
         assert execute(["stage", step, "orders"]) == 1
         assert f"dvc repro {earlier}@orders" in capsys.readouterr().err
 
 
-def test_every_stage_names_params_that_each_detector_states_and_dvc_can_read() -> None:
+def test_every_stage_names_params_that_each_detector_sets_and_dvc_can_read() -> None:
     from dvc.utils.serialize import load_yaml
 
     pipeline, params = load_yaml(str(ROOT / "dvc.yaml")), load_yaml(str(ROOT / "params.yaml"))
@@ -164,12 +164,12 @@ def test_every_stage_names_params_that_each_detector_states_and_dvc_can_read() -
     assert "datetime.date" not in repr(params), "DVC cannot read dates: put them in quotes"
 
 
-def test_params_mean_the_same_after_dvc_has_written_them_anew(tmp_path: Path) -> None:
-    # `dvc exp run -S` writes the whole file: YAML 1.2, which drops the quotes of a "no".
+def test_params_mean_the_same_after_dvc_has_rewritten_them(tmp_path: Path) -> None:
+    # `dvc exp run -S` rewrites the whole file as YAML 1.2, which drops the quotes of a "no".
     from dvc.utils.hydra import apply_overrides
 
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    apply_overrides(tmp_path / "params.yaml", ["detectors.payments.run.nights=7"])  # as it was
+    apply_overrides(tmp_path / "params.yaml", ["detectors.payments.run.nights=7"])  # the value it already has
     assert (tmp_path / "params.yaml").read_text() != (ROOT / "params.yaml").read_text()
     shutil.copytree(ROOT / "contracts", tmp_path / "contracts")
     for name in detector_names(ROOT):

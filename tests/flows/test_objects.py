@@ -1,4 +1,4 @@
-"""A whole project whose lake and model files lie in a bucket: the same table and bundle, every command works."""
+"""A project with its lake and model files in a bucket: the same table and bundle, and every command works."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ CHANCE = {"scored_at", "seconds"}
 
 
 def read_table(home: Path) -> dict[str, list[str]]:
-    """What is published, but for the moment at which it was."""
+    """The published tables without their times."""
     with Warehouse(f"duckdb:///{home}/warehouse.duckdb").begin() as connection:
         return {
             table.name: sorted(
@@ -43,7 +43,7 @@ def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return ask
 
 
-def test_a_project_in_a_bucket_publishes_what_one_on_disk_does_and_every_command_works_there(
+def test_a_project_in_a_bucket_publishes_the_same_as_on_disk_and_every_command_works(
     trained_folder: Path,
     project: Project,
     object_store: ObjectStore,

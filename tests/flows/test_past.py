@@ -1,4 +1,4 @@
-"""Late, corrected and repaired data, and nights that are scored again: what the on-call engineer types and sees."""
+"""Late, corrected and repaired data, and nights that are scored again, from the command line."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(
     assert answer(capsys, "status", "orders")["days_behind"] is None
 
 
-def test_status_of_all_detectors_has_a_line_for_each_and_fails_with_a_broken_one(
+def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.write_day(NEW)
@@ -109,7 +109,7 @@ def test_a_corrected_file_whose_rows_moved_leaves_a_stale_night_that_can_be_publ
     assert read_states(capsys)[str(LAST)][0] == "fresh"
 
 
-def test_backfill_as_of_scores_each_night_with_the_champion_of_its_time(
+def test_backfill_as_of_scores_each_night_with_the_champion_of_that_date(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
@@ -163,19 +163,21 @@ def test_repaired_rows_are_replayed_into_their_night(
     assert read_states(capsys)[str(NEW)] == ("fresh", "")
     [left] = answer(capsys, "replay", "orders", "--date", str(NEW))["rows"]
     assert (left["record_id"], left["spend"]) == (rows.loc[9, "order_id"], "none")
-    checks = answer(capsys, "verify", "orders", "--date", str(NEW))["checks"]  # replaced rows are not taken for others
+    checks = answer(capsys, "verify", "orders", "--date", str(NEW))[
+        "checks"
+    ]  # replaced rows do not count as differences
     assert {check["result"] for check in checks} == {"ok"}
     bad.assign(record_id="nobody").to_csv(path, index=False)
     assert "nobody" in refuse(capsys, "replay", "orders", "--date", str(NEW), "--take", str(path))
 
 
-def test_a_day_of_25_hours_and_a_leap_day_lose_and_double_no_row(
+def test_no_row_is_lost_or_duplicated_on_a_day_of_25_hours_or_a_leap_day(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = load_setup("orders").site
     days = [date(2026, 10, 25), date(2026, 10, 26), date(2028, 2, 29), date(2028, 3, 1)]
     frames = []
-    for day in days:  # one row each seven minutes of the local day, from its first instant to its last
+    for day in days:  # one row every seven minutes of the local day, from its first to its last microsecond
         start, end = (site.start_of(d).astimezone(UTC) for d in (day, day + timedelta(days=1)))
         times = pd.date_range(start, end, freq="7min", inclusive="left").append(pd.DatetimeIndex([end - TICK]))
         frames.append(make_rows(day, len(times)).assign(placed_at=times.strftime("%Y-%m-%dT%H:%M:%S.%fZ")))
@@ -198,7 +200,7 @@ def verify(capsys: pytest.CaptureFixture[str], code: int = 0, *arguments: str) -
 
 
 def change_table(project: Project, table: sa.Table, **values: object) -> None:
-    """Alter rows of LAST behind Nightjar's back: the worst flag, or the batch's counts."""
+    """Alter rows of LAST directly in the database: the worst flag, or the batch's counts."""
     engine = Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb")
     of_night = table.c.batch_date == LAST
     with engine.begin() as connection:
@@ -209,7 +211,7 @@ def change_table(project: Project, table: sa.Table, **values: object) -> None:
 
 
 def rewrite_part(project: Project, path: str, column: str, change: Callable[[Any], Any], row: int = -1) -> None:
-    """Write a part's file anew with one value changed; its manifest still tells of the old bytes."""
+    """Rewrite a part's file with one value changed; its manifest still describes the old bytes."""
     file = project.folder / ".nightjar" / "lake" / path
     frame = pd.read_parquet(file)
     frame.loc[frame.index[row], column] = change(frame[column].iloc[row])
@@ -228,14 +230,14 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
     assert capsys.readouterr().out.count(" ok ") == 10
 
     flag = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").read_flags("orders", LAST).iloc[0]
-    for altered, fine, told in (
+    for altered, fine, expected in (
         ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "another score than"),
         ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
         ({"record_id": "nobody"}, {"record_id": flag["record_id"]}, "nobody not above the threshold"),
     ):
         change_table(trained, flagged_anomalies, **altered)
         found = verify(capsys, 1)
-        assert any(result == "failed" and told in detail for result, detail in found.values()), found
+        assert any(result == "failed" and expected in detail for result, detail in found.values()), found
         change_table(trained, flagged_anomalies, **fine)
     change_table(trained, scoring_batches, scored=ROWS + 1)
     assert verify(capsys, 1)["counts"][0] == "failed"
@@ -244,22 +246,22 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
 
 
 @pytest.mark.parametrize(
-    ("zone", "column", "told"),
+    ("zone", "column", "failing"),
     [("scores", "score", {"files", "flags", "scores"}), ("landing", "spend", {"files", "scores"})],
 )
 def test_an_altered_part_is_found_by_its_bytes_and_by_its_scores(
-    trained: Project, capsys: pytest.CaptureFixture[str], zone: Zone, column: str, told: set[str]
+    trained: Project, capsys: pytest.CaptureFixture[str], zone: Zone, column: str, failing: set[str]
 ) -> None:
     lake = Lake(str(trained.folder / ".nightjar" / "lake"))
     inputs = published(trained)[LAST].scores if zone == "scores" else None
     [part] = lake.get(zone, "orders", LAST, inputs).parts
     rewrite_part(trained, part.path, column, lambda value: value * 1.01 if zone == "scores" else "1.5")
     found = verify(capsys, 1)
-    assert {name for name, (result, _) in found.items() if result == "failed"} == told
+    assert {name for name, (result, _) in found.items() if result == "failed"} == failing
     assert part.path in found["files"][1]
 
 
-def test_scores_far_below_the_threshold_may_differ_by_what_another_processor_rounds(
+def test_scores_far_below_the_threshold_may_differ_by_rounding(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     night = published(trained)[LAST]
@@ -267,12 +269,12 @@ def test_scores_far_below_the_threshold_may_differ_by_what_another_processor_rou
     scores = pd.read_parquet(trained.folder / ".nightjar" / "lake" / part.path)["score"]
     row = int(scores.argmin())
     assert scores.iloc[row] < night.threshold / 4
-    for change, result in ((5e-6, "ok"), (1e-5, "failed")):  # 5e-6 together, then 1.5e-5 of the threshold
+    for change, result in ((5e-6, "ok"), (1e-5, "failed")):  # in total 5e-6, then 1.5e-5 of the threshold
         rewrite_part(trained, part.path, "score", lambda score, by=change * night.threshold: score + by, row)
         assert verify(capsys, 1)["scores"][0] == result
 
 
-def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named(
+def test_verify_reports_a_changed_input_as_stale_and_names_a_missing_part(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_rows(LAST).iloc[:5].assign(order_id=lambda f: "late-" + f["order_id"]).to_csv(
@@ -291,7 +293,7 @@ def test_a_night_whose_input_changed_is_called_stale_and_a_missing_part_is_named
     [part] = lake.get("validated", "orders", LAST).parts
     (trained.folder / ".nightjar" / "lake" / part.path).unlink()
     assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
-    assert "published nothing for 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
+    assert "has published nothing for 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
 
 
 def test_a_night_on_postgresql_verifies_to_the_last_bit(
@@ -302,7 +304,7 @@ def test_a_night_on_postgresql_verifies_to_the_last_bit(
     assert {result for result, _ in verify(capsys).values()} == {"ok"}
 
 
-def test_what_retention_took_is_called_pruned_and_not_lost(
+def test_data_removed_by_retention_is_reported_as_pruned_not_lost(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("params.yaml", "detectors", "orders", "retention", value={"landing_days": 1, "scores_days": 1})
@@ -324,7 +326,7 @@ def test_what_retention_took_is_called_pruned_and_not_lost(
     assert verify(capsys, 1)["files"][1].startswith("there is no landing partition")
 
 
-def test_of_a_capped_night_only_the_least_flags_may_be_missing(
+def test_only_the_lowest_flags_of_a_capped_night_may_be_missing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("params.yaml", "detectors", "orders", "score", value={"max_alerts": 3})

@@ -1,4 +1,4 @@
-"""Masked values stay in the lake: one project through everything, then every file and every word is searched."""
+"""Masked values stay in the lake: one project runs everything, then all files and all output are searched."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ MASKED = {
 
 
 def spoil(project: Project) -> None:
-    """Masked values everywhere: good ones, unreadable ones, ones that break an expectation, a night of nothing else."""
+    """Masked values everywhere: valid, unreadable or breaking an expectation, and a night that has nothing else."""
     text = SENTINEL.decode()
     for offset in range(DAYS):
         day = FIRST + timedelta(days=offset)

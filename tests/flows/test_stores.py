@@ -1,4 +1,4 @@
-"""Backup and restore of a whole project, as a user types them."""
+"""Backup, restore and erasure in a whole project, from the command line."""
 
 import json
 import shutil
@@ -32,14 +32,14 @@ def read_tables(home: Path) -> dict[str, list[str]]:
         return {t.name: sorted(map(repr, connection.execute(sa.select(t)))) for t in metadata.sorted_tables}
 
 
-def test_a_project_works_on_from_a_backup_in_another_home_and_in_its_own(
+def test_a_project_restored_in_another_home_or_its_own_continues_to_work(
     trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home, other = trained.folder / ".nightjar", tmp_path / "elsewhere"
     trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
     answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
     record = f"{LAST:%m%d}-0299"
-    status, told = answer(capsys, "status", "orders"), answer(capsys, "explain", "orders", record)
+    status, explained = answer(capsys, "status", "orders"), answer(capsys, "explain", "orders", record)
     tables = read_tables(home)
     made = answer(capsys, "backup", str(tmp_path / "copy"))
     assert made["rows"]["scoring_batches"] == 2
@@ -52,7 +52,7 @@ def test_a_project_works_on_from_a_backup_in_another_home_and_in_its_own(
     assert restored["files"] == made["files"]
     assert read_tables(other) == tables
     assert answer(capsys, "status", "orders") == status
-    assert answer(capsys, "explain", "orders", record) == told
+    assert answer(capsys, "explain", "orders", record) == explained
     assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1}
     late = LAST + timedelta(days=1)
     trained.write_day(late, make_rows(late))
@@ -72,11 +72,11 @@ def test_a_project_works_on_from_a_backup_in_another_home_and_in_its_own(
     assert "restored the backup of" in capsys.readouterr().out
     assert read_tables(home) == tables
     assert answer(capsys, "status", "orders") == status
-    assert answer(capsys, "explain", "orders", record) == told
+    assert answer(capsys, "explain", "orders", record) == explained
 
 
 def mentions(home: Path, record_id: str) -> list[str]:
-    """The files below a home that hold an id, Parquet read and databases asked."""
+    """The files and tables in a home that contain a record ID; Parquet files and databases are read."""
     found = [f"table {name}" for name, rows in read_tables(home).items() if any(record_id in row for row in rows)]
     for path in sorted(path for path in home.rglob("*") if path.is_file() and "prefect" not in path.parts):
         held = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
@@ -86,18 +86,18 @@ def mentions(home: Path, record_id: str) -> list[str]:
         return found + ["mlflow.db"] * any(record_id in line for line in connection.iterdump())
 
 
-def test_an_erased_record_is_nowhere_and_its_night_is_scored_again_without_it(
+def test_an_erased_record_is_found_nowhere_and_its_night_is_scored_again_without_it(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home, record, learnt = trained.folder / ".nightjar", f"{LAST:%m%d}-0299", f"{FIRST:%m%d}-0007"
     assert mentions(home, record)
-    told = answer(capsys, "erase", "orders", record)
-    zones = {place["what"]: place["rows"] for place in told["places"]}
+    erased = answer(capsys, "erase", "orders", record)
+    zones = {place["what"]: place["rows"] for place in erased["places"]}
     expected = ("landing", "validated", "scores", "unused files in scores", "flagged_anomalies", "labels")
     assert zones == dict.fromkeys(expected, 1)
-    assert told["pages"] == [f"reports/orders/{LAST}.html"]
-    assert (told["stale"], told["fitted"], told["left"]) == ([str(LAST)], [], [])
-    assert told["summaries"] >= 1
+    assert erased["pages"] == [f"reports/orders/{LAST}.html"]
+    assert (erased["stale"], erased["fitted"], erased["left"]) == ([str(LAST)], [], [])
+    assert erased["summaries"] >= 1
     assert mentions(home, record) == []
     states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "orders")["nights"]}
     assert states[str(LAST)] == "stale"

@@ -1,4 +1,4 @@
-"""Warehouses as a user names them: wrong URLs, wrong passwords, older and newer schemas, logins with few rights."""
+"""Warehouses from the command line: wrong URLs and passwords, older and newer schemas, restricted logins."""
 
 import json
 import secrets
@@ -33,16 +33,16 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(url: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setenv("NIGHTJAR_WAREHOUSE", url)
         code = execute(list(arguments))
-        told = capsys.readouterr()
-        assert PASSWORD not in told.out + told.err
-        return code, told.out, told.err
+        captured = capsys.readouterr()
+        assert PASSWORD not in captured.out + captured.err
+        return code, captured.out, captured.err
 
     return run
 
 
 @pytest.fixture
 def log_in(postgres_warehouse_url: str) -> Iterator[Callable[[str], str]]:
-    """Make a login that is a member of a role; returns its URL."""
+    """Create a login that is a member of a role; returns its URL."""
     admin, made = sa.make_url(postgres_warehouse_url), []
 
     def run(statement: sql.Composable) -> None:
@@ -66,7 +66,7 @@ COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
 
 
 @pytest.mark.parametrize(
-    ("url", "name", "told"),
+    ("url", "name", "expected"),
     [
         (PASSWORD, "ParamsInvalid", "not a URL"),
         (f"postgres://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "driver 'postgres'"),
@@ -79,13 +79,13 @@ COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
     ],
 )
 def test_a_wrong_url_ends_in_one_message(
-    project: Project, say: Callable[..., tuple[int, str, str]], url: str, name: str, told: str
+    project: Project, say: Callable[..., tuple[int, str, str]], url: str, name: str, expected: str
 ) -> None:
     for command in COMMANDS:
         code, out, err = say(url, *command)
         assert (code, out) == (1, "")
         assert err[err.index("error: ") :].startswith(f"error: {name}: The warehouse")
-        assert told in err
+        assert expected in err
         assert "Traceback" not in err
 
 
@@ -97,22 +97,22 @@ def test_a_wrong_password_or_database_ends_in_one_message(
         "password authentication failed": right.set(password=PASSWORD),
         'database "nowhere" does not exist': right.set(database="nowhere"),
     }
-    for told, url in wrong.items():
+    for expected, url in wrong.items():
         for command in COMMANDS:
             code, out, err = say(url.render_as_string(hide_password=False), *command)
             assert (code, out) == (1, "")
             assert "error: ParamsInvalid: The warehouse's server refuses the login, or has no such database" in err
-            assert told in err
+            assert expected in err
             assert str(right.password) not in err
 
 
-def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_its_owner(
+def test_a_warehouse_one_migration_behind_is_refused_for_its_writer_and_migrated_by_its_owner(
     project: Project,
     say: Callable[..., tuple[int, str, str]],
     postgres_warehouse_url: str,
     log_in: Callable[[str], str],
 ) -> None:
-    Warehouse(postgres_warehouse_url).migrate("0005")  # makes the roles
+    Warehouse(postgres_warehouse_url).migrate("0005")  # creates the roles
     writer = log_in(WRITER)
     for command in (["status", "orders"], ["ingest", "orders"], ["migrate"]):
         code, out, err = say(writer, *command)
@@ -122,8 +122,8 @@ def test_a_warehouse_one_migration_behind_is_told_to_its_writer_and_migrated_by_
         assert f"expected: schema {SCHEMA_VERSION}" in err
         assert "let the owner of the warehouse run: nightjar migrate" in err
     code, out, _ = say(postgres_warehouse_url, "migrate", "--json")
-    told = json.loads(out)
-    assert (code, told["before"], told["schema"], told["roles"]) == (0, "0005", SCHEMA_VERSION, [WRITER, READER])
+    result = json.loads(out)
+    assert (code, result["before"], result["schema"], result["roles"]) == (0, "0005", SCHEMA_VERSION, [WRITER, READER])
     assert say(writer, "ingest", "orders")[0] == 0
     code, out, _ = say(postgres_warehouse_url, "migrate")
     assert f"schema     is {SCHEMA_VERSION} in postgresql+psycopg://127.0.0.1" in out
@@ -145,23 +145,23 @@ def test_a_warehouse_one_migration_ahead_is_refused(
         assert f"got: schema {newer}" in err
 
 
-def test_migrating_duckdb_says_from_which_schema_to_which(
+def test_migrating_duckdb_shows_the_schema_before_and_after(
     project: Project, say: Callable[..., tuple[int, str, str]]
 ) -> None:
     url = f"duckdb:///{project.folder}/w.duckdb"
     assert say(url, "migrate")[1] == f"schema     was empty, is now {SCHEMA_VERSION} in {url}\n"
-    told = json.loads(say(url, "migrate", "--json")[1])
-    assert told == {"warehouse": url, "before": SCHEMA_VERSION, "schema": SCHEMA_VERSION, "roles": []}
+    result = json.loads(say(url, "migrate", "--json")[1])
+    assert result == {"warehouse": url, "before": SCHEMA_VERSION, "schema": SCHEMA_VERSION, "roles": []}
 
 
-def test_an_export_holds_every_table_and_wants_a_new_folder(
+def test_an_export_contains_every_table_and_needs_a_new_folder(
     project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str, tmp_path: Path
 ) -> None:
     Warehouse(warehouse_url).migrate()
     Warehouse(warehouse_url).begin_attempt("orders", LAST, "begin", NOW)
     folder = tmp_path / "exports" / "today"
-    told = json.loads(say(warehouse_url, "export", str(folder), "--json")[1])
-    assert told["rows"] == {table: int(table == "attempts") for table in metadata.tables}
+    result = json.loads(say(warehouse_url, "export", str(folder), "--json")[1])
+    assert result["rows"] == {table: int(table == "attempts") for table in metadata.tables}
     assert sorted(path.stem for path in folder.iterdir()) == sorted(metadata.tables)
     [row] = pq.read_table(folder / "attempts.parquet").to_pylist()
     assert (row["detector"], row["batch_date"], row["attempt"], row["started_at"]) == ("orders", LAST, 1, NOW)
@@ -171,7 +171,7 @@ def test_an_export_holds_every_table_and_wants_a_new_folder(
     assert f"1 rows  {tmp_path}/again/attempts.parquet" in say(warehouse_url, "export", str(tmp_path / "again"))[1]
 
 
-def test_a_writer_scores_a_night_that_a_reader_looks_at(
+def test_a_writer_scores_a_night_while_a_reader_reads_it(
     trained: Project,
     say: Callable[..., tuple[int, str, str]],
     postgres_warehouse_url: str,

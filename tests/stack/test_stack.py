@@ -1,7 +1,7 @@
-"""The whole stack on this machine, as `make up` starts it: a schedule fires, the GPU pool trains, workers die.
+"""The whole stack on this machine, started by `make up`: a schedule fires, the GPU pool trains, workers die.
 
-What takes long is begun by a fixture and looked at later, so that the tests between need not wait for it: the order of
-the tests is part of this file.
+Fixtures start what takes long, and later tests look at the result, so that the tests in between need not wait. The
+tests therefore depend on their order.
 """
 
 import json
@@ -35,14 +35,14 @@ from flows.hooks import OWNER
 
 ROOT = Path(__file__).parent.parent.parent
 DETECTOR = "payments"
-# The stack's own settings, for those who wait: silence is noticed after two heartbeats, workers ask often.
+# Settings that shorten the test: a run is marked as crashed after two missed heartbeats, and workers poll often.
 QUICK = {"NIGHTJAR_SILENT_AFTER_S": "60", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack, as its user has it: the command line, the pages, the table."""
+    """A running stack as a user sees it: command line, pages and tables."""
 
     home: Path
     ports: dict[str, int]
@@ -63,8 +63,8 @@ class Stack:
         )
 
     def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.nightjar("status", DETECTOR, "--json").stdout)
-        return told
+        status: dict[str, Any] = json.loads(self.nightjar("status", DETECTOR, "--json").stdout)
+        return status
 
     def up(self) -> str:
         ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
@@ -107,8 +107,8 @@ class Stack:
         for process in psutil.process_iter():
             try:
                 environ = process.environ()
-                told = [*process.cmdline(), environ.get("PREFECT__FLOW_RUN_ID", "")]
-                if environ.get("STACK") == str(self.home / "stack") and word in " ".join(told):
+                words = [*process.cmdline(), environ.get("PREFECT__FLOW_RUN_ID", "")]
+                if environ.get("STACK") == str(self.home / "stack") and word in " ".join(words):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -126,40 +126,40 @@ class Stack:
         return "".join(f"\n=== {file.name}\n" + file.read_text()[-1500:] for file in files)
 
 
-def until(is_so: Callable[[], bool], timeout_s: float, told: str = "") -> None:
+def until(is_so: Callable[[], bool], timeout_s: float, detail: str = "") -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():
-        assert time.monotonic() < deadline, f"not so after {timeout_s} s {told}"
+        assert time.monotonic() < deadline, f"not so after {timeout_s} s {detail}"
         time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # pytest's own folders are closed to the user postgres
+    home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # the user postgres cannot open pytest's folders
     home.chmod(0o755)
     found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow")})
     try:
         found.up()
-        with found.client() as client:  # no run of its own in the middle of a test
+        with found.client() as client:  # no scheduled run during a test
             hourly = client.read_deployment_by_name("freshness/hourly")
             [schedule] = client.read_deployment_schedules(hourly.id)
             client.update_deployment_schedule(hourly.id, schedule.id, active=False)
         yield found
     finally:
-        told = found.nightjar("down")
+        stopped = found.nightjar("down")
         shutil.rmtree(home)
-    assert told.returncode == 0, told.stderr
+    assert stopped.returncode == 0, stopped.stderr
 
 
 @pytest.fixture(scope="module")
 def training(stack: Stack) -> FlowRun:
-    """The flow run that trains the first champion, just begun."""
+    """The flow run that trains the first champion, just started."""
     return stack.begin("training/one-detector", name=DETECTOR)
 
 
 @pytest.fixture(scope="module")
 def trained(stack: Stack, training: FlowRun) -> FlowRun:
-    """The same one, ended."""
+    """The same flow run, ended."""
     run = stack.wait(training)
     assert run.state is not None
     assert run.state.is_completed(), (run.state.message or "") + stack.logs()
@@ -180,14 +180,14 @@ def scheduled(stack: Stack, trained: FlowRun) -> tuple[UUID, UUID]:
 
 @pytest.fixture(scope="module")
 def span() -> tuple[date, date]:
-    """The dates to backfill; what came before them is training data."""
+    """The dates to backfill; earlier dates are training data."""
     last = newest_batch()
     return last - timedelta(days=8), last
 
 
 @pytest.fixture(scope="module")
 def interrupted(stack: Stack, trained: FlowRun, span: tuple[date, date]) -> tuple[FlowRun, FlowRun]:
-    """A backfill that was killed in its middle, and its worker with it; and the next one, just begun."""
+    """A backfill that was killed halfway with its worker, and the next one, just started."""
     dates = {"first": str(span[0]), "last": str(span[1])}
     before = len(stack.query("select 1 from scoring_batches"))
     killed = stack.begin("backfill-range/backfill", name=DETECTOR, **dates)
@@ -199,13 +199,13 @@ def interrupted(stack: Stack, trained: FlowRun, span: tuple[date, date]) -> tupl
 
 @pytest.fixture(scope="module")
 def second_training(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> FlowRun:
-    """Another training, just begun, on a worker that stays; its fit will lose its own."""
+    """Another training, just started; its own worker survives, but that of its fit will be killed."""
     return stack.begin("training/one-detector", name=DETECTOR, cutoff=str(newest_batch() - timedelta(days=3)))
 
 
 @pytest.fixture(scope="module")
 def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
-    """The fit of the second training: killed, and its worker with it."""
+    """The fit of the second training, killed with its worker."""
     with stack.client() as client:
         there = client.read_deployment_by_name("train/gpu")
         running = {"deployment_id": {"any_": [there.id]}, "state": {"type": {"any_": ["RUNNING"]}}}
@@ -213,7 +213,7 @@ def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
         until(lambda: bool(client.read_flow_runs(flow_run_filter=only)), 180, stack.logs())
         [child] = client.read_flow_runs(flow_run_filter=only)
     until(lambda: stack.has_heartbeat(child) and OWNER in stack.read(child).labels, 60)
-    with stack.client() as client:  # as on another machine: the runs of this one cannot see that its process is dead
+    with stack.client() as client:  # as on another machine, whose dead processes are not visible here
         client.update_flow_run_labels(child.id, {OWNER: f"elsewhere {stack.read(child).labels[OWNER]}"})
     stack.kill("--pool gpu")
     stack.kill(str(child.id))
@@ -223,7 +223,7 @@ def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
 @pytest.fixture(scope="module")
 def page(request: pytest.FixtureRequest) -> Iterator[Page]:
     with sync_playwright() as tool:
-        # Without a GPU the graph of a run is drawn in software.
+        # Without a GPU, a run's graph is rendered in software.
         options = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--enable-unsafe-swiftshader"]
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=options)
         yield browser.new_page(viewport={"width": 1100, "height": 640})
@@ -232,7 +232,7 @@ def page(request: pytest.FixtureRequest) -> Iterator[Page]:
 
 @pytest.fixture
 def show(page: Page, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Open a page, wait until it says all that it should, and keep a picture of it if asked."""
+    """Open a page, wait until it shows all expected words, and optionally save a screenshot."""
     folder = request.config.getoption("--screenshots")
 
     def look(url: str, name: str, *expected: str) -> None:
@@ -245,7 +245,7 @@ def show(page: Page, request: pytest.FixtureRequest) -> Callable[..., None]:
     return look
 
 
-def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack, training: FlowRun) -> None:
+def test_deploying_again_has_no_prompts_and_creates_no_duplicates(stack: Stack, training: FlowRun) -> None:
     first, second = (json.loads(stack.nightjar("deploy", "--json").stdout) for _ in range(2))
     assert first == second
     assert {row["deployment"]: row["pool"] for row in first["deployments"]} == {
@@ -263,17 +263,17 @@ def test_deploying_again_asks_nothing_and_doubles_nothing(stack: Stack, training
     assert limits[f"nightjar-score-{DETECTOR}"] == limits[f"nightjar-train-{DETECTOR}"] == 1
 
 
-def test_a_secret_stands_in_no_log_and_no_command_line(stack: Stack) -> None:
+def test_no_log_and_no_command_line_contains_a_secret(stack: Stack) -> None:
     secrets = [file.read_text() for file in (stack.home / "stack/secrets").glob("*_password")]
     assert len(secrets) == 5
-    told = "".join(file.read_text() for file in (stack.home / "stack").glob("*.log"))
-    told += "".join(" ".join(process.cmdline()) for process in stack.processes(""))
-    assert not [secret for secret in secrets if secret in told]
+    text = "".join(file.read_text() for file in (stack.home / "stack").glob("*.log"))
+    text += "".join(" ".join(process.cmdline()) for process in stack.processes(""))
+    assert not [secret for secret in secrets if secret in text]
     modes = {file.stat().st_mode & 0o077 for file in (stack.home / "stack/secrets").iterdir()}
     assert modes == {0}
 
 
-def test_training_hands_its_train_step_to_the_gpu_pool(stack: Stack, trained: FlowRun) -> None:
+def test_training_runs_its_train_step_on_the_gpu_pool(stack: Stack, trained: FlowRun) -> None:
     assert trained.work_pool_name == "cpu"
     with stack.client() as client:
         there = client.read_deployment_by_name("train/gpu")
@@ -283,7 +283,7 @@ def test_training_hands_its_train_step_to_the_gpu_pool(stack: Stack, trained: Fl
     assert child.state is not None
     assert child.state.is_completed()
     assert stack.status()["champion"] == 1
-    assert "leaked" not in stack.logs()  # what DuckDB's bindings would say when a run's process ends
+    assert "leaked" not in stack.logs()  # what DuckDB's bindings print when a run's process exits
 
 
 def test_a_schedule_fires_and_the_night_is_published(stack: Stack, scheduled: tuple[UUID, UUID]) -> None:
@@ -310,24 +310,24 @@ def test_a_schedule_fires_and_the_night_is_published(stack: Stack, scheduled: tu
 
 
 def newest_batch() -> date:
-    """The newest batch date that has been delivered: yesterday's, but not yet in the small hours."""
+    """The newest delivered batch date: yesterday, except in the early hours."""
     return (datetime.now(ZoneInfo("Europe/Berlin")) - timedelta(hours=5)).date() - timedelta(days=1)
 
 
-def test_up_again_beside_a_running_stack_changes_nothing(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> None:
-    until(lambda: len(stack.processes("worker start")) == 2, 60)  # supervisord has started the dead ones again
+def test_up_with_a_running_stack_changes_nothing(stack: Stack, interrupted: tuple[FlowRun, FlowRun]) -> None:
+    until(lambda: len(stack.processes("worker start")) == 2, 60)  # supervisord has restarted the dead workers
     before = {process.pid for process in stack.processes("worker start")}
     moved = stack.nightjar("up", "--postgres-port", str(find_free_port()))
     assert moved.returncode == 1
     assert "error: ParamsInvalid: The stack runs already, on other ports; nothing was changed." in moved.stderr
-    done = stack.nightjar("up")  # the ports are remembered
+    done = stack.nightjar("up")  # uses the remembered ports
     assert done.returncode == 0, done.stderr + stack.logs()
     assert {process.pid for process in stack.processes("worker start")} == before
-    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the secrets of before
+    assert len(stack.query("select 1 from scoring_batches")) > 0  # with the same secrets
 
 
 @pytest.mark.usefixtures("silenced")
-def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[..., None]) -> None:
+def test_the_pages_show_the_runs(stack: Stack, trained: FlowRun, show: Callable[..., None]) -> None:
     prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
     show(f"{prefect}/deployments", "deployments", "weekly", "one-detector")
     with stack.client() as client:
@@ -337,7 +337,7 @@ def test_the_pages_show_it(stack: Stack, trained: FlowRun, show: Callable[..., N
     show(f"{mlflow}/#/models/nightjar-{DETECTOR}", "registry", "Versions", "champion")
 
 
-def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(
+def test_a_training_whose_gpu_worker_dies_fails_when_the_heartbeats_stop(
     stack: Stack, second_training: FlowRun, silenced: FlowRun
 ) -> None:
     crashed, failed = stack.wait(silenced).state, stack.wait(second_training).state
@@ -350,9 +350,7 @@ def test_a_training_whose_gpu_worker_dies_turns_red_when_the_heartbeats_stop(
     assert stack.status()["champion"] == 1
 
 
-def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason(
-    stack: Stack, trained: FlowRun
-) -> None:
+def test_a_gpu_worker_without_the_package_fails_the_training_with_the_reason(stack: Stack, trained: FlowRun) -> None:
     with stack.client() as client:
         there = client.read_deployment_by_name("train/gpu")
         bare = {"command": f"{sys._base_executable} -I -m prefect.flow_engine"}
@@ -365,7 +363,7 @@ def test_a_gpu_worker_without_the_package_turns_the_training_red_with_the_reason
     assert stack.nightjar("deploy").returncode == 0
 
 
-def test_nights_whose_worker_dies_turn_red_and_the_next_run_makes_them_good(
+def test_nights_whose_worker_dies_fail_and_the_next_run_publishes_them(
     stack: Stack, span: tuple[date, date], interrupted: tuple[FlowRun, FlowRun]
 ) -> None:
     (first, last), (killed, following) = span, interrupted
@@ -387,7 +385,7 @@ def test_nights_whose_worker_dies_turn_red_and_the_next_run_makes_them_good(
     assert freshness.is_completed(), freshness.message
 
 
-def test_down_stops_what_up_started_and_up_finds_it_again(stack: Stack, trained: FlowRun) -> None:
+def test_down_stops_what_up_started_and_up_finds_all_data_again(stack: Stack, trained: FlowRun) -> None:
     before = stack.query("select detector, batch_date, scores from scoring_batches order by 2")
     others = subprocess.Popen(["sleep", "3600"])
     assert "postgres" in stack.nightjar("down").stdout

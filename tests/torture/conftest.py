@@ -1,4 +1,4 @@
-"""What torture needs: a Prefect server, and a project that stands just before a night, on either warehouse."""
+"""Fixtures of the torture tests: a Prefect server, and a project just before a night, on either warehouse."""
 
 import subprocess
 import sys
@@ -21,10 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table of faults."""
-    rows = [(*what, str(tries)) for what, tries in sorted(config.stash[TRIED].items())]
+    """Print the table of faults."""
+    rows = [(*what, str(count)) for what, count in sorted(config.stash[TRIED].items())]
     if rows:
-        table = [("fault", "where", "found after it", "tries"), *rows]
+        table = [("fault", "where", "result", "count"), *rows]
         widths = [max(len(row[column]) for row in table) for column in range(4)]
         for row in table:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -33,14 +33,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server that outlives every run that is killed; this process and its children know of it."""
+    """A Prefect server that outlives killed runs; this process and its children use it."""
     home, port = tmp_path_factory.mktemp("server"), find_free_port()
     url = f"http://127.0.0.1:{port}/api"
     ours = {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_LOGGING_LEVEL": "INFO",
-        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # a run's words are read from its file
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # a run's output is read from its file
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "TQDM_DISABLE": "1",
@@ -71,7 +71,7 @@ def wait_until_healthy(url: str, timeout_s: float = 120) -> None:
 
 @pytest.fixture(scope="session", params=["duckdb", "postgresql"])
 def scene(request: pytest.FixtureRequest, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """A project just before its night, on one engine after the other."""
+    """A project just before its night, for each engine."""
     postgres = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
     return make_scene(tmp_path_factory.mktemp(request.param) / "project", postgres, {"PREFECT_API_URL": prefect_url})
 
@@ -80,7 +80,7 @@ def scene(request: pytest.FixtureRequest, prefect_url: str, tmp_path_factory: py
 def remote_scene(
     prefect_url: str, object_server: ObjectStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """Such a project whose lake is a bucket."""
+    """The same, with the lake in a bucket."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in object_server.environment.items():
             monkeypatch.setenv(name, value)
@@ -91,5 +91,5 @@ def remote_scene(
 
 @pytest.fixture
 def note(pytestconfig: pytest.Config) -> Callable[..., None]:
-    """Keep what was tried and what was found after it, for the table at the end."""
+    """Record a fault and its result for the table at the end."""
     return lambda fault, place, found: pytestconfig.stash[TRIED].update([(fault, place, found)])

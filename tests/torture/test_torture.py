@@ -1,7 +1,7 @@
-"""Runs are killed from outside and race each other, on both warehouses; what comes after is as if nothing had been.
+"""Runs are killed and race each other, on both warehouses; the final result is that of an undisturbed run.
 
-Kills fall at the boundaries of steps and at any moment; of runs at once one whole result stands, and no reader sees a
-mix of two. Both kinds are in one file, so that they share their scenes.
+Kills happen at step boundaries and at random moments. Of concurrent runs, one complete result remains, and no reader
+sees a mix. Both kinds of test are in one file to share their scenes.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ FINISHED = "Finished in state Completed()"
 SCORE = ("score", "orders", "--date", NIGHT.isoformat())
 TRAIN = ("train", "orders", "--cutoff", NIGHT.isoformat())
 SHOWN = (flagged_anomalies, scoring_batches, group_scores)
-LIVES = 2  # kills in a row, before a run is let to its end
+LIVES = 2  # consecutive kills before a run may finish
 OVERTAKEN = (
     "a newer attempt has published",
     "validated again while this night ran",
@@ -39,7 +39,7 @@ OVERTAKEN = (
 
 
 def kill(victim: Victim, boundary: int, seconds: float) -> str:
-    """Kill a run so many seconds after so many of its steps have ended; returns where that was."""
+    """Kill a run some seconds after the given number of its steps has ended; returns where that was."""
     victim.wait_for(FINISHED, boundary) if boundary else victim.wait_for("Beginning flow run")
     time.sleep(seconds)
     was_running = victim.is_running
@@ -49,7 +49,7 @@ def kill(victim: Victim, boundary: int, seconds: float) -> str:
 
 
 def plan_kills(kills: int, steps: int, seconds: float) -> Iterator[tuple[int, float]]:
-    """Every boundary in turn; a moment after one; any moment of a run's life (its start is a third of it)."""
+    """In turn: at a boundary, just after one, and at any moment of a run (starting up takes a third of it)."""
     rng = random.Random(kills)
     boundaries = rng.sample(range(steps + 1), steps + 1)
     for number in range(kills):
@@ -59,32 +59,32 @@ def plan_kills(kills: int, steps: int, seconds: float) -> Iterator[tuple[int, fl
 
 @pytest.fixture
 def on_any_warehouse(scene: Scene, pytestconfig: pytest.Config) -> None:
-    """The warehouse's engine plays no part: one is enough, except for make torture."""
+    """The engine does not matter: one is enough, except in make torture."""
     if scene.postgres and pytestconfig.getoption("kills") < 10:
-        pytest.skip("left to make torture: the warehouse plays no part in it")
+        pytest.skip("only in make torture: the warehouse does not matter here")
 
 
 def time_steps(scene: Scene, *arguments: str) -> tuple[int, float]:
-    """Run a command to its end: how many steps it has, and how long it takes."""
+    """Run a command to its end; returns its number of steps and its seconds."""
     started = time.monotonic()
     text = scene.run(*arguments)
     return text.count(FINISHED), time.monotonic() - started
 
 
-def test_a_night_that_is_killed_and_run_again_ends_as_if_nothing_had_been(
+def test_a_night_that_is_killed_and_run_again_ends_like_an_uninterrupted_one(
     scene: Scene, pytestconfig: pytest.Config, note: Callable[..., None]
 ) -> None:
     kill_nights(scene, pytestconfig.getoption("kills"), note)
 
 
-def test_so_it_does_with_its_lake_on_s3(
+def test_a_killed_night_with_its_lake_on_s3_ends_like_an_uninterrupted_one(
     remote_scene: Scene, pytestconfig: pytest.Config, note: Callable[..., None]
 ) -> None:
     kill_nights(remote_scene, max(2, pytestconfig.getoption("kills") // 2), note)
 
 
 def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
-    """Kill runs of a night here and there, two in a row, and hold what a whole run then leaves against the first."""
+    """Kill runs of a night at various places, two in a row, and compare the result of the next run with the first."""
     scene.put_back()
     steps, seconds = time_steps(scene, *SCORE)
     whole, shown = scene.read_all(), [scene.read_table(table, NIGHT) for table in SHOWN]
@@ -94,20 +94,22 @@ def kill_nights(scene: Scene, kills: int, note: Callable[..., None]) -> None:
     places = []
     for number, (boundary, moment) in enumerate(plan_kills(kills, steps, seconds), start=1):
         places.append(kill(scene.start(*SCORE), boundary, moment))
-        assert [scene.read_table(table, NIGHT) for table in SHOWN] in ([[], [], []], shown), places  # nothing, or all
-        scene.read_all()  # every manifest names whole files
+        assert [scene.read_table(table, NIGHT) for table in SHOWN] in ([[], [], []], shown), (
+            places
+        )  # nothing or everything
+        scene.read_all()  # every manifest lists complete files
         if number % LIVES and number < kills:
             continue
         finished = scene.list_finished()
         scene.run(*SCORE)
         assert scene.read_all() == whole, places
-        assert finished.items() <= scene.list_finished().items(), places  # not computed again
+        assert finished.items() <= scene.list_finished().items(), places  # not recomputed
         scene.prune_later()
-        assert scene.list_files() == named, places  # orphans are gone, and nothing else
+        assert scene.list_files() == named, places  # only orphans are gone
         assert scene.read_all() == whole, places
-        *tries, last = scene.warehouse.read_attempts("orders", NIGHT)
+        *earlier, last = scene.warehouse.read_attempts("orders", NIGHT)
         assert last.status == "published"
-        assert all(one.status == "published" or "died without a message" in str(one.parts) for one in tries)
+        assert all(one.status == "published" or "died without a message" in str(one.parts) for one in earlier)
         while places:
             note(f"scoring killed {places.pop()}", scene.kind, "as uninterrupted")
         scene.put_back()
@@ -138,7 +140,7 @@ def test_a_training_that_is_killed_and_run_again_registers_one_whole_version(
 
 
 @pytest.mark.usefixtures("on_any_warehouse")
-def test_prefect_shows_killed_runs_as_crashed_when_the_next_one_has_begun(scene: Scene) -> None:
+def test_prefect_shows_killed_runs_as_crashed_once_the_next_run_starts(scene: Scene) -> None:
     scene.put_back()
     kill(scene.start(*SCORE), 2, 0)
     scene.run(*SCORE)
@@ -148,9 +150,9 @@ def test_prefect_shows_killed_runs_as_crashed_when_the_next_one_has_begun(scene:
     assert any(run.state and "its process died" in str(run.state.message) for run in runs)
 
 
-def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
+def test_without_a_server_a_killed_run_is_marked_too(scene: Scene) -> None:
     if scene.postgres:
-        pytest.skip("the warehouse plays no part in it: once is enough")
+        pytest.skip("the warehouse does not matter here: once is enough")
     scene.put_back()
     alone = {
         name: value
@@ -172,7 +174,7 @@ def test_without_a_server_a_killed_run_is_marked_as_well(scene: Scene) -> None:
     assert "died without a message" in str(dead.parts)
 
 
-def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader_sees_a_mix(
+def test_when_eight_processes_publish_one_batch_the_newest_wins_and_no_reader_sees_a_mix(
     warehouse_url: str, pytestconfig: pytest.Config, note: Callable[..., None], tmp_path: Path
 ) -> None:
     prepare(warehouse_url)
@@ -186,8 +188,8 @@ def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader
                 outcomes = dict(racer.result() for racer in racers)
             finally:
                 over.touch()
-            reader.result()  # it saw the newest, and on the way no mix and no older one again
-            assert sorted(outcomes) == list(range(1, RACERS + 1))  # no number is given twice
+            reader.result()  # it saw the newest, and never a mix or an older one after a newer
+            assert sorted(outcomes) == list(range(1, RACERS + 1))  # attempt numbers are unique
             assert read_whole(warehouse_url, day) == max(number for number, published in outcomes.items() if published)
             assert outcomes[RACERS], "nobody can overtake the newest"
             kind = "PostgreSQL" if "postgres" in warehouse_url else "DuckDB"
@@ -195,7 +197,7 @@ def test_of_eight_that_publish_one_batch_at_once_the_newest_stands_and_no_reader
 
 
 @pytest.mark.parametrize("runs", [2, RACERS])
-def test_whole_runs_of_one_batch_at_once_leave_what_one_run_leaves(
+def test_concurrent_runs_of_one_batch_give_the_result_of_one_run(
     scene: Scene, runs: int, pytestconfig: pytest.Config, note: Callable[..., None]
 ) -> None:
     rounds = pytestconfig.getoption("rounds") // 20
@@ -216,7 +218,7 @@ def test_whole_runs_of_one_batch_at_once_leave_what_one_run_leaves(
         note(f"{runs} runs of one batch at once", scene.kind, "as one run")
 
 
-def test_an_old_run_that_wakes_up_after_a_newer_one_has_published_is_refused(
+def test_a_paused_run_that_resumes_after_a_newer_one_has_published_is_refused(
     scene: Scene, note: Callable[..., None]
 ) -> None:
     scene.put_back()
@@ -235,7 +237,9 @@ def test_an_old_run_that_wakes_up_after_a_newer_one_has_published_is_refused(
 
 
 @pytest.mark.usefixtures("on_any_warehouse")
-def test_a_champion_that_changes_in_the_middle_changes_nothing_tonight(scene: Scene, note: Callable[..., None]) -> None:
+def test_a_champion_that_changes_during_a_night_does_not_change_that_night(
+    scene: Scene, note: Callable[..., None]
+) -> None:
     scene.put_back()
     scene.run("train", "orders", "--cutoff", NIGHT.isoformat())
     running = scene.start(*SCORE)

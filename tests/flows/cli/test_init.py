@@ -1,4 +1,4 @@
-"""From a stranger's file to a scored night, as a user types it; and what is refused, with nothing written."""
+"""`nightjar init` from a new file to a scored night, and bad input that is refused with nothing written."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def make_machines(rows: int = 700) -> pd.DataFrame:
-    """Machines whose heat follows their load, but for the last 30, which are labelled; and columns nobody can use."""
+    """Machines whose heat follows their load, except the last 30, which are labelled; and useless columns."""
     rng = np.random.default_rng(11)
     load = rng.uniform(10, 90, rows)
     heat = 20 + load / 2 + rng.normal(0, 1, rows)
@@ -60,7 +60,7 @@ def make_machines(rows: int = 700) -> pd.DataFrame:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project, the current folder, with machines.csv in it."""
+    """An empty project in the current folder, with machines.csv."""
     point_to(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     make_machines().to_csv(tmp_path / "machines.csv", index=False)
@@ -70,16 +70,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 INIT = ("init", "machines", "--source", "machines.csv")
 
 
-def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
+def test_init_makes_a_detector_from_a_file_that_runs_at_once_and_scores_another_file(
     prefect_server: None, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = answer(capsys, *INIT, "--label", "label")
-    kinds = {column["column"]: column["kind"] for column in told["columns"]}
+    result = answer(capsys, *INIT, "--label", "label")
+    kinds = {column["column"]: column["kind"] for column in result["columns"]}
     assert kinds == {
         "machine_id": "left out", "load %": "numeric", "heat, in °C": "numeric", "site": "categorical",
         "firmware": "left out", "label": "left out",
     }  # fmt: skip
-    assert all(column["rule"] for column in told["columns"])
+    assert all(column["rule"] for column in result["columns"])
 
     summary = answer(capsys, "run", "machines")
     [night] = summary["nights"]
@@ -107,7 +107,7 @@ def test_a_file_becomes_a_detector_that_runs_at_once_and_scores_a_loose_file(
     assert "200 rows: 198 scored" in capsys.readouterr().out
 
 
-def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
+def test_scoring_a_file_gives_the_published_scores_and_lands_nothing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lake, day = Lake(str(trained.folder / ".nightjar" / "lake")), LAST
@@ -126,7 +126,7 @@ def test_a_loose_file_gets_the_scores_of_its_published_night_and_nothing_lands(
     assert lake.dates("landing", "orders") == before
 
 
-def test_a_loose_file_without_the_columns_or_a_detector_without_champion_is_refused(
+def test_scoring_a_file_without_the_columns_or_without_a_champion_is_refused(
     trained: Project, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert answer(capsys, *INIT, "--label", "label")["detector"] == "machines"
@@ -142,9 +142,7 @@ def test_a_loose_file_without_the_columns_or_a_detector_without_champion_is_refu
 # --- what is written ---
 
 
-def test_params_are_made_where_there_are_none_and_braces_are_filled(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_creates_params_yaml_and_fills_empty_braces(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, *INIT)
     first = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text("detectors: {} # none yet\n")
@@ -153,7 +151,7 @@ def test_params_are_made_where_there_are_none_and_braces_are_filled(
     assert load_detector(folder, "machines").detector.ingest.source.path == str(folder / "machines.csv")  # type: ignore[union-attr]
 
 
-def test_everything_that_stood_in_params_stays_as_it_was(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_keeps_all_other_text_of_params_yaml(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     params = project.folder / "params.yaml"
     text = "# ours\n" + params.read_text().replace("  orders:", "  # the shop\n  orders: # daily") + "\n# the end\n"
     params.write_text(text)
@@ -186,7 +184,7 @@ PARAMS = [
 
 
 @pytest.mark.parametrize("text", PARAMS)
-def test_a_section_fits_in_wherever_params_stands(text: str) -> None:
+def test_a_section_fits_into_any_layout_of_params_yaml(text: str) -> None:
     before = (yaml.safe_load(text) or {}).get("detectors") or {}
     once = insert_section(text, "new", "# why\ny: 2\n", Path("params.yaml"))
     assert yaml.safe_load(once)["detectors"] == {**before, "new": {"y": 2}}
@@ -199,23 +197,23 @@ def test_a_section_fits_in_wherever_params_stands(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["detectors: {a: {x: 1}}\n", "{detectors: {a: {x: 1}}}\n", "- detectors\n", "detectors: [a]\n"]
 )
-def test_params_without_a_place_for_a_section_are_refused_rather_than_written_anew(text: str) -> None:
+def test_params_yaml_without_a_place_for_a_section_is_refused_not_rewritten(text: str) -> None:
     with pytest.raises(ParamsInvalid, match="nothing was changed"):
         insert_section(text, "new", "y: 2\n", Path("params.yaml"))
 
 
-def test_a_taken_name_is_refused_and_nothing_changes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_name_is_refused_and_nothing_is_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, *INIT)
     before = {path: path.read_bytes() for path in (folder / "params.yaml", folder / "contracts" / "machines.yaml")}
     assert "--force" in refuse(capsys, *INIT, "--label", "label")
     (folder / "contracts" / "belts.yaml").write_text("kept\n")
     assert "belts.yaml" in refuse(capsys, "init", "belts", "--source", "machines.csv")
-    assert "small letter" in refuse(capsys, "init", "My-Machines", "--source", "machines.csv")
+    assert "lower-case letter" in refuse(capsys, "init", "My-Machines", "--source", "machines.csv")
     assert {path: path.read_bytes() for path in before} == before
     assert (folder / "contracts" / "belts.yaml").read_text() == "kept\n"
 
 
-def test_a_folder_that_cannot_be_written_keeps_both_files_as_they_were(
+def test_if_a_folder_cannot_be_written_both_files_are_unchanged(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "params.yaml").write_text("detectors: {}\n")
@@ -235,7 +233,7 @@ def test_a_folder_that_cannot_be_written_keeps_both_files_as_they_were(
 # --- sources ---
 
 
-def test_a_path_is_written_as_it_can_be_found_again(folder: Path) -> None:
+def test_a_source_path_is_written_so_that_it_can_be_found_again(folder: Path) -> None:
     (folder / "sources" / "days").mkdir(parents=True)
     (folder / "sources" / "days" / "one.csv").touch()
     assert name_files("sources/days/one.csv", "sources").path == "days/one.csv"
@@ -252,10 +250,10 @@ def test_a_query_becomes_a_detector_and_its_password_stays_in_the_environment(
         make_machines().to_sql("machines", connection, index=False)
     query = 'select * from machines where "load %" > 0'
     monkeypatch.setenv("SHOP_DB", f"sqlite:///{folder}/shop.db")
-    told = answer(
+    result = answer(
         capsys, "init", "machines", "--source", query, "--url", "${SHOP_DB}", "--label", "label", "--id", "machine_id"
     )
-    assert {"machine_id", "label"} <= {column["column"] for column in told["columns"] if column["kind"] == "left out"}
+    assert {"machine_id", "label"} <= {column["column"] for column in result["columns"] if column["kind"] == "left out"}
     source = load_detector(folder, "machines").detector.ingest.source
     assert (source.url, source.query) == ("${SHOP_DB}", query)  # type: ignore[union-attr]
     assert answer(capsys, "ingest", "machines")["rows"] == 700
@@ -295,12 +293,12 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert not (folder / "contracts").exists()
 
 
-def test_what_was_decided_is_shown_with_its_reason_and_a_sorted_file_is_noted(
+def test_init_shows_its_choices_with_reasons_and_notes_a_sorted_file(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert execute([*INIT, "--label", "label"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    decided = ["firmware left out constant", "'broken' is anomalous", "random_fraction", "as of data that has ended"]
+    decided = ["firmware left out constant", "'broken' is anomalous", "random_fraction", "the data seems to have ended"]
     for part in [*decided, "sorted by its label", "nightjar run machines"]:
         assert part in shown
     assert execute(["init", "others", "--source", "machines.csv", "--normal", "fine"]) == 2

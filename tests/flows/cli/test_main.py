@@ -1,4 +1,4 @@
-"""What a user types and sees, on a small project of real files, real Prefect, MLflow and DuckDB."""
+"""The command line on a small project, with real files, Prefect, MLflow and DuckDB."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_the_flags_are_the_frauds_with_spend_as_their_worst_cause(trained: Proje
     assert worst["column"] in ("spend", "items")
 
 
-def test_a_masked_column_shows_up_in_no_table_report_or_page(trained: Project) -> None:
+def test_a_masked_column_appears_in_no_table_report_or_page(trained: Project) -> None:
     home = trained.folder / ".nightjar"
     pages = [*home.glob("reports/**/*.html"), *home.glob("validation/**/*.html"), *home.glob("validation/**/*.json")]
     assert pages
@@ -92,28 +92,29 @@ def test_explain_agrees_with_the_published_flag_and_names_versions(
 ) -> None:
     engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
     flag = engine.read_flags("orders", LAST).iloc[0]
-    told = answer(capsys, "explain", "orders", str(flag["record_id"]))
-    assert told["score"] == flag["score"]
-    assert told["percentile_rank"] == flag["percentile_rank"]
-    assert sum(cause["share"] for cause in told["causes"]) == pytest.approx(told["score"], rel=1e-6)
-    assert told["model_version"] == 1
-    assert len(told["data_hash"]) == len(told["input_hash"]) == 64
+    explained = answer(capsys, "explain", "orders", str(flag["record_id"]))
+    assert explained["score"] == flag["score"]
+    assert explained["percentile_rank"] == flag["percentile_rank"]
+    assert sum(cause["share"] for cause in explained["causes"]) == pytest.approx(explained["score"], rel=1e-6)
+    assert explained["model_version"] == 1
+    assert len(explained["data_hash"]) == len(explained["input_hash"]) == 64
 
 
-def test_rank_tells_a_record_on_the_command_line_what_explain_tells_a_published_one(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rank_and_explain_agree_on_the_same_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     row = make_rows(LAST).iloc[-1]
     values = [text for name in ("items", "spend", "shop") for text in ("--value", f"{name}={row[name]}")]
-    found, told = answer(capsys, "rank", "orders", *values), answer(capsys, "explain", "orders", str(row["order_id"]))
+    found, explained = (
+        answer(capsys, "rank", "orders", *values),
+        answer(capsys, "explain", "orders", str(row["order_id"])),
+    )
     assert found["is_flagged"]
     same = ("score", "percentile_rank", "p_value", "band", "threshold", "model_version")
-    assert {key: found[key] for key in same} == {key: told[key] for key in same}
+    assert {key: found[key] for key in same} == {key: explained[key] for key in same}
     assert execute(["rank", "orders", *values]) == 0
     assert capsys.readouterr().out.startswith(f"score {found['score']:.4g}, rank 100, band critical\n")
 
 
-def test_rank_says_what_is_wrong_with_a_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_reports_what_is_wrong_with_a_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needed, and not given: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
     for bad in (["--value", "items"], ["--value", "items=1", "--value", "items=2"]):
         assert execute(["rank", "orders", *bad]) == 2
@@ -137,18 +138,18 @@ def test_groups_are_published_with_the_night_and_shown_in_its_report(
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "expected"),
     [
         ({"by": "shpo"}, "shpo is not in the contract"),
         ({"by": "customer"}, "customer is masked"),
-        ({"by": "hour", "weight": "shop"}, "shop is no number"),
+        ({"by": "hour", "weight": "shop"}, "shop is not a number"),
     ],
 )
 def test_groups_that_cannot_be_formed_are_refused(
-    project: Project, capsys: pytest.CaptureFixture[str], groups: dict[str, str], told: str
+    project: Project, capsys: pytest.CaptureFixture[str], groups: dict[str, str], expected: str
 ) -> None:
     project.change("params.yaml", "detectors", "orders", "score", value={"groups": groups})
-    assert told in refuse(capsys, "ingest", "orders")
+    assert expected in refuse(capsys, "ingest", "orders")
 
 
 def test_explain_says_when_no_night_scored_the_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,15 +177,15 @@ def test_one_detector_that_fails_does_not_stop_the_night_of_another(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = yaml.safe_load((trained.folder / "params.yaml").read_text())["detectors"]
-    # One with a misspelt key, the sound one, one that nobody has trained yet; in this order.
+    # In this order: one with a misspelt key, the working one, one that is not trained yet.
     both = {"broken": document["orders"] | {"trian": {}}, "orders": document["orders"], "untrained": document["orders"]}
     (trained.folder / "params.yaml").write_text(yaml.safe_dump({"detectors": both}, sort_keys=False))
     for name in ("broken", "untrained"):
         shutil.copy(trained.folder / "contracts/orders.yaml", trained.folder / f"contracts/{name}.yaml")
     assert execute(["score", "--all", "--date", str(LAST), "--json"]) == 1
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
-    failed, done = json.loads(told.out)["nights"]
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    failed, done = json.loads(captured.out)["nights"]
     assert (failed["detector"], failed["flagged"]) == ("broken", None)
     assert "unknown key (did you mean 'train'?)" in failed["cause"]
     assert (done["detector"], done["batch_date"], done["cause"]) == ("orders", str(LAST), "")
@@ -210,7 +211,7 @@ def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_ba
     assert "nothing to go back to" in refuse(capsys, "rollback", "orders")
 
 
-def test_a_champion_that_has_learnt_from_published_nights_leaves_them_as_they_are(
+def test_a_champion_that_learnt_from_published_nights_does_not_change_them(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = published(trained)
@@ -220,16 +221,12 @@ def test_a_champion_that_has_learnt_from_published_nights_leaves_them_as_they_ar
     assert published(trained) == before
 
 
-def test_a_batch_that_is_not_over_yet_is_not_scored_by_run(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_does_not_score_a_batch_that_is_not_complete(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     trained.write_day(date(2199, 1, 1))
     assert answer(capsys, "run", "orders")["nights"][-1]["batch_date"] == LAST.isoformat()
 
 
-def test_doctor_finds_everything_in_order_and_names_what_is_not(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_passes_and_names_what_is_broken(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(check["ok"] for check in answer(capsys, "doctor", "orders")["checks"])
     for path in trained.orders.iterdir():
         path.unlink()
@@ -239,9 +236,7 @@ def test_doctor_finds_everything_in_order_and_names_what_is_not(
     assert checks["champion"] is True
 
 
-def test_doctor_names_the_broken_sections_of_others_and_passes(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_names_other_broken_detectors_and_passes(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     trained.change("params.yaml", "detectors", "other", value={"trian": {}})
     *needed, other = answer(capsys, "doctor", "orders")["checks"]
     assert all(check["ok"] and check["needed"] for check in needed)
@@ -249,7 +244,7 @@ def test_doctor_names_the_broken_sections_of_others_and_passes(
     assert "trian" in other["detail"]
 
 
-def test_a_night_publishes_to_postgresql_by_its_url_alone(
+def test_a_night_publishes_to_postgresql_given_only_a_url(
     trained: Project, postgres_warehouse_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_WAREHOUSE", postgres_warehouse_url)
@@ -300,7 +295,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(LAST))
 
 
-def test_a_suppressed_flag_is_shown_as_such_by_explain_rank_and_a_loose_file(
+def test_explain_rank_and_score_source_show_a_suppressed_flag(
     trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site, new = load_setup("orders").site, LAST + timedelta(days=1)
@@ -313,19 +308,19 @@ def test_a_suppressed_flag_is_shown_as_such_by_explain_rank_and_a_loose_file(
     values = [f"--value={name}={row[name]}" for name in ("items", "spend", "shop")]
     explain, rank = ("explain", "orders", fraud), ("rank", "orders", *values)
     loose = ("score", "orders", "--source", str(path), "--limit", "1")
-    told, ranked, file = (answer(capsys, *command) for command in (explain, rank, loose))
+    explained, ranked, file = (answer(capsys, *command) for command in (explain, rank, loose))
     assert file["suppressed"] == file["flagged"] > 0
     [record] = file["records"]
-    for one in (told, ranked, record):
+    for one in (explained, ranked, record):
         assert one["is_flagged"] and one["is_suppressed"] and 0 < one["second_stage_probability"] < 1
     for command in (explain, rank):
         assert execute(list(command)) == 0
         shown = capsys.readouterr().out
         assert "flagged, suppressed by the second stage;" in shown
-        assert f"second-stage probability {told['second_stage_probability']:.2g}\n" in shown
+        assert f"second-stage probability {explained['second_stage_probability']:.2g}\n" in shown
     assert execute(list(loose)) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{file['flagged']} of them flagged ({file['flagged']} suppressed by the second stage); 0 bad ones" in shown
+    assert f"{file['flagged']} of them flagged ({file['flagged']} suppressed by the second stage); 0 bad," in shown
 
 
 # --- bad input ---
@@ -337,7 +332,9 @@ def test_an_unknown_detector_is_refused_with_the_nearest_name(
     assert "did you mean orders?" in refuse(capsys, "status", "order")
 
 
-def test_a_misspelt_params_key_is_refused_by_file_and_key(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_params_key_is_refused_with_file_and_key(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     project.change("params.yaml", "detectors", "orders", "train", "fit", "epoch", value=3)
     message = refuse(capsys, "run", "orders")
     assert "params.yaml" in message
@@ -361,7 +358,7 @@ def test_a_detector_may_read_neither_the_label_nor_masked_nor_unknown_columns(
         assert problem in message
 
 
-def test_a_bad_setting_is_refused_by_its_variable(
+def test_a_bad_setting_is_refused_with_the_name_of_its_variable(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_DEVICE", "abacus")
@@ -410,7 +407,7 @@ def test_a_day_the_champion_was_trained_on_is_not_scored(trained: Project, capsy
     assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(FIRST))
 
 
-def test_a_bad_batch_is_rejected_and_leaves_the_published_night_as_it_was(
+def test_a_bad_batch_is_rejected_and_does_not_change_the_published_night(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = published(trained)
@@ -421,7 +418,7 @@ def test_a_bad_batch_is_rejected_and_leaves_the_published_night_as_it_was(
     assert published(trained) == before
 
 
-def test_one_rejected_night_does_not_stop_the_others_and_the_run_ends_red(
+def test_one_rejected_night_does_not_stop_the_others_but_the_run_fails(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = LAST + timedelta(days=1)
@@ -477,7 +474,7 @@ def test_an_mlflow_that_cannot_be_reached_is_refused(
     assert "secret" not in message
 
 
-# --- the command itself, as its own process ---
+# --- the command as a separate process ---
 
 
 def test_help_answers_without_the_heavy_imports() -> None:
@@ -489,7 +486,7 @@ def test_help_answers_without_the_heavy_imports() -> None:
     assert "backfill" in done.stdout
 
 
-def test_json_goes_to_stdout_alone_and_noise_to_stderr(trained: Project) -> None:
+def test_only_json_goes_to_stdout_and_everything_else_to_stderr(trained: Project) -> None:
     command = [str(Path(sys.executable).parent / "nightjar"), "status", "orders", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert json.loads(done.stdout)["champion"] == 1
@@ -502,7 +499,7 @@ def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-def test_a_setting_debug_shows_the_traceback(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["status", "order", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -523,7 +520,7 @@ def test_quarantined_rows_are_counted_and_kept_with_their_reason(
     assert len(set(reasons["quarantine_reason"].to_pylist())) == 3
 
 
-def test_the_registered_version_answers_requests_with_the_published_score(
+def test_the_registered_version_serves_the_published_score(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import mlflow
@@ -533,13 +530,13 @@ def test_the_registered_version_answers_requests_with_the_published_score(
     row = make_rows(LAST).set_index("order_id").loc[[flag["record_id"]]]
     mlflow.set_tracking_uri(f"sqlite:///{trained.folder}/.nightjar/mlflow.db")
     model = mlflow.pyfunc.load_model("models:/nightjar-orders@champion")
-    told = model.predict(row.astype({"items": float}))
-    assert told["score"].iloc[0] == flag["score"]
-    assert told["percentile_rank"].iloc[0] == flag["percentile_rank"]
-    assert bool(told["is_flagged"].iloc[0])
+    served = model.predict(row.astype({"items": float}))
+    assert served["score"].iloc[0] == flag["score"]
+    assert served["percentile_rank"].iloc[0] == flag["percentile_rank"]
+    assert bool(served["is_flagged"].iloc[0])
 
 
-# --- again from scratch ---
+# --- a second project from scratch ---
 
 
 def test_the_same_data_params_and_seed_give_the_same_bundle_and_the_same_flags_in_another_home(

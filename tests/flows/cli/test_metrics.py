@@ -1,4 +1,4 @@
-"""What Prometheus is told of a small project: as text, as a file and over HTTP, held against the tables."""
+"""The metrics of a small project as text, as a file and over HTTP, compared with the tables."""
 
 import json
 import os
@@ -31,7 +31,7 @@ Samples = dict[tuple[str, ...], float]
 
 
 def parse(text: str) -> Samples:
-    """Every sample by its name, detector and other label."""
+    """Every sample by name, detector and other label."""
     families = text_string_to_metric_families(text)
     return {
         (sample.name, *(sample.labels[key] for key in sorted(sample.labels))): sample.value
@@ -40,19 +40,19 @@ def parse(text: str) -> Samples:
     }
 
 
-def tell(capsys: pytest.CaptureFixture[str], expected: int = 0) -> Samples:
+def read_metrics(capsys: pytest.CaptureFixture[str], expected: int = 0) -> Samples:
     assert execute(["metrics"]) == expected
     return parse(capsys.readouterr().out)
 
 
 def ask(project: Project, query: str) -> Any:
-    """Ask DuckDB itself, past Nightjar."""
+    """Query DuckDB directly, not through Nightjar."""
     with duckdb.connect(str(project.folder / ".nightjar" / "warehouse.duckdb")) as connection:
         return connection.execute(query).fetchall()
 
 
 def add_detectors(project: Project, **sections: Any) -> None:
-    """Put further detectors beside the sound one, each with a copy of its contract."""
+    """Add detectors next to the working one, each with a copy of its contract."""
     document = yaml.safe_load((project.folder / "params.yaml").read_text())
     for name, changes in sections.items():
         document["detectors"][name] = document["detectors"]["orders"] | changes
@@ -64,9 +64,9 @@ def begins(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
 
 
-def test_the_numbers_are_those_of_the_tables(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_equal_the_tables(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = datetime.now(UTC).timestamp()
-    found = tell(capsys)
+    found = read_metrics(capsys)
     columns = "scored, quarantined, excluded, flagged, published, unseen, seconds, threshold, model_version"
     [night] = ask(trained, f"select rows_in, {columns} from scoring_batches where batch_date = '{LAST}'")
     rows_in, scored, quarantined, excluded, flagged, published, unseen, seconds, threshold, version = night
@@ -92,41 +92,39 @@ def test_the_numbers_are_those_of_the_tables(trained: Project, capsys: pytest.Ca
     assert before <= found["nightjar_read_timestamp_seconds",] <= datetime.now(UTC).timestamp()
 
 
-def test_batch_dates_are_told_as_the_instants_at_which_they_begin(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trained.write_day(date(2199, 1, 1))  # not over yet
-    found = tell(capsys)
+def test_batch_dates_are_reported_as_the_time_they_start(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.write_day(date(2199, 1, 1))  # not complete yet
+    found = read_metrics(capsys)
     assert found["nightjar_night_batch_date_timestamp_seconds", "orders"] == begins(LAST)
     assert found["nightjar_landed_batch_date_timestamp_seconds", "orders"] == begins(LAST)
     today = datetime.now(ZoneInfo("Europe/Berlin")).date()
     assert found["nightjar_expected_batch_date_timestamp_seconds", "orders"] == begins(today - timedelta(days=1))
     trained.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "every_night": False})
-    assert ("nightjar_expected_batch_date_timestamp_seconds", "orders") not in tell(capsys)
+    assert ("nightjar_expected_batch_date_timestamp_seconds", "orders") not in read_metrics(capsys)
 
 
 def test_a_failed_night_raises_the_counter_of_failures(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     day = LAST + timedelta(days=1)
-    trained.write_day(day, make_rows(day, 10))  # the contract wants 50
-    before = tell(capsys)
+    trained.write_day(day, make_rows(day, 10))  # the contract requires 50
+    before = read_metrics(capsys)
     assert execute(["score", "orders", "--date", str(day)]) == 1
     assert BatchRejected.__name__ in capsys.readouterr().err
-    after = tell(capsys)
+    after = read_metrics(capsys)
     counter = ("nightjar_attempts_total", "orders", "failed")
     assert after[counter] == before[counter] + 1
     assert after["nightjar_nights", "orders", "failed"] == 1
     night = [key for key in before if key[0].startswith("nightjar_night_")]
-    assert {key: after[key] for key in night} == {key: before[key] for key in night}  # what is published stands
+    assert {key: after[key] for key in night} == {key: before[key] for key in night}  # the published night is unchanged
 
 
-def test_a_broken_detector_hides_no_other_and_the_exit_code_says_so(
+def test_a_broken_detector_hides_no_other_and_sets_the_exit_code(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_detectors(trained, broken={"trian": {}}, untrained={"run": {"nights": 1}})
     assert execute(["metrics"]) == 1
-    told = capsys.readouterr()
-    assert "broken: params.yaml has 1 bad key." in told.err
-    found = parse(told.out)
+    captured = capsys.readouterr()
+    assert "broken: params.yaml has 1 bad key." in captured.err
+    found = parse(captured.out)
     up = {name: found["nightjar_detector_up", name] for name in ("broken", "orders", "untrained")}
     assert up == {"broken": 0, "orders": 1, "untrained": 1}
     assert [key for key in found if "broken" in key] == [
@@ -137,15 +135,15 @@ def test_a_broken_detector_hides_no_other_and_the_exit_code_says_so(
     assert ("nightjar_champion_version", "untrained") not in found
 
 
-def test_without_its_registry_a_detector_is_down_and_its_nights_are_still_told(
+def test_without_its_registry_a_detector_is_down_but_its_nights_are_reported(
     trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_MLFLOW", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert execute(["metrics"]) == 1
-    told = capsys.readouterr()
-    assert "secret" not in told.out + told.err
-    found = parse(told.out)
+    captured = capsys.readouterr()
+    assert "secret" not in captured.out + captured.err
+    found = parse(captured.out)
     assert found["nightjar_detector_error", "orders", "ServiceUnreachable"] == 1
     assert found["nightjar_night_rows", "orders", "scored"] > 0
     assert ("nightjar_champion_version", "orders") not in found
@@ -156,16 +154,16 @@ def test_tables_of_another_version_are_neither_read_nor_migrated(
     trained: Project, capsys: pytest.CaptureFixture[str], schema: str
 ) -> None:
     ask(trained, f"update alembic_version set version_num = '{schema}'")
-    found = tell(capsys, expected=1)
+    found = read_metrics(capsys, expected=1)
     assert found["nightjar_warehouse_schema_version",] == int(schema)
     assert found["nightjar_detector_error", "orders", "SchemaMismatch"] == 1
     assert ask(trained, "select version_num from alembic_version") == [(schema,)]
 
 
-def test_before_the_first_run_nothing_is_wrong_and_nothing_is_made(
+def test_before_the_first_run_nothing_is_wrong_and_nothing_is_created(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = tell(capsys)
+    found = read_metrics(capsys)
     assert found["nightjar_detector_up", "orders"] == 1
     assert not [
         key for key in found if key[0].startswith(("nightjar_night", "nightjar_warehouse", "nightjar_attempts"))
@@ -173,12 +171,12 @@ def test_before_the_first_run_nothing_is_wrong_and_nothing_is_made(
     assert ask(project, "show tables") == []
 
 
-def test_labels_hold_names_of_ours_alone(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_contain_only_detectors_and_our_own_states(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"orders", "published", "failed", "scored", "quarantined", "excluded", "fresh", "stale", "missing"}
-    assert {label for key in tell(capsys) for label in key[1:]} == names
+    assert {label for key in read_metrics(capsys) for label in key[1:]} == names
 
 
-def test_the_textfile_is_replaced_whole_and_tells_of_what_is_broken(
+def test_the_textfile_is_replaced_atomically_and_reports_broken_detectors(
     trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "collected"
@@ -197,7 +195,7 @@ def test_the_textfile_is_replaced_whole_and_tells_of_what_is_broken(
     assert "A local folder cannot be written." in capsys.readouterr().err
 
 
-def test_textfile_and_port_exclude_each_other_and_a_taken_port_is_named(
+def test_textfile_and_port_cannot_be_combined_and_a_taken_port_is_named(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert execute(["metrics", "--textfile", "x.prom", "--port", "0"]) == 2
@@ -211,7 +209,7 @@ def test_textfile_and_port_exclude_each_other_and_a_taken_port_is_named(
 
 @pytest.fixture
 def endpoint(trained: Project) -> Iterator[str]:
-    """The address of `nightjar metrics --port`, a process of its own, which ends in peace."""
+    """The address of `nightjar metrics --port` in a separate process, which must exit cleanly."""
     command = [sys.executable, "-m", "flows.cli.main", "metrics", "--port", "0"]
     with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -228,9 +226,7 @@ def get(url: str) -> tuple[int, str]:
         return refused.code, refused.read().decode()
 
 
-def test_the_endpoint_reads_anew_and_a_scrape_does_not_fail_when_the_warehouse_is_away(
-    trained: Project, endpoint: str
-) -> None:
+def test_each_scrape_reads_again_and_does_not_fail_without_the_warehouse(trained: Project, endpoint: str) -> None:
     base = endpoint.removesuffix("/metrics")
     assert get(f"{base}/health") == (200, "ok\n")
     assert get(base)[0] == 404

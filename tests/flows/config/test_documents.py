@@ -1,4 +1,4 @@
-"""YAML is read as DVC reads it, is written so that both read it back, and never takes a process down."""
+"""YAML is read as DVC reads it, can be read back after writing, and never crashes the process."""
 
 import math
 import shutil
@@ -45,7 +45,7 @@ def test_a_value_means_what_it_means_to_dvc(text: str) -> None:
     assert document == parse_as_dvc(f"x: {text}", PATH)
 
 
-def test_a_learning_rate_that_dvc_has_written_is_a_number(tmp_path: Path) -> None:
+def test_a_learning_rate_written_by_dvc_is_a_number(tmp_path: Path) -> None:
     # What `dvc exp run -S` does to the file.
     shutil.copytree(ROOT / "contracts", tmp_path / "contracts")
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -55,12 +55,12 @@ def test_a_learning_rate_that_dvc_has_written_is_a_number(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["{a: 1, a: 2}", "a: 1\na: 2", "{'a': 1, a: 2}", "{x: 1, y: {a: 1, a: 1}}"])
-def test_a_key_that_stands_twice_is_refused(text: str) -> None:
-    with pytest.raises(ParamsInvalid, match="the key 'a' stands twice"):
+def test_a_duplicate_key_is_refused(text: str) -> None:
+    with pytest.raises(ParamsInvalid, match="the key 'a' is duplicated"):
         parse_yaml(text, PATH)
 
 
-def test_the_values_of_a_key_that_stands_twice_are_not_shown() -> None:
+def test_the_values_of_a_duplicate_key_are_not_shown() -> None:
     with pytest.raises(ParamsInvalid) as caught:
         parse_yaml("url: postgresql://ann:secret@shop\nurl: postgresql://ann:secret@shop", PATH)
     assert "secret" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_merged_key_may_be_overridden() -> None:
 
 
 @pytest.mark.parametrize("step", ["[{}]", "{{<<: [{}]}}"])
-def test_a_few_lines_that_stand_for_billions_are_refused_at_once(step: str) -> None:
+def test_a_few_lines_that_expand_to_billions_of_values_are_refused_at_once(step: str) -> None:
     lines = ["a0: &a0 {k: 1}"]
     lines += [f"a{n}: &a{n} " + step.format(", ".join([f"*a{n - 1}"] * 10)) for n in range(1, 12)]
     started = time.process_time()
@@ -82,13 +82,13 @@ def test_a_few_lines_that_stand_for_billions_are_refused_at_once(step: str) -> N
 
 @pytest.mark.parametrize("text", ["&a [*a]", "&a {<<: *a, b: 1}", "[" * 100_000, "{a: " * 100_000, "- " * 100_000])
 @pytest.mark.parametrize("read", [parse_yaml, compose_yaml])
-def test_what_has_no_end_or_is_nested_too_deep_is_refused(text: str, read: object) -> None:
-    with pytest.raises(ParamsInvalid, match=r"holds itself|100 levels"):
+def test_an_infinite_or_too_deeply_nested_document_is_refused(text: str, read: object) -> None:
+    with pytest.raises(ParamsInvalid, match=r"contains itself|100 levels"):
         read(text, PATH)  # type: ignore[operator]
 
 
-def test_a_file_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ParamsInvalid, match=r"no params.yaml"):
+def test_an_error_names_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ParamsInvalid, match=r"params.yaml does not exist"):
         read_yaml(tmp_path / "params.yaml")
     assert read_text(tmp_path / "params.yaml") is None
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe")

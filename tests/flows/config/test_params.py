@@ -1,4 +1,4 @@
-"""params.yaml and contracts: what is wrong is said by file and key, and only to the detector that it concerns."""
+"""params.yaml and contracts: errors name file and key, and affect only their own detector."""
 
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ from tasks.errors import ParamsInvalid
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Params with the toy detector alone."""
+    """Params with only the toy detector."""
     (tmp_path / "contracts").mkdir()
     (tmp_path / "contracts" / "orders.yaml").write_text(yaml.safe_dump(CONTRACT))
     write(tmp_path, {"detectors": {"orders": PARAMS}})
@@ -58,8 +58,8 @@ def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, 
     if contract:
         (folder / "contracts" / "other.yaml").write_text(contract)
     assert isinstance(load_detector(folder, "orders"), Configured)
-    [told] = find_broken(folder).values()
-    assert "other.yaml" in told
+    [cause] = find_broken(folder).values()
+    assert "other.yaml" in cause
     assert "other.yaml" in refuse(folder, "other")
 
 
@@ -69,30 +69,30 @@ def test_another_detectors_broken_contract_does_not_stop_this_one(folder: Path, 
         ("detectors: {orders: {", ["not valid YAML"]),
         ("detectors: {orders: {run: 2026-13-45}}", ["not valid YAML", "month"]),
         ("detectors: {orders: !!float }", ["not valid YAML", "index out of range"]),
-        ("detectors: {orders: {a: 1, a: 2}}", ["'a' stands twice", "line 1"]),
-        ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' stands twice"]),
-        ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' stands twice"]),
-        ("detectors: &a {orders: *a}", ["holds itself"]),
-        ("x: &a [1,1,1,1,1,1,1,1,1]\n", ["does not hold detectors", "'x'"]),
-        ("detectors: [orders]", ["does not hold detectors"]),
-        ("", ["does not hold detectors", "NoneType"]),
-        ("detectors: {order: {}}", ["no detector 'orders'", "did you mean order?"]),
-        ("detectors: {2: {}, null: {}, yes: {}}", ["no detector 'orders'", "2, None, yes"]),
+        ("detectors: {orders: {a: 1, a: 2}}", ["'a' is duplicated", "line 1"]),
+        ("detectors: {other: {a: {b: 1, b: 2}}, orders: {}}", ["'b' is duplicated"]),
+        ("detectors: {orders: {}}\ndetectors: {orders: {}}", ["'detectors' is duplicated"]),
+        ("detectors: &a {orders: *a}", ["contains itself"]),
+        ("x: &a [1,1,1,1,1,1,1,1,1]\n", ["does not contain detectors", "'x'"]),
+        ("detectors: [orders]", ["does not contain detectors"]),
+        ("", ["does not contain detectors", "NoneType"]),
+        ("detectors: {order: {}}", ["The detector 'orders' does not exist", "did you mean order?"]),
+        ("detectors: {2: {}, null: {}, yes: {}}", ["The detector 'orders' does not exist", "2, None, yes"]),
         ("detectors: {orders: {2026-03-01: 1}}", ["not valid YAML", "date"]),
         ("detectors: {orders: {run: !!timestamp x}}", ["not valid YAML"]),
         ("detectors: {orders: {run: !!bool x}}", ["not valid YAML"]),
         ("detectors: {orders: " + "[" * 3000, ["not valid YAML"]),
     ],
 )
-def test_what_concerns_this_detector_or_the_whole_file_is_refused(folder: Path, text: str, words: list[str]) -> None:
+def test_an_error_in_this_detector_or_in_the_whole_file_is_refused(folder: Path, text: str, words: list[str]) -> None:
     write(folder, text)
     message = refuse(folder)
     assert all(word in message for word in ["params.yaml", *words]), message
 
 
 @pytest.mark.parametrize("name", ["../orders", "orders\n", "orders;drop table labels", "", "-h", "or\u202eders", "a/b"])
-def test_a_name_that_is_none_opens_no_file(folder: Path, name: str) -> None:
-    assert "no detector" in refuse(folder, name)
+def test_an_invalid_name_opens_no_file(folder: Path, name: str) -> None:
+    assert f"The detector {name!r} does not exist" in refuse(folder, name)
     write(folder, {"detectors": {name: PARAMS}})
     assert "bad key" in refuse(folder, name)
 
@@ -105,7 +105,7 @@ def test_the_message_hides_the_password_of_a_url(folder: Path) -> None:
     assert "secret" not in message
 
 
-def test_the_lineage_says_which_columns_may_be_missing_or_infinite_and_else_nothing_more(folder: Path) -> None:
+def test_the_lineage_lists_only_columns_that_may_be_null_or_infinite(folder: Path) -> None:
     def find_keys() -> dict[str, object]:
         hashes = load_setup("orders", Settings(project=folder)).hashes
         return {key: value for key, value in hashes.items() if not key.endswith("_hash")}
@@ -117,7 +117,7 @@ def test_the_lineage_says_which_columns_may_be_missing_or_infinite_and_else_noth
     assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"]}
 
 
-def test_settings_of_speed_that_are_not_used_leave_the_params_hash_alone(folder: Path) -> None:
+def test_unused_speed_settings_do_not_change_the_params_hash(folder: Path) -> None:
     def find_hash(**fit: object) -> str:
         train = {**PARAMS["train"], "fit": {**PARAMS["train"]["fit"], **fit}}
         (folder / "params.yaml").write_text(yaml.safe_dump({"detectors": {"orders": {**PARAMS, "train": train}}}))
@@ -128,7 +128,7 @@ def test_settings_of_speed_that_are_not_used_leave_the_params_hash_alone(folder:
     assert len({before, find_hash(precision="bfloat16"), find_hash(compile=True)}) == 3
 
 
-def test_the_newest_cutoff_is_todays_or_the_end_of_ended_data(folder: Path) -> None:
+def test_the_newest_cutoff_is_today_or_the_day_after_ended_data(folder: Path) -> None:
     for run, expected in (
         ({"nights": 1}, None),
         ({"nights": 1, "last_date": date(2026, 4, 2)}, None),

@@ -1,4 +1,4 @@
-"""What `nightjar deploy` makes, against a real server: pools, limits, typed deployments, the automation; and turns."""
+"""`nightjar deploy` against a real server: pools, limits, typed deployments and automations; and runs taking turns."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server: None) -> list[dict[str, str]]:
-    """What is made of this repository; tests/stack types the command."""
+    """The deployments of this repository; tests/stack runs the command."""
     from flows.config.settings import Settings
     from flows.team.deploy import deploy
 
@@ -96,7 +96,7 @@ def test_a_second_deploy_leaves_the_automations_alone(
     assert client.read_automations() == before
 
 
-def test_without_a_server_it_says_what_is_missing(
+def test_without_a_server_the_error_says_what_is_missing(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -106,14 +106,14 @@ def test_without_a_server_it_says_what_is_missing(
     assert capsys.readouterr().err.startswith("error: ParamsInvalid: Deployments need a Prefect server.")
     with server_away(monkeypatch):
         assert execute(["deploy"]) == 1
-    told = capsys.readouterr().err
-    assert "error: ServiceUnreachable: The Prefect server does not answer." in told
-    assert "secret" not in told
+    error = capsys.readouterr().err
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in error
+    assert "secret" not in error
 
 
 @contextmanager
 def server_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where Prefect's server does not answer; the first try is the last."""
+    """An environment in which Prefect's server does not answer, without retries."""
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     url = "http://somebody:secret@127.0.0.1:9/api"
@@ -122,23 +122,23 @@ def server_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_night_whose_prefect_server_is_away_says_so(
+def test_a_night_without_its_prefect_server_says_so(
     trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with server_away(monkeypatch):
         assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
-    told = capsys.readouterr().err
-    assert "error: ServiceUnreachable: The Prefect server does not answer." in told
-    assert "which ends in /api" in told
-    assert "secret" not in told
+    error = capsys.readouterr().err
+    assert "error: ServiceUnreachable: The Prefect server does not answer." in error
+    assert "it ends in /api" in error
+    assert "secret" not in error
 
 
-def test_down_where_no_stack_was_ever_started_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_down_without_a_stack_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["down"]) == 0
     assert capsys.readouterr().out == "nothing was running\n"
 
 
-def test_the_ports_of_a_stack_are_remembered_and_others_told_apart(tmp_path: Path) -> None:
+def test_the_ports_of_a_stack_are_remembered(tmp_path: Path) -> None:
     from flows.config.settings import Settings
     from flows.team.stack import PORTS, describe_stack, make_secrets
 
@@ -152,7 +152,7 @@ def test_the_ports_of_a_stack_are_remembered_and_others_told_apart(tmp_path: Pat
     }
 
 
-def test_a_run_on_servers_names_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_servers_shows_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.cli.run import find_pages
 
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4210/api")
@@ -186,14 +186,14 @@ def test_a_second_run_of_a_detector_waits_for_the_first(
     assert [later[0] >= earlier[1] for earlier, later in pairwise(spans)] == [True, True]
 
 
-def test_a_limit_that_is_missing_stops_the_run(
+def test_a_missing_limit_stops_the_run(
     trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_LIMITS", "true")
     assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
-    told = capsys.readouterr().err
-    assert "error: ParamsInvalid: Prefect has no limit to queue behind" in told
-    assert "nightjar-score-orders" in told
+    error = capsys.readouterr().err
+    assert "error: ParamsInvalid: The Prefect limit for this run does not exist" in error
+    assert "nightjar-score-orders" in error
 
 
 def test_a_training_without_its_deployment_or_pool_says_so(
@@ -205,14 +205,16 @@ def test_a_training_without_its_deployment_or_pool_says_so(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/nowhere")
     assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
-    assert "ParamsInvalid: There is no deployment that trains" in capsys.readouterr().err
+    assert "ParamsInvalid: The deployment that trains, or its work pool, does not exist" in capsys.readouterr().err
     monkeypatch.setenv("NIGHTJAR_TRAIN_DEPLOYMENT", "train/gpu")
     client.delete_work_pool("gpu")
     assert execute(["train", "orders", "--cutoff", str(CUTOFF)]) == 1
-    assert "or its work pool is gone" in capsys.readouterr().err
+    assert "or its work pool, does not exist" in capsys.readouterr().err
 
 
-def test_a_training_that_no_worker_takes_is_given_up(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
+def test_a_training_run_that_no_worker_takes_is_cancelled(
+    deployed: list[dict[str, str]], client: SyncPrefectClient
+) -> None:
     from flows.training import wait_for
 
     found = client.read_deployment_by_name("train/gpu")
@@ -241,15 +243,15 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     assert site.lake.files("clean/orders") == files
 
 
-def test_a_machine_with_other_params_refuses_to_train(trained: Project) -> None:
+def test_a_worker_with_different_params_refuses_to_train(trained: Project) -> None:
     from flows.training import train_there
     from tasks.errors import ParamsInvalid
 
-    with pytest.raises(ParamsInvalid, match="has other params"):
+    with pytest.raises(ParamsInvalid, match="different params or contracts"):
         train_there("orders", CUTOFF, {"params_hash": "another", "contract_hash": "another"})
 
 
-def test_settings_come_from_secret_files_below_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.config.settings import load_settings
     from tasks.errors import ParamsInvalid
 
@@ -260,5 +262,5 @@ def test_settings_come_from_secret_files_below_the_environment(tmp_path: Path, m
     monkeypatch.setenv("NIGHTJAR_WAREHOUSE", "duckdb:///other")
     assert load_settings().warehouse_url == "duckdb:///other"
     monkeypatch.setenv("NIGHTJAR_SECRETS", str(tmp_path / "nowhere"))
-    with pytest.raises(ParamsInvalid, match="names no folder"):
+    with pytest.raises(ParamsInvalid, match="does not point to a folder"):
         load_settings()
