@@ -141,7 +141,7 @@ def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, d
 
 
 def test_a_night_that_was_never_published_is_refused(site, detector, publish) -> None:
-    with pytest.raises(BatchMissing, match="published nothing"):
+    with pytest.raises(BatchMissing, match="has no published night"):
         site.warehouse.get_nights(site.detector)
     publish(detector, DAYS[0])
     with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):

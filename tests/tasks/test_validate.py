@@ -294,7 +294,7 @@ def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch
 
 def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/dev/null")
-    with pytest.raises(MemoryExhausted, match=r"(?s)room for temporary files.*room in /dev/null.*TMPDIR"):
+    with pytest.raises(MemoryExhausted, match=r"(?s)space for temporary files.*free space in /dev/null.*TMPDIR"):
         find_duplicates(site.lake, arrived_twice, ["amount"], {})
 
 
