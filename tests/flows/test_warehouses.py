@@ -101,7 +101,7 @@ def test_a_wrong_password_or_database_ends_in_one_message(
         for command in COMMANDS:
             code, out, err = say(url.render_as_string(hide_password=False), *command)
             assert (code, out) == (1, "")
-            assert "error: ParamsInvalid: The warehouse's server refuses the login, or the database does not exist" in err
+            assert "ParamsInvalid: The warehouse's server refuses the login, or the database does not exist" in err
             assert told in err
             assert str(right.password) not in err
 

@@ -635,7 +635,7 @@ def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypa
         (expect("amount", min_value="x"), "not a valid float"),
         (expect("amount"), "cannot both be None"),
         (expect("amount", min_value=0, mni_value=1), "mni_value"),
-        (expect("card", "expect_column_values_to_be_of_type", type_="zzz"), "not which ones"),
+        (expect("card", "expect_column_values_to_be_of_type", type_="zzz"), "not which do not"),
         (expect("rows", "expect_column_values_to_be_betwen", level="batch"), "not found"),
     ],
 )
