@@ -68,10 +68,10 @@ COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
 @pytest.mark.parametrize(
     ("url", "name", "told"),
     [
-        (PASSWORD, "ParamsInvalid", "text that is no URL"),
+        (PASSWORD, "ParamsInvalid", "not a URL"),
         (f"postgres://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "driver 'postgres'"),
         (f"postgresql+psycopg://u:p@{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "%40"),
-        (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "text that is no URL"),
+        (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "not a URL"),
         (f"bigquery://u:{PASSWORD}@project/d", "ParamsInvalid", "no transactions"),
         (f"mysql+pymysql://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "text of any length"),
         (f"postgresql+psycopg://u:{PASSWORD}@no-such-host.invalid/d", "ServiceUnreachable", "no-such-host.invalid"),

@@ -280,9 +280,9 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
         (b"a,b\n1,2\n3,4\n", (), "too few rows"),
         (b"a,b\n1,2\n3,4,5\n", (), "truncated or damaged"),
         (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),
-        (b"a,b\n1,x\n2,y\n", ("--label", "c"), "not there"),
-        (b"a,b\n1,x\n2,y\n", ("--id", "c"), "not there"),
-        (b"a,b\n1,x\n2,y\n", ("--time", "c"), "not there"),
+        (b"a,b\n1,x\n2,y\n", ("--label", "c"), "does not exist"),
+        (b"a,b\n1,x\n2,y\n", ("--id", "c"), "does not exist"),
+        (b"a,b\n1,x\n2,y\n", ("--time", "c"), "does not exist"),
         (b"a,b\n1,x\n2,y\n", ("--time", "b"), "no readable time"),
     ],
 )

@@ -114,7 +114,7 @@ def test_rank_tells_a_record_on_the_command_line_what_explain_tells_a_published_
 
 
 def test_rank_says_what_is_wrong_with_a_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "needed, and not given: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
+    assert "required but missing: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
     for bad in (["--value", "items"], ["--value", "items=1", "--value", "items=2"]):
         assert execute(["rank", "orders", *bad]) == 2
         assert "--value" in capsys.readouterr().err
