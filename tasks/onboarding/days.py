@@ -108,7 +108,7 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
                 "Too many rows have no readable time.",
                 where=f"{arrival.name}, column {rule.column}",
                 got=f"{undated:,} of {undated + sum(known.values()):,} rows",
-                expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00; rows without one land on the first day, "
+                expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00; rows without one join the first day, "
                 f"which may have at most {limit:.0%} of them",
                 todo="correct the column, set another with --time, or leave out --time to assign days in file order",
             )

@@ -192,7 +192,7 @@ def draft_contract(
 
 
 def _expect_rows(calendar: Calendar) -> list[ContractExpectation]:
-    """Half the smallest to twice the largest day; a warning if days follow file order, since they grow with the file."""
+    """Half the smallest to twice the largest day; a warning if days follow file order, as they grow with it."""
     low, high = max(1, min(calendar.rows.values()) // 2), 2 * max(calendar.rows.values())
     return [_between("rows", low, high, is_critical=not calendar.is_dealt)]
 

@@ -197,7 +197,7 @@ def test_labels_give_verdicts_and_no_label_means_normal_only_once_the_night_has_
     assert (early["verdict"] == "").all()
     assert set(young["verdict"]) == {ANOMALY, ""}
     pd.testing.assert_frame_equal(mature, judge(asked))
-    with pytest.raises(SourceInvalid, match="gets no labels"):
+    with pytest.raises(SourceInvalid, match="has no labels"):
         judge_by_labels(asked, site, INGEST.model_copy(update={"labels": None}), NOW)
 
 

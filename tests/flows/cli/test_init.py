@@ -276,7 +276,7 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
     [
         (b"", (), "empty"),
         (b"a,b\n", (), "no rows"),
-        (b"a,a\n1,2\n", (), "two columns of one name"),
+        (b"a,a\n1,2\n", (), "two columns with the same name"),
         (b"a,b\n1,2\n3,4\n", (), "too few rows"),
         (b"a,b\n1,2\n3,4,5\n", (), "truncated or damaged"),
         (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),

@@ -297,7 +297,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{new}.html").read_text()
     assert f"<b>{suppressed}</b><span>suppressed</span>" in page
     assert f'<b class="alarm">{len(flags) - suppressed}</b><span>alerts</span>' in page
-    assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(LAST))
+    assert "was trained on" in refuse(capsys, "score", "orders", "--date", str(LAST))
 
 
 def test_a_suppressed_flag_is_shown_as_such_by_explain_rank_and_a_loose_file(
@@ -407,7 +407,7 @@ def test_a_date_without_rows_is_refused(trained: Project, capsys: pytest.Capture
 
 
 def test_a_day_the_champion_was_trained_on_is_not_scored(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(FIRST))
+    assert "was trained on" in refuse(capsys, "score", "orders", "--date", str(FIRST))
 
 
 def test_a_bad_batch_is_rejected_and_leaves_the_published_night_as_it_was(

@@ -180,7 +180,7 @@ def test_a_large_source_is_sampled_evenly_and_counted_whole() -> None:
 def test_a_source_without_rows_with_repeated_names_or_with_other_types_is_refused() -> None:
     with pytest.raises(SourceInvalid, match="no rows"):
         draw_sample([arrive(pa.table({"x": pa.array([], pa.int64())}))])
-    with pytest.raises(SourceInvalid, match="two columns of one name"):
+    with pytest.raises(SourceInvalid, match="two columns with the same name"):
         draw_sample([arrive(pa.table([[1], [2]], names=["x", "x"]))])
     with pytest.raises(SourceInvalid, match="do not fit together"):
         draw_sample([arrive(pa.table({"x": [1]})), arrive(pa.table({"x": ["a"]}), name="b.parquet")])
