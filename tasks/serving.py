@@ -56,8 +56,8 @@ class ServedDetector:
         try:
             answer = self.score(read_request(body, content_type, self.detector.columns))
         except NightjarError as error:
-            answer = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
-            return InvocationsResponse(json.dumps(answer), 400, "application/json")
+            failure = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
+            return InvocationsResponse(json.dumps(failure), 400, "application/json")
         rows = answer.astype(object).where(answer.notna(), None).to_dict("records")
         return InvocationsResponse(json.dumps({"predictions": rows}, allow_nan=False), 200, "application/json")
 

@@ -302,7 +302,7 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     limit = EncodeParams().log_skewness
     if limit is not None and profile.skewness > limit and not profile.has_negative:
         rule = f"numbers, none negative, skewness above {limit:g}"
-        return decide("log-numeric", rule, f"skewness {profile.skewness:.3g}, {detail}")
+        return decide("log_numeric", rule, f"skewness {profile.skewness:.3g}, {detail}")
     return decide("numeric", "numbers", detail)
 
 

@@ -218,7 +218,7 @@ def test_verdicts_are_read_back_with_the_rows_they_are_about(site, detector, pub
 
 
 def test_without_a_verdict_there_is_nothing_to_learn_from(site, detector) -> None:
-    with pytest.raises(TooFewRows, match="Nobody has judged"):
+    with pytest.raises(TooFewRows, match="has no verdicts yet"):
         read_verdicts(site, detector)
 
 

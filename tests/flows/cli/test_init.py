@@ -134,7 +134,7 @@ def test_a_loose_file_without_the_columns_or_a_detector_without_champion_is_refu
     point_to(monkeypatch, trained.folder)
     make_rows(LAST).drop(columns=["spend", "shop"]).to_csv(folder / "short.csv", index=False)
     assert "lacks shop, spend" in refuse(capsys, "score", "orders", "--source", str(folder / "short.csv"))
-    assert "nothing there" in refuse(capsys, "score", "orders", "--source", "none.csv")
+    assert "has no file" in refuse(capsys, "score", "orders", "--source", "none.csv")
     assert execute(["score", "orders", "--limit", "3"]) == 2
     assert execute(["score", "orders", "--source", "x.csv", "--date", "2026-01-01"]) == 2
 
