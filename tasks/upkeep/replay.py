@@ -2,7 +2,7 @@
 
 In: a CSV file as returned by `list_quarantined`, with corrected values. Out: one more landing part of the batch, which
 records the parts that it repairs; validation then excludes the rows it replaces. Columns missing from the file, such as
-mwanted ones, are taken from the original rows. A corrected delivery of the source also replaces its repairs.
+masked ones, are taken from the original rows. A corrected delivery of the source also replaces its repairs.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def list_bad_rows(site: Site, contract: Contract, params: ValidateParams, day: date) -> pa.Table:
-    """The quarantined rows of a batch as text, without mwanted columns. Raises BatchMissing."""
+    """The quarantined rows of a batch as text, without masked columns. Raises BatchMissing."""
     return list_quarantined(read_partition(site.lake, find_quarantine(site, contract, params, day)), contract)
 
 
@@ -88,7 +88,7 @@ def list_quarantined(rows: pa.Table, contract: Contract) -> pa.Table:
     names = dict.fromkeys(["record_id", "event_time", *contract.columns, REASON])
     if not rows.num_rows:
         rows = pa.schema([*contract.schema, pa.field(REASON, pa.string())]).empty_table()
-    shown = [name for name in names if name in rows.column_names and name not in contract.mwanted]
+    shown = [name for name in names if name in rows.column_names and name not in contract.masked]
     texts = {name: rows[name].cast(pa.string()) for name in shown if _has_text(rows.schema.field(name).type)}
     return pa.table(texts)
 

@@ -478,7 +478,7 @@ def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
     put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\n")
     ingest(site, params)
     put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\na,2026-03-01T10:00:00Z,1\n")
-    with pytest.raises(SourceInvalid, match="contradicting"):
+    with pytest.raises(SourceInvalid, match="contradictory"):
         ingest(site, params)
 
 

@@ -144,7 +144,7 @@ def test_a_night_that_was_never_published_is_refused(site, detector, publish) ->
     with pytest.raises(BatchMissing, match="has no published night"):
         site.warehouse.get_nights(site.detector)
     publish(detector, DAYS[0])
-    with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):
+    with pytest.raises(BatchMissing, match="no published night for 2026-03-02"):
         ask_about(site, DAYS[1], 5)
 
 

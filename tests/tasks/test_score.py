@@ -264,7 +264,7 @@ def test_the_key_of_scores_follows_everything_that_they_depend_on(site, put_vali
     assert hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(bands={"all": 0})) == key
     others = [
         hash_inputs(site, put_validated(DAY, rows.slice(1)), "bundle", CONTRACT, params),
-        hash_inputs(site, validated, "another bundle", CONTRACT, params),
+        hash_inputs(site, validated, "a different bundle", CONTRACT, params),
         hash_inputs(site, validated, "bundle", open_contract, params),
         hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(max_alerts=7)),
         hash_inputs(replace(site, time_zone="Asia/Tokyo"), validated, "bundle", CONTRACT, params),

@@ -182,5 +182,5 @@ def test_a_source_without_rows_with_repeated_names_or_with_other_types_is_refuse
         draw_sample([arrive(pa.table({"x": pa.array([], pa.int64())}))])
     with pytest.raises(SourceInvalid, match="two columns with the same name"):
         draw_sample([arrive(pa.table([[1], [2]], names=["x", "x"]))])
-    with pytest.raises(SourceInvalid, match="do not fit together"):
+    with pytest.raises(SourceInvalid, match="incompatible columns"):
         draw_sample([arrive(pa.table({"x": [1]})), arrive(pa.table({"x": ["a"]}), name="b.parquet")])
