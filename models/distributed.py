@@ -123,7 +123,7 @@ def _lost(devices: int, got: str, expected: str) -> ProcessLost:
 
 
 def main(folder: Path) -> int:
-    """Run one of the processes: fit its share and save the weights in the folder; on failure the error, and return 1."""
+    """Run one of the processes: fit its share and save the weights in the folder; on failure the error and 1."""
     Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
     job = Job.model_validate_json((folder / JOB).read_bytes())
     device, share = _join(job)

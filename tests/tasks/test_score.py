@@ -365,7 +365,7 @@ def test_the_worst_rows_are_those_of_a_full_sort(batches, most):
         worst.add(table, np.array(batch, float))
         rows += zip(names, batch, strict=True)
     expected = sorted(rows, key=lambda row: -row[1])[:most]  # a stable sort: ties keep the earlier row
-    found, scores = worst.take()
+    found, [scores] = worst.take()
     assert scores.tolist() == [score for _, score in expected]
     assert (found["record_id"].to_pylist() if found else []) == [name for name, _ in expected]
     assert (found["kind"].to_pylist() if found else []) == [str(score) for _, score in expected]
