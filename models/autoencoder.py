@@ -1,4 +1,4 @@
-"""The autoencoder: squeeze a record through a narrow layer and rebuild it; what does not look normal comes out wrong.
+"""The autoencoder: a record passes through a narrow layer and is rebuilt; abnormal records are rebuilt badly.
 
 Input and output (N, D) float32: N rows, D slots. Hinton & Salakhutdinov 2006, doi:10.1126/science.1127647.
 """
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Layers(nn.Sequential):
-    """Linear layers of the given widths with the activation between them, and the output's own behind the last."""
+    """Linear layers of the given widths, the activation between them, and the output activation after the last."""
 
     def __init__(self, widths: tuple[int, ...], activation: Activation, output: Output = "linear") -> None:
         layers: list[nn.Module] = []
@@ -32,14 +32,14 @@ class Layers(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Pass x through, (N, widths[0]) -> (N, widths[-1]); in eval mode each row's bits depend on that row alone.
 
-        Rows times weights rounds a row differently at the edge of a kernel's tile, where widths are odd. Weights times
-        columns puts the rows side by side in the vector registers: every one goes through the same additions.
+        With odd widths, rows times weights rounds a row differently at the edge of a kernel's tile. Weights times
+        columns puts the rows side by side in the vector registers, so that all rows go through the same additions.
         """
         if self.training:
             for layer in self:
                 x = layer(x)
             return x
-        columns = x.T.contiguous()  # (widths[0], N), no copy for what the encoder makes
+        columns = x.T.contiguous()  # (widths[0], N), no copy for the encoder's output
         for layer in self:
             if isinstance(layer, nn.Linear):
                 columns = torch.addmm(layer.bias[:, None], layer.weight, columns)  # (width, N)
@@ -49,7 +49,7 @@ class Layers(nn.Sequential):
 
 
 class Autoencoder(nn.Module):
-    """D -> layers -> D; the last layer is linear, unless asked otherwise, because most slots have no bounds."""
+    """D -> layers -> D; the last layer is linear by default, because most slots are unbounded."""
 
     def __init__(self, width: int, params: AutoencoderParams) -> None:
         super().__init__()
@@ -69,9 +69,9 @@ class Autoencoder(nn.Module):
         return x
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
-        """Mean squared error, and the mean L1 norm of the bottleneck's activations times its weight.
+        """Mean squared error, plus the mean L1 norm of the bottleneck's activations times its weight.
 
-        x is the target itself, or the target with noise. The generator is not needed here.
+        x is the target, or the target with noise. The generator is not used.
         """
         if not self.activity_penalty:
             return F.mse_loss(self(x), target)

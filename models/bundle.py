@@ -1,7 +1,7 @@
-"""The folder a detector is saved in: three files of plain data, and a manifest of their hashes, checked on load.
+"""The folder in which a detector is saved: three files of plain data, and a manifest of their hashes, checked on load.
 
 In and out: the bytes of each file by name. Nothing here can run code: no pickle, no class names. The content hash
-covers every byte and no clock, so the same detector always has the same hash.
+covers every byte and no time, so equal detectors have equal hashes.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 HEADER, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.safetensors"
 FILES = (HEADER, WEIGHTS, CALIBRATION)
-TODO = "get the bundle again from where it was registered, or train the detector anew; never edit a bundle"
+TODO = "download the bundle again from the registry, or train the detector again; never edit a bundle"
 
 
 class BundleFile(Section):
@@ -29,7 +29,7 @@ class BundleFile(Section):
 
 
 class BundleManifest(Section):
-    """The file that is written last and read first; without it a folder is not a bundle."""
+    """Written last and read first; a folder without it is not a bundle."""
 
     format_version: int
     content_hash: str
@@ -37,7 +37,7 @@ class BundleManifest(Section):
 
 
 def write_bundle(folder: Path, contents: Mapping[str, bytes]) -> str:
-    """Write the files, then the manifest; return the content hash. A bundle already there is replaced."""
+    """Write the files, then the manifest; return the content hash. An existing bundle is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in FILES:
@@ -58,7 +58,7 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
         contents[name] = _read(path)
         got = _describe(contents[name])
         if got.size != entry.size:
-            cut = "truncated" if got.size < entry.size else "longer than it was"
+            cut = "truncated" if got.size < entry.size else "too long"
             raise _invalid(f"is {cut}", path, f"{got.size} bytes", f"{entry.size} bytes")
         if got.sha256 != entry.sha256:
             raise _invalid("was altered", path, f"sha256 {got.sha256}", f"sha256 {entry.sha256}")
@@ -69,14 +69,14 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
 
 
 def check_bundle(folder: Path, content_hash: str) -> None:
-    """Check every byte, and that it is the bundle of this hash and not a sound one in its place; BundleInvalid."""
+    """Check every byte, and that the bundle has this content hash; raises BundleInvalid."""
     read_bundle(folder)
     if (found := read_bundle_manifest(folder).content_hash) != content_hash:
-        raise _invalid("is another bundle", folder, f"content hash {found}", f"content hash {content_hash}")
+        raise _invalid("is a different bundle", folder, f"content hash {found}", f"content hash {content_hash}")
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:
-    """Read the manifest alone, as for its content hash; raises BundleInvalid."""
+    """Read only the manifest, for example for the content hash; raises BundleInvalid."""
     path = folder / MANIFEST
     raw = _read(path)
     try:
@@ -85,11 +85,11 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
         raise _invalid("is not a manifest", path, f"{len(raw)} bytes", "JSON with a format_version") from error
     if version != FORMAT_VERSION:
         raise BundleInvalid(
-            "The bundle has a format that this version of Nightjar cannot read.",
+            "This version of Nightjar cannot read the bundle's format.",
             where=str(path),
             got=f"format_version {version!r}",
             expected=f"format_version {FORMAT_VERSION}",
-            todo="install the version of Nightjar that wrote it, or train the detector anew",
+            todo="install the version of Nightjar that wrote it, or train the detector again",
         )
     try:
         return BundleManifest.model_validate_json(raw)
@@ -103,18 +103,18 @@ def dump_json(document: object) -> bytes:
 
 
 def _check_names(folder: Path, manifest: BundleManifest) -> None:
-    # The manifest never chooses what is opened: names that are not ours are refused, so no path can lead outside.
+    # The manifest never decides which files are opened: unknown names are refused, so no path can lead outside.
     for where, names in (
         (folder / MANIFEST, manifest.files),
         (folder, {p.name for p in folder.iterdir()} - {MANIFEST}),
     ):
         if set(names) != set(FILES):
-            raise _invalid("does not hold the files of a bundle", where, ", ".join(sorted(names)), ", ".join(FILES))
+            raise _invalid("does not have the files of a bundle", where, ", ".join(sorted(names)), ", ".join(FILES))
 
 
 def _read(path: Path) -> bytes:
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise _invalid("is not a plain file", path, "a link, a folder or a pipe", "a file of the bundle itself")
+        raise _invalid("is not a plain file", path, "a link, a folder or a pipe", "a regular file")
     try:
         return path.read_bytes()
     except OSError as error:

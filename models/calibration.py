@@ -1,4 +1,4 @@
-"""Scores of clean rows held back from fitting turn a score into a threshold, a percentile rank and a p-value.
+"""Thresholds, percentile ranks and p-values from the scores of clean rows that were not used for fitting.
 
 Input: float64 scores (n,). A record is flagged when its score is strictly greater than the threshold. The quantile
 threshold is exact for finite n: Vovk 2012, arXiv:1209.2673. p-values: Bates et al. 2023, arXiv:2104.08279.
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Threshold:
-    """The threshold, and the share of clean records it will flag: best guess and 95 % interval, from n rows."""
+    """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows."""
 
     value: float
     policy: ThresholdParams
@@ -41,10 +41,10 @@ class Tuning:
 def fit_threshold(
     scores: Floats, policy: ThresholdParams, tuning: Tuning | None = None, rows_per_night: float = math.nan
 ) -> Threshold:
-    """Find the policy's threshold and how often clean records will pass it.
+    """Find the policy's threshold and the share of clean records above it.
 
-    Only best_f_beta reads tuning, only alarm_budget rows_per_night. Raises TooFewRows when the rows cannot carry the
-    quantile, the asked width, or the search, and NightjarError where a budget is no smaller than a night.
+    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. Raises TooFewRows if there are too few rows for
+    the quantile, the requested width or the search, and NightjarError if a budget is not smaller than a night.
     """
     if len(scores) == 0:
         raise TooFewRows("There are no calibration rows.", got="0 rows", expected="at least 1 row")
@@ -53,14 +53,14 @@ def fit_threshold(
             "Some calibration scores are not finite.",
             got=f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores",
             expected="finite scores",
-            todo="fit the detector again and see its losses",
+            todo="fit the detector again and check its losses",
         )
     if isinstance(policy, QuantilePolicy):
         return _fit_quantile(np.sort(scores), policy)
     if isinstance(policy, AlarmBudgetPolicy):
         return replace(_fit_quantile(np.sort(scores), _spend(policy, rows_per_night)), policy=policy)
     value = policy.value if isinstance(policy, FixedPolicy) else _search_f_beta(tuning, policy.beta)
-    # The value owes nothing to these rows, so the number above it is binomial: Clopper & Pearson 1934.
+    # The value does not depend on these rows, so the number above it is binomial: Clopper & Pearson 1934.
     n, above = len(scores), int(np.count_nonzero(scores > value))
     low, high = _bound_low(above, n + 1 - above), _bound_high(above + 1, n - above)
     return Threshold(value, policy, n, above / n, low, high)
@@ -79,10 +79,10 @@ def p_values(scores: Floats, calibration: Floats) -> Floats:
 
 
 def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
-    """Take the k-th smallest score; then the false-alarm rate follows Beta(n + 1 - k, k) whatever the scores are.
+    """Take the k-th smallest score; the false-alarm rate then follows Beta(n + 1 - k, k) for any score distribution.
 
-    Where the k-th score is tied with later ones, up to the u-th, fewer records can pass it: the upper end stays valid,
-    the lower end becomes that of the n - u scores above the tie, and the best guess counts from u.
+    If the k-th score is tied with later ones, up to the u-th, fewer records exceed it: the upper bound stays valid, the
+    lower bound becomes that of the n - u scores above the tie, and the estimate counts from u.
     """
     n = len(ordered)
     k = _rank(n, policy.q)
@@ -104,8 +104,8 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
 def _spend(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
     if not policy.false_alarms_per_night < rows_per_night:
         raise NightjarError(
-            "The alarm budget is no smaller than a night.",
-            got=f"{policy.false_alarms_per_night:g} false alarms a night of {rows_per_night:g} rows",
+            "The alarm budget is not smaller than a night.",
+            got=f"{policy.false_alarms_per_night:g} false alarms per night of {rows_per_night:g} rows",
             expected="fewer false alarms than rows",
             todo="lower threshold.false_alarms_per_night",
         )
@@ -113,30 +113,30 @@ def _spend(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
 
 
 def _check_width(n: int, policy: QuantilePolicy) -> None:
-    asked = policy.max_interval_width
-    if asked is None or _width(n, policy.q) <= asked:
+    limit = policy.max_interval_width
+    if limit is None or _width(n, policy.q) <= limit:
         return
     too_few = needed = n
-    while _width(needed, policy.q) > asked:
+    while _width(needed, policy.q) > limit:
         too_few, needed = needed, 2 * needed
     while needed - too_few > 1:
         middle = (too_few + needed) // 2
-        too_few, needed = (too_few, middle) if _width(middle, policy.q) <= asked else (middle, needed)
+        too_few, needed = (too_few, middle) if _width(middle, policy.q) <= limit else (middle, needed)
     raise TooFewRows(
-        "There are too few calibration rows to know the false-alarm rate as closely as asked.",
+        "There are too few calibration rows for the requested accuracy of the false-alarm rate.",
         got=f"{n} rows, a 95 % interval {_width(n, policy.q):.4g} wide",
-        expected=f"at most {asked:g} wide, from about {needed} rows: {needed - n} are missing",
+        expected=f"at most {limit:g} wide, from about {needed} rows: {needed - n} are missing",
         todo="calibrate on more days, or raise threshold.max_interval_width",
     )
 
 
 def _rank(n: int, q: float) -> int:
-    # q as it was written: 100 * 0.07 is 7.000000000000001 in floats, and its ceiling 8.
+    # Decimal q as written: in floats 100 * 0.07 is 7.000000000000001, and its ceiling 8.
     return math.ceil((n + 1) * Fraction(str(q)))
 
 
 def rows_for_quantile(q: float) -> int:
-    """The fewest calibration rows that carry the quantile q."""
+    """The smallest number of calibration rows for the quantile q."""
     exact = Fraction(str(q))
     return math.ceil(exact / (1 - exact))
 
@@ -161,7 +161,7 @@ def _beta_quantile(a: int, b: int, share: float) -> float:
 
 
 def _search_f_beta(tuning: Tuning | None, beta: float) -> float:
-    """Try every gap between tuning scores, return the middle of the best; among equals the highest."""
+    """Search all gaps between tuning scores; return the middle of the best gap, of equal ones the highest."""
     anomalies = 0 if tuning is None else int(tuning.is_anomaly.sum())
     rows = 0 if tuning is None else len(tuning.scores)
     if tuning is None or anomalies == 0 or anomalies == rows:
@@ -169,17 +169,17 @@ def _search_f_beta(tuning: Tuning | None, beta: float) -> float:
             "The best F-beta threshold needs labelled tuning rows of both kinds.",
             got=f"{anomalies} anomalies among {rows} tuning rows",
             expected="at least 1 anomaly and 1 normal row",
-            todo="widen the tuning dates, or take the quantile policy",
+            todo="widen the tuning dates, or use the quantile policy",
         )
     descending = np.argsort(-tuning.scores, kind="stable")
     scores, hits = tuning.scores[descending], np.cumsum(tuning.is_anomaly[descending])  # (m,)
     flagged = np.arange(1, rows + 1)
     f_beta = (1 + beta**2) * hits / (beta**2 * anomalies + flagged)
     next_lower = np.append(scores[1:], -np.inf)
-    f_beta[scores == next_lower] = -1.0  # no threshold falls inside a tie
+    f_beta[scores == next_lower] = -1.0  # no threshold inside a tie
     best = int(np.argmax(f_beta))
     if best == rows - 1:
         return float(np.nextafter(scores[best], -np.inf))
     middle = scores[best] / 2 + scores[best + 1] / 2
-    # Between neighbouring floats the middle may round up to the higher one, which must be flagged.
+    # Between adjacent floats the middle may round up to the higher one, which must be flagged.
     return float(middle if middle < scores[best] else scores[best + 1])

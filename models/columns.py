@@ -8,30 +8,30 @@ import numpy as np
 MISSING_TIME = int(np.iinfo(np.int64).min)  # what NumPy calls NaT
 
 
-PADDING = -1  # the code of a place behind a sequence's last token
+PADDING = -1  # code of the positions after a sequence's last token
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the text of a sequence column becomes tokens, at most `length` a record, and its tokens slots."""
+    """How the text of a sequence column becomes tokens, at most `length` per record, and how tokens become slots."""
 
-    separator: str = r"\s+"  # a regular expression; words are what stands between its matches
-    ngrams: int = 1  # 1: single words; 2: pairs of neighbours as well; and so on
-    words: int = 0  # read of each record, from its beginning
+    separator: str = r"\s+"  # a regular expression; words are the text between its matches
+    ngrams: int = 1  # 1: single words; 2: also pairs of neighbours; and so on
+    words: int = 0  # number read from the beginning of each record
     form: Literal["multi_hot", "counts"] = "multi_hot"
-    shapes: bool = False  # pairs and longer runs are of the words' shapes: AA999 for GB132
+    shapes: bool = False  # pairs and longer runs use the words' shapes: AA999 for GB132
 
     @property
     def length(self) -> int:
-        """The most tokens a record can have: of k words each, one edge of the text at either end counted among them."""
+        """The most tokens a record can have; runs of words also include one edge at each end of the text."""
         return self.words + sum(max(0, self.words + 3 - k) for k in range(2, self.ngrams + 1))
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column a detector reads; categorical ones and sequences have a vocabulary.
+    """One column that a detector reads; categorical columns and sequences have a vocabulary.
 
-    shape, in pixels, matters to an image only, and tokens to a sequence.
+    shape, in pixels, applies to images only, tokens to sequences only.
     """
 
     name: str

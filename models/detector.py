@@ -1,8 +1,8 @@
-"""The detector: columns, encoder, networks, score and calibration in one object that is saved and loaded.
+"""The detector: columns, encoder, networks, score and calibration in one object that can be saved and loaded.
 
 In: Records of N rows. Out: one float64 score per row, higher = more anomalous, with its rank, p-value, flag and the
 share of each of the U units of explanation. Fit on clean rows, calibrate on other clean rows, save, load, score every
-night. D slots a row, M networks (one, unless more are asked for).
+night. D slots per row, M networks (one by default).
 """
 
 import math
@@ -47,7 +47,7 @@ from models.scoring import measure_spreads, score_residuals, share_scores, weigh
 
 
 class ModelParams(Section):
-    """What a detector learns with. threads is pinned around fitting and scoring, and saved with the detector."""
+    """How a detector is fitted. threads is pinned during fitting and scoring, and saved with the detector."""
 
     networks: Networks
     fit: FitParams = FitParams()
@@ -64,12 +64,12 @@ class DetectorHeader(Section):
     threads: int = Field(ge=1, le=1024)
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
-    reducer: ReducerHeader | None = None  # left out where there is none
+    reducer: ReducerHeader | None = None  # omitted if there is none
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Sorted scores (n,) of clean rows that neither weights nor spreads have seen, and the threshold they gave."""
+    """Sorted scores (n,) of clean rows used neither for weights nor for spreads, and the threshold from them."""
 
     scores: Floats
     threshold: Threshold
@@ -77,11 +77,11 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why rows scored as they did: each unit's share of the score, what it was and what was expected of it.
+    """Why rows got their scores: each unit's share of the score, its actual value and its expected value.
 
-    All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are those
-    that `Encoder.decode` names. Expected is what the networks rebuilt, or under a neighbours score the mean of the
-    clean rows that the record was compared with.
+    All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are in the
+    units of `Encoder.decode`. Expected is what the networks rebuilt or, for a neighbours score, the mean of the clean
+    rows with which the record was compared.
     """
 
     units: tuple[Unit, ...]
@@ -92,7 +92,7 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """A fitted detector. lineage is the caller's and kept verbatim: it is part of the content hash."""
+    """A fitted detector. lineage comes from the caller and is kept verbatim; it is part of the content hash."""
 
     columns: tuple[Column, ...]
     encoder: Encoder
@@ -105,12 +105,12 @@ class Detector:
     calibration: Calibration | None = None
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
     reducer: Reducer | None = None
-    block: int = BLOCK  # rows of one pass; like the device no part of what is saved
+    block: int = BLOCK  # rows per pass; not saved, like the device
 
     def to(self, device: torch.device) -> "Detector":
-        """The same detector on a device, with blocks of its size; the second stage, with few rows, stays on the CPU.
+        """The same detector on a device, with a suitable block size; the second stage, with few rows, stays on the CPU.
 
-        Scores of another device agree within 1e-5 of the score, or of the threshold where that is larger: flags differ
+        Scores of different devices agree within 1e-5 of the score or, if larger, of the threshold, so flags can differ
         only that close to it.
         """
         if device.type == "cpu":
@@ -122,28 +122,28 @@ class Detector:
             networks=tuple(deepcopy(network).to(device) for network in self.networks),
             spreads=self.spreads.to(device),
             references=references,
-            block=GPU_BLOCK // (8 if references.points.numel() else 1),  # each row of a block meets each reference
+            block=GPU_BLOCK // (8 if references.points.numel() else 1),  # each row is compared with each reference
         )
 
     def score(self, records: Records) -> Floats:
-        """Score rows, float64 (N,). A row's score is the same bits whatever rows come with it."""
+        """Score rows, float64 (N,). A row's score is the same to the bit whatever other rows are scored with it."""
         scores = torch.empty(len(records), dtype=torch.float64, device=self.spreads.device)
         weights = self._weigh().float()
         self.encoder.check_widths(records)
         with self._pinned():
             for rows, block in self._cut(records):
                 encoded = self.encoder(block)
-                # In place: fresh memory costs more than arithmetic.
+                # In place: allocating memory takes longer than the arithmetic.
                 residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
                 if isinstance(self.score_params, NeighboursParams):
                     found = score_neighbours(join_points(encoded, residual), self.references, self.score_params)
                 else:
                     found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
                 scores[rows] = found[: rows.stop - rows.start]
-        return scores.numpy(force=True)  # a GPU is waited for here only
+        return scores.numpy(force=True)  # the only place that waits for a GPU
 
     def explain(self, records: Records) -> Explanation:
-        """Share the scores of rows among the units; slower than scoring, meant for flags."""
+        """Split the scores of rows among the units; slower than scoring, meant for flags."""
         scores = torch.from_numpy(self.score(records)).to(self.spreads.device)
         contributions = scores.new_zeros(len(records), len(self.encoder.units))
         actual, expected = torch.empty_like(contributions), torch.empty_like(contributions)
@@ -161,15 +161,15 @@ class Detector:
                     contributions[rows].index_add_(1, units.repeat(1 + len(rebuilt)), shares[:n])
                     expected[rows] = self.encoder.decode(neighbours[:, :width])[:n]
                 else:
-                    beside = residual.flatten(0, 1).T[:n]
+                    joined = residual.flatten(0, 1).T[:n]
                     repeated = units.repeat(len(rebuilt))
-                    contributions[rows] = share_scores(beside, weights, repeated, scores[rows], self.score_params)
+                    contributions[rows] = share_scores(joined, weights, repeated, scores[rows], self.score_params)
                     expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
         shown = (part.numpy(force=True) for part in (contributions, actual, expected))
         return Explanation(self.encoder.units, *shown)
 
     def encode(self, records: Records) -> Floats:
-        """Place rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
+        """Rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
         encoded = encode_records(self.encoder, records, self.block)
         with self._pinned():
             return self.networks[0].latent(encoded).double().numpy(force=True)
@@ -183,7 +183,7 @@ class Detector:
         return p_values(scores, self._calibrated().scores)
 
     def describe(self, records: Records) -> Tensor:
-        """What the reducer reads of rows, float32 (N, E); see `reducer.describe_records`."""
+        """The reducer's features of rows, float32 (N, E); see `reducer.describe_records`."""
         scores, usual = self.score(records), float(np.median(self._calibrated().scores))
         contributions = self.explain(records).contributions
         encoded = encode_records(self.encoder, records, self.block).cpu()
@@ -209,7 +209,7 @@ class Detector:
         return replace(self, lineage=lineage)
 
     def with_reducer(self, reducer: Reducer) -> "Detector":
-        """The same detector with a second stage."""
+        """The same detector with this second stage."""
         return replace(self, reducer=reducer)
 
     def save(self, folder: Path) -> str:
@@ -259,7 +259,7 @@ class Detector:
             reducer = Reducer.build(header.reducer, _take(arrays, "reducer.")) if header.reducer else None
         except (ValidationError, SafetensorError, RuntimeError, KeyError, NightjarError) as error:
             raise BundleInvalid(
-                "The files of the bundle do not fit together.",
+                "The files of the bundle do not match each other.",
                 where=str(folder),
                 got=str(error),
                 expected=f"{WEIGHTS} and {CALIBRATION} as {HEADER} describes them",
@@ -289,7 +289,7 @@ class Detector:
             raise MemoryExhausted(
                 "There is not enough memory on the GPU to score.",
                 got=(str(error) or "out of memory").splitlines()[0],
-                expected=f"memory for {self.block:,} rows and what the networks make of them",
+                expected=f"memory for {self.block:,} rows and the networks' activations",
                 todo="free the GPU, or set NIGHTJAR_DEVICE=cpu",
             ) from error
 
@@ -297,7 +297,7 @@ class Detector:
         return iterate_blocks(records, self.block, self.spreads.device)
 
     def _weigh(self) -> Tensor:
-        """Weight of each slot of each network in a residual score, float64 (M D,); a neighbours score has none."""
+        """Weight of each slot of each network in a residual score, float64 (M D,); neighbours scores have none."""
         if isinstance(self.score_params, NeighboursParams):
             return torch.empty(0, dtype=torch.float64)
         columns = [self.encoder.slots + i * len(self.columns) for i in range(len(self.networks))]
@@ -306,10 +306,10 @@ class Detector:
     def _calibrated(self) -> Calibration:
         if self.calibration is None:
             raise NightjarError(
-                "This detector is not calibrated.",
+                "The detector is not calibrated.",
                 got="no calibration scores",
                 expected="a threshold and sorted scores of clean rows",
-                todo="run calibrate_detector on clean rows that were not fitted on",
+                todo="run calibrate_detector on clean rows that were not used for fitting",
             )
         return self.calibration
 
@@ -323,10 +323,10 @@ def fit_detector(
     on_epoch: Callable[[int, EpochLog], None] | None = None,
     devices: int = 1,
 ) -> Detector:
-    """Fit encoder and networks on clean fit rows, stop and measure spreads on stopping rows; not calibrated yet.
+    """Fit encoder and networks on clean fit rows; stop and measure spreads on stopping rows; not calibrated yet.
 
-    Each network has a seed of its own, counted up from fit.seed, and is fitted by so many devices of the given kind
-    together. on_epoch gets the network's number, from 0.
+    Each network has its own seed, counted up from fit.seed, and is fitted on `devices` devices together. on_epoch gets
+    the network's number, from 0.
     """
     with pin_arithmetic(params.threads):
         encoder = Encoder(columns).fit(fit)
@@ -335,11 +335,11 @@ def fit_detector(
         for i, layout in enumerate(params.networks):
             own = params.fit.model_copy(update={"seed": params.fit.seed + i})
             network = build_network(layout, encoder.width, own.seed)
-            tell = partial(on_epoch, i) if on_epoch else None
+            report = partial(on_epoch, i) if on_epoch else None
             if devices > 1:
-                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, tell)
+                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, report)
             else:
-                fit_network(network, fit_rows, stopping_rows, own, device, tell)
+                fit_network(network, fit_rows, stopping_rows, own, device, report)
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)
@@ -362,12 +362,12 @@ def fit_detector(
 
 @torch.inference_mode()
 def rebuild(networks: Sequence[Network], encoded: Tensor) -> Tensor:
-    """What each network makes of encoded rows (N, D), slot by slot: (M, D, N)."""
+    """Rebuild encoded rows (N, D) with each network, slot by slot: (M, D, N)."""
     return torch.stack([network(encoded).T for network in networks])
 
 
 def join_points(encoded: Tensor, residual: Tensor) -> Tensor:
-    """Rows (N, D) and the residuals of M networks (M, D, N) side by side, as neighbours compare them: (N, D + M D)."""
+    """Concatenate rows (N, D) and the residuals of M networks (M, D, N) for the neighbours score: (N, D + M D)."""
     return torch.cat([encoded.T, residual.flatten(0, 1)]).T
 
 
@@ -378,9 +378,9 @@ def calibrate_detector(
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
     rows_per_night: float = math.nan,
 ) -> Detector:
-    """Make a new detector of the same weights, calibrated on clean records; tuning rows come with is-anomaly (m,).
+    """A new detector with the same weights, calibrated on clean records; tuning rows have is-anomaly (m,).
 
-    A reducer is dropped: it was learnt on the flags of another threshold.
+    A reducer is dropped, because it was fitted on the flags of another threshold.
     """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
@@ -389,7 +389,7 @@ def calibrate_detector(
 
 
 def _prefix(i: int) -> str:
-    # The first network is named as when there could be one only, so that those bundles still load.
+    # The first network keeps the name from when there was only one, so that older bundles still load.
     return "network." if i == 0 else f"network_{i}."
 
 

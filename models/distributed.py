@@ -1,8 +1,9 @@
-"""Fit one network with several processes of one machine, a GPU each (or, on the CPU, the threads of a fit each).
+"""Fit one network with several processes on one machine, one GPU each (or on the CPU, each with a fit's threads).
 
-torchrun starts them; the rows go once into a temporary folder that all of them map into memory, weights and losses come
-back as safetensors and JSON. Every batch is shared out, its gradients are averaged (`DistributedDataParallel`), so the
-batch size means the same as for one. Li et al. 2020, arXiv:2006.15704. This module is also what each process runs.
+torchrun starts them, and each runs this module. The rows are written once to a temporary folder that all processes map
+into memory; weights and losses come back as safetensors and JSON. Each batch is split and its gradients are averaged
+(`DistributedDataParallel`), so the batch size has the same meaning as for one process. Li et al. 2020,
+arXiv:2006.15704.
 """
 
 import json
@@ -28,14 +29,14 @@ from models.errors import MemoryExhausted, NightjarError, ProcessLost, TooFewRow
 from models.fitting import EpochLog, FitResult, Network, Share, build_network, fit_network, pin_arithmetic, watch_memory
 from models.params import FitParams, NetworkParams, Section
 
-WAIT_S = 300.0  # for the other processes, at one exchange; longer, and they are taken for lost
-STOP_S = 30.0  # for processes that are asked to stop
+WAIT_S = 300.0  # wait for the other processes at one exchange; after that they are considered lost
+STOP_S = 30.0  # wait for processes to stop
 JOB, ROWS, RESULT, WORDS = "job.json", "rows.safetensors", "result.json", "stderr.txt"
 ERRORS = {kind.__name__: kind for kind in (MemoryExhausted, NightjarError, TooFewRows, TrainingDiverged)}
 
 
 class Job(Section):
-    """What the processes are told, besides the rows."""
+    """The input of the processes, apart from the rows."""
 
     network: NetworkParams
     fit: FitParams
@@ -54,9 +55,9 @@ def fit_distributed(
     devices: int,
     on_epoch: Callable[[EpochLog], None] | None = None,
 ) -> FitResult:
-    """As `fitting.fit_network`, with so many processes; the network is one of this layout, of seed params.seed.
+    """As `fitting.fit_network`, with one process per device; the network has this layout and the seed params.seed.
 
-    Raises ProcessLost where one of them died or hung; what they raise is raised here.
+    Raises ProcessLost if a process died or hung; errors of the processes are raised here.
     """
     kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
     job = Job(network=layout, fit=params, device=kind, threads=torch.get_num_threads(), wait_s=WAIT_S)
@@ -76,39 +77,39 @@ def fit_distributed(
 
 
 def _run(folder: Path, devices: int, on_epoch: Callable[[EpochLog], None]) -> int:
-    """Start the processes and pass their epochs on; the exit code. None of them is left when this returns or raises."""
+    """Start the processes, report their epochs, and return the exit code. No process is left running afterwards."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
     command += ["--log-dir", str(folder / "logs"), "-m", "models.distributed", str(folder)]
-    root = Path(__file__).parents[1]  # where this very package is found first, whatever lies in the caller's folder
+    root = Path(__file__).parents[1]  # so that this package is imported, whatever the caller's folder contains
     with (folder / WORDS).open("wb") as words:
         process = subprocess.Popen(  # noqa: S603
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True
         )
         try:
-            assert process.stdout  # noqa: S101 - it is a pipe, as asked
+            assert process.stdout  # noqa: S101 - opened as a pipe
             for line in process.stdout:
-                if line.startswith("{"):  # NCCL may speak there too
+                if line.startswith("{"):  # NCCL may write there too
                     on_epoch(EpochLog(**json.loads(line)))
             return process.wait()
         finally:
-            process.terminate()  # torchrun stops its processes then
+            process.terminate()  # torchrun then stops its processes
             try:
                 process.communicate(timeout=STOP_S)
             except subprocess.TimeoutExpired:
-                process.kill()  # they leave by themselves, see `_leave_with_parent`
+                process.kill()  # its processes end by themselves, see `_leave_with_parent`
                 process.communicate()
 
 
 def _explain(folder: Path, devices: int, code: int) -> NightjarError:
-    """What one of the processes raised, or else how the first of them ended."""
-    for told in sorted(folder.glob("error-*.json")):
-        kind, message = json.loads(told.read_text())
+    """The error that a process raised, otherwise how the first of them ended."""
+    for path in sorted(folder.glob("error-*.json")):
+        kind, message = json.loads(path.read_text())
         return ERRORS.get(kind, NightjarError)(message)
     words = (folder / WORDS).read_text(errors="replace")
     last = re.findall(r"^(?:\[rank\d+\]: )?(\w[\w.]*Error: .*)$", words, re.MULTILINE)
     codes = re.findall(r"exitcode\s*: (-?\d+)", words)
     got = "; ".join([f"exit code {codes[-1] if codes else code}", *last[:1]])
-    return _lost(devices, got, "that each goes on to the end")
+    return _lost(devices, got, "all processes finish")
 
 
 def _lost(devices: int, got: str, expected: str) -> ProcessLost:
@@ -117,12 +118,12 @@ def _lost(devices: int, got: str, expected: str) -> ProcessLost:
         where=f"a fit with {devices} processes",
         got=got,
         expected=expected,
-        todo="train again; exit code -9 is mostly memory: fewer days, or a lower NIGHTJAR_DEVICES",
+        todo="train again; exit code -9 usually means too little memory: use fewer days or a lower NIGHTJAR_DEVICES",
     )
 
 
 def main(folder: Path) -> int:
-    """One of the processes: fit its share and leave the weights in the folder; 1 where that failed, with the error."""
+    """Run one of the processes: fit its share and save the weights in the folder; on failure the error and 1."""
     Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
     job = Job.model_validate_json((folder / JOB).read_bytes())
     device, share = _join(job)
@@ -136,7 +137,7 @@ def main(folder: Path) -> int:
 
 
 def _join(job: Job) -> tuple[torch.device, Share]:
-    """Meet the other processes; torchrun has told where."""
+    """Join the other processes at the address that torchrun has set."""
     distributed.init_process_group("nccl" if job.device == "cuda" else "gloo", timeout=timedelta(seconds=job.wait_s))
     share = Share(distributed.get_rank(), distributed.get_world_size())
     if job.device == "cpu":
@@ -162,8 +163,8 @@ def _tell(epoch: EpochLog) -> None:
 
 
 def _leave_with_parent(folder: Path) -> None:
-    """End when whoever asked for the fit has died, however that was: nobody else would end this process."""
-    # Not sys.stdin, whose lock a waiting thread would hold to the end.
+    """Exit when the process that started the fit has died: nothing else would end this process."""
+    # Not sys.stdin, whose lock a waiting thread would hold until exit.
     while os.read(0, 1):
         pass
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Records in, one float32 row of D slots per record out, and back: the scaling statistics live here as buffers.
+"""Records in, one float32 row of D slots per record out, and back; the scaling statistics are buffers.
 
-N rows, F columns, D slots in the order numeric, log-numeric (1 slot each), categorical (V + 1), date-time (4), image
-(a pixel each), sequence (V + 1). Numbers are standardised; heavy-tailed ones through log1p first, chosen by skewness
-without looking at labels. A unit of explanation is a column, a patch of an image's pixels, or a sequence's token.
+N rows, F columns, D slots in the order numeric, log_numeric (1 slot each), categorical (V + 1), date-time (4), image
+(one per pixel), sequence (V + 1). Numbers are standardised, heavy-tailed ones after log1p, chosen by skewness without
+using labels. A unit of explanation is a column, a patch of an image's pixels, or a token of a sequence.
 """
 
 import math
@@ -18,16 +18,16 @@ from models.errors import NightjarError, TooFewRows
 from models.params import EncodeParams
 from models.records import BLOCK, Records, iterate_blocks
 
-# In standard deviations. Far beyond any threshold, and its float32 square stays finite through a network.
+# In standard deviations: far above any threshold, and its float32 square stays finite through a network.
 MAX_DEVIATION = 1e6
 HOUR = 3_600_000_000  # microseconds
 PERIODS = (24 * HOUR, 7 * 24 * HOUR)  # a day, a week
-PATCH = 7  # pixels of a patch's side, about
+PATCH = 7  # approximate side of a patch in pixels
 UNSEEN = "<unseen>"  # the name of a sequence's last slot
 
 
 def choose_kinds(columns: Sequence[Column], fit: Records, params: EncodeParams) -> tuple[Column, ...]:
-    """Turn "numeric" into "log_numeric" where the fit rows are skewed beyond the limit and never negative."""
+    """Change "numeric" to "log_numeric" where the fit rows are skewed beyond the limit and never negative."""
     if params.log_skewness is None:
         return tuple(columns)
     negative = (_blank_infinite(fit.numbers) < 0).any(dim=0)
@@ -49,16 +49,16 @@ def measure_skewness(numbers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest thing that can be a cause: a column (its place among the columns), or a named part of one."""
+    """The smallest possible cause: a column (by its index), or a named part of one."""
 
     column: int
     part: str = ""
 
 
 class Encoder(nn.Module):
-    """Turns the columns of records into slots; `slots` (D,) says which column each slot belongs to.
+    """Turns the columns of records into slots; `slots` (D,) is the column of each slot.
 
-    `slot_units` (D,) says which of the `units` it belongs to; these come in the order of the columns.
+    `slot_units` (D,) is the unit of each slot; `units` are in the order of the columns.
     """
 
     mean: Tensor
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         firsts = [next(k for k, unit in enumerate(self.units) if unit.column == i) for i in range(len(columns))]
         by_kind = [numeric[k] for k in order] + categorical + datetime
         by_kind += [i for kind in ("image", "sequence") for i, c in enumerate(columns) if c.kind == kind]
-        local = {i: _place_parts(columns[i]) for i in by_kind}  # of each slot of a column, its part
+        local = {i: _place_parts(columns[i]) for i in by_kind}  # the part of each slot of a column
         slots = [i for i in by_kind for _ in local[i]]
         slot_units = [firsts[i] + part for i in by_kind for part in local[i]]
 
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return len(self.slots)
 
     def fit(self, records: Records) -> "Encoder":
-        """Measure mean and spread of the numeric columns; missing and infinite values are left out."""
+        """Measure mean and spread of the numeric columns, without missing and infinite values."""
         if len(records) == 0:
             raise TooFewRows("There are no rows to fit the encoder on.", got="0 rows", expected="at least 1 row")
         self.check_widths(records)
@@ -118,16 +118,16 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, records: Records) -> Tensor:
-        """Encode records as float32 (N, D); every slot is finite whatever comes in.
+        """Encode records as float32 (N, D); every slot is finite for any input.
 
-        The result is a view of (D, N): slot by slot is how the arithmetic here and in `Stack` runs fastest.
+        The result is a view of (D, N): the arithmetic here and in `Layers` is fastest slot by slot.
         """
         encoded = torch.zeros(self.width, len(records), device=records.numbers.device)  # (D, N)
         n_numeric, n_categorical, n_datetime, n_pixels, _ = self.widths
         if n_numeric:
             numbers = self._compress_tails(records.numbers)  # (Fn, N)
             deviations = numbers.sub_(self.mean[:, None]).div_(self.scale[:, None])
-            # A missing value reads as the mean of the fit rows.
+            # A missing value is encoded as the mean of the fit rows.
             encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
         if n_categorical:
             sizes = self.sizes[:, None]
@@ -148,17 +148,17 @@ class Encoder(nn.Module):
         return encoded.T  # (N, D)
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """Read slots (N, D) back as one float64 value per unit (N, U), in the column's own units.
+        """Decode slots (N, D) to one float64 value per unit (N, U), in the column's own units.
 
-        Numbers undo their scaling; a category is the code of its largest slot; a date-time is an hour of the day; a
-        patch is its mean pixel, 0 to 255; a token is how often it occurs (multi-hot: whether it does, 0 to 1).
+        Numbers are rescaled; a category is the code of its largest slot; a date-time is an hour of the day; a patch is
+        its mean pixel, 0 to 255; a token is how often it occurs (multi-hot: whether it occurs, 0 to 1).
         """
         values = encoded.new_zeros(len(encoded), len(self.units), dtype=torch.float64)  # (N, U)
         n_numeric = self.widths[0]
         numbers = encoded[:, :n_numeric].double() * self.scale + self.mean
         logs = numbers[:, self.n_plain :]
         logs.copy_(logs.abs().expm1().copysign(logs))
-        most = torch.finfo(torch.float64).max  # an infinity that came in decodes to the largest number
+        most = torch.finfo(torch.float64).max  # an infinite input decodes to the largest number
         values[:, self.slot_units[:n_numeric]] = numbers.clamp(-most, most)
         for i, column in enumerate(self.columns):
             is_own = self.slots == i
@@ -174,14 +174,14 @@ class Encoder(nn.Module):
         return values
 
     def _compress_tails(self, numbers: Tensor) -> Tensor:
-        """Copy numbers as (Fn, N) in slot order; log-numeric ones as log1p, mirrored at 0 so that none becomes NaN."""
+        """Copy numbers as (Fn, N) in slot order; log_numeric ones as log1p, mirrored at 0 so that none becomes NaN."""
         ordered = numbers.T.index_select(0, self.order)  # (Fn, N)
         heavy = ordered[self.n_plain :]
         heavy.copy_(heavy.abs().log1p_().copysign_(heavy))
         return ordered
 
     def check_widths(self, records: Records) -> None:
-        """Raise NightjarError where the records hold other numbers of columns."""
+        """Raise NightjarError if the records have other numbers of columns."""
         if records.widths != self.widths:
             raise NightjarError(
                 "The records do not have the detector's columns.",
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
 
 
 def encode_records(encoder: Encoder, records: Records, size: int = BLOCK) -> Tensor:
-    """Encode all rows at once in memory, float32 (N, D) on the encoder's device, with the same blocks as scoring."""
+    """Encode all rows in memory, float32 (N, D) on the encoder's device, with the same blocks as scoring."""
     encoder.check_widths(records)
     device = encoder.mean.device
     encoded = torch.empty(len(records), encoder.width, device=device)
@@ -203,7 +203,7 @@ def encode_records(encoder: Encoder, records: Records, size: int = BLOCK) -> Ten
 
 
 def _cut(size: int) -> list[tuple[int, int]]:
-    """First and last place of each of the nearly equal pieces that a side of `size` pixels is cut into."""
+    """Split a side of `size` pixels into nearly equal pieces; the first and last pixel of each."""
     pieces = max(1, round(size / PATCH))
     bounds = [size * k // pieces for k in range(pieces + 1)]
     return [(start, end - 1) for start, end in pairwise(bounds)]
@@ -218,7 +218,7 @@ def _name_parts(column: Column) -> list[str]:
 
 
 def _place_parts(column: Column) -> list[int]:
-    """Which part of its column each of a column's slots belongs to."""
+    """The part to which each slot of a column belongs."""
     if column.kind == "image":
         down, across = ([k for k, (a, b) in enumerate(_cut(size)) for _ in range(a, b + 1)] for size in column.shape)
         return [k * (across[-1] + 1) + m for k in down for m in across]
@@ -253,13 +253,13 @@ def _blank_infinite(numbers: Tensor) -> Tensor:
 
 def _measure(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each column without its NaN; (0, 1) where empty, scale 1 where constant."""
-    # Dividing by the largest value first keeps sums and squares of any float64 from overflowing.
+    # Dividing by the largest value first prevents overflow of sums and squares of any float64.
     largest = numbers.abs().nan_to_num(0.0).amax(dim=0)
     largest = torch.where(largest > 0, largest, 1.0)
     shrunk = numbers / largest
     mean = shrunk.nanmean(dim=0)
     scale = (shrunk - mean).square().nanmean(dim=0).sqrt() * largest
-    # The rounded mean of a constant column would leave it a tiny false spread.
+    # The rounded mean of a constant column would give it a tiny false spread.
     lowest, highest = numbers.nan_to_num(torch.inf).amin(dim=0), numbers.nan_to_num(-torch.inf).amax(dim=0)
     is_constant = (lowest >= highest) | (scale == 0)
     mean = torch.where(lowest == highest, lowest, mean * largest)

@@ -1,7 +1,7 @@
-"""The root of Nightjar's errors and the ones a detector itself can raise; tasks/errors.py draws the whole tree.
+"""The base of Nightjar's errors, and those that a detector can raise; tasks/errors.py shows the whole tree.
 
-An error is data: what happened, where, what was got, what was expected, and what to do next. It becomes text only where
-somebody reads it, and is stored as its name and parts.
+An error is data: what happened, where, what was found, what was expected, and what to do next. It becomes text only for
+display, and is stored as its name and parts.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class NightjarError(Exception):
-    """Anything a user can fix. `str(error)` is the whole readable message; empty parts are left out."""
+    """Anything a user can fix. `str(error)` is the whole message; empty parts are left out."""
 
     def __init__(self, what: str, *, where: str = "", got: str = "", expected: str = "", todo: str = "") -> None:
         super().__init__(what)
@@ -17,7 +17,7 @@ class NightjarError(Exception):
 
     @property
     def parts(self) -> dict[str, str]:
-        """The parts that say something, by name: what, where, got, expected, todo."""
+        """The non-empty parts by name: what, where, got, expected, todo."""
         parts = {"what": self.what, "where": self.where, "got": self.got, "expected": self.expected, "todo": self.todo}
         return {name: text for name, text in parts.items() if text}
 
@@ -27,14 +27,14 @@ class NightjarError(Exception):
         return Failure(type(self).__name__, self.parts).line
 
     def __str__(self) -> str:
-        """The whole message, a line for each part."""
+        """The whole message, one line per part."""
         what, *others = self.parts.items()
         return "\n".join([what[1], *(f"  {'to do' if name == 'todo' else name}: {text}" for name, text in others)])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of an error that has ended something: its name, and its parts (what, where, got, expected, todo)."""
+    """The stored form of an error: its name, and its parts (what, where, got, expected, todo)."""
 
     error: str
     parts: Mapping[str, str]
@@ -46,7 +46,7 @@ class Failure:
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """What is kept of any error; one that is not ours has said only what happened."""
+    """The stored form of any error; one that is not Nightjar's has only the part "what"."""
     parts = error.parts if isinstance(error, NightjarError) else {"what": str(error) or "no message"}
     return Failure(type(error).__name__, parts)
 
@@ -56,7 +56,7 @@ class BundleInvalid(NightjarError):  # noqa: N818 - the name says the state, as 
 
 
 class TooFewRows(NightjarError):  # noqa: N818
-    """Too few rows to fit, or to calibrate to the asked quantile and width."""
+    """Too few rows to fit, or to calibrate to the requested quantile and width."""
 
 
 class TrainingDiverged(NightjarError):  # noqa: N818
@@ -64,11 +64,11 @@ class TrainingDiverged(NightjarError):  # noqa: N818
 
 
 class MemoryExhausted(NightjarError):  # noqa: N818
-    """The computer, or its GPU, has not enough memory for a fit."""
+    """The machine or its GPU has too little memory for a fit or a batch."""
 
 
 class ProcessLost(NightjarError):  # noqa: N818
-    """A process died without a message, or hung: that of a night, or one of a fit on several devices."""
+    """A process of a night, or of a fit on several devices, died without a message or hung."""
 
 
 class ReducerRefused(NightjarError):  # noqa: N818

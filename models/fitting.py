@@ -28,17 +28,17 @@ SHARE_OF_GPU = 0.5  # of a GPU's free memory that rows may take; networks, batch
 
 @dataclass(frozen=True)
 class Share:
-    """What of every batch one process computes: each `size`-th row, from the `rank`-th on. Alone it is all of it."""
+    """The share of every batch that one process computes: each `size`-th row, from row `rank` on."""
 
     rank: int = 0
     size: int = 1
 
     def take(self, rows: Tensor) -> Tensor:
-        """The process's own of some rows (N, ...)."""
+        """This process's share of rows (N, ...)."""
         return rows[self.rank :: self.size]
 
     def add(self, value: Tensor) -> Tensor:
-        """The sum of a value over all processes, the same bits in each."""
+        """The sum of a value over all processes, bitwise equal in each."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
         return value
@@ -60,7 +60,7 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class FitResult:
-    """All epochs run, and the one whose weights the network now has."""
+    """All epochs, and the one whose weights the network now has."""
 
     best_epoch: int
     best_loss: float
@@ -68,7 +68,7 @@ class FitResult:
 
 
 def build_network(params: NetworkParams, width: int, seed: int) -> Network:
-    """Make a network for D = width slots with seeded weights, leaving the global random state as it was."""
+    """Build a network for D = width slots with seeded weights, without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if isinstance(params, AutoencoderParams):
@@ -77,7 +77,7 @@ def build_network(params: NetworkParams, width: int, seed: int) -> Network:
 
 
 class Criterion(nn.Module):
-    """A network's loss as a module of its own: what is compiled, and what processes exchange gradients around."""
+    """A network's loss as a module, to compile it and to exchange gradients between processes."""
 
     def __init__(self, network: Network, params: FitParams, device: torch.device) -> None:
         super().__init__()
@@ -99,16 +99,16 @@ def fit_network(
     on_epoch: Callable[[EpochLog], None] | None = None,
     share: Share = ALONE,
 ) -> FitResult:
-    """Fit in place until the stopping loss no longer falls; it ends in eval mode with the best weights.
+    """Fit in place until the stopping loss no longer falls; the network ends in eval mode with the best weights.
 
-    Raises TooFewRows without fit or stopping rows, TrainingDiverged when a loss is NaN or infinite.
+    Raises TooFewRows without fit or stopping rows, TrainingDiverged if a loss is NaN or infinite.
     """
     if min(len(fit), len(stopping)) < share.size:
         raise TooFewRows(
             "There are too few rows to fit a network.",
             got=f"{len(fit)} fit rows, {len(stopping)} stopping rows",
             expected=f"at least {share.size} of each",
-            todo="widen the date range of the splits, or see which rows the filter took away",
+            todo="widen the date range of the splits, or check which rows the filter excluded",
         )
     network.to(device).train()
     fit, stopping = place_rows(fit, share.take(stopping), device)
@@ -140,7 +140,7 @@ def fit_network(
 
 
 def measure_loss(network: Network, rows: Tensor, share: Share = ALONE) -> float:
-    """Mean loss of the rows (N, D) of all processes, this one's given, with nothing left to chance."""
+    """Mean loss over the rows of all processes, given this one's rows (N, D), without random sampling."""
     device = next(network.parameters()).device
     with torch.inference_mode():
         losses = []
@@ -153,7 +153,7 @@ def measure_loss(network: Network, rows: Tensor, share: Share = ALONE) -> float:
 
 
 def place_rows(fit: Tensor, stopping: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Move rows to a GPU that has room for them; else they stay in main memory, and each batch goes by itself."""
+    """Move rows to the GPU if they fit; otherwise they stay in main memory and are copied batch by batch."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if fit.nbytes + stopping.nbytes <= SHARE_OF_GPU * free:
@@ -162,39 +162,39 @@ def place_rows(fit: Tensor, stopping: Tensor, device: torch.device) -> tuple[Ten
 
 
 def move_rows(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows where they are computed on; from main memory by way of pinned pages, so that nobody waits for the copy."""
+    """Move rows to the device; from main memory through pinned pages, so that the copy is asynchronous."""
     if rows.device.type == device.type:
         return rows
     return rows.pin_memory().to(device, non_blocking=True)
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"], devices: int = 1) -> torch.device:
-    """Name the kind of device to compute on: auto takes a GPU where there is one; too few of the asked raise.
+    """The kind of device to compute on: auto uses a GPU if there is one. Raises if there are too few devices.
 
-    Several of the CPU are several processes.
+    On the CPU, several devices are several processes.
     """
     found = torch.cuda.device_count()
     if name == "cpu" or (name == "auto" and not found and devices == 1):
         return torch.device("cpu")
     if found < devices:
         raise NightjarError(
-            "There are fewer GPUs than asked for." if found else "There is no GPU to compute on.",
-            got=f"device {name}, of which torch sees {found}",
-            expected=f"{devices}, with their driver, and a torch built for them",
-            todo="set NIGHTJAR_DEVICE to cpu, NIGHTJAR_DEVICES to what there is, or send the run to the gpu work pool",
+            "There are fewer GPUs than requested." if found else "No GPU was found.",
+            got=f"device {name}, of which torch finds {found}",
+            expected=f"{devices}, with a driver and a torch build that supports them",
+            todo="set NIGHTJAR_DEVICE to cpu, lower NIGHTJAR_DEVICES, or run it in the gpu work pool",
         )
     return torch.device("cuda")
 
 
 @contextmanager
 def watch_memory(rows: int) -> Iterator[None]:
-    """Whatever runs out of memory in a block that fits on so many rows becomes MemoryExhausted."""
+    """Raise MemoryExhausted if a block that fits on `rows` rows runs out of memory."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _exhausted(rows, error) from error
     except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch has a type for the GPU's memory only
+        if "allocate memory" not in str(error):  # torch has an error type for GPU memory only
             raise
         raise _exhausted(rows, error) from error
 
@@ -213,9 +213,9 @@ def _exhausted(rows: int, error: Exception) -> MemoryExhausted:
 
 @contextmanager
 def pin_arithmetic(threads: int) -> Iterator[None]:
-    """Run a block with exactly this many threads, and on a GPU without the shortened products of TF32.
+    """Run a block with exactly this many threads, and on a GPU without TF32.
 
-    Sums round differently when they are split differently; TF32 would keep three digits of seven.
+    Sums round differently when they are split differently; TF32 would keep only three of seven digits.
     """
     before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
@@ -245,8 +245,8 @@ def _run_epoch(
     order = torch.randperm(len(fit), generator=shuffle).to(fit.device)  # (N,)
     for batch in torch.split(order, params.batch_size):
         own = share.take(batch)
-        # Gradients are averaged over processes, so a mean over fewer rows must count for less. One that has none of
-        # the batch takes part all the same, with a row that counts for nothing: the others wait for it.
+        # Gradients are averaged over processes, so a mean over fewer rows must have less weight. A process without rows
+        # in the batch still takes part, with a row of weight zero, because the others wait for it.
         weight = len(own) * share.size / len(batch)
         target = move_rows(fit[own if len(own) else batch[:1]], chance.device)  # (batch, D)
         x = target

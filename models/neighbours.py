@@ -1,9 +1,9 @@
 """Distance to clean reference vectors: a record far from every clean one is anomalous, even if it is rebuilt well.
 
-A record's point is its encoded row and, beside it, the residual of each network, all in the same units: W slots. N
+A record's point is its encoded row followed by the residual of each network, all in the same units: W slots. N
 records, m references, k neighbours. Score: mean distance to the k nearest references (Ramaswamy et al. 2000,
 doi:10.1145/342009.335437), divided by a power of the spacing around those (local scaling as in Breunig et al. 2000,
-doi:10.1145/342009.335388), so that a step counts for more where clean records lie close together.
+doi:10.1145/342009.335388), so that a distance counts more where clean records are close together.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from models.errors import TooFewRows
 from models.params import NeighboursParams
 from models.records import BLOCK
 
-# A reference's spacing, in mean spacings. Lower: among duplicates a tiny step would become an astronomical score.
-# Higher: one stray row among the references would excuse all the anomalies near it.
+# Limits of a reference's spacing, in mean spacings. Lower: near duplicates a tiny distance would give a huge score.
+# Higher: one stray row among the references would hide all anomalies near it.
 SPACING_RANGE = (0.1, 3.0)
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Points of clean rows, float32 (m, W), and how far apart points lie around each, float64 (m,)."""
+    """Points of clean rows, float32 (m, W), and the spacing of points around each, float64 (m,)."""
 
     points: Tensor
     spacing: Tensor
@@ -32,13 +32,13 @@ NO_REFERENCES = References(torch.empty(0, 0), torch.empty(0, dtype=torch.float64
 
 
 def draw_rows(rows: Tensor, params: NeighboursParams, seed: int) -> Tensor:
-    """Pick the rows (N, D) that become references, without replacement; all of them where there are not more.
+    """Sample the rows (N, D) that become references, without replacement; all rows if there are not more.
 
-    Raises TooFewRows where a reference would not have enough others around it.
+    Raises TooFewRows if a reference would have too few neighbours.
     """
     if min(len(rows), params.references) <= params.neighbours:
         raise TooFewRows(
-            "There are too few clean rows to be neighbours.",
+            "There are too few clean rows for a neighbours score.",
             got=f"{len(rows)} fit rows, score.references {params.references}",
             expected=f"more than score.neighbours, which is {params.neighbours}",
             todo="widen the date range of the splits, or lower score.neighbours",
@@ -48,7 +48,7 @@ def draw_rows(rows: Tensor, params: NeighboursParams, seed: int) -> Tensor:
 
 def fit_references(points: Tensor, params: NeighboursParams) -> References:
     """Measure the spacing around points (m, W): each one's mean distance to its k nearest others, within limits."""
-    points = points.contiguous()  # as a bundle brings them back: the layout would choose another kernel
+    points = points.contiguous()  # the layout after loading a bundle; another layout would use another kernel
     parts = []
     for part in torch.split(points, BLOCK):
         _, offsets = _find_nearest(part, points, params.neighbours + 1)
@@ -61,7 +61,7 @@ def fit_references(points: Tensor, params: NeighboursParams) -> References:
 
 
 def score_neighbours(points: Tensor, references: References, params: NeighboursParams) -> Tensor:
-    """Score of each point (N, W), float64 (N,), never negative; in blocks of BLOCK its bits depend on it alone."""
+    """Score of each point (N, W), float64 (N,), never negative; in blocks of BLOCK its bits depend only on itself."""
     nearest, offsets = _find_nearest(points, references.points, params.neighbours)
     distances = offsets.double().square().sum(dim=1).sqrt()  # (k, N)
     return distances.mean(dim=0) / _measure_scale(nearest, references, params)
@@ -83,8 +83,8 @@ def share_neighbours(points: Tensor, references: References, params: NeighboursP
 def _find_nearest(points: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Positions of the k nearest references (m, W) of points (N, W), int64 (k, N), and offsets to them (k, W, N).
 
-    As in `Stack`, the records stand side by side as columns, so that every one goes through the same additions. The
-    products only choose: distances come from differences, which do not cancel where a record is close to a reference.
+    As in `Layers`, records are columns, so that all of them go through the same additions. Products only select the
+    nearest: distances come from differences, which do not cancel when a record is close to a reference.
     """
     columns = points.T.contiguous()  # (W, N)
     halves = references.square().sum(dim=1, keepdim=True) / 2  # (m, 1)

@@ -1,7 +1,7 @@
-"""What params.yaml may say of a model: its encoder, networks, fit, score, threshold and second stage.
+"""The sections of params.yaml for a model: encoder, networks, fit, score, threshold and second stage.
 
-`Section` is the base of every params section: frozen, strict, and closed to unknown keys. Nothing here needs torch, so
-that a command that only reads params starts at once. The code that reads each type names it in its signature.
+`Section` is the base of every params section: frozen, strict, and without unknown keys. Nothing here needs torch, so
+that commands that only read params start quickly.
 """
 
 from typing import Annotated, Literal
@@ -16,12 +16,12 @@ class Section(BaseModel):
 
 
 class EncodeParams(Section):
-    """How columns become numbers. log_skewness None: no column takes log1p unless it is declared so."""
+    """How columns become numbers. log_skewness None: log1p only for columns declared as log_numeric."""
 
     log_skewness: float | None = Field(default=3.0, gt=0)
 
 
-# Params files write lists; strictness is kept for each number in them.
+# Params files have lists; each number in them is still validated strictly.
 Widths = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=65536)], ...], Field(strict=False, min_length=1)]
 
 Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
@@ -32,7 +32,7 @@ Output = Literal["linear", "sigmoid"]
 class AutoencoderParams(Section):
     """Widths of the hidden layers, the narrowest of them the bottleneck.
 
-    output: sigmoid where every slot lies in 0 to 1 (pixels, multi-hot tokens). activity_penalty: weight of the L1 norm
+    output: sigmoid if every slot is in 0 to 1 (pixels, multi-hot tokens). activity_penalty: weight of the L1 norm
     of the bottleneck's activations (Ng 2011, "Sparse autoencoder").
     """
 
@@ -44,7 +44,7 @@ class AutoencoderParams(Section):
 
 
 class VariationalParams(Section):
-    """Hidden widths of the encoding half (the decoding half mirrors them), latent width Z, weight of the KL term."""
+    """Hidden widths of the encoder (the decoder mirrors them), latent width Z, weight of the KL term."""
 
     kind: Literal["variational"] = "variational"
     hidden: Widths = (20,)
@@ -61,7 +61,7 @@ def _list_networks(given: object) -> object:
 
 NetworkParams = Annotated[AutoencoderParams | VariationalParams, Field(discriminator="kind")]
 
-# The key is `network:` for one, `networks:` for a list.
+# The key is `network:` for one network, `networks:` for a list.
 Networks = Annotated[
     tuple[NetworkParams, ...],
     Field(strict=False, validation_alias=AliasChoices("networks", "network")),
@@ -72,8 +72,8 @@ Networks = Annotated[
 class FitParams(Section):
     """How long and how fast to fit. noise > 0 makes the network denoise (Vincent et al. 2008).
 
-    precision bfloat16: products and activations of the fit in 16 bits, weights and their steps in 32. compile: the
-    loss is compiled, which costs seconds at the start. Both change the weights, and nothing of how they score.
+    precision bfloat16: products and activations of the fit in 16 bits, weights and updates in 32. compile: the loss is
+    compiled, which takes seconds at the start. Both change the fitted weights, but not how they score.
     """
 
     epochs: int = Field(default=60, ge=1)
@@ -81,17 +81,17 @@ class FitParams(Section):
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     patience_epochs: int = Field(default=8, ge=1)
-    # Share of the best loss that an epoch must win to count as better.
+    # An epoch counts as better if it lowers the best loss by this share.
     min_improvement: float = Field(default=1e-3, ge=0, lt=1)
     noise: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0)
-    # Left out of the hash where they are the defaults, so that params from before them keep theirs.
+    # Excluded from the hash at their defaults, so that params older than these keys keep their hash.
     precision: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda given: given == "float32")
     compile: bool = Field(default=False, exclude_if=lambda given: not given)
 
 
 class NeighboursParams(Section):
-    """How many clean fit rows to keep, how many of them to compare with, and the power of their spacing (0: none)."""
+    """How many clean fit rows to keep, how many to compare with, and the exponent of their spacing (0: none)."""
 
     kind: Literal["neighbours"] = "neighbours"
     references: int = Field(default=2000, ge=2, le=20_000)
@@ -100,7 +100,7 @@ class NeighboursParams(Section):
 
 
 class ResidualParams(Section):
-    """Which residual score: see `weigh_slots`."""
+    """The kind of residual score: see `weigh_slots`."""
 
     kind: Literal["mean_squared", "mean_absolute", "root_mean_squared", "standardised"] = "standardised"
 
@@ -109,7 +109,7 @@ ScoringParams = Annotated[ResidualParams | NeighboursParams, Field(discriminator
 
 
 class QuantilePolicy(Section):
-    """Flag what scores above a share q of clean rows; max_interval_width bounds how unsure that share may be."""
+    """Flag scores above a share q of clean rows; max_interval_width limits the interval of the false-alarm rate."""
 
     kind: Literal["quantile"] = "quantile"
     q: float = Field(default=0.99, gt=0, lt=1)
@@ -117,21 +117,21 @@ class QuantilePolicy(Section):
 
 
 class FixedPolicy(Section):
-    """Flag what scores above a value given by hand."""
+    """Flag scores above a fixed value."""
 
     kind: Literal["fixed"] = "fixed"
     value: float
 
 
 class BestFBetaPolicy(Section):
-    """Flag so that F-beta on labelled tuning rows is best; beta > 1 values recall over precision."""
+    """Maximise F-beta on labelled tuning rows; beta > 1 favours recall over precision."""
 
     kind: Literal["best_f_beta"] = "best_f_beta"
     beta: float = Field(default=1.0, gt=0)
 
 
 class AlarmBudgetPolicy(Section):
-    """Flag so that so many clean records a night are expected above the threshold."""
+    """Flag a fixed expected number of clean records per night."""
 
     kind: Literal["alarm_budget"] = "alarm_budget"
     false_alarms_per_night: float = Field(gt=0)
@@ -143,7 +143,7 @@ ThresholdParams = Annotated[
 
 
 class NetworkReducerParams(Section):
-    """A small network; dropout on what it reads, because verdicts are few (Srivastava et al. 2014)."""
+    """A small network, with dropout on its inputs because verdicts are few (Srivastava et al. 2014)."""
 
     kind: Literal["network"] = "network"
     hidden: Widths = (32,)
@@ -167,7 +167,7 @@ ReducerParams = Annotated[NetworkReducerParams | ForestReducerParams, Field(disc
 
 
 class ReducerLimits(Section):
-    """What must hold before a reducer may suppress anything; loss is a share of the flagged true anomalies."""
+    """Conditions for a reducer to suppress anything; loss is a share of the flagged true anomalies."""
 
     min_verdicts: int = Field(default=200, ge=10)
     min_confirmed: int = Field(default=30, ge=5)

@@ -1,6 +1,6 @@
-"""What a detector reads: typed columns, and the records of a batch as arrays that follow them, one a kind.
+"""A batch's records as the arrays that a detector reads, one per kind of column.
 
-Strings are already codes here: the code of a category or token is its place in `Column.vocabulary`, and
+Strings are already codes here: the code of a category or token is its index in `Column.vocabulary`, and
 V = len(vocabulary) means "not seen in fitting". N rows, Fn numeric, Fc categorical and Ft date-time columns; P pixels
 of all image columns together, L tokens of all sequence columns together.
 """
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from models.errors import NightjarError
 
-# Every pass through a network is this many rows, the last one padded: see `iterate_blocks`. So few keep no GPU busy.
+# Rows in every pass through a network, the last one padded: see `iterate_blocks`. Too few to keep a GPU busy.
 BLOCK, GPU_BLOCK = 1024, 65_536
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Rows of one batch; each part holds the columns of its kind, in the order of the detector's columns.
+    """Rows of one batch; each part has the columns of its kind, in the order of the detector's columns.
 
-    numbers: float64 (N, Fn), numeric and log-numeric columns alike; NaN is a missing value.
+    numbers: float64 (N, Fn), numeric and log_numeric columns; NaN is a missing value.
     codes: int64 (N, Fc); anything outside 0..V-1 reads as "not seen in fitting".
     times: int64 (N, Ft), microseconds since 1970-01-01 UTC; MISSING_TIME is a missing value.
     pixels: uint8 (N, P), row by row, 0 to 255.
-    tokens: int64 (N, L), PADDING where a sequence has ended; anything else outside 0..V-1 is "not seen in fitting".
+    tokens: int64 (N, L), PADDING after the end of a sequence; anything else outside 0..V-1 is "not seen in fitting".
     """
 
     numbers: Tensor
@@ -39,12 +39,12 @@ class Records:
     tokens: Tensor
 
     def __post_init__(self) -> None:
-        """Raise NightjarError where shapes or types do not fit."""
+        """Raise NightjarError if shapes or types are wrong."""
         if any(part.ndim != 2 or part.shape[0] != self.numbers.shape[0] for part in self.parts):
             raise NightjarError(
                 "The parts of the records do not match.",
                 got=f"shapes {[tuple(part.shape) for part in self.parts]}",
-                expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L) of the same N",
+                expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L) with the same N",
             )
         if [part.dtype for part in self.parts] != [torch.float64, torch.int64, torch.int64, torch.uint8, torch.int64]:
             raise NightjarError(
@@ -55,7 +55,7 @@ class Records:
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """All arrays, in their order."""
+        """All arrays, in order."""
         return self.numbers, self.codes, self.times, self.pixels, self.tokens
 
     @property
@@ -68,7 +68,7 @@ class Records:
         return self.numbers.shape[0]
 
     def to(self, device: torch.device) -> "Records":
-        """The rows on a device; to a GPU by way of pinned pages, so that nobody waits for the copy."""
+        """The rows on a device; copied to a GPU through pinned pages, so that the copy is asynchronous."""
         parts = (part.contiguous().pin_memory() for part in self.parts) if device.type == "cuda" else self.parts
         return Records(*(part.to(device, non_blocking=True) for part in parts))
 
@@ -84,11 +84,11 @@ def make_records(
     pixels: NDArray[Any] | None = None,
     tokens: NDArray[Any] | None = None,
 ) -> Records:
-    """Wrap arrays as Records, sharing memory where type and flags allow; a part left out has no columns."""
+    """Wrap arrays as Records, sharing memory where type and flags allow; an omitted part has no columns."""
     wanted = ((numbers, np.float64), (codes, np.int64), (times, np.int64), (pixels, np.uint8), (tokens, np.int64))
     given = [part for part, _ in wanted if part is not None]
     empty = np.empty((len(given[0]) if given else 0, 0))
-    # "W": frames hand out read-only arrays, and torch warns about tensors that could write to them.
+    # "W": frames return read-only arrays, and torch warns about tensors that could write to them.
     parts = [np.require(empty if part is None else part, dtype, ["W"]) for part, dtype in wanted]
     return Records(*(torch.from_numpy(part) for part in parts))
 
@@ -96,8 +96,8 @@ def make_records(
 def iterate_blocks(records: Records, size: int = BLOCK, device: torch.device = CPU) -> Iterator[tuple[slice, Records]]:
     """Cut records into blocks of exactly `size` rows, the last padded with zeros; the slice says which rows are real.
 
-    Matrix kernels round differently for different shapes. With one shape only, a record's score cannot depend on
-    its neighbours, on the size of its batch, or on how the batch was sliced.
+    Matrix kernels round differently for different shapes. With a single shape, a record's score cannot depend on the
+    other rows, on the size of its batch, or on how the batch was sliced.
     """
     for start in range(0, len(records), size):
         block = records[start : start + size].to(device)
@@ -107,7 +107,7 @@ def iterate_blocks(records: Records, size: int = BLOCK, device: torch.device = C
 
 def _pad(part: Tensor, size: int) -> Tensor:
     if len(part) == size:
-        return part.contiguous()  # the layout of the caller's memory must not choose the kernel either
+        return part.contiguous()  # the caller's memory layout must not select the kernel either
     padded = part.new_zeros(size, part.shape[1])
     padded[: len(part)] = part
     return padded

@@ -1,8 +1,8 @@
-"""The second stage: a classifier learnt from analysts' verdicts on flags, which suppresses the false ones.
+"""The second stage: a classifier fitted on analysts' verdicts on flags, which suppresses false positives.
 
-In: what it reads of a flag, float32 (N, E): encoded row, each column's share of the score, score, rank. Out: the
-probability (N,) that the flag is a true anomaly; one below the cut is suppressed. The cut is a tolerance limit: with
-90 % confidence at most `max_recall_loss` of the true flags lie below it (Wilks 1941, doi:10.1214/aoms/1177731788).
+In: features of a flag, float32 (N, E): encoded row, each column's share of the score, score, rank. Out: the
+probability (N,) that the flag is a true anomaly; flags below the cut are suppressed. The cut is a tolerance limit: with
+90 % confidence at most `max_recall_loss` of the true flags are below it (Wilks 1941, doi:10.1214/aoms/1177731788).
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from models.params import ForestReducerParams, NetworkReducerParams, ReducerLimi
 from models.records import BLOCK
 
 FOLDS = 5
-CONFIDENCE = 0.9  # that the cut loses no more than it may
-MAX_DEVIATION = 8.0  # in standard deviations: what lies farther out tells nothing more
+CONFIDENCE = 0.9  # that the cut loses at most the allowed recall
+MAX_DEVIATION = 8.0  # in standard deviations; larger deviations add no information
 BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Reviewed records. inclusion is the chance (0, 1] that a record like it was asked about; times are sortable."""
+    """Reviewed records. inclusion is the probability (0, 1] of being selected for review; times are sortable."""
 
     features: Tensor  # float32 (N, E)
     is_anomaly: NDArray[np.bool_]  # (N,)
@@ -48,10 +48,10 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Gain:
-    """What suppressing is worth on flags that neither classifier nor cut had seen; shares weigh by inclusion.
+    """The gain on flags that neither classifier nor cut has seen; shares are weighted by 1 / inclusion.
 
-    recall_kept: of the flagged true anomalies. first_stage_recall: flagged ones of all, by the sample below the
-    threshold. alerts_share: of the flags, those that stay alerts.
+    recall_kept: share of the flagged true anomalies that stay alerts. first_stage_recall: flagged share of all
+    anomalies, from the sample below the threshold. alerts_share: share of the flags that stay alerts.
     """
 
     verdicts: int
@@ -65,7 +65,7 @@ class Gain:
 
 
 class NetworkClassifier(nn.Module):
-    """Standardise and pass through the stack: (N, E) -> log-odds (N,)."""
+    """Standardise and pass through the layers: (N, E) -> log-odds (N,)."""
 
     mean: Tensor
     scale: Tensor
@@ -140,12 +140,12 @@ class Reducer:
         return predict(self.classifier, features)
 
     def suppresses(self, probabilities: Floats) -> NDArray[np.bool_]:
-        """Which flags of these probabilities (N,) are no alerts."""
+        """Which flags with these probabilities (N,) are suppressed."""
         return probabilities < self.header.cut
 
     @classmethod
     def build(cls, header: ReducerHeader, arrays: dict[str, Tensor]) -> "Reducer":
-        """Put a saved reducer together again; KeyError or RuntimeError where the arrays are not its own."""
+        """Rebuild a saved reducer; raises KeyError or RuntimeError if the arrays do not match."""
         if isinstance(header.params, ForestReducerParams):
             return cls(ForestClassifier(arrays), header)
         network = NetworkClassifier(len(arrays["mean"]), header.params)
@@ -154,20 +154,20 @@ class Reducer:
 
 
 def describe_records(encoded: Tensor, contributions: Floats, scores: Floats, ranks: Floats, unit: float) -> Tensor:
-    """What a reducer reads, float32 (N, E = D + F + 2).
+    """The features of a reducer, float32 (N, E = D + F + 2).
 
-    encoded (N, D), contributions (N, F), scores (N,), ranks (N,) 0 to 100. Shares and score span decades, so they are
-    given as logarithms, in units of a usual score.
+    encoded (N, D), contributions (N, F), scores (N,), ranks (N,) 0 to 100. Shares and scores span decades, so they
+    become logarithms, in units of a typical score.
     """
     sizes = np.log1p(np.column_stack([contributions, scores]) / unit)
     return torch.cat([encoded, torch.from_numpy(np.column_stack([sizes, ranks / 100])).float()], dim=1)
 
 
 def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits) -> Reducer:
-    """Fit on the reviewed flags, set the cut and measure the gain, both by folds over time.
+    """Fit on the reviewed flags; set the cut and measure the gain, both by folds over time.
 
-    Rows below the threshold tell how much the first stage misses; the classifier never meets one, and is better
-    without them. Raises TooFewRows, and ReducerRefused where held-out flags lose more recall than the limits allow.
+    Rows below the threshold show how much the first stage misses; the classifier never gets one, and is better without
+    them. Raises TooFewRows, and ReducerRefused if held-out flags lose more recall than the limits allow.
     """
     flags = verdicts[verdicts.is_flag]
     _check_enough(flags, limits)
@@ -176,15 +176,15 @@ def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits
     is_kept = np.ones(len(flags), dtype=bool)
     for fold in range(FOLDS):
         own = folds == fold
-        # The newest fold, say, is judged by a cut that owes nothing to it.
+        # Each fold is judged by a cut that does not depend on it.
         is_kept[own] = probabilities[own] >= choose_cut(
             probabilities[~own & flags.is_anomaly], limits.max_recall_loss, may_be_zero=True
         )
     gain = measure_gain(verdicts, flags, is_kept)
     if 1 - gain.recall_kept > limits.max_recall_loss:
         raise ReducerRefused(
-            "The reducer would lose more recall than it may.",
-            got=f"{1 - gain.recall_kept:.1%} of {gain.confirmed} confirmed anomalies lost on verdicts it had not seen",
+            "The reducer would lose too much recall.",
+            got=f"{1 - gain.recall_kept:.1%} of {gain.confirmed} confirmed anomalies lost on held-out verdicts",
             expected=f"at most {limits.max_recall_loss:.1%}: {1 - gain.recall_kept - limits.max_recall_loss:.1%} less",
             todo="collect more verdicts, try the other kind of review.reducer, or raise limits.max_recall_loss",
         )
@@ -192,7 +192,7 @@ def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits
 
 
 def cross_validate(flags: Verdicts, params: ReducerParams) -> tuple[Floats, NDArray[np.intp]]:
-    """Probability of each flag by a classifier fitted without its stretch of time, and its fold: both (N,)."""
+    """Probability of each flag from a classifier fitted without its fold, and its fold by time: both (N,)."""
     folds = np.empty(len(flags), dtype=np.intp)
     folds[np.argsort(flags.times, kind="stable")] = np.arange(len(flags)) * FOLDS // len(flags)
     probabilities = np.empty(len(flags))
@@ -203,12 +203,12 @@ def cross_validate(flags: Verdicts, params: ReducerParams) -> tuple[Floats, NDAr
 
 
 def choose_cut(confirmed: Floats, max_loss: float, may_be_zero: bool = False) -> float:
-    """The highest cut below which, with 90 % confidence, at most `max_loss` of the true anomalies lie.
+    """The highest cut that, with 90 % confidence, has at most `max_loss` of the true anomalies below it.
 
     confirmed: out-of-fold probabilities (n,) of confirmed anomalies. The share below the k-th smallest follows
-    Beta(k, n + 1 - k). Raises TooFewRows where n carries no cut at all, unless it may then be zero.
+    Beta(k, n + 1 - k). Raises TooFewRows if n is too small for any cut, unless the cut may be zero.
     """
-    from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s, which scoring does without
+    from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s, not needed for scoring
 
     n = len(confirmed)
     k = 0
@@ -243,17 +243,17 @@ def measure_gain(verdicts: Verdicts, flags: Verdicts, is_kept: NDArray[np.bool_]
 
 
 def fit_classifier(rows: Verdicts, params: ReducerParams) -> Classifier:
-    """Fit on rows of both kinds, weighted by 1 / inclusion, anomalies and the others counting alike.
+    """Fit on rows of both classes, weighted by 1 / inclusion and balanced between the classes.
 
-    The balance is taken back from the log-odds, so that what comes out is a probability.
+    The balancing is undone in the log-odds, so that the output is a probability.
     """
     weights = 1 / rows.inclusion
     of_true, of_false = weights[rows.is_anomaly].sum(), weights[~rows.is_anomaly].sum()
     if not (of_true and of_false):
         raise TooFewRows(
-            "All verdicts of a stretch of time say the same.",
+            "All verdicts of a fold are the same.",
             got=f"{int(rows.is_anomaly.sum())} anomalies among {len(rows)} flags",
-            expected="confirmed and refuted flags, in more than one fifth of the time",
+            expected="confirmed and refuted flags in more than one fifth of the period",
             todo="collect verdicts on more nights",
         )
     balanced = weights * np.where(rows.is_anomaly, 0.5 / of_true, 0.5 / of_false) * len(rows)
@@ -270,7 +270,7 @@ def predict(classifier: Classifier, features: Tensor) -> Floats:
     with pin_arithmetic(1), torch.inference_mode():
         for start in range(0, len(features), BLOCK):
             block = features[start : start + BLOCK]
-            # The whole block to its end: the last few values of a part would go another way through the processor.
+            # Always a full block: the last few values of a partial one would be computed by other instructions.
             padded: Tensor = classifier(F.pad(block, (0, 0, 0, BLOCK - len(block)))).double().sigmoid()
             probabilities[start : start + len(block)] = padded[: len(block)]
     return probabilities.numpy()
@@ -287,7 +287,7 @@ def _check_enough(flags: Verdicts, limits: ReducerLimits) -> None:
                 f"There are too few {what} for a reducer.",
                 got=f"{got} {what}",
                 expected=f"at least {needed}: {needed - got} are missing",
-                todo="nightjar review NAME asks for more; review.limits in params.yaml holds the numbers",
+                todo="collect more with nightjar review NAME; the limits are review.limits in params.yaml",
             )
 
 

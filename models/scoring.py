@@ -1,8 +1,8 @@
-"""From what the networks got wrong to one score per record, and to each column's share of that score.
+"""From the networks' residuals to one score per record, and to each column's share of that score.
 
 Input: residual = rebuilt - encoded, float32 (N, D). N rows, F columns, D slots. A higher score is more anomalous.
 Every kind is a weighted sum over slots of the squared (or absolute) residual, so shares by column always add up.
-Several networks stand side by side, as if each had columns and slots of its own: their scores are averaged.
+Several networks are concatenated, as if each had its own columns and slots, so their scores are averaged.
 """
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from models.params import ResidualParams
 
 # A column's spread counts as at least this share of the mean spread of all columns: a column that was constant in
-# fitting is rebuilt almost perfectly, and would otherwise turn its first small change into an astronomical score.
+# fitting is rebuilt almost perfectly, and would otherwise turn its first small change into a huge score.
 SPREAD_FLOOR = 0.01
 
 
 def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:
-    """Mean over stopping rows of each column's squared residual, its slots summed: float64 (F,), floored, positive."""
+    """Mean over stopping rows of each column's squared residual, summed over slots: float64 (F,), floored, positive."""
     squared = residual.double().square().mean(dim=0)  # (D,)
     spreads = squared.new_zeros(n_columns).index_add_(0, slots, squared)  # (F,)
     return spreads.clamp(min=max(SPREAD_FLOOR * float(spreads.mean()), 1e-12))
@@ -25,9 +25,9 @@ def measure_spreads(residual: Tensor, slots: Tensor, n_columns: int) -> Tensor:
 def weigh_slots(params: ResidualParams, slots: Tensor, spreads: Tensor) -> Tensor:
     """Weight of each slot in the score, float64 (D,).
 
-    standardised: each column's squared residual is divided by its usual size, and columns count alike. It is done by
-    column, not by slot: a rare category has next to no residual of its own to be measured against.
-    The other kinds: all slots count alike, 1 / D.
+    standardised: each column's squared residual is divided by its spread, and columns have equal weight. The spread is
+    per column, not per slot, because a rare category has almost no residual to divide by.
+    The other kinds: all slots have the same weight, 1 / D.
     """
     if params.kind == "standardised":
         return 1 / (len(spreads) * spreads[slots])
@@ -35,16 +35,16 @@ def weigh_slots(params: ResidualParams, slots: Tensor, spreads: Tensor) -> Tenso
 
 
 def score_residuals(residual: Tensor, weights: Tensor, params: ResidualParams) -> Tensor:
-    """Score of each row: residual (N, D), which is overwritten, and weights (D,) of the same type -> (N,)."""
+    """Score of each row: residual (N, D), overwritten, and weights (D,) of the same type -> (N,)."""
     penalty = residual.abs_() if params.kind == "mean_absolute" else residual.square_()  # (N, D)
     scores = penalty @ weights  # (N,)
     return scores.sqrt() if params.kind == "root_mean_squared" else scores
 
 
 def share_scores(residual: Tensor, weights: Tensor, units: Tensor, scores: Tensor, params: ResidualParams) -> Tensor:
-    """Split scores (N,) by unit, given weights float64 (D,) and each slot's unit (D,) -> float64 (N, U).
+    """Split scores (N,) by unit, given weights float64 (D,) and the unit of each slot (D,) -> float64 (N, U).
 
-    Shares are never negative, and those of a row add up to its score.
+    Shares are never negative, and a row's shares add up to its score.
     """
     exact = residual.double()
     by_slot = (exact.abs() if params.kind == "mean_absolute" else exact.square()) * weights  # (N, D)

@@ -1,7 +1,7 @@
 """The variational autoencoder: the bottleneck is a distribution, kept close to a standard normal.
 
-Input and output (N, D) float32: N rows, D slots, Z latent. It is fitted on samples and scores with the mean, so a
-score never depends on chance. Kingma & Welling 2013, arXiv:1312.6114.
+Input and output (N, D) float32: N rows, D slots, Z latent. It is fitted on samples but scores with the mean, so scores
+are deterministic. Kingma & Welling 2013, arXiv:1312.6114.
 """
 
 import torch
@@ -32,7 +32,7 @@ class Variational(nn.Module):
         return means
 
     def loss(self, x: Tensor, target: Tensor, generator: Generator | None) -> Tensor:
-        """Negative evidence lower bound per slot, sampled with the generator, or at the mean where there is none."""
+        """Negative evidence lower bound per slot, sampled with the generator, or at the mean without one."""
         mean, log_variance = self.encode(x).chunk(2, dim=1)  # (N, Z), (N, Z)
         log_variance = log_variance.clamp(-20, 20)  # exp stays finite in float32
         latent = mean

@@ -1,1 +1,1 @@
-"""One file per step of the pipeline, and the shared nouns the steps stand on."""
+"""One file per step of the pipeline; the packages below hold what the steps share."""

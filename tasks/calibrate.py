@@ -1,4 +1,4 @@
-"""Set the alarm threshold of a fitted bundle on clean rows that neither weights nor spreads have seen."""
+"""Calibrate a fitted bundle: set its threshold on clean rows used neither for weights nor for spreads."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tasks.stores.site import Site
 
 
 def calibrate_bundle(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams) -> tuple[Path, Threshold]:
-    """Save a calibrated copy of a bundle. Raises TooFewRows where the quantile cannot be had from the rows."""
+    """Save a calibrated copy of a bundle. Raises TooFewRows if there are too few rows for the quantile."""
     detector = Detector.load(bundle)
     clean, _ = to_records(read_set(site.lake, site.detector, rows.cutoff, "calibration"), detector.columns)
     labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
@@ -40,7 +40,7 @@ def describe_threshold(threshold: Threshold) -> str:
 
 @task(task_run_name="calibrate {site.detector}", **PURE)
 def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams) -> Path:
-    """Calibrate, and show the threshold with its interval."""
+    """Calibrate the bundle, and show the threshold with its interval."""
     folder, threshold = calibrate_bundle(site, rows, bundle, params)
     create_markdown_artifact(
         f"**{site.detector}**, {params.threshold.kind} policy: {describe_threshold(threshold)}\n",

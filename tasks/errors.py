@@ -1,25 +1,25 @@
-"""Every error a user of Nightjar can meet.
+"""Every error that a user of Nightjar can get.
 
 NightjarError                anything a user can fix
 ├── ParamsInvalid             params.yaml, a contract or a setting: unknown key, bad value, unknown detector
 ├── SourceInvalid             a file or query is missing, empty, truncated or has the wrong columns
 ├── BatchMissing              no rows for the batch date
 ├── BatchRejected             a batch broke its contract: nothing of it is scored
-├── ChampionMissing           no version is registered, or none carries the alias
+├── ChampionMissing           no version is registered, or none has the alias
 ├── BundleInvalid             a saved detector is altered or unreadable
 ├── TooFewRows                too few rows to fit or to calibrate
 ├── TrainingDiverged          the loss became NaN or infinite
-├── MemoryExhausted           the computer, or its GPU, has not enough memory for a fit or a batch
-├── ProcessLost              a process died without a word: of a night, or of a fit on several devices
-├── ReducerRefused           the second stage would lose more recall than it may
+├── MemoryExhausted           the machine or its GPU has too little memory for a fit or a batch
+├── ProcessLost              a process of a night, or of a fit on several devices, died without a message
+├── ReducerRefused           the second stage would lose too much recall
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
-├── RecordMissing             no such record in the published nights
+├── RecordMissing             the record is not in the published nights
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
 ├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
 ├── LeakageFound              two sets share records, or a label was used before it was known
-├── BackupInvalid             a backup is incomplete, altered, or of stores that it cannot hold
-├── StoreNotEmpty             a restore would mix with what a store already holds
-├── SchemaMismatch            the warehouse's tables are of another version than the code
+├── BackupInvalid             a backup is incomplete or altered, or the stores cannot be backed up
+├── StoreNotEmpty             a restore or a backup would mix with existing data
+├── SchemaMismatch            the warehouse's tables and the code have different versions
 ├── RunFailed                 at least one part of a run failed; lists them all
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
@@ -50,7 +50,7 @@ __all__ = [
     "describe_failure",
 ]
 
-# The names say the state a user is in, as the runbook's headings do; hence no "Error" at their ends.
+# Names describe the state, like the headings of the runbook, so they do not end in "Error".
 # ruff: noqa: N818
 
 
@@ -71,7 +71,7 @@ class BatchRejected(NightjarError):
 
 
 class ChampionMissing(NightjarError):
-    """No model version is registered, or none carries the asked alias."""
+    """No model version is registered, or none has the requested alias."""
 
 
 class RecordInvalid(NightjarError):
@@ -95,15 +95,15 @@ class LeakageFound(NightjarError):
 
 
 class BackupInvalid(NightjarError):
-    """A backup is incomplete, altered or of another format, or cannot be made of these stores."""
+    """A backup is incomplete, altered or in another format, or these stores cannot be backed up."""
 
 
 class StoreNotEmpty(NightjarError):
-    """A restore or a backup would mix with what is there already."""
+    """A restore or a backup would mix with existing data."""
 
 
 class SchemaMismatch(NightjarError):
-    """The warehouse's tables are of a newer Nightjar, or of an older one and this login may not migrate them."""
+    """The warehouse's tables are newer than this Nightjar, or older and this login may not migrate them."""
 
 
 class RunFailed(NightjarError):

@@ -1,7 +1,7 @@
-"""Measure a detector where the answer is known: on test rows before it is registered, on published nights after.
+"""Evaluate a detector against known answers: on test rows before registration, on published nights afterwards.
 
-Everything here is for people to read; nothing flows back into training. This is the only file that may ask the
-payments simulator for its truth.
+The results are for people only; nothing flows back into training. This is the only file that may read the truth of
+the payments simulator.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array(
 
 @dataclass(frozen=True)
 class NightsEvaluation:
-    """What the published nights caught: overall, and the recall of each kind of planted anomaly."""
+    """Results on published nights: overall metrics, and the recall of each kind of anomaly."""
 
     metrics: Metrics
     recall_by_kind: dict[str, float]
@@ -37,7 +37,7 @@ def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | No
     table = read_set(site.lake, site.detector, rows.cutoff, "test")
     if not table.num_rows:
         return None
-    from models.detector import Detector  # with torch, which the nights below do without
+    from models.detector import Detector  # imports torch, which evaluate_nights does not need
     from tasks.rows.columns import to_records
 
     detector = Detector.load(bundle)
@@ -46,9 +46,9 @@ def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | No
 
 
 def read_anomalies(site: Site, params: IngestParams, day: date, now: datetime) -> pd.DataFrame:
-    """The anomalies of a batch, as far as anybody can know them: record_id and kind.
+    """The known anomalies of a batch: record_id and kind.
 
-    For the simulator this is what it planted; for real data, the records labelled anomalous by `now`.
+    For the simulator they are the planted ones; for real data, the records labelled anomalous by `now`.
     """
     if isinstance(params.source, payments.PaymentsSource):
         return payments.read_truth(params.source, site.time_zone, day)
@@ -57,7 +57,7 @@ def read_anomalies(site: Site, params: IngestParams, day: date, now: datetime) -
 
 
 def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], now: datetime) -> NightsEvaluation | None:
-    """Hold the scores of published nights against the truth; None where the detector has no labels at all."""
+    """Compare the scores of published nights with the truth; None if the detector has no labels."""
     if not params.has_labels:
         return None
     lake, scored = site.lake, []
@@ -72,7 +72,7 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
         frame["margin"] = frame["score"] - published[day].threshold
         scored.append(frame[["score", "margin", "kind"]])
     rows = pd.concat(scored, ignore_index=True)
-    # Nights may differ in threshold: the margin says who is flagged, and ranks rows of one threshold like the score.
+    # Thresholds may differ between nights. The margin over the threshold decides flags, and ranks rows as scores do.
     margins, is_anomaly = rows["margin"].to_numpy(), rows["kind"].notna().to_numpy()
     by_kind = recall_by_kind(margins > 0, is_anomaly, rows["kind"]).set_index("kind").sort_index()
     recall = {str(kind): float(share) for kind, share in by_kind["recall"].items()}
@@ -82,7 +82,7 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
 
 @task(task_run_name="evaluate {site.detector}", **PURE)
 def evaluate(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
-    """Measure the calibrated bundle on the test rows."""
+    """Evaluate the calibrated bundle on the test rows."""
     metrics = evaluate_bundle(site, rows, bundle)
     get_run_logger().info("test rows: %s", asdict(metrics) if metrics else "none")
     return metrics

@@ -1,9 +1,9 @@
 """Choose the rows to learn from: five disjoint sets of validated rows, with labels as known at the training cut-off.
 
-Fit, stopping and calibration rows are clean: without the records labelled or judged anomalous by then, and, on
-request, fit and stopping rows without the most outlying share of the unlabelled. Tuning and test rows keep their
-anomalies, with the label. The result is one `clean` partition, dated by the cut-off, a part a set; what was left out
-is counted by reason.
+Fit, stopping and calibration rows are clean: records labelled or judged anomalous by then are left out and, on
+request, so is the most outlying share of unlabelled fit and stopping rows. Tuning and test rows keep their anomalies,
+with the label. The result is one `clean` partition, dated by the cut-off, with one part per set; excluded rows are
+counted by reason.
 """
 
 from collections import Counter
@@ -28,13 +28,13 @@ from tasks.stores.site import Site
 SETS = ("fit", "stopping", "calibration", "tuning", "test")
 CLEAN_SETS = ("fit", "stopping", "calibration")
 Names = npt.NDArray[np.object_]
-# What the clean partition adds to the contract's columns, whose names never begin so.
+# Columns that the clean partition adds to the contract's, which may not have these names.
 BATCH_DATE, LABEL = "_batch_date", "_label"
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The committed clean partition, by its key, and what the lineage needs to know about it."""
+    """The key of the committed clean partition, and the facts about it that the lineage needs."""
 
     cutoff: date
     data_hash: str
@@ -47,7 +47,7 @@ class TrainingSet:
 
 
 def split_by_date(dates: Sequence[date], split: ByDate) -> dict[date, str]:
-    """The set of each matured batch date. Raises TooFewRows where no day is left to fit on."""
+    """The set of each matured batch date. Raises TooFewRows if no day is left to fit on."""
     lengths = {"calibration": split.calibration_days, "test": split.test_days}
     lengths |= {"tuning": split.tuning_days, "stopping": split.stopping_days}
     if len(dates) <= sum(lengths.values()):
@@ -66,14 +66,14 @@ def split_by_date(dates: Sequence[date], split: ByDate) -> dict[date, str]:
 
 
 def split_by_fractions(order: npt.NDArray[np.float64], is_anomaly: npt.NDArray[np.bool_], split: Fractions) -> Names:
-    """The set of each row (N,), given its place in line (N,): a rank or a draw, smaller is earlier."""
+    """The set of each row (N,), given its position in the order (N,): a rank or a random number, smaller is earlier."""
     sets = np.full(len(order), "", dtype=object)
     normal, anomalous = np.flatnonzero(~is_anomaly), np.flatnonzero(is_anomaly)
     shares = np.cumsum([split.fit, split.stopping, split.calibration, split.tuning])
     _assign(sets, normal[np.argsort(order[normal], kind="stable")], shares, SETS)
     labelled = split.tuning + split.test
     if not labelled:
-        return sets  # no set to put anomalies in
+        return sets  # no set takes anomalies
     cut = np.array([split.tuning / labelled])
     ordered = anomalous[np.argsort(order[anomalous], kind="stable")]
     _assign(sets, ordered, cut, ("tuning", "test"))
@@ -91,14 +91,14 @@ def _assign(sets: Names, rows: npt.NDArray[np.intp], shares: npt.NDArray[np.floa
 
 
 def find_outliers(numbers: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """The mask (N,) of the `share` of rows that lie farthest out: largest mean squared robust z of (N, F) numbers.
+    """The mask (N,) of the most outlying `share` of rows, by the largest mean squared robust z of (N, F) numbers.
 
     The robust z is the distance from the median in normal-consistent median absolute deviations (Rousseeuw and
-    Croux 1993), capped at 10 so that one wild column does not decide alone.
+    Croux 1993), capped at 10 so that no single column decides alone.
     """
     center = np.nanmedian(numbers, axis=0)
     spread = 1.4826 * np.nanmedian(np.abs(numbers - center), axis=0)
-    with np.errstate(invalid="ignore"):  # an infinite value has no distance from the mean
+    with np.errstate(invalid="ignore"):  # infinite values give NaN
         spread = np.where(spread > 0, spread, np.nanstd(numbers, axis=0))
     z = np.nan_to_num((numbers - center) / np.where(spread > 0, spread, 1.0), posinf=10, neginf=-10).clip(-10, 10)
     distance = (z**2).mean(axis=1)
@@ -111,14 +111,14 @@ def find_outliers(numbers: npt.NDArray[np.float64], share: float) -> npt.NDArray
 def choose_rows(
     site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str], labels: pd.DataFrame
 ) -> tuple[pa.Table, Names, npt.NDArray[np.int8], Counter[str], list[date]]:
-    """All matured rows before the cut-off with their set ('' = left out), label (-1 unknown, 0, 1) and the reasons.
+    """All matured rows before the cut-off with their set ('' = excluded), label (-1 unknown, 0, 1) and the reasons.
 
-    labels: record_id, label, as known at the cut-off. A matured record without a label counts as normal in tuning and
-    test: the source reports every anomaly within the label delay.
+    labels: record_id and label as known at the cut-off. A matured record without a label counts as normal in tuning and
+    test rows, because the source reports every anomaly within the label delay.
     """
     if params.trim_fraction and not numeric:
         raise ParamsInvalid(
-            "Nothing can be trimmed without a numeric column.",
+            "Rows cannot be trimmed without a numeric column.",
             where=f"detectors.{site.detector}.filter.trim_fraction",
             got=f"trim_fraction {params.trim_fraction:g} and no numeric columns",
             todo="set trim_fraction to 0, or name numeric columns in train.columns",
@@ -133,7 +133,7 @@ def choose_rows(
     if not tables:
         raise TooFewRows(
             f"{site.detector} has no matured rows before {cutoff}.",
-            got=f"{len(known)} validated days, none old enough for its labels",
+            got=f"{len(known)} validated days, all too recent for their labels",
             expected=f"days at least {site.label_delay.days} days before the cut-off",
             todo="ingest more history, or choose a later cut-off",
         )
@@ -173,9 +173,9 @@ def _read(lake: Lake, manifest: Manifest) -> pa.Table:
 
 
 def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site, cutoff: date) -> None:
-    """Prove on the written parts that sets and scored nights are disjoint and that no label came from the future.
+    """Check on the written parts that sets and scored nights are disjoint and that no label came from the future.
 
-    A night is scored after the last day of these sets (tasks/score.py refuses the others), so it is enough that all
+    Nights are scored only after the last day of these sets (tasks/score.py refuses others), so it is enough that all
     sets end before the cut-off. Raises LeakageFound.
     """
     sql = "select count(*) - count(distinct (_batch_date, record_id)) as shared, max(_batch_date) as newest from parts"
@@ -192,12 +192,12 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
             where=f"cut-off {cutoff}",
             got=", ".join(f"{count} {what}" for what, count in problems.items() if count),
             expected="disjoint sets before the cut-off",
-            todo="this is a fault of Nightjar or of the lake; nothing was trained",
+            todo="this is a bug in Nightjar or damage to the lake; report it. Nothing was trained",
         )
 
 
 def read_known(site: Site, cutoff: date) -> pd.DataFrame:
-    """What was known when the cut-off began: record_id, label, known_at; verdicts count where no label had come."""
+    """What was known when the cut-off began: record_id, label, known_at. Verdicts count for records without a label."""
     engine, start = site.warehouse, site.start_of(cutoff)
     labels = engine.read_labels(site.detector, start)
     reviews = engine.read_reviews(site.detector, start).drop_duplicates("record_id", keep="last")
@@ -221,7 +221,7 @@ def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequen
         rows[name] = part.rows
     if not all(rows[name] for name in CLEAN_SETS):
         raise TooFewRows(
-            f"{site.detector} has no rows in one of the sets.",
+            f"{site.detector} has no rows in at least one set.",
             got=", ".join(f"{name} {count}" for name, count in rows.items()),
             expected="at least one row to fit, to stop and to calibrate on",
             todo="ingest more history, or change filter.splits in params.yaml",
@@ -237,12 +237,12 @@ def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequen
 
 
 def read_training_set(lake: Lake, detector: str, cutoff: date) -> TrainingSet:
-    """What `prepare_rows` said of the clean partition of a cut-off. Raises BatchMissing."""
+    """The description of a cut-off's clean partition, see `prepare_rows`. Raises BatchMissing."""
     return TypeAdapter(TrainingSet).validate_python(lake.get("clean", detector, cutoff).facts)
 
 
 def read_set(lake: Lake, detector: str, cutoff: date, name: str) -> pa.Table:
-    """One of the five sets, or an empty table where the split gave it no rows."""
+    """One of the five sets; an empty table if the split gave it no rows."""
     manifest = lake.get("clean", detector, cutoff)
     pieces = [piece for part in manifest.parts if part.source == name for piece in lake.slices(part)]
     if pieces:

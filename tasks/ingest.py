@@ -1,8 +1,8 @@
-"""Bring a source's rows into landing, one shape for all: record_id, event_time (UTC), then the source's own columns.
+"""Land a source's rows in one shape for all sources: record_id, event_time (UTC), then the source's own columns.
 
 CSV values stay text until validation, so a bad value is quarantined as it arrived. Landing is append-only: each arrival
-adds a part with its arrival time; a file that arrives again, changed, takes the place of its older parts, on all dates
-that hold any. What has landed is known by the file's name and version, so a second ingest does nothing.
+adds a part with its arrival time; a changed file that arrives again replaces its older parts on all their dates. An
+arrival is identified by name and version, so a second ingest does nothing.
 """
 
 import re
@@ -37,7 +37,7 @@ DAY_US = 86_400_000_000  # microseconds
 
 @dataclass(frozen=True)
 class Ingested:
-    """What one ingest did: the batch dates it touched, and rows and labels added."""
+    """The result of one ingest: changed batch dates, and added rows and labels."""
 
     dates: tuple[date, ...]
     arrivals: int
@@ -46,19 +46,19 @@ class Ingested:
 
 
 def check_names(table: pa.Table, arrival: str) -> None:
-    """Raise SourceInvalid where two columns share a name, as DuckDB compares names: without regard to capitals."""
+    """Raise SourceInvalid if two columns have the same name, ignoring case as DuckDB does."""
     if len({name.casefold() for name in table.column_names}) < table.num_columns:
         raise SourceInvalid(
-            "The source has two columns of one name.",
+            "The source has two columns with the same name.",
             where=arrival,
             got=f"columns {', '.join(table.column_names)}",
-            expected="a name of its own for each column, not only in capitals",
+            expected="column names that differ in more than case",
             todo="rename one of them",
         )
 
 
 def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
-    """Give rows record_id and event_time. A row without a readable event time gets null, and is quarantined later."""
+    """Add record_id and event_time. A row without a readable event time gets null and is quarantined later."""
     if params.file_column:
         table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
     check_names(table, name)
@@ -74,7 +74,7 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         )
     if params.record_id:
         ids = cast_column(table[params.record_id], pa.string())
-        # PostgreSQL keeps no NUL; a row without an id is quarantined.
+        # PostgreSQL cannot store NUL; a row without an id is quarantined.
         ids = pc.if_else(pc.match_substring(ids, "\0"), pa.scalar(None, pa.string()), ids)
         table = table.drop_columns([params.record_id])
     else:
@@ -82,13 +82,13 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
     times = read_event_times(table, params.event_time, first_row)
     replaced = {"record_id", "event_time", None if params.event_time.seconds_since else params.event_time.column}
-    keep = [field for field in table.schema if field.name not in replaced]  # with its metadata: the shape of images
+    keep = [field for field in table.schema if field.name not in replaced]  # keeps metadata such as image shapes
     fields = [pa.field("record_id", pa.string()), pa.field("event_time", times.type), *keep]
     return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
 def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
-    """The event time of each row (N,) in UTC; null where it cannot be read. `first_row` of the arrival is 0."""
+    """The event time of each row (N,) in UTC; null if unreadable. `first_row` counts from 0 in the arrival."""
     if rule.rows_per_day and rule.first_date:
         place = np.arange(first_row, first_row + table.num_rows)
         day, row = np.divmod(place, rule.rows_per_day)
@@ -104,7 +104,7 @@ def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Arr
 
 
 def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
-    """The local day of each event time (date32); null where the time is null."""
+    """The local day of each event time (date32); null for a null time."""
     return pc.cast(pc.local_timestamp(pc.cast(times, pa.timestamp("us", tz=str(zone)))), pa.date32())
 
 
@@ -115,11 +115,11 @@ def land(
     elsewhere: Iterable[date] = (),
     before_commit: Callable[[list[Part]], None] = lambda parts: None,
 ) -> dict[date, int]:
-    """Write one arrival into the landing partitions of its dates; returns the rows landed a date.
+    """Write one arrival into the landing partitions of its dates; returns the landed rows per date.
 
-    Nothing of a file that turns out to be damaged becomes visible: manifests are committed after its last row, and
-    after `before_commit` has had its parts. A part says on how many dates its arrival landed, so that an arrival of
-    which a crash left only some is known as such and lands again. `elsewhere`: dates that hold older versions of it.
+    A damaged file leaves nothing visible: manifests are committed after its last row, and after `before_commit` has
+    received its parts. Each part records on how many dates its arrival landed, so that an arrival that a crash left
+    incomplete is recognised and lands again. `elsewhere`: other dates with older versions of it.
     """
     partitions = write_parts(site, arrival, params)
     before_commit([part for partition in partitions.values() for part in partition.parts])
@@ -128,9 +128,9 @@ def land(
 
 
 def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date, PartitionWriter]:
-    """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid where there is no row.
+    """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid if there are no rows.
 
-    Rows without a readable event time join the file's first readable date, where validation quarantines them.
+    Rows without a readable event time are added to the file's first date, where validation quarantines them.
     """
     partitions: dict[date, PartitionWriter] = {}
     writers: dict[date, PartWriter] = {}
@@ -170,36 +170,36 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
 def commit_parts(
     site: Site, source: str, partitions: Mapping[date, PartitionWriter], elsewhere: Iterable[date] = ()
 ) -> None:
-    """Make the parts of a source visible in place of its older ones, which also leave the dates `elsewhere`.
+    """Make the parts of a source visible and remove its older ones, also from the dates `elsewhere`.
 
-    A date that nothing is left of stays as an empty batch, so that what was published of it shows as stale. The
-    manifests are read and replaced under one lock of the warehouse: of two processes none undoes the other's landing.
+    A date without remaining rows stays as an empty batch, so that its published night shows as stale. Manifests are
+    read and replaced under one lock in the warehouse, so that two processes cannot undo each other's landing.
     """
     lake = site.lake
     left = {day: lake.write("landing", site.detector, day) for day in sorted(set(elsewhere) - partitions.keys())}
     with site.warehouse.begin() as connection:
         warehouse.lock_key(connection, site.detector, "landing")
-        for day, partition in {**partitions, **left}.items():  # the new parts first: a crash in between is repeated
+        for day, partition in {**partitions, **left}.items():  # new parts first: a rerun repairs a crash in between
             old = lake.find("landing", site.detector, day)
             if old is None and day in left:
-                continue  # pruned meanwhile
+                continue  # pruned in the meantime
             kept = tuple(part for part in old.parts if part.source != source) if old else ()
             partition.commit({}, keep=drop_orphans(kept, partition.parts))
 
 
 def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
-    """The kept parts without repairs of rows that are no longer there: a corrected file takes their place too."""
+    """The kept parts without repairs of rows that no longer exist, because a corrected file replaced them."""
     present = {part.sha256 for part in (*kept, *new) if not part.replaces}
-    for part in kept:  # in the order of landing: a repair may have been repaired
+    for part in kept:  # in landing order, since a repair may itself have been repaired
         if present.intersection(part.replaces):
             present.add(part.sha256)
     return tuple(part for part in kept if part.sha256 in present)
 
 
 def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
-    """What has landed: the newest parts by source and batch date, those that were pruned since included.
+    """What has landed: the newest parts by source and batch date, including pruned ones.
 
-    Of a source that has been delivered again since, what was pruned of its older version is gone for good.
+    If a source was delivered again, the pruned parts of its older version are left out.
     """
     pruned = [(day, part) for day, parts in lake.pruned(detector).items() for part in parts]
     days = lake.dates("landing", detector)
@@ -213,15 +213,15 @@ def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
 
 
 def has_landed(arrival: Arrival, parts: Collection[Part]) -> bool:
-    """Whether these parts of its source, one a date, are the whole arrival and nothing of an older version."""
+    """Whether these parts of its source, one per date, are the complete arrival and no older version."""
     return {(part.version, part.dates) for part in parts} == {(arrival.version, len(parts))}
 
 
 def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
-    """Labels that came with the rows: record_id, label (1 = anomalous), known_at = event time + the label delay."""
+    """Labels delivered with the rows: record_id, label (1 = anomalous), known_at = event time + label delay."""
     for part in parts:
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
-            # As text before pandas, which would make 1.0 of a 1 that stands beside a missing label.
+            # Cast to text first, because pandas would turn 1 into 1.0 in a column with missing labels.
             texts = table.set_column(2, rule.column, cast_column(table[rule.column], pa.string()))
             frame = texts.to_pandas().dropna()
             label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
@@ -229,14 +229,14 @@ def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: 
 
 
 def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: datetime) -> pd.DataFrame:
-    """The labels of a corrected arrival that are not known yet, dated so that they change no training of the past.
+    """The new labels of a corrected arrival, dated so that they do not change past trainings.
 
-    labels, known: record_id, label, known_at; of known the latest a record. A correction is known when it arrived, or
-    when its label would have been, whichever is later, and after the label that it corrects.
+    labels, known: record_id, label, known_at; known has the latest label per record. A correction is known from its
+    arrival or from its label's own date, whichever is later, and after the label that it corrects.
     """
-    latest = known.set_index("record_id").reindex(labels["record_id"]).set_index(labels.index)  # a row a label
+    latest = known.set_index("record_id").reindex(labels["record_id"]).set_index(labels.index)  # one row per label
     is_other = latest["label"] != labels["label"]
-    # With a record's other rows, so that a contradiction within the arrival is still seen.
+    # With all rows of a record, so that contradictions within the arrival are still detected.
     chosen = labels[labels["record_id"].isin(labels.loc[is_other, "record_id"])]
     known_at, after = chosen["known_at"], latest.loc[chosen.index, "known_at"] + timedelta(microseconds=1)
     known_at = known_at.where(known_at > arrived_at, arrived_at)
@@ -246,7 +246,7 @@ def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: date
 def ingest_arrivals(
     site: Site, params: IngestParams, window: Window, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Ingested:
-    """Land what has arrived and is not in landing yet, and bring in the labels known so far."""
+    """Land everything new that has arrived, and add the labels known so far."""
     arrivals = list_arrivals(params.source, site.sources, site.zone, window)
     return land_arrivals(site, params, window, arrivals, on_progress)
 
@@ -258,10 +258,10 @@ def land_arrivals(
     arrivals: Sequence[Arrival],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ingested:
-    """Land those of the arrivals that are not in landing yet, and bring in the labels known so far.
+    """Land those arrivals that have not landed yet, and add the labels known so far.
 
-    Labels that come with rows are kept before the rows land: a failure in between repeats both. `on_progress` is told
-    how many arrivals of how many are done.
+    Labels delivered with rows are stored before the rows land, so that a failure in between repeats both. `on_progress`
+    gets the numbers of finished and of all arrivals.
     """
     landed = list_landed(site.lake, site.detector)
     fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
@@ -279,14 +279,14 @@ def land_arrivals(
         touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
-        first = max(window.first - site.label_delay, params.source.first_date)  # a label may arrive this late
+        first = max(window.first - site.label_delay, params.source.first_date)  # labels may arrive this late
         feed = payments.read_reports(params.source, site.time_zone, first, window.last)
         added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
     return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
 
 
 def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
-    """Keep labels; those of an arrival that takes the place of an older one count from `corrected_at` on."""
+    """Store labels; those of an arrival that replaces an older one count from `corrected_at` on."""
     learnt = [frame for frame in frames if len(frame)]
     if not learnt:
         return 0

@@ -1,7 +1,7 @@
-"""The sections of a detector in params.yaml, step by step; what a model is made of is in models/params.py.
+"""A detector's sections of params.yaml, one per step; those of the model are in models/params.py.
 
-They stand apart from the steps because a step's file imports Prefect and torch, and a command that only looks at
-params must not wait for those. flows/config/params.py reads the file and assembles a detector from them.
+They are separate from the steps because the steps import Prefect and torch, for which a command that only reads params
+must not wait. flows/config/params.py reads the file and builds a detector from them.
 """
 
 from datetime import date, timedelta
@@ -34,17 +34,17 @@ HOUR = "hour"
 
 
 class RunParams(Section):
-    """What `nightjar run` covers: `nights` scored batches up to `last_date`; and whether they go on by themselves."""
+    """What `nightjar run` covers: `nights` scored batches up to `last_date`; and whether it runs every night."""
 
     nights: int = Field(ge=1, le=366)
-    last_date: date | None = None  # None: the newest batch date that the source has
-    every_night: bool = True  # once it has a champion: scored by `score --all`, trained weekly, watched for freshness
+    last_date: date | None = None  # None: the source's newest batch date
+    every_night: bool = True  # with a champion: scored by `score --all`, trained weekly, checked for freshness
 
 
 class EventTime(Section):
     """The column with the event time: a timestamp, or seconds since `seconds_since`.
 
-    A file that has none is dealt out in its own order: `rows_per_day` rows make a day (UTC), from `first_date` on.
+    Without one, rows are assigned to days in file order: `rows_per_day` rows per day (UTC), from `first_date` on.
     """
 
     column: str | None = None
@@ -63,7 +63,7 @@ class EventTime(Section):
 
 
 class LabelColumn(Section):
-    """Labels that come with the rows: which column, and which of its values mean anomalous, or which mean normal."""
+    """Labels delivered with the rows: the column, and the values that mean anomalous, or those that mean normal."""
 
     column: str
     anomalous: tuple[str, ...] = ()
@@ -72,18 +72,18 @@ class LabelColumn(Section):
     @model_validator(mode="after")
     def _check(self) -> "LabelColumn":
         if bool(self.anomalous) == bool(self.normal):
-            raise ValueError("give either anomalous or normal: the values that mean so; all others mean the other")
+            raise ValueError("give either anomalous or normal, a list of values; all other values mean the opposite")
         return self
 
     def read(self, texts: pd.Series) -> pd.Series:
-        """1 where a value means anomalous, else 0."""
+        """1 for a value that means anomalous, otherwise 0."""
         return (texts.isin(self.anomalous) if self.anomalous else ~texts.isin(self.normal)).astype(int)
 
 
 class IngestParams(Section):
-    """Where rows come from and what names them. Without `record_id` a row is named by its file and row number.
+    """Where rows come from and what identifies them. Without `record_id` it is the file and the row number.
 
-    `file_column` names a column to make that holds the file a row came from.
+    `file_column` is the name of a column to add, with the file of each row.
     """
 
     source: Source
@@ -99,13 +99,13 @@ class IngestParams(Section):
 
 
 class ValidateParams(Section):
-    """How much of a batch may be bad before the batch itself is."""
+    """How large a share of a batch may be quarantined before the batch is rejected."""
 
     max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
 
 
 class ByDate(Section):
-    """Whole days: calibration takes the latest matured ones, test, tuning and stopping those before, fit the rest."""
+    """Whole days: calibration uses the latest matured days, then test, tuning and stopping; fit uses the rest."""
 
     kind: Literal["by_date"]
     stopping_days: int = Field(ge=1)
@@ -115,9 +115,9 @@ class ByDate(Section):
 
 
 class Fractions(Section):
-    """Shares of the normal rows in the order of SETS; what they leave of 1 is calibration.
+    """Shares of the normal rows in the order of SETS; the remainder is calibration.
 
-    Anomalies are shared out by tuning and test; of each one's, the first `anomalies_per_normal` a normal row are kept.
+    Anomalies are split between tuning and test; each keeps its first `anomalies_per_normal` anomalies per normal row.
     """
 
     fit: float = Field(gt=0, lt=1)
@@ -129,7 +129,7 @@ class Fractions(Section):
     @model_validator(mode="after")
     def _check(self) -> "Fractions":
         if self.fit + self.stopping + self.tuning + self.test >= 1:
-            raise ValueError("fit + stopping + tuning + test must leave something of 1 for calibration")
+            raise ValueError("fit + stopping + tuning + test must be less than 1, to leave a share for calibration")
         return self
 
     @property
@@ -139,7 +139,7 @@ class Fractions(Section):
 
 
 class LeadingFraction(Fractions):
-    """Rows in order of event time: the first share is fitted, the last one is the test."""
+    """Rows in order of event time: the first share is for fitting, the last for testing."""
 
     kind: Literal["leading_fraction"]
 
@@ -152,7 +152,7 @@ class RandomFraction(Fractions):
 
 
 class FilterParams(Section):
-    """How rows are split, and which are left out."""
+    """How rows are split, and which are excluded."""
 
     splits: Annotated[ByDate | LeadingFraction | RandomFraction, Field(discriminator="kind")]
     trim_fraction: float = Field(default=0.0, ge=0, lt=0.5)
@@ -160,12 +160,12 @@ class FilterParams(Section):
 
 
 class SequenceParams(Section):
-    """How texts become tokens: words, and with `ngrams` 2 or more also runs of up to so many of them.
+    """How texts become tokens: words and, with `ngrams` of 2 or more, runs of up to that many words.
 
-    `shapes`: the runs are not of words but of their shapes, A for a capital, a for any other letter, 9 for a digit.
+    `shapes`: runs use the shapes of words instead: A for a capital, a for any other letter, 9 for a digit.
 
-    The `vocabulary` commonest tokens of the fit rows get a slot each, all others share one. A record is read up to the
-    number of words that `length_percentile` percent of the fit rows stay within.
+    The `vocabulary` commonest tokens of the fit rows get a slot each, all others share one. Of each record at most as
+    many words are read as `length_percentile` percent of the fit rows have.
     """
 
     separator: str = r"\s+"
@@ -183,18 +183,18 @@ class SequenceParams(Section):
         except pa.ArrowInvalid as error:
             raise ValueError(str(error)) from error
         if is_empty:
-            raise ValueError("a separator that matches nothing at all would never stop splitting")
+            raise ValueError("the separator must not match an empty text")
         return separator
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "SequenceParams":
         if self.shapes and self.ngrams < 2:
-            raise ValueError("shapes are those of runs of words: they need ngrams of 2 or more")
+            raise ValueError("shapes apply to runs of words: they need ngrams of 2 or more")
         return self
 
 
 class ColumnsParams(Section):
-    """Which columns a detector reads, by kind. A numeric one becomes log-numeric where the skewness rule says so."""
+    """Which columns a detector reads, by kind. A numeric one becomes log_numeric if the skewness rule applies."""
 
     numeric: tuple[str, ...] = ()
     log_numeric: tuple[str, ...] = ()
@@ -202,19 +202,19 @@ class ColumnsParams(Section):
     datetime: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
     sequence: dict[str, SequenceParams] = Field(default={})
-    max_categories: int = Field(default=200, ge=1)  # the rarer ones of a column share the unseen slot
+    max_categories: int = Field(default=200, ge=1)  # rarer ones share the unseen slot
 
     @model_validator(mode="after")
     def _check(self) -> "ColumnsParams":
         if not self.names:
             raise ValueError("a detector needs at least one column")
         if len(set(self.names)) < len(self.names):
-            raise ValueError("a column stands in two kinds")
+            raise ValueError("a column is listed under two kinds")
         return self
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The numeric columns of both kinds."""
+        """The columns of kind numeric and log_numeric."""
         return (*self.numeric, *self.log_numeric)
 
     @property
@@ -240,10 +240,10 @@ class CalibrateParams(Section):
 
 
 class GroupsParams(Section):
-    """Which records belong together, by the hour of event_time or by a column's value, and what weighs them."""
+    """How records are grouped, by the hour of event_time or by a column's value, and how they are weighted."""
 
     by: str
-    weight: str | None = None  # a column of positive numbers; None: all records count alike
+    weight: str | None = None  # a column of positive numbers; None: equal weights
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -254,8 +254,8 @@ class GroupsParams(Section):
 class ScoreParams(Section):
     """How many alerts a night may publish (the worst are kept), and how many causes each carries.
 
-    Suppressed flags are published too, beside the alerts, and at most as many. `bands` names severities: each begins
-    at a percentile rank. `groups`: None publishes no group scores.
+    Suppressed flags are published in addition to the alerts, with the same limit. `bands` maps each severity to the
+    percentile rank at which it begins. `groups`: None publishes no group scores.
     """
 
     max_alerts: int = Field(default=1000, ge=1)
@@ -268,7 +268,7 @@ class ScoreParams(Section):
     def _check_bands(cls, bands: dict[str, float]) -> dict[str, float]:
         ranks = list(bands.values())
         if ranks[:1] != [0] or ranks[-1] >= 100 or any(low >= high for low, high in pairwise(ranks)):
-            raise ValueError("bands begin with 0 and rise: the percentile rank, below 100, from which each one counts")
+            raise ValueError("bands must be rising percentile ranks below 100, the first of them 0")
         return bands
 
     def name_band(self, percentile_rank: float) -> str:
@@ -277,9 +277,9 @@ class ScoreParams(Section):
 
 
 class ReviewParams(Section):
-    """How many rows are asked about besides a night's alerts, and how the reducer learns from the verdicts.
+    """How many rows to review in addition to a night's alerts, and how the reducer learns from the verdicts.
 
-    sample: rows a night below the threshold, and at most as many of the suppressed flags.
+    sample: rows per night below the threshold, and also the limit for suppressed flags.
     """
 
     sample: int = Field(default=50, ge=0)
@@ -288,10 +288,10 @@ class ReviewParams(Section):
 
 
 class RetentionParams(Section):
-    """For how many days each thing is kept, by batch date, cut-off or the moment it was written; None: for ever.
+    """Number of days after which data is pruned, by batch date, cut-off or time of writing; None: never.
 
-    Without `landing` a night cannot be scored again, without `validated` not explained, without `scores` not sampled
-    for review.
+    Without `landing` a night cannot be scored again, without `validated` it cannot be explained, and without `scores`
+    it cannot be sampled for review.
     """
 
     landing_days: int | None = Field(default=None, ge=1)
@@ -300,12 +300,12 @@ class RetentionParams(Section):
     clean_days: int | None = Field(default=None, ge=1)
     scores_days: int | None = Field(default=None, ge=1)
     reports_days: int | None = Field(default=None, ge=1)  # and Data Docs
-    bundles_days: int | None = Field(default=None, ge=1)  # local copies; what is registered stays
+    bundles_days: int | None = Field(default=None, ge=1)  # local copies; registered bundles stay
     superseded_days: int | None = Field(default=None, ge=1)
     attempts_days: int | None = Field(default=None, ge=1)
 
     def find_past(self, day: date, today: date) -> frozenset[str]:
-        """The zones of the lake that need not keep a day's partition any longer."""
+        """The zones of the lake in which a day's partition is past its retention."""
         days = {
             "landing": self.landing_days,
             "validated": self.validated_days,

@@ -1,4 +1,4 @@
-"""The two policies a task can carry: PURE for work that is never retried, IO for work that meets a service.
+"""The two policies of tasks: PURE for work that is never retried, IO for work that uses a service.
 
 Only an unreachable service is retried: a bad batch is not flaky. Prefect's own result caching is off; the lake's
 manifests are the truth.
@@ -14,7 +14,7 @@ from tasks.errors import ServiceUnreachable
 
 
 def is_unreachable(_task: object, _run: object, state: Any) -> bool:
-    """Whether a failed task met an unreachable service."""
+    """Whether a task failed because a service was unreachable."""
     return isinstance(state.result(raise_on_failure=False), ServiceUnreachable)
 
 
@@ -26,9 +26,9 @@ LOGGER = logging.getLogger("nightjar.progress")
 
 
 def progress_of(step: str) -> Callable[[int, int], None]:
-    """A function that tells how many of how many units of `step` are done."""
+    """A function that logs how many units of `step` are done, and of how many."""
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         LOGGER.info("%s %d of %d", step, done, total, extra={"step": step, "done": done, "total": total})
 
-    return tell
+    return report

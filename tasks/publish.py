@@ -1,7 +1,7 @@
 """Publish one night: its flags, groups and counts replace the batch's earlier ones in one transaction.
 
-Twice, at the same time from two processes, or killed anywhere: readers find the old result or the new one, whole.
-An attempt that a newer one overtook, or whose input has changed since, is refused; replaced rows are archived.
+Whether it runs twice, concurrently in two processes, or is killed, readers see the complete old or new result.
+An attempt overtaken by a newer one, or whose input has changed, is refused; replaced rows are archived.
 The fencing number follows M. Kleppmann, "How to do distributed locking" (2016).
 """
 
@@ -30,7 +30,7 @@ from tasks.stores.tables import (
 )
 from tasks.stores.warehouse import Warehouse, lock_key
 
-# What scoring brings per flag; the night adds the rest.
+# The columns of a flag that come from scoring; the night adds the rest.
 FLAG_COLUMNS = [
     "record_id",
     "event_time",
@@ -60,12 +60,12 @@ def reconcile_counts(night: Night, flags: pd.DataFrame) -> None:
             got=f"rows in {night.rows_in}, scored {night.scored}, quarantined {night.quarantined}, excluded "
             f"{night.excluded}, flagged {night.flagged}, flags to publish {len(flags)}",
             expected="; ".join(failed),
-            todo="rerun the night; if the counts still differ a step lost or doubled rows: report it with this message",
+            todo="run the night again; if the counts still differ, a step lost or duplicated rows: report this message",
         )
 
 
 def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
-    """The rows of flagged_anomalies: the flags (FLAG_COLUMNS) with what is the same for the whole night."""
+    """The rows of flagged_anomalies: the flags (FLAG_COLUMNS) and the columns common to the night."""
     return flags[FLAG_COLUMNS].assign(**{name: getattr(night, name) for name in NIGHT_COLUMNS})
 
 
@@ -77,11 +77,11 @@ def publish_night(
     current_input_hash: Callable[[], str],
     groups: pd.DataFrame | None = None,
 ) -> None:
-    """Replace the batch's published result by this night's, all of it or nothing.
+    """Replace the batch's published result with this night's, completely or not at all.
 
     flags: one row per alert or suppressed flag, FLAG_COLUMNS. `current_input_hash` reads the landing manifest; it is
-    asked while the batch is locked. groups: group, score, records; their ranks among the detector's groups of earlier
-    batch dates are those of this moment. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
+    called while the batch is locked. groups: group, score, records; their ranks among the detector's groups of earlier
+    batch dates are computed now. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
     """
     reconcile_counts(night, flags)
     rows = build_rows(night, flags)
@@ -100,10 +100,10 @@ def _refuse_overtaken(connection: sa.Connection, night: Night, input_hash: str) 
     published = connection.scalar(sa.select(scoring_batches.c.attempt).where(*_of_batch(scoring_batches, night)))
     if published is not None and published > night.attempt:
         raise PublishConflict(
-            "A newer attempt has published this batch; its rows were left as they are.",
+            "A newer attempt has already published this batch; nothing was changed.",
             where=_describe_batch(night),
             got=f"attempt {night.attempt}, published is attempt {published}",
-            todo="nothing, the newer result stands; run the night again only if that one is wrong",
+            todo="nothing: the newer result is valid; run the night again only if that result is wrong",
         )
     if input_hash != night.input_hash:
         raise PublishConflict(
@@ -111,12 +111,12 @@ def _refuse_overtaken(connection: sa.Connection, night: Night, input_hash: str) 
             where=_describe_batch(night),
             got=f"landing now has input hash {input_hash}",
             expected=f"{night.input_hash}, the input that was scored",
-            todo="run the night again: it will score the new input",
+            todo="run the night again to score the new input",
         )
 
 
 def _archive_flags(connection: sa.Connection, night: Night, now: datetime) -> None:
-    """Keep the rows about to be replaced. Rows of this same attempt are a repeat, not something superseded."""
+    """Archive the rows that will be replaced, except rows of the same attempt, which are a repeat."""
     names = flagged_anomalies.c.keys()
     when = sa.literal(now, superseded_anomalies.c.superseded_at.type)
     old = sa.select(*flagged_anomalies.c, when, sa.literal(night.attempt))
@@ -155,10 +155,10 @@ def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> N
     }
     if connection.execute(sa.update(attempts).where(*this).values(outcome)).rowcount != 1:
         raise PublishConflict(
-            "This warehouse never gave out this attempt number; nothing was published.",
+            "The attempt number is not from this warehouse; nothing was published.",
             where=_describe_batch(night),
             got=f"attempt {night.attempt}",
-            todo="publish to the warehouse the night began on",
+            todo="publish to the warehouse in which the night began",
         )
 
 
@@ -172,7 +172,7 @@ def _describe_batch(night: Night) -> str:
 
 @dataclass(frozen=True)
 class Begun:
-    """A night's fencing number, and when it was taken."""
+    """A night's fencing number, and when it began."""
 
     attempt: int
     started_at: datetime
@@ -180,7 +180,7 @@ class Begun:
 
 @task(task_run_name="begin {site.detector} {batch_date}", **IO)
 def begin_night(site: Site, batch_date: date) -> Begun:
-    """Take the fencing number of this attempt: one with a later number may overtake it."""
+    """Get the fencing number of this attempt; an attempt with a higher number may overtake it."""
     now = datetime.now(UTC)
     context = TaskRunContext.get()
     run_id = str(context.task_run.flow_run_id) if context else None
@@ -197,7 +197,7 @@ def fail_night(site: Site, run_id: str, failure: Failure) -> None:
 
 
 def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
-    """Publish a scored batch from what lies in the lake; returns the night as published."""
+    """Publish a scored batch from the lake; returns the night as published."""
     now, lake = datetime.now(UTC), site.lake
     night = Night(**vars(scored), attempt=begun.attempt, seconds=(now - begun.started_at).total_seconds())
     facts = lake.get("scores", site.detector, scored.batch_date, scored.scores).facts
@@ -209,7 +209,7 @@ def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
 
 @task(task_run_name="publish {site.detector} {scored.batch_date}", **IO)
 def publish(site: Site, begun: Begun, scored: Scored) -> Night:
-    """Publish a scored batch, and return the row that scoring_batches now holds of it."""
+    """Publish a scored batch; returns its row of scoring_batches."""
     night = publish_scored(site, begun, scored)
     get_run_logger().info("published %s: %d flagged", _describe_batch(night), night.flagged)
     return night

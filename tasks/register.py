@@ -1,6 +1,6 @@
 """Register a calibrated bundle in MLflow: the first version becomes the champion, a later one the challenger.
 
-The same bundle is registered once: its content hash is the version's identity.
+A bundle is registered only once; its content hash identifies the version.
 """
 
 import json
@@ -26,7 +26,7 @@ from tasks.stores.site import Site
 
 @dataclass(frozen=True)
 class Registered:
-    """The version that holds a bundle, the alias it got, and whether it was there before."""
+    """The version of a bundle, its alias, and whether it is new."""
 
     version: int
     alias: str
@@ -34,7 +34,7 @@ class Registered:
 
 
 def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
-    """A synthetic input row of the right types; no real record leaves the lake."""
+    """A synthetic input row with the right types, so that no real record leaves the lake."""
     values: dict[str, object] = {}
     for column in columns:
         if column.kind in ("categorical", "sequence"):
@@ -49,8 +49,8 @@ def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
 def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
     """A version's tags: the lineage of its bundle, and the commit that registered it.
 
-    The commit is no part of the bundle: the same data, params and seed give the same bundle whatever else a commit
-    changed. Bundles of earlier versions hold the commit that fitted them, which stays.
+    The commit is not part of the bundle: the same data, params and seed give the same bundle whatever else a commit
+    changed. Older bundles contain the commit that fitted them, which is kept.
     """
     tags = {"commit": commit, **lineage}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
@@ -63,7 +63,7 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
     versions = site.registry.list_versions()
     alias = registry.CHALLENGER if any(registry.CHAMPION in v.aliases for v in versions) else registry.CHAMPION
     if known := next((v for v in versions if v.tags.get(registry.HASH_TAG) == content_hash), None):
-        if not known.aliases or alias == registry.CHAMPION:  # an earlier registration may have ended before this
+        if not known.aliases or alias == registry.CHAMPION:  # an earlier registration may have been killed before this
             site.registry.set_alias(alias, known.version)
             return Registered(known.version, alias, is_new=False)
         return Registered(known.version, ", ".join(known.aliases), is_new=False)
@@ -88,17 +88,17 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
 
 
 def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
-    """Make a version (the challenger, unless named) the champion. Returns the new champion and the one it replaces."""
+    """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces."""
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
     champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
     chosen = version if version is not None else challenger.version if challenger else None
     if chosen is None or chosen not in versions:
         raise ChampionMissing(
-            f"There is no {'version ' + str(version) if version is not None else 'challenger'} to promote.",
+            f"The {'version ' + str(version) if version is not None else 'challenger'} to promote does not exist.",
             where=f"registered model {site.registry.model_name}",
             got=f"versions {', '.join(map(str, versions)) or 'none'}",
-            todo=f"nightjar train {site.detector} makes a challenger",
+            todo=f"nightjar train {site.detector} registers a challenger",
         )
     site.registry.set_alias(registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
@@ -114,7 +114,7 @@ def rollback(site: Site) -> tuple[int, int]:
         raise ChampionMissing(
             f"Version {champion.version} replaced no other champion; there is nothing to go back to.",
             where=f"registered model {site.registry.model_name}",
-            todo=f"nightjar promote {site.detector} VERSION names one directly",
+            todo=f"choose a version with nightjar promote {site.detector} VERSION",
         )
     site.registry.set_alias(registry.CHAMPION, int(before), remember=False)
     return int(before), champion.version
@@ -130,6 +130,6 @@ def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
 
 @task(task_run_name="resolve champion of {site.detector}", **IO)
 def resolve_champion(site: Site, version: int | None = None) -> tuple[registry.Version, Path]:
-    """The one version that scores this night (the champion, unless one is named), and its bundle on this machine."""
+    """The version that scores this night (default: the champion), and its local bundle."""
     found = site.registry.get_champion() if version is None else site.registry.get_version(version)
     return found, site.registry.fetch_bundle(found)

@@ -1,7 +1,7 @@
-"""One self-contained HTML page a published night: counts, histogram, flags with causes, validation, lineage.
+"""One self-contained HTML page per published night: counts, histogram, flags with causes, validation, lineage.
 
-In: what the night left in lake, warehouse and registry. Out: reports/DETECTOR/DATE.html. The page loads nothing from
-anywhere, and escapes what it shows.
+In: the night's data in lake, warehouse and registry. Out: reports/DETECTOR/DATE.html. The page loads no external
+resources, and all values are escaped.
 """
 
 import json
@@ -41,7 +41,7 @@ class Histogram:
 
 
 def count_scores(lake: Lake, scores: Manifest) -> Histogram | None:
-    """The histogram of a batch's scores, counted by DuckDB; None where no row was scored."""
+    """The histogram of a batch's scores, computed by DuckDB; None if no rows were scored."""
     if not scores.parts:
         return None
     low, high = lake.query(
@@ -86,7 +86,7 @@ def render_report(
     params: ScoreParams,
     groups: pd.DataFrame,
 ) -> str:
-    """The page as text: alerts and groups in tables, suppressed flags as a count. groups: those of group_scores."""
+    """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores."""
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
     rows = [
@@ -117,7 +117,7 @@ def render_report(
 
 
 def read_night(site: Site, day: date) -> tuple[PublishedNight, pd.DataFrame]:
-    """What the warehouse holds of a published night: its counts, and its flags, worst first."""
+    """A published night in the warehouse: its counts, and its flags, worst first."""
     [batch] = site.warehouse.get_nights(site.detector, day)
     return batch, site.warehouse.read_flags(site.detector, day)
 
@@ -143,7 +143,7 @@ def write_report(
 
 
 def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
-    """The night in Markdown, for the Prefect page: counts and the five worst alerts."""
+    """The night as Markdown, for the Prefect UI: counts and the five worst alerts."""
     alerts = flags[~flags["suppressed"]]
     suppressed = len(flags) - len(alerts)
     lines = [

@@ -1,8 +1,8 @@
-"""Ask people about a published night, keep their verdicts, and learn the second stage from them.
+"""Select records of a published night for review, and store the verdicts.
 
 A night's questions are its alerts, and small seeded random samples of its suppressed flags and of its rows below the
-threshold, so that what both stages miss can be known. One row per record: QUESTIONS; `inclusion` is the chance that a
-record like it was asked about. Verdicts are `anomaly` or `normal`. Out: rows of `reviews`, and a bundle with a reducer.
+threshold, which show what both stages miss. One row per record: QUESTIONS; `inclusion` is the probability with which
+such a record is selected. Verdicts are `anomaly` or `normal`. Out: rows of `reviews`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ANOMALY, NORMAL = "anomaly", "normal"
 
 
 def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
-    """The questions of a published night, always the same ones: QUESTIONS, alerts first. Raises BatchMissing."""
+    """The questions of a published night, reproducible: QUESTIONS, alerts first. Raises BatchMissing."""
     [batch] = site.warehouse.get_nights(site.detector, day)
     flags = site.warehouse.read_flags(site.detector, day)
     alerts, suppressed = flags[~flags["suppressed"]], flags[flags["suppressed"]]
@@ -33,14 +33,14 @@ def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
     below, rows_below = sample_below(
         site.lake, site.lake.get("scores", site.detector, day, batch.scores), batch.threshold, sample
     )
-    asked = [
+    questions = [
         group.assign(inclusion=len(group) / total)
         for group, total in ((alerts, len(alerts)), (some, len(suppressed)), (below, rows_below))
         if len(group)
     ]
-    if not asked:
+    if not questions:
         return pd.DataFrame(columns=QUESTIONS)
-    return pd.concat(asked, ignore_index=True).assign(batch_date=day, verdict="")[QUESTIONS]
+    return pd.concat(questions, ignore_index=True).assign(batch_date=day, verdict="")[QUESTIONS]
 
 
 def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame:
@@ -49,9 +49,9 @@ def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame
 
 
 def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> tuple[pd.DataFrame, int]:
-    """Draw at most `most` records at or below the threshold; returns record_id, score, causes, and how many there are.
+    """Sample up to `most` records at or below the threshold; returns record_id, score, causes, and the number of rows.
 
-    A record's place in line depends on its id and the date alone, so slices change nothing.
+    A record's position in the order depends only on its id and the date, so slices do not matter.
     """
     drawn, total = WorstRows(most), 0
     for part in scores.parts:
@@ -65,15 +65,15 @@ def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> t
 
 
 def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, now: datetime) -> pd.DataFrame:
-    """Fill in the verdicts that labels known by `now` give: once the night has matured, no label means normal.
+    """Fill in verdicts from the labels known by `now`; once the night has matured, no label means normal.
 
-    Raises SourceInvalid where the detector gets no labels.
+    Raises SourceInvalid if the detector has no labels.
     """
     if not params.has_labels:
         raise SourceInvalid(
-            f"{site.detector} gets no labels that could be taken for verdicts.",
+            f"{site.detector} has no labels to use as verdicts.",
             where=f"detectors.{site.detector}.ingest.labels",
-            todo=f"let people judge: nightjar review {site.detector} --date DATE > FILE, then --take FILE",
+            todo=f"ask people for verdicts: nightjar review {site.detector} --date DATE > FILE, then --take FILE",
         )
     engine, today = site.warehouse, now.astimezone(site.zone).date()
     labels = engine.read_labels(site.detector, now, questions["record_id"]).set_index("record_id")["label"]
@@ -83,7 +83,7 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
 
 
 def read_answers(path: Path) -> pd.DataFrame:
-    """A file of questions with verdicts filled in; those left empty are left out. Raises SourceInvalid."""
+    """Read a file of questions with verdicts; rows without a verdict are skipped. Raises SourceInvalid."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
@@ -99,20 +99,20 @@ def read_answers(path: Path) -> pd.DataFrame:
         if not answers["inclusion"].between(0, 1, inclusive="right").all():
             raise ValueError("an inclusion outside 0 to 1")
         if answers.duplicated(["batch_date", "record_id"]).any():
-            raise ValueError("two verdicts on one record")
+            raise ValueError("two verdicts for one record")
     except (OSError, ValueError) as error:
         raise SourceInvalid(
-            "The file of verdicts cannot be taken; none of it was.",
+            "The file of verdicts is invalid; none of it was stored.",
             where=str(path),
             got=str(error),
-            expected=f"what nightjar review wrote, with {ANOMALY}, {NORMAL} or nothing as each verdict",
-            todo="correct the file and take it again",
+            expected=f"the file that nightjar review wrote, with each verdict {ANOMALY}, {NORMAL} or empty",
+            todo="correct the file and use --take again",
         ) from error
     return answers
 
 
 def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetime) -> int:
-    """Add verdicts to the warehouse and return how many said something new."""
+    """Add verdicts to the warehouse; returns how many are new or changed."""
     engine, key = site.warehouse, ["batch_date", "record_id", "verdict"]
     given = answers.loc[answers["verdict"] != "", [*key, "inclusion"]].assign(reviewer=reviewer)
     known = engine.read_reviews(site.detector)

@@ -1,9 +1,9 @@
 """Score a validated batch with one model version, part by part, and explain its worst flags.
 
 In: the validated partition and a bundle. Out: a partition of scores (record_id, score, percentile_rank for every row)
-and in it flags.parquet, the flags to publish with their causes, and groups.parquet, the scores of its groups.
-A part that is finished leaves a receipt, so that whoever comes after a crash goes on from there.
-Memory holds one slice, the worst flags and some sums a group.
+with flags.parquet, the flags to publish with their causes, and groups.parquet, the scores of its groups.
+Each finished part leaves a receipt, so that an attempt after a crash continues from there.
+Memory holds one slice, the worst flags and a few sums per group.
 """
 
 import hashlib
@@ -38,14 +38,14 @@ from tasks.stores.site import Site
 from tasks.stores.tables import Scored
 from tasks.validate import Validation
 
-CODE_VERSION = 1  # raise it when the same inputs come to other scores, flags or causes: what is finished is then left
+CODE_VERSION = 1  # increase it when the same inputs give other results: finished scores are then not reused
 COUNTS = ("scored", "flagged", "unseen")
 NO_ROWS = pa.table({"record_id": pa.array([], pa.string()), "event_time": pa.array([], pa.timestamp("us", "UTC"))})
 
 
 @dataclass(frozen=True)
 class PartScores:
-    """The receipt of one part: its scores' part, how many rows were scored, flagged, and had an unseen category."""
+    """The receipt of one part: its part of scores, and the numbers of scored, flagged and unseen-category rows."""
 
     part: Part
     scored: int
@@ -55,7 +55,7 @@ class PartScores:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Everything that scoring the parts of one batch needs: small, and the same for all of them."""
+    """Everything needed to score the parts of one batch: small, and the same for all parts."""
 
     lake: Lake
     zone: ZoneInfo
@@ -65,12 +65,12 @@ class Scoring:
     partition: PartitionWriter
 
     def find(self, name: str) -> PartScores | None:
-        """The receipt of a part that an earlier attempt finished."""
+        """The receipt of a part that an earlier attempt finished, or None."""
         data = self.lake.find_file(self.partition.path(f"{name}.json"))
         return None if data is None else TypeAdapter(PartScores).validate_json(data)
 
     def score(self, name: str, validated: Part, on_progress: Callable[[int], None]) -> PartScores:
-        """Score a part; its worst flags and its sums of groups are left beside its scores, the receipt last."""
+        """Score a part; write its scores, worst flags and group sums, and the receipt last."""
         lake, columns = self.lake, self.detector.columns
         grouped = self.params.groups.names if self.params.groups else ()
         read = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in columns), *grouped]))
@@ -98,7 +98,7 @@ class Scoring:
         return receipt
 
     def combine(self, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The batch's flags and its groups, from those of its parts."""
+        """The batch's flags and groups, combined from its parts."""
         flags, groups = self._describe(WorstRows(1)), GroupScores(self.params.groups, self.zone).sums()
         for name in names:
             flags = combine_flags([flags, self._read(f"{name}-flags.parquet")], self.params.max_alerts)
@@ -117,7 +117,7 @@ class Scoring:
 
 
 def hash_inputs(site: Site, validated: Manifest, bundle_hash: str, contract: Contract, params: ScoreParams) -> str:
-    """The key of a batch's scores: equal where all they depend on is equal, so that they need not be computed again."""
+    """The key of a batch's scores: a hash of everything they depend on, so that finished scores are reused."""
     inputs = {
         "code": CODE_VERSION,
         "landing": validated.facts["validation"]["input_hash"],
@@ -125,10 +125,10 @@ def hash_inputs(site: Site, validated: Manifest, bundle_hash: str, contract: Con
         "bundle": bundle_hash,
         "masked": sorted(contract.masked),
         "params": params.model_dump(mode="json", exclude={"bands"}),
-        "time_zone": site.time_zone,  # of groups by hour
+        "time_zone": site.time_zone,  # for groups by hour
     }
     if (device := resolve_device(site.device).type) != "cpu":
-        inputs["device"] = device  # the last bits of scores differ, and one key has one set of bytes
+        inputs["device"] = device  # scores differ in the last bits, and one key must mean the same bytes
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -141,10 +141,10 @@ def score_batch(
     inputs: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
-    """Write the scores of a validated batch under their key, and beside them the flags and groups to publish.
+    """Write the scores of a validated batch under their key, with the flags and groups to publish.
 
-    What an earlier attempt finished is not computed again. Facts: input_hash, validated (its hash), scored, flagged,
-    unseen, and the paths of flags and groups.
+    Parts finished by an earlier attempt are not computed again. Facts: input_hash, validated (its hash), scored,
+    flagged, unseen, and the paths of flags and groups.
     """
     key = (site.detector, validated.batch_date)
     if finished := site.lake.find("scores", *key, inputs):
@@ -155,11 +155,11 @@ def score_batch(
     receipts: dict[str, PartScores] = {}
     done = 0
     for number, part in enumerate(validated.parts):
-        tell = partial(_tell_more, on_progress, done, validated.rows)
+        report = partial(_report_rows, on_progress, done, validated.rows)
         name, done = f"part-{number}", done + part.rows
         if receipt := scoring.find(name):
-            tell(part.rows)
-        receipts[name] = receipt or scoring.score(name, part, tell)
+            report(part.rows)
+        receipts[name] = receipt or scoring.score(name, part, report)
     flags, groups = scoring.combine(list(receipts))
     paths = {name: partition.path(f"{name}.parquet") for name in ("flags", "groups")}
     site.lake.replace_frame(paths["flags"], flags)
@@ -170,12 +170,12 @@ def score_batch(
     return partition.commit({**origin, **counts, **paths})
 
 
-def _tell_more(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
+def _report_rows(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
     on_progress(before + rows, total)
 
 
 def combine_flags(found: Sequence[pd.DataFrame], most: int) -> pd.DataFrame:
-    """The worst `most` alerts of all, then the worst suppressed flags, at most as many; ties keep the earlier row."""
+    """The worst `most` alerts, then up to `most` of the worst suppressed flags; ties keep their order."""
     flags = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
     ranked = flags.sort_values("score", ascending=False, kind="stable")
     kept = [ranked[ranked["suppressed"] == is_suppressed].head(most) for is_suppressed in (False, True)]
@@ -183,7 +183,7 @@ def combine_flags(found: Sequence[pd.DataFrame], most: int) -> pd.DataFrame:
 
 
 def describe_flags(judged: Judgement, contract: Contract, params: ScoreParams) -> pd.DataFrame:
-    """Flags to publish, in the order given: score, rank, p-value, causes and second stage of each row."""
+    """Flags to publish, in the given order: score, rank, p-value, causes and second stage of each row."""
     return pd.DataFrame(
         {
             "record_id": judged.rows["record_id"].to_pandas(),
@@ -207,30 +207,30 @@ def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:
     trained_through = date.fromisoformat(str(detector.lineage["trained_through"]))
     if day <= trained_through:
         raise LeakageFound(
-            f"{site.detector} has learnt from {day}; its scores there would say nothing.",
+            f"{site.detector} was trained on {day}, so its scores for that day would be meaningless.",
             where=f"lineage of the champion, trained through {trained_through}",
             expected=f"a batch date after {trained_through}",
-            todo=f"nightjar train {site.detector} --cutoff {day} makes a version that has not seen it",
+            todo=f"nightjar train {site.detector} --cutoff {day} trains a version that has not seen it",
         )
 
 
 def refuse_other_input(site: Site, validated: Manifest, validation: Validation) -> None:
-    """Refuse rows that another run validated meanwhile from other input. Raises PublishConflict."""
+    """Refuse rows that another run has just validated from other input. Raises PublishConflict."""
     found = validated.facts["validation"]["input_hash"]
     if found != validation.input_hash:
         raise PublishConflict(
-            "The batch was validated again while this night ran; nothing was scored.",
+            "Another run validated the batch again during this night; nothing was scored.",
             where=f"detector {site.detector}, batch {validation.batch_date}",
             got=f"validated rows of input {found}",
-            expected=f"those of input {validation.input_hash}, which this night validated",
-            todo="nothing if the other run publishes; else run the night again",
+            expected=f"rows of input {validation.input_hash}, which this night validated",
+            todo="nothing if the other run publishes; otherwise run the night again",
         )
 
 
 def open_batch(
     site: Site, contract: Contract, validation: Validation, detector: Detector, bundle: Path, params: ScoreParams
 ) -> tuple[Manifest, str]:
-    """The validated batch and the key of its scores. Raises LeakageFound, PublishConflict."""
+    """The validated batch, and the key of its scores. Raises LeakageFound, PublishConflict."""
     check_out_of_sample(site, detector, validation.batch_date)
     validated = site.lake.get("validated", site.detector, validation.batch_date)
     refuse_other_input(site, validated, validation)

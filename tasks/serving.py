@@ -1,8 +1,8 @@
-"""What MLflow loads: `mlflow models serve` on a host with our package answers with score, rank, p-value and flag.
+"""The loader for MLflow: `mlflow models serve`, on a host with this package, returns score, rank, p-value and flag.
 
-In: records with the detector's columns, as a frame, or over HTTP as JSON; docs/realtime.md has the forms. Out, record
-by record: score, percentile_rank, p_value, is_flagged; of a detector with a reducer also second_stage_probability
-(missing where not flagged) and is_suppressed. What a night would quarantine for a missing or infinite value is refused.
+In: records with the detector's columns, as a frame, or over HTTP as JSON; docs/realtime.md describes the formats. Out,
+per record: score, percentile_rank, p_value, is_flagged; with a reducer also second_stage_probability (missing if not
+flagged) and is_suppressed. Records that a night would quarantine for a missing or infinite value are refused.
 """
 
 import base64
@@ -24,45 +24,45 @@ from tasks.rows.contract import TYPES
 from tasks.rows.judge import judge
 from tasks.rows.schema import cast_column
 
-MOST_ROWS = 10_000  # of one request
+MOST_ROWS = 10_000  # per request
 FORMS = ("dataframe_records", "dataframe_split")
-SECOND_STAGE = ["second_stage_probability", "is_suppressed"]  # of a detector with a reducer only
+SECOND_STAGE = ["second_stage_probability", "is_suppressed"]  # only from a detector with a reducer
 SERVER = "mlflow.pyfunc.scoring_server.app"
-TODO = "correct the request; docs/realtime.md says what it may hold"
+TODO = "correct the request; docs/realtime.md describes the formats"
 
 
 class ServedDetector:
-    """A detector behind MLflow's `predict`, and behind its server."""
+    """A detector behind MLflow's `predict` and its server."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        # Of bundles from before there was such a list, nothing may be missing.
+        # In bundles older than this list, no value may be missing.
         self.nullable, self.infinite = (_names(detector.lineage.get(key)) for key in ("nullable", "infinite"))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Score the rows of a frame that has the detector's columns; others are ignored. Raises RecordInvalid."""
+        """Score the rows of a frame with the detector's columns; other columns are ignored. Raises RecordInvalid."""
         present = [column.name for column in self.detector.columns if column.name in frame]
         return self.score(pa.Table.from_pandas(frame[present], preserve_index=False))
 
     def score(self, table: pa.Table) -> pd.DataFrame:
-        """Score the rows of a table that has the detector's columns. Raises RecordInvalid."""
+        """Score the rows of a table with the detector's columns. Raises RecordInvalid."""
         answer = pd.DataFrame(judge(self.detector, self._complete(table)).arrays())
         return answer if self.detector.reducer else answer.drop(columns=SECOND_STAGE)
 
     def respond(self, body: bytes, content_type: str | None, *ignored: object) -> Any:
-        """Answer one HTTP request, in the place of MLflow's `invocations`."""
+        """Answer one HTTP request, instead of MLflow's `invocations`."""
         from mlflow.pyfunc.scoring_server import InvocationsResponse
 
         try:
             answer = self.score(read_request(body, content_type, self.detector.columns))
         except NightjarError as error:
-            told = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
-            return InvocationsResponse(json.dumps(told), 400, "application/json")
+            failure = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
+            return InvocationsResponse(json.dumps(failure), 400, "application/json")
         rows = answer.astype(object).where(answer.notna(), None).to_dict("records")
         return InvocationsResponse(json.dumps({"predictions": rows}, allow_nan=False), 200, "application/json")
 
     def _complete(self, table: pa.Table) -> pa.Table:
-        """The table with its absent columns as nulls, where nothing is missing or infinite that may not be."""
+        """Add absent columns as nulls. Raises RecordInvalid for a missing or infinite value that is not allowed."""
         for column in self.detector.columns:
             name = column.name
             if name not in table.column_names:
@@ -70,21 +70,21 @@ class ServedDetector:
             values, may_be_missing = table[name], name in self.nullable
             if values.null_count and not may_be_missing:
                 raise _invalid_request(
-                    f"column {name}", f"no value in {values.null_count} of {len(values)} rows", "a value"
+                    f"column {name}", f"no value in {values.null_count} of {len(values)} rows", "a value in every row"
                 )
             if pa.types.is_floating(values.type) and name not in self.infinite and pc.any(pc.is_inf(values)).as_py():
-                raise _invalid_request(f"column {name}", "an infinite value", "a finite one")
+                raise _invalid_request(f"column {name}", "an infinite value", "finite values")
         return table
 
 
 def read_request(body: bytes, content_type: str | None, columns: Sequence[Column]) -> pa.Table:
-    """The rows of a request as typed columns, without those that the detector does not read. Raises RecordInvalid."""
+    """The rows of a request as typed columns, only those that the detector reads. Raises RecordInvalid."""
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise _invalid_request("header Content-Type", repr(content_type), "application/json")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _invalid_request("body", f"{len(body)} bytes that are no JSON", "a JSON object") from error
+        raise _invalid_request("body", f"{len(body)} bytes that are not JSON", "a JSON object") from error
     rows = parse_rows(document)
     if len(rows) > MOST_ROWS:
         raise _invalid_request("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
@@ -126,7 +126,7 @@ def _unfold(content: object) -> list[dict[str, Any]]:
 
 
 def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.ChunkedArray:
-    """A column's JSON values (N,) as the night has them; null and NaN are missing values. Raises RecordInvalid."""
+    """Read a column's JSON values (N,) as a night would; null and NaN are missing values. Raises RecordInvalid."""
     read, expected, kind = _reading(column)
     typed: list[object] = []
     for value in values:
@@ -146,22 +146,22 @@ def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.Chunk
 
 
 def _unreadable(column: Column, values: Sequence[object], place: int, expected: str) -> RecordInvalid:
-    # Which value it is stays with who sent it: it may be a personal one.
+    # The message does not quote the value, which may be personal.
     where = f"column {column.name}, row {place + 1} of {len(values)}"
-    return _invalid_request(where, f"{_name_kind(values[place])} that cannot be read so", expected)
+    return _invalid_request(where, f"{_name_kind(values[place])} that cannot be read", expected)
 
 
 def _reading(column: Column) -> tuple[Callable[[Any], object], str, pa.DataType]:
-    """How one JSON value of a column is read, what it must be, and the Arrow type of what is read so."""
+    """How to read one JSON value of a column, what it must be, and the resulting Arrow type."""
     if column.kind == "categorical":
         return _read_category, "a text, a number or a boolean", pa.string()
     if column.kind in ("sequence", "datetime"):
-        return _read_text, "a date and time by ISO 8601" if column.kind == "datetime" else "a text", pa.string()
+        return _read_text, "a date and time in ISO 8601" if column.kind == "datetime" else "a text", pa.string()
     if column.kind == "image":
         size = math.prod(column.shape)
         shape = f"{column.shape[0]} rows of {column.shape[1]} pixels"
-        return lambda value: _read_image(value, size), f"{size} bytes as base64: {shape}, a byte each", pa.binary(size)
-    return _read_number, "a number of 64 bits", pa.float64()
+        return lambda value: _read_image(value, size), f"{size} bytes as base64: {shape}, 1 byte each", pa.binary(size)
+    return _read_number, "a 64-bit number", pa.float64()
 
 
 def _read_number(value: object) -> float:
@@ -171,7 +171,7 @@ def _read_number(value: object) -> float:
 
 
 def _read_category(value: object) -> str:
-    """As Arrow writes the values of typed columns as texts: 5, 5.5, true."""
+    """Write the value as Arrow casts typed columns to text: 5, 5.5, true."""
     if isinstance(value, float):
         return str(pa.scalar(value).cast(pa.string()))
     return str(value).lower() if isinstance(value, bool | int) else _read_text(value)
@@ -180,7 +180,7 @@ def _read_category(value: object) -> str:
 def _read_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
-    value.encode()  # halves of a surrogate pair are no text
+    value.encode()  # raises for lone surrogates
     return value
 
 
@@ -211,9 +211,9 @@ def _invalid_request(where: str, got: str, expected: str) -> RecordInvalid:
 
 def _load_pyfunc(path: str) -> ServedDetector:
     served = ServedDetector(Detector.load(Path(path)))
-    if SERVER in sys.modules:  # this process is `mlflow models serve`
+    if SERVER in sys.modules:  # this is `mlflow models serve`
         from mlflow.pyfunc import scoring_server
 
-        # MLflow's own reading repeats the request's values in its errors, with tracebacks, and ends some as a 500.
+        # MLflow's own parser repeats values of the request in its errors, with tracebacks, and returns 500 for some.
         scoring_server.invocations = served.respond
     return served

@@ -1,7 +1,7 @@
-"""Who works on the parts of a batch: threads of this process, or the workers of a Dask cluster.
+"""Run the parts of a batch on threads of this process or on the workers of a Dask cluster.
 
-Prefect's task runners hand the parts out; what stands here is how one is chosen, watched and told about. Parts are
-idempotent, so a part whose worker died is simply given to another.
+Prefect's task runners distribute the parts; this module chooses a runner, watches it and reports its failures. Parts
+are idempotent, so if a worker dies its part simply goes to another one.
 """
 
 import math
@@ -32,7 +32,7 @@ from tasks.stores.site import Site
 from tasks.validate import Validation
 
 CONNECT_S = 10  # for a scheduler to answer
-PATIENCE_S = 60.0  # for a cluster without a single worker to get one
+PATIENCE_S = 60.0  # wait for a cluster without workers to get one
 WATCH_S = 1.0
 
 Future = PrefectWrappedFuture[Any, Any]
@@ -40,16 +40,16 @@ Future = PrefectWrappedFuture[Any, Any]
 
 @dataclass(frozen=True)
 class Workers:
-    """`scheduler`: the address of a Dask cluster's, such as tcp://host:8786; None: so many threads of this process."""
+    """`scheduler`: the address of Dask's scheduler, such as tcp://host:8786; None: use threads of this process."""
 
     scheduler: str | None = None
     threads: int = 1
 
     def run(self, task: Task[..., Any], pieces: Sequence[dict[str, Any]], on_done: Callable[[int], None]) -> list[Any]:
-        """Run a task once for each piece (its arguments) and return what they gave, in order.
+        """Run a task once per piece (its arguments) and return the results in order.
 
-        on_done gets the number of a piece that is finished. All pieces are tried; then the failures are raised as one:
-        themselves where they are the same, else RunFailed. Raises ParamsInvalid, ServiceUnreachable.
+        on_done gets the number of each finished piece. All pieces run even if some fail; then their common error is
+        raised, or RunFailed if the errors differ. Raises ParamsInvalid, ServiceUnreachable.
         """
         if not pieces:
             return []
@@ -73,17 +73,17 @@ class Workers:
             from prefect_dask.task_runners import DaskTaskRunner
         except ModuleNotFoundError as error:
             raise ParamsInvalid(
-                "Dask is not installed here.",
+                "Dask is not installed.",
                 where="NIGHTJAR_TASK_RUNNER",
                 got=self.scheduler,
-                todo="pip install 'nightjar[dask]', on this machine and on the workers, or set it to threads",
+                todo="pip install 'nightjar[dask]' on this machine and on the workers, or set it to threads",
             ) from error
         if not PREFECT_API_URL.value():
             raise ParamsInvalid(
-                "Dask's workers have no Prefect server to tell of their work; each would start one of its own.",
+                "Dask's workers need a Prefect server; without one, each would start its own.",
                 where="PREFECT_API_URL",
                 expected="the URL of a Prefect server that this machine and the workers reach",
-                todo="start one (prefect server start) and set it, or set NIGHTJAR_TASK_RUNNER to threads",
+                todo="start one (prefect server start) and set its URL, or set NIGHTJAR_TASK_RUNNER to threads",
             )
         with DaskTaskRunner(address=self.scheduler, client_kwargs={"timeout": CONNECT_S}) as runner:
             try:
@@ -93,7 +93,7 @@ class Workers:
             yield runner
 
     def _wait(self, runner: Any, future: Future) -> None:
-        """Wait for a piece. Raises ServiceUnreachable when a cluster has had no worker for too long."""
+        """Wait for a piece. Raises ServiceUnreachable if the cluster has had no workers for too long."""
         seen = time.monotonic()
         while not future.wrapped_future.done():
             future.wait(timeout=WATCH_S)
@@ -103,17 +103,17 @@ class Workers:
                 raise self._unreachable("The Dask cluster has no workers.", f"none for {PATIENCE_S:g} s")
 
     def _read(self, future: Future) -> Any:
-        """What a finished piece gave, or the exception that it ended with."""
+        """The result of a finished piece, or its exception."""
         if future.wrapped_future.cancelled():
-            return self._unreachable("The Dask cluster was lost.", "its scheduler has ended, or is out of reach")
-        if error := future.wrapped_future.exception():  # not the task's own: it never came to an end
+            return self._unreachable("The Dask cluster was lost.", "its scheduler has ended or cannot be reached")
+        if error := future.wrapped_future.exception():  # not raised by the task, which did not finish
             return self._unreachable("The Dask cluster could not finish a part.", f"{type(error).__name__}: {error}")
         return future.result(raise_on_failure=False)
 
     def _count(self, runner: Any) -> int:
         try:
             return len(runner.client.scheduler_info()["workers"])
-        except (OSError, KeyError):  # a scheduler that has just died is told of without its workers
+        except (OSError, KeyError):  # a scheduler that has just died reports no workers
             return 0
 
     def _unreachable(self, what: str, got: str) -> ServiceUnreachable:
@@ -122,34 +122,34 @@ class Workers:
             where=f"NIGHTJAR_TASK_RUNNER, {self.scheduler}",
             got=got,
             expected="a scheduler and workers with this version of Nightjar",
-            todo="look at the workers' logs and memory, start them again, then run it again: finished parts are kept",
+            todo="check the workers' logs and memory, restart them, then run again: finished parts are kept",
         )
 
 
 def raise_failures(failures: Sequence[BaseException], pieces: int) -> None:
-    """Raise what went wrong, once. Raises RunFailed where it is not all the same."""
+    """Raise the common error, or RunFailed if the errors differ."""
     causes = {f"{type(failure).__name__}: {failure}": failure for failure in failures}
     if len(causes) == 1:
         raise failures[0]
     if causes:
         raise RunFailed(
-            f"{len(failures)} of {pieces} tasks failed; what the others finished is kept.",
+            f"{len(failures)} of {pieces} tasks failed; the results of the others are kept.",
             got="\n".join(causes),
-            todo="put the causes right and run it again: only unfinished parts are computed",
+            todo="fix the causes and run again: only unfinished parts are computed",
         )
 
 
-MOST_TASKS = 500  # of a batch: Prefect is at ease with hundreds
+MOST_TASKS = 500  # per batch: Prefect handles hundreds well
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What scoring some parts of a batch takes: small, to be sent to a worker, which meets lake and registry only."""
+    """Everything needed to score parts of a batch: small, sent to workers, which use lake and registry only."""
 
     detector: str
     zone: ZoneInfo
     lake: Lake
-    registry: Registry  # without a password: the worker brings its own
+    registry: Registry  # without a password: workers use their own login
     device: Literal["cpu", "cuda"]
     contract: Contract
     params: ScoreParams
@@ -160,7 +160,7 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class Unscored:
-    """The job of a batch, its parts without a receipt by name, and the rows of those that have one."""
+    """The job of a batch, its parts without a receipt by name, and the number of rows in finished parts."""
 
     job: ScoreJob
     parts: tuple[tuple[str, Part], ...]
@@ -170,14 +170,14 @@ class Unscored:
 def find_unscored(
     site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
 ) -> Unscored:
-    """What is left to score of a batch. Raises LeakageFound, PublishConflict."""
+    """The parts of a batch that still have to be scored. Raises LeakageFound, PublishConflict."""
     validated, inputs = open_batch(site, contract, validation, Detector.load(bundle), bundle, params)
     manifest = site.lake.manifest_path("scores", site.detector, validation.batch_date, inputs)
     folder = manifest.rpartition("/")[0]
     there = site.lake.files(folder)
     named = [(f"part-{number}", part) for number, part in enumerate(validated.parts)]
     left = [(name, part) for name, part in named if not {manifest, f"{folder}/{name}.json"} & there.keys()]
-    # The key tells the scores of a GPU from those of a CPU: a worker must not choose for itself.
+    # Scores from a GPU and from a CPU have different keys, so a worker must not choose its own device.
     device: Literal["cpu", "cuda"] = "cpu" if resolve_device(site.device).type == "cpu" else "cuda"
     stores = (site.lake, site.registry.without_password())
     job = ScoreJob(site.detector, site.zone, *stores, device, contract, params, version, validation.batch_date, inputs)
@@ -185,7 +185,7 @@ def find_unscored(
 
 
 def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
-    """Score those of some parts that have no receipt yet; returns their rows. The bundle is fetched if need be."""
+    """Score those of the parts that have no receipt yet; returns their rows. Fetches the bundle if needed."""
     detector = Detector.load(job.registry.fetch_bundle(job.version)).to(resolve_device(job.device))
     partition = job.lake.write("scores", job.detector, job.batch_date, job.inputs)
     scoring = Scoring(job.lake, job.zone, detector, job.contract, job.params, partition)
@@ -194,7 +194,7 @@ def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
 
 
 def share_out(parts: Sequence[tuple[str, Part]], tasks: int) -> list[Sequence[tuple[str, Part]]]:
-    """Parts in neighbouring runs of one length, as short as so many tasks allow."""
+    """Split the parts into at most `tasks` runs of neighbours of equal length."""
     length = max(1, math.ceil(len(parts) / tasks))
     return [parts[first : first + length] for first in range(0, len(parts), length)]
 
@@ -203,13 +203,13 @@ def share_out(parts: Sequence[tuple[str, Part]], tasks: int) -> list[Sequence[tu
 def plan_parts(
     site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
 ) -> Unscored:
-    """Find the parts that no attempt has finished."""
+    """Find the parts that no attempt has finished yet."""
     return find_unscored(site, contract, validation, version, bundle, params)
 
 
 @task(task_run_name="score {job.detector} {job.batch_date}: from {parts[0][0]}", **IO)
 def score_parts(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
-    """Score some parts, on whichever worker this is."""
+    """Score some parts on a worker."""
     rows = score_pieces(job, parts)
     get_run_logger().info("%d rows of %d parts", rows, len(parts))
     return rows
@@ -224,15 +224,15 @@ def spread_parts(
     params: ScoreParams,
     workers: Workers,
 ) -> None:
-    """Score what is left of a batch in tasks that `workers` share. Raises what the parts end with, once.
+    """Score the unfinished parts of a batch in tasks on `workers`. Raises their common error, or RunFailed.
 
-    One part alone is left to `score`, unless workers elsewhere are there for it.
+    A single part is left to the `score` task, unless there is a cluster.
     """
     unscored = plan_parts(site, contract, validation, version, bundle, params)
     shares = share_out(unscored.parts, MOST_TASKS)
     if len(shares) == 1 and workers.scheduler is None:
         return
     rows = [sum(part.rows for _, part in share) for share in shares]
-    total, tell = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
+    total, report = unscored.rows_done + sum(rows), progress_of(f"score {validation.batch_date}")
     pieces = [{"job": unscored.job, "parts": share} for share in shares]
-    workers.run(score_parts, pieces, lambda done: tell(unscored.rows_done + sum(rows[: done + 1]), total))
+    workers.run(score_parts, pieces, lambda done: report(unscored.rows_done + sum(rows[: done + 1]), total))

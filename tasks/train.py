@@ -1,4 +1,4 @@
-"""Fit a detector on the fit rows of a cut-off, stopping early on the stopping rows.
+"""Fit a detector on the fit rows of a cut-off, with early stopping on the stopping rows.
 
 In: the clean partition of a cut-off. Out: a bundle folder, fitted but not calibrated, with its lineage.
 """
@@ -32,7 +32,7 @@ def fit_bundle(
     hashes: Mapping[str, JsonValue],
     on_epoch: Callable[[int, EpochLog], None] | None = None,
 ) -> Path:
-    """Fit on a training set and save the bundle; `hashes` (of params and contract, say) become part of its lineage."""
+    """Fit on a training set and save the bundle; `hashes` (of params, of the contract) become part of its lineage."""
     detector = _fit(site, rows, params, on_epoch)
     lineage: dict[str, JsonValue] = {
         "detector": site.detector,
@@ -67,7 +67,7 @@ def _fit(
 
 
 def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
-    """Write the losses of each network's epochs as CSV, without seconds: the same fit writes the same bytes."""
+    """Write the losses of each network's epochs as CSV, without times, so that equal fits write equal bytes."""
     frame = pd.DataFrame([{"network": network, **asdict(epoch)} for network, epoch in epochs]).drop(columns="seconds")
     frame.to_csv(path, index=False)
 
@@ -75,21 +75,21 @@ def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
 @task(task_run_name="train {site.detector}", **PURE)
 def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, JsonValue]) -> Path:
     """Fit the networks; each epoch is logged."""
-    logger, tell = get_run_logger(), progress_of("train")
+    logger, report = get_run_logger(), progress_of("train")
     networks, epochs = len(params.networks), params.fit.epochs
 
     def log(network: int, epoch: EpochLog) -> None:
-        tell(network * epochs + epoch.epoch, networks * epochs)
+        report(network * epochs + epoch.epoch, networks * epochs)
         name = f"network {network + 1} of {networks}, " if networks > 1 else ""
         logger.info("%sepoch %d: fit %.5f, stopping %.5f", name, epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
 
     folder = fit_bundle(site, rows, params, hashes, log)
-    tell(networks * epochs, networks * epochs)  # early stopping leaves the bar short of its end
+    report(networks * epochs, networks * epochs)  # early stopping leaves the progress bar incomplete
     return folder
 
 
 def send_bundle(site: Site, cutoff: date, run_id: str) -> None:
-    """Put the bundle that this machine has just fitted into the lake."""
+    """Upload the bundle that this machine has just fitted to the lake."""
     folder = site.fitted(cutoff)
     read_bundle(folder)
     for name in (*FILES, MANIFEST):
@@ -97,7 +97,7 @@ def send_bundle(site: Site, cutoff: date, run_id: str) -> None:
 
 
 def take_bundle(site: Site, cutoff: date, run_id: str) -> Path:
-    """Fetch the bundle that a run has sent, as if it had been fitted here. Raises BundleInvalid, ServiceUnreachable."""
+    """Download the bundle that a run has uploaded, as if fitted here. Raises BundleInvalid, ServiceUnreachable."""
     folder = site.fitted(cutoff)
     with writing(folder), TemporaryDirectory() as arriving:
         for name in (*FILES, MANIFEST):

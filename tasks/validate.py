@@ -1,9 +1,9 @@
-"""Hold batches against their contract: good rows go to validated, bad rows to quarantine with the reason.
+"""Check batches against their contract: good rows go to validated, bad rows to quarantine with the reason.
 
-Row-level expectations run on up to JUDGED_ROWS rows at once, batch-level ones on one summary row a batch that DuckDB
-computes; small batches share a slice, since Great Expectations costs milliseconds an expectation however few the rows.
-Identical duplicates keep one row; rows that share a record_id and differ are all quarantined. Rows that a replay has
-replaced are excluded.
+Row-level expectations run on up to JUDGED_ROWS rows at once, batch-level ones on one summary row per batch, computed by
+DuckDB. Small batches share a slice, since Great Expectations takes milliseconds per expectation even for a few rows.
+Of identical duplicates one row is kept; rows that share a record_id and differ are all quarantined. Rows that a replay
+has replaced are excluded.
 """
 
 from collections import Counter
@@ -35,14 +35,14 @@ from tasks.stores.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartW
 from tasks.stores.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
-JUDGED_ROWS = 4 * SLICE_ROWS  # rows that Great Expectations is shown at once; it costs a quarter of a second each time
-PART_SLICES = 8  # of a validated part: about a million rows, a second of scoring, and what a crash may cost of it
-DOCS_PAGES = 7  # a page costs a third of a second: the latest batches get one, and every rejected one
+JUDGED_ROWS = 4 * SLICE_ROWS  # rows given to Great Expectations at once; each call takes a quarter of a second
+PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
+DOCS_PAGES = 7  # a page takes a third of a second: only the latest batches and all rejected ones get one
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What became of one batch: rows_in = validated + quarantined + excluded."""
+    """The result for one batch: rows_in = validated + quarantined + excluded."""
 
     batch_date: date
     input_hash: str
@@ -52,16 +52,16 @@ class Validation:
     excluded: int
     reasons: dict[str, int]
     warnings: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()  # critical; not empty = the batch is rejected
+    failures: tuple[str, ...] = ()  # critical; if there are any, the batch is rejected
     results: tuple[Outcome, ...] = ()
 
 
 @dataclass(eq=False)
 class _OpenBatch:
-    """A batch while its slices pass through: its writers, its counts, the duplicates already kept."""
+    """A batch while its slices are processed: its writers, its counts, the duplicates already kept."""
 
     manifest: Manifest
-    replaced: Mapping[str, frozenset[str]]  # the ids whose rows of a part count no longer, by the part's sha256
+    replaced: Mapping[str, frozenset[str]]  # ids whose rows in a part no longer count, by the part's SHA-256
     duplicates: Duplicates
     landed: Landed
     validated: PartitionWriter
@@ -76,7 +76,7 @@ class _OpenBatch:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of one landing part, raw and typed, and where each kind of row is written."""
+    """Some rows of one landing part, raw and typed, and their writers."""
 
     batch: _OpenBatch
     raw: pa.Table
@@ -88,7 +88,7 @@ class _Piece:
 
 
 def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -> Iterator[_Piece]:
-    """The rows of some batches in order, slice by slice; a large landing part becomes several."""
+    """The rows of batches in order, slice by slice; a large landing part becomes several validated parts."""
     for batch in batches:
         for number, part in enumerate(batch.manifest.parts):
             replaced = batch.replaced.get(part.sha256, frozenset())
@@ -104,7 +104,7 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
-    """Collect pieces until they hold `rows` rows together."""
+    """Group pieces of at least `rows` rows together."""
     group: list[_Piece] = []
     for piece in pieces:
         if group and sum(p.typed.num_rows for p in group) + piece.typed.num_rows > rows:
@@ -116,7 +116,7 @@ def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """What Great Expectations is shown of rows; of an image only whether there is one, as it could not judge more."""
+    """The rows as a frame for Great Expectations; of an image only whether it is missing."""
     for place, name in enumerate(table.column_names):
         if pa.types.is_fixed_size_binary(table.schema.field(name).type):
             is_there = pc.if_else(table[name].is_valid(), True, pa.scalar(None, pa.bool_()))
@@ -137,14 +137,14 @@ def judge_duplicates(ids: pa.ChunkedArray, batch: _OpenBatch, superseded: Mask) 
 
 
 def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
-    """Write a piece's rows where they belong, given for each broken expectation the mask of its rows."""
+    """Write a piece's rows to validated or quarantine, given the mask of rows for each broken expectation."""
     batch, ids = piece.batch, piece.typed["record_id"]
     superseded: Mask = pc.is_in(ids, pa.array(piece.replaced, pa.string())).to_numpy()
     duplicated, different = judge_duplicates(ids, batch, superseded)
     exclude = superseded | duplicated
     contract = batch.landed.contract
     reasons = ["", DUPLICATE]
-    reason = different.astype(np.int64)  # of each row, its place in `reasons`; the first one counts
+    reason = different.astype(np.int64)  # index in `reasons` for each row; the first reason counts
     critical = {
         describe_unreadable(name, contract): mask
         for name, mask in piece.unreadable.items()
@@ -170,11 +170,11 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
 
 
 def summarise_batch(lake: Lake, contract: Contract, batch: _OpenBatch) -> dict[str, float]:
-    """One batch's summary: its counts, and what batch-level expectations ask of its columns, computed by DuckDB."""
+    """One batch's summary: its counts, and the statistics for batch-level expectations, computed by DuckDB."""
     rows = batch.manifest.rows - batch.superseded
     summary = {
         "rows": float(rows),
-        "quarantined_fraction": batch.reasons.total() / max(rows, 1),  # an empty batch has nothing bad
+        "quarantined_fraction": batch.reasons.total() / max(rows, 1),  # an empty batch has no bad rows
         "duplicated_fraction": batch.duplicated / max(rows, 1),
     }
     wanted = sorted({str(e.kwargs["column"]) for e in contract.batch_expectations} - summary.keys())
@@ -198,7 +198,7 @@ def validate_batches(
     """Validate batches of one detector and commit their validated and quarantine partitions.
 
     A rejected batch keeps its quarantine, with the findings, and gets no validated partition; it does not stop the
-    others. Batches whose input and contract have not changed are not computed again. Raises BatchMissing.
+    others. Batches with unchanged input and contract are not validated again. Raises BatchMissing.
     """
     lake = site.lake
     manifests = [lake.get("landing", site.detector, day) for day in dates]
@@ -216,25 +216,25 @@ def validate_batches(
 
 
 def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
-    """Raise BatchMissing where rows have arrived for a batch whose others were pruned: they alone are no batch."""
+    """Raise BatchMissing if rows have arrived for a batch whose other rows were pruned: it would be incomplete."""
     pruned = lake.pruned(manifests[0].detector)
     for manifest in manifests:
-        asked = {part.source for part in pruned.get(manifest.batch_date, ()) if not part.replaces}  # repairs come anew
-        gone = asked - {part.source for part in manifest.parts}
+        needed = {part.source for part in pruned.get(manifest.batch_date, ()) if not part.replaces}  # no repairs
+        gone = needed - {part.source for part in manifest.parts}
         if gone:
             raise BatchMissing(
                 f"Most of a batch of {manifest.detector} was pruned from landing; what is left was not validated.",
                 where=f"{manifest.zone}, {manifest.batch_date}",
                 got=f"{manifest.rows} rows that arrived later",
                 expected=f"the rows of {', '.join(sorted(gone)[:3])} as well",
-                todo="deliver those again, changed or under another name; or list the date in filter.exclude_dates",
+                todo="deliver those again, changed or under another name, or list the date in filter.exclude_dates",
             )
 
 
 def find_validation(
     lake: Lake, contract: Contract, detector: str, day: date, params: ValidateParams
 ) -> Validation | None:
-    """The committed validation of a batch, if today's landing, contract and params would come to the same."""
+    """The committed validation of a batch, if landing, contract and params have not changed since."""
     landing, validated = lake.find("landing", detector, day), lake.find("validated", detector, day)
     if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
         return None
@@ -253,7 +253,7 @@ def _validate(
     rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
     batches = [_open(lake, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
-    with ExitStack() as files:  # an error leaves no half-written file
+    with ExitStack() as files:  # leaves no half-written file after an error
         for batch in batches:
             files.enter_context(batch.files)
         for group in group_pieces(open_pieces(lake, contract, batches)):
@@ -264,7 +264,7 @@ def _validate(
             on_progress(seen, total)
     summary = pd.DataFrame([summarise_batch(lake, contract, batch) for batch in batches])
     broken = summaries.judge(summary)
-    # A null summary value (no rows to compute it from) passes in Great Expectations; here it does not.
+    # A null summary value (computed from no rows) passes in Great Expectations, but not here.
     masks = {
         e: broken.get(e, False) | summary[str(e.kwargs["column"])].isna().to_numpy() for e in summaries.expectations
     }
@@ -280,7 +280,7 @@ def _validate(
 
 
 def _judge(group: list[_Piece], rows: Suite) -> None:
-    """Hold some pieces against the row-level expectations at once, and write their rows where they belong."""
+    """Check pieces against the row-level expectations together, and write their rows."""
     broken = rows.judge(to_frame(pa.concat_tables([piece.typed for piece in group]).select(rows.columns)))
     position = 0
     for piece in group:
@@ -300,7 +300,7 @@ def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:
-    """Gather what was found and commit the partitions: quarantine always, validated only of an accepted batch."""
+    """Collect the findings and commit the partitions: quarantine always, validated only for an accepted batch."""
     rows_in, quarantined = batch.manifest.rows, batch.reasons.total()
     landed, failures, warnings = batch.landed, batch.landed.failures, batch.landed.warnings
     (failures if contract.extra_columns == "stop" else warnings).extend(landed.surprises)
@@ -339,11 +339,11 @@ def _to_facts(validation: Validation) -> dict[str, Any]:
 
 
 def check_accepted(detector: str, validations: Iterable[Validation]) -> None:
-    """Raise BatchRejected that names every rejected batch and why."""
+    """Raise BatchRejected with every rejected batch and the reasons."""
     rejected = [v for v in validations if v.failures]
     if rejected:
         raise BatchRejected(
-            f"{len(rejected)} batch(es) of {detector} broke the contract; nothing of them is scored or trained on.",
+            f"{len(rejected)} batch(es) of {detector} broke the contract; their rows are not scored or trained on.",
             where=f"contracts/{detector}.yaml, {', '.join(str(v.batch_date) for v in rejected)}",
             got="; ".join(f"{v.batch_date}: {', '.join(v.failures)}" for v in rejected),
             expected="every critical expectation met",
@@ -353,7 +353,7 @@ def check_accepted(detector: str, validations: Iterable[Validation]) -> None:
 
 @task(task_run_name="validate {site.detector}", **PURE)
 def validate(site: Site, contract: Contract, dates: Sequence[date], params: ValidateParams) -> list[Validation]:
-    """Validate batches; the run goes red when one is rejected, after all have been looked at."""
+    """Validate batches; if some are rejected, the task fails after all have been checked."""
     validations = validate_batches(site, contract, dates, params, progress_of(f"validate to {dates[-1]}"))
     rows = [
         {

@@ -1,1 +1,1 @@
-"""What somebody asks for between the nights: a loose file, one record by hand, one record of a published night."""
+"""Requests between the nights: score a loose file, rank one record, explain one record of a published night."""

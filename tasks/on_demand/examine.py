@@ -1,4 +1,4 @@
-"""What an experiment shows of its bundle: metrics.json, curves as CSV and pictures."""
+"""An experiment's results for its bundle: metrics.json, curves as CSV and pictures."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,22 +21,22 @@ from tasks.stores.site import Site
 
 
 def find_repeats(encoded: npt.NDArray[np.float32]) -> Flags:
-    """The mask (N,) of rows that an earlier row equals in everything the detector reads, (N, D)."""
+    """The mask (N,) of encoded rows (N, D) that are equal to an earlier row."""
     seen = pd.util.hash_array(np.ascontiguousarray(encoded).view(f"V{encoded.shape[1] * 4}").ravel().astype(object))
     return pd.Series(seen).duplicated().to_numpy()
 
 
 def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelColumn | None) -> None:
-    """Write what an experiment shows into the site's home: metrics.json, curves as CSV, pictures under plots/.
+    """Write an experiment's results into the site's home: metrics.json, curves as CSV, pictures under plots/.
 
-    The curves come from the tuning rows where these hold anomalies, as a threshold search would see them, otherwise
-    from the test rows; everything else comes from the test rows. Raises TooFewRows without test rows.
+    The curves use the tuning rows if they have anomalies, as a threshold search would, otherwise the test rows.
+    Everything else uses the test rows. Raises TooFewRows without test rows.
     """
     detector = Detector.load(bundle)
     test = _Judged.read(site, rows, detector, "test", labels)
     if not len(test.records):
         raise TooFewRows(
-            "There are no test rows to measure on.",
+            "There are no test rows to evaluate on.",
             where=f"detectors.{site.detector}.filter.splits",
             got=rows.split,
             expected="a share, or days, for test",
@@ -63,7 +63,7 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """The rows of a labelled set with their scores (N,), the truth (N,) and what kind of anomaly each one is (N,)."""
+    """The rows of a labelled set with their scores (N,), the truth (N,) and the kind of anomaly (N,)."""
 
     records: Records
     scores: Floats

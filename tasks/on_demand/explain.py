@@ -1,4 +1,4 @@
-"""Explain one record of a published night: its score again, from its own bytes and the model version that judged it."""
+"""Explain one record of a published night: score its validated row again with the night's model version."""
 
 import json
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from tasks.rows.judge import judge
 from tasks.stores.site import Site
 from tasks.stores.tables import PublishedNight
 
-MOST_CAUSES = 20  # of a record with many patches or tokens; columns are all shown
+MOST_CAUSES = 20  # of a record with many patches or tokens; columns are always all shown
 
 
 @dataclass(frozen=True)
 class RecordExplanation:
-    """Where a record stands and why. `causes` add up to the score.
+    """A record's score, severity and causes; the causes add up to the score.
 
-    second_stage_probability: None where the record is not flagged or the version has no reducer.
+    second_stage_probability: None if the record is not flagged or the version has no reducer.
     """
 
     record_id: str
@@ -43,11 +43,11 @@ class RecordExplanation:
 
 
 def find_record(site: Site, record_id: str, day: date | None) -> tuple[PublishedNight, pa.Table]:
-    """The newest published night that scored a record, and the record's validated row. Raises RecordMissing."""
+    """The newest published night that scored the record, and the record's validated row. Raises RecordMissing."""
     batches = site.warehouse.read_nights(site.detector)
     for batch in reversed([b for b in batches if day in (None, b.batch_date)]):
         validated = site.lake.find("validated", site.detector, batch.batch_date)
-        for part in validated.parts if validated else ():  # it may have been pruned
+        for part in validated.parts if validated else ():  # the partition may have been pruned
             for table in site.lake.slices(part):
                 found = table.filter(pc.equal(table["record_id"], record_id))
                 if found.num_rows:
@@ -56,12 +56,12 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Published
         f"No published night of {site.detector} scored this record.",
         got=f"record_id {record_id!r}" + (f" on {day}" if day else ""),
         expected="a record that was validated and scored",
-        todo="check the id and retention.validated_days; quarantined rows are in the lake's quarantine zone, with why",
+        todo="check the id and retention.validated_days; the lake's quarantine zone has quarantined rows and reasons",
     )
 
 
 def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
-    """Score a record again with the version that scored its night, and name every column's share."""
+    """Score a record again with the version that scored its night, and list every column's share."""
     batch, row = find_record(site, record_id, day)
     version = next(v for v in site.registry.list_versions() if v.version == batch.model_version)
     detector = Detector.load(site.registry.fetch_bundle(version))

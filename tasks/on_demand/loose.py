@@ -1,7 +1,7 @@
-"""Score the rows of a loose file as a night would, row by row with reasons, and publish nothing.
+"""Score the rows of a loose file as a night would, without publishing anything.
 
-In: arrivals of the source's own columns; the label need not be there. Out: one row for each row of the file, in its
-order: a score, or the reason why validation would have quarantined it. Memory holds one slice.
+In: arrivals with the source's columns; the label is optional. Out: one row per row of the file, in file order, with a
+score, or with the reason for which validation would quarantine it. Memory holds one slice.
 """
 
 import json
@@ -38,17 +38,17 @@ SCHEMA = pa.schema(
         "percentile_rank": pa.float64(),
         "p_value": pa.float64(),
         "is_flagged": pa.bool_(),
-        "second_stage_probability": pa.float64(),  # of flagged rows, by a detector with a reducer
+        "second_stage_probability": pa.float64(),  # for flagged rows, from a detector with a reducer
         "is_suppressed": pa.bool_(),
-        "causes": pa.string(),  # JSON, of flagged rows
-        "reason": pa.string(),  # of rows that are not scored
+        "causes": pa.string(),  # JSON, for flagged rows
+        "reason": pa.string(),  # for rows that are not scored
     }
 )
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What became of a loose file: rows = scored + the bad ones that `reasons` counts; records are worst first.
+    """The result for a loose file: rows = scored + bad rows, which `reasons` counts; records are worst first.
 
     suppressed: flags that the second stage suppresses.
     """
@@ -63,7 +63,7 @@ class Collected:
 
 
 def without_label(contract: Contract, params: IngestParams) -> Contract:
-    """The contract without the label's column: a loose file is what the label is wanted for."""
+    """The contract without the label column, which a loose file need not have."""
     if params.labels is None or params.labels.column not in contract.columns:
         return contract
     label = params.labels.column
@@ -75,7 +75,7 @@ def without_label(contract: Contract, params: IngestParams) -> Contract:
 def score_rows(
     detector: Detector, contract: Contract, params: IngestParams, arrivals: Iterable[Arrival], causes: int
 ) -> Iterator[pa.Table]:
-    """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid where columns are missing."""
+    """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid if columns are missing."""
     contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
     suite = Suite(contract.row_expectations, contract.masked)
     for arrival in arrivals:
@@ -90,7 +90,7 @@ def score_rows(
                     where=arrival.name,
                     got=f"columns {', '.join(table.column_names)}",
                     expected="the columns of the contract",
-                    todo="bring the columns that the detector was made with",
+                    todo="add the columns that the detector was trained with",
                 )
             if table.num_rows:
                 yield _score_slice(detector, contract, suite, raw, causes)
@@ -99,7 +99,7 @@ def score_rows(
 def score_file(
     site: Site, contract: Contract, params: DetectorParams, source: str, most: int | None, output: Path | None
 ) -> dict[str, Any]:
-    """Score a file with the champion: counts, its worst `most` rows and as many bad ones; `output` gets all rows."""
+    """Score a file with the champion: counts, the `most` worst and first bad rows; `output` gets all rows."""
     version = site.registry.get_champion()
     detector = Detector.load(site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
@@ -128,14 +128,14 @@ def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.T
 
 
 def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
-    """Values of the good rows (M,) as a column of all rows (N,), null where the mask is False or the value is NaN."""
+    """Spread the values of good rows (M,) over all rows (N,); null where the mask is False or the value is NaN."""
     spread = np.zeros(len(good), dtype=values.dtype)
     spread[good] = values
     return pa.array(spread, mask=~good | pd.isna(spread))
 
 
 def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
-    """Count the rows, keep the worst (and the first bad) `most` of them, and write all to a Parquet file on request."""
+    """Count the rows, keep the `most` worst and first bad ones, and write all to a Parquet file on request."""
     kept, bad = [SCHEMA.empty_table()], [SCHEMA.empty_table()]
     rows = flagged = suppressed = 0
     reasons: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""Rank one record that is given by hand: the champion's score, its severity and its causes; nothing lands.
+"""Rank one record given by hand: the champion's score, severity and causes; nothing is stored.
 
-In: the record's values as text, by column. Out: what a night would have said of it. Types and row-level expectations
-are the contract's; expectations of columns that were not given are left out.
+In: the record's values as text, by column. Out: the judgement that a night would give. Types and row-level
+expectations are the contract's; expectations on columns that were not given are skipped.
 """
 
 import json
@@ -24,9 +24,9 @@ from tasks.stores.site import Site
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where a record stands and why: rank and band against calibration scores, causes that add up to the score.
+    """A record's score, its rank and band among calibration scores, and causes that add up to the score.
 
-    second_stage_probability: None where the record is not flagged or the detector has no reducer.
+    second_stage_probability: None if the record is not flagged or the detector has no reducer.
     """
 
     score: float
@@ -43,40 +43,40 @@ class Ranked:
 
 
 def type_record(values: Mapping[str, str], contract: Contract, read: set[str]) -> pa.Table:
-    """One row in the contract's types. Raises RecordInvalid where the columns that are read cannot be filled.
+    """One row in the contract's types. Raises RecordInvalid if a column has no value, or an unreadable one.
 
-    read: the columns that the detector reads. One that is nullable may be left out.
+    read: the columns that the detector reads. Nullable ones may be left out.
     """
     known = {*contract.columns, "event_time"}
     images = [name for name in read if name in contract.columns and contract.columns[name].shape]
     nullable = {name for name, column in contract.columns.items() if column.nullable}
     problems = {
         "no such column": sorted(values.keys() - known),
-        "needed, and not given": sorted(read - values.keys() - nullable - set(images)),
-        "an image, which has no text": images,
+        "required but missing": sorted(read - values.keys() - nullable - set(images)),
+        "an image, which cannot be given as text": images,
     }
     typed = type_rows(pa.table({name: [text] for name, text in values.items()}), contract)
     unread = [name for name in values if name in known and typed[name].null_count]
     problems |= {"not readable as its type": [f"{name} ({typed.schema.field(name).type})" for name in unread]}
-    told = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
-    if told:
-        raise _invalid_record("; ".join(told), f"values of {', '.join(sorted(read))}")
+    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+    if found:
+        raise _invalid_record("; ".join(found), f"values of {', '.join(sorted(read))}")
     return typed
 
 
 def check_record(typed: pa.Table, contract: Contract, given: set[str]) -> None:
-    """Hold the row against the critical row-level expectations of the given columns. Raises RecordInvalid."""
+    """Check the row against the critical row-level expectations on the given columns. Raises RecordInvalid."""
     critical = [e for e in contract.row_expectations if e.severity == "critical"]
     chosen = [e for e in critical if all(v in given for k, v in e.kwargs.items() if k.startswith("column"))]
     suite = Suite(chosen, contract.masked)
     broken = suite.judge(typed.select(suite.columns).to_pandas()) if chosen else {}
     if broken:
-        # The expectations' text alone: the value may be a masked one.
+        # Only the expectations' text, because the value may be masked.
         raise _invalid_record("a value that breaks the contract", "; ".join(e.text for e in broken))
 
 
 def _invalid_record(got: str, expected: str) -> RecordInvalid:
-    todo = "correct --value COLUMN=TEXT; the contract names the columns and their types"
+    todo = "correct --value COLUMN=TEXT; the contract lists the columns and their types"
     return RecordInvalid("The record cannot be scored.", where="--value", got=got, expected=expected, todo=todo)
 
 

@@ -1,1 +1,1 @@
-"""What `nightjar init` makes of a look at new data: columns, days, and a drafted detector."""
+"""What `nightjar init` derives from new data: column kinds, days, and a draft of a detector."""

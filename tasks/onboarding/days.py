@@ -1,7 +1,7 @@
-"""Which days the rows of a new source belong to, how many are scored, and how the days before are shared out.
+"""Which days the rows of a new source belong to, how many are scored, and how the days before them are split.
 
-In: a Sample, its profiles and the arrivals. Out: a Calendar and the splits, each with its reason. A source without
-times is dealt out in its own order; times are read as ingest reads them.
+In: a Sample, its profiles and the arrivals. Out: a Calendar and the splits, each with its reason. Rows of a source
+without times are assigned to days in file order; times are read as ingest reads them.
 """
 
 import math
@@ -24,22 +24,22 @@ from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, Val
 from tasks.rows.schema import cast_column
 from tasks.sources.arrival import Arrival
 
-FIRST_DATE = date(2026, 1, 1)  # of rows that bring no time
-PARTS = 10  # rows without a time make so many days: nine to learn from, one to score
-MIN_ROWS_A_DATE = 20  # a time column is taken unasked only if its days are worth a night
+FIRST_DATE = date(2026, 1, 1)  # of rows without a time
+PARTS = 10  # number of days for rows without a time: nine to learn from, one to score
+MIN_ROWS_A_DATE = 20  # a time column is chosen automatically only if its days have this many rows
 MAX_DATES = 700  # an arrival lands on all of its dates at once, each an open file
-DATES_BY_DATE = 14  # from here on whole days go to each set; below, shares of the rows
+DATES_BY_DATE = 14  # with this many days, sets are whole days; with fewer, shares of the rows
 TIME_NAMES = ("event_time", "timestamp", "datetime", "time", "date", "created_at", "occurred_at")
-EPOCH_S = (5e8, 5e9)  # seconds since 1970 of the years 1985 to 2128
-MAX_SHIFT = 0.5  # of distribution functions; noise among 50 rows stays below it
+EPOCH_S = (5e8, 5e9)  # seconds since 1970, for the years 1985 to 2128
+MAX_SHIFT = 0.5  # between distribution functions; the noise of 50 rows stays below it
 ZONE = ZoneInfo("UTC")
-NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows; one more, for rounding
+NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows, plus one for rounding
 Splits = ByDate | LeadingFraction | RandomFraction
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """How rows come by their days: the ingest rule, the rows a date, and which column served."""
+    """How rows get their days: the ingest rule, the rows per date, and the time column, if any."""
 
     event_time: EventTime
     rows: dict[date, int]
@@ -48,50 +48,50 @@ class Calendar:
 
     @property
     def is_dealt(self) -> bool:
-        """Whether days were made up from the order of the rows."""
+        """Whether days were assigned by the order of the rows."""
         return self.column is None
 
 
 def choose_calendar(
-    sample: Sample, profiles: Sequence[ColumnProfile], arrivals: Sequence[Arrival], asked: str | None
+    sample: Sample, profiles: Sequence[ColumnProfile], arrivals: Sequence[Arrival], requested: str | None
 ) -> Calendar:
-    """Which days the rows belong to. An asked column that will not do is an error; an unasked one is passed over."""
-    if asked:
-        check_column(sample, asked, "--time")
-        rule = _read_time_rule(sample, next(p for p in profiles if p.name == asked))
+    """Which days the rows belong to. An unsuitable column is an error if requested, and skipped otherwise."""
+    if requested:
+        check_column(sample, requested, "--time")
+        rule = _read_time_rule(sample, next(p for p in profiles if p.name == requested))
         dates = count_dates(arrivals, rule)
-        _check_dates(asked, dates)
+        _check_dates(requested, dates)
         if len(dates) > 1:
-            return Calendar(rule, dates, asked, Choice("event time", asked, "as --time says"))
-        return deal_out(sample, f"all rows of {asked} fall on one day, and a night needs days before it")
+            return Calendar(rule, dates, requested, Choice("event time", requested, "set by --time"))
+        return deal_out(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
     candidates = [p.name for p in profiles if p.type == "timestamp" and not p.missing]
     candidates = [name for name in candidates if _is_worth_nights(sample, name)]
     candidates.sort(key=lambda name: TIME_NAMES.index(name.lower()) if name.lower() in TIME_NAMES else len(TIME_NAMES))
     if not candidates:
-        return deal_out(sample, "no column holds date-times that make days worth a night; name one with --time")
+        return deal_out(sample, "no column has date-times with enough rows per day; set one with --time")
     rule = EventTime(column=candidates[0])
     dates = count_dates(arrivals, rule)
-    others = f"; {', '.join(candidates[1:])} would do too, --time chooses" if candidates[1:] else ""
-    why = f"date-times without a gap, {sample.rows // len(dates):,} rows a day{others}"
+    others = f"; {', '.join(candidates[1:])} is also possible with --time" if candidates[1:] else ""
+    why = f"date-times without gaps, {sample.rows // len(dates):,} rows per day{others}"
     return Calendar(rule, dates, candidates[0], Choice("event time", candidates[0], why))
 
 
 def deal_out(sample: Sample, why: str) -> Calendar:
-    """Days of equal size made from the order of the rows."""
+    """Assign rows to days of equal size in file order."""
     a_day = math.ceil(max(sample.sizes) / PARTS)
     rows = {
         FIRST_DATE + timedelta(days=n): sum(min(max(size - n * a_day, 0), a_day) for size in sample.sizes)
         for n in range(math.ceil(max(sample.sizes) / a_day))
     }
-    what = f"none: rows are dealt out in their order, {a_day:,} a day from {FIRST_DATE} on"
+    what = f"none: rows are assigned to days in file order, {a_day:,} per day from {FIRST_DATE} on"
     rule = EventTime(rows_per_day=a_day, first_date=FIRST_DATE)
     return Calendar(rule, rows, None, Choice("event time", what, why))
 
 
 def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]:
-    """Rows a batch date over all arrivals (UTC), in order. Raises SourceInvalid where undated rows would sink a day.
+    """Rows per batch date over all arrivals (UTC), in order. Raises SourceInvalid if rows without a time spoil a day.
 
-    Rows without a readable time land on their arrival's first date, and are quarantined there.
+    Rows without a readable time land on the first date of their arrival and are quarantined there.
     """
     found: Counter[date] = Counter()
     for arrival in arrivals:
@@ -109,8 +109,8 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
                 where=f"{arrival.name}, column {rule.column}",
                 got=f"{undated:,} of {undated + sum(known.values()):,} rows",
                 expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00; rows without one join the first day, "
-                f"which may hold {limit:.0%} of them",
-                todo="correct the column, name another with --time, or leave it out: rows are then dealt out in order",
+                f"which may have at most {limit:.0%} of them",
+                todo="correct the column, set another with --time, or leave out --time to assign days in file order",
             )
         found.update(known)
     return dict(sorted(found.items()))
@@ -123,7 +123,7 @@ def _read_time_rule(sample: Sample, profile: ColumnProfile) -> EventTime:
         return EventTime(column=profile.name, seconds_since=datetime(1970, 1, 1, tzinfo=UTC))
     if profile.high > EPOCH_S[1]:
         raise SourceInvalid(
-            "The time column holds numbers too large for seconds.",
+            "The time column has numbers too large for seconds.",
             where=profile.name,
             got=f"{profile.low:.6g} to {profile.high:.6g}",
             expected="date-times, or seconds since 1970 or since the first row",
@@ -136,11 +136,11 @@ def _read_time_rule(sample: Sample, profile: ColumnProfile) -> EventTime:
 def _check_dates(column: str, dates: dict[date, int]) -> None:
     if len(dates) > MAX_DATES:
         raise SourceInvalid(
-            "The times spread over too many days.",
+            "The times span too many days.",
             where=column,
             got=f"{len(dates):,} days, {min(dates)} to {max(dates)}",
-            expected=f"at most {MAX_DATES} days in one go",
-            todo="name a part of the source, or leave out --time: rows are then dealt out in their order",
+            expected=f"at most {MAX_DATES} days at once",
+            todo="use a part of the source, or leave out --time to assign days in file order",
         )
 
 
@@ -151,7 +151,7 @@ def _is_worth_nights(sample: Sample, column: str) -> bool:
 
 
 def tells_the_hour(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:
-    """Whether the event time is worth reading: times of day of a real calendar, over a week or more."""
+    """Whether the event time is useful as a column: real times of day, over a week or more."""
     start = calendar.event_time.seconds_since
     if calendar.column is None or len(calendar.rows) < 7 or (start and start.date() == FIRST_DATE):
         return False
@@ -159,16 +159,16 @@ def tells_the_hour(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> boo
 
 
 def choose_nights(calendar: Calendar) -> int:
-    """A tenth of the days, at most a week."""
+    """The number of nights to score: a tenth of the days, at most a week."""
     return max(1, min(7, len(calendar.rows) // PARTS))
 
 
 def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels: bool) -> tuple[Splits, Choice]:
-    """How the rows before the first night are shared out. Raises TooFewRows where the threshold could not be had.
+    """How the rows before the first night are split. Raises TooFewRows if too few are left for the threshold.
 
-    Rows with times are cut in the order of time: no later row helps to judge an earlier one. Rows dealt out have an
-    order that means nothing, or worse (sorted by label, by customer): drawing the sets at random makes fit and
-    calibration rows alike, as the threshold supposes.
+    Rows with times are split by time, so that no later row helps to judge an earlier one. In file order, the order
+    means nothing or misleads (sorted by label or customer), so the sets are drawn at random: fit and calibration rows
+    are then alike, as the threshold assumes.
     """
     days = list(calendar.rows)[:-nights]
     tuning = 0.1 if has_labels else 0.0
@@ -176,19 +176,19 @@ def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels:
     if calendar.is_dealt:
         splits = RandomFraction(kind="random_fraction", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
         share = splits.calibration
-        why = "the order of the rows means nothing, so sets drawn at random are alike"
+        why = "the order of the rows means nothing; random sets are alike"
     elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:
         splits, share = by_date, 0.0
-        why = "whole days in order of time, the latest for the threshold"
+        why = "whole days by time, the latest for the threshold"
     else:
         splits = LeadingFraction(kind="leading_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1)
         share = splits.calibration
-        why = "rows in order of time: first those to learn from, then those for the threshold, then the test"
+        why = "rows by time: first to fit, then to set the threshold, then to test"
     rows = sum(calendar.rows[day] for day in days)
     _check_rows(rows, sum(calendar.rows.values()), share, anomalous)
     shares = splits.model_dump(exclude={"kind", "seed"}, exclude_none=True)
-    told = ", ".join(f"{key} {value:g}" for key, value in shares.items())
-    return splits, Choice("splits", f"{splits.kind}: {told}", why)
+    described = ", ".join(f"{key} {value:g}" for key, value in shares.items())
+    return splits, Choice("splits", f"{splits.kind}: {described}", why)
 
 
 def _split_days(days: Sequence[date], has_labels: bool) -> ByDate | None:
@@ -214,23 +214,23 @@ def _check_rows(rows: int, total: int, share: float, anomalous: float) -> None:
         needed = math.ceil(NEEDED / (share * (1 - anomalous) * rows / total))
         raise TooFewRows(
             "There are too few rows for a threshold at the 99th percentile.",
-            got=f"{total:,} rows, of which about {int(clean):,} would be left to set the threshold on",
-            expected=f"at least {needed:,} rows: {NEEDED} normal ones for the threshold are {share:.0%} of those to "
-            "learn from",
-            todo="bring more rows",
+            got=f"{total:,} rows, of which about {int(clean):,} are left to set the threshold",
+            expected=f"at least {needed:,} rows: the threshold needs {NEEDED} normal rows, which are {share:.0%} of "
+            "the rows to learn from",
+            todo="provide more rows",
         )
 
 
 def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Mask) -> Iterator[str]:
-    """Warn where the last tenth of the rows, which becomes the night, is unlike those before: a sorted file."""
+    """Warn if the last tenth of the rows, which becomes the night, differs from the rest, as in a sorted file."""
     n = sample.table.num_rows
     if len(sample.sizes) > 1 or n < 2 * ENOUGH_ROWS:
         return
     is_last = np.arange(n) >= n - n // PARTS
     if is_anomaly[is_last].mean() > 2 * is_anomaly.mean() + 0.1:
         yield (
-            f"the last tenth of the rows, which becomes the night, holds {is_anomaly[is_last].mean():.0%} anomalies: "
-            "the file looks sorted by its label, so that night has far more flags than a real one"
+            f"the last tenth of the rows, which becomes the night, has {is_anomaly[is_last].mean():.0%} anomalies: "
+            "the file looks sorted by its label, so this night has far more flags than a real one"
         )
     moved = {}
     for profile in profiles:
@@ -241,13 +241,13 @@ def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Ma
     worst = max(moved, key=lambda name: moved[name], default="")
     if moved and moved[worst] > MAX_SHIFT:
         yield (
-            f"the last tenth of the rows, which becomes the night, is unlike the rows before it, most in {worst}: the "
-            "file looks sorted, so expect many flags; shuffle its rows, or name its time with --time"
+            f"the last tenth of the rows, which becomes the night, differs from the rows before it, most in {worst}: "
+            "the file looks sorted, so expect many flags; shuffle its rows, or set its time column with --time"
         )
 
 
 def _measure_shift(first: Floats, last: Floats) -> float:
-    """The largest gap between two distribution functions, 0 to 1 (Kolmogorov and Smirnov)."""
+    """The Kolmogorov-Smirnov distance between two samples, 0 to 1."""
     if min(len(first), len(last)) < ENOUGH_ROWS:
         return 0.0
     first, last = np.sort(first), np.sort(last)
@@ -257,7 +257,9 @@ def _measure_shift(first: Floats, last: Floats) -> float:
 
 
 def describe_nights(calendar: Calendar, nights: int) -> Choice:
-    """Which days are scored, in words."""
+    """The scored days as text."""
     days = list(calendar.rows)
     scored = f"{days[-nights]} to {days[-1]}" if nights > 1 else f"{days[-1]}"
-    return Choice("nights", f"{nights} scored: {scored}", f"a tenth of {len(days)} days, at most 7; the rest is learnt")
+    return Choice(
+        "nights", f"{nights} scored: {scored}", f"a tenth of {len(days)} days, at most 7; the rest is training"
+    )

@@ -1,7 +1,7 @@
-"""From a profile to a first params section and contract: what `nightjar init` writes, each choice with its reason.
+"""From a profile to the first params section and contract that `nightjar init` writes, each choice with its reason.
 
-In: a Sample and the kinds of its columns. Out: the typed sections. Labels are counted to name the rarer value and
-to keep anomalies out of the skewness; no choice about the detector itself looks at them.
+In: a Sample and the kinds of its columns. Out: the typed sections. Labels are used to find the rarer value and to
+keep anomalies out of the skewness; no choice about the detector itself depends on them.
 """
 
 import math
@@ -45,35 +45,35 @@ from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource
 
-TRIMMED = 0.01  # of unlabelled rows: next to nothing where all are normal, and much where some are not
-MAX_RANGES = 40  # Great Expectations costs milliseconds an expectation: wide tables go without ranges
+TRIMMED = 0.01  # of unlabelled rows: costs little if all are normal, and helps much if some are not
+MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ranges
 
 
 # --- labels and names ---
 
 
 def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[LabelColumn, float, Choice]:
-    """The label rule, the share of anomalous rows among the labelled, and why. Raises SourceInvalid unless binary."""
+    """The label rule, the anomalous share of labelled rows, and the reason. Raises SourceInvalid unless binary."""
     check_column(sample, column, "--label")
     counts, total = sample.labels, sample.labels.total()
     listed = ", ".join(f"{value!r} ({count:,} rows)" for value, count in counts.most_common(12))
     common = counts.most_common(1)[0][0] if counts else ""
     if normal is not None and normal not in counts:
         raise SourceInvalid(
-            "The label never has the value that --normal names.", where=column, got=listed, expected=repr(normal)
+            "The label never has the value given by --normal.", where=column, got=listed, expected=repr(normal)
         )
     if len(counts) < 2 or (len(counts) > 2 and normal is None):
-        todo = f"name what is normal, such as --normal {common}; all other values then mean anomalous"
+        todo = f"set the normal value, such as --normal {common}; all other values then mean anomalous"
         raise SourceInvalid(
             f"The label has {len(counts)} values." if counts else "The label has no value.",
             where=column,
             got=listed + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""),
             expected="two values, the rarer of which means anomalous",
-            todo=todo if len(counts) > 2 else "leave out --label: without it every row counts as unlabelled",
+            todo=todo if len(counts) > 2 else "leave out --label: without it all rows are unlabelled",
         )
     if normal is not None:
         rule, anomalies = LabelColumn(column=column, normal=(normal,)), total - counts[normal]
-        what, why = f"all but {normal!r} is anomalous", "as --normal says"
+        what, why = f"everything but {normal!r} is anomalous", "set by --normal"
     else:
         value, anomalies = counts.most_common()[-1]
         rule = LabelColumn(column=column, anomalous=(value,))
@@ -83,34 +83,34 @@ def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[Labe
     return rule, share, Choice("label", what, f"{why}; the detector never reads it")
 
 
-def choose_record_id(sample: Sample, asked: str | None, is_query: bool) -> tuple[str | None, Choice]:
-    """The column that names records: the asked one, or one that is called an identifier and never repeats.
+def choose_record_id(sample: Sample, requested: str | None, is_query: bool) -> tuple[str | None, Choice]:
+    """The column that identifies records: the requested one, or one named like an identifier that never repeats.
 
-    Raises SourceInvalid where the asked one is missing or repeats too often, and for a query without any: the order
-    of its rows, which would have to name them, is not its own.
+    Raises SourceInvalid if the requested column is missing or repeats too often, or if a query has no such column:
+    row numbers cannot identify its rows, because their order is not fixed.
     """
-    if asked:
-        check_column(sample, asked, "--id")
-        repeated = 1 - _distinct(sample.table[asked]) / sample.table.num_rows
+    if requested:
+        check_column(sample, requested, "--id")
+        repeated = 1 - _distinct(sample.table[requested]) / sample.table.num_rows
         if repeated > ValidateParams().max_quarantined_fraction:
             raise SourceInvalid(
-                "The column that --id names does not tell rows apart.",
-                where=asked,
+                "The column given by --id does not identify rows.",
+                where=requested,
                 got=f"{repeated:.1%} of the rows repeat a value or have none",
-                expected="a value of its own for each row of a day",
-                todo="name another column, or leave out --id: rows are then named by file and row number",
+                expected="a different value for each row of a day",
+                todo="choose another column, or leave out --id to identify rows by file and row number",
             )
-        return asked, Choice("record_id", asked, "as --id says")
+        return requested, Choice("record_id", requested, "set by --id")
     names = [name for name in sample.table.column_names if ID_NAME.search(name)]
     found = [name for name in names if _distinct(sample.table[name]) == sample.table.num_rows >= ENOUGH_ROWS]
     if found:
-        return found[0], Choice("record_id", found[0], "named like an identifier, and every row has its own")
+        return found[0], Choice("record_id", found[0], "named like an identifier, and different in every row")
     if is_query:
         raise SourceInvalid(
-            "No column of the query names its rows.",
+            "No column of the query identifies its rows.",
             got=f"columns {', '.join(sample.table.column_names)}",
-            expected="a column with a value of its own for each row",
-            todo="name it with --id, or add one to the query",
+            expected="a column with a different value for each row",
+            todo="set it with --id, or add one to the query",
         )
     return None, Choice("record_id", "file and row number", "no column is named like an identifier and never repeats")
 
@@ -122,19 +122,21 @@ def _distinct(column: pa.ChunkedArray) -> int:
 
 
 def choose_filter(splits: Splits, columns: ColumnsParams, has_labels: bool) -> tuple[FilterParams, Choice]:
-    """The filter section: where nothing is labelled, the most outlying rows are not learnt from."""
+    """The filter section: without labels, the most outlying rows are left out of training."""
     if has_labels or not columns.numbers:
-        why = "the label says which rows are not learnt from" if has_labels else "there are no numbers to judge rows by"
+        why = "the label says which rows to leave out" if has_labels else "no numeric columns to find outliers in"
         return FilterParams(splits=splits), Choice("trimmed", "none", why)
-    why = "nothing says which rows are anomalous; next to nothing is lost where none are"
-    return FilterParams(splits=splits, trim_fraction=TRIMMED), Choice("trimmed", f"{TRIMMED:.0%}, the outermost", why)
+    why = "there are no labels; little is lost if no row is anomalous"
+    return FilterParams(splits=splits, trim_fraction=TRIMMED), Choice(
+        "trimmed", f"{TRIMMED:.0%}, the most outlying", why
+    )
 
 
 def choose_training(columns: ColumnsParams, rows: int) -> TrainParams:
-    """Network, fit and score defaults for `rows` fit rows. The one place that holds them.
+    """Network, fit and score defaults for `rows` fit rows; they are defined only here.
 
-    Of what was tried on eleven public tables (bench/adbench_models.py) this was best on the mean, whatever the width:
-    a tight bottleneck, and the distance to clean rows beside what it gets wrong.
+    Best on average of the models compared on eleven public tables (bench/adbench_models.py), whatever the width: a
+    narrow bottleneck, and the distance to clean rows in addition to the residual.
     """
     return TrainParams(
         columns=columns,
@@ -145,19 +147,19 @@ def choose_training(columns: ColumnsParams, rows: int) -> TrainParams:
 
 
 def choose_columns(decisions: Sequence[Decision]) -> ColumnsParams:
-    """The columns section. Raises ParamsInvalid where every column was left out."""
+    """The columns section. Raises ParamsInvalid if every column was left out."""
     named = {
         kind: tuple(d.column for d in decisions if d.kind == kind)
-        for kind in ("numeric", "log-numeric", "categorical", "date-time")
+        for kind in ("numeric", "log_numeric", "categorical", "date-time")
     }
     if not any(named.values()):
         raise ParamsInvalid(
             "No column is left for a detector to read.",
             got="; ".join(f"{d.column}: {d.rule}" for d in decisions[:10]),
             expected="at least one column of numbers, categories or date-times that varies",
-            todo="bring such a column",
+            todo="add such a column to the source",
         )
-    fields = {"log-numeric": "log_numeric", "date-time": "datetime"}
+    fields = {"date-time": "datetime"}
     return ColumnsParams(**_given(**{fields.get(kind, kind): names or None for kind, names in named.items()}))
 
 
@@ -167,10 +169,10 @@ def choose_columns(decisions: Sequence[Decision]) -> ColumnsParams:
 def draft_contract(
     profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar, has_id: bool
 ) -> Contract:
-    """A first contract: types as seen, and expectations that a normal next day meets.
+    """A first contract: the types found, and expectations that a normal next day meets.
 
-    What a row may look like is a warning, never critical: a value far outside what was seen may be the anomaly that the
-    detector is there to find, and must reach it. Only a row that cannot be scored (no value, no number) is quarantined.
+    Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
+    detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
     """
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
@@ -182,7 +184,7 @@ def draft_contract(
             expectations.append(_between(f"{profile.name}.missing_fraction", high=round(limit, 3), is_critical=False))
         if kinds[profile.name] == "categorical" and profile.distinct > 2:
             expectations.append(_between(f"{profile.name}.distinct", high=2 * profile.distinct + 10, is_critical=False))
-    ranged = [p for p in read if p.type in ("float", "int") and kinds[p.name] in ("numeric", "log-numeric")]
+    ranged = [p for p in read if p.type in ("float", "int") and kinds[p.name] in ("numeric", "log_numeric")]
     if len(ranged) <= MAX_RANGES:
         expectations += [_expect_range(p) for p in ranged]
     ignored = tuple(p.name for p in profiles if p.name not in columns and p.name != calendar.column)
@@ -190,13 +192,13 @@ def draft_contract(
 
 
 def _expect_rows(calendar: Calendar) -> list[ContractExpectation]:
-    """Half the smallest to twice the largest day seen; days that were dealt out grow as the file does: a warning."""
+    """Half the smallest to twice the largest day; a warning if days follow file order, as they grow with it."""
     low, high = max(1, min(calendar.rows.values()) // 2), 2 * max(calendar.rows.values())
     return [_between("rows", low, high, is_critical=not calendar.is_dealt)]
 
 
 def _expect_range(profile: ColumnProfile) -> ContractExpectation:
-    """The range seen, widened by its own span on both sides; what was never negative stays so."""
+    """The range found, widened by its span on both sides; a minimum of at least 0 is not made negative."""
     low, high = profile.low or 0.0, profile.high or 0.0
     span = (high - low) or 1.0
     below = 0.0 if low >= 0 else _round_out(low - span, math.floor)
@@ -204,7 +206,7 @@ def _expect_range(profile: ColumnProfile) -> ContractExpectation:
 
 
 def _round_out(value: float, towards: Callable[[float], int]) -> float:
-    """A value with three digits, rounded up or down; one too large to round stays within float64."""
+    """Round a value up or down to three digits, within the range of float64."""
     if value == 0:
         return 0.0
     digits = 2 - math.floor(math.log10(abs(value))) if math.isfinite(value) else 0
@@ -231,7 +233,7 @@ def _between(
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user named: the columns that serve as label, id and time, and the label's normal value."""
+    """The user's options: the label, id and time columns, and the label's normal value."""
 
     label: str | None = None
     normal: str | None = None
@@ -256,26 +258,26 @@ class Draft:
 
 
 def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], asked: Asked) -> Draft:
-    """Look at a source and decide everything. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
+    """Read a source and draft a detector. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
     sample = draw_sample(arrivals, asked.label)
     check_separator(sample)
-    labels, anomalous, spoken_for = None, 0.0, {}
+    labels, anomalous, reserved = None, 0.0, {}
     choices = [_describe_rows(sample)]
     if asked.label:
         labels, anomalous, choice = choose_labels(sample, asked.label, asked.normal)
         choices.append(choice)
-        spoken_for[asked.label] = "the label"
+        reserved[asked.label] = "the label"
     record_id, choice = choose_record_id(sample, asked.record_id, isinstance(source, SqlSource))
     choices.append(choice)
     if record_id:
-        spoken_for[record_id] = "names the record"
+        reserved[record_id] = "the record id"
     is_anomaly = mark_anomalies(sample, labels)
     profiles = profile_columns(sample, ~is_anomaly)
     calendar = choose_calendar(sample, profiles, arrivals, asked.time)
     choices.append(calendar.choice)
     if calendar.column:
-        spoken_for[calendar.column] = "the event time"
-    decisions = decide_kinds(profiles, spoken_for)
+        reserved[calendar.column] = "the event time"
+    decisions = decide_kinds(profiles, reserved)
     if tells_the_hour(calendar, profiles):
         decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
     nights = choose_nights(calendar)
@@ -302,7 +304,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
 
 
 def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
-    """The mask (n,) of sampled rows that the label calls anomalous."""
+    """The mask (n,) of sampled rows that are labelled anomalous."""
     if labels is None:
         return np.zeros(sample.table.num_rows, dtype=bool)
     texts = sample.table[labels.column].cast(pa.string()).to_pandas()
@@ -311,21 +313,21 @@ def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
 
 
 def check_separator(sample: Sample) -> None:
-    """Raise SourceInvalid for a file whose only column is a line with another separator in it."""
+    """Raise SourceInvalid if a file has one column whose name contains another separator."""
     [name, *others] = sample.table.column_names
     if not others and (found := [mark for mark in (";", "\t", "|") if mark in name]):
         raise SourceInvalid(
             "The file's values are not separated by commas.",
             got=f"one column, {name!r}",
             expected="columns separated by commas",
-            todo=f"write it again with commas in place of {found[0]!r}, or as Parquet",
+            todo=f"write it again with commas instead of {found[0]!r}, or as Parquet",
         )
 
 
 def _describe_rows(sample: Sample) -> Choice:
     files = f" in {len(sample.sizes):,} files" if len(sample.sizes) > 1 else ""
     n = sample.table.num_rows
-    seen = "all of them looked at" if n == sample.rows else f"{n:,} of them, drawn evenly, looked at"
+    seen = "all of them examined" if n == sample.rows else f"an even sample of {n:,} examined"
     return Choice("rows", f"{sample.rows:,}{files}", seen)
 
 
@@ -333,10 +335,10 @@ def _describe_training(train: TrainParams) -> Choice:
     [network] = train.networks
     layers = "-".join(map(str, network.layers)) if isinstance(network, AutoencoderParams) else ""
     return Choice(
-        "network", f"{network.kind} {layers}, {train.score.kind} score", "the best on the mean of public tables"
+        "network", f"{network.kind} {layers}, {train.score.kind} score", "the best on average of public tables"
     )
 
 
 def _given(**values: object) -> dict[str, Any]:
-    """What was decided, without what was not: it stays out of the file."""
+    """The given values without None, so that defaults stay out of the file."""
     return {key: value for key, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Look at a source: which columns it has, what they hold, and which kind of column a detector should take each for.
+"""Profile a source: its columns, their values, and the kind of column that a detector should use for each.
 
-In: the slices of all arrivals, read once. Out: counts over all rows and, of a uniform sample of them (n rows), one
-ColumnProfile a column. Types are found with the cast that validation uses, so what is readable here is readable there.
+In: the slices of all arrivals, read once. Out: counts over all rows and, from a uniform sample (n rows), one
+ColumnProfile per column. Types are found with the cast that validation uses, so both read the same values.
 """
 
 import re
@@ -26,23 +26,23 @@ from tasks.rows.schema import MISSING_WORDS, cast_column, is_text
 from tasks.sources.arrival import Arrival
 
 SAMPLE_ROWS = 100_000
-ENOUGH_ROWS = 50  # fewer say nothing about whether values repeat
-MAX_UNREADABLE = 0.05  # share of a text column's values that may be no number, or no date-time, if it is to be one
-# An infinite value is no distance from anything: fitted on, it drowns the others, and 1 % of them set the threshold.
-# Such rows are quarantined, and more of them than this could sink a day.
+ENOUGH_ROWS = 50  # with fewer, repeated values mean nothing
+MAX_UNREADABLE = 0.05  # largest share of unreadable values in a text column of numbers or date-times
+# Infinite values would dominate the fit, and 1 % of them would set the threshold. Rows with one are quarantined, and a
+# larger share of them than this could reject a day.
 MAX_INFINITE = 0.01
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
-FEW_VALUES = 2  # whole numbers with no more values than this are categories
-MIN_COVERED = 0.8  # share of rows whose category the detector must know by name
+FEW_VALUES = 2  # a whole-number column with at most this many values is categorical
+MIN_COVERED = 0.8  # smallest share of rows whose category is in the vocabulary
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
 Type = Literal["float", "int", "text", "bool", "timestamp"]
-Kind = Literal["numeric", "log-numeric", "categorical", "date-time", "left out"]
+Kind = Literal["numeric", "log_numeric", "categorical", "date-time", "left out"]
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing decided about the detector as a whole, and why."""
+    """One decision about the detector as a whole, and the reason."""
 
     about: str
     what: str
@@ -51,32 +51,32 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows drawn evenly from all arrivals, in the order they came, and what was counted over every row."""
+    """Rows sampled evenly from all arrivals, in their order, and counts over all rows."""
 
     table: pa.Table
     sizes: tuple[int, ...]  # rows of each arrival
-    labels: Counter[str]  # values of the label column, missing ones left out
+    labels: Counter[str]  # non-missing values of the label column
 
     @property
     def rows(self) -> int:
-        """Rows of all arrivals."""
+        """The number of rows of all arrivals."""
         return sum(self.sizes)
 
 
 @dataclass(frozen=True)
 class ColumnProfile:
-    """What a column of n sampled rows holds: `low` to `high` of the finite numbers, `skewness` of those to fit on."""
+    """A column of n sampled rows: `low` to `high` of the finite numbers, `skewness` of the rows to fit on."""
 
     name: str
     source_type: str
-    type: Type | None  # as the contract names it; None: not a type that Nightjar reads
+    type: Type | None  # the contract's name for it; None: a type that Nightjar does not read
     rows: int
     missing: int  # null, NaN or unreadable
     unreadable: int
     infinite: int
     distinct: int
-    covered: float  # share of rows that hold one of the MAX_CATEGORIES commonest values
-    is_sorted: bool  # never falls from a row to the next
+    covered: float  # share of rows with one of the MAX_CATEGORIES commonest values
+    is_sorted: bool  # never decreases from one row to the next
     is_whole: bool
     has_clock: bool  # some time of day other than midnight
     low: float | None = None
@@ -92,7 +92,7 @@ class ColumnProfile:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a detector makes of a column: `rule` says why in words that fit many columns, `detail` adds this one's."""
+    """How a detector uses a column: `rule` is a reason shared by many columns, `detail` is specific to this one."""
 
     column: str
     kind: Kind
@@ -103,7 +103,7 @@ class Decision:
 def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int = SAMPLE_ROWS) -> Sample:
     """Read every arrival once and keep a uniform, seeded sample of its rows; memory holds one slice and the sample.
 
-    Raises SourceInvalid where there are no rows, names repeat, or arrivals disagree on a column's type.
+    Raises SourceInvalid if there are no rows, column names repeat, or arrivals differ in a column's type.
     """
     rng = np.random.default_rng(0)
     kept: pa.Table | None = None
@@ -125,7 +125,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
                 kept, draws = kept.filter(pa.array(chosen)), draws[chosen]
     if kept is None or not kept.num_rows:
         raise SourceInvalid(
-            "The source has no rows.", got="0 rows", expected="a header line and rows", todo="see what --source names"
+            "The source has no rows.", got="0 rows", expected="a header line and rows", todo="check --source"
         )
     return Sample(kept, tuple(sizes), labels)
 
@@ -135,19 +135,19 @@ def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:
         return pa.concat_tables([kept, table], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SourceInvalid(
-            "The files do not fit together.",
+            "The files have incompatible columns.",
             where=name,
             got=str(error).splitlines()[0],
             expected="the same type of column in each file",
-            todo="name fewer files with --source, or write them anew",
+            todo="give fewer files with --source, or write them again with the same types",
         ) from error
 
 
 def check_column(sample: Sample, column: str, option: str) -> None:
-    """Raise SourceInvalid where the column that an option names is not there."""
+    """Raise SourceInvalid if the column given by an option does not exist."""
     if column not in sample.table.column_names:
         raise SourceInvalid(
-            f"{option} names a column that is not there.",
+            f"The column given by {option} does not exist.",
             got=column,
             expected=", ".join(sample.table.column_names),
             todo="use one of these names",
@@ -188,9 +188,9 @@ def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> Column
 
 
 def find_type(column: pa.ChunkedArray) -> Type | None:
-    """The contract's type for a column, or None where Nightjar has none. Numbers in text are `float`.
+    """The contract's type for a column, or None if Nightjar does not read it. Numbers in text are `float`.
 
-    Whole numbers in text are `float` too: a later 2.5 is unusual, but it is not a bad row.
+    Whole numbers in text are `float` too: a later 2.5 is unusual, but not a bad row.
     """
     kind = column.type
     if pa.types.is_boolean(kind):
@@ -218,7 +218,7 @@ def _find_type_of_text(column: pa.ChunkedArray) -> Type:
     if pc.all(pc.is_in(words, pa.array(["true", "false"]))).as_py():
         return "bool"
     if pc.any(pc.match_substring_regex(values, r"^[+-]?0[0-9]")).as_py():
-        return "text"  # a code: as a number it would lose its zeros
+        return "text"  # a code: as a number it would lose its leading zeros
     for kind in ("float", "timestamp"):
         unreadable = cast_column(values, TYPES[kind]).null_count
         if unreadable <= MAX_UNREADABLE * len(values):
@@ -236,15 +236,15 @@ def _has_clock(times: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.not_equal(times, midnight)).as_py())
 
 
-def decide_kinds(profiles: Sequence[ColumnProfile], spoken_for: dict[str, str]) -> list[Decision]:
-    """A kind and the reason for each column; `spoken_for` gives the reason for those that serve another end."""
+def decide_kinds(profiles: Sequence[ColumnProfile], reserved: dict[str, str]) -> list[Decision]:
+    """The kind of each column and the reason; `reserved` gives the reason for columns with another use."""
     decisions = []
     seen: dict[str, str] = {}
     for profile in profiles:
-        if profile.name in spoken_for:
-            decisions.append(Decision(profile.name, "left out", spoken_for[profile.name]))
+        if profile.name in reserved:
+            decisions.append(Decision(profile.name, "left out", reserved[profile.name]))
         elif (folded := profile.name.casefold()) in seen:
-            rule = f"its name differs from {seen[folded]!r} only in capitals, which DuckDB takes for one"
+            rule = f"its name differs from {seen[folded]!r} only in case, which DuckDB ignores"
             decisions.append(Decision(profile.name, "left out", rule))
         else:
             seen[folded] = profile.name
@@ -262,9 +262,9 @@ def decide_kind(profile: ColumnProfile) -> Decision:
     if not profile.name.strip():
         return decide("left out", "it has no name")
     if profile.name in (*RESERVED, "event_time"):
-        return decide("left out", "Nightjar has a column of that name itself; rename it in the source to use it")
+        return decide("left out", "Nightjar adds a column of that name itself; rename it in the source to use it")
     if profile.type is None:
-        return decide("left out", "Nightjar reads no columns of this type", profile.source_type)
+        return decide("left out", "Nightjar does not read columns of this type", profile.source_type)
     if not there:
         return decide("left out", "no row has a value")
     if profile.distinct == 1:
@@ -272,11 +272,11 @@ def decide_kind(profile: ColumnProfile) -> Decision:
     if profile.type == "timestamp":
         if profile.has_clock:
             return decide("date-time", "hour and weekday", _missing_text(profile))
-        return decide("left out", "dates without a time of day; bring an age or a distance in days instead")
+        return decide("left out", "dates without a time of day; provide an age or a number of days instead")
     if profile.type in ("float", "int"):
         return _decide_number(profile)
     if there >= ENOUGH_ROWS and profile.distinct > there / 2:
-        return decide("left out", "text that names single rows", f"{profile.distinct:,} different in {there:,} rows")
+        return decide("left out", "text that identifies single rows", f"{profile.distinct:,} in {there:,} rows")
     if profile.covered < MIN_COVERED * there / profile.rows:
         return decide("left out", "too many categories to learn", f"{profile.distinct:,} different")
     detail = f"{profile.distinct:,} categories" + _missing_text(profile, ", ")
@@ -290,9 +290,9 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     there = profile.rows - profile.missing
     is_key = there >= ENOUGH_ROWS and profile.distinct == there and profile.is_whole
     if is_key and ID_NAME.search(profile.name):
-        return decide("left out", "an identifier: whole, never repeated, and named like one")
+        return decide("left out", "an identifier: whole numbers, no repeats, and named like one")
     if there >= ENOUGH_ROWS and profile.distinct > there / 2 and profile.is_sorted:
-        return decide("left out", "a counter or a clock: it rises with the rows; name it with --time if it is the time")
+        return decide("left out", "a counter or a clock: it rises with the rows; set it with --time if it is the time")
     if profile.low is None or profile.high is None or profile.infinite > MAX_INFINITE * profile.rows:
         return decide("left out", "infinite in too many rows", f"{profile.infinite:,} of {profile.rows:,}")
     detail = f"{profile.low:.4g} to {profile.high:.4g}" + _missing_text(profile, ", ")
@@ -302,7 +302,7 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     limit = EncodeParams().log_skewness
     if limit is not None and profile.skewness > limit and not profile.has_negative:
         rule = f"numbers, none negative, skewness above {limit:g}"
-        return decide("log-numeric", rule, f"skewness {profile.skewness:.3g}, {detail}")
+        return decide("log_numeric", rule, f"skewness {profile.skewness:.3g}, {detail}")
     return decide("numeric", "numbers", detail)
 
 

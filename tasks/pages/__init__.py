@@ -1,1 +1,1 @@
-"""What people look at: Data Docs, pictures and the template of the nightly report."""
+"""Pages for people: Data Docs, pictures and the template of the nightly report."""

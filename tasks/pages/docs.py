@@ -1,4 +1,4 @@
-"""The Data Docs of batches: pages of what each expectation found."""
+"""The Data Docs of batches: pages with the result of each expectation."""
 
 import html
 from datetime import UTC, date, datetime
@@ -12,9 +12,9 @@ from tasks.rows.expectations import Outcome, configure
 def build_docs(
     folder: Path, detector: str, contract: Contract, batches: dict[date, tuple[int, tuple[Outcome, ...]]]
 ) -> None:
-    """Add batches (rows and outcomes by date) to the Data Docs under `folder`, a page each, and rebuild their index.
+    """Add batches (rows and outcomes by date) to the Data Docs under `folder`, one page each, and rebuild the index.
 
-    The pages are made from counts, not from values: a masked column cannot leak into them.
+    The pages are built from counts, not from values, so masked columns cannot leak into them.
     """
     import great_expectations as gx
     from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult, RunIdentifier
@@ -24,8 +24,8 @@ def build_docs(
         ValidationResultIdentifier,
     )
 
-    # Only results and pages lie in files, each under its own name: what a killed process left half written, or another
-    # one is writing, is never read as settings or as the suite.
+    # Only results and pages are files, each with its own name, so that a file that a killed process left half written,
+    # or that another process is writing, is never read as settings or as the suite.
     project = InMemoryStoreBackendDefaults()
     project.stores[project.validation_results_store_name]["store_backend"] = _keep_files(folder, "validations")
     project.data_docs_sites = {
@@ -40,9 +40,9 @@ def build_docs(
             mode="ephemeral",
             project_config=DataContextConfig(store_backend_defaults=project, progress_bars={"globally": False}),
         )
-    except gx.exceptions.GreatExpectationsError as error:  # in which an OSError is only a text
+    except gx.exceptions.GreatExpectationsError as error:  # which contains an OSError only as text
         raise OSError(str(error)) from error
-    # Great Expectations puts names and arguments into its pages as they are.
+    # Great Expectations does not escape names and arguments in its pages.
     shown = [
         e.model_copy(update={"kwargs": escape(e.kwargs)})
         for e in (*contract.row_expectations, *contract.batch_expectations)
@@ -91,7 +91,7 @@ def _keep_files(folder: Path, name: str) -> dict[str, Any]:
 
 
 def escape(value: Any) -> Any:
-    """A contract's value with its texts, at any depth, fit for an HTML page."""
+    """A contract's value with all texts in it escaped for HTML."""
     if isinstance(value, dict):
         return {key: escape(one) for key, one in value.items()}
     if isinstance(value, list):

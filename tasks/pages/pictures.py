@@ -1,4 +1,4 @@
-"""Pictures of a detector's work as PNG files: they open anywhere, and DVC shows them side by side.
+"""Plots of a detector's results as PNG files, which open anywhere and which DVC compares side by side.
 
 N test rows with scores float64 (N,), higher = more anomalous, and the truth bool (N,). Blue is normal, red anomalous.
 """
@@ -18,13 +18,13 @@ from models.records import Records
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 NORMAL, ANOMALOUS, LINE = "#3b6fb6", "#c8402f", "#222222"
-SHOWN_POINTS = 4000  # of a scatter plot, drawn evenly from the rows
+SHOWN_POINTS = 4000  # in a scatter plot, sampled evenly from the rows
 
 
 def draw_all(
     folder: Path, detector: Detector, records: Records, scores: Floats, is_anomaly: Flags, curve: pd.DataFrame
 ) -> None:
-    """Draw every picture that these rows allow into a folder."""
+    """Draw all pictures that these rows allow into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     threshold = detector.threshold.value
     draw_scores(folder / "scores.png", scores, is_anomaly, threshold)
@@ -53,18 +53,18 @@ def draw_scores(path: Path, scores: Floats, is_anomaly: Flags, threshold: float)
 
 
 def draw_thresholds(path: Path, curve: pd.DataFrame, threshold: float) -> None:
-    """Precision, recall and F1 against the threshold; curve is what `evaluate.trace_thresholds` makes."""
+    """Precision, recall and F1 against the threshold; curve comes from `measures.trace_thresholds`."""
     figure, [axes] = _figure(1)
     for name, colour in (("precision", NORMAL), ("recall", ANOMALOUS), ("f1", "#5a9e5a")):
         axes.plot(curve["threshold"], curve[name], color=colour, label=name)
     axes.axvline(threshold, color=LINE, linestyle="--", label=f"threshold {threshold:.3g}")
-    axes.set(xscale="log", xlabel="threshold", ylim=(0, 1.02), title="What a threshold would flag")
+    axes.set(xscale="log", xlabel="threshold", ylim=(0, 1.02), title="Metrics by threshold")
     axes.legend()
     figure.savefig(path)
 
 
 def draw_ranking(path: Path, scores: Floats, is_anomaly: Flags) -> None:
-    """The receiver operating characteristic and the precision-recall curve."""
+    """The ROC curve and the precision-recall curve."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     figure, [left, right] = _figure(2)
@@ -97,7 +97,7 @@ def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, t
 
 
 def draw_images(path: Path, detector: Detector, records: Records, scores: Floats, each: int = 6) -> None:
-    """Typical and worst images of the first image column: as they came, as they were rebuilt, and the difference."""
+    """Typical and worst images of the first image column: the original, the reconstruction, and the difference."""
     order = np.argsort(scores, kind="stable")
     middle = max(0, len(order) // 2 - each // 2)
     chosen = np.concatenate([order[middle : middle + each], order[-each:]])
@@ -131,7 +131,7 @@ def project(latent: Floats) -> Floats:
 
 
 def _figure(panels: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # half a second to import; a figure of its own needs no display
+    from matplotlib.figure import Figure  # half a second to import; without pyplot no display is needed
 
     figure = Figure(figsize=(5.6 * panels, 4), dpi=100, layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])

@@ -1,1 +1,1 @@
-"""What is known of rows: contracts, expectations, duplicates; records of a detector, their scores and causes."""
+"""Everything about rows: contracts, expectations and duplicates; a detector's records, their scores and causes."""

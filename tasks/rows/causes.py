@@ -1,4 +1,4 @@
-"""Why a record scored as it did: the largest shares of its score, with actual and expected values, as JSON or in words.
+"""Why a record got its score: the largest shares of the score, with actual and expected values, as JSON or text.
 
 In: the detector's explanation of N rows and the rows themselves. A masked column shows no value.
 """
@@ -23,9 +23,9 @@ MASKED = "masked"
 def name_causes(
     explanation: Explanation, rows: pa.Table, columns: Sequence[Column], masked: Set[str], most: int
 ) -> list[str]:
-    """For each row the JSON text of its causes: the `most` largest shares of the score, then "other".
+    """The causes of each row as JSON text: the `most` largest shares of the score, then "other".
 
-    Shares add up to the score. A patch of an image or a token of a sequence is named by "part". Actual and expected
+    Shares add up to the score. "part" names a patch of an image or a token of a sequence. Actual and expected values
     are in the record's own units; a masked column shows neither.
     """
     actual = {column.name: rows[column.name].to_pylist() for column in columns if column.kind != "image"}
@@ -53,7 +53,7 @@ def name_causes(
 
 
 def describe_cause(cause: dict[str, Any]) -> str:
-    """One cause in words."""
+    """One cause as text."""
     if "actual" not in cause:
         return f"{cause['column']} {cause['share']:.3g}"
     what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
@@ -81,5 +81,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, bool):
-        return str(value).lower()  # as the vocabulary of a true-or-false column has it
+        return str(value).lower()  # as in the vocabulary of a boolean column
     return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else value

@@ -1,6 +1,6 @@
-"""From a table's columns to a detector's records: text becomes codes here, just outside the torch module.
+"""Convert a table's columns to a detector's records: text becomes codes here, just outside the torch module.
 
-N rows. Dictionary-encoded text is looked up once a distinct value, not once a row.
+N rows. Dictionary-encoded text is looked up once per distinct value, not once per row.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from tasks.sources.images import read_shape
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
     """The columns with the vocabularies of the fit rows: the commonest categories or tokens, in alphabetical order.
 
-    Raises TooFewRows where texts hold no token at all, ParamsInvalid where a column does not hold images.
+    Raises TooFewRows if a sequence column has no tokens, ParamsInvalid if an image column has no images.
     """
     numeric = [Column(name, "numeric") for name in params.numeric]
     categorical = [
@@ -44,19 +44,19 @@ def _describe_image(field: pa.Field) -> Column:
     shape = read_shape(field)
     if shape is None:
         raise ParamsInvalid(
-            "A column that is to be read as an image holds none.",
+            "A column configured as an image does not contain images.",
             where=f"train.columns.image, column {field.name}",
             got=f"type {field.type}",
-            expected="a column of type image, with its shape, in the contract",
+            expected="a column of type image, with a shape, in the contract",
             todo="correct train.columns, or the contract",
         )
     return Column(field.name, "image", shape=shape)
 
 
 def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
-    """A table's rows as records, and the mask (N,) of rows with a category or word that has no slot of its own.
+    """A table's rows as records, and the mask (N,) of rows with an unseen category or token.
 
-    Raises BatchRejected where an image or a text is missing, or an image has another size.
+    Raises BatchRejected if an image or a text is missing, or an image has the wrong size.
     """
     _refuse_missing(table, [column.name for column in columns if column.kind in ("image", "sequence")])
     n = table.num_rows
@@ -92,13 +92,13 @@ def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:
             "Images or texts are missing.",
             where=", ".join(f"column {name}" for name in missing),
             got=", ".join(f"{count} of {table.num_rows} rows without one" for count in missing.values()),
-            expected="one in every row: nothing could stand for it",
-            todo="take nullable from the column in the contract, so that such rows are quarantined",
+            expected="one in every row: a missing one cannot be filled in",
+            todo="remove nullable from the column in the contract, so that such rows are quarantined",
         )
 
 
 def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Codes (N,): the place in the vocabulary, len(vocabulary) for anything else and for null."""
+    """Codes (N,): the index in the vocabulary, or len(vocabulary) for any other value and for null."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
     known: dict[str | None, int] = {value: code for code, value in enumerate(vocabulary)}

@@ -1,9 +1,9 @@
 """The contract: what a batch must look like, read from contracts/NAME.yaml and reviewed like code.
 
-`columns` names what is kept and its type; `ignored`, what the source brings besides and nobody wants. `expectations`
-are Great Expectations' own, each with a level: `row` (a row that breaks a critical one is quarantined) or `batch`
-(evaluated on one summary row a batch; breaking a critical one stops the batch). A batch expectation's column is
-`rows`, `quarantined_fraction`, `duplicated_fraction` or `COLUMN.STATISTIC`, with a statistic from STATISTICS.
+`columns` lists the columns to keep and their types; `ignored` lists known columns to drop. `expectations` are those of
+Great Expectations, each with a level: `row` (a row that breaks a critical one is quarantined) or `batch` (evaluated on
+one summary row per batch; breaking a critical one stops the batch). The column of a batch expectation is `rows`,
+`quarantined_fraction`, `duplicated_fraction` or `COLUMN.STATISTIC`, with a statistic from STATISTICS.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ TYPES = {
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
-# Statistic -> the DuckDB aggregate that computes it over one column.
+# Statistic -> DuckDB aggregate over one column.
 STATISTICS = {
     "mean": "avg({})",
     "stddev": "stddev_samp({})",
@@ -34,11 +34,11 @@ STATISTICS = {
     "distinct": "approx_count_distinct({})",
     "missing_fraction": "avg(({} is null)::int)",
 }
-ANY_TYPE = ("distinct", "missing_fraction")  # the others are of numbers only
+ANY_TYPE = ("distinct", "missing_fraction")  # the others apply to numbers only
 OF_MANY_ROWS = tuple(f"expect_column_values_to_be_{what}" for what in ("unique", "increasing", "decreasing"))
 BATCH_FACTS = ("rows", "quarantined_fraction", "duplicated_fraction")
-RESERVED = ("record_id", "_batch_date", "_label", "quarantine_reason")  # what Nightjar itself adds to the rows it keeps
-FLOAT_LIMIT = sys.float_info.max  # a value between -limit and +limit is finite
+RESERVED = ("record_id", "_batch_date", "_label", "quarantine_reason")  # columns that Nightjar adds
+FLOAT_LIMIT = sys.float_info.max  # values between -limit and +limit are finite
 
 
 class ContractColumn(Section):
@@ -47,7 +47,7 @@ class ContractColumn(Section):
     type: Literal["float", "int", "text", "bool", "timestamp", "image"]
     shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None  # of images: rows, columns
     nullable: bool = False
-    # Left out of the hash where it is the default, so that contracts from before it keep theirs.
+    # Excluded from the hash at its default, so that contracts older than this key keep their hash.
     required: bool = Field(default=True, exclude_if=lambda required: required)  # a batch without the column is rejected
     infinite: bool = False
     masked: bool = False  # a personal value: never in logs, reports, examples or causes
@@ -55,9 +55,9 @@ class ContractColumn(Section):
     @model_validator(mode="after")
     def _check(self) -> "ContractColumn":
         if (self.type == "image") != (self.shape is not None):
-            raise ValueError("an image, and nothing else, has a shape: [rows, columns] of pixels")
+            raise ValueError("an image column needs a shape, [rows, columns] of pixels; no other column may have one")
         if not self.required and not self.nullable:
-            raise ValueError("required: false needs nullable: true, as the column is null where it is missing")
+            raise ValueError("required: false needs nullable: true, because a missing column is read as null")
         return self
 
     def to_field(self, name: str) -> pa.Field:
@@ -66,7 +66,7 @@ class ContractColumn(Section):
 
 
 class ContractExpectation(Section):
-    """One Great Expectations expectation, by its registered name, with Nightjar's level."""
+    """One expectation of Great Expectations, by its registered name, with Nightjar's level."""
 
     level: Literal["row", "batch"]
     severity: Literal["critical", "warning"] = "critical"
@@ -74,38 +74,38 @@ class ContractExpectation(Section):
     kwargs: dict[str, Any]
 
     def __hash__(self) -> int:
-        """By its text: kwargs is a dict."""
+        """Hash the text, because kwargs is a dict."""
         return hash(self.text)
 
     @property
     def columns(self) -> list[str]:
-        """The columns that it names."""
+        """The columns that the expectation names."""
         return [str(value) for key, value in self.kwargs.items() if key.startswith("column")]
 
     @property
     def text(self) -> str:
-        """The expectation in one line, for reasons and tables."""
+        """The expectation in one line, for quarantine reasons and tables."""
         values = ", ".join(f"{key}={value}" for key, value in self.kwargs.items() if key != "column")
         return f"{self.kwargs.get('column', '')} {self.type.removeprefix('expect_').replace('_', ' ')} {values}".strip()
 
 
 class Contract(Section):
-    """Everything a batch is held against."""
+    """Everything a batch is checked against."""
 
     columns: dict[str, ContractColumn]
-    ignored: tuple[str, ...] = ()  # known, and left out without a warning
+    ignored: tuple[str, ...] = ()  # known columns, dropped without a warning
     extra_columns: Literal["warn", "stop"] = "warn"
     expectations: tuple[ContractExpectation, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "Contract":
         if unnamed := [name for name in self.columns if not name.isprintable() or not name.strip()]:
-            raise ValueError(f"columns may not hold {unnamed[0]!r}: a name is of characters that can be shown")
+            raise ValueError(f"columns may not contain {unnamed[0]!r}: a name consists of printable characters")
         alike = Counter(name.casefold() for name in self.columns)
         if twice := [name for name in self.columns if alike[name.casefold()] > 1]:
-            raise ValueError(f"{' and '.join(twice)} differ only in capitals, which DuckDB takes for one column")
+            raise ValueError(f"{' and '.join(twice)} differ only in case, which DuckDB treats as one column")
         if taken := [name for name in self.columns if name in RESERVED]:
-            raise ValueError(f"columns may not hold {taken[0]!r}: Nightjar adds a column of that name itself")
+            raise ValueError(f"columns may not contain {taken[0]!r}: Nightjar adds a column of that name itself")
         for expectation in self.expectations:
             column = str(expectation.kwargs.get("column", ""))
             if expectation.level == "row":
@@ -113,13 +113,13 @@ class Contract(Section):
                     raise ValueError(f"{expectation.type} does not judge single rows; give it level: batch")
                 if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
                     what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
-                    raise ValueError(f"{what} depends on other rows, so on how a batch is sliced; judge each row alone")
+                    raise ValueError(f"{what} depends on other rows, so on the slices of a batch; check each row alone")
                 is_presence = expectation.type.endswith("_be_null")
                 if (
                     any(name in self.columns and self.columns[name].shape for name in expectation.columns)
                     and not is_presence
                 ):
-                    raise ValueError(f"{expectation.type} cannot judge an image: only whether there is one")
+                    raise ValueError(f"{expectation.type} cannot judge an image, only whether it is missing")
                 if unknown := [name for name in expectation.columns if name not in self.columns]:
                     raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
             elif column not in BATCH_FACTS:
@@ -128,7 +128,7 @@ class Contract(Section):
                     known = ", ".join([*BATCH_FACTS, *(f"COLUMN.{key}" for key in STATISTICS)])
                     raise ValueError(f"a batch expectation cannot use column {column!r}; it may use {known}")
                 if statistic not in ANY_TYPE and self.columns[name].type not in ("float", "int"):
-                    raise ValueError(f"{column} cannot be computed of a column of type {self.columns[name].type}")
+                    raise ValueError(f"{column} cannot be computed for a column of type {self.columns[name].type}")
         return self
 
     @property
@@ -144,7 +144,7 @@ class Contract(Section):
 
     @property
     def row_expectations(self) -> tuple[ContractExpectation, ...]:
-        """The row-level expectations, those that the column types imply first."""
+        """The row-level expectations; those implied by the column types come first."""
         implied = [_present("record_id"), _present("event_time")]
         bounded = {str(e.kwargs.get("column")) for e in self.expectations if _bounds_both_ends(e)}
         for name, column in self.columns.items():
@@ -161,12 +161,12 @@ class Contract(Section):
 
     @property
     def hash(self) -> str:
-        """Equal contracts, equal hash."""
+        """The content hash: equal for equal contracts."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def _bounds_both_ends(expectation: ContractExpectation) -> bool:
-    """Whether a row must lie between two limits, so that it cannot be infinite either."""
+    """Whether the value must lie between two limits, so that it cannot be infinite."""
     limits = [expectation.kwargs.get(key) for key in ("min_value", "max_value")]
     is_judge = (expectation.level, expectation.severity) == ("row", "critical")
     return is_judge and expectation.type == "expect_column_values_to_be_between" and None not in limits

@@ -1,4 +1,4 @@
-"""Records that occur more than once in a batch, and rows that a replay has replaced."""
+"""Duplicate records of a batch, and rows that a replay has replaced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from tasks.stores.lake import Lake, Manifest, Part, quote
 
-# Hashes first: eight bytes an id are grouped, and only the ids that may be doubled are read a second time.
+# Hashes first: grouping takes eight bytes per id, and only ids that may be duplicates are read a second time.
 FIND_REPEATED = """
     select record_id from parts
     where hash(record_id) in (select hash(record_id) from parts group by 1 having count(*) > 1)
@@ -19,7 +19,7 @@ FIND_REPEATED = """
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """The record_ids that occur more than once in a batch, by whether their rows agree: arrays of string."""
+    """The duplicate record_ids of a batch, by whether their rows are identical: arrays of string."""
 
     identical: pa.Array
     different: pa.Array
@@ -37,9 +37,9 @@ def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
 def find_duplicates(
     lake: Lake, manifest: Manifest, columns: Sequence[str], replaced: Mapping[str, frozenset[str]]
 ) -> Duplicates:
-    """Record ids that occur twice or more, split by whether all columns of their rows agree.
+    """The duplicate record ids, split by whether their rows are identical in all columns.
 
-    replaced: by part the ids whose rows there do not count.
+    replaced: by part, the ids whose rows there do not count.
     """
     if not manifest.parts:
         return Duplicates(pa.array([], pa.string()), pa.array([], pa.string()))
@@ -47,7 +47,7 @@ def find_duplicates(
     replayed = frozenset[str]().union(*replaced.values())
     repeated = repeated.filter(pc.invert(pc.is_in(repeated, pa.array(replayed, pa.string()))))
     found = [read_versions(lake, manifest.parts, columns, repeated)]
-    # The replayed ids part by part: what counts of them depends on the part.
+    # Replayed ids part by part: which of their rows count depends on the part.
     for part in manifest.parts:
         live = pa.array(replayed - replaced.get(part.sha256, frozenset()), pa.string())
         found.append(read_versions(lake, (part,), columns, live))
@@ -61,27 +61,28 @@ def find_duplicates(
 def read_versions(
     lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: pa.Array | pa.ChunkedArray
 ) -> pa.Table:
-    """The different rows of the named records: record_id, version, rows.
+    """The distinct rows of the given records: record_id, version, rows.
 
-    version: the hash of the columns (uint64). rows: how many such rows there are (int64).
+    version: hash of the columns (uint64). rows: number of such rows (int64).
     """
-    asked = pa.table({"record_id": ids})
+    requested = pa.table({"record_id": ids})
     if not len(ids):
-        return asked.append_column("version", pa.array([], pa.uint64())).append_column("rows", pa.array([], pa.int64()))
+        empty = requested.append_column("version", pa.array([], pa.uint64()))
+        return empty.append_column("rows", pa.array([], pa.int64()))
     known = {name for part in parts for name in lake.columns(part)}
     hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
-    clause = "from parts where record_id in (from asked)"
+    clause = "from parts where record_id in (from requested)"
     try:
         return lake.query(
             f"select record_id, {hashed} as version, count(*) as rows {clause} group by all",
             parts,
-            asked=asked,
+            requested=requested,
         )
-    # A column has a type in one part that another part's cannot become, or an instant beyond DuckDB's range: rows that
-    # cannot be compared count as different ones.
+    # The types of a column are incompatible between parts, or an instant is beyond DuckDB's range: rows that cannot be
+    # compared count as different.
     except duckdb.ConversionException:
         return lake.query(
             f"select record_id, hash(uuid()) as version, 1::bigint as rows {clause}",
             parts,
-            asked=asked,
+            requested=requested,
         )

@@ -1,8 +1,8 @@
-"""Great Expectations behind one verb, judge: a slice's rows or batches' summaries; and the Data Docs of both.
+"""Great Expectations behind one verb, judge: it checks the rows of a slice, or the summaries of batches.
 
-Slices are pandas frames with only the columns that expectations name. A first pass asks only yes or no; the failing
-rows are fetched for the expectations that failed, which is several times cheaper than asking for them always.
-Great Expectations is imported when first used: it costs seconds and 250 MB.
+Slices are pandas frames with only the columns that expectations name. A first pass checks success only; the failing
+rows are then fetched for the failed expectations, which is several times cheaper than always fetching them.
+Great Expectations is imported when first used: that takes seconds and 250 MB.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one expectation said of one batch. `unexpected` counts rows; `observed` is the summary's value."""
+    """The result of one expectation for one batch. `unexpected` counts rows; `observed` is the summary's value."""
 
     type: str
     column: str
@@ -42,16 +42,16 @@ class Suite:
         self._validator: Any = None
 
     def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
-        """For each expectation that some row breaks, the mask (N,) of those rows.
+        """For each broken expectation, the mask (N,) of the rows that break it.
 
-        A frame's rows are a slice's records, or, for batch-level expectations, one summary a batch.
+        A frame's rows are the records of a slice or, for batch-level expectations, one summary per batch.
         """
         validator = self._show(frame)
         failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
             if (rows := result.result.get("unexpected_index_list")) is None:
-                raise _invalid_expectation(expectation, "it says only whether all rows meet it, not which ones do not")
+                raise _invalid_expectation(expectation, "it reports only whether all rows meet it, not which do not")
             mask = np.zeros(len(frame), bool)
             mask[np.asarray(rows, dtype=np.int64)] = True
             masks[expectation] = mask
@@ -62,23 +62,23 @@ class Suite:
     ) -> list[tuple[ContractExpectation, Any]]:
         configured = [configure(e, n) for n, e in enumerate(chosen)]
         results = validator.graph_validate(configured, {"result_format": {"result_format": result_format}})
-        # Results come in Great Expectations' own order, so each expectation carries its position.
+        # Great Expectations returns results in its own order, so each expectation carries its position.
         by_position = sorted(results, key=lambda result: int(result.expectation_config.meta["position"]))
         for expectation, result in zip(chosen, by_position, strict=True):
             if result.exception_info and (raised := _raised(result.exception_info)):
-                # What went wrong may quote a value.
+                # The exception may quote a value.
                 is_masked = not self._masked.isdisjoint(expectation.columns)
                 raise BatchRejected(
                     f"The expectation {expectation.text!r} could not be evaluated.",
                     where="the contract",
-                    got="an error that is not shown, as the column is masked" if is_masked else raised,
+                    got="an error that is not shown because the column is masked" if is_masked else raised,
                     todo="correct its arguments",
                 )
         return list(zip(chosen, by_position, strict=True))
 
     def _show(self, frame: pd.DataFrame) -> Any:
-        # Straight to a validator: the longer way, by a data source, first hashes every value of the frame. And to one
-        # for all frames: a used one keeps its frame alive until the garbage collector comes by.
+        # A validator directly, because a data source would first hash every value of the frame. One validator for all
+        # frames, because a used one keeps its frame alive until the next garbage collection.
         import great_expectations as gx
         from great_expectations.execution_engine import PandasExecutionEngine
         from great_expectations.validator.validator import Validator
@@ -93,7 +93,7 @@ class Suite:
 
 
 def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
-    """Raise ParamsInvalid for an expectation that Great Expectations does not know, or not with these arguments."""
+    """Raise ParamsInvalid for an expectation that Great Expectations does not know, or for wrong arguments."""
     from great_expectations.exceptions import GreatExpectationsError
 
     for expectation in expectations:
@@ -108,13 +108,13 @@ def _invalid_expectation(expectation: ContractExpectation, got: str) -> ParamsIn
         f"Great Expectations cannot judge by {expectation.type}.",
         where=f"the contract, expectation {expectation.text!r}",
         got=got,
-        expected="one of its expectations by its registered name, with arguments that it takes",
+        expected="the registered name of one of its expectations, with valid arguments",
         todo="correct the expectation",
     )
 
 
 def configure(expectation: ContractExpectation, position: int = 0) -> Any:
-    """Great Expectations' own form of a contract's expectation."""
+    """The Great Expectations object for a contract's expectation."""
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
     return ExpectationConfiguration(
@@ -126,7 +126,7 @@ def configure(expectation: ContractExpectation, position: int = 0) -> Any:
 
 
 def describe_rows(expectation: ContractExpectation, unexpected: int) -> Outcome:
-    """A row-level expectation and the number of a batch's rows that broke it, as one flat record."""
+    """A row-level expectation and the number of rows in a batch that broke it, as one flat record."""
     return _describe(expectation, unexpected == 0, f"{unexpected} rows", unexpected)
 
 

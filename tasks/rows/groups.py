@@ -1,8 +1,8 @@
-"""Group scores: how anomalous the records of one hour, or of one value of a column, are together.
+"""Group scores: how anomalous the records of one hour, or with one value of a column, are as a group.
 
-In: slices of records with their scores, N rows each. Out: one row a group: the mean of its records' scores, weighted by
-a column such as a frequency; and its percentile rank among the groups of earlier nights. Memory holds three numbers a
-group, however many records it has.
+In: slices of records with their scores, N rows each. Out: one row per group: the mean of its records' scores, weighted
+by a column such as a frequency, and its percentile rank among the groups of earlier nights. Memory holds three numbers
+per group, however many records it has.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from tasks.errors import BatchRejected
 from tasks.params import HOUR, GroupsParams
 
 Floats = npt.NDArray[np.float64]
-QUARTER_S = 900  # every zone's offset from UTC is a multiple of it
+QUARTER_S = 900  # every time zone's offset from UTC is a multiple of a quarter of an hour
 MISSING = "(missing)"  # the group of records without a value
 
 
 class GroupScores:
-    """Sums of weighted scores, of weights and of records by group, over all slices that were added."""
+    """Sums of weighted scores, weights and records by group, over all added slices."""
 
     def __init__(self, params: GroupsParams | None, zone: ZoneInfo) -> None:
         self._params, self._zone = params, zone
         self._sums: dict[str, Floats] = {}
 
     def add(self, rows: pa.Table, scores: Floats) -> None:
-        """Add rows (N,) with their scores (N,). Raises BatchRejected where a weight is missing or not positive."""
+        """Add rows (N,) with their scores (N,). Raises BatchRejected if a weight is missing or not positive."""
         if self._params is None:
             return
         by_hour = self._params.by == HOUR
@@ -50,16 +50,16 @@ class GroupScores:
 
 
 def combine_groups(sums: pd.DataFrame) -> pd.DataFrame:
-    """Sums of the parts of a batch to one row a group, by name: group, score (the weighted mean), records."""
+    """Combine the sums of a batch's parts into one row per group, by name: group, score (weighted mean), records."""
     total = sums.groupby("group", sort=True, as_index=False).sum()
     score = total["weighted"] / total["weight"]
     return pd.DataFrame({"group": total["group"], "score": score, "records": total["records"]})
 
 
 def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.NDArray[np.intp]]:
-    """The hours of instants (N,), such as 2026-03-01T14:00+01:00, and the place of each instant among them (N,).
+    """The distinct hours of instants (N,), such as 2026-03-01T14:00+01:00, and the index of each instant's hour (N,).
 
-    They are hours of the zone's clock; one that a clock change repeats is two hours.
+    Hours are local; an hour that a clock change repeats counts as two.
     """
     seconds = times.cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy()
     quarters, places = np.unique(seconds // QUARTER_S, return_inverse=True)
@@ -70,7 +70,7 @@ def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.N
 
 
 def name_values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.intp]]:
-    """The values of a column (N,) as text, and the place of each row's among them (N,)."""
+    """The distinct values of a column (N,) as text, and the index of each row's value (N,)."""
     encoded = column.cast(pa.string()).fill_null(MISSING).combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.intp)
 
@@ -80,17 +80,17 @@ def _read_weights(rows: pa.Table, name: str) -> Floats:
     bad = int((~(np.isfinite(weights) & (weights > 0))).sum())
     if bad:
         raise BatchRejected(
-            "Some records have no weight in their group.",
+            "Some records have no valid group weight.",
             where=f"column {name}, which score.groups.weight names",
             got=f"{bad} of {len(weights)} rows of a slice without a positive, finite number",
-            expected="how often each record occurred",
-            todo="let the contract quarantine such rows with a row-level expectation on the column",
+            expected="a positive weight for each record, such as how often it occurred",
+            todo="quarantine such rows with a row-level expectation on the column in the contract",
         )
     return weights
 
 
 def rank_groups(groups: pd.DataFrame, past: Sequence[float]) -> pd.DataFrame:
-    """The groups with their `rank`: the share of past scores strictly below theirs, 0 to 100; NaN without any."""
+    """Add each group's `rank`: the share of past scores strictly below its own, 0 to 100; NaN without past scores."""
     known = np.sort(np.asarray(past, dtype=np.float64))
     if not len(known):
         return groups.assign(rank=np.nan)

@@ -1,7 +1,7 @@
-"""Judge rows as a night does: score, rank, p-value, flag, second stage and, where they are wanted, causes.
+"""Judge rows as a night does: score, rank, p-value, flag, second stage and, on request, causes.
 
-In: a detector, and N rows with its columns. Out: one Judgement of arrays (N,). Night, loose file, rank, explain,
-serving and verify all use it, so that none of them can forget the second stage. That stage runs on flags only.
+In: a detector, and N rows with its columns. Out: one Judgement of arrays (N,). Nights, loose files, rank, explain,
+serving and verify all use it, so none of them can forget the second stage, which runs on flags only.
 """
 
 import math
@@ -25,10 +25,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What a detector makes of N rows, arrays (N,); ranks, p-values and flags follow from the scores when asked for.
+    """A detector's judgement of N rows, arrays (N,); ranks, p-values and flags are computed from the scores on demand.
 
-    second_stage_probability: that the flag is a true anomaly; NaN where the row is not flagged or the detector has no
-    reducer. is_unseen: the row has a category or word without a slot of its own.
+    second_stage_probability: that the flag is a true anomaly; NaN if the row is not flagged or the detector has no
+    reducer. is_unseen: the row has an unseen category or token.
     """
 
     detector: Detector
@@ -71,7 +71,7 @@ class Judgement:
         )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by the names under which answers and files show them."""
+        """The arrays, by the names used in responses and files."""
         return {
             "score": self.score,
             "percentile_rank": self.percentile_rank,
@@ -82,14 +82,14 @@ class Judgement:
         }
 
     def only(self) -> dict[str, Any]:
-        """The values of a judgement of one row, as plain numbers; None for a probability that does not exist."""
+        """The judgement of a single row as plain values; None for a missing probability."""
         values = {name: array.item() for name, array in self.arrays().items()}
         if math.isnan(values["second_stage_probability"]):
             values["second_stage_probability"] = None
         return values
 
     def name_causes(self, masked: Set[str], most: int) -> list[str]:
-        """The causes of every row as `causes.name_causes` has them; slower than judging, meant for flags."""
+        """The causes of every row, see `causes.name_causes`; slower than judging, meant for flags."""
         if not len(self.score):
             return []
         records, _ = to_records(self.rows, self.detector.columns)
@@ -97,7 +97,7 @@ class Judgement:
 
 
 def judge(detector: Detector, rows: pa.Table, threshold: float | None = None) -> Judgement:
-    """Judge rows (N,) by the detector's threshold, or by another one. Raises BatchRejected, see `to_records`."""
+    """Judge rows (N,) by the detector's threshold or by the given one. Raises BatchRejected, see `to_records`."""
     records, is_unseen = to_records(rows, detector.columns)
     score = detector.score(records)
     level = detector.threshold.value if threshold is None else threshold

@@ -1,4 +1,4 @@
-"""How well scores tell anomalous rows from normal ones: metrics, the curve of thresholds, recall by kind."""
+"""How well scores separate anomalous from normal rows: metrics, the threshold curve, recall by kind."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metrics:
-    """Detection of the positive class "anomalous"; None where it cannot be computed, such as recall of no anomaly."""
+    """Metrics of the positive class "anomalous"; None where undefined, such as recall without anomalies."""
 
     precision: float | None
     recall: float | None
@@ -27,7 +27,7 @@ class Metrics:
 
 
 def measure(scores: Floats, is_anomaly: Flags, threshold: float) -> Metrics:
-    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged is strictly above threshold."""
+    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged: strictly above threshold."""
     from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
 
     flagged = scores > threshold
@@ -47,10 +47,10 @@ def measure(scores: Floats, is_anomaly: Flags, threshold: float) -> Metrics:
 
 
 def trace_thresholds(scores: Floats, is_anomaly: Flags, most: int = 400) -> pd.DataFrame:
-    """Precision, recall and F1 of flagging what scores above each threshold; at most `most` of them, evenly ranked."""
+    """Precision, recall and F1 at each threshold; at most `most` thresholds, evenly spaced by rank."""
     order = np.argsort(-scores, kind="stable")
     hits, flagged = np.cumsum(is_anomaly[order]), np.arange(1, len(scores) + 1)
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) < 0, True))  # a tie is flagged whole or not at all
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) < 0, True))  # tied rows are flagged together
     ends = ends[np.unique(np.linspace(0, len(ends) - 1, most).astype(int))]
     precision, recall = hits[ends] / flagged[ends], hits[ends] / max(int(is_anomaly.sum()), 1)
     f1 = 2 * hits[ends] / (flagged[ends] + max(int(is_anomaly.sum()), 1))
@@ -59,7 +59,7 @@ def trace_thresholds(scores: Floats, is_anomaly: Flags, most: int = 400) -> pd.D
 
 
 def recall_by_kind(flagged: Flags, is_anomaly: Flags, kinds: pd.Series) -> pd.DataFrame:
-    """For each kind of anomaly (N,) its test rows and the share that is flagged, commonest first."""
+    """For each kind of anomaly (N,), its number of rows and the flagged share, commonest first."""
     anomalous = pd.DataFrame({"kind": kinds[is_anomaly].astype(str), "flagged": flagged[is_anomaly]})
     grouped = anomalous.groupby("kind")["flagged"].agg(["size", "mean"]).reset_index()
     grouped.columns = pd.Index(["kind", "rows", "recall"])

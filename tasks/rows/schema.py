@@ -1,7 +1,7 @@
-"""The landed columns against the contract's: which came, as what type, and their values in the contract's types.
+"""Compare landed columns with the contract's, and convert their values to the contract's types.
 
-A value is read by itself, whatever stands around it: Arrow's cast is taken where it reads a whole slice, and else each
-value goes by the same grammar. What cannot be read becomes null and is counted, by column. N rows.
+How a value is read does not depend on other values: Arrow's cast is used if it succeeds for a whole slice, otherwise
+each value is parsed by the same grammar. An unreadable value becomes null and is counted by column. N rows.
 """
 
 import difflib
@@ -25,20 +25,20 @@ from tasks.sources.images import read_shape
 Mask = npt.NDArray[np.bool_]
 Values: TypeAlias = "pa.ChunkedArray | pa.Array"
 
-# Words that mean that there is no value.
+# Words that mean a missing value.
 MISSING_WORDS = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
 FLOAT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$"
-INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole too
+INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole numbers too
 INT_LIMIT = 2**63
-UNLIKE = {pa.float64(): "(", pa.int64(): "x"}  # in what Arrow reads and nobody means: nan(1), 0xFF
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
-FIRST, LAST = (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))  # what Python can show in any zone
-SAMPLE = 200  # values of an unknown column that are kept, to tell whether it is a missing one under a new name
+UNLIKE = {pa.float64(): "(", pa.int64(): "x"}  # marks text that Arrow parses but nobody means as a number: nan(1), 0xFF
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
+FIRST, LAST = (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))  # Python's range in any zone
+SAMPLE = 200  # values kept of an unknown column, to find out whether it is a renamed one
 SHOWN = 40  # characters of an example
 
 
 def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
-    """The contract's columns in the contract's types; a value that cannot be read becomes null."""
+    """The contract's columns in the contract's types; an unreadable value becomes null."""
     columns = []
     for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
         column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
@@ -47,7 +47,7 @@ def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
 
 
 def cast_column(column: Values, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column in another type; a value that cannot be read becomes null."""
+    """A column in another type; an unreadable value becomes null."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if is_text(column.type):
@@ -63,7 +63,7 @@ def _read(column: Values, kind: pa.DataType) -> Values:
         if pa.types.is_string(column.type):
             return _read_texts(column, kind)
         return _write_texts(column) if pa.types.is_string(kind) else _read_numbers(column, kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a kind of value that has no such form
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # no conversion between these types
         return pa.nulls(len(column), kind)
 
 
@@ -72,7 +72,7 @@ def _read_texts(texts: Values, kind: pa.DataType) -> Values:
         if not (kind in UNLIKE and pc.any(pc.match_substring(texts, UNLIKE[kind], ignore_case=True)).as_py()):
             return texts.cast(kind)
     except pa.ArrowInvalid:
-        pass  # at least one value cannot be read: each by itself, then
+        pass  # at least one value cannot be read, so read them one by one
     texts = pc.utf8_trim_whitespace(texts)
     if pa.types.is_boolean(kind):
         words = pc.utf8_lower(texts)
@@ -87,7 +87,7 @@ def _read_texts(texts: Values, kind: pa.DataType) -> Values:
 
 
 def _take_whole(numbers: list[Decimal | None]) -> pa.Array:
-    """Whole numbers exactly as they are: float64 would lose digits above 2**53."""
+    """Whole numbers without loss: float64 would lose digits above 2**53."""
     fits = [n is not None and -INT_LIMIT <= n < INT_LIMIT and n == n.to_integral_value() for n in numbers]
     whole = [int(n) if n is not None and fit else None for n, fit in zip(numbers, fits, strict=True)]
     return pa.array(whole, pa.int64())
@@ -101,7 +101,7 @@ def _write_texts(column: Values) -> Values:
 
 
 def _read_numbers(column: Values, kind: pa.DataType) -> Values:
-    """Numbers and booleans in another type of the same; whole ones only where the type is int, 0 and 1 where bool."""
+    """Convert between number types and bool; only whole numbers become int, only 0 and 1 become bool."""
     if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
         return pa.nulls(len(column), kind)
     if pa.types.is_boolean(kind):
@@ -123,7 +123,7 @@ def _read_numbers(column: Values, kind: pa.DataType) -> Values:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, however it is laid out."""
+    """Whether an Arrow type is text in any layout."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -132,15 +132,15 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _read_times(column: Values) -> Values:
-    """Instants in UTC, to the microsecond; text by ISO 8601, dates as their midnight. Numbers are no instants."""
+    """Instants in UTC, to the microsecond; text as ISO 8601, dates as midnight. Numbers are not instants."""
     kind = pa.timestamp("us", tz="UTC")
     if pa.types.is_string(column.type):
         try:
             column = column.cast(kind)
         except pa.ArrowInvalid:
-            # Finer digits would change the unit, and with it the range, of all values of the slice.
+            # Finer digits would change the unit, and so the range, of all values of the slice.
             texts = pc.replace_substring_regex(column, r"(\.\d{6})\d+", r"\1").to_pandas()
-            # By a stated format: otherwise the first row of a slice would choose it for all.
+            # A fixed format, because otherwise the first row of a slice would choose it for all.
             times = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601").astype("datetime64[us, UTC]")
             column = pa.array(times, kind, from_pandas=True)
     elif pa.types.is_date(column.type):
@@ -149,14 +149,14 @@ def _read_times(column: Values) -> Values:
         return pa.nulls(len(column), kind)
     ticks = column.cast(pa.int64())
     limits = [int(limit.timestamp()) * UNITS[column.type.unit] for limit in (FIRST, LAST)]
-    if column.type.unit != "ns":  # whose whole range is readable
+    if column.type.unit != "ns":  # the whole range of ns is readable
         fits = pc.and_(pc.greater_equal(ticks, limits[0]), pc.less_equal(ticks, limits[1]))
         column = pc.if_else(fits, column, pa.scalar(None, column.type))
-    return column.cast(kind, safe=False)  # unsafe: nanoseconds are cut off
+    return column.cast(kind, safe=False)  # unsafe: truncates nanoseconds
 
 
 def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[str, Mask]:
-    """For each column with values that could not be read, the mask (N,) of their rows. Missing values are not among."""
+    """For each column with unreadable values, the mask (N,) of their rows. Missing values do not count."""
     found = {}
     for name, column in contract.columns.items():
         if name == "event_time" or column.shape or name not in raw.column_names:
@@ -166,27 +166,27 @@ def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[
             words = pc.utf8_lower(pc.utf8_trim_whitespace(raw[name]))
             lost = pc.and_(lost, pc.invert(pc.is_in(words, pa.array(MISSING_WORDS))))
         if pa.types.is_floating(raw[name].type) and pc.any(lost).as_py():
-            lost = pc.and_kleene(lost, pc.invert(pc.is_nan(raw[name])))  # null where there is no value
+            lost = pc.and_kleene(lost, pc.invert(pc.is_nan(raw[name])))  # null where the value is missing
         if pc.any(lost).as_py():
             found[name] = lost.to_numpy()
     return found
 
 
 def describe_unreadable(name: str, contract: Contract) -> str:
-    """The reason for which a row with an unreadable value is quarantined."""
+    """The quarantine reason of a row with an unreadable value."""
     return f"{name}: not readable as {contract.columns[name].type}"
 
 
 @dataclass(eq=False)
 class Landed:
-    """What came of a batch's columns, gathered slice by slice."""
+    """What is known about a batch's landed columns, collected slice by slice."""
 
     contract: Contract
     rows: int = 0
-    types: dict[str, set[str]] = field(default_factory=dict)  # by column of the contract, as Arrow names them
+    types: dict[str, set[str]] = field(default_factory=dict)  # Arrow's type names, by column of the contract
     retyped: set[str] = field(default_factory=set)
     lacking: Counter[str] = field(default_factory=Counter)  # rows without the column
-    extra: dict[str, pa.ChunkedArray] = field(default_factory=dict)  # a few values of each
+    extra: dict[str, pa.ChunkedArray] = field(default_factory=dict)  # unknown columns, with a few values of each
     misshapen: set[str] = field(default_factory=set)
     unreadable: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class Landed:
         for name in names - columns.keys() - set(self.contract.ignored) - self.extra.keys():
             self.extra[name] = raw[name].slice(0, SAMPLE)
         self.misshapen |= find_misshapen(raw.schema, self.contract)
-        has_types = not all(is_text(raw.schema.field(name).type) for name in names)  # CSV and lines have none
+        has_types = not all(is_text(raw.schema.field(name).type) for name in names)  # CSV and text lines have no types
         for name in names & columns.keys():
             kind = raw.schema.field(name).type
             self.types.setdefault(name, set()).add("text" if is_text(kind) else str(kind))
@@ -212,35 +212,35 @@ class Landed:
 
     @property
     def failures(self) -> list[str]:
-        """What no batch may have: a column that the contract requires is missing, or is no image of its shape."""
+        """Problems that reject a batch: required columns that are missing, or images of the wrong shape."""
         missing = sorted(name for name in self.lacking if self.contract.columns[name].required)
-        told = [f"columns missing: {', '.join(missing)}{self._describe_renames(missing)}"] if missing else []
-        return told + sorted(self.misshapen)
+        absent = [f"columns missing: {', '.join(missing)}{self._describe_renames(missing)}"] if missing else []
+        return absent + sorted(self.misshapen)
 
     @property
     def surprises(self) -> list[str]:
-        """The columns that the contract does not know; it says whether they stop the batch."""
+        """Columns that the contract does not know; its `extra_columns` decides whether they reject the batch."""
         return [f"columns not in the contract, ignored: {', '.join(sorted(self.extra))}"] if self.extra else []
 
     @property
     def warnings(self) -> list[str]:
-        """What the contract allows and somebody should know: columns left out or retyped, values read as null."""
+        """What the contract allows but people should know: missing or retyped columns, values read as null."""
         optional = sorted(name for name in self.lacking if not self.contract.columns[name].required)
-        told = [
+        messages = [
             f"column missing, read as null in {self.lacking[name]} of {self.rows} rows: {name}"
             f"{self._describe_renames([name])}"
             for name in optional
         ]
         lenient = [name for name in sorted(self.unreadable) if self.contract.columns[name].nullable]
-        told += [f"{self.describe_reading(name)}: read as null" for name in lenient]
+        messages += [f"{self.describe_reading(name)}: read as null" for name in lenient]
         kinds = {name: self.contract.columns[name].type for name in sorted(self.retyped - self.unreadable.keys())}
-        return told + [
+        return messages + [
             f"{name} landed as {self._describe_types(name)}, not as {kind}; every value could be read"
             for name, kind in kinds.items()
         ]
 
     def describe_reading(self, name: str) -> str:
-        """A column's landed type, the share of its values that cannot be read, and one of them unless it is masked."""
+        """A column's landed type, the share of unreadable values, and an example unless the column is masked."""
         share, kind = self.unreadable[name] / self.rows, self.contract.columns[name].type
         example = f", such as {self.examples[name]}" if name in self.examples else ""
         return f"{name} landed as {self._describe_types(name)}, {share:.1%} of it not readable as {kind}{example}"
@@ -250,12 +250,12 @@ class Landed:
 
     def _describe_renames(self, missing: list[str]) -> str:
         guesses = {name: guess_rename(name, self.contract.columns[name], self.extra) for name in missing}
-        told = [f"{name} looks renamed to {new}" for name, new in guesses.items() if new]
-        return f" ({'; '.join(told)})" if told else ""
+        renames = [f"{name} looks renamed to {new}" for name, new in guesses.items() if new]
+        return f" ({'; '.join(renames)})" if renames else ""
 
 
 def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
-    """What is wrong with the landed columns that should hold images of the contract's shape."""
+    """Problems with landed columns that should contain images of the contract's shape."""
     shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
     found = {name: read_shape(schema.field(name)) for name in shapes}
     return {
@@ -266,14 +266,14 @@ def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
 
 
 def is_natural(kind: pa.DataType, column: ContractColumn) -> bool:
-    """Whether a source that has types brings the contract's type in this one."""
+    """Whether a typed source would normally deliver the contract's type as this Arrow type."""
     if pa.types.is_null(kind) or column.shape:
         return True
     if pa.types.is_dictionary(kind):
         return is_natural(kind.value_type, column)
     natural = {
         "float": _is_number(kind),
-        # Columns of whole numbers become floats as soon as one value is missing.
+        # A column of whole numbers often becomes float when a value is missing.
         "int": pa.types.is_integer(kind) or (column.nullable and pa.types.is_floating(kind)),
         "text": is_text(kind),
         "bool": pa.types.is_boolean(kind),
@@ -283,7 +283,7 @@ def is_natural(kind: pa.DataType, column: ContractColumn) -> bool:
 
 
 def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.ChunkedArray]) -> str | None:
-    """The new column that a missing one was probably renamed to: by its name, or by its type where only one fits."""
+    """The new column that a missing one was probably renamed to: by name, or by type if only one fits."""
     if column.shape:
         return None
     kind = column.to_field(name).type
@@ -295,7 +295,7 @@ def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.Chunk
 
 
 def _to_python(value: pa.Scalar) -> object:
-    """The value as Python has it; an instant before the year 1 or after 9999, which it has not, as its number."""
+    """The value as a Python object; an instant that Python cannot represent as its number."""
     try:
         return value.as_py()
     except (OverflowError, ValueError):
@@ -303,6 +303,6 @@ def _to_python(value: pa.Scalar) -> object:
 
 
 def _shorten(value: object) -> str:
-    """A value in quotes, what cannot be printed escaped, of at most SHOWN characters."""
+    """A quoted value, unprintable characters escaped, of at most SHOWN characters."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

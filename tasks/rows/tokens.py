@@ -1,7 +1,7 @@
 """From texts to tokens to codes: split into words, joined into runs of words, looked up in a bounded vocabulary.
 
-N texts, T tokens found in them, L the most tokens a text can have, V tokens in the vocabulary; code V is any other.
-All of it is Arrow and NumPy over whole columns, and each distinct text is split once.
+N texts, T tokens found in them, at most L tokens per text, V tokens in the vocabulary; code V is any other token.
+Everything is Arrow and NumPy over whole columns, and each distinct text is split once.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def describe_sequence(name: str, column: pa.ChunkedArray, params: SequenceParams) -> Column:
-    """The column with the length and the vocabulary of the fit rows. Raises TooFewRows where they hold no token."""
+    """The column with the length and the vocabulary of the fit rows. Raises TooFewRows if they have no tokens."""
     counted = pc.value_counts(column.cast(pa.string()).drop_null())
     texts, times = counted.field("values"), counted.field("counts").to_numpy()
     _, rows = split_words(texts, params.separator)
@@ -29,8 +29,8 @@ def describe_sequence(name: str, column: pa.ChunkedArray, params: SequenceParams
             "The vocabulary of a sequence column is empty.",
             where=f"column {name} of the fit rows",
             got=f"{len(column)} rows without a single token",
-            expected=f"texts with tokens between what matches {params.separator!r}",
-            todo=f"see what the source brings as {name}, or correct train.columns.sequence.{name}.separator",
+            expected=f"texts with tokens separated by {params.separator!r}",
+            todo=f"check what the source delivers as {name}, or correct train.columns.sequence.{name}.separator",
         )
     sizes = np.bincount(rows, minlength=len(texts))
     words = np.quantile(sizes, params.length_percentile / 100, weights=times, method="inverted_cdf")
@@ -40,14 +40,14 @@ def describe_sequence(name: str, column: pa.ChunkedArray, params: SequenceParams
 
 
 def take_commonest(texts: pa.Array, counts: npt.NDArray[Any], most: int) -> tuple[str, ...]:
-    """The texts (T,) with the largest sums of counts (T,), in alphabetical order; ties go by the alphabet."""
+    """The `most` texts (T,) with the largest sums of counts (T,), in alphabetical order, which also breaks ties."""
     totals = pa.table({"text": texts, "n": counts}).group_by("text").aggregate([("n", "sum")])
     ranked = totals.sort_by([("n_sum", "descending"), ("text", "ascending")])
     return tuple(sorted(ranked["text"][:most].to_pylist()))
 
 
 def split_words(texts: pa.Array, separator: str) -> tuple[pa.Array, Ints]:
-    """All words of texts (N,), one after the other (W,), and the row of each (W,)."""
+    """All words of texts (N,), concatenated (W,), and the row of each word (W,)."""
     pieces = pc.split_pattern_regex(texts, separator)
     words, rows = pieces.flatten(), pc.list_parent_indices(pieces).to_numpy()
     is_word = pc.not_equal(words, "")  # a separator at the beginning or end leaves empty pieces
@@ -56,7 +56,7 @@ def split_words(texts: pa.Array, separator: str) -> tuple[pa.Array, Ints]:
 
 @dataclass(frozen=True)
 class Found:
-    """Tokens found in texts, in any order: what each is, its row and its place among its row's tokens, all (T,)."""
+    """Tokens found in texts, in any order: text, row and position among the row's tokens, all (T,)."""
 
     texts: pa.Array
     rows: Ints
@@ -64,9 +64,9 @@ class Found:
 
 
 def tokenise(texts: pa.Array, tokens: Tokens) -> Found:
-    """The tokens of texts (N,), cut off behind the words that are read.
+    """The tokens of texts (N,), from the first `tokens.words` words only.
 
-    Runs of words are joined by a blank; a run at an edge of the text has nothing before, or behind, that blank.
+    Runs of words are joined by a space; a run at an edge of the text has nothing before or after that space.
     """
     words, rows = split_words(texts, tokens.separator)
     sizes = np.bincount(rows, minlength=len(texts))
@@ -93,18 +93,18 @@ def _draw_shapes(words: pa.Array) -> pa.Array:
 
 
 def _join_runs(words: pa.Array, sizes: Ints, k: int) -> tuple[pa.Array, Ints, Ints]:
-    """The runs of k words of texts that have `sizes` (N,) words each, with the row and the place of each run."""
+    """The runs of k words of texts with `sizes` (N,) words each, with the row and the position of each run."""
     rows = np.repeat(np.arange(len(sizes)), sizes + 2)
     places = np.arange(len(rows)) - np.repeat(np.cumsum(sizes + 2) - sizes - 2, sizes + 2)
     is_edge = (places == 0) | (places == sizes[rows] + 1)
-    edged = words.take(pa.array(np.cumsum(~is_edge) - 1, mask=is_edge)).fill_null("")  # "" at either end of a text
+    edged = words.take(pa.array(np.cumsum(~is_edge) - 1, mask=is_edge)).fill_null("")  # "" at both ends of a text
     starts = np.flatnonzero(rows[: 1 - k] == rows[k - 1 :])
     runs = pc.binary_join_element_wise(*(edged.take(pa.array(starts + n)) for n in range(k)), " ")
     return runs, rows[starts], places[starts]
 
 
 def encode_tokens(column: pa.ChunkedArray, described: Column) -> Ints:
-    """Codes (N, L) of a column's texts, none of them null; PADDING behind a text's last token."""
+    """Codes (N, L) of a column's texts, which must not be null; PADDING after a text's last token."""
     tokens, unseen = described.tokens, len(described.vocabulary)
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
@@ -119,6 +119,6 @@ def encode_tokens(column: pa.ChunkedArray, described: Column) -> Ints:
 
 
 def list_unseen(text: str, described: Column) -> list[str]:
-    """The tokens of a text that have no slot of their own, words first."""
+    """The unseen tokens of a text, single words first."""
     found = tokenise(pa.array([text]), described.tokens).texts.to_pylist()
     return [token for token in found if token not in described.vocabulary]

@@ -1,4 +1,4 @@
-"""The worst rows of all that pass by, in little memory."""
+"""Keep the worst rows of a stream, in little memory."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class WorstRows:
-    """The `most` rows with the highest scores of all that were added; ties keep the earlier row."""
+    """The `most` rows with the highest scores of all added rows; of tied rows the earlier is kept."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -18,7 +18,7 @@ class WorstRows:
         self._arrays: list[npt.NDArray[Any]] = [np.empty(0)]
 
     def add(self, rows: pa.Table, scores: Floats, *others: npt.NDArray[Any]) -> None:
-        """Add rows (N,) with their scores (N,), and other arrays (N,) that are kept with them."""
+        """Add rows (N,) with their scores (N,) and other arrays (N,) to keep with them."""
         if self._rows is None:
             self._rows, self._arrays = rows, [scores, *others]
         else:
@@ -28,7 +28,7 @@ class WorstRows:
             self._cut()
 
     def take(self) -> tuple[pa.Table | None, *tuple[npt.NDArray[Any], ...]]:
-        """The rows kept, worst first (None where nothing was added), their scores, and what was kept with them."""
+        """The kept rows, worst first (None if none were added), their scores, and the arrays added with them."""
         self._cut()
         return self._rows, *self._arrays
 

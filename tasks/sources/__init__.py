@@ -1,1 +1,1 @@
-"""Where rows come from: files, archives of images, SQL, two simulators, and the fetching of public data."""
+"""Where rows come from: files, image archives, SQL, two simulators, and downloads of public data."""

@@ -17,7 +17,7 @@ from tasks.errors import SourceInvalid
 class Arrival:
     """One file, query or feed delivery. `version` changes when its content may have.
 
-    is_whole: what the name brought before and does not bring now is gone. A query may ask for the latest days only.
+    is_whole: it replaces everything that this name delivered before. A query may return only the latest days.
     """
 
     name: str
@@ -31,11 +31,11 @@ UNPACKING = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) 
 
 
 def damaged_file(path: str, error: Exception) -> SourceInvalid:
-    """The error for a file of which not everything can be read."""
+    """The error for a file that cannot be read to the end."""
     return SourceInvalid(
         "The file is truncated or damaged.",
         where=path,
-        got=re.sub(r"(got \d+):.*", r"\1", str(error).splitlines()[0]),  # Arrow goes on with the row itself
-        expected="whole rows up to the end of the file",
+        got=re.sub(r"(got \d+):.*", r"\1", str(error).splitlines()[0]),  # Arrow appends the row itself
+        expected="complete rows up to the end of the file",
         todo="deliver the file again; nothing of it has landed",
     )

@@ -1,8 +1,8 @@
-"""A seeded generator of short codes such as "AB 21 XR GB132", as a sorting hall might scan them; the `codes` source.
+"""A seeded generator of short codes such as "AB 21 XR GB132", as a parcel hub might scan them; the `codes` source.
 
 In: seed, size, date. Out: a day's rows: event_time, code, and fault (well_formed, or what is wrong). A well-formed
-code follows one of a few hidden formats; its words follow a power law over more than 750 of them. A day's rows come
-from a generator keyed by (seed, date), so any date stands alone.
+code follows one of a few hidden formats; its words follow a power law over more than 750 words. Each day's rows come
+from a generator keyed by (seed, date), so dates are independent.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from pydantic import Field
 from models.params import Section
 from tasks.sources.arrival import Arrival
 
-HALLS = [a + b for a in "ACEFGH" for b in "BDKT"]  # no other hall, turned around
+HALLS = [a + b for a in "ACEFGH" for b in "BDKT"]  # reversed, none is another hall
 LANES = [str(number) for number in range(10, 70)]
 GOODS = [a + b for a in "XYZ" for b in "RSTV"]
 PLACES = [f"{country}{number}" for number in range(101, 281) for country in ("GB", "DE", "FR", "NL", "PL", "IT")]
 WORDS = {"hall": HALLS, "lane": LANES, "goods": GOODS, "place": PLACES}  # 1,176 words
-# Format: its share. A return names its place first; a transfer goes from hall to hall.
+# Format: its share. A return begins with its place; a transfer goes from hall to hall.
 FORMATS = {
     ("hall", "lane", "goods", "place"): 0.6,
     ("place", "goods", "hall"): 0.25,
@@ -40,12 +40,12 @@ class CodesSource(Section):
     kind: Literal["codes"]
     seed: int = Field(ge=0)
     rows_per_day: int = Field(ge=1, le=1_000_000)
-    first_date: date  # nothing exists before it
+    first_date: date  # the source has no earlier data
     malformed_fraction: float = Field(default=0.01, ge=0, le=0.5)
 
 
 def list_arrivals(source: CodesSource, zone: ZoneInfo, first: date, last: date) -> Iterator[Arrival]:
-    """The generated codes of some dates, a file each, that arrives when its day is over."""
+    """The generated codes of some dates, one file per date, which arrives when the day is over."""
     version = hashlib.sha256(f"{source.model_dump_json()} {zone}".encode()).hexdigest()[:16]
     for offset in range((last - max(first, source.first_date)).days + 1):
         day = max(first, source.first_date) + timedelta(days=offset)
@@ -54,7 +54,7 @@ def list_arrivals(source: CodesSource, zone: ZoneInfo, first: date, last: date) 
 
 
 def draw_day(source: CodesSource, zone: ZoneInfo, day: date) -> pa.Table:
-    """The rows of a local day in the order of their times."""
+    """The rows of a local day, ordered by time."""
     rng = np.random.default_rng([source.seed, day.toordinal()])
     n = source.rows_per_day
     start, end = (datetime.combine(day + timedelta(days=k), time(), zone).timestamp() for k in (0, 1))
@@ -82,7 +82,7 @@ def spoil(rng: np.random.Generator, words: list[str], fault: str) -> list[str]:
     if fault == "missing":
         del spoilt[place]
     elif fault == "order":
-        # Turned around, no format reads as another one does.
+        # Reversed or rotated, no format equals another.
         spoilt = spoilt[::-1] if place % 2 else spoilt[1:] + spoilt[:1]
     elif fault == "foreign":
         at = int(rng.integers(len(spoilt[place])))

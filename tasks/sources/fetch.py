@@ -1,7 +1,7 @@
-"""Bring a public data set from its home to the place under the sources folder where params.yaml expects it.
+"""Download a public data set to the path under the sources folder where params.yaml expects it.
 
-scikit-learn fetches what it knows, and OpenML's sets; the rest are plain files behind a URL. A file that is there is
-left alone, and nothing half-fetched is ever seen under its name.
+scikit-learn downloads its own data sets and OpenML's; the others are plain files at a URL. An existing file is not
+touched, and a file gets its name only when the download is complete.
 """
 
 import gzip
@@ -15,12 +15,12 @@ import numpy as np
 
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
-Fetch = Callable[[Path], None]  # write the whole file to a path
+Fetch = Callable[[Path], None]  # writes the whole file to a path
 
 
 @dataclass(frozen=True)
 class PublicFile:
-    """One file of a data set: its path under the sources folder, its home in words, and how to get it."""
+    """One file of a data set: its path under the sources folder, a description of its origin, and how to get it."""
 
     path: str
     home: str
@@ -28,7 +28,7 @@ class PublicFile:
 
 
 def from_url(path: str, url: str) -> PublicFile:
-    """A file that is published just as it is used, but for gzip."""
+    """A file that is used as published, except that it may be gzipped here."""
 
     def fetch(target: Path) -> None:
         packed = path.endswith(".gz") and not url.endswith(".gz")
@@ -39,7 +39,7 @@ def from_url(path: str, url: str) -> PublicFile:
 
 
 def fetch_kddcup99(target: Path) -> None:
-    """The 10 percent file in its published form: 41 features and the label, no header line."""
+    """The 10 percent file as published: 41 features and the label, no header line."""
     from sklearn.datasets import fetch_kddcup99 as fetch
 
     frame = fetch(percent10=True, as_frame=True, data_home=str(target.parent)).frame
@@ -78,13 +78,13 @@ PUBLIC: Mapping[str, tuple[PublicFile, ...]] = {
 
 
 def fetch_public(name: str, sources: Path, homes: Mapping[str, tuple[PublicFile, ...]] = PUBLIC) -> dict[str, bool]:
-    """Fetch a data set's files that are not there yet; returns each path and whether it was fetched now.
+    """Download a data set's missing files; returns each path and whether it was downloaded now.
 
-    Raises ParamsInvalid for a detector without a public home, ServiceUnreachable where the home cannot be reached.
+    Raises ParamsInvalid for a detector without public data, ServiceUnreachable if the download fails.
     """
     if name not in homes:
         raise ParamsInvalid(
-            f"{name} has no public home.",
+            f"{name} has no public data to download.",
             expected=", ".join(homes),
             todo=f"put the files of {name} under {sources} yourself",
         )
@@ -103,11 +103,11 @@ def _fetch(file: PublicFile, sources: Path) -> bool:
     except Exception as error:
         unfinished.unlink(missing_ok=True)
         raise ServiceUnreachable(
-            f"{file.path} cannot be fetched.",
+            f"{file.path} cannot be downloaded.",
             where=file.home,
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}",
-            expected="an answer from its public home",
-            todo=f"see to the connection, or put the file at {target} by hand",
+            expected="an answer from its public location",
+            todo=f"check the network connection, or put the file at {target} by hand",
         ) from error
     unfinished.replace(target)
     return True

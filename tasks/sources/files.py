@@ -1,6 +1,6 @@
-"""Where rows come from: each kind of source lists its arrivals, and an arrival hands out its rows slice by slice.
+"""The files of a source as arrivals, whose rows are read slice by slice.
 
-CSV values stay text, so that a bad one is judged as it arrived. Nothing here knows what the rows mean.
+CSV values stay text, so that a bad one is quarantined as it arrived. Nothing here knows what the rows mean.
 """
 
 import glob
@@ -30,7 +30,7 @@ class FilesSource(Section):
     """CSV, Parquet, text lines or .npz archives of images: a file, a folder, a glob, or any fsspec URL.
 
     Paths are relative to NIGHTJAR_SOURCES. `header` names the columns of CSV files that have no header line.
-    `line_column` is for text files: every line is one record, and its text stands in the column of this name.
+    `line_column` is for text files: every line is one record, and its text is the value of this column.
     """
 
     kind: Literal["files"]
@@ -41,12 +41,12 @@ class FilesSource(Section):
     @model_validator(mode="after")
     def _check(self) -> "FilesSource":
         if self.header and self.line_column:
-            raise ValueError("a line that is one record has no columns: give either header or line_column")
+            raise ValueError("give either header or line_column: a file of text lines has no header")
         return self
 
 
 def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
-    """The files behind a path, in name order. Raises SourceInvalid where there is none."""
+    """The files that a path matches, ordered by name. Raises SourceInvalid if there are none."""
     url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
     fs, path = fsspec.core.url_to_fs(url)
     try:
@@ -60,9 +60,9 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
         raise SourceInvalid(
             "The source has no file.",
             where=url,
-            got="nothing there",
+            got="no file",
             expected="a CSV, Parquet, text or .npz file, a folder or a glob",
-            todo="put the file there, or set NIGHTJAR_SOURCES to the folder that holds it",
+            todo="put the file there, or set NIGHTJAR_SOURCES to the folder that contains it",
         )
     folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
     for info in infos:
@@ -83,7 +83,7 @@ def _choose_reader(source: FilesSource, name: str) -> Callable[[Any, str], Itera
 
 
 def read_csv(fs: Any, path: str, header: tuple[str, ...] = ()) -> Iterator[pa.Table]:
-    """A CSV file's rows, all columns as text, slice by slice; `.gz` and its kin are unpacked on the way."""
+    """A CSV file's rows, all columns as text, slice by slice; `.gz` and similar files are decompressed."""
     try:
         with fs.open(path, "rb", compression="infer") as file:
             first = b"" if header else file.readline()
@@ -115,7 +115,7 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
     try:
         with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(SLICE_ROWS):
-                batch.validate(full=True)  # texts of a damaged file may be no UTF-8
+                batch.validate(full=True)  # text of a damaged file may not be UTF-8
                 _check_instants(batch)
                 yield _without_views(pa.Table.from_batches([batch]))
     except (EOFError, OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -123,20 +123,20 @@ def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
 
 
 def _check_instants(batch: pa.RecordBatch) -> None:
-    """Raise ArrowInvalid for instants of which microseconds cannot count the years: DuckDB reads no file with one."""
+    """Raise ArrowInvalid for instants beyond the range of microseconds: DuckDB cannot read a file with one."""
     for column in batch.columns:
         if pa.types.is_timestamp(column.type) and column.type.unit in ("s", "ms"):
             column.cast(pa.timestamp("us", column.type.tz))
 
 
 def _without_views(table: pa.Table) -> pa.Table:
-    """Texts and bytes laid out as views, which Arrow itself cannot filter yet, in their plain layout."""
+    """Convert view columns of text and bytes, which Arrow cannot filter yet, to the plain layout."""
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
 
 
 def read_lines(fs: Any, path: str, column: str) -> Iterator[pa.Table]:
-    """A text file's lines in one column, slice by slice, without blanks at their ends; an empty line is null."""
+    """A text file's lines in one column, slice by slice, stripped of whitespace; an empty line is null."""
     try:
         with fs.open(path, "rt", compression="infer", encoding="utf-8") as file:
             while lines := [line.strip() or None for line in itertools.islice(file, SLICE_ROWS)]:
@@ -146,9 +146,9 @@ def read_lines(fs: Any, path: str, column: str) -> Iterator[pa.Table]:
 
 
 def name_files(source: str, sources: str) -> FilesSource:
-    """The source of a path as typed: relative to the current folder, or else to NIGHTJAR_SOURCES.
+    """The source for a path that a user typed, relative to the current folder or otherwise to NIGHTJAR_SOURCES.
 
-    What lies in the sources folder is written relative to it, anything else by its whole path.
+    A path in the sources folder is stored relative to it, any other path in full.
     """
     found = "://" not in source and (Path(source).exists() or glob.has_magic(source))
     if not found:

@@ -1,4 +1,4 @@
-"""Archives of images (.npz), and how an image column lies in Arrow: one fixed-size binary value each, row by row."""
+"""Image archives (.npz), and image columns in Arrow: one fixed-size binary value per image, pixels row by row."""
 
 import math
 import zipfile
@@ -19,8 +19,8 @@ from tasks.stores.lake import SLICE_ROWS
 def read_images(fs: Any, path: str) -> Iterator[pa.Table]:
     """The rows of an .npz archive, slice by slice: uint8 arrays (N, rows, columns) are images, arrays (N,) are plain.
 
-    A column is named like its array. Only the slice is in memory. Raises SourceInvalid where a shape or type does not
-    fit, or the arrays differ in N.
+    A column has the name of its array. Only one slice is in memory. Raises SourceInvalid for a wrong shape or type, or
+    if the arrays differ in N.
     """
     try:
         with fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive, ExitStack() as stack:
@@ -40,7 +40,7 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_by_column, dtype = read(member)
     if is_by_column and len(shape) > 1:
-        raise ValueError("an array in column order, which cannot be read row by row")
+        raise ValueError("an array in column-major order, which cannot be read row by row")
     return shape, dtype
 
 
@@ -53,7 +53,7 @@ def _check_arrays(path: str, headers: dict[str, tuple[tuple[int, ...], np.dtype[
             "The image archive has arrays of a wrong shape or type.",
             where=path,
             got=", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in headers.items()) or "no arrays",
-            expected="images as uint8 (N, rows, columns), all else as numbers or texts (N,), of the same N",
+            expected="images as uint8 (N, rows, columns), all others as numbers or texts (N,), with the same N",
             todo="write the archive again with numpy.savez_compressed",
         )
 
@@ -78,7 +78,7 @@ def make_field(name: str, shape: tuple[int, int]) -> pa.Field:
 
 
 def read_shape(field: pa.Field) -> tuple[int, int] | None:
-    """The shape of a field's images, in pixels; None where it does not say one."""
+    """The shape of a field's images, in pixels; None if it has no shape."""
     if SHAPE not in (field.metadata or {}):
         return None
     rows, columns = field.metadata[SHAPE].split(b",")

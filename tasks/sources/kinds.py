@@ -1,6 +1,6 @@
-"""Every kind of source, and how the arrivals of each are listed.
+"""All kinds of source, and how to list their arrivals.
 
-A new kind is one more file here, with its params section and its arrivals, and a line in each of the places below.
+A new kind is a new file here, with its params section and its arrivals, and one line in each of the places below.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ Source = Annotated[FilesSource | SqlSource | PaymentsSource | CodesSource, Field
 
 @dataclass(frozen=True)
 class Window:
-    """The batch dates to ask a feed for, and the instant as of which it is asked. Files ignore the dates."""
+    """The batch dates to request from a feed, and the instant of the request. Files ignore the dates."""
 
     first: date
     last: date
@@ -44,5 +44,5 @@ def list_arrivals(source: Source, root: str, zone: ZoneInfo, window: Window) -> 
 
 
 def find_first_date(source: Source) -> date:
-    """The first batch date a generated source has; any other may reach back to date.min."""
+    """The first batch date of a generated source; date.min for any other source."""
     return source.first_date if isinstance(source, PaymentsSource | CodesSource) else date.min

@@ -1,9 +1,9 @@
-"""A seeded simulator of card payments as a bank's feed would bring them; the bundled `payments` source.
+"""A seeded simulator of card payments as a bank's feed would deliver them; the bundled `payments` source.
 
 In: seed, size, date. Out: raw feed rows (N per slice), labels that are known days later, and the planted truth.
-Cards, and the terminals they meet, are split into blocks. Every draw has a generator keyed by (seed, purpose, date,
-block): any date stands alone, and memory is one block whatever a day's size. Frauds are drawn apart from honest
-payments, so a terminal's past reports need no honest payment of the past.
+Cards and the terminals they use are split into blocks. Every draw has a generator keyed by (seed, purpose, date,
+block), so dates are independent, and memory holds one block whatever the size of a day. Frauds are drawn separately
+from honest payments, so a terminal's past reports can be computed without drawing past honest payments.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ from tasks.sources.arrival import Arrival
 KINDS = ("stolen_card", "compromised_terminal", "small_payment_burst", "account_takeover")
 MIN_LABEL_DELAY_DAYS, MAX_LABEL_DELAY_DAYS = 2, 10
 REPORT_DAYS, COMPROMISE_DAYS, TRIP_DAYS = 28, 14, 7
-CYCLE_DAYS = 28  # from the second cycle on: a late file on its first day, a schema surprise two days after
+CYCLE_DAYS = 28  # from the second cycle on: a late file on its first day, unseen values two days later
 UNSEEN_AFTER_DAYS, UNSEEN_SHARE_OF_DATES = 35, 0.2
 LATE_FRACTION = 0.03
 ROWS_PER_BLOCK, TERMINALS_PER_GROUP = 120_000, 1_000
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
-OWNER_SPAN_US = 128 * DAY_US  # longer than any times compared, so (owner, time) is one sortable integer
+OWNER_SPAN_US = 128 * DAY_US  # longer than any compared time span, so (owner, time) is one sortable integer
 
 CHANNELS = ("chip", "contactless", "online", "app", "recurring")
 CHIP, CONTACTLESS, ONLINE, _, RECURRING = range(5)
-CONTACTLESS_LIMIT_CENTS = 5_000  # above it an honest terminal wants the chip and the PIN
-TRAVELLING = 0.1  # share of cards on a trip in a week
+CONTACTLESS_LIMIT_CENTS = 5_000  # above it an honest terminal requires chip and PIN
+TRAVELLING = 0.1  # share of cards that are on a trip in any week
 DEVICE_KM = 3.0  # how far from home a payer's device is seen
-AT_SEAT = 0.85  # share of online payments that go to the category's usual seat, not to a shop in DE
-CARD_MEAN = 74.0  # of all payments of a card of spending level 1
+AT_SEAT = 0.85  # share of online payments to the category's usual country, not to a shop in DE
+CARD_MEAN = 74.0  # mean payment of a card with spending level 1
 
-# Country: km from a typical home. People travel to the first six; the last two only seat online shops.
+# Country: km from a typical home. People travel to the first six; the last two have only online shops.
 COUNTRY_KM = {"DE": 330, "AT": 560, "FR": 800, "ES": 1700, "TR": 2500, "US": 7200, "IE": 1400, "LU": 250}
 COUNTRIES, HOME_KM = tuple(COUNTRY_KM), np.array(list(COUNTRY_KM.values()), dtype=float)
 TRIP_SHARES = (0.25, 0.2, 0.15, 0.18, 0.12, 0.1)
 
-# Category: median amount, its log spread, usual local hour, its spread, usual km to its shops, seat of online shops.
+# Category: median amount, its log spread, usual local hour, its spread, usual km to shops, country of online shops.
 CATEGORY_HABITS = {
     "groceries": (26.0, 0.40, 17.0, 2.0, 2.0, "DE"),
     "restaurant": (22.0, 0.30, 19.0, 1.5, 6.0, "DE"),
@@ -69,14 +69,14 @@ UNSEEN = {"category": ("crypto_assets", "drone_parts"), "country": ("MN", "PY")}
 
 @dataclass(frozen=True)
 class Habit:
-    """One way of paying: episodes of one card, of `payments` (from, to) each, within some minutes."""
+    """One way of paying: an episode is `payments` (from, to) payments of one card within `minutes`."""
 
-    share: float  # of a day's rows
+    share: float  # of the rows of a day
     payments: tuple[int, int]
     minutes: float
     categories: dict[str, float]
-    channels: tuple[float, ...]  # probability of each; chip and contactless are then told apart by the amount
-    hours: tuple[float, float] | None = None  # local ones in which an episode begins, if not its category's
+    channels: tuple[float, ...]  # probability of each; the amount then decides between chip and contactless
+    hours: tuple[float, float] | None = None  # local hours in which an episode begins, if not its category's
 
 
 IN_SHOP, ON_WEB, IN_APP, BILLED = (1, 0, 0, 0, 0), (0, 0, 0.85, 0.15, 0), (0, 0, 0.15, 0.85, 0), (0, 0, 0, 0, 1)
@@ -85,9 +85,9 @@ TOURED = {"clothing": 0.4, "groceries": 0.25, "restaurant": 0.15, "transport": 0
 # Errands and baskets of a card on a trip.
 AWAY = {"groceries": 0.15, "restaurant": 0.45, "fuel": 0.05, "transport": 0.25, "leisure": 0.1}
 
-# What honest people do. Each is common enough (well above 1 %) that no single column makes it suspicious: travellers
-# are far from home, tours make many payments in an hour, baskets are many times the card's mean, players pay small
-# amounts by phone, and a night's billing is a small burst of its own.
+# What honest people do. Each habit is common enough (well above 1 %) that no single column makes it suspicious:
+# travellers are far from home, errands are many payments in an hour, baskets are many times the card's mean, players
+# pay small amounts by phone, and a night's billing is a small burst itself.
 ERRAND = Habit(0.44, (1, 1), 1, DAILY, IN_SHOP)
 TOUR = Habit(0.15, (4, 16), 55, TOURED, IN_SHOP, (10, 18))
 BASKET = Habit(0.06, (1, 2), 40, {"electronics": 0.6, "clothing": 0.4}, IN_SHOP)
@@ -97,12 +97,12 @@ BILLING = Habit(0.10, (1, 6), 10, {"subscription": 1.0}, BILLED)
 HONEST = (ERRAND, TOUR, BASKET, WEB, PLAY, BILLING)
 HONEST_KIND = -1
 
-# What thieves do, in the order of KINDS. Their values are honest values; the company these keep is not.
+# What thieves do, in the order of KINDS. Each value alone is normal; the combination is not.
 # stolen_card: a ring buys what resells well, on card readers registered far away: country and distance disagree.
-# compromised_terminal: an altered ticket machine or pump replays skimmed cards without the PIN, for sums above what
-#   such a machine takes.
+# compromised_terminal: a manipulated ticket machine or pump replays skimmed cards without the PIN, for amounts above
+#   what such a machine takes.
 # small_payment_burst: a script tries a card's number with tiny online payments: many in an hour, yet little spent.
-# account_takeover: somebody else in the holder's app buys gift cards and goods at hours and for sums unusual for them.
+# account_takeover: a stranger in the holder's app buys gift cards and goods, at unusual hours and for unusual amounts.
 FRAUD = (
     Habit(0.00125, (2, 4), 50, {"electronics": 0.3, "clothing": 0.4, "groceries": 0.3}, IN_SHOP),
     Habit(0.00125, (1, 1), 1, {"transport": 0.6, "fuel": 0.4}, IN_SHOP),
@@ -112,7 +112,7 @@ FRAUD = (
 READER_SEATS = [COUNTRIES.index(country) for country in ("ES", "US", "IE", "LU")]
 COMPROMISED = KINDS.index("compromised_terminal")
 
-# One per payment. `at` is in UTC microseconds; category, country, channel and kind are codes.
+# One element per payment. `at` is in UTC microseconds; category, country, channel and kind are codes.
 TIMES_AND_SUMS = [("at", "i8"), ("card", "i8"), ("terminal", "i8"), ("cents", "i8"), ("km", "f8"), ("number", "i8")]
 EVENT = np.dtype([*TIMES_AND_SUMS, ("category", "i2"), ("country", "i2"), ("channel", "i2"), ("kind", "i2")])
 Events = npt.NDArray[np.void]  # of dtype EVENT
@@ -127,27 +127,27 @@ class PaymentsSource(Section):
     kind: Literal["payments"]
     seed: int = Field(ge=0)
     rows_per_day: int = Field(ge=2_000, le=10_000_000)
-    first_date: date  # nothing exists before it
+    first_date: date  # the source has no earlier data
 
     @property
     def blocks(self) -> int:
-        """Number of blocks that cards and terminals are split into."""
+        """Number of blocks into which cards and terminals are split."""
         return -(-self.rows_per_day // ROWS_PER_BLOCK)
 
     @property
     def rows_per_block(self) -> float:
-        """Expected rows of one block in a day."""
+        """Expected rows per block and day."""
         return self.rows_per_day / self.blocks
 
     @property
     def cards_per_block(self) -> int:
-        """Cards that one block holds."""
+        """Number of cards per block."""
         return int(self.rows_per_block / 1.5)
 
 
 @dataclass(frozen=True)
 class PaymentsFile:
-    """One file of the feed: a date's payments, or the few of them that came late."""
+    """One file of the feed: the payments of a date, or the few that arrived late."""
 
     name: str
     batch_date: date
@@ -155,12 +155,12 @@ class PaymentsFile:
 
     @property
     def late(self) -> bool:
-        """Whether it brings the rows that the date's first file lacked."""
+        """Whether the file has the rows that were missing from the date's first file."""
         return self.name.endswith("late")
 
 
 def list_deliveries(source: PaymentsSource, time_zone: str, first: date, last: date) -> list[PaymentsFile]:
-    """Return the files of the dates first to last, whether they have arrived or not."""
+    """Return the files of the dates first to last, arrived or not."""
     files = []
     for day in list_dates(source, first, last):
         due = datetime.combine(day + timedelta(days=1), time(2), ZoneInfo(time_zone))
@@ -183,9 +183,9 @@ def _to_arrow(frame: pd.DataFrame) -> pa.Table:
 
 
 def read_file(source: PaymentsSource, time_zone: str, file: PaymentsFile) -> Iterator[pd.DataFrame]:
-    """Yield a file's raw rows, one slice per block, each in time order with its repeated rows last.
+    """Yield a file's raw rows, one slice per block, each ordered by time with duplicate rows last.
 
-    Aggregates look back from the payment and include it. Bad rows are in first files only, never in late ones.
+    Aggregates look back from the payment and include it. Only first files have bad rows, late files never do.
     """
     day = file.batch_date
     unseen = draw_unseen(source, day)
@@ -205,7 +205,7 @@ def read_file(source: PaymentsSource, time_zone: str, file: PaymentsFile) -> Ite
 
 
 def read_reports(source: PaymentsSource, time_zone: str, first: date, last: date) -> Iterator[pd.DataFrame]:
-    """Yield all that is ever reported about the payments of first to last: record_id, label (1: fraud), known_at."""
+    """Yield all reports about the payments of first to last: record_id, label (1: fraud), known_at."""
     for day in list_dates(source, first, last):
         for block in range(source.blocks):
             frauds, known_at = draw_frauds(source, time_zone, day, block)
@@ -214,7 +214,7 @@ def read_reports(source: PaymentsSource, time_zone: str, first: date, last: date
 
 
 def read_truth(source: PaymentsSource, time_zone: str, batch_date: date) -> pd.DataFrame:
-    """Return record_id and kind (one of KINDS) of a date's frauds; only evaluation may know it."""
+    """Return record_id and kind (one of KINDS) of a date's frauds; only for evaluation."""
     frames = [pd.DataFrame({"record_id": [], "kind": []}, dtype="str")]
     for day in list_dates(source, batch_date, batch_date):
         for block in range(source.blocks):
@@ -225,13 +225,13 @@ def read_truth(source: PaymentsSource, time_zone: str, batch_date: date) -> pd.D
 
 
 def list_dates(source: PaymentsSource, first: date, last: date) -> list[date]:
-    """Return the dates from first to last on which the source exists."""
+    """Return the dates from first to last on which the source has data."""
     first = max(first, source.first_date)
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
 def is_late_date(source: PaymentsSource, day: date) -> bool:
-    """Whether some of the date's rows come in a second file."""
+    """Whether some of the date's rows arrive in a second file."""
     age = (day - source.first_date).days
     return age >= CYCLE_DAYS and age % CYCLE_DAYS == 0
 
@@ -250,7 +250,7 @@ def bound_day(time_zone: str, day: date) -> tuple[int, int]:
 
 
 def draw_day(source: PaymentsSource, time_zone: str, day: date, block: int) -> Events:
-    """Return all payments of a local day in no order."""
+    """Return all payments of a local day, unordered."""
     frauds, _ = draw_frauds(source, time_zone, day, block)
     rng = make_generator(source, Purpose.HONEST, day, block)
     bounds, levels, trips = bound_day(time_zone, day), draw_levels(source, block), draw_trips(source, day, block)
@@ -265,14 +265,14 @@ def draw_day(source: PaymentsSource, time_zone: str, day: date, block: int) -> E
         payments["kind"] = HONEST_KIND
         parts.append(payments)
     events = np.concatenate(parts)
-    # Frauds own the first numbers, so that a label needs no honest payment; name_payments scrambles them.
+    # Frauds get the first numbers, so that labels do not depend on honest payments; name_payments scrambles them.
     events["number"] = np.arange(len(events))
     return events
 
 
-@lru_cache(maxsize=128)  # one date's reports need 29 past days of the block; the next date needs 28 of them again
+@lru_cache(maxsize=128)  # a date's reports need 29 past days of the block, the next date's 28 of the same
 def draw_frauds(source: PaymentsSource, time_zone: str, day: date, block: int) -> tuple[Events, Ints]:
-    """Return a local day's frauds in no order, and when each is reported (UTC microseconds). Both are read only."""
+    """Return a local day's frauds, unordered, and when each is reported (UTC microseconds). Both are read-only."""
     rng = make_generator(source, Purpose.FRAUD, day, block)
     bounds, levels = bound_day(time_zone, day), draw_levels(source, block)
     no_trips = np.full(len(levels), -1), np.zeros(len(levels))
@@ -304,13 +304,13 @@ def draw_frauds(source: PaymentsSource, time_zone: str, day: date, block: int) -
 
 @lru_cache(maxsize=2)
 def draw_levels(source: PaymentsSource, block: int) -> Floats:
-    """Return each card's level of spending; the median is 1."""
+    """Return each card's spending level; the median is 1."""
     return make_generator(source, Purpose.CARDS, 0, block).lognormal(0, 0.25, source.cards_per_block)
 
 
 @lru_cache(maxsize=2)
 def draw_trips(source: PaymentsSource, day: date, block: int) -> tuple[Ints, Floats]:
-    """Return, per card, the country of its trip in the date's week (-1: it is at home) and the trip's km from home."""
+    """Return, per card, the country of its trip in the date's week (-1: at home) and the trip's km from home."""
     rng = make_generator(source, Purpose.TRIPS, day.toordinal() // TRIP_DAYS, block)
     country = rng.choice(len(TRIP_SHARES), source.cards_per_block, p=TRIP_SHARES)
     km = HOME_KM[country] * rng.lognormal(0, 0.1, len(country))
@@ -318,7 +318,7 @@ def draw_trips(source: PaymentsSource, day: date, block: int) -> tuple[Ints, Flo
 
 
 def list_compromised(source: PaymentsSource, day: date, block: int) -> Ints:
-    """Return the block's terminals that are compromised in the date's fortnight; busy ones, as thieves like them."""
+    """Return the block's terminals that are compromised in the date's fortnight; thieves prefer busy ones."""
     rng = make_generator(source, Purpose.COMPROMISE, day.toordinal() // COMPROMISE_DAYS, block)
     count = 2 + int(source.rows_per_block / 1000)
     category = draw_categories(rng, FRAUD[COMPROMISED].categories, count)
@@ -329,10 +329,10 @@ def list_compromised(source: PaymentsSource, day: date, block: int) -> Ints:
 def draw_episodes(rng: np.random.Generator, habit: Habit, source: PaymentsSource, bounds: tuple[int, int]) -> Events:
     """Return a habit's payments within the day's bounds: card, time, category and channel."""
     low, high = habit.payments
-    # Numbers of episodes are rounded at random, not drawn: a small day must hold its share of frauds.
+    # The number of episodes is randomly rounded, not drawn, so that even a small day gets its share of frauds.
     sizes = rng.integers(low, high + 1, int(habit.share * source.rows_per_block / ((low + high) / 2) + rng.random()))
     events = np.zeros(sizes.sum(), EVENT)
-    cards = source.cards_per_block * rng.random(len(sizes)) ** 1.3  # some cards pay more often than others
+    cards = source.cards_per_block * rng.random(len(sizes)) ** 1.3  # some cards are used more than others
     events["card"] = np.repeat(cards.astype(np.int64), sizes)
     events["category"] = draw_categories(rng, habit.categories, len(events))
     events["channel"] = rng.choice(len(CHANNELS), len(events), p=habit.channels)
@@ -341,26 +341,26 @@ def draw_episodes(rng: np.random.Generator, habit: Habit, source: PaymentsSource
     hour = (HOUR[leading] + HOUR_SPREAD[leading] * rng.standard_normal(len(sizes))) % 24
     if habit.hours:
         hour = rng.uniform(*habit.hours, len(sizes))
-    hour = np.minimum(hour, 24 - habit.minutes / 60)  # an episode ends on the day that it began
+    hour = np.minimum(hour, 24 - habit.minutes / 60)  # an episode ends on the day it began
     hour = np.repeat(hour, sizes) + rng.random(len(events)) * habit.minutes / 60
     first, end = bounds
-    # A day of 23 or 25 hours is squeezed or stretched; no payment leaves it.
+    # A day of 23 or 25 hours is squeezed or stretched, so that all payments stay in it.
     events["at"] = np.minimum(first + (hour / 24 * (end - first)).astype(np.int64), end - 1)
     return events
 
 
 def draw_categories(rng: np.random.Generator, shares: dict[str, float], count: int) -> Ints:
-    """Return codes of categories drawn by their shares."""
+    """Draw category codes by their shares."""
     return rng.choice([CATEGORIES.index(name) for name in shares], count, p=list(shares.values()))
 
 
 def draw_between(rng: np.random.Generator, low: float, high: float, count: int) -> Floats:
-    """Return values spread evenly in the logarithm."""
+    """Draw log-uniform values."""
     return np.exp(rng.uniform(np.log(low), np.log(high), count))
 
 
 def price_payments(rng: np.random.Generator, events: Events, levels: Floats) -> None:
-    """Fill in the amounts usual for category and card, and tell contactless from chip by them."""
+    """Fill in amounts usual for category and card, and choose contactless or chip by the amount."""
     category = events["category"]
     amount = MEDIAN[category] * levels[events["card"]] * np.exp(SPREAD[category] * rng.standard_normal(len(events)))
     events["cents"] = np.maximum(np.rint(amount * 100), 1)
@@ -369,19 +369,19 @@ def price_payments(rng: np.random.Generator, events: Events, levels: Floats) -> 
 
 
 def place_payments(rng: np.random.Generator, events: Events, trips: tuple[Ints, Floats], rows_per_block: float) -> None:
-    """Fill in the shop's country and terminal, and the km from home of the card (in shops) or the payer's device."""
+    """Fill in the shop's country and terminal, and the km from home of the card (in shops) or of the payer's device."""
     in_shop = events["channel"] <= CONTACTLESS
     trip, trip_km = trips[0][events["card"]], trips[1][events["card"]]
     seat = np.where(rng.random(len(events)) < AT_SEAT, SEAT[events["category"]], 0)
     events["country"] = np.where(in_shop, np.maximum(trip, 0), seat)
     near_km = np.where(in_shop, SHOP_KM[events["category"]], DEVICE_KM) * rng.lognormal(0, 0.5, len(events))
     events["km"] = np.where(trip >= 0, trip_km * rng.lognormal(0, 0.03, len(events)), near_km)
-    events["km"][events["channel"] == RECURRING] = 0  # no device takes part
+    events["km"][events["channel"] == RECURRING] = 0  # no device is involved
     pick_terminals(rng, events, rows_per_block)
 
 
 def pick_terminals(rng: np.random.Generator, events: Events, rows_per_block: float) -> None:
-    """Fill in a terminal of the payment's category and country, a busy one more often than another."""
+    """Fill in a terminal of the payment's category and country; busy terminals are more likely."""
     remote = (events["channel"] >= ONLINE).astype(np.int64)
     group = (events["category"].astype(np.int64) * len(COUNTRIES) + events["country"]) * 2 + remote
     near_home = (events["country"] == 0) & (remote == 0)
@@ -390,13 +390,13 @@ def pick_terminals(rng: np.random.Generator, events: Events, rows_per_block: flo
 
 
 def count_terminals(rows_per_block: float, near_home: bool) -> int:
-    """Return the number of terminals of one category in one country; most are shops near the cards' homes."""
+    """Return the number of terminals of one category in one country; most are near the cards' homes."""
     return 2 + int(rows_per_block / (150 if near_home else 1500))
 
 
 def build_frame(source: PaymentsSource, time_zone: str, day: date, block: int, events: Events) -> pd.DataFrame:
-    """Return the feed's columns of a day's payments, in their order."""
-    # After a day of 23 hours, the last 24 hours reach into the day before it.
+    """Return the feed's columns of a day's payments, in the same order."""
+    # After a day of 23 hours, a window of 24 hours reaches into the day before that.
     reached = datetime.fromtimestamp(bound_day(time_zone, day)[0] / 1e6 - 86_400, ZoneInfo(time_zone)).date()
     past = [draw_day(source, time_zone, date_, block) for date_ in list_dates(source, reached, day - timedelta(days=1))]
     (payments_1h, cents_1h), (payments_24h, cents_24h) = sum_recent([*past, events], (HOUR_US, DAY_US))
@@ -430,13 +430,13 @@ def sum_recent(days: list[Events], windows_us: tuple[int, ...]) -> list[tuple[In
     order = np.argsort(key)
     ordered, totals = key[order], np.concatenate([[0], np.cumsum(cents[order])])
     n_past = len(key) - len(days[-1])
-    asked = order[order >= n_past]  # looked up in the order of the keys: several times faster
-    ends = np.searchsorted(ordered, key[asked], side="right")
+    wanted = order[order >= n_past]  # searched in key order, which is several times faster
+    ends = np.searchsorted(ordered, key[wanted], side="right")
     sums = []
     for window_us in windows_us:
-        starts = np.searchsorted(ordered, key[asked] - window_us, side="right")
+        starts = np.searchsorted(ordered, key[wanted] - window_us, side="right")
         count, spent = np.empty_like(key[n_past:]), np.empty_like(key[n_past:])
-        count[asked - n_past], spent[asked - n_past] = ends - starts, totals[ends] - totals[starts]
+        count[wanted - n_past], spent[wanted - n_past] = ends - starts, totals[ends] - totals[starts]
         sums.append((count, spent))
     return sums
 
@@ -446,7 +446,7 @@ def count_reports(source: PaymentsSource, time_zone: str, day: date, block: int,
     past = list_dates(source, day - timedelta(days=REPORT_DAYS + 1), day)
     drawn = [draw_frauds(source, time_zone, date_, block) for date_ in past]
     frauds, known_at = np.concatenate([pair[0] for pair in drawn]), np.concatenate([pair[1] for pair in drawn])
-    # Every fraud older than 28 days has been reported: the reported ones less the old ones are those in the window.
+    # Every fraud older than 28 days has been reported, so the window has all reported frauds minus the old ones.
     base = int(events["at"].min()) - 2 * REPORT_DAYS * DAY_US
     reported = np.sort(frauds["terminal"] * OWNER_SPAN_US + (known_at - base))
     happened = np.sort(frauds["terminal"] * OWNER_SPAN_US + (frauds["at"] - base))
@@ -457,13 +457,13 @@ def count_reports(source: PaymentsSource, time_zone: str, day: date, block: int,
 
 
 def name_payments(day: date, block: int, numbers: Ints) -> "pd.Series[str]":
-    """Return ids, unique in the feed, that do not tell a payment's number."""
-    scrambled = (numbers * 2_654_435_761 + 1_234_567) % 2**32  # one-to-one, the factor being odd
+    """Return ids, unique in the feed, that do not reveal a payment's number."""
+    scrambled = (numbers * 2_654_435_761 + 1_234_567) % 2**32  # one-to-one, because the factor is odd
     return name_owners(f"P{day:%Y%m%d}-{block}-", scrambled)
 
 
 def name_owners(prefix: str, numbers: Ints) -> "pd.Series[str]":
-    """Return the numbers as text behind a prefix."""
+    """Return the prefix followed by each number."""
     return pd.Series(
         pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "").to_pandas(), dtype="str"
     )
@@ -480,7 +480,7 @@ def to_utc(at: Ints) -> pd.DatetimeIndex:
 
 
 def draw_unseen(source: PaymentsSource, day: date) -> tuple[str, str] | None:
-    """Return a column and a value never agreed for it, on a fifth of the later dates."""
+    """Return a column and a value that is new to it, on a fifth of the later dates, otherwise None."""
     rng = make_generator(source, Purpose.UNSEEN, day, 0)
     if (day - source.first_date).days < UNSEEN_AFTER_DAYS or rng.random() > UNSEEN_SHARE_OF_DATES:
         return None
@@ -491,7 +491,7 @@ def draw_unseen(source: PaymentsSource, day: date) -> tuple[str, str] | None:
 def plant_dirt(
     rng: np.random.Generator, frame: pd.DataFrame, honest: Ints, unseen: tuple[str, str] | None
 ) -> pd.DataFrame:
-    """Return the rows with a few honest ones spoilt, given an unseen value, repeated, or repeated and changed."""
+    """Make a few honest rows invalid, give some an unseen value, and duplicate others, some of them changed."""
     picks = rng.choice(honest, (8, 1 + len(frame) // 5_000), replace=False)
     no_amount, endless, negative, no_country, no_time, novel, repeated, disputed = picks
     frame.loc[no_amount, "amount"] = np.nan

@@ -1,4 +1,4 @@
-"""The rows of one SQL query, slice by slice, from any database that SQLAlchemy reaches."""
+"""The rows of one SQL query, slice by slice, from any database that SQLAlchemy supports."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tasks.stores.lake import SLICE_ROWS
 
 
 class SqlSource(Section):
-    """The rows of one query; `url` is any SQLAlchemy URL; the command line fills in `${NAME}` from the environment."""
+    """The rows of one query; `url` is any SQLAlchemy URL; the command line replaces `${NAME}` from the environment."""
 
     kind: Literal["sql"]
     url: str
@@ -24,7 +24,7 @@ class SqlSource(Section):
 
 
 def read_query(source: SqlSource, now: datetime) -> Arrival:
-    """A query's rows, slice by slice. Its version is the instant of the reading: a query has no other."""
+    """A query's rows, slice by slice. The version is the time of reading, since a query has no other."""
 
     def read() -> Iterator[pa.Table]:
         schema = None
@@ -36,13 +36,13 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
                     table = pa.Table.from_pandas(frame, preserve_index=False)
                     schema = schema or _settle(table.schema)
                     yield table.cast(schema)
-        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ValueError) as error:  # also two columns of one name
+        except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ValueError) as error:  # or duplicate columns
             raise SourceInvalid(
                 "The query cannot be read.",
                 where=_hide_password(source.url),
                 got=str(error).splitlines()[0],
-                expected="a query whose columns keep their types from row to row",
-                todo="correct ingest.source in params.yaml, or see that the database answers; nothing of it has landed",
+                expected="a query whose columns have the same type in every row",
+                todo="correct ingest.source in params.yaml, or check that the database answers; nothing has landed",
             ) from error
 
     name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
@@ -50,7 +50,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
 
 
 def _settle(schema: pa.Schema) -> pa.Schema:
-    """What all slices are cast to, given the first: a column without a value there may yet bring some."""
+    """The schema to which all slices are cast, given the first: a column that is empty there may get values later."""
     settled = {pa.types.is_null: pa.string(), pa.types.is_decimal: pa.float64()}
     kinds = [next((to for is_kind, to in settled.items() if is_kind(kind)), kind) for kind in schema.types]
     return pa.schema(list(zip(schema.names, kinds, strict=True)))
@@ -60,4 +60,4 @@ def _hide_password(url: str) -> str:
     try:
         return sa.make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:
-        return "a text that is no SQLAlchemy URL"  # it may hold a password
+        return "a URL that SQLAlchemy cannot parse"  # the text may contain a password

@@ -1,1 +1,1 @@
-"""Where things are kept: the lake, the warehouse and the registry, and how their failures become errors of ours."""
+"""The stores: lake, warehouse and registry, and the translation of their failures into Nightjar's errors."""

@@ -1,4 +1,4 @@
-"""Rows into and out of the warehouse in bulk, in each engine's own way."""
+"""Bulk loading and reading of warehouse rows, using each engine's own method."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ COPY_ROWS = 10_000
 
 
 def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:
-    """Append the frame's rows to the table in the engine's own bulk way. NaN and None become NULL.
+    """Append the frame's rows to the table with the engine's bulk loader. NaN and None become NULL.
 
-    The frame's columns are the table's, in any order; text columns hold text only, datetimes have a zone.
+    The frame has the table's columns, in any order. Text columns hold only text; datetimes have a time zone.
     """
     rows = _to_arrow(table, frame)
     if connection.dialect.name == "duckdb":
@@ -43,7 +43,7 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
         with _driver(connection).cursor() as cursor, cursor.copy(target) as copy:
             for part in rows.to_batches(COPY_ROWS):
                 copy.write(_encode_copy_text(part))
-    except psycopg.OperationalError as error:  # SQLAlchemy does not see what its driver does here
+    except psycopg.OperationalError as error:  # SQLAlchemy does not see this call
         raise explain_database(connection.engine.url, str(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise lacks_right(connection.engine.url, error) from error
@@ -52,8 +52,8 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: Any) -> None:
 def _encode_copy_text(rows: Any) -> str:
     r"""PostgreSQL's text format: tabs between values, \N for NULL, and backslash, tab and line ends escaped.
 
-    Whole columns at once: three times as fast as psycopg's write_row. Not CSV: before version 18 a CSV copy ends at
-    a line that holds only "\.", even inside quotes.
+    Encodes whole columns at once: three times as fast as psycopg's write_row. CSV is not an option: before version 18
+    a CSV copy ends at a line that contains only "\.", even inside quotes.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -89,7 +89,7 @@ def _to_arrow_array(values: pd.Series, column: sa.Column[Any]) -> Any:
 
 
 def read_slices(connection: sa.Connection, query: sa.Select[Any], rows: int) -> Iterator[Any]:
-    """A query's rows as Arrow tables of at most so many rows, however many there are; none where there are none."""
+    """Yield a query's result as Arrow tables of at most `rows` rows; yields nothing for an empty result."""
     import pyarrow as pa
 
     schema = arrow_schema(query)
@@ -105,13 +105,13 @@ def read_slices(connection: sa.Connection, query: sa.Select[Any], rows: int) -> 
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    with warnings.catch_warnings():  # DuckDB warns of a copy; rows one by one take ten times as long
+    with warnings.catch_warnings():  # DuckDB warns about a copy; fetching row by row takes ten times as long
         warnings.filterwarnings("ignore", "Arrow output on a DB-API result")
         yield
 
 
 def arrow_schema(query: sa.Select[Any]) -> Any:
-    """The Arrow schema of a query's rows."""
+    """The Arrow schema of a query's result."""
     import pyarrow as pa
 
     return pa.schema([(column.name, _arrow_type(column)) for column in query.selected_columns])
@@ -125,7 +125,7 @@ def _to_table(rows: Sequence[Any], schema: Any) -> Any:
 
 
 def read_frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
-    """A query's rows as a frame, whole."""
+    """A query's whole result as a frame."""
     schema = arrow_schema(query)
     result = connection.execute(query)
     if connection.dialect.name == "duckdb":

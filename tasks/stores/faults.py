@@ -1,7 +1,7 @@
-"""What other libraries raise when a store is away, full or refuses, turned into errors of ours.
+"""Translate what other libraries raise when a store is unreachable, full or refuses access into Nightjar's errors.
 
-The lake, the warehouse and MLflow each have one entry here. Errors of anything else (a source, Dask, Prefect) are built
-where they are met.
+The lake, the warehouse and MLflow have one context manager each. Errors of anything else (a source, Dask, Prefect) are
+built where they occur.
 """
 
 import sqlite3
@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable, hide_password
 from tasks.stores.roles import WRITER
 
-FILES = ("duckdb", "sqlite")  # warehouses in a file
+FILES = ("duckdb", "sqlite")  # warehouses that are a single file
 NO_RIGHT = "42501"  # SQLSTATE insufficient_privilege
-SHOWN = 500  # characters of an error of MLflow, which may list every file
+SHOWN = 500  # characters shown of an MLflow error, which may list every file
 
 
 def list_store_faults() -> tuple[type[Exception], ...]:
-    """What an object store raises when it is away or refuses: s3fs translates some errors of botocore, MLflow none."""
+    """What an object store raises when it fails: s3fs translates some of botocore's errors, MLflow none."""
     try:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
@@ -32,7 +32,7 @@ def list_store_faults() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn whatever keeps a file below a local folder from being written into ServiceUnreachable."""
+    """Raise ServiceUnreachable for any failure to write below a local folder."""
     try:
         yield
     except OSError as error:
@@ -41,13 +41,13 @@ def writing(folder: Path) -> Iterator[None]:
             where=str(folder),
             got=str(error),
             expected="a folder that this process may write to, with free space",
-            todo="check the settings (NIGHTJAR_HOME), the permissions and the free space, then run it again",
+            todo="check the settings (NIGHTJAR_HOME), the permissions and the free space, then run again",
         ) from error
 
 
 @contextmanager
 def reaching_lake(root: str, path: str, faults: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn whatever keeps a file of the lake from being read or written into ServiceUnreachable."""
+    """Raise ServiceUnreachable for any failure to read or write a file of the lake."""
     try:
         yield
     except faults as error:
@@ -56,28 +56,28 @@ def reaching_lake(root: str, path: str, faults: tuple[type[Exception], ...]) -> 
             where=f"{hide_password(root)} ({path})",
             got=hide_password(str(error)),
             expected="a folder or object store that this process may write to",
-            todo="check NIGHTJAR_LAKE, the permissions and the free space; for an object store its keys and endpoint",
+            todo="check NIGHTJAR_LAKE, the permissions and the free space; for object stores: keys and endpoint",
         ) from error
 
 
 @contextmanager
 def reaching_registry(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong on the way to MLflow, its database or its files into ServiceUnreachable."""
+    """Raise ServiceUnreachable for any failure of MLflow, its database or its files."""
     try:
         yield
     except _list_registry_faults() as error:
         raise ServiceUnreachable(
-            "MLflow does not answer as it should.",
+            "MLflow does not answer correctly.",
             where=hide_password(uri),
             got=hide_password(" ".join(str(error).split())[:SHOWN]),
-            expected="a tracking server, or an SQLite file that this process may write to and nobody keeps locked",
-            todo="check NIGHTJAR_MLFLOW, that the server runs and the free space; an object store's keys",
+            expected="a tracking server, or an SQLite file that this process may write to and no other process locks",
+            todo="check NIGHTJAR_MLFLOW, that the server is running, the free space, and an object store's keys",
         ) from error
 
 
 def _list_registry_faults() -> tuple[type[Exception], ...]:
     faults = (*list_store_faults(), sqlite3.Error, sa.exc.SQLAlchemyError)
-    if "mlflow" not in sys.modules:  # what was not imported cannot have raised
+    if "mlflow" not in sys.modules:  # a module that was not imported cannot have raised
         return faults
     from mlflow.exceptions import MlflowException
 
@@ -86,11 +86,11 @@ def _list_registry_faults() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def reaching_warehouse(url: sa.URL) -> Iterator[None]:
-    """Turn what a database refuses into ServiceUnreachable, or ParamsInvalid for a login that lacks a right."""
+    """Raise ServiceUnreachable for a database failure, or ParamsInvalid for a login without the necessary right."""
     try:
         yield
     except sa.exc.DBAPIError as error:
-        # Operational: a server that went away, a lock refused, a full disk. Anything else is a fault of ours.
+        # Operational: a lost server, a refused lock, a full disk. Anything else is a bug of ours.
         if error.connection_invalidated or isinstance(error, sa.exc.OperationalError):
             raise explain_database(url, error) from error
         if getattr(error.orig, "sqlstate", None) == NO_RIGHT:
@@ -99,55 +99,55 @@ def reaching_warehouse(url: sa.URL) -> Iterator[None]:
 
 
 def explain_database(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:
-    """The error for a database that cannot be used, from what its driver or the operating system said."""
+    """The error for an unusable database, from the message of its driver or the operating system."""
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
     if "FATAL:" in got and ("authentication failed" in got or "does not exist" in got):
         return ParamsInvalid(
-            "The warehouse's server refuses the login, or has no such database.",
+            "The warehouse's server refuses the login, or the database does not exist.",
             where=describe_place(url),
             got=got,
-            todo="correct user, password and database in NIGHTJAR_WAREHOUSE (special characters as %40 for @)",
+            todo="correct the user, password and database in NIGHTJAR_WAREHOUSE (escape special characters: %40 for @)",
         )
-    if url.drivername in FILES and ("lock" in got or "kept it for" in got):
-        todo = "end the process or thread that has the file open (readers too), or use PostgreSQL for many users"
+    if url.drivername in FILES and ("lock" in got or "held it for" in got):
+        todo = "stop the process or thread that has the file open (readers too), or use PostgreSQL for many users"
     elif url.drivername in FILES:
-        todo = "check the file's folder, its permissions and the free space; nightjar restore brings a backup back"
+        todo = "check the file's folder, its permissions and the free space; nightjar restore restores a backup"
     else:
-        todo = "check that its server runs, that the warehouse URL in the settings is right and who holds its locks"
+        todo = "check that its server is running, that the warehouse URL in the settings is right, and who holds locks"
     return ServiceUnreachable("The warehouse does not answer.", where=describe_place(url), got=got, todo=todo)
 
 
 def lacks_right(url: sa.URL, cause: object) -> ParamsInvalid:
-    """The error for a login that may not do this."""
+    """The error for a login without the necessary right."""
     return ParamsInvalid(
         "The login in the warehouse URL lacks a right.",
         where=describe_place(url),
         got=str(cause).splitlines()[0],
         expected=f"a member of the role {WRITER} to run nights, of nightjar_reader to read, or the owner of the tables",
-        todo=f"let an administrator grant it {WRITER}, or name another login in NIGHTJAR_WAREHOUSE",
+        todo=f"ask an administrator to grant it {WRITER}, or set another login in NIGHTJAR_WAREHOUSE",
     )
 
 
 def lacks_driver(url: sa.URL, error: Exception) -> ParamsInvalid:
     """The error for a database whose driver is not installed."""
     return ParamsInvalid(
-        "The warehouse's driver is not usable here.",
+        "The warehouse's driver cannot be loaded.",
         where=describe_place(url),
         got=f"{type(error).__name__}: {error}",
-        todo=f'pip install "nightjar[{url.get_backend_name()}]", which brings it',
+        todo=f'pip install "nightjar[{url.get_backend_name()}]"',
     )
 
 
 def invalid_url(got: str) -> ParamsInvalid:
-    """The error for a URL that cannot be a warehouse's; `got` does not quote it, since it may hold a password."""
+    """The error for an invalid warehouse URL; `got` must not quote it, since it may contain a password."""
     return ParamsInvalid(
-        "The warehouse URL is not usable.",
+        "The warehouse URL is invalid.",
         got=got,
         expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE (not postgres://)",
-        todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md says what other databases can do",
+        todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md lists the other supported databases",
     )
 
 
 def describe_place(url: sa.URL) -> str:
-    """The URL without user, password and query: messages reach logs and tables."""
+    """The URL without user, password and query, because messages end up in logs and tables."""
     return sa.URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()

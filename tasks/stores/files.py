@@ -1,6 +1,6 @@
-"""The files below one root: a folder, an object store, or whatever else fsspec reaches.
+"""The files below one root: a folder, an object store, or any other file system that fsspec supports.
 
-The lake's zones lie in one such place; so do the files of MLflow, which backup and restore copy.
+The lake's zones are stored this way, and so are MLflow's files, which backup and restore copy.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ from tasks.stores.faults import list_store_faults, reaching_lake
 T = TypeVar("T")
 
 
-UNFINISHED = ".new"  # the end of a file's name while it is being written
+UNFINISHED = ".new"  # suffix of a file while it is being written
 
 
-PIECE_BYTES = 8 << 20  # of a file on its way to or from an object store, held in memory
+PIECE_BYTES = 8 << 20  # held in memory while a file is uploaded or downloaded
 
 
-# Stores that have no folders; fsspec would make the bucket instead, also one whose name is mistyped.
+# Stores without folders: fsspec would create the bucket instead, even one with a mistyped name.
 BUCKETS = {"s3", "gs", "gcs", "abfs", "az"}
 
 
 @contextmanager
 def appear(path: str) -> Iterator[IO[bytes]]:
-    """A local file that gets its name when all of it is on the disk; an exception leaves nothing."""
+    """Write a local file that gets its name once it is complete on disk; an exception leaves nothing behind."""
     new = Path(f"{path}.{secrets.token_hex(4)}{UNFINISHED}")
     file = new.open("xb")
     try:
@@ -47,13 +47,13 @@ def appear(path: str) -> Iterator[IO[bytes]]:
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
-        with suppress(OSError):  # on a full disk closing fails once more, and would hide why
+        with suppress(OSError):  # on a full disk closing fails again, which would hide the cause
             file.close()
         raise
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items while the next one is already being read on another thread."""
+    """Yield items while another thread reads the next one."""
     with ThreadPoolExecutor(1) as pool:
         done = object()
         pending = pool.submit(next, items, done)
@@ -64,7 +64,7 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 @contextmanager
 def passing_over_missing() -> Iterator[None]:
-    """Go on where there is no such file or folder; a bucket that is not there is another matter."""
+    """Ignore a missing file or folder, but not a missing bucket."""
     try:
         yield
     except FileNotFoundError as error:
@@ -73,13 +73,13 @@ def passing_over_missing() -> Iterator[None]:
 
 
 class Files:
-    """The files below one root, a folder or any fsspec URL. A file appears whole, or not at all."""
+    """The files below one root, a folder or any fsspec URL. A file appears complete or not at all."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         try:
-            # What another process has written since must be seen: listings are not kept. Whoever reads Parquet asks for
-            # the ranges it needs; reading ahead of those fetched a part four times for one of its columns.
+            # Listings are not cached, so that files of other processes are seen. Parquet readers request the ranges
+            # that they need; with read-ahead, reading one column fetched a part four times.
             options = {"use_listings_cache": False, "default_cache_type": "none"}
             self.fs, self.base = fsspec.core.url_to_fs(self.root, **options)
         except (ImportError, ValueError) as error:
@@ -87,7 +87,7 @@ class Files:
                 "The lake cannot be opened.",
                 where=hide_password(self.root),
                 got=str(error),
-                expected="a folder, or a URL of a file system that fsspec knows and whose package is installed",
+                expected="a folder, or the URL of a file system that fsspec supports and whose package is installed",
                 todo="correct NIGHTJAR_LAKE, or install the package; for s3:// pip install 'nightjar[s3]'",
             ) from error
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else {*self.fs.protocol}
@@ -95,12 +95,12 @@ class Files:
         self.faults = list_store_faults() if "s3" in protocols else (OSError,)
 
     def full(self, path: str) -> str:
-        """The path as the file system knows it."""
+        """The full path in the file system."""
         return f"{self.base}/{path}"
 
     @contextmanager
     def create(self, path: str) -> Iterator[IO[bytes]]:
-        """Write a file, its folders made first. It appears at the path whole, at the end, or not at all."""
+        """Write a file, creating its folders. It appears complete when closed, or not at all."""
         full = self.full(path)
         with ExitStack() as closing:
             with self.reaching(path):
@@ -113,7 +113,7 @@ class Files:
 
     @contextmanager
     def _upload(self, full: str) -> Iterator[IO[bytes]]:
-        """A file of a store that is there when it is closed; an exception leaves nothing."""
+        """Write a file of a store, which appears when closed; an exception leaves nothing behind."""
         file = self.fs.open(full, "wb", block_size=PIECE_BYTES)
         try:
             yield file
@@ -121,35 +121,35 @@ class Files:
         except BaseException:
             with suppress(*self.faults):
                 file.discard()
-            file.forced = True  # for fsspec it is flushed: closing it, as its end does, sends nothing more
+            file.forced = True  # marks it as flushed, so that closing it sends nothing more
             file.close()
             raise
 
     def reaching(self, path: str) -> AbstractContextManager[None]:
-        """Turn whatever keeps a file from being read or written into ServiceUnreachable."""
+        """Raise ServiceUnreachable for any failure to read or write a file."""
         return reaching_lake(self.root, path, self.faults)
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
-        """A file's bytes, to be read in pieces."""
+        """Open a file for reading in pieces."""
         with self.reaching(path), self._open_ahead(path) as file:
             yield file
 
     def files(self, folder: str) -> dict[str, int]:
-        """The bytes of every file below a folder, by path; none where there is no such folder."""
+        """The size in bytes of every file below a folder, by path; empty if the folder does not exist."""
         found: dict[str, Any] = {}
         with self.reaching(folder), passing_over_missing():
             found = self.fs.find(self.full(folder), detail=True)
         return {str(name).removeprefix(f"{self.base}/"): int(info["size"]) for name, info in sorted(found.items())}
 
     def modified(self, path: str) -> datetime:
-        """When a file was last written."""
+        """The time of a file's last change."""
         with self.reaching(path):
             moment: datetime = self.fs.modified(self.full(path))
         return moment.astimezone(UTC)
 
     def remove(self, path: str) -> None:
-        """Delete a file, if it is still there, and on disk its folder, if that leaves it empty."""
+        """Delete a file if it exists, and on disk also its folder if that is now empty."""
         with self.reaching(path), passing_over_missing():
             self.fs.rm_file(self.full(path))
             folder = Path(self.full(path)).parent
@@ -157,17 +157,17 @@ class Files:
                 folder.rmdir()
 
     def replace(self, path: str, data: bytes) -> None:
-        """Put a small file in place of the old one, in one step."""
+        """Replace a small file in one step."""
         with self.create(path) as file, self.reaching(path):
             file.write(data)
 
     def read(self, path: str) -> bytes:
-        """A small file, whole."""
+        """The content of a small file."""
         with self.reaching(path):
             return bytes(self.fs.cat_file(self.full(path)))
 
     def hash_file(self, path: str) -> str | None:
-        """The sha256 of a file's bytes, or None where there is none."""
+        """The SHA-256 of a file, or None if it does not exist."""
         with self.reaching(path), passing_over_missing(), self._open_ahead(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
@@ -176,25 +176,25 @@ class Files:
         return self.fs.open(self.full(path), "rb", block_size=PIECE_BYTES, cache_type="readahead")
 
     def replace_frame(self, path: str, frame: pd.DataFrame) -> None:
-        """Put a small table, as Parquet, in place of the old one in one step."""
+        """Replace a small table, stored as Parquet, in one step."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         self.replace(path, buffer.getvalue())
 
     def read_frame(self, path: str) -> pd.DataFrame:
-        """A small table, whole."""
+        """The content of a small table."""
         return pd.read_parquet(io.BytesIO(self.read(path)))
 
     def find_file(self, path: str) -> bytes | None:
-        """A small file, whole, or None where there is none."""
+        """The content of a small file, or None if it does not exist."""
         with self.reaching(path), passing_over_missing():
             return bytes(self.fs.cat_file(self.full(path)))
         return None
 
     def glob(self, pattern: str) -> list[str]:
-        """The files that a pattern fits, `*` being a name or a piece of one.
+        """The files that match a pattern, in which `*` is a name or part of one.
 
-        An object store is asked once for everything below: to look into folder after folder is a request each.
+        An object store is listed once, with everything below: one request instead of one per folder.
         """
         if self._has_folders:
             with self.reaching(pattern):

@@ -1,9 +1,9 @@
 """The lake: Parquet zones under one root, a folder or any fsspec URL.
 
-A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json` written
+A partition is `zone/detector/batch_date=D/`: immutable parts under `attempt=K/` and one small `manifest.json`, written
 last. Readers see a partition only through its manifest, so a dead attempt leaves nothing visible, and replacing the
-manifest replaces the partition whole. Scores lie under `inputs=KEY/` instead, with a manifest of their own: KEY is a
-hash of all they depend on, so whoever writes there writes the same, and a later attempt finds what is finished.
+manifest replaces the whole partition. Scores are under `inputs=KEY/` instead, with their own manifest: KEY is a hash of
+everything they depend on, so all writers write the same bytes, and a later attempt reuses what is finished.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ from tasks.stores.files import Files, passing_over_missing
 
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
-# What a query ends with although its parts are whole: columns that do not fit together, or too little memory.
+# Query errors that do not mean a damaged part: incompatible columns, or too little memory.
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
 SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
-FETCHED_SLICES = 4  # of a part in an object store, fetched by few requests
-QUERY_MEMORY = "512MB"  # what DuckDB holds of a batch's ids; the rest of a large one waits in the temporary folder
-QUERY_THREADS = 4  # grouping takes some 100 MB a thread
+FETCHED_SLICES = 4  # slices of a part in an object store that are fetched together, to save requests
+QUERY_MEMORY = "512MB"  # for a batch's ids; DuckDB spills the rest to the temporary folder
+QUERY_THREADS = 4  # grouping takes about 100 MB per thread
 
 
 @dataclass(frozen=True)
 class Part:
-    """One immutable Parquet file. `path` is relative to the lake root; the other texts say where the rows came from.
+    """One immutable Parquet file. `path` is relative to the lake root; the other texts give the origin of the rows.
 
-    `replaces`: the rows of these parts, by their sha256, that share a record_id with a row here count no longer.
+    `replaces`: SHA-256 of parts in which this part replaces the rows with the same record_id.
     """
 
     path: str
@@ -53,13 +53,13 @@ class Part:
     source: str = ""
     version: str = ""
     arrived_at: str = ""
-    dates: int = 1  # on how many batch dates the arrival landed
+    dates: int = 1  # number of batch dates on which the arrival landed
     replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a partition holds: the parts of the attempt that committed it, and what that attempt had to say."""
+    """The content of a partition: the parts of the attempt that committed it, and the facts it recorded."""
 
     zone: str
     detector: str
@@ -76,14 +76,14 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """The content hash of the parts, whatever their order."""
+        """The content hash of the parts, independent of their order."""
         return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
 
 
 class PartWriter:
-    """Writes slices into one Parquet file and hashes the bytes on their way out. Without rows there is no file.
+    """Writes slices into one Parquet file and hashes the bytes as they are written. Without rows there is no file.
 
-    To PyArrow it looks like a file: write, tell, flush, close.
+    For PyArrow it is a file object: write, tell, flush, close.
     """
 
     closed = False
@@ -96,18 +96,18 @@ class PartWriter:
         self.rows = 0
 
     def append(self, table: pa.Table) -> None:
-        """Append rows; the first call makes the file and fixes its schema."""
+        """Append rows; the first call creates the file and fixes its schema."""
         if not table.num_rows:
             return
         self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
         self.rows += table.num_rows
 
     def start(self, schema: pa.Schema) -> pq.ParquetWriter:
-        """Make the file, unless it is there; without it a part that gets no rows has no file."""
+        """Create the file if it does not exist; unless this is called, a part without rows has no file."""
         if self._parquet is not None:
             return self._parquet
         self._file = self._files.enter_context(self._lake.create(self._path))
-        # A dictionary of numbers costs more time than its bytes are worth: half as much again.
+        # Dictionary encoding of numbers makes writing 50 % slower and saves little.
         texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
         self._parquet = pq.ParquetWriter(
             pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False, write_page_checksum=True
@@ -121,7 +121,7 @@ class PartWriter:
         return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
 
     def write(self, data: bytes) -> int:
-        """PyArrow's way out: hash and pass on."""
+        """Hash the bytes and pass them on."""
         self._digest.update(data)
         self._position += len(data)
         with self._lake.reaching(self._path):
@@ -132,30 +132,30 @@ class PartWriter:
         return self._position
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Do nothing: there is no buffer."""
 
     def close(self) -> None:
-        """PyArrow is done; the partition closes the file."""
+        """Do nothing: the partition closes the file."""
 
 
 class PartitionWriter:
-    """One attempt at a partition: parts first, the manifest last. Without `commit` nothing becomes visible."""
+    """One attempt at a partition: parts first, the manifest last. Nothing is visible before `commit`."""
 
     def __init__(self, lake: "Lake", zone: Zone, detector: str, batch_date: date, inputs: str | None) -> None:
         self._lake, self._key, self._inputs = lake, (zone, detector, batch_date), inputs
         partition = lake.partition(zone, detector, batch_date)
         self.attempt = 0 if inputs else 1 + max(lake.attempts(partition), default=0)
         self._folder = f"{partition}/{f'inputs={inputs}' if inputs else f'attempt={self.attempt}'}"
-        # Two processes may have taken the same number.
+        # Two processes may have chosen the same attempt number.
         self._token = "" if inputs else "-0" if lake.sole_writer else f"-{secrets.token_hex(4)}"
         self.parts: list[Part] = []
         self._opened: list[str] = []
 
     @contextmanager
     def part(self, name: str, **origin: str) -> Iterator[PartWriter]:
-        """Open `name`.parquet; on a clean exit it is there and among the parts, unless it got no rows.
+        """Open `name`.parquet; on a clean exit it exists and is one of the parts, unless it got no rows.
 
-        Parts stand in the order in which they were opened, however they are closed.
+        Parts are ordered by when they were opened, not closed.
         """
         path = self.path(f"{name}.parquet")
         self._opened.append(path)
@@ -168,12 +168,12 @@ class PartitionWriter:
             self.parts.sort(key=lambda part: self._opened.index(part.path))
 
     def path(self, name: str) -> str:
-        """Where this attempt keeps a file of that name."""
+        """The path of a file of this attempt."""
         stem, dot, suffix = name.rpartition(".")
         return f"{self._folder}/{stem}{self._token}{dot}{suffix}"
 
     def rewrite(self, part: Part, slices: Iterable[pa.Table]) -> Part:
-        """Write a part's rows anew, those of `slices`; it keeps its origin, and its file even without rows."""
+        """Rewrite a part with the rows of `slices`. It keeps its origin, and a file even without rows."""
         name = f"{self._folder}/{Path(part.path).stem.rsplit('-', 1)[0]}-{secrets.token_hex(4)}.parquet"
         with ExitStack() as files:
             writer = PartWriter(self._lake, name, files)
@@ -191,9 +191,9 @@ class PartitionWriter:
 
 
 class Lake(Files):
-    """All zones under one root; it opens files and DuckDB when asked, and travels to workers as its root.
+    """All zones under one root. Files and DuckDB are opened when first used; pickling keeps only the root.
 
-    sole_writer: nobody else ever writes here, so names of files need no random part, and repeat.
+    sole_writer: no other process writes here, so file names need no random part and are reproducible.
     """
 
     def __init__(self, root: str, sole_writer: bool = False) -> None:
@@ -201,7 +201,7 @@ class Lake(Files):
         self.sole_writer = sole_writer
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
-        """Travel as what it was made of: an open DuckDB cannot."""
+        """Pickle the arguments only: an open DuckDB connection cannot be pickled."""
         return Lake, (self.root, self.sole_writer)
 
     def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
@@ -214,7 +214,7 @@ class Lake(Files):
         return f"{folder}/inputs={inputs}/manifest.json" if inputs else f"{folder}/manifest.json"
 
     def attempts(self, folder: str) -> list[int]:
-        """The attempts that left files in a partition's folder, finished or not."""
+        """The numbers of the attempts with files in a partition's folder, finished or not."""
         found: list[Any] = []
         with self.reaching(folder), passing_over_missing():
             found = self.fs.ls(self.full(folder), detail=False)
@@ -222,12 +222,12 @@ class Lake(Files):
         return [int(name.removeprefix("attempt=")) for name in names if name.startswith("attempt=")]
 
     def find(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest | None:
-        """The partition's manifest, or None where no attempt was committed."""
+        """The partition's manifest, or None if no attempt was committed."""
         data = self.find_file(self.manifest_path(zone, detector, batch_date, inputs))
         return None if data is None else decode_manifest(data)
 
     def manifests(self, zone: str = "*", detector: str = "*") -> list[str]:
-        """The paths of all manifests, those of scores below their inputs among them."""
+        """The paths of all manifests, including those of scores under `inputs=KEY/`."""
         folder = f"{zone}/{detector}/batch_date=*"
         return sorted(path for below in ("", "/inputs=*") for path in self.glob(f"{folder}{below}/{MANIFEST}"))
 
@@ -236,14 +236,14 @@ class Lake(Files):
         return decode_manifest(self.read(path))
 
     def get(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> Manifest:
-        """The partition's manifest; BatchMissing where there is none."""
+        """The partition's manifest. Raises BatchMissing if it does not exist."""
         if (manifest := self.find(zone, detector, batch_date, inputs)) is None:
             raise BatchMissing(
                 f"{detector} has no {zone} rows for {batch_date}.",
                 where=f"{self.root}/{self.partition(zone, detector, batch_date)}",
                 got="no manifest",
                 expected="a batch that was ingested and validated",
-                todo=f"nightjar ingest {detector}, then nightjar status {detector} to see which dates have rows",
+                todo=f"run nightjar ingest {detector}, then nightjar status {detector} to see which dates have rows",
             )
         return manifest
 
@@ -253,25 +253,25 @@ class Lake(Files):
         return sorted(date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
 
     def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
-        """What had landed and was pruned, by batch date: known, so that it does not land again, but not there."""
+        """Landed parts that were pruned, by batch date: remembered so that they do not land again."""
         manifests = [self.read_manifest(path) for path in self.glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
         return {manifest.batch_date: manifest.parts for manifest in manifests}
 
     def remember_landing(self, path: str) -> None:
-        """Before a landing partition goes, note beside its manifest, at `path`, what had landed."""
+        """Before a landing partition is pruned, record its parts next to the manifest at `path`."""
         going = self.read_manifest(path)
         before = self.pruned(going.detector).get(going.batch_date, ())
         parts = tuple(dict.fromkeys((*before, *going.parts)))
         self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
 
     def write(self, zone: Zone, detector: str, batch_date: date, inputs: str | None = None) -> PartitionWriter:
-        """Begin a new attempt at a partition; of scores, go on with what has these inputs."""
+        """Begin a new attempt at a partition; for scores, continue what has these inputs."""
         return PartitionWriter(self, zone, detector, batch_date, inputs)
 
     def slices(
         self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
     ) -> Iterator[pa.Table]:
-        """A part's rows, SLICE_ROWS at a time; text columns named in `categories` come dictionary-encoded."""
+        """A part's rows, SLICE_ROWS at a time; text columns named in `categories` are dictionary-encoded."""
         full = self.full(part.path)
         with self._reading(part):
             source = full if self.is_local else self.fs.open(full)
@@ -292,14 +292,14 @@ class Lake(Files):
         return list(self.schema(part).names)
 
     def query(self, sql: str, parts: tuple[Part, ...], frugal: bool = False, **tables: pa.Table) -> pa.Table:
-        """Run DuckDB over parts; `sql` reads them as the table `parts`, and others by their names.
+        """Run DuckDB over parts; `sql` reads them as the table `parts`, and `tables` by their names.
 
-        frugal: hold QUERY_MEMORY at most, and let the rest wait in files; too little for columns of images.
+        frugal: use at most QUERY_MEMORY and spill the rest to disk; too little for columns of images.
         """
         prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
         paths = [prefix + self.full(part.path) for part in parts]
         with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
-            # Temporary: seen by this cursor alone, while others of the same lake look at other parts.
+            # Temporary: visible to this cursor only; other cursors of this lake read other parts.
             files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
             source = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
             cursor.execute(f"create temporary view parts as select * from {source}")  # noqa: S608 - quoted
@@ -316,14 +316,14 @@ class Lake(Files):
                 raise
             if isinstance(error, duckdb.OutOfMemoryException) or str(self._spill) in str(error):
                 raise MemoryExhausted(
-                    "There is too little memory, or room for temporary files, to look at a batch; nothing was changed.",
+                    "There is too little memory, or space for temporary files, to read a batch; nothing was changed.",
                     where=f"{self.root}/{parts[0].path}" if parts else self.root,
                     got=str(error).splitlines()[0],
-                    expected=f"memory for the widest columns, and for a large batch room in {self._spill.parent}",
-                    todo="give the process more memory, or another temporary folder in TMPDIR, and run the step again",
+                    expected=f"memory for the widest columns, and for a large batch free space in {self._spill.parent}",
+                    todo="give the process more memory, or set TMPDIR to another folder, and run the step again",
                 ) from error
             paths = [part.path for part in parts]
-            if not self.is_local:  # DuckDB and PyArrow hide what a store said: it is asked again
+            if not self.is_local:  # DuckDB and PyArrow hide the store's error: read again to get it
                 with self.reaching(paths[0]), passing_over_missing():
                     self.fs.info(self.full(paths[0]))
             raise SourceInvalid(
@@ -331,7 +331,7 @@ class Lake(Files):
                 where=f"{self.root}/{paths[0] if len(paths) == 1 else f'{paths[0]} to {paths[-1]}'}",
                 got=(str(error) or type(error).__name__).splitlines()[0],
                 expected=", ".join(f"{part.rows} rows with sha256 {part.sha256[:12]}" for part in parts[:3]),
-                todo="restore the file from a backup; of other zones than landing, delete the manifest, and run again",
+                todo="restore the file from a backup; outside landing you can also delete the manifest and run again",
             ) from error
 
     @cached_property
@@ -344,15 +344,15 @@ class Lake(Files):
 
     @cached_property
     def _spill(self) -> Path:
-        """Where DuckDB puts what does not fit in memory; it makes the folder when it must, and deletes it."""
+        """Where DuckDB spills what does not fit in memory; it creates and deletes the folder itself."""
         try:
             folder = tempfile.gettempdir()
-        except FileNotFoundError:  # none can be written to: whatever fits in memory does without
+        except FileNotFoundError:  # no writable folder: queries that fit in memory work without one
             folder = os.curdir
         return Path(folder, f"nightjar-{secrets.token_hex(8)}")
 
     def _connect(self, **limits: Any) -> duckdb.DuckDBPyConnection:
-        # Nothing here asks for an order; giving it up halves the time of grouping millions of ids.
+        # No query here needs the insertion order; without it, grouping millions of ids takes half the time.
         config: dict[str, Any] = {"preserve_insertion_order": False, "temp_directory": str(self._spill)} | limits
         connection = duckdb.connect(config=config)
         if not self.is_local:
@@ -361,7 +361,7 @@ class Lake(Files):
 
 
 def _list_runs(metadata: pq.FileMetaData) -> list[list[int]]:
-    """Row groups in runs of some slices: as much as is fetched, and held in memory, at once."""
+    """Row groups in runs of FETCHED_SLICES slices, which are fetched and held in memory together."""
     runs: list[list[int]] = []
     rows = FETCHED_SLICES * SLICE_ROWS
     for group in range(metadata.num_row_groups):
@@ -384,7 +384,7 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """A manifest from the bytes of its file."""
+    """Parse a manifest file."""
     document = json.loads(data)
     document.pop("hash")
     parts = tuple(Part(**part | {"replaces": tuple(part.get("replaces", ()))}) for part in document.pop("parts"))

@@ -1,13 +1,13 @@
-"""Who is doing something: a process by its host, number and moment of birth, in one line of text.
+"""Identify a process by host, process id and start time, in one line of text.
 
-Numbers are given again, moments are not: so a try whose process died can be told from one that still runs.
+Process ids are reused, start times are not, so an attempt whose process died is recognised.
 """
 
 import socket
 
 import psutil
 
-CLOCK_STEP_S = 300  # moments of birth are told by the host's clock, which may be set meanwhile
+CLOCK_STEP_S = 300  # tolerance: start times follow the host's clock, which may be adjusted
 
 
 def name_process() -> str:
@@ -17,7 +17,7 @@ def name_process() -> str:
 
 
 def is_dead(owner: str | None) -> bool:
-    """Whether a process is known to have ended. One of another host, or of no name, is not known to."""
+    """Whether a process has certainly ended; False for a process of another host and for None."""
     host, _, process = (owner or "").partition(" ")
     if host != socket.gethostname():
         return False

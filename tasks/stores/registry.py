@@ -1,8 +1,8 @@
-"""The registry: a bundle as a model version in MLflow, its aliases, and the bundle of a version on this machine.
+"""The registry: bundles as model versions in MLflow, their aliases, and local copies of their bundles.
 
-A version holds exactly the bundle folder, and is loaded by tasks.serving: no code and no pickle. Aliases are `champion`
-(scores tonight) and `challenger` (wants to). Tags of the registered model record since when which version was champion.
-MLflow costs two seconds to import, so it is imported when first used; an SQLite file is read without it.
+A version contains exactly the bundle folder and is loaded by tasks.serving: no code and no pickle. The aliases are
+`champion` (scores tonight) and `challenger` (the candidate). Tags of the registered model record when each version
+became champion. Importing MLflow takes two seconds, so it is imported when first used; an SQLite file is read directly.
 """
 
 import logging
@@ -29,7 +29,7 @@ from tasks.stores.owner import is_dead, name_process
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
-SINCE_TAG = "champion_since."  # and the instant -> the version that became champion then
+SINCE_TAG = "champion_since."  # followed by the instant; the value is the version that became champion then
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600
 DELETED = "Deleted_Internal"  # the stage that MLflow gives a deleted version
@@ -48,7 +48,7 @@ class Version:
 
 @dataclass(frozen=True)
 class _Model:
-    """What MLflow holds of one registered model: its tags and its versions, oldest first."""
+    """One registered model in MLflow: its tags and its versions, oldest first."""
 
     tags: Mapping[str, str]
     versions: tuple[Version, ...]
@@ -56,9 +56,9 @@ class _Model:
 
 @dataclass(frozen=True)
 class Registry:
-    """The versions of one detector in the MLflow at `uri`, and the folder on this machine that keeps their bundles.
+    """The versions of one detector in the MLflow at `uri`, and the local folder with their bundles.
 
-    artifacts: folder or URL of the files of registered models; None lets the tracking server decide.
+    artifacts: folder or URL for the files of registered models; None lets the tracking server decide.
     """
 
     uri: str = field(repr=False)
@@ -68,19 +68,19 @@ class Registry:
 
     @property
     def model_name(self) -> str:
-        """The registered model, and the experiment of its runs."""
+        """The name of the registered model and of the experiment with its runs."""
         return f"nightjar-{self.detector}"
 
     def without_password(self) -> "Registry":
-        """The registry as it is sent to workers, which bring a login of their own."""
+        """A copy for workers, which use their own login."""
         return replace(self, uri=hide_password(self.uri))
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
-        """An MLflow client. Raises ServiceUnreachable for whatever goes wrong on the way to the server."""
+        """An MLflow client. Raises ServiceUnreachable for any failure to reach the server."""
         import mlflow
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, it also raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also raises what it logs
         with reaching_registry(self.uri):
             _open_file(self.uri)
             mlflow.set_tracking_uri(self.uri)
@@ -100,7 +100,7 @@ class Registry:
         return list(self._read().versions)
 
     def find_version(self, alias: str = CHAMPION) -> Version | None:
-        """The version that carries an alias."""
+        """The version that carries an alias, or None."""
         return next((v for v in self.list_versions() if alias in v.aliases), None)
 
     def get_champion(self) -> Version:
@@ -110,26 +110,26 @@ class Registry:
                 f"{self.detector} has no champion to score with.",
                 where=f"registered model {self.model_name}",
                 got=f"{len(self.list_versions())} versions, none with the alias champion",
-                todo=f"nightjar train {self.detector}, or nightjar promote {self.detector} VERSION",
+                todo=f"run nightjar train {self.detector}, or nightjar promote {self.detector} VERSION",
             )
         return found
 
     def get_version(self, number: int) -> Version:
-        """One registered version. Raises ChampionMissing where there is none of this number."""
+        """One registered version. Raises ChampionMissing if it does not exist."""
         versions = {version.version: version for version in self.list_versions()}
         if number not in versions:
             raise ChampionMissing(
                 f"{self.detector} has no version {number} to score with.",
                 where=f"registered model {self.model_name}",
                 got=f"versions {', '.join(map(str, versions)) or 'none'}",
-                todo="name one of these versions, or none for the champion",
+                todo="name one of these versions, or leave out the version to use the champion",
             )
         return versions[number]
 
     def fetch_bundle(self, version: Version) -> Path:
-        """A version's bundle on this machine, downloaded once and checked every time. Raises BundleInvalid.
+        """The local copy of a version's bundle, downloaded once and checked every time. Raises BundleInvalid.
 
-        It appears in one rename, so neither a kill nor two processes at once leave half a bundle behind.
+        It appears in one rename, so neither a kill nor two concurrent processes leave half a bundle behind.
         """
         expected = version.tags.get(HASH_TAG, "")
         if not re.fullmatch(r"[0-9a-f]{64}", expected):
@@ -149,12 +149,12 @@ class Registry:
             check_bundle(data, version.tags[HASH_TAG])
             try:
                 data.rename(folder)
-            except OSError:  # another process has fetched it meanwhile
+            except OSError:  # another process has fetched it in the meantime
                 if not folder.exists():
                     raise
 
     def _download(self, version: Version, folder: Path) -> Path:
-        """Download a version's files and find the bundle among them; nothing of them is run. Raises BundleInvalid."""
+        """Download a version's files and find the bundle among them, without running any code. Raises BundleInvalid."""
         import mlflow
 
         with self._client():
@@ -166,19 +166,19 @@ class Registry:
             flavor = dict(flavors.pop("python_function"))
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise _not_a_bundle(
-                version, f"an MLmodel that cannot be read: {error}", "one with the flavor python_function"
+                version, f"an MLmodel that cannot be read: {error}", "an MLmodel with the flavor python_function"
             ) from error
         runs_code = flavor.get("loader_module") != LOADER or flavor.get("code") or "python_model" in flavor or flavors
         data = (model / str(flavor.get("data"))).resolve()
-        # It will be moved: it must be one of the folders that came, and no link or path to another one of this machine.
+        # The folder will be moved, so it must be one of the downloaded folders, not a link or a path out of them.
         if runs_code or not data.is_dir() or model.resolve() not in data.parents:
             named = f"loader {flavor.get('loader_module')!r}, data {flavor.get('data')!r}"
-            got = f"{named}, further flavors {sorted(flavors)}"
-            raise _not_a_bundle(version, got, f"loader {LOADER!r}, a folder of data below it, and no code")
+            got = f"{named}, other flavors {sorted(flavors)}"
+            raise _not_a_bundle(version, got, f"loader {LOADER!r}, a data folder below it, and no code")
         return data
 
     def set_alias(self, alias: str, version: int, remember: bool = True) -> None:
-        """Point an alias at a version; the version it leaves is remembered as the previous champion, on request."""
+        """Point an alias at a version; with `remember`, record the version that had it as the previous champion."""
         before = self.find_version(alias)
         history = self.read_champions() if alias == CHAMPION else []
         with self._client() as client:
@@ -189,14 +189,14 @@ class Registry:
             self.record_champions([*history, (datetime.now(UTC), version)])
 
     def record_champions(self, champions: Sequence[tuple[datetime, int]]) -> None:
-        """Keep since when (with a zone) which version was champion; what is kept already stays as it is."""
+        """Record when (with a time zone) each version became champion; existing records are not changed."""
         with self._client() as client:
             for since, version in champions:
-                instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")  # MLflow's tag names hold no colon
+                instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")  # no colons in MLflow's tag names
                 client.set_registered_model_tag(self.model_name, SINCE_TAG + instant, str(version))
 
     def clear_alias(self, alias: str) -> None:
-        """Take an alias away, if some version carries it."""
+        """Remove an alias, if a version carries it."""
         if self.find_version(alias):
             with self._client() as client:
                 client.delete_registered_model_alias(self.model_name, alias)
@@ -211,7 +211,7 @@ class Registry:
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
     ) -> Version:
-        """Register a bundle as a new version, with a run that holds its params, metrics and tags."""
+        """Register a bundle as a new version, with a run that records its params, metrics and tags."""
         import mlflow
         from mlflow.models import infer_signature
 
@@ -232,14 +232,14 @@ class Registry:
                     data_path=str(bundle),
                     signature=infer_signature(example, answer),
                     input_example=example,
-                    pip_requirements=["nightjar"],  # the package brings its own pinned requirements
+                    pip_requirements=["nightjar"],  # the package pins its own requirements
                 )
-                # Its tags come with it: a version never stands there without its hash, wherever this process dies.
+                # Created together with its tags: wherever this process dies, no version exists without its hash.
                 version = mlflow.register_model(model.model_uri, self.model_name, tags=named)
         return Version(self.model_name, int(version.version), (), named)
 
     def end_dead_runs(self) -> None:
-        """End the runs whose process died: as finished where their version stands, else as killed."""
+        """End the runs whose process died: as finished if their version exists, otherwise as killed."""
         with self._client() as client:
             experiment = client.get_experiment_by_name(self.model_name)
             found = (
@@ -251,9 +251,9 @@ class Registry:
                     client.set_terminated(run.info.run_id, "FINISHED" if has_version else "KILLED")
 
     def read_champions(self) -> list[tuple[datetime, int]]:
-        """Since when (UTC) which version was champion, oldest first.
+        """When (UTC) each version became champion, oldest first.
 
-        Of a model that was registered before this was recorded, it is what its versions imply.
+        For a model registered before this was recorded, it is derived from its versions.
         """
         model = self._read()
         kept = {name.removeprefix(SINCE_TAG): int(n) for name, n in model.tags.items() if name.startswith(SINCE_TAG)}
@@ -265,13 +265,13 @@ class Registry:
 
 
 def find_file(uri: str) -> Path | None:
-    """The file of an MLflow on SQLite; None for any other."""
+    """The file of an MLflow on SQLite; None for any other URI."""
     path = sa.make_url(uri).database if uri.startswith("sqlite:") else None
     return Path(path) if path else None
 
 
 def _open_file(uri: str) -> None:
-    """Open an SQLite file once before MLflow does, which tries for 100 s where that fails. Raises sqlite3.Error."""
+    """Open an SQLite file before MLflow does, which retries for 100 s if that fails. Raises sqlite3.Error."""
     if path := find_file(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as connection:
@@ -279,7 +279,7 @@ def _open_file(uri: str) -> None:
 
 
 def _read_file(connection: sqlite3.Connection, name: str) -> _Model:
-    """The model from MLflow's own tables, as its client would give it."""
+    """Read the model from MLflow's own tables, as its client would return it."""
     if not connection.execute("select 1 from sqlite_master where name = 'model_versions'").fetchone():
         return _Model({}, ())
     select = {
@@ -326,14 +326,14 @@ def _to_instant(milliseconds: int) -> datetime:
 
 
 def locate_artifacts(root: str, detector: str) -> str:
-    """The URL of the files of a detector's versions, below a folder or URL."""
+    """The URL of the files of a detector's versions, below the folder or URL `root`."""
     return f"{root.rstrip('/')}/{detector}" if "://" in root else Path(root).joinpath(detector).as_uri()
 
 
 def _clear_downloads(folder: Path) -> None:
-    """Remove what downloads have left that were killed half-way; one of the last hour may still be running."""
+    """Remove the remains of killed downloads; one from the last hour may still be running."""
     for stale in folder.glob(f"{DOWNLOADING}*"):
-        with suppress(FileNotFoundError):  # its process, or another one, has removed it meanwhile
+        with suppress(FileNotFoundError):  # its own process, or another one, has just removed it
             if stale.stat().st_mtime < time.time() - STALE_S:
                 shutil.rmtree(stale, ignore_errors=True)
 
@@ -344,12 +344,12 @@ def _not_a_bundle(version: Version, got: str, expected: str) -> BundleInvalid:
         where=f"models:/{version.name}/{version.version}",
         got=got,
         expected=expected,
-        todo="register it with nightjar train, or go back with nightjar rollback",
+        todo="register a bundle with nightjar train, or go back with nightjar rollback",
     )
 
 
 def imply_champions(versions: Sequence[Version]) -> list[tuple[datetime, int]]:
-    """The champion and those before it, as far as each one's tag names one, each since it was registered."""
+    """The champion and its predecessors, as far as their tags name one; each is dated by its registration."""
     by_number = {version.version: version for version in versions}
     version = next((v for v in versions if CHAMPION in v.aliases), None)
     found: dict[int, datetime] = {}

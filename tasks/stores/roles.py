@@ -1,7 +1,7 @@
 """PostgreSQL's two group roles: a login with nightjar_writer runs nights, one with nightjar_reader reads the tables.
 
-Neither owns anything, so neither can drop, alter or make a table. Roles belong to the server: another warehouse on it
-may have made them, or only an administrator may; what is granted belongs to the database. Other engines have none.
+Neither role owns anything, so neither can drop, alter or create a table. Roles belong to the server: another warehouse
+on it may have created them, or only an administrator may. Grants belong to the database. Other engines have no roles.
 """
 
 import sqlalchemy as sa
@@ -10,11 +10,11 @@ from tasks.stores.tables import metadata
 
 WRITER, READER = "nightjar_writer", "nightjar_reader"
 RIGHTS = {WRITER: "select, insert, update, delete", READER: "select"}
-VERSION_TABLE = "alembic_version"  # only the owner says which schema this is
+VERSION_TABLE = "alembic_version"  # only the owner may change the schema version
 
 
 def may_migrate(connection: sa.Connection, *, is_new: bool) -> bool:
-    """Whether this login may make Nightjar's tables, or owns those that are there."""
+    """Whether this login may create Nightjar's tables, or owns the existing ones."""
     if connection.dialect.name != "postgresql":
         return True
     schema = sa.func.current_schema()
@@ -26,12 +26,12 @@ def may_migrate(connection: sa.Connection, *, is_new: bool) -> bool:
 
 
 def grant_roles(connection: sa.Connection) -> list[str]:
-    """Make the roles where this login may, give those that exist their rights, and return these.
+    """Create the roles if this login may, grant the existing roles their rights, and return those.
 
-    Tables that a later migration of this same owner makes are covered too.
+    Tables that a later migration by the same owner creates are covered too.
     """
     for role in RIGHTS:
-        _make_role(connection, role)
+        _create_role(connection, role)
     found = _find_roles(connection)
     schema, tables = _name_places(connection)
     for role in found:
@@ -43,7 +43,7 @@ def grant_roles(connection: sa.Connection) -> list[str]:
 
 
 def revoke_roles(connection: sa.Connection) -> None:
-    """Take the rights back; the roles stay, since another database of the server may use them."""
+    """Revoke the rights; the roles stay, since another database of the server may use them."""
     schema, tables = _name_places(connection)
     for role in _find_roles(connection):
         _execute(connection, f"alter default privileges in schema {schema} revoke all on tables from {role}")
@@ -51,7 +51,7 @@ def revoke_roles(connection: sa.Connection) -> None:
         _execute(connection, f"revoke usage on schema {schema} from {role}")
 
 
-def _make_role(connection: sa.Connection, role: str) -> None:
+def _create_role(connection: sa.Connection, role: str) -> None:
     # Unique violation: another database of this server is being migrated at the same time.
     known = "duplicate_object or unique_violation or insufficient_privilege"
     _execute(connection, f"do $$ begin create role {role} nologin; exception when {known} then null; end $$")
@@ -64,7 +64,7 @@ def _find_roles(connection: sa.Connection) -> list[str]:
 
 
 def _name_places(connection: sa.Connection) -> tuple[str, str]:
-    """The schema and those of Nightjar's tables that it has by now, quoted."""
+    """The schema, and Nightjar's tables that exist in it, quoted."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     there = sa.inspect(connection).get_table_names()
     schema = connection.scalar(sa.select(sa.func.current_schema()))

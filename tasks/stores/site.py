@@ -1,4 +1,4 @@
-"""One detector at work: its calendar, its stores and its folders, set up once by the flows and handed to every task."""
+"""One detector's calendar, stores and folders, set up once by the flows and passed to every task."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -13,7 +13,7 @@ from tasks.stores.warehouse import Warehouse
 
 @dataclass(frozen=True)
 class Site:
-    """A detector's name, its calendar, and the stores it works with."""
+    """A detector's name, its calendar and its stores."""
 
     detector: str
     time_zone: str
@@ -26,21 +26,21 @@ class Site:
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     commit: str
-    devices: int = 1  # that fit a network together
+    devices: int = 1  # number of devices that fit a network together
 
     @property
     def zone(self) -> ZoneInfo:
-        """The time zone that bounds batch dates."""
+        """The time zone of batch dates."""
         return ZoneInfo(self.time_zone)
 
     @property
     def docs(self) -> Path:
-        """The Great Expectations project; its Data Docs lie in gx/uncommitted/data_docs/local_site."""
+        """The Great Expectations project; its Data Docs are in gx/uncommitted/data_docs/local_site."""
         return self.home / "validation" / self.detector
 
     @property
     def reports(self) -> Path:
-        """One HTML page a night."""
+        """The folder of nightly reports, one HTML page per night."""
         return self.home / "reports" / self.detector
 
     def fitted(self, cutoff: date) -> Path:
@@ -57,11 +57,11 @@ class Site:
 
     def has_matured(self, day: date, cutoff: date) -> bool:
         """Whether every label of a batch date had arrived when the cut-off date began."""
-        # In UTC: adding to a local time skips the hour that a clock change takes or gives.
+        # In UTC: adding to a local time ignores the hour that a clock change removes or adds.
         end = self.start_of(day + timedelta(days=1)).astimezone(UTC)
         return end + self.label_delay <= self.start_of(cutoff).astimezone(UTC)
 
     @property
     def artifact_key(self) -> str:
-        """The detector's name as Prefect accepts it in artifact keys."""
+        """The detector's name in the form that Prefect accepts in artifact keys."""
         return self.detector.replace("_", "-")

@@ -1,8 +1,8 @@
 """The warehouse's tables, and their rows as records.
 
-What is published (flagged_anomalies, scoring_batches), what was tried (attempts), what was replaced
-(superseded_anomalies), what was learnt (labels, reviews) and what is watched (group_scores, drift).
-A change here needs a step in migrations/versions; a test compares the two.
+Published results (flagged_anomalies, scoring_batches, group_scores), attempts, replaced results
+(superseded_anomalies), knowledge gained (labels, reviews) and monitoring (drift).
+A change here needs a migration in migrations/versions; a test compares the two.
 """
 
 import json
@@ -16,13 +16,13 @@ from models.errors import Failure
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
-    """A moment with a zone; read back in UTC whatever the session's zone. Naive datetimes are refused."""
+    """An instant with a time zone, always read back in UTC. Naive datetimes are rejected."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Refuse a naive datetime: it would mean another moment on a server in another zone."""
+        """Reject a naive datetime: it would mean another instant on a server in another time zone."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -30,7 +30,7 @@ class Instant(sa.types.TypeDecorator[datetime]):
         return value.astimezone(UTC)  # some engines drop the zone
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Turn the session's zone into UTC, or give back the zone that the engine dropped."""
+        """Convert from the session's time zone to UTC, or restore the zone that the engine dropped."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -102,14 +102,14 @@ scoring_batches = sa.Table(
     _value("model_version", sa.Integer),
     _value("scored_at", Instant),
     _value("seconds", sa.Double),
-    _value("scores", sa.Text, nullable=True),  # where they lie in the lake: Lake.find's `inputs`
+    _value("scores", sa.Text, nullable=True),  # where the scores are in the lake: Lake.find's `inputs`
 )
 attempts = sa.Table(
     "attempts",
     metadata,
     *_night_key(),
     _key("attempt", sa.Integer),
-    _value("step", sa.Text),  # the one it is at, or ended in
+    _value("step", sa.Text),  # the current or the last one
     _value("status", sa.Text),  # running, published or failed
     _value("cause", sa.Text, nullable=True),  # the error in one line
     _value("error", sa.Text, nullable=True),  # its name
@@ -125,7 +125,7 @@ group_scores = sa.Table(
     *_night_key(),
     _key("group", sa.Text),
     _value("score", sa.Double),
-    _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; none where there are none
+    _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; null if there are none
     _value("records", sa.BigInteger),
 )
 labels = sa.Table(
@@ -145,7 +145,7 @@ reviews = sa.Table(
     _key("reviewed_at", Instant),
     _value("verdict", sa.Text),  # anomaly or normal
     _value("note", sa.Text, nullable=True),
-    _value("inclusion", sa.Double),  # the chance that a record like this one was asked about
+    _value("inclusion", sa.Double),  # the probability with which such a record was selected for review
 )
 drift = sa.Table(
     "drift",
@@ -161,8 +161,8 @@ drift = sa.Table(
 class Scored:
     """A scored batch. rows_in = quarantined + excluded + scored.
 
-    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category. `scores` says where the
-    scores lie in the lake; None: where Nightjar before schema 0004 left them.
+    `flagged` counts records above the threshold, `unseen` scored rows with an unseen category. `scores` is where the
+    scores are in the lake; None: the place that Nightjar used before schema 0004.
     """
 
     detector: str
@@ -183,7 +183,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Night(Scored):
-    """One attempt's result for one batch, ready to publish; `seconds` since the attempt began."""
+    """One attempt's result for one batch, ready to publish; `seconds` is the time since the attempt began."""
 
     attempt: int
     seconds: float
@@ -191,14 +191,14 @@ class Night(Scored):
 
 @dataclass(frozen=True)
 class PublishedNight(Night):
-    """A published night. `published` rows were written; a cap on alerts may keep fewer than `flagged`."""
+    """A published night. `published` rows were written; a cap on alerts may make them fewer than `flagged`."""
 
     published: int
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a batch; `step` is where it is, ended or failed. `parts` is JSON."""
+    """One attempt at a batch; `step` is its current or last step. `parts` is JSON."""
 
     detector: str
     batch_date: date
@@ -215,5 +215,5 @@ class Attempt:
 
     @property
     def failure(self) -> Failure | None:
-        """Why it failed; None where it did not."""
+        """Why it failed; None if it did not."""
         return Failure(self.error, json.loads(self.parts or "{}")) if self.error else None

@@ -1,8 +1,8 @@
-"""The warehouse: one short transaction at a time, its schema, its attempts and labels, and what is read from it.
+"""The warehouse: its connection, transactions and schema; attempts, labels and reviews; and the reading of nights.
 
-DuckDB (one file, one process at a time), PostgreSQL and the others are told apart in three places only: opening,
-locking and bulk loading. Every other statement is the same for all. Instants are UTC, with their zone. `migrate` brings
-an empty or older warehouse to SCHEMA_VERSION.
+DuckDB (one file, one process at a time), PostgreSQL and the other engines differ in three places only: opening,
+locking and bulk loading. Every other statement is the same for all. Instants have a time zone and are UTC. `migrate`
+brings an empty or older warehouse to SCHEMA_VERSION.
 """
 
 import json
@@ -36,11 +36,11 @@ from tasks.stores.tables import (
 )
 
 SCHEMA_VERSION = "0006"  # the newest file in migrations/versions
-SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, from the first migration on
+SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
 DRIVERS = (*FILES, "postgresql+psycopg", "snowflake")
 NOT_A_WAREHOUSE = {
-    "bigquery": "its driver has no transactions: a reader would see half a night, and a kill would leave it",
+    "bigquery": "its driver has no transactions: readers could see half a night, and a kill could leave one",
     **dict.fromkeys(("mysql", "mariadb", "mssql", "oracle"), "its keys cannot be text of any length, as ids are"),
 }
 REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
@@ -50,20 +50,20 @@ REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict
 class Warehouse:
     """The database at `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; it connects per transaction.
 
-    Small, and the same object for a whole run. Nothing is opened before the first use, which raises ParamsInvalid where
-    the URL cannot be a warehouse's and ServiceUnreachable where a file's folder cannot be created.
+    Small, and one object for a whole run. Nothing is opened before the first use, which raises ParamsInvalid if the URL
+    is invalid and ServiceUnreachable if the file's folder cannot be created.
     """
 
     url: str = field(repr=False)
 
     @cached_property
     def engine(self) -> sa.Engine:
-        """SQLAlchemy's description of the database, without a pool: a pool would keep DuckDB's file lock."""
+        """SQLAlchemy's engine, without a pool: a pool would keep DuckDB's file lock."""
         return open_engine(self.url)
 
     @property
     def place(self) -> str:
-        """The URL as it may be shown."""
+        """The URL without secrets, for messages."""
         return describe_place(self.engine.url)
 
     @contextmanager
@@ -72,9 +72,9 @@ class Warehouse:
     ) -> Iterator[sa.Connection]:
         """One transaction: committed at the end, rolled back by any exception, the connection closed either way.
 
-        Raises ServiceUnreachable when the server is away, its disk is full, or another process or thread keeps DuckDB's
-        file, or a PostgreSQL lock, for longer than `lock_timeout_s`; ParamsInvalid when the login lacks a right. Do not
-        nest. isolation_level: PostgreSQL's, for a transaction that must see one moment in all its statements.
+        Raises ServiceUnreachable if the server is unreachable, its disk is full, or another process or thread holds
+        DuckDB's file or a PostgreSQL lock for longer than `lock_timeout_s`; ParamsInvalid if the login lacks a right.
+        Do not nest. isolation_level: for PostgreSQL, if all statements must see the same snapshot.
         """
         engine = self.engine
         if isolation_level and engine.dialect.name == "postgresql":
@@ -93,15 +93,15 @@ class Warehouse:
     def migrate(self, version: str | None = None) -> str | None:
         """Bring the tables to SCHEMA_VERSION, or an older one, and return the version they had; None: no tables.
 
-        Costs one query when nothing has to change. Raises SchemaMismatch where the warehouse is newer, or older and
-        the login may not change it.
+        Takes one query when nothing has to change. Raises SchemaMismatch if the warehouse is newer, or if it is older
+        and the login may not change it.
         """
         version = version or SCHEMA_VERSION
         with self.begin() as connection:
             found = _read_version(connection)
             if found == version:
                 return found
-            if found is not None or connection.dialect.name == "postgresql":  # elsewhere the lock is a row yet to come
+            if found is not None or connection.dialect.name == "postgresql":  # elsewhere there is no lock row yet
                 lock_key(connection, "schema")
             found = _read_version(connection)  # another process may have migrated while this one waited
             if found != version:
@@ -110,16 +110,16 @@ class Warehouse:
         return found
 
     def is_new(self) -> bool:
-        """Whether no version of Nightjar has made its tables here yet."""
+        """Whether Nightjar's tables do not exist yet."""
         return self.read_schema() is None
 
     def read_schema(self) -> str | None:
-        """The version of the tables, such as SCHEMA_VERSION, or None where there are none yet."""
+        """The version of the tables, such as SCHEMA_VERSION, or None if they do not exist yet."""
         with self.begin() as connection:
             return _read_version(connection)
 
     def renew_roles(self) -> list[str]:
-        """Create PostgreSQL's roles if missing, grant them their rights again, and return those that have them."""
+        """Create PostgreSQL's roles if missing, grant them their rights again, and return the roles that have them."""
         with self.begin() as connection:
             if connection.dialect.name != "postgresql" or not may_migrate(connection, is_new=False):
                 return []
@@ -129,7 +129,7 @@ class Warehouse:
     def begin_attempt(
         self, detector: str, batch_date: date, step: str, now: datetime, run_id: str | None = None
     ) -> int:
-        """Record an attempt of this process at a batch; return its fencing number, one more than any before it."""
+        """Record an attempt of this process at a batch; return its fencing number, one more than the highest so far."""
         key = {"detector": detector, "batch_date": batch_date}
         with self.begin() as connection:
             lock_key(connection, detector, batch_date.isoformat())
@@ -140,20 +140,20 @@ class Warehouse:
         return attempt
 
     def reach_step(self, detector: str, batch_date: date, attempt: int, step: str) -> None:
-        """Record the step that an attempt has come to: where it failed, should it go no further."""
+        """Record an attempt's current step, which is also where it failed if it ends there."""
         key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
         with self.begin() as connection:
             connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(step=step))
 
     def fail_attempt(self, detector: str, batch_date: date, attempt: int, failure: Failure, now: datetime) -> None:
-        """Record why an attempt failed. One that published stays published, whatever fails after it."""
+        """Record why an attempt failed. An attempt that has published stays published, whatever fails afterwards."""
         key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
         with self.begin() as connection:
             outcome = _describe_outcome(failure, now)
             connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
 
     def bury_dead(self, detector: str, now: datetime) -> list[Attempt]:
-        """Mark as failed every attempt whose process, on this host, has died; returns them as they were."""
+        """Mark every attempt as failed whose process, on this host, has died; return them as they were."""
         running = sa.select(attempts).where(*_match(attempts, {"detector": detector, "status": "running"}))
         with self.begin() as connection:
             found = [Attempt(**row) for row in connection.execute(running).mappings()]
@@ -175,12 +175,12 @@ class Warehouse:
             ]
 
     def get_nights(self, detector: str, batch_date: date | None = None) -> list[PublishedNight]:
-        """The published nights of a detector, or the one of a date. Raises BatchMissing where nothing is published."""
+        """A detector's published nights, or the one of a date. Raises BatchMissing if nothing is published."""
         published = self.read_nights(detector)
         if found := [night for night in published if batch_date in (None, night.batch_date)]:
             return found
         raise BatchMissing(
-            f"{detector} has published nothing{f' for {batch_date}' if batch_date else ''}.",
+            f"{detector} has no published night{f' for {batch_date}' if batch_date else ''}.",
             where=f"scoring_batches in {self.place}",
             got=f"{len(published)} published nights"
             + (f", the newest {published[-1].batch_date}" if published else ""),
@@ -189,7 +189,7 @@ class Warehouse:
         )
 
     def read_attempts(self, detector: str, batch_date: date | None = None) -> list[Attempt]:
-        """Every attempt of a detector, or of one of its batches, by date and number."""
+        """All attempts at a detector's batches, or at one of them, by date and number."""
         found = sa.select(attempts).where(attempts.c.detector == detector)
         if batch_date is not None:
             found = found.where(attempts.c.batch_date == batch_date)
@@ -198,7 +198,7 @@ class Warehouse:
             return [Attempt(**row) for row in connection.execute(ordered).mappings()]
 
     def read_flags(self, detector: str, batch_date: date) -> pd.DataFrame:
-        """The published flags of one batch, worst first; the columns of flagged_anomalies."""
+        """The published flags of one batch, worst first, with the columns of flagged_anomalies."""
         key = {"detector": detector, "batch_date": batch_date}
         flags = sa.select(flagged_anomalies).where(*_match(flagged_anomalies, key))
         with self.begin() as connection:
@@ -207,23 +207,23 @@ class Warehouse:
             )
 
     def read_groups(self, detector: str, batch_date: date) -> pd.DataFrame:
-        """The published groups of one batch, by name; the columns of group_scores."""
+        """The published groups of one batch, by name, with the columns of group_scores."""
         key = {"detector": detector, "batch_date": batch_date}
         groups = sa.select(group_scores).where(*_match(group_scores, key))
         with self.begin() as connection:
             return read_frame(connection, groups.order_by(group_scores.c.group))
 
     def add_labels(self, detector: str, frame: pd.DataFrame) -> int:
-        """Keep what was learnt and return how many labels were new; labels already there are left out.
+        """Add labels and return how many were new; existing ones are skipped.
 
-        frame: record_id (text), label (int), known_at (instant), one row per label learnt. Raises SourceInvalid where
-        one record has two labels known at one instant: nobody could say which one is right.
+        frame: record_id (text), label (int), known_at (instant), one row per label. Raises SourceInvalid if a record
+        has two different labels known at the same instant.
         """
         with self.begin() as connection:
             staged = _stage_rows(
                 connection, labels, frame[["record_id", "label", "known_at"]].assign(detector=detector)
             )
-            lock_key(connection, detector, "labels")  # two loaders of the same rows would deadlock
+            lock_key(connection, detector, "labels")  # two processes loading the same rows would deadlock
             added = _insert_new(connection, labels, staged)
             both = sa.and_(staged.c.record_id == labels.c.record_id, staged.c.known_at == labels.c.known_at)
             contradicting = sa.select(sa.func.count()).select_from(sa.join(staged, labels, both))
@@ -232,18 +232,18 @@ class Warehouse:
             )
             if rows:
                 raise SourceInvalid(
-                    "Records have two different labels known at the same instant; no label was kept.",
+                    "Some records have two different labels known at the same instant; no label was added.",
                     where=f"labels of detector {detector}",
-                    got=f"{rows} contradicting rows",
+                    got=f"{rows} contradictory rows",
                     expected="one label per record and instant",
-                    todo="correct the label, or give the correction the later instant at which it was known",
+                    todo="correct the label, or give the correction the later instant at which it became known",
                 )
         return added
 
     def read_labels(self, detector: str, known_by: datetime, record_ids: pd.Series | None = None) -> pd.DataFrame:
-        """The labels as they were known at an instant: per record the latest with known_at <= known_by.
+        """The labels known at an instant: per record the latest with known_at <= known_by.
 
-        Columns record_id, label, known_at, by record_id; of `record_ids` only, where given.
+        Columns record_id, label, known_at, ordered by record_id; limited to `record_ids` if given.
         """
         latest = sa.func.row_number().over(partition_by=labels.c.record_id, order_by=labels.c.known_at.desc())
         columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
@@ -252,25 +252,25 @@ class Warehouse:
         )
         with self.begin() as connection:
             if record_ids is not None:
-                asked = sa.Table(
-                    "asked_records", sa.MetaData(), sa.Column("record_id", sa.Text), prefixes=["temporary"]
+                requested = sa.Table(
+                    "requested_records", sa.MetaData(), sa.Column("record_id", sa.Text), prefixes=["temporary"]
                 )
-                asked.create(connection)
-                load_rows(connection, asked, pd.DataFrame({"record_id": record_ids}))
-                known = known.where(labels.c.record_id.in_(sa.select(asked.c.record_id)))
+                requested.create(connection)
+                load_rows(connection, requested, pd.DataFrame({"record_id": record_ids}))
+                known = known.where(labels.c.record_id.in_(sa.select(requested.c.record_id)))
             ranked = known.subquery()
             current = sa.select(ranked.c.record_id, ranked.c.label, ranked.c.known_at).where(ranked.c.recency == 1)
             return read_frame(connection, current.order_by(ranked.c.record_id))
 
     def list_labels(self, detector: str) -> pd.DataFrame:
-        """Every label that was ever learnt: record_id, label, known_at, by record and instant."""
+        """All labels, superseded ones included: record_id, label, known_at, ordered by record and instant."""
         columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
         known = sa.select(*columns).where(labels.c.detector == detector)
         with self.begin() as connection:
             return read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
 
     def add_reviews(self, detector: str, frame: pd.DataFrame) -> int:
-        """Keep verdicts and return how many were new; a verdict already there is left out.
+        """Add verdicts and return how many were new; existing ones are skipped.
 
         frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict (anomaly or normal), inclusion (0, 1].
         """
@@ -280,9 +280,9 @@ class Warehouse:
             return _insert_new(connection, reviews, staged)
 
     def read_reviews(self, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
-        """Each reviewed record's latest verdict, as of an instant if one is named: REVIEW_COLUMNS, by date, record."""
+        """The latest verdict per record, as of `known_by` if given: REVIEW_COLUMNS, ordered by date and record."""
         record = [reviews.c.batch_date, reviews.c.record_id]
-        # Two reviewers at one instant: one of them, but always the same one.
+        # Of two reviewers at the same instant, always the same one counts.
         order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
         recency = sa.func.row_number().over(partition_by=record, order_by=order).label("recency")
         columns = [reviews.c[name] for name in REVIEW_COLUMNS]
@@ -296,17 +296,17 @@ class Warehouse:
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Describe the warehouse at `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; `begin` connects.
+    """The engine for `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; it does not connect yet.
 
-    Raises ParamsInvalid, and ServiceUnreachable where a file's folder cannot be made.
+    Raises ParamsInvalid, and ServiceUnreachable if the file's folder cannot be created.
     """
     parsed = _read_url(url)
     if parsed.drivername in FILES:
-        _make_folder(parsed)
+        _create_folder(parsed)
     waits = {"postgresql+psycopg": {"connect_timeout": 10}, "sqlite": {"timeout": LOCK_TIMEOUT_S}}
     options = waits.get(parsed.drivername, {})
     try:
-        # A pool would keep DuckDB's file lock; hidden parameters keep record ids and labels out of logs.
+        # NullPool: a pool would keep DuckDB's file lock. Hidden parameters keep record ids and labels out of logs.
         engine = sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
     except (ImportError, sa.exc.NoSuchModuleError) as error:
         raise lacks_driver(parsed, error) from error
@@ -316,31 +316,31 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _read_url(url: str) -> sa.URL:
-    """No message quotes the text: it may hold a password."""
+    """Messages never quote the text: it may contain a password."""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise invalid_url("not a URL") from None
     if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")  # without a driver SQLAlchemy takes another one
+        parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy's default is another driver
     if parsed.drivername not in DRIVERS:
-        reason = NOT_A_WAREHOUSE.get(parsed.get_backend_name(), "publishing is not proven there")
+        reason = NOT_A_WAREHOUSE.get(parsed.get_backend_name(), "publishing is not tested with it")
         raise invalid_url(f"driver {parsed.drivername!r}: {reason}")
     if parsed.drivername in FILES:
         if parsed.database in (None, "", ":memory:"):
-            raise invalid_url(f"{parsed.drivername} without a file, which forgets everything between two transactions")
+            raise invalid_url(f"{parsed.drivername} without a file, which loses everything between two transactions")
     elif "@" in f"{parsed.host}{parsed.database}":
-        raise invalid_url("a host or database with an @: in a user or password it is written %40")
+        raise invalid_url("a host or database that contains @: in a user or password write it as %40")
     return parsed
 
 
 def _begin_immediately(engine: sa.Engine) -> None:
-    """One SQLite transaction at a time, DDL included; its driver would begin late and leave DDL out."""
+    """One SQLite transaction at a time, DDL included; by default the driver begins late and skips DDL."""
     sa.event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin immediate"))
 
 
-def _make_folder(url: sa.URL) -> None:
+def _create_folder(url: sa.URL) -> None:
     try:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -348,10 +348,10 @@ def _make_folder(url: sa.URL) -> None:
 
 
 def lock_key(connection: sa.Connection, *key: str) -> None:
-    """Make others that lock the same key wait until this transaction ends.
+    """Block other transactions that lock the same key until this one ends.
 
-    DuckDB's open file is the lock. Engines without locks by name have one row that all keys share: who updates it first
-    makes the others wait.
+    For DuckDB the open file is the lock. Engines without named locks use one row for all keys: the first transaction to
+    update it blocks the others.
     """
     if connection.dialect.name == "postgresql":
         number = sa.func.hashtextextended("\x1f".join(("nightjar", *key)), 0)
@@ -368,8 +368,8 @@ def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str)
             where=where,
             got=f"schema {found}",
             expected=f"schema {SCHEMA_VERSION} or older",
-            todo="install the newer Nightjar here too; if the database is another program's, MLflow's for example, "
-            "give Nightjar one of its own",
+            todo="install the newer Nightjar here too; if the database belongs to another program such as MLflow, "
+            "give Nightjar a separate database",
         )
     if not may_migrate(connection, is_new=found is None):
         raise SchemaMismatch(
@@ -377,14 +377,14 @@ def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str)
             where=where,
             got=f"schema {found}" if found else "none of Nightjar's tables",
             expected=f"schema {version}",
-            todo="let the owner of the warehouse run: nightjar migrate",
+            todo="ask the owner of the warehouse to run: nightjar migrate",
         )
 
 
 def _stage_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> sa.Table:
-    """Load the frame into a temporary table like `table`; it goes with the connection. Not under a lock.
+    """Load the frame into a temporary table like `table`, dropped with the connection. Call it before locking.
 
-    Snowflake commits where a table is made, which would end the lock.
+    Snowflake commits when a table is created, which would release the lock.
     """
     staged = sa.Table(f"staged_{table.name}", sa.MetaData(), *_copy_columns(table), prefixes=["temporary"])
     staged.create(connection)
@@ -393,7 +393,7 @@ def _stage_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame)
 
 
 def _insert_new(connection: sa.Connection, table: sa.Table, staged: sa.Table) -> int:
-    """Insert the staged rows whose key the table lacks, one row a key, and return how many; the key is locked."""
+    """Insert the staged rows whose key is new, one row per key, and return how many; the caller holds the lock."""
     names, keys = table.c.keys(), table.primary_key.columns.keys()
     others = [staged.c[name] for name in names if name not in keys]
     turn = sa.func.row_number().over(partition_by=[staged.c[name] for name in keys], order_by=others)
@@ -410,8 +410,8 @@ def _insert_new(connection: sa.Connection, table: sa.Table, staged: sa.Table) ->
 def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
     """Keep the other threads and processes of Nightjar out of DuckDB's file.
 
-    DuckDB's own lock is not enough: of processes that open and close one file in quick turns, some lost rows that
-    others had committed (tests/torture/test_races.py found it).
+    DuckDB's own lock is not enough: when processes opened and closed one file in quick succession, committed rows were
+    lost (found by tests/torture/test_races.py).
     """
     if engine.dialect.name != "duckdb":
         yield
@@ -420,8 +420,8 @@ def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        kept = f"another process or thread of Nightjar kept it for {lock_timeout_s:g} s"
-        raise explain_database(engine.url, kept) from None
+        held = f"another process or thread of Nightjar held it for {lock_timeout_s:g} s"
+        raise explain_database(engine.url, held) from None
     except OSError as error:
         raise explain_database(engine.url, str(error)) from error
     try:
@@ -449,7 +449,7 @@ def _read_version(connection: sa.Connection) -> str | None:
 
 
 def _upgrade_schema(connection: sa.Connection, version: str) -> None:
-    from alembic import command  # 0.3 s, needed once in a schema's life
+    from alembic import command  # takes 0.3 s to import, and is needed only for a schema change
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})

@@ -1,1 +1,1 @@
-"""What keeps the stores in order after the night: ledger, verify, replay, backup, prune, erase, metrics."""
+"""Maintenance of the stores: ledger, verify, replay, backup, prune, erase, metrics."""

@@ -1,8 +1,8 @@
 """Copy lake, warehouse and MLflow of all detectors into one folder, and back into empty stores.
 
-The warehouse is copied first, from one transaction, then the lake, then MLflow: whatever a table names is in the copy,
-even while nights run. manifest.json, with the size and sha256 of every file, is written last. A restore checks all of
-it first and fills the warehouse last, in one transaction: cut short, it is simply run again.
+The warehouse is copied first, in one transaction, then the lake, then MLflow, so the copy has everything that a table
+refers to, even while nights run. manifest.json, with the size and SHA-256 of every file, is written last. A restore
+checks all of it first and fills the warehouse last, in one transaction; if interrupted, run it again.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LAKE, WAREHOUSE = "lake", "warehouse"
 PIECE = 1 << 20  # bytes held in memory at once
-ROWS = 100_000  # of a table, held in memory at once
+ROWS = 100_000  # rows of a table held in memory at once
 
-Tell = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 
 
 class BackupFile(Section):
@@ -43,34 +43,34 @@ class BackupFile(Section):
 
 
 class BackupManifest(Section):
-    """What a backup holds; written last, so that without it a folder is no backup."""
+    """The content of a backup; written last, so a folder without it is not a backup."""
 
     format_version: int
     made_at: str
     schema_version: str
     rows: dict[str, int]  # by table
-    experiments: dict[str, str] | None  # where MLflow kept each experiment's files; None: MLflow was left out
+    experiments: dict[str, str] | None  # location of each experiment's files; None: without MLflow
     files: dict[str, BackupFile]
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size in bytes."""
         return sum(entry.size for entry in self.files.values())
 
 
 def back_up(
-    lake: Lake, warehouse: Warehouse, mlflow_uri: str | None, folder: Path, tell: Tell = lambda done, total: None
+    lake: Lake, warehouse: Warehouse, mlflow_uri: str | None, folder: Path, report: Report = lambda done, total: None
 ) -> BackupManifest:
-    """Copy the stores into a new folder; mlflow_uri None leaves MLflow out.
+    """Copy the stores into a new folder; without MLflow if mlflow_uri is None.
 
     Raises StoreNotEmpty, BackupInvalid, SourceInvalid and ServiceUnreachable.
     """
-    check_new(folder, "one without manifest.json is what a backup that was cut short left")
+    check_new(folder, "one without manifest.json is left by an interrupted backup")
     database = registry_copy.find_database(mlflow_uri) if mlflow_uri else None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         rows = export_tables(warehouse, folder / WAREHOUSE)
-        copy_lake(lake, folder / LAKE, tell)
+        copy_lake(lake, folder / LAKE, report)
         experiments = registry_copy.export_registry(database, folder / registry_copy.FOLDER) if database else None
         manifest = BackupManifest(
             format_version=FORMAT_VERSION,
@@ -85,34 +85,34 @@ def back_up(
 
 
 def check_new(folder: Path, else_what: str) -> None:
-    """Raise StoreNotEmpty where the folder has something in it."""
+    """Raise StoreNotEmpty if the folder is not empty."""
     if folder.exists() and any(folder.iterdir()):
         raise StoreNotEmpty(
             "The folder is not empty.",
             where=str(folder),
             got=f"{len(list(folder.iterdir()))} files or folders",
             expected=f"a new or empty folder; {else_what}",
-            todo="name another folder, or delete this one",
+            todo="choose another folder, or delete this one",
         )
 
 
 def export_warehouse(warehouse: Warehouse, folder: Path) -> dict[str, int]:
-    """Write the tables into a new folder, as Parquet for other databases; returns the rows of each.
+    """Write the tables into a new folder, as Parquet for other databases; returns the number of rows per table.
 
     Raises StoreNotEmpty and ServiceUnreachable.
     """
-    check_new(folder, "an export that was cut short is made again from the beginning")
+    check_new(folder, "an interrupted export has to start again")
     with writing(folder):
         return export_tables(warehouse, folder)
 
 
 def export_tables(warehouse: Warehouse, folder: Path) -> dict[str, int]:
-    """Write every table as Parquet, all as they were at one moment; returns the rows of each."""
+    """Write every table as Parquet from one snapshot; returns the number of rows per table."""
     warehouse.migrate()
     folder.mkdir(parents=True, exist_ok=True)
     with warehouse.begin(isolation_level="REPEATABLE READ") as connection:
         if connection.dialect.name not in ("postgresql", "duckdb"):
-            # Statements there see what was committed in between: a moment without writers.
+            # Statements there see commits made in between, so writers must be blocked.
             lock_key(connection, "export")
         return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
 
@@ -126,11 +126,11 @@ def _export_table(connection: sa.Connection, table: sa.Table, folder: Path) -> i
     return rows
 
 
-def copy_lake(lake: Lake, folder: Path, tell: Tell) -> None:
-    """Copy every manifest and the files it names; what none names stays behind. Raises SourceInvalid."""
+def copy_lake(lake: Lake, folder: Path, report: Report) -> None:
+    """Copy all manifests and the files they name; other files are not copied. Raises SourceInvalid."""
     paths, files = lake.manifests(), lake.files("")
     for done, path in enumerate(paths, start=1):
-        data = lake.read(path)  # once: a night may replace it while its parts are copied
+        data = lake.read(path)  # read once, since a night may replace it while its parts are copied
         manifest = decode_manifest(data)
         hashes = {part.path: part.sha256 for part in manifest.parts}
         for name in list_named(path, manifest, files):
@@ -138,9 +138,9 @@ def copy_lake(lake: Lake, folder: Path, tell: Tell) -> None:
                 _copy_out(lake, name, folder / name, hashes.get(name))
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-        tell(done, len(paths))
+        report(done, len(paths))
     for name in files:
-        if name.endswith(f"/{PRUNED}"):  # otherwise what was pruned would land again
+        if name.endswith(f"/{PRUNED}"):  # without it, pruned rows would land again
             _copy_out(lake, name, folder / name, None)
 
 
@@ -150,16 +150,16 @@ def _copy_out(lake: Lake, path: str, target: Path, sha256: str | None) -> None:
         got = copy_stream(source, file)
     if sha256 is not None and got != sha256:
         raise SourceInvalid(
-            "A part of the lake is damaged; there is no backup.",
+            "A part of the lake is damaged; no backup was made.",
             where=f"{lake.root}/{path}",
             got=f"sha256 {got[:12]}",
-            expected=f"sha256 {sha256[:12]}, as its manifest has it",
+            expected=f"sha256 {sha256[:12]}, as in its manifest",
             todo="restore the file from an earlier backup, or delete the partition's manifest and run the step again",
         )
 
 
 def copy_stream(source: IO[bytes], target: IO[bytes]) -> str:
-    """Copy all bytes; returns their sha256."""
+    """Copy all bytes; returns their SHA-256."""
     digest = hashlib.sha256()
     while piece := source.read(PIECE):
         digest.update(piece)
@@ -178,8 +178,8 @@ def list_all_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupManifest:
-    """Read every byte of a backup and hold it against the manifest. Raises BackupInvalid."""
+def check_backup(folder: Path, report: Report = lambda done, total: None) -> BackupManifest:
+    """Check every byte of a backup against the manifest. Raises BackupInvalid."""
     manifest = read_backup_manifest(folder)
     bad = []
     for done, (name, entry) in enumerate(manifest.files.items(), start=1):
@@ -190,10 +190,10 @@ def check_backup(folder: Path, tell: Tell = lambda done, total: None) -> BackupM
             bad.append(f"{name} is missing")
         elif describe(path) != entry:
             bad.append(f"{name} was altered")
-        tell(done, len(manifest.files))
+        report(done, len(manifest.files))
     if bad:
         raise BackupInvalid(
-            f"{len(bad)} of {len(manifest.files)} files of the backup are not as they were; nothing was restored.",
+            f"{len(bad)} of {len(manifest.files)} files of the backup are missing or altered; nothing was restored.",
             where=str(folder),
             got="; ".join(bad[:5]),
             expected="the sizes and hashes of manifest.json",
@@ -208,11 +208,11 @@ def read_backup_manifest(folder: Path) -> BackupManifest:
     try:
         manifest = BackupManifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        todo = "name the folder that nightjar backup wrote; one that was cut short cannot be restored"
-        raise BackupInvalid("There is no whole backup.", where=str(folder), got=str(error), todo=todo) from error
+        todo = "name a folder that nightjar backup wrote; an interrupted backup cannot be restored"
+        raise BackupInvalid("The backup is incomplete.", where=str(folder), got=str(error), todo=todo) from error
     except ValidationError as error:
         got = f"{error.error_count()} bad keys"
-        raise BackupInvalid(f"{MANIFEST} is not a backup's.", where=str(path), got=got) from error
+        raise BackupInvalid(f"{MANIFEST} is not the manifest of a backup.", where=str(path), got=got) from error
     supported = (FORMAT_VERSION, SCHEMA_VERSION)
     if manifest.format_version != FORMAT_VERSION or manifest.schema_version > SCHEMA_VERSION:
         raise BackupInvalid(
@@ -220,7 +220,7 @@ def read_backup_manifest(folder: Path) -> BackupManifest:
             where=str(path),
             got=f"format {manifest.format_version}, schema {manifest.schema_version}",
             expected="format {}, schema {} or older".format(*supported),
-            todo="install that version here",
+            todo="install the newer Nightjar here",
         )
     return manifest
 
@@ -231,13 +231,13 @@ def restore(
     mlflow_uri: str,
     artifacts: str,
     folder: Path,
-    tell: Tell = lambda done, total: None,
+    report: Report = lambda done, total: None,
 ) -> BackupManifest:
-    """Fill empty stores from a backup, the warehouse last. artifacts: folder or URL where MLflow's files are put.
+    """Fill empty stores from a backup, the warehouse last. artifacts: folder or URL for MLflow's files.
 
     Raises BackupInvalid, StoreNotEmpty, ServiceUnreachable.
     """
-    manifest = check_backup(folder, tell)
+    manifest = check_backup(folder, report)
     check_lake_empty(lake, manifest)
     check_tables_empty(warehouse)
     database = registry_copy.find_database(mlflow_uri) if manifest.experiments is not None else None
@@ -251,7 +251,7 @@ def restore(
 
 
 def check_lake_empty(lake: Lake, manifest: BackupManifest) -> None:
-    """Raise StoreNotEmpty where the lake has a partition that is not the backup's own."""
+    """Raise StoreNotEmpty if the lake has a partition that is not from the backup."""
     expected = {name: entry.sha256 for name, entry in manifest.files.items()}
     held = {path: hashlib.sha256(lake.read(path)).hexdigest() for path in lake.manifests()}
     foreign = [path for path, sha256 in held.items() if expected.get(f"{LAKE}/{path}") != sha256]
@@ -259,14 +259,14 @@ def check_lake_empty(lake: Lake, manifest: BackupManifest) -> None:
         raise StoreNotEmpty(
             "The lake is not empty; nothing was restored.",
             where=lake.root,
-            got=f"{len(foreign)} partitions that are not of this backup, such as {foreign[0]}",
-            expected="a lake without partitions, or what a restore of this backup left when it was cut short",
-            todo="move the lake away, or point NIGHTJAR_HOME or NIGHTJAR_LAKE to another place",
+            got=f"{len(foreign)} partitions that are not from this backup, such as {foreign[0]}",
+            expected="a lake without partitions, or with those of an interrupted restore of this backup",
+            todo="move the lake away, or set NIGHTJAR_HOME or NIGHTJAR_LAKE to another location",
         )
 
 
 def check_tables_empty(warehouse: Warehouse) -> None:
-    """Raise StoreNotEmpty where a table has rows."""
+    """Raise StoreNotEmpty if a table has rows."""
     tables = () if warehouse.is_new() else metadata.sorted_tables
     with warehouse.begin() as connection:
         counts = {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in tables}
@@ -275,14 +275,14 @@ def check_tables_empty(warehouse: Warehouse) -> None:
             "The warehouse is not empty; nothing was restored.",
             where=warehouse.place,
             got=", ".join(f"{name} {count:,} rows" for name, count in held.items()),
-            expected="tables without rows; a restore fills them last and all at once",
-            todo="nothing, if these rows are an earlier restore's, which has then ended; else point NIGHTJAR_HOME or "
-            "NIGHTJAR_WAREHOUSE to an empty one",
+            expected="tables without rows; a restore fills them last, all at once",
+            todo="nothing if an earlier restore wrote these rows, since it is then complete; otherwise set "
+            "NIGHTJAR_HOME or NIGHTJAR_WAREHOUSE to an empty one",
         )
 
 
 def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
-    """Copy the backup's part of the lake, manifests last; files that are there already are left as they are."""
+    """Copy the backup's part of the lake, manifests last; existing files are not touched."""
     names = [name.removeprefix(f"{LAKE}/") for name in manifest.files if name.startswith(f"{LAKE}/")]
     there = lake.files("")
     for name in sorted(names, key=lambda name: name.endswith(f"/{MANIFEST}")):
@@ -294,7 +294,7 @@ def fill_lake(lake: Lake, folder: Path, manifest: BackupManifest) -> None:
 
 
 def fill_tables(warehouse: Warehouse, folder: Path, schema_version: str) -> None:
-    """Load every table in one transaction, in the schema of the backup, then migrate to today's."""
+    """Load every table in one transaction, in the backup's schema, then migrate to the current one."""
     if warehouse.is_new():
         warehouse.migrate(schema_version)
     elif schema_version != SCHEMA_VERSION:
@@ -311,11 +311,11 @@ def fill_tables(warehouse: Warehouse, folder: Path, schema_version: str) -> None
 
 def _older(warehouse: Warehouse, schema_version: str) -> StoreNotEmpty:
     return StoreNotEmpty(
-        "The warehouse has today's tables already, and the backup is of older ones.",
+        "The warehouse already has the current tables, but the backup has older ones.",
         where=warehouse.place,
         got=f"schema {SCHEMA_VERSION}",
-        expected=f"no tables, to make those of schema {schema_version}, fill them and migrate",
-        todo="drop the empty tables, or point NIGHTJAR_WAREHOUSE to a new database",
+        expected=f"no tables, so that those of schema {schema_version} can be created, filled and migrated",
+        todo="drop the empty tables, or set NIGHTJAR_WAREHOUSE to a new database",
     )
 
 

@@ -1,8 +1,8 @@
-"""Erase one record: from every zone of the lake, every table, and the pages that show it; and say where it was.
+"""Erase one record from every zone of the lake, every table and the pages that show it, and report where it was.
 
-Parts are immutable: a new part is written, the manifest replaced, the old file removed, batch by batch, while new
-attempts at the batch wait. Cut short, a second run finds what is left, since it looks into every file, named or not.
-The rest of a batch keeps its rows, but its input is another one now: its night is stale until it is scored again.
+Parts are immutable: batch by batch, a new part is written, the manifest replaced and the old file removed, while new
+attempts at the batch wait. If interrupted, a second run finds the rest, since it reads every file, named or not. The
+other rows of a batch are kept, but its input has changed, so its night is stale until it is scored again.
 """
 
 import html
@@ -54,7 +54,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record was: a zone or table, its batch date (a cut-off in `clean`) and the rows."""
+    """Where a record was: a zone or table, the batch date (in `clean` the cut-off) and the number of rows."""
 
     what: str
     batch_date: date | None
@@ -63,7 +63,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A version that may have learnt from the record; `holds_rows`: its bundle keeps encoded rows, maybe this one."""
+    """A version that may be trained on the record; `holds_rows`: its bundle has encoded rows, maybe this one."""
 
     version: int
     aliases: tuple[str, ...]
@@ -72,7 +72,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Erased:
-    """What was done. `stale`: nights to score again; `left`: files that an attempt may still be writing."""
+    """The result. `stale`: nights to score again; `left`: files that an attempt may still be writing."""
 
     record_id: str
     places: tuple[Place, ...]
@@ -80,13 +80,13 @@ class Erased:
     stale: tuple[date, ...]
     fitted: tuple[Fitted, ...]
     left: tuple[str, ...]
-    summaries: int  # of nights, in Prefect
+    summaries: int  # removed summaries of nights in Prefect
 
 
 def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) -> Erased:
-    """Remove a record from everything that Nightjar keeps of a detector. Raises RecordMissing where it is nowhere.
+    """Remove a record from everything that Nightjar stores for a detector. Raises RecordMissing if it is not found.
 
-    summaries: how many of Prefect's were removed beforehand.
+    summaries: number of Prefect's summaries that were removed before.
     """
     before = take_inventory(site.lake, site.detector)
     in_zones, busy = erase_named(site, before, record_id, now)
@@ -96,10 +96,10 @@ def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) 
     pages = erase_pages(site, record_id)
     if not (any(place.rows for place in places) or pages or busy or left or summaries):
         raise RecordMissing(
-            f"{site.detector} holds no such record.",
+            f"{site.detector} does not have this record.",
             where="every zone, table and page",
             got=f"record_id {record_id!r}",
-            todo="check the id, and the detector's name; nothing was changed",
+            todo="check the id and the name of the detector; nothing was changed",
         )
     days = {place.batch_date for place in places if place.batch_date and place.what != "clean"}
     landed = {place.batch_date for place in places if place.what == "landing"}
@@ -115,7 +115,7 @@ def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) 
 
 
 def erase_named(site: Site, inventory: Inventory, record_id: str, now: datetime) -> tuple[list[Place], list[str]]:
-    """Rewrite the partitions that hold the record, landing first; returns where it was and where an attempt is busy."""
+    """Rewrite the partitions with the record, landing first; returns where it was and where an attempt is running."""
     places, busy = [], []
     order: tuple[Zone, ...] = ("landing", "validated", "quarantine", "clean", "scores")
     for path, seen in sorted(inventory.manifests.items(), key=lambda item: (order.index(item[1].zone), item[0])):
@@ -133,14 +133,14 @@ def erase_named(site: Site, inventory: Inventory, record_id: str, now: datetime)
 
 
 def count_in_manifest(lake: Lake, manifest: Manifest, inventory: Inventory, record_id: str) -> int:
-    """The record's rows in the parts of a manifest; 1 where only flags or groups beside them name it."""
+    """The record's rows in the parts of a manifest; 1 if only its flags or groups name the record."""
     rows = sum(count_record(lake, part, record_id) for part in manifest.parts)
     results = list_results(manifest, inventory.named)
     return rows or int(any(names_record(lake.read_frame(name), record_id).any() for name in results))
 
 
 def count_record(lake: Lake, part: Part, record_id: str) -> int:
-    """The rows of a record in a Parquet file that has a column of record ids, or of groups. Raises SourceInvalid."""
+    """A record's rows in a Parquet file with a column of record ids or groups. Raises SourceInvalid."""
     columns = lake.columns(part)
     name = next((name for name in ("record_id", "group") if name in columns), None)
     slices = lake.slices(part, [name]) if name else ()
@@ -148,12 +148,12 @@ def count_record(lake: Lake, part: Part, record_id: str) -> int:
 
 
 def names_record(frame: pd.DataFrame, record_id: str) -> pd.Series:
-    """The mask of a small table's rows (N,) that are the record's, or those of a group named like it."""
+    """The mask (N,) of a small table's rows with the record's id, as record or as group."""
     return frame["record_id" if "record_id" in frame else "group"] == record_id
 
 
 def rewrite_partition(lake: Lake, manifest: Manifest, inventory: Inventory, record_id: str) -> None:
-    """Put parts without the record in the place of those with it: the new file, the manifest, the old file goes."""
+    """Replace parts that have the record: write the new file, then the manifest, then remove the old file."""
     zone = cast(Zone, manifest.zone)
     partition = lake.write(zone, manifest.detector, manifest.batch_date, manifest.inputs)
     old = [part for part in manifest.parts if count_record(lake, part, record_id)]
@@ -170,20 +170,20 @@ def rewrite_partition(lake: Lake, manifest: Manifest, inventory: Inventory, reco
 
 
 def rename(part: Part, hashes: Mapping[str, str]) -> Part:
-    """A part that repairs rows of others names these by the hashes that they have now."""
+    """Update the hashes of the parts that a repair replaces."""
     return replace(part, replaces=tuple(hashes.get(sha256, sha256) for sha256 in part.replaces))
 
 
 def without(lake: Lake, part: Part, record_id: str) -> Iterator[pa.Table]:
-    """A part's rows, slice by slice, but those of the record; rows without an id stay."""
+    """A part's rows except the record's, slice by slice; rows without an id are kept."""
     for table in lake.slices(part):
         yield table.filter(pc.fill_null(pc.not_equal(table["record_id"], record_id), True))
 
 
 def erase_unnamed(site: Site, inventory: Inventory, record_id: str, now: datetime) -> tuple[list[Place], list[str]]:
-    """Remove files that no reader sees and that hold the record, or cannot be read; returns those left to an attempt.
+    """Remove invisible files that have the record or cannot be read; returns those that an attempt may be writing.
 
-    What an attempt left that a later one has overtaken is nobody's, and so are scores while no night is at work.
+    Files of an overtaken attempt have no owner, nor have scores while no night is running.
     """
     lake = site.lake
     parts = {part.path for manifest in inventory.manifests.values() for part in manifest.parts}
@@ -197,7 +197,7 @@ def erase_unnamed(site: Site, inventory: Inventory, record_id: str, now: datetim
         if rows == 0:
             continue
         folder, _, attempt = path.rpartition("/")[0].rpartition("/attempt=")
-        is_landing = path.startswith("landing/")  # where attempts add up: none overtakes another
+        is_landing = path.startswith("landing/")  # attempts in landing do not overtake each other
         is_overtaken = not is_landing and attempt.isdigit() and int(attempt) < newest.get(folder, 0)
         is_old = lake.modified(path) < now - GRACE
         with hold_batch(site, read_batch_date(path), now) as held:
@@ -210,7 +210,7 @@ def erase_unnamed(site: Site, inventory: Inventory, record_id: str, now: datetim
 
 
 def count_in_leftover(lake: Lake, path: str, record_id: str) -> int | None:
-    """The record's rows in a file that no manifest names; None where it cannot be read, as half-written ones cannot."""
+    """The record's rows in a file that no manifest names; None if unreadable, such as a half-written file."""
     try:
         return count_record(lake, Part(path, 0, ""), record_id)
     except SourceInvalid:
@@ -218,7 +218,7 @@ def count_in_leftover(lake: Lake, path: str, record_id: str) -> int | None:
 
 
 def _remove_with_receipts(lake: Lake, path: str, inventory: Inventory) -> None:
-    """Of unfinished scores the receipts go first: a later attempt would believe them."""
+    """Remove the receipts of unfinished scores first: a later attempt would trust them."""
     folder = path.rpartition("/")[0]
     if "/inputs=" in path and path in inventory.unnamed:
         for name in inventory.unnamed:
@@ -228,7 +228,7 @@ def _remove_with_receipts(lake: Lake, path: str, inventory: Inventory) -> None:
 
 
 def erase_rows(site: Site, record_id: str) -> list[Place]:
-    """Delete the record's rows from every table, and its id from texts that mention it, in one transaction."""
+    """Delete the record's rows from every table, and its id from free text, in one transaction."""
     counts: Counter[tuple[str, date | None]] = Counter()
     with site.warehouse.begin() as connection:
         for table, column in NAMED_BY.items():
@@ -243,9 +243,9 @@ def erase_rows(site: Site, record_id: str) -> list[Place]:
 
 
 def erase_mentions(connection: sa.Connection, column: sa.Column[Any], detector: str, record_id: str) -> list[date]:
-    """Replace the id, where it is a word of its own, in a column of free text; returns the rows' batch dates."""
+    """Replace the id in a column of free text, as a whole word only; returns the rows' batch dates."""
     table: Any = column.table
-    is_json = column is attempts.c.parts  # where quotes and backslashes are escaped
+    is_json = column is attempts.c.parts  # with escaped quotes and backslashes
     written = json.dumps(record_id, ensure_ascii=False)[1:-1] if is_json else record_id
     word = re.compile(rf"(?<![\w-]){re.escape(written)}(?![\w-])")
     mentioned = sa.select(*KEYS[table], column).where(
@@ -261,7 +261,7 @@ def erase_mentions(connection: sa.Connection, column: sa.Column[Any], detector: 
 
 
 def merge_places(places: list[Place]) -> tuple[Place, ...]:
-    """Places with their rows added up, in order."""
+    """Merge equal places and sum their rows, in order."""
     rows: Counter[tuple[str, date | None]] = Counter()
     for place in places:
         rows[place.what, place.batch_date] += place.rows
@@ -269,7 +269,7 @@ def merge_places(places: list[Place]) -> tuple[Place, ...]:
 
 
 def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
-    """Delete the reports and Data Docs that show the id in a cell of its own; returns their paths below the home."""
+    """Delete the reports and Data Docs that show the id in a table cell; returns their paths below the home."""
     shown = (f">{html.escape(record_id)}<", f'"{record_id}"', f">{record_id}<")
     pages = [*site.reports.glob("*.html"), *site.docs.rglob("*.html"), *site.docs.rglob("*.json")]
     found = [page for page in pages if any(text in page.read_text(encoding="utf-8") for text in shown)]
@@ -286,7 +286,7 @@ def read_published(site: Site) -> set[date]:
 
 
 def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
-    """The registered versions whose training dates cover one of the days."""
+    """The registered versions whose training dates include one of the days."""
     found = []
     for version in site.registry.list_versions():
         dates = [version.tags.get(name) for name in ("first_date", "trained_through")]
@@ -296,14 +296,14 @@ def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
 
 
 def _holds_rows(site: Site, version: Version) -> bool:
-    """Whether a version's bundle keeps encoded rows; one that cannot be looked at may."""
+    """Whether a version's bundle has encoded rows; True if it cannot be read."""
     with suppress(NightjarError):
         return Detector.load(site.registry.fetch_bundle(version)).score_params.kind == "neighbours"
     return True
 
 
 def erase_artifacts(site: Site, record_id: str) -> int:
-    """Delete Prefect's summaries of nights that show the record; returns how many."""
+    """Delete Prefect's summaries of nights that show the record; returns their number."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter
 

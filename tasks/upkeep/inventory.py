@@ -1,4 +1,4 @@
-"""What lies in a detector's share of the lake: the manifests, the files they name, and the files that none names."""
+"""A detector's files in the lake: manifests, the files they name, and files that no manifest names."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ZONES: tuple[Zone, ...] = get_args(Zone)
 
 @dataclass(frozen=True)
 class Inventory:
-    """Manifests by path, and the bytes of files by path: those that a manifest names, itself among them, or none."""
+    """Manifests by path, and file sizes in bytes by path: of named files, manifests included, and of unnamed ones."""
 
     manifests: Mapping[str, Manifest]
     named: Mapping[str, int]
@@ -21,9 +21,9 @@ class Inventory:
 
 
 def take_inventory(lake: Lake, detector: str) -> Inventory:
-    """Look at every file of a detector.
+    """List every file of a detector.
 
-    Files are listed before manifests are read, so that one which is committed meanwhile counts as named.
+    Files are listed before manifests are read, so that a file committed in the meantime counts as named.
     """
     files = {path: size for zone in ZONES for path, size in lake.files(f"{zone}/{detector}").items()}
     manifests = {path: lake.read_manifest(path) for path in lake.manifests(detector=detector)}
@@ -36,9 +36,9 @@ def take_inventory(lake: Lake, detector: str) -> Inventory:
 
 
 def list_named(path: str, manifest: Manifest, files: Mapping[str, int]) -> Iterator[str]:
-    """The files of a lake that belong to the manifest at `path`: itself, its parts, and the flags and groups of scores.
+    """The files that belong to the manifest at `path`: itself, its parts, and the flags and groups of scores.
 
-    Below the inputs of scores all belongs to their manifest, except files that were never finished.
+    Under `inputs=KEY/` all files belong to the manifest, except unfinished ones.
     """
     yield path
     yield from (part.path for part in manifest.parts)
@@ -49,7 +49,7 @@ def list_named(path: str, manifest: Manifest, files: Mapping[str, int]) -> Itera
 
 
 def list_results(manifest: Manifest, files: Mapping[str, int]) -> list[str]:
-    """The flags and groups beside the scores of a manifest. Before schema 0004 only the flags were named."""
+    """The flags and groups that belong to the scores of a manifest. Before schema 0004 it named only the flags."""
     if not (flags := manifest.facts.get("flags")):
         return []
     groups = manifest.facts.get("groups", str(PurePosixPath(flags).with_name("groups.parquet")))

@@ -1,6 +1,6 @@
-"""What became of each batch date: fresh, stale, failed or missing, from landing, the warehouse and the champion.
+"""The state of each batch date: fresh, stale, failed or missing, from landing, the warehouse and the champion.
 
-Which version should have scored a date is either today's champion, or the one that was champion when the night was due.
+The version that should have scored a date is today's champion, or the one that was champion when the night was due.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ State = Literal["fresh", "stale", "failed", "missing"]
 
 @dataclass(frozen=True)
 class BatchState:
-    """One batch date. `batch` is what is published, if anything; `version` is the one that would score it now.
+    """One batch date. `batch` is its published night, if any; `version` is the one that would score it now.
 
-    `why` is empty for a fresh one, unless its newest attempt failed: what is published stays valid.
+    `why` is empty if it is fresh, unless the newest attempt failed: the published night stays valid.
     """
 
     batch_date: date
@@ -32,14 +32,14 @@ class BatchState:
 
 
 def list_landed_dates(lake: Lake, detector: str) -> list[date]:
-    """The dates on which something has landed, in order, those that were pruned since included."""
+    """The dates on which something has landed, in order, including pruned ones."""
     return sorted({*lake.dates("landing", detector), *lake.pruned(detector)})
 
 
 def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:
-    """The batch dates after those that were learnt from, up to the newest landed one, with those that never landed.
+    """The batch dates after training (`learnt`) up to the newest landed date, including dates that never landed.
 
-    landed: in order. A landed date after yesterday is listed, the days before it are not: they are still to come.
+    landed: in order. After yesterday only landed dates are listed, since the others are still to come.
     """
     chosen = [day for day in landed if learnt is None or day > learnt]
     if not chosen:
@@ -50,7 +50,7 @@ def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> li
 
 
 def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
-    """How many days before yesterday the newest complete landed batch is; None where none has landed."""
+    """Days from the newest complete landed batch to yesterday; None if none has landed."""
     complete = [day for day in landed if day <= yesterday]
     return (yesterday - max(complete)).days if complete else None
 
@@ -58,16 +58,16 @@ def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
 def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[BatchState]:
     """The state of batch dates, in order, as today's champion should have scored them.
 
-    stale: published, but landing has changed since, or by another version. failed: the newest attempt failed and
-    nothing is published. missing: never published, or nothing has landed.
+    stale: published, but from older landing or by another version. failed: the newest attempt failed and nothing is
+    published. missing: never published, or nothing has landed.
     """
     return _read(site, dates, dict.fromkeys(dates, champion))
 
 
 def read_ledger_as_of(site: Site, dates: Sequence[date]) -> list[BatchState]:
-    """The state of batch dates, in order, as the champions of their time should have scored them.
+    """The state of batch dates, in order, as the champions at the time should have scored them.
 
-    Raises ChampionMissing that names the dates which had none when they were due: at the end of the batch date.
+    Raises ChampionMissing if some dates had no champion when they were due, at the end of the batch date.
     """
     return _read(site, dates, find_champions(site, dates))
 
@@ -88,7 +88,7 @@ def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | No
             where=f"registered model {site.registry.model_name}",
             got=", ".join(map(str, lacking)),
             expected=reigns or "any champion",
-            todo="name later dates, or leave out --as-of: today's champion then scores them",
+            todo="choose later dates, or leave out --as-of to score them with today's champion",
         )
     return found
 

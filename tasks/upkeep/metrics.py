@@ -1,7 +1,7 @@
-"""The state of every detector in Prometheus' words: what was read goes in, metric families come out.
+"""The state of all detectors as Prometheus metrics: readings in, metric families out.
 
-Instants are told instead of ages: `time()` minus an instant stays right however long ago it was read. Labels hold the
-names of detectors, outcomes, states and errors, never a value of a record.
+Metrics are instants, not ages: `time()` minus an instant is right however old the reading is. Labels are names of
+detectors, outcomes, states and errors, never values of records.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from tasks.upkeep.ledger import State
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of a detector; what could not be read is None, for the reason `error`.
+    """The state of a detector; what could not be read is None, and `error` is the reason.
 
-    The instants are those at which batch dates begin: of the newest published one, the newest landed one that is over,
-    and the newest one that should be published by now, None for data that has ended (run.every_night).
+    Instants are the beginnings of batch dates: the newest published one, the newest landed one that is over, and the
+    newest one that should be published by now, None for data that has ended (run.every_night).
     """
 
     detector: str
@@ -38,40 +38,40 @@ class Reading:
 Value = Callable[[Reading], float | None]
 GAUGES: Mapping[str, tuple[str, Value]] = {
     "nightjar_detector_up": (
-        "1 where everything of the detector could be read, else 0.",
+        "1 if the detector's whole state could be read, otherwise 0.",
         lambda reading: float(reading.error is None),
     ),
     "nightjar_night_batch_date_timestamp_seconds": (
-        "When the newest published batch date begins, in the detector's time zone; time() minus it is freshness.",
+        "Start of the newest published batch date in the detector's time zone; time() minus it is the freshness.",
         lambda reading: _instant(reading.published),
     ),
     "nightjar_expected_batch_date_timestamp_seconds": (
-        "When the newest batch date that is over begins; absent where run.every_night is false.",
+        "Start of the newest batch date that is over; absent if run.every_night is false.",
         lambda reading: _instant(reading.expected),
     ),
     "nightjar_landed_batch_date_timestamp_seconds": (
-        "When the newest landed batch date that is over begins.",
+        "Start of the newest landed batch date that is over.",
         lambda reading: _instant(reading.landed),
     ),
     "nightjar_attempts_running": (
-        "Tries at a batch that have not ended, those of killed processes included until the next run buries them.",
+        "Attempts that have not ended, including those of killed processes until the next run marks them as failed.",
         lambda reading: None if reading.attempts is None else reading.attempts.get("running", 0),
     ),
     "nightjar_champion_version": (
-        "The model version that scores tonight; absent where there is no champion.",
+        "The model version that scores tonight; absent without a champion.",
         lambda reading: reading.champion,
     ),
 }
 NIGHT: Mapping[str, tuple[str, Callable[[PublishedNight], float]]] = {
     "nightjar_night_flagged_rows": ("Rows above the threshold.", lambda night: night.flagged),
     "nightjar_night_published_rows": (
-        "Flags written to the warehouse; score.max_alerts may keep fewer than were flagged.",
+        "Flags written to the warehouse; score.max_alerts may limit them.",
         lambda night: night.published,
     ),
     "nightjar_night_unseen_rows": ("Scored rows with an unseen category.", lambda night: night.unseen),
-    "nightjar_night_duration_seconds": ("From the begin of the try to its publishing.", lambda night: night.seconds),
-    "nightjar_night_scored_timestamp_seconds": ("When it was scored.", lambda night: night.scored_at.timestamp()),
-    "nightjar_night_threshold": ("Scores above it are flagged.", lambda night: night.threshold),
+    "nightjar_night_duration_seconds": ("From the start of the attempt to publishing.", lambda night: night.seconds),
+    "nightjar_night_scored_timestamp_seconds": ("Time of scoring.", lambda night: night.scored_at.timestamp()),
+    "nightjar_night_threshold": ("The threshold above which records are flagged.", lambda night: night.threshold),
     "nightjar_night_model_version": ("The model version that scored it.", lambda night: night.model_version),
 }
 OUTCOMES = ("scored", "quarantined", "excluded")
@@ -79,25 +79,27 @@ ENDED = ("published", "failed")
 
 
 def describe_detectors(readings: Sequence[Reading], schema: str | None, now: datetime) -> Iterator[Metric]:
-    """The metric families of all detectors; `schema` is the warehouse's, None where it has none or is away."""
-    yield _gauge("nightjar_read_timestamp_seconds", "When all of this was read.", (), [((), now.timestamp())])
+    """The metric families of all detectors; `schema` is the warehouse's, None if missing or unreachable."""
+    yield _gauge("nightjar_read_timestamp_seconds", "Time at which the metrics were read.", (), [((), now.timestamp())])
     yield _gauge(
         "nightjar_warehouse_schema_version",
-        "The version of the warehouse's tables; absent where it is away or has none yet.",
+        "The version of the warehouse's tables; absent if it is unreachable or has no tables yet.",
         (),
         [((), None if schema is None else float(schema))],
     )
-    for name, (told, value) in GAUGES.items():
-        yield _gauge(name, told, ("detector",), (((r.detector,), value(r)) for r in readings))
+    for name, (text, value) in GAUGES.items():
+        yield _gauge(name, text, ("detector",), (((r.detector,), value(r)) for r in readings))
     errors = (((r.detector, type(r.error).__name__), 1.0) for r in readings if r.error)
-    yield _gauge("nightjar_detector_error", "Why it is not up, as the runbook names it.", ("detector", "error"), errors)
+    yield _gauge(
+        "nightjar_detector_error", "The error if it is not up, as in the runbook.", ("detector", "error"), errors
+    )
     newest = [r.newest for r in readings if r.newest]
-    for name, (told, count) in NIGHT.items():
-        told = f"Of the newest published night: {told[0].lower()}{told[1:]}"
-        yield _gauge(name, told, ("detector",), (((night.detector,), count(night)) for night in newest))
+    for name, (text, count) in NIGHT.items():
+        text = f"Of the newest published night: {text[0].lower()}{text[1:]}"
+        yield _gauge(name, text, ("detector",), (((night.detector,), count(night)) for night in newest))
     yield _gauge(
         "nightjar_night_rows",
-        "Of the newest published night: rows by what became of them; they add up to the rows that came in.",
+        "Of the newest published night: rows by outcome; they add up to the rows in the batch.",
         ("detector", "outcome"),
         (((night.detector, outcome), getattr(night, outcome)) for night in newest for outcome in OUTCOMES),
     )
@@ -107,9 +109,9 @@ def describe_detectors(readings: Sequence[Reading], schema: str | None, now: dat
 
 
 def count_attempts(readings: Sequence[Reading]) -> CounterMetricFamily:
-    """The attempts that have ended, by outcome. What retention prunes of them looks like a restart of the counter."""
+    """The attempts that have ended, by outcome. Pruning old attempts looks like a counter reset."""
     family = CounterMetricFamily(
-        "nightjar_attempts", "Tries at a batch that have ended, by outcome.", labels=("detector", "outcome")
+        "nightjar_attempts", "Attempts at a batch that have ended, by outcome.", labels=("detector", "outcome")
     )
     for reading in readings:
         for outcome in ENDED if reading.attempts is not None else ():
@@ -118,9 +120,9 @@ def count_attempts(readings: Sequence[Reading]) -> CounterMetricFamily:
 
 
 def _gauge(
-    name: str, told: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float | None]]
+    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float | None]]
 ) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, told, labels=labels)
+    family = GaugeMetricFamily(name, text, labels=labels)
     for key, value in values:
         if value is not None:
             family.add_metric(key, value)

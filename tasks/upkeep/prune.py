@@ -1,9 +1,9 @@
-"""Remove what nobody needs: files that no manifest names, interrupted downloads, and what is past its retention.
+"""Remove what is no longer needed: orphaned files, interrupted downloads, and data past its retention.
 
-A plan is made first and then carried out, batch by batch, under the key that a new attempt would wait for; a batch
-that an attempt is working on is left alone. A manifest goes before its files, so a kill leaves orphans for next time.
-What never goes: landing of which no night and no training has come yet, the clean rows and bundles of champion and
-challenger, published flags, labels, reviews and registered versions.
+A plan is made first and then carried out batch by batch, under the lock that a new attempt needs; a batch with a
+running attempt is skipped. A manifest is removed before its files, so a kill leaves orphans for the next run. Never
+removed: landing that is not yet scored or trained on, the clean rows and bundles of champion and challenger, published
+flags, labels, reviews and registered versions.
 """
 
 import re
@@ -25,7 +25,7 @@ from tasks.stores.tables import attempts, scoring_batches, superseded_anomalies
 from tasks.stores.warehouse import lock_key
 from tasks.upkeep.inventory import Inventory, list_named, take_inventory
 
-GRACE = timedelta(hours=24)  # a younger file may be a live attempt's
+GRACE = timedelta(hours=24)  # a younger file may belong to a running attempt
 ORPHANS = "orphans"
 SUPERSEDED = "superseded scores"
 BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
@@ -33,19 +33,19 @@ BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 
 @dataclass(frozen=True)
 class Removal:
-    """Files of one kind that go together, in order. `batch_date`: whose attempts must not be at work meanwhile."""
+    """Files of one kind to remove together, in order. `batch_date`: no attempt at it may be running."""
 
     what: str
     batch_date: date | None
     files: tuple[tuple[str, int], ...]  # path and bytes
     rows: int = 0
-    inputs: str | None = None  # of scores that go unless a night is published from them meanwhile
-    landed: str | None = None  # the hash of landing that goes unless more lands meanwhile
+    inputs: str | None = None  # of scores: skip if a night was published from them in the meantime
+    landed: str | None = None  # the hash of landing: skip if more has landed in the meantime
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What went, or would go, of one kind."""
+    """What was removed, or would be, of one kind."""
 
     what: str
     files: int
@@ -55,7 +55,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Kept:
-    """What must not go: the published batches with the inputs of their scores, and cut-offs and versions in use."""
+    """What must be kept: published batches with the inputs of their scores, and cut-offs and versions in use."""
 
     scores: Mapping[date, str | None]  # of published batches
     landed: Mapping[date, str]  # the input hash of published batches
@@ -64,13 +64,13 @@ class Kept:
     versions: frozenset[int]
 
     def needs_landing(self, landing: Manifest) -> bool:
-        """Whether something has landed of which nothing has become yet: no night, no training."""
+        """Whether a night or a training has not used this landing yet."""
         is_learnt = self.trained_through is not None and landing.batch_date <= self.trained_through
         return not is_learnt and self.landed.get(landing.batch_date) != landing.hash
 
 
 def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_run: bool = False) -> list[Removed]:
-    """Remove, or only count, what is past its time. Raises ServiceUnreachable."""
+    """Remove, or only count, what is no longer needed. Raises ServiceUnreachable."""
     lake, today = site.lake, now.astimezone(site.zone).date()
     kept = read_kept(site)
     inventory = take_inventory(lake, site.detector)
@@ -89,7 +89,7 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
 
 
 def read_kept(site: Site) -> Kept:
-    """What retention must not touch, from the warehouse and the registry."""
+    """What must be kept, from the warehouse and the registry."""
     nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores, scoring_batches.c.input_hash)
     with site.warehouse.begin() as connection:
         rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
@@ -105,9 +105,9 @@ def read_kept(site: Site) -> Kept:
 
 
 def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Removal]:
-    """Files that no manifest names, once they are older than any live attempt.
+    """Files that no manifest names and that are older than any running attempt.
 
-    Unfinished scores go as a whole, receipts first: a later attempt believes a receipt that it finds.
+    Unfinished scores are removed together, receipts first, because a later attempt would trust a receipt.
     """
     groups: dict[str, list[str]] = {}
     for path in inventory.unnamed:
@@ -122,7 +122,7 @@ def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Re
 
 
 def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept) -> Iterator[Removal]:
-    """Scores that no published night was published from, once they are older than any live attempt."""
+    """Scores that no published night uses and that are older than any running attempt."""
     for path, manifest in inventory.manifests.items():
         is_published = kept.scores.get(manifest.batch_date) == manifest.inputs
         if manifest.zone == "scores" and not is_published and lake.modified(path) < now - GRACE:
@@ -130,7 +130,7 @@ def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept)
 
 
 def order_files(path: str, inventory: Inventory) -> tuple[tuple[str, int], ...]:
-    """The files of a manifest with their bytes: the manifest, then what only JSON tells of, then the rest."""
+    """The files of a manifest with their sizes in bytes: the manifest, files that only JSON names, the rest."""
     names = set(list_named(path, inventory.manifests[path], inventory.named)) & inventory.named.keys()
     ordered = sorted(names, key=lambda name: (name != path, not name.endswith(".json"), name))
     return tuple((name, inventory.named[name]) for name in ordered)
@@ -154,7 +154,7 @@ def plan_partitions(inventory: Inventory, retention: RetentionParams, today: dat
 
 
 def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Kept) -> Iterator[Removal]:
-    """Downloads that were cut short, and old local bundles of versions that carry no alias."""
+    """Interrupted downloads, and old local bundles of versions without an alias."""
     folders = [path for pattern in ("downloading-*", "version-*") for path in site.registry.bundles.glob(pattern)]
     folders += [path for name in ("fitted", "calibrated") for path in site.registry.bundles.glob(f"{name}/*")]
     for folder in sorted(folders):
@@ -193,7 +193,7 @@ def _size(path: Path) -> int:
 
 
 def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
-    """Remove the files, unless an attempt is at work on their batch; returns whether they went."""
+    """Remove the files, unless an attempt at their batch is running; returns whether they were removed."""
     lake = site.lake
     with hold_batch(site, removal.batch_date, now) as held:
         if not held.is_idle or (removal.inputs and removal.inputs == held.scores):
@@ -209,7 +209,7 @@ def _remove_from_lake(site: Site, removal: Removal, now: datetime) -> bool:
 
 
 def _is_wanted_now(lake: Lake, removal: Removal, path: str) -> bool:
-    """Whether more has landed, or scores have been finished, since the plan was made."""
+    """Whether more has landed, or the scores have been finished, since the plan was made."""
     if removal.landed:
         return lake.read_manifest(path).hash != removal.landed
     folder, _, name = path.rpartition("/")
@@ -219,7 +219,7 @@ def _is_wanted_now(lake: Lake, removal: Removal, path: str) -> bool:
 
 @dataclass(frozen=True)
 class Held:
-    """A batch that new attempts wait for: whether none is at work on it, and the inputs of its published scores."""
+    """A locked batch: whether no attempt at it is running, and the inputs of its published scores."""
 
     is_idle: bool
     scores: str | None
@@ -227,19 +227,19 @@ class Held:
 
 @contextmanager
 def hold_batch(site: Site, batch_date: date | None, now: datetime) -> Iterator[Held]:
-    """Make new attempts at a batch wait meanwhile. One that has been running for longer than a day is dead."""
+    """Block new attempts at a batch. An attempt that has been running for more than a day is dead."""
     if batch_date is None:
         yield Held(True, None)
         return
     live = (attempts.c.status == "running", attempts.c.started_at > now - GRACE)
     with site.warehouse.begin() as connection:
         lock_key(connection, site.detector, batch_date.isoformat())
-        lock_key(connection, site.detector, "landing")  # whoever lands reads and replaces the same manifests
-        tries, scores = (
+        lock_key(connection, site.detector, "landing")  # an ingest replaces the same manifests
+        running, scores = (
             sa.select(column).where(table.c.detector == site.detector, table.c.batch_date == batch_date)
             for column, table in ((attempts.c.attempt, attempts), (scoring_batches.c.scores, scoring_batches))
         )
-        is_idle = connection.scalar(tries.where(*live).limit(1)) is None
+        is_idle = connection.scalar(running.where(*live).limit(1)) is None
         yield Held(is_idle, connection.scalar(scores))
 
 
@@ -249,9 +249,9 @@ def _remove_from_disk(removal: Removal) -> None:
 
 
 def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run: bool) -> dict[str, int]:
-    """Delete, or only count, old rows of superseded_anomalies and attempts; returns the rows by table.
+    """Delete, or only count, old rows of superseded_anomalies and attempts; returns the number of rows by table.
 
-    Of a batch's attempts the newest stays, which the next one counts on from, and the published one.
+    A batch's published attempt is kept, and its newest one, from which the next attempt number follows.
     """
     old: dict[sa.Table, list[sa.ColumnElement[bool]]] = {}
     if (limit := _days(retention.superseded_days)) is not None:
@@ -260,12 +260,12 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
         later, published = attempts.alias(), scoring_batches.c
         same = (later.c.detector == attempts.c.detector, later.c.batch_date == attempts.c.batch_date)
         newer = sa.select(later.c.attempt).where(*same, later.c.attempt > attempts.c.attempt).exists()
-        stands = sa.select(published.attempt).where(
+        is_published = sa.select(published.attempt).where(
             published.detector == attempts.c.detector,
             published.batch_date == attempts.c.batch_date,
             published.attempt == attempts.c.attempt,
         )
-        old[attempts] = [attempts.c.started_at < now - limit, newer, ~stands.exists()]
+        old[attempts] = [attempts.c.started_at < now - limit, newer, ~is_published.exists()]
     counts = {}
     with site.warehouse.begin() as connection:
         for table, conditions in old.items():
@@ -277,7 +277,7 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
 
 
 def count_removed(removals: Iterable[Removal]) -> list[Removed]:
-    """Removals added up by kind, in the order in which kinds come first."""
+    """Sum removals by kind, in order of first appearance."""
     found: dict[str, Removed] = {}
     for removal in removals:
         sofar = found.get(removal.what, Removed(removal.what, 0, 0, 0))

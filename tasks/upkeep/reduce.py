@@ -1,4 +1,4 @@
-"""Learn the second stage from all verdicts so far, and register the champion with it as a version of its own."""
+"""Fit the second stage on all verdicts so far, and register the champion with it as a new version."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +22,7 @@ from tasks.stores.site import Site
 
 @dataclass(frozen=True)
 class Reduced:
-    """The version that got a reducer, what that gains, and the flags and expected alerts of a usual reviewed night."""
+    """The new version with a reducer, its gain, and the flags and expected alerts of a typical reviewed night."""
 
     registered: Registered
     gain: Gain
@@ -31,10 +31,10 @@ class Reduced:
 
 
 def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
-    """All verdicts so far, seen with a detector's eyes, and their nights. Raises TooFewRows where there are none.
+    """All verdicts so far, with features from the detector, and their nights. Raises TooFewRows if there are none.
 
-    Whether a record is a flag is the detector's own judgement, whichever version flagged it then. A record that later
-    input replaced or quarantined is left out.
+    The detector decides which records are flags, whichever version scored them originally. Records that were replaced
+    or quarantined later are left out.
     """
     reviews = site.warehouse.read_reviews(site.detector)
     names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
@@ -42,15 +42,15 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
     nights: list[date] = sorted(reviews["batch_date"].unique())
     for day in nights:
         of_night = reviews[reviews["batch_date"] == day]
-        asked = pa.array(of_night["record_id"], pa.string())
+        wanted = pa.array(of_night["record_id"], pa.string())
         for part in site.lake.get("validated", site.detector, day).parts:
             for table in site.lake.slices(part, names):
-                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), asked))
+                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), wanted))
                 tables.append(found)
                 rows.append(of_night.set_index("record_id").loc[found["record_id"].to_pylist()])
     if not tables:
         raise TooFewRows(
-            f"Nobody has judged a record of {site.detector} yet.",
+            f"{site.detector} has no verdicts yet.",
             expected="verdicts on its flags",
             todo=f"nightjar review {site.detector} --date DATE > FILE, then --take FILE; or --from-labels",
         )
@@ -69,9 +69,9 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
 def reduce_detector(
     detector: Detector, verdicts: Verdicts, nights: list[date], version: int, params: ReviewParams
 ) -> tuple[Detector, Gain]:
-    """A detector of the same weights with a second stage, and what that gains. Raises TooFewRows and ReducerRefused.
+    """The detector with a second stage added, and the gain. Raises TooFewRows and ReducerRefused.
 
-    Its lineage counts the reviewed nights as learnt from: it will not score them.
+    Its lineage lists the reviewed nights as trained on, so it will not score them.
     """
     reducer = fit_reducer(verdicts, params.reducer, params.limits)
     through = max(str(detector.lineage["trained_through"]), nights[-1].isoformat())
@@ -82,7 +82,7 @@ def reduce_detector(
 
 
 def register_reducer(site: Site, params: ReviewParams) -> Reduced:
-    """Give the champion a reducer learnt from all verdicts so far, and register that as a version of its own."""
+    """Fit a reducer for the champion on all verdicts so far, and register the result as a new version."""
     champion = site.registry.get_champion()
     detector = Detector.load(site.registry.fetch_bundle(champion))
     verdicts, nights = read_verdicts(site, detector)

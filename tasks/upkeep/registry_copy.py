@@ -1,7 +1,7 @@
-"""Copy an MLflow that lives in an SQLite file: the database by SQLite's own online backup, then its artifact files.
+"""Copy an MLflow that is stored in an SQLite file: the database by SQLite's online backup, then its artifact files.
 
-Where it is put elsewhere, the absolute locations in it (of experiments, runs, versions, logged models and MLmodel
-files) are rewritten. A tracking server is not copied: its numbers and run ids would change on the way.
+When it is restored to another location, the absolute locations in it (of experiments, runs, versions, logged models and
+MLmodel files) are rewritten. A tracking server cannot be copied: version numbers and run ids would change.
 """
 
 import shutil
@@ -28,14 +28,14 @@ PREFIX = "nightjar-"  # of our experiments and registered models
 
 
 def find_database(uri: str) -> Path:
-    """The file of an MLflow on SQLite. Raises BackupInvalid for any other."""
+    """The file of an MLflow on SQLite. Raises BackupInvalid for any other URI."""
     if (path := find_file(uri)) is None:
         raise BackupInvalid(
             "This MLflow cannot be copied; nothing was written.",
             where=hide_password(uri),
-            got="a tracking server, whose version numbers and runs no copy over its API keeps",
+            got="a tracking server, whose API cannot copy version numbers and run ids",
             expected="an MLflow on an SQLite file",
-            todo="copy the server's own database (pg_dump) and its artifact store, and these stores with "
+            todo="copy the server's database (pg_dump) and its artifact store, and back up the other stores with "
             "nightjar backup FOLDER --without-mlflow",
         )
     return path
@@ -61,25 +61,25 @@ def export_registry(database: Path, folder: Path) -> dict[str, str]:
 
 
 def read_experiments(connection: sqlite3.Connection) -> dict[str, str]:
-    """Where each of our experiments keeps its files."""
+    """The artifact location of each Nightjar experiment."""
     sql = "select name, artifact_location from experiments where substr(name, 1, ?) = ? order by name"
     return dict(connection.execute(sql, (len(PREFIX), PREFIX)).fetchall())
 
 
 def open_place(name: str, location: str) -> Files:
-    """An artifact location as a place of files. Raises BackupInvalid where it is another system's."""
+    """Open an artifact location. Raises BackupInvalid for an unsupported system."""
     if "://" in location and not location.startswith(("file://", "s3://")):
         raise BackupInvalid(
             f"The files of {name} cannot be copied from here.",
             where=hide_password(location),
-            expected="a folder, or a URL of S3",
-            todo="copy that store by its own means, and the others with nightjar backup FOLDER --without-mlflow",
+            expected="a folder or an S3 URL",
+            todo="copy that store with its own tools, and the others with nightjar backup FOLDER --without-mlflow",
         )
     return Files(unquote(location.removeprefix("file://")) if location.startswith("file://") else location)
 
 
 def import_registry(folder: Path, experiments: Mapping[str, str], database: Path, artifacts: str) -> None:
-    """Put files and database in place, the database last; locations are rewritten. Raises StoreNotEmpty."""
+    """Copy files and database into place, the database last; locations are rewritten. Raises StoreNotEmpty."""
     if not (folder / DATABASE).exists():
         return
     moved = {old: locate_artifacts(artifacts, name.removeprefix(PREFIX)) for name, old in experiments.items()}
@@ -94,7 +94,7 @@ def import_registry(folder: Path, experiments: Mapping[str, str], database: Path
 
 
 def check_registry_empty(database: Path, expected: Path) -> None:
-    """Raise StoreNotEmpty where a database with runs is there that is not the one about to be put in place."""
+    """Raise StoreNotEmpty if there is a database with runs that differs from the one to restore."""
     if not database.exists() or database.read_bytes() == expected.read_bytes():
         return
     with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection:
@@ -107,23 +107,23 @@ def check_registry_empty(database: Path, expected: Path) -> None:
             where=str(database),
             got=f"{runs} runs",
             expected="no database, or one without runs",
-            todo="move the file and its artifacts away, or point NIGHTJAR_HOME or NIGHTJAR_MLFLOW to another place",
+            todo="move the file and its artifacts away, or set NIGHTJAR_HOME or NIGHTJAR_MLFLOW to another location",
         )
 
 
 def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
-    """In a database, put new locations in place of the old ones that texts are, or begin with."""
+    """Replace old locations in a database's texts, where they are the whole text or its beginning."""
     with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection, connection:
         for table, columns in LOCATIONS.items():
             for column in columns:
-                # The names are our own. With its slash, so that the place of "cards" is not the beginning of "cards2".
+                # The names are constants. The slash keeps the location of "cards" from matching that of "cards2".
                 sql = f"update {table} set {column} = ? || substr({column}, ?) where substr({column} || '/', 1, ?) = ?"  # noqa: S608
                 for old, new in moved.items():
                     connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
 
 
 def copy_artifacts(source: Path, target: Files, old: str, new: str) -> None:
-    """Copy an experiment's files; MLmodel files, which name their own place, are rewritten."""
+    """Copy an experiment's files; MLmodel files contain their own location, so they are rewritten."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name = str(path.relative_to(source))
         if path.name == "MLmodel":

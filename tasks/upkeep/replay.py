@@ -1,8 +1,8 @@
-"""Repair quarantined rows: list those of a batch, and land the repaired ones in their place.
+"""Repair quarantined rows: list those of a batch, and land the repaired rows instead of them.
 
-In: a CSV file as `list_quarantined` gave it, with values put right. Out: one more part of the batch's landing that says
-which parts it repairs; validation then excludes the rows it replaces. Columns that the file does not hold, such as the
-masked ones, are those of the original rows. A corrected delivery of the source takes the place of its repairs too.
+In: a CSV file as returned by `list_quarantined`, with corrected values. Out: one more landing part of the batch, which
+records the parts that it repairs; validation then excludes the rows it replaces. Columns missing from the file, such as
+masked ones, are taken from the original rows. A corrected delivery of the source also replaces its repairs.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ NAMED_IDS = 5  # in messages
 
 @dataclass(frozen=True)
 class Taken:
-    """What a file of repairs did: its rows, and whether they have landed now or had before."""
+    """The result of a file of repairs: its rows, and whether they landed now or before."""
 
     rows: int
     is_new: bool
 
 
 def find_quarantine(site: Site, contract: Contract, params: ValidateParams, day: date) -> Manifest:
-    """The quarantine of a batch as it has landed; validated again where landing has changed. Raises BatchMissing."""
+    """The current quarantine of a batch; validates it again if landing has changed. Raises BatchMissing."""
     landing, found = site.lake.get("landing", site.detector, day), site.lake.find("quarantine", site.detector, day)
     if found is None or found.facts["validation"]["input_hash"] != landing.hash:
         validate_batches(site, contract, [day], params)
@@ -67,23 +67,23 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def list_bad_rows(site: Site, contract: Contract, params: ValidateParams, day: date) -> pa.Table:
-    """The quarantined rows of a batch as texts, without masked columns. Raises BatchMissing."""
+    """The quarantined rows of a batch as text, without masked columns. Raises BatchMissing."""
     return list_quarantined(read_partition(site.lake, find_quarantine(site, contract, params, day)), contract)
 
 
 def find_reason_not_to_score(site: Site, day: date) -> str:
-    """Why a night need not be scored again: the champion has learnt from it, or it is fresh; empty where it must."""
+    """Why a night need not be scored again: the champion was trained on it, or it is fresh; empty if it must be."""
     champion = site.registry.find_version()
     if champion and day.isoformat() <= champion.tags["trained_through"]:
-        return f"version {champion.version} has learnt from {day}"
+        return f"version {champion.version} was trained on {day}"
     [night] = read_ledger(site, [day], champion)
     return f"{day} is fresh" if night.state == "fresh" else ""
 
 
 def list_quarantined(rows: pa.Table, contract: Contract) -> pa.Table:
-    """Quarantined rows as texts to repair: record_id, event_time, the contract's columns, the reason.
+    """Quarantined rows as text to repair: record_id, event_time, the contract's columns, the reason.
 
-    Without masked columns, and without images and other values that have no text.
+    Mwanted columns, images and other values without a text form are left out.
     """
     names = dict.fromkeys(["record_id", "event_time", *contract.columns, REASON])
     if not rows.num_rows:
@@ -106,9 +106,9 @@ def take_repairs(
     path: Path,
     now: datetime,
 ) -> Taken:
-    """Land a file of repaired rows in their date. A file that has landed before changes nothing.
+    """Land a file of repaired rows on their batch date. A file that has landed before changes nothing.
 
-    Raises SourceInvalid where a row has no id, none of the batch's quarantine, or an event time of another batch date.
+    Raises SourceInvalid if a row has no id, an id not in quarantine, or an event time on another batch date.
     """
     repairs, source = read_repairs(path)
     landing = site.lake.get("landing", site.detector, day)
@@ -121,7 +121,7 @@ def take_repairs(
     replaced = find_parts(site.lake, site.lake.get("landing", site.detector, day), rows["record_id"])
     partition = site.lake.write("landing", site.detector, day)
     with partition.part("part-0", source=source, version=source, arrived_at=now.isoformat()) as part:
-        part.append(rows.replace_schema_metadata({"replay": source}))  # so that no other part has these very bytes
+        part.append(rows.replace_schema_metadata({"replay": source}))  # makes the part's bytes unique
     partition.parts = [replace(part, replaces=replaced) for part in partition.parts]
     if ingest.labels and ingest.labels.column in rows.column_names:
         keep_labels(site, extract_labels(site.lake, partition.parts, ingest.labels, site.label_delay), now)
@@ -130,39 +130,36 @@ def take_repairs(
 
 
 def read_repairs(path: Path) -> tuple[pa.Table, str]:
-    """The rows of a CSV file, all text, and the name they land under, made from the file's content."""
+    """The rows of a CSV file, all as text, and the name they land under, a hash of the file's content."""
     if not path.is_file():
-        raise _invalid_repair(
-            "There is no such file.", str(path), "nothing there", "the file that nightjar replay wrote"
-        )
+        raise _invalid_repair("The file does not exist.", str(path), "no file", "the file that nightjar replay wrote")
     slices = list(read_csv(LocalFileSystem(), str(path)))
     table = pa.concat_tables([pa.table({}), *slices], promote_options="default")
     table = table.drop_columns([name for name in table.column_names if name == REASON])
     if not table.num_rows or "record_id" not in table.column_names:
         got = f"{table.num_rows} rows with columns {', '.join(table.column_names)}"
-        raise _invalid_repair("The file holds no repaired rows.", path.name, got, "rows with a record_id")
+        raise _invalid_repair("The file has no repaired rows.", path.name, got, "rows with a record_id")
     return table, f"replay-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def check_ids(repairs: pa.Table, originals: pa.Table, file: str, day: date) -> None:
-    """Raise SourceInvalid where a row has no id, or one that is not in the batch's quarantine."""
+    """Raise SourceInvalid if a row has no id, or an id that is not in the batch's quarantine."""
     if nameless := repairs["record_id"].null_count:
         got = f"{nameless} rows without a record_id"
         raise _invalid_repair(
-            "Some repaired rows have no id.", file, got, "the record_id of the row that each one repairs"
+            "Some repaired rows have no id.", file, got, "for each, the record_id of the row that it repairs"
         )
     known = originals["record_id"] if originals.num_rows else pa.array([], pa.string())
     unknown = repairs["record_id"].filter(pc.invert(pc.is_in(repairs["record_id"], known.combine_chunks())))
     if len(unknown):
         got, expected = _name(unknown.to_pylist()), f"ids in the quarantine of {day}"
-        raise _invalid_repair("Some repaired rows are of records that are not in quarantine.", file, got, expected)
+        raise _invalid_repair("Some repaired rows belong to records that are not in quarantine.", file, got, expected)
 
 
 def fill_columns(repairs: pa.Table, originals: pa.Table, contract: Contract, file: str) -> pa.Table:
-    """The repaired rows with every column of the original ones: the file's where it has it, else the original's.
+    """The repaired rows with all columns of the original ones, which supply the columns missing from the file.
 
-    Raises SourceInvalid where the file has a column that nobody knows, or a value that it lacks is not the same in all
-    original rows of a record.
+    Raises SourceInvalid if the file has an unknown column, or if the original rows of a record differ in a missing one.
     """
     known = [name for name in originals.column_names if name != REASON]
     if unknown := set(repairs.column_names) - {*known, *contract.columns}:
@@ -179,7 +176,7 @@ def fill_columns(repairs: pa.Table, originals: pa.Table, contract: Contract, fil
 
 
 def check_agreement(originals: pa.Table, ids: pd.Series, lacking: Sequence[str], file: str) -> None:
-    """Raise SourceInvalid where the original rows of a record differ in a column that the file lacks."""
+    """Raise SourceInvalid if the original rows of a record differ in a column missing from the file."""
     frame = originals.select(["record_id", *lacking]).to_pandas()
     frame = frame[frame["record_id"].isin(ids)].astype(str)
     versions = frame.groupby("record_id")[list(lacking)].nunique() if lacking else frame.iloc[:0]
@@ -187,30 +184,30 @@ def check_agreement(originals: pa.Table, ids: pd.Series, lacking: Sequence[str],
     if differing:
         several = versions.index[(versions > 1).any(axis=1)]
         raise SourceInvalid(
-            "Nobody could say which of several original rows a repaired one stands for.",
+            "A repaired row matches several different original rows.",
             where=f"{file}, {_name(several.tolist())}",
             got=f"original rows that differ in {', '.join(differing)}",
-            expected="a file that holds these columns too, or one original row a record",
-            todo=f"add {', '.join(differing)} to the file, or have the source deliver the rows again",
+            expected="a file with these columns too, or one original row per record",
+            todo=f"add {', '.join(differing)} to the file, or deliver the rows again from the source",
         )
 
 
 def check_dates(rows: pa.Table, site: Site, file: str, day: date) -> None:
-    """Raise SourceInvalid where an event time lies in another batch; an unreadable one goes to quarantine again."""
+    """Raise SourceInvalid if an event time is in another batch; an unreadable one is quarantined again."""
     dates = pa.chunked_array([batch_dates_of(chunk, site.zone) for chunk in rows["event_time"].chunks])
     elsewhere = rows["record_id"].filter(pc.fill_null(pc.not_equal(dates, pa.scalar(day, pa.date32())), False))
     if len(elsewhere):
         got, expected = _name(elsewhere.to_pylist()), f"event times on {day} in {site.time_zone}"
-        raise _invalid_repair("Some repaired rows have moved to another batch date.", file, got, expected)
+        raise _invalid_repair("Some repaired rows have an event time on another batch date.", file, got, expected)
 
 
 def find_parts(lake: Lake, landing: Manifest, ids: pa.ChunkedArray) -> tuple[str, ...]:
-    """The hashes of the landing parts that hold rows of these records."""
-    asked = ids.combine_chunks()
+    """The hashes of the landing parts with rows of these records."""
+    wanted = ids.combine_chunks()
     return tuple(
         part.sha256
         for part in landing.parts
-        if any(pc.any(pc.is_in(piece["record_id"], asked)).as_py() for piece in lake.slices(part, ["record_id"]))
+        if any(pc.any(pc.is_in(piece["record_id"], wanted)).as_py() for piece in lake.slices(part, ["record_id"]))
     )
 
 
@@ -219,5 +216,5 @@ def _name(ids: Collection[str]) -> str:
 
 
 def _invalid_repair(what: str, where: str, got: str, expected: str) -> SourceInvalid:
-    todo = "correct the file, which nightjar replay NAME --date D writes anew; nothing of it has landed"
+    todo = "correct the file, or write it again with nightjar replay NAME --date D; nothing of it has landed"
     return SourceInvalid(what, where=where, got=got, expected=expected, todo=todo)

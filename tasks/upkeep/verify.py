@@ -1,7 +1,7 @@
-"""Hold a published night against everything it came from: landing, the lake's parts, the table and the model version.
+"""Check a published night against everything it was made from: landing, the lake's parts, the table and the version.
 
-Nothing is taken on trust: bytes are hashed again, rows counted again, and a sample of the scores is computed again from
-landing, by a way of its own: typed, encoded and scored without the parts that lie between.
+Nothing is taken on trust: bytes are hashed again, rows are counted again, and a sample of scores is computed again
+directly from landing, without the parts in between.
 """
 
 import math
@@ -28,16 +28,16 @@ from tasks.stores.site import Site
 from tasks.stores.tables import PublishedNight
 
 Result = Literal["ok", "failed", "stale"]
-# What another kind of processor may make of the same score, as a share of the score or, where that is larger, of the
-# threshold: float32 itself is coarser for rows that are rebuilt almost exactly, and no flag hangs on those.
+# Largest difference between processors, relative to the score or, if larger, to the threshold: float32 is less exact
+# for rows that are rebuilt almost perfectly, and those are never flagged.
 TOLERANCE = 1e-5
-NO_LANDING = "there is no landing partition"
-NAMED = 3  # of what is wrong, in a detail
+NO_LANDING = "the landing partition is missing"
+NAMED = 3  # problems or ids listed in a detail
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check of one night came to. stale: it cannot be made: the night's input has changed or was pruned."""
+    """The result of one check of one night. stale: not possible, because the night's input was changed or pruned."""
 
     batch_date: date
     check: str
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: the problems, or else what it looked at; why it could not be made, if so."""
+    """What a check found: its problems, or what it has checked; `stale` says why it was not possible."""
 
     problems: list[str]
     seen: str
@@ -56,9 +56,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedNight:
-    """A published night with its partitions, read once. sample: how many scores to compute again; seed: which.
+    """A published night with its partitions, read once. sample: how many scores to compute again, chosen by seed.
 
-    past: the zones of which retention may have taken this night's partition.
+    past: zones in which this night's partition is past retention, so that it may be pruned.
     """
 
     site: Site
@@ -76,18 +76,18 @@ class CheckedNight:
         return found | {"quarantine": find("quarantine", *key), "scores": find("scores", *key, self.batch.scores)}
 
     def is_pruned(self, zone: str) -> bool:
-        """Whether a zone's partition is gone, and may be."""
+        """Whether a zone's partition is missing because it was pruned."""
         return self.partitions[zone] is None and zone in self.past
 
     @cached_property
     def flags(self) -> pd.DataFrame:
-        """The table's flags of this night."""
+        """The night's rows of flagged_anomalies."""
         engine = self.site.warehouse
         return engine.read_flags(self.site.detector, self.batch.batch_date)
 
     @cached_property
     def above(self) -> pd.DataFrame:
-        """The scores zone's rows above the recorded threshold: record_id, score, percentile_rank."""
+        """Rows of the scores zone above the recorded threshold: record_id, score, percentile_rank."""
         return self.query_scores(f"where score > '{self.batch.threshold!r}'::double")
 
     def query_scores(self, clause: str) -> pd.DataFrame:
@@ -95,7 +95,7 @@ class CheckedNight:
         scores = self.partitions["scores"]
         if scores is None or not scores.parts:
             return pd.DataFrame({"record_id": pd.Series(dtype="str"), "score": [], "percentile_rank": []})
-        sql = f"select record_id, score, percentile_rank from parts {clause}"  # noqa: S608 - numbers and ids we quote
+        sql = f"select record_id, score, percentile_rank from parts {clause}"  # noqa: S608 - numbers only
         frame: pd.DataFrame = self.site.lake.query(sql, scores.parts).to_pandas()
         return frame
 
@@ -114,7 +114,7 @@ def verify_nights(
 
 
 def verify_night(night: CheckedNight) -> list[Check]:
-    """Make every check of a published night; one that fails or breaks off does not stop the others."""
+    """Run every check of a published night; one that fails does not stop the others."""
     checks: dict[str, Callable[[CheckedNight], Finding]] = {
         "input": check_input,
         "files": check_files,
@@ -137,7 +137,7 @@ def _make(night: CheckedNight, name: str, check: Callable[[CheckedNight], Findin
 
 
 def check_input(night: CheckedNight) -> Finding:
-    """Landing is what was scored, and so is what was validated of it."""
+    """Landing, and the rows validated from it, are those that were scored."""
     landing, scores = night.partitions["landing"], night.partitions["scores"]
     wanted = night.batch.input_hash
     if landing is None:
@@ -149,32 +149,32 @@ def check_input(night: CheckedNight) -> Finding:
 
 
 def describe_later(night: CheckedNight) -> str:
-    """Why the validated rows are no longer those that were scored; empty where they are."""
+    """Why the validated rows are no longer those that were scored; empty if they are."""
     validated, scores = night.partitions["validated"], night.partitions["scores"]
     if validated is None or validated.facts["validation"]["input_hash"] != night.batch.input_hash:
-        return "what was validated has changed since"
+        return "the validated input has changed since"
     scored = scores.facts.get("validated", validated.hash) if scores else validated.hash
     return "" if scored == validated.hash else "the batch was validated again since"
 
 
 def check_files(night: CheckedNight) -> Finding:
-    """Every part has the bytes that its manifest says."""
+    """Every part has the hash recorded in its manifest."""
     problems, parts = [], 0
     for zone, manifest in night.partitions.items():
         if manifest is None and not night.is_pruned(zone):
-            problems.append(f"there is no {zone} partition")
+            problems.append(f"the {zone} partition is missing")
         for part in manifest.parts if manifest else ():
             parts += 1
             found = night.site.lake.hash_file(part.path)
             if found != part.sha256:
-                told = f"sha256 {found[:12]}, recorded {part.sha256[:12]}" if found else "missing"
-                problems.append(f"{part.path}: {told}")
+                problem = f"sha256 {found[:12]}, recorded {part.sha256[:12]}" if found else "missing"
+                problems.append(f"{part.path}: {problem}")
     pruned = ", ".join(zone for zone in night.partitions if night.is_pruned(zone))
     return Finding(problems, f"{parts} parts have the recorded sha256" + (f"; pruned: {pruned}" if pruned else ""))
 
 
 def check_counts(night: CheckedNight) -> Finding:
-    """The table's counts add up, and are those of the partitions that are still the night's."""
+    """The table's counts add up, and match the partitions that still belong to the night."""
     batch, rows = night.batch, {zone: m.rows for zone, m in night.partitions.items() if m}
     expected: dict[str, tuple[int, int | None]] = {
         "rows in": (batch.rows_in, batch.scored + batch.quarantined + batch.excluded),
@@ -190,7 +190,7 @@ def check_counts(night: CheckedNight) -> Finding:
             if not night.is_pruned("quarantine"):
                 expected["quarantined"] = (batch.quarantined, rows.get("quarantine"))
     problems = [
-        f"{name}: {told} in the table, {found} found" for name, (told, found) in expected.items() if told != found
+        f"{name}: {stored} in the table, {found} found" for name, (stored, found) in expected.items() if stored != found
     ]
     if problems and not (landing and landing.hash == batch.input_hash):
         return Finding([], "", f"landing has changed since, or was pruned; {'; '.join(problems)}")
@@ -198,7 +198,7 @@ def check_counts(night: CheckedNight) -> Finding:
 
 
 def check_flags(night: CheckedNight) -> Finding:
-    """The table's flags are the rows above the threshold, with their scores; a cap leaves out the least only."""
+    """The table's flags are the rows above the threshold, with their scores; a cap leaves out only the lowest."""
     if night.is_pruned("scores"):
         return Finding([], "", "the scores were pruned")
     batch, flags = night.batch, night.flags.set_index("record_id")
@@ -207,25 +207,25 @@ def check_flags(night: CheckedNight) -> Finding:
     wrong = {
         "twice in the table": pd.Series(flags.index.duplicated(), flags.index),
         "not above the threshold in the scores zone": known["score"].isna(),
-        "with another score than in the scores zone": known["score"].notna() & (known["score"] != flags["score"]),
-        "with another rank than in the scores zone": known["score"].notna()
+        "with a score that differs from the scores zone": known["score"].notna() & (known["score"] != flags["score"]),
+        "with a rank that differs from the scores zone": known["score"].notna()
         & (known["percentile_rank"].astype("float32") != flags["percentile_rank"].astype("float32")),
-        "of another model version": flags["model_version"] != batch.model_version,
+        "from another model version": flags["model_version"] != batch.model_version,
         "with another threshold": flags["threshold"] != batch.threshold,
-        "of another attempt": flags["attempt"] != batch.attempt,
+        "from another attempt": flags["attempt"] != batch.attempt,
     }
     problems = [f"{_name(flags.index[mask])} {what}" for what, mask in wrong.items() if mask.any()]
     left_out = above[~above.index.isin(flags.index)]
     lowest = [group["score"].min() for _, group in flags.groupby("suppressed")]
     missing = left_out[left_out["score"] > max(lowest, default=-math.inf)]
     if len(missing):
-        problems.append(f"{_name(missing.index)} above the threshold and not in the table")
+        problems.append(f"{_name(missing.index)} above the threshold but not in the table")
     capped = f", {len(left_out)} left out by the cap" if len(left_out) else ""
     return Finding(problems, f"{len(flags)} flags, their scores as in the scores zone{capped}")
 
 
 def check_scores(night: CheckedNight) -> Finding:
-    """Flags and a sample of all scored rows get the same score from landing; ranks and p-values follow from it."""
+    """Flags and a sample of all rows get the same score when computed from landing, and the same rank and p-value."""
     landing = night.partitions["landing"]
     if landing is None:
         return check_input(night)
@@ -234,7 +234,7 @@ def check_scores(night: CheckedNight) -> Finding:
     version = night.site.registry.get_version(night.batch.model_version)
     detector = Detector.load(night.site.registry.fetch_bundle(version))
     chosen = sample_rows(night)
-    # Another kind of processor may put a flag just below the threshold; its second stage is compared all the same.
+    # Another processor may score a flag just below the threshold; its second stage is compared all the same.
     edge = detector.threshold.value - TOLERANCE * abs(detector.threshold.value)
     again = judge_again(detector, read_landed(night, landing, chosen["record_id"]), edge)
     lost = chosen.index.difference(again.index)
@@ -247,18 +247,18 @@ def check_scores(night: CheckedNight) -> Finding:
     ranks = pd.Series(detector.rank(chosen["score"].to_numpy()).astype("float32"), chosen.index)
     wrong = {"score": ~(difference <= TOLERANCE), "rank": ranks != chosen["percentile_rank"]}
     wrong |= compare_flags(detector, flags.loc[flags.index.intersection(again.index)], again)
-    problems += [f"{_name(mask.index[mask])}: another {what}" for what, mask in wrong.items() if mask.any()]
+    problems += [f"{_name(mask.index[mask])}: different {what}" for what, mask in wrong.items() if mask.any()]
     largest = f"{difference.max():.2g}" if len(difference) else "none"
     seen = f"{len(again)} rows from landing by version {version.version}, largest relative difference {largest}"
     return Finding(problems, seen)
 
 
 def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) -> dict[str, "pd.Series[bool]"]:
-    """Which flags (by record_id) have another p-value or second stage than the detector gives them."""
+    """Which flags (by record_id) differ from the detector's p-value or second stage."""
     again = again.loc[flags.index]
     p_values = pd.Series(detector.p_value(flags["score"].to_numpy()), flags.index)
-    told, found = flags["second_stage_probability"].astype(float), again["second_stage_probability"]
-    is_other = (told.isna() != found.isna()) | ((told - found).abs() > TOLERANCE)
+    stored, found = flags["second_stage_probability"].astype(float), again["second_stage_probability"]
+    is_other = (stored.isna() != found.isna()) | ((stored - found).abs() > TOLERANCE)
     return {
         "p-value": p_values != flags["p_value"],
         "second stage": is_other | (again["is_suppressed"] != flags["suppressed"]),
@@ -266,7 +266,7 @@ def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) 
 
 
 def sample_rows(night: CheckedNight) -> pd.DataFrame:
-    """The rows to compute again, by record_id: the flags, then a sample of all rows, as many as asked for together."""
+    """The rows to compute again, by record_id: the flags, then a sample of all rows, `night.sample` in total."""
     flagged = night.above[night.above["record_id"].isin(night.flags["record_id"])].head(night.sample)
     drawn = night.query_scores(f"order by hash(record_id, {night.seed:d}) limit {night.sample:d}")
     chosen = pd.concat([flagged, drawn], ignore_index=True).drop_duplicates("record_id").head(night.sample)
@@ -274,21 +274,21 @@ def sample_rows(night: CheckedNight) -> pd.DataFrame:
 
 
 def read_landed(night: CheckedNight, landing: Manifest, ids: pd.Series) -> pa.Table:
-    """The landed rows of some records in the contract's types, one a record, without those that a replay replaced."""
-    lake, asked, replaced = night.site.lake, pa.array(ids, pa.string()), find_replaced(night.site.lake, landing)
+    """The landed rows of some records in the contract's types, one per record, without rows that a replay replaced."""
+    lake, wanted, replaced = night.site.lake, pa.array(ids, pa.string()), find_replaced(night.site.lake, landing)
     found = [night.contract.schema.empty_table()]
     for part in landing.parts:
         gone = pa.array(replaced.get(part.sha256, ()), pa.string())
         for piece in lake.slices(part):
             record = piece["record_id"]
-            counts = pc.and_(pc.is_in(record, asked), pc.invert(pc.is_in(record, gone)))
+            counts = pc.and_(pc.is_in(record, wanted), pc.invert(pc.is_in(record, gone)))
             found.append(type_rows(piece.filter(counts), night.contract))
     rows = pa.concat_tables(found)
     return rows.filter(pa.array(~rows["record_id"].to_pandas().duplicated()))
 
 
 def judge_again(detector: Detector, rows: pa.Table, threshold: float) -> pd.DataFrame:
-    """What the detector makes of rows that score above a threshold, by record_id; see `Judgement.arrays`."""
+    """Judge the rows again with a given threshold, by record_id; see `Judgement.arrays`."""
     return pd.DataFrame(judge(detector, rows, threshold).arrays(), pd.Index(rows["record_id"].to_pylist(), dtype="str"))
 
 

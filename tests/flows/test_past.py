@@ -231,7 +231,7 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
 
     flag = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").read_flags("orders", LAST).iloc[0]
     for altered, fine, expected in (
-        ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "another score than"),
+        ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "a score that differs"),
         ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
         ({"record_id": "nobody"}, {"record_id": flag["record_id"]}, "nobody not above the threshold"),
     ):
@@ -323,7 +323,7 @@ def test_data_removed_by_retention_is_reported_as_pruned_not_lost(
     span = ("--from", str(LAST), "--to", str(LAST))
     assert answer(capsys, "backfill", "orders", *span, "--dry-run")["not_landed"] == []
     trained.change("params.yaml", "detectors", "orders", "retention", value={})
-    assert verify(capsys, 1)["files"][1].startswith("there is no landing partition")
+    assert verify(capsys, 1)["files"][1].startswith("the landing partition is missing")
 
 
 def test_only_the_lowest_flags_of_a_capped_night_may_be_missing(
@@ -340,5 +340,5 @@ def test_only_the_lowest_flags_of_a_capped_night_may_be_missing(
     with engine.begin() as connection:
         connection.execute(sa.delete(flagged_anomalies).where(flagged_anomalies.c.record_id == worst))
     change_table(trained, scoring_batches, published=2)
-    assert verify(capsys, 1)["flags"] == ("failed", f"{worst} above the threshold and not in the table")
+    assert verify(capsys, 1)["flags"] == ("failed", f"{worst} above the threshold but not in the table")
     assert len(verify(capsys, 1, "--sample", "2")["scores"][1].split("2 rows from landing")) == 2

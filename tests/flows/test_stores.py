@@ -105,7 +105,7 @@ def test_an_erased_record_is_found_nowhere_and_its_night_is_scored_again_without
     assert answer(capsys, "status", "orders")["nights"][-1]["state"] == "fresh"
     assert mentions(home, record) == []
     assert execute(["erase", "orders", record]) == 1
-    assert "holds no such record" in capsys.readouterr().err
+    assert "does not have this record" in capsys.readouterr().err
 
     assert execute(["erase", "orders", learnt]) == 0
     shown = capsys.readouterr().out

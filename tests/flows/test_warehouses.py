@@ -101,7 +101,7 @@ def test_a_wrong_password_or_database_ends_in_one_message(
         for command in COMMANDS:
             code, out, err = say(url.render_as_string(hide_password=False), *command)
             assert (code, out) == (1, "")
-            assert "error: ParamsInvalid: The warehouse's server refuses the login, or has no such database" in err
+            assert "ParamsInvalid: The warehouse's server refuses the login, or the database does not exist" in err
             assert expected in err
             assert str(right.password) not in err
 
@@ -120,7 +120,7 @@ def test_a_warehouse_one_migration_behind_is_refused_for_its_writer_and_migrated
         assert "error: SchemaMismatch: The warehouse is older than this Nightjar" in err
         assert "got: schema 0005" in err
         assert f"expected: schema {SCHEMA_VERSION}" in err
-        assert "let the owner of the warehouse run: nightjar migrate" in err
+        assert "ask the owner of the warehouse to run: nightjar migrate" in err
     code, out, _ = say(postgres_warehouse_url, "migrate", "--json")
     result = json.loads(out)
     assert (code, result["before"], result["schema"], result["roles"]) == (0, "0005", SCHEMA_VERSION, [WRITER, READER])

@@ -132,5 +132,5 @@ def test_an_alarm_budget_is_the_quantile_that_leaves_so_many_clean_records_of_a_
     assert isinstance(budget.policy, AlarmBudgetPolicy)
     with pytest.raises(TooFewRows):
         fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=0.5), rows_per_night=1000)
-    with pytest.raises(NightjarError, match="no smaller than a night"):
+    with pytest.raises(NightjarError, match="not smaller than a night"):
         fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=20), rows_per_night=20)

@@ -48,7 +48,7 @@ SETUPS: dict[str, tuple[list[NetworkParams], ScoringParams]] = {
 }
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")),
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")),
 ]
 LINEAGE = {"data_hash": "ab12", "params_hash": "cd34", "rows": 300, "contract": {"passed": True}}
 
@@ -342,7 +342,7 @@ def test_files_that_do_not_fit_together_are_refused_though_their_hashes_hold(
         {CALIBRATION: dump_tensors({"other": torch.ones(4)})},
     ):
         write_bundle(tmp_path, {**contents, **changed})
-        with pytest.raises(BundleInvalid, match="do not fit together"):
+        with pytest.raises(BundleInvalid, match="do not match each other"):
             Detector.load(tmp_path)
 
 

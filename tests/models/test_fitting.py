@@ -147,7 +147,7 @@ def test_a_compiled_fit_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(compiled) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
 @pytest.mark.parametrize("params", NETWORKS)
 def test_a_gpu_learns_what_the_cpu_learns_wherever_the_rows_lie(
     params: AutoencoderParams | VariationalParams, monkeypatch: pytest.MonkeyPatch
@@ -174,11 +174,11 @@ def test_devices_are_resolved_and_missing_gpus_are_an_error(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert resolve_device("auto") == resolve_device("cpu") == resolve_device("cpu", devices=2) == CPU
     for asked in (("cuda", 1), ("auto", 2)):
-        with pytest.raises(NightjarError, match="no GPU"):
+        with pytest.raises(NightjarError, match="No GPU"):
             resolve_device(*asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == resolve_device("cuda", 2) == torch.device("cuda") and resolve_device("cpu") == CPU
-    with pytest.raises(NightjarError, match=r"(?s)fewer GPUs than asked for.*torch sees 2.*expected: 3"):
+    with pytest.raises(NightjarError, match=r"(?s)fewer GPUs than requested.*torch finds 2.*expected: 3"):
         resolve_device("auto", 3)
 
 

@@ -142,7 +142,7 @@ def test_a_reducer_refuses_to_learn_from_too_few_verdicts(limits: dict[str, int]
 
 def test_verdicts_that_all_say_the_same_are_refused() -> None:
     verdicts = make_verdicts()
-    with pytest.raises(TooFewRows, match="say the same"):
+    with pytest.raises(TooFewRows, match="are the same"):
         fit_classifier(verdicts[verdicts.is_anomaly], NETWORK)
 
 
@@ -246,7 +246,7 @@ def test_arrays_that_are_not_the_reducers_own_are_refused(detector: Detector, tm
     else:
         mixed = replace(network.reducer, classifier=torch.nn.Identity())
     network.with_reducer(mixed).save(tmp_path)
-    with pytest.raises(BundleInvalid, match="do not fit together"):
+    with pytest.raises(BundleInvalid, match="do not match each other"):
         Detector.load(tmp_path)
 
 

@@ -335,7 +335,7 @@ def test_sets_that_leak_are_never_committed(site, days, put_validated):
 
 def test_a_set_without_rows_is_too_few(site, put_validated):
     put_validated(FIRST, make_day(FIRST, 2))
-    with pytest.raises(TooFewRows, match="no rows in one of the sets"):
+    with pytest.raises(TooFewRows, match="no rows in at least one set"):
         prepare_rows(site, CUTOFF, FilterParams(splits=LEADING), [])
     assert site.lake.find("clean", "toy", CUTOFF) is None
 
@@ -359,7 +359,7 @@ def test_the_same_rows_give_the_same_data_hash(site, days):
     [
         (
             lambda: LeadingFraction(kind="leading_fraction", fit=0.6, stopping=0.2, tuning=0.1, test=0.1),
-            "leave something",
+            "must be less than 1",
         ),
         (
             lambda: ByDate(kind="by_date", stopping_days=0, tuning_days=1, test_days=1, calibration_days=1),

@@ -478,7 +478,7 @@ def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
     put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\n")
     ingest(site, params)
     put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,0\na,2026-03-01T10:00:00Z,1\n")
-    with pytest.raises(SourceInvalid, match="contradicting"):
+    with pytest.raises(SourceInvalid, match="contradictory"):
         ingest(site, params)
 
 
@@ -516,7 +516,7 @@ LONG = CSV + "".join(f"q{i},2026-03-01T10:00:00Z,{i},DE\n" for i in range(5_000)
         ("pay.csv", CSV.encode() + b"p4,2026-03-01T10:00:00Z,1,\xff\xfe\n", "truncated or damaged"),
         ("pay.csv", CSV.replace("payment_id", "id"), "lacks payment_id"),
         ("pay.csv", CSV.replace("at,", "when,", 1), "lacks at"),
-        ("pay.csv", CSV.replace("country", "amount"), "two columns of one name"),
+        ("pay.csv", CSV.replace("country", "amount"), "two columns with the same name"),
         ("pay.csv", CSV.replace("2026", "twenty"), "nothing to land"),
         ("pay.csv.gz", gzip.compress(LONG.encode(), mtime=0)[:-400], "truncated or damaged"),
         (

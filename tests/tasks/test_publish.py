@@ -161,7 +161,7 @@ def test_a_night_whose_input_changed_is_refused(engine):
 
 
 def test_an_attempt_that_never_began_is_refused(engine):
-    with pytest.raises(PublishConflict, match="never gave out"):
+    with pytest.raises(PublishConflict, match="is not from this warehouse"):
         publish_night(engine, make_night(7), make_flags("a"), NOW, lambda: "h1")
     assert engine.read_nights(make_night().detector) == []
 

@@ -145,14 +145,21 @@ def test_flags_causes_threshold_validation_and_lineage_appear():
     ):  # fmt: skip
         assert shown in text, shown
     assert "not shown" not in text
-    assert "3 milder flags are beyond the night's cap" in text
+    assert "3 flags with lower scores exceed the night's cap" in text
 
 
 def test_suppressed_flags_are_counted_and_only_alerts_are_shown():
     flags = make_flags("pay-1", "pay-2", "pay-3")
     flags = flags.assign(second_stage_probability=[0.91, 0.02, 0.03], suppressed=[False, True, True])
     text = " ".join(Page(render(flags, published=3)).text.split())
-    for shown in ("5 flagged", "1 alerts", "2 suppressed", "2 flags were suppressed", "Alerts, worst first", "0.91"):
+    for shown in (
+        "5 flagged",
+        "1 alerts",
+        "2 suppressed",
+        "The second stage suppressed 2 flags",
+        "Alerts, worst first",
+        "0.91",
+    ):
         assert shown in text, shown
     assert "pay-1" in text
     assert "pay-2" not in text
@@ -164,7 +171,7 @@ def test_suppressed_flags_are_counted_and_only_alerts_are_shown():
 
 def test_a_night_whose_flags_are_all_suppressed_says_so():
     flags = make_flags("pay-1").assign(second_stage_probability=0.01, suppressed=True)
-    assert "No alert." in Page(render(flags, flagged=1, published=1)).text
+    assert "No alerts." in Page(render(flags, flagged=1, published=1)).text
 
 
 def test_broken_expectations_come_before_met_ones():
@@ -174,7 +181,7 @@ def test_broken_expectations_come_before_met_ones():
 
 def test_a_quiet_night_says_so():
     page = Page(render(make_flags(), None, flagged=0, published=0))
-    assert "Nothing above the threshold." in page.text
+    assert "No record is above the threshold." in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
 
 
@@ -184,7 +191,7 @@ def test_of_many_flags_the_worst_are_shown_and_the_rest_counted():
     assert f"pay-{SHOWN_FLAGS - 1} " in text
     assert f"pay-{SHOWN_FLAGS} " not in text
     assert "20 more in flagged_anomalies" in text
-    assert "beyond the night's cap" not in text
+    assert "exceed the night's cap" not in text
 
 
 @pytest.mark.parametrize("scores", [[0.5], [1.0, 1.0], [0.0, 0.0], [0.0, 1e-9, 3.0, 1e6]])

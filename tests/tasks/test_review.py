@@ -141,10 +141,10 @@ def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, d
 
 
 def test_a_night_that_was_never_published_is_refused(site, detector, publish) -> None:
-    with pytest.raises(BatchMissing, match="published nothing"):
+    with pytest.raises(BatchMissing, match="has no published night"):
         site.warehouse.get_nights(site.detector)
     publish(detector, DAYS[0])
-    with pytest.raises(BatchMissing, match="nothing for 2026-03-02"):
+    with pytest.raises(BatchMissing, match="no published night for 2026-03-02"):
         ask_about(site, DAYS[1], 5)
 
 
@@ -197,7 +197,7 @@ def test_labels_give_verdicts_and_no_label_means_normal_only_once_the_night_has_
     assert (early["verdict"] == "").all()
     assert set(young["verdict"]) == {ANOMALY, ""}
     pd.testing.assert_frame_equal(mature, judge(asked))
-    with pytest.raises(SourceInvalid, match="gets no labels"):
+    with pytest.raises(SourceInvalid, match="has no labels"):
         judge_by_labels(asked, site, INGEST.model_copy(update={"labels": None}), NOW)
 
 
@@ -218,7 +218,7 @@ def test_verdicts_are_read_back_with_the_rows_they_are_about(site, detector, pub
 
 
 def test_without_a_verdict_there_is_nothing_to_learn_from(site, detector) -> None:
-    with pytest.raises(TooFewRows, match="Nobody has judged"):
+    with pytest.raises(TooFewRows, match="has no verdicts yet"):
         read_verdicts(site, detector)
 
 

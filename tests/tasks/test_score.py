@@ -264,7 +264,7 @@ def test_the_key_of_scores_follows_everything_that_they_depend_on(site, put_vali
     assert hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(bands={"all": 0})) == key
     others = [
         hash_inputs(site, put_validated(DAY, rows.slice(1)), "bundle", CONTRACT, params),
-        hash_inputs(site, validated, "another bundle", CONTRACT, params),
+        hash_inputs(site, validated, "a different bundle", CONTRACT, params),
         hash_inputs(site, validated, "bundle", open_contract, params),
         hash_inputs(site, validated, "bundle", CONTRACT, ScoreParams(max_alerts=7)),
         hash_inputs(replace(site, time_zone="Asia/Tokyo"), validated, "bundle", CONTRACT, params),
@@ -290,7 +290,7 @@ def test_rows_that_another_run_validated_meanwhile_are_refused(site, put_validat
     validated = put_validated(DAY, make_rows(20))
     mine = Validation(DAY, f"landing of {DAY}", 20, 20, 0, 0, {})
     refuse_other_input(site, validated, mine)
-    with pytest.raises(PublishConflict, match="validated again while this night ran"):
+    with pytest.raises(PublishConflict, match="Another run validated the batch again"):
         refuse_other_input(site, validated, replace(mine, input_hash="what I validated"))
 
 
@@ -322,7 +322,7 @@ def test_a_band_begins_at_its_rank(rank, band):
     "bands", [{}, {"low": 1}, {"low": 0, "high": 0}, {"low": 0, "b": 99, "c": 90}, {"a": 0, "b": 100}]
 )
 def test_bands_that_do_not_rise_from_zero_are_refused(bands):
-    with pytest.raises(ValueError, match="bands begin with 0 and rise"):
+    with pytest.raises(ValueError, match="bands must be rising percentile ranks"):
         ScoreParams(bands=bands)
 
 
@@ -347,7 +347,7 @@ def test_a_day_that_the_model_has_learnt_from_is_refused(site, detector, day, re
     with pytest.raises(LeakageFound) as caught:
         check_out_of_sample(site, learnt, day)
     message = str(caught.value)
-    assert all(word in message for word in (f"learnt from {day}", f"trained through {DAY}", f"--cutoff {day}"))
+    assert all(word in message for word in (f"was trained on {day}", f"trained through {DAY}", f"--cutoff {day}"))
 
 
 @settings(max_examples=60, deadline=None)

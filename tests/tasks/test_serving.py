@@ -258,10 +258,10 @@ def leave_out(name: str) -> Callable[[dict[str, Any]], object]:
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no JSON": (lambda row: "amount=secret-1", r"where: body\n.*15 bytes that are no JSON"),
-    "nothing": (lambda row: "", "0 bytes that are no JSON"),
-    "no UTF-8": (lambda row: b'\xff{"secret-1"', "bytes that are no JSON"),
-    "brackets without end": (lambda row: "[" * 100_000, "no JSON"),
+    "no JSON": (lambda row: "amount=secret-1", r"where: body\n.*15 bytes that are not JSON"),
+    "nothing": (lambda row: "", "0 bytes that are not JSON"),
+    "no UTF-8": (lambda row: b'\xff{"secret-1"', "bytes that are not JSON"),
+    "brackets without end": (lambda row: "[" * 100_000, "not JSON"),
     "an array": (lambda row: [row], "got: an array"),
     "the bare record": (lambda row: row, "expected: an object with one key, dataframe_records"),
     "an unknown field": (lambda row: {"rows": [row]}, "the keys 'rows'"),
@@ -280,7 +280,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no number": (change(amount=float("nan")), r"column amount\n.*no value in 1 of 2 rows"),
     "an infinite number": (change(amount=float("inf")), r"column amount\n.*an infinite value"),
     "too large a number": (change(amount=10**400), r"column amount, row 2 of 2\n.*a number that cannot be read"),
-    "a text for a number": (change(amount="secret-1"), r"column amount, row 2 of 2\n.*a text that.*\n.*a number of 64"),
+    "a text for a number": (
+        change(amount="secret-1"),
+        r"column amount, row 2 of 2\n.*a text that.*\n.*a 64-bit number",
+    ),
     "an array for a number": (change(age=[1]), r"column age, row 2 of 2\n.*an array that"),
     "an object for a category": (change(country={"is": "secret-1"}), "column country, row 2 of 2\n.*an object that"),
     "a number for an instant": (change(paid_at=1772323200), "column paid_at, row 2 of 2\n.*a number that"),

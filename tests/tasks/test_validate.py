@@ -294,7 +294,7 @@ def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch
 
 def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/dev/null")
-    with pytest.raises(MemoryExhausted, match=r"(?s)room for temporary files.*room in /dev/null.*TMPDIR"):
+    with pytest.raises(MemoryExhausted, match=r"(?s)space for temporary files.*free space in /dev/null.*TMPDIR"):
         find_duplicates(site.lake, arrived_twice, ["amount"], {})
 
 
@@ -635,7 +635,7 @@ def test_no_row_vanishes_whatever_the_dirt(make_site, tmp_path_factory, monkeypa
         (expect("amount", min_value="x"), "not a valid float"),
         (expect("amount"), "cannot both be None"),
         (expect("amount", min_value=0, mni_value=1), "mni_value"),
-        (expect("card", "expect_column_values_to_be_of_type", type_="zzz"), "not which ones"),
+        (expect("card", "expect_column_values_to_be_of_type", type_="zzz"), "not which do not"),
         (expect("rows", "expect_column_values_to_be_betwen", level="batch"), "not found"),
     ],
 )

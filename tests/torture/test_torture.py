@@ -32,8 +32,8 @@ TRAIN = ("train", "orders", "--cutoff", NIGHT.isoformat())
 SHOWN = (flagged_anomalies, scoring_batches, group_scores)
 LIVES = 2  # consecutive kills before a run may finish
 OVERTAKEN = (
-    "a newer attempt has published",
-    "validated again while this night ran",
+    "A newer attempt has already published",
+    "Another run validated the batch again",
     "input changed while it was scored",
 )
 
@@ -230,7 +230,7 @@ def test_a_paused_run_that_resumes_after_a_newer_one_has_published_is_refused(
     old.send(signal.SIGCONT)
     code = old.end()
     assert (code, scene.read_all()) == (1, published)
-    assert "a newer attempt has published this batch; its rows were left as they are" in old.text
+    assert "A newer attempt has already published this batch; nothing was changed" in old.text
     first, second = scene.warehouse.read_attempts("orders", NIGHT)
     assert (first.status, second.status) == ("failed", "published")
     note("an old run wakes up after a newer one", scene.kind, "refused, exit 1")

@@ -1,1 +1,1 @@
-"""The warehouse's schema, step by step, in the package so that an installed Nightjar can migrate."""
+"""The warehouse's schema migrations, shipped in the package so that an installed Nightjar can migrate."""

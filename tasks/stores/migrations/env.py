@@ -1,6 +1,6 @@
-"""Alembic's entry: runs the steps on the connection that `tasks.stores.warehouse.migrate` hands over.
+"""Alembic's entry point: runs the migrations on the connection that `tasks.stores.warehouse.migrate` passes in.
 
-The caller owns the transaction and its lock, so a step that fails leaves the schema as it was.
+The caller owns the transaction and its lock, so a failed migration leaves the schema unchanged.
 """
 
 from alembic import context
@@ -8,14 +8,14 @@ from alembic.ddl.impl import DefaultImpl
 
 
 class DuckImpl(DefaultImpl):
-    """Makes DuckDB known to Alembic (by being defined) and says that its DDL rolls back."""
+    """Registers DuckDB with Alembic, as a database whose DDL can be rolled back."""
 
     __dialect__ = "duckdb"
     transactional_ddl = True
 
 
 class SnowflakeImpl(DefaultImpl):
-    """Makes Snowflake known to Alembic; its DDL commits by itself."""
+    """Registers Snowflake with Alembic; its DDL commits implicitly."""
 
     __dialect__ = "snowflake"
 

@@ -134,7 +134,7 @@ def test_scoring_a_file_without_the_columns_or_without_a_champion_is_refused(
     point_to(monkeypatch, trained.folder)
     make_rows(LAST).drop(columns=["spend", "shop"]).to_csv(folder / "short.csv", index=False)
     assert "lacks shop, spend" in refuse(capsys, "score", "orders", "--source", str(folder / "short.csv"))
-    assert "nothing there" in refuse(capsys, "score", "orders", "--source", "none.csv")
+    assert "has no file" in refuse(capsys, "score", "orders", "--source", "none.csv")
     assert execute(["score", "orders", "--limit", "3"]) == 2
     assert execute(["score", "orders", "--source", "x.csv", "--date", "2026-01-01"]) == 2
 
@@ -274,13 +274,13 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
     [
         (b"", (), "empty"),
         (b"a,b\n", (), "no rows"),
-        (b"a,a\n1,2\n", (), "two columns of one name"),
+        (b"a,a\n1,2\n", (), "two columns with the same name"),
         (b"a,b\n1,2\n3,4\n", (), "too few rows"),
         (b"a,b\n1,2\n3,4,5\n", (), "truncated or damaged"),
         (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),
-        (b"a,b\n1,x\n2,y\n", ("--label", "c"), "not there"),
-        (b"a,b\n1,x\n2,y\n", ("--id", "c"), "not there"),
-        (b"a,b\n1,x\n2,y\n", ("--time", "c"), "not there"),
+        (b"a,b\n1,x\n2,y\n", ("--label", "c"), "does not exist"),
+        (b"a,b\n1,x\n2,y\n", ("--id", "c"), "does not exist"),
+        (b"a,b\n1,x\n2,y\n", ("--time", "c"), "does not exist"),
         (b"a,b\n1,x\n2,y\n", ("--time", "b"), "no readable time"),
     ],
 )

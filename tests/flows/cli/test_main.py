@@ -115,7 +115,7 @@ def test_rank_and_explain_agree_on_the_same_record(trained: Project, capsys: pyt
 
 
 def test_rank_reports_what_is_wrong_with_a_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "needed, and not given: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
+    assert "required but missing: shop, spend" in refuse(capsys, "rank", "orders", "--value", "items=1")
     for bad in (["--value", "items"], ["--value", "items=1", "--value", "items=2"]):
         assert execute(["rank", "orders", *bad]) == 2
         assert "--value" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     limits = {"min_verdicts": 10, "min_confirmed": 5, "max_recall_loss": 0.5}
     review = {"sample": 10, "reducer": {"kind": "forest", "trees": 20}, "limits": limits}
     trained.change("params.yaml", "detectors", "orders", "review", value=review)
-    assert "Nobody has judged" in refuse(capsys, "reduce", "orders")
+    assert "has no verdicts yet" in refuse(capsys, "reduce", "orders")
 
     assert execute(["review", "orders", "--date", str(LAST)]) == 0
     asked = tmp_path / "asked.csv"
@@ -292,7 +292,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{new}.html").read_text()
     assert f"<b>{suppressed}</b><span>suppressed</span>" in page
     assert f'<b class="alarm">{len(flags) - suppressed}</b><span>alerts</span>' in page
-    assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(LAST))
+    assert "was trained on" in refuse(capsys, "score", "orders", "--date", str(LAST))
 
 
 def test_explain_rank_and_score_source_show_a_suppressed_flag(
@@ -404,7 +404,7 @@ def test_a_date_without_rows_is_refused(trained: Project, capsys: pytest.Capture
 
 
 def test_a_day_the_champion_was_trained_on_is_not_scored(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "has learnt from" in refuse(capsys, "score", "orders", "--date", str(FIRST))
+    assert "was trained on" in refuse(capsys, "score", "orders", "--date", str(FIRST))
 
 
 def test_a_bad_batch_is_rejected_and_does_not_change_the_published_night(

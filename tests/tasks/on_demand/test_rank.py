@@ -92,7 +92,7 @@ def test_a_nullable_column_may_be_left_out(detector):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"amount": "1"}, "needed, and not given: country"),
+        ({"amount": "1"}, "required but missing: country"),
         ({"amount": "1", "country": "DE", "amuont": "2"}, "no such column: amuont"),
         ({"amount": "one", "country": "DE"}, r"not readable as its type: amount \(double\)"),
         ({"amount": "1", "country": "DE", "items": "2.5"}, r"items \(int64\)"),

@@ -139,7 +139,7 @@ def test_of_several_time_columns_the_one_with_the_plain_name_is_taken_and_the_ot
     frame = with_times(with_times(make_frame(2000), 20, "shipped"), 20, "timestamp")
     drafted = draft(frame)
     assert drafted.ingest.event_time.column == "timestamp"
-    assert "shipped would do too" in about(drafted, "event time")
+    assert "shipped is also possible" in about(drafted, "event time")
     assert "shipped" in drafted.train.columns.datetime
     assert draft(frame, time="shipped").ingest.event_time.column == "shipped"
 

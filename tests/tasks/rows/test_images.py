@@ -61,7 +61,7 @@ def test_an_archive_lands_and_validates_slice_by_slice_with_its_pixels_and_its_s
         ({"photo": IMAGES[..., None]}, "\\(5, 2, 3, 1\\)"),
         ({"photo": IMAGES, "digit": np.arange(4)}, "digit int64 \\(4,\\)"),
         ({"digit": np.arange(4)}, "digit int64"),
-        ({"photo": np.asfortranarray(IMAGES)}, "column order"),
+        ({"photo": np.asfortranarray(IMAGES)}, "column-major order"),
         ({"photo": IMAGES, "digit": np.array([None] * 5)}, "digit object"),
     ],
 )
@@ -119,8 +119,8 @@ def test_the_example_of_an_image_is_black_and_reads_back_as_served():
 @pytest.mark.parametrize(
     ("columns", "expectation", "words"),
     [
-        ({"photo": {"type": "image"}}, None, "has a shape"),
-        ({"photo": {"type": "int", "shape": [2, 3]}}, None, "has a shape"),
+        ({"photo": {"type": "image"}}, None, "needs a shape"),
+        ({"photo": {"type": "int", "shape": [2, 3]}}, None, "needs a shape"),
         ({"photo": {"type": "image", "shape": [0, 3]}}, None, "greater than 0"),
         ({"photo": {"type": "image", "shape": [2, 3]}}, "expect_column_values_to_be_unique", "depends on other rows"),
         ({"photo": {"type": "image", "shape": [2, 3]}}, "expect_column_values_to_be_in_set", "cannot judge an image"),

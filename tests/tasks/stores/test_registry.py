@@ -153,7 +153,7 @@ def test_a_sound_bundle_that_is_not_the_registered_one_is_refused(
     folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
     save_tiny_detector(folder, seed=7)
     Detector.load(folder)  # it fits together: only its hash tells
-    with pytest.raises(BundleInvalid, match="is another bundle"):
+    with pytest.raises(BundleInvalid, match="is a different bundle"):
         site.registry.fetch_bundle(version)
 
 

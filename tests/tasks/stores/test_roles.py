@@ -202,7 +202,7 @@ def test_tables_that_a_later_migration_makes_are_the_roles_too(engines: dict[str
 def test_a_login_that_is_not_the_owner_is_told_who_migrates(server: Server, login: str) -> None:
     database = server.make_database()
     owner, other = server.log_in(OWNER, database), server.log_in(login, database)
-    with pytest.raises(SchemaMismatch, match=r"none of Nightjar's tables(.|\n)*let the owner"):
+    with pytest.raises(SchemaMismatch, match=r"none of Nightjar's tables(.|\n)*ask the owner"):
         other.migrate()
     owner.migrate("0004")
     server.run("grant all on all tables in schema public to {}", login, database=database)  # as before there were roles

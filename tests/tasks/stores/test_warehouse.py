@@ -224,7 +224,7 @@ def test_adding_labels_again_adds_none(engine):
 
 def test_two_labels_of_one_record_at_one_instant_are_refused(engine):
     engine.add_labels("cards", make_labels(("a", 0, NOW)))
-    with pytest.raises(SourceInvalid, match="1 contradicting"):
+    with pytest.raises(SourceInvalid, match="1 contradictory"):
         engine.add_labels("cards", make_labels(("a", 1, NOW), ("b", 1, NOW)))
     assert engine.read_labels("cards", NOW)[["record_id", "label"]].values.tolist() == [["a", 0]]
 

@@ -168,7 +168,7 @@ def test_a_file_that_was_altered_is_found_before_anything_is_touched(duckdb_stor
 def test_a_backup_that_was_cut_short_is_none(tmp_path: Path, duckdb_stores: Stores) -> None:
     back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)
     (tmp_path / "copy" / "manifest.json").unlink()
-    with pytest.raises(BackupInvalid, match="no whole backup"):
+    with pytest.raises(BackupInvalid, match="backup is incomplete"):
         restore(duckdb_stores, tmp_path / "copy")
     with pytest.raises(StoreNotEmpty, match="not empty"):
         back_up(duckdb_stores, tmp_path / "copy", with_mlflow=True)

@@ -211,7 +211,7 @@ def test_masked_values_that_differ_between_the_originals_must_be_given(land_rows
     [
         (lambda bad: bad.assign(record_id="r4"), "r4"),
         (lambda bad: bad.assign(record_id=None), "1 rows without a record_id"),
-        (lambda bad: bad.assign(event_time=f"{DAY + timedelta(days=1)}T00:00:00Z"), "moved to another batch date"),
+        (lambda bad: bad.assign(event_time=f"{DAY + timedelta(days=1)}T00:00:00Z"), "event time on another batch date"),
         (lambda bad: bad.assign(amuont="1.5"), "amuont"),
         (lambda bad: bad.iloc[:0], "no repaired rows"),
         (lambda bad: bad.drop(columns="record_id"), "no repaired rows"),
@@ -226,7 +226,7 @@ def test_what_repairs_nothing_of_this_batch_is_refused(site, land_rows, listed, 
 
 
 def test_a_file_that_is_not_there_is_refused(site):
-    with pytest.raises(SourceInvalid, match="no such file"):
+    with pytest.raises(SourceInvalid, match="does not exist"):
         take_repairs(site, CONTRACT, INGEST, ANY, DAY, Path("nowhere.csv"), NOW)
 
 

@@ -1,6 +1,6 @@
-"""Reviews say with which chance their record was asked about: 1 for what was written by hand before.
+"""Add to reviews the probability with which the record was selected; 1 for existing rows.
 
-A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
+A migration is frozen once released: it defines its own columns and does not import tasks.stores.warehouse.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    # DuckDB adds no column with a constraint, so the constraint follows; SQLite adds it with the column or never.
+    # DuckDB cannot add a column with a constraint, so that comes second; SQLite can add it only with the column.
     follows = op.get_context().dialect.name != "sqlite"
     op.add_column("reviews", sa.Column("inclusion", sa.Double, nullable=follows, server_default=sa.text("1")))
     if follows:

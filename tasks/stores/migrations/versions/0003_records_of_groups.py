@@ -1,6 +1,6 @@
-"""A group's score says of how many records it is the mean.
+"""Add to group scores the number of records that the mean is computed from.
 
-A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
+A migration is frozen once released: it defines its own columns and does not import tasks.stores.warehouse.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    # Nothing wrote this table before, so the default never shows; DuckDB wants the constraint on its own, SQLite not.
+    # The table was empty before, so the default is never used. DuckDB needs the constraint separately, SQLite does not.
     follows = op.get_context().dialect.name != "sqlite"
     op.add_column("group_scores", sa.Column("records", sa.BigInteger, nullable=follows, server_default=sa.text("0")))
     if follows:

@@ -1,6 +1,6 @@
-"""A batch says which scores it was published from, and a try says which process it is.
+"""Add to batches the scores they were published from, and to attempts the process that runs them.
 
-A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
+A migration is frozen once released: it defines its own columns and does not import tasks.stores.warehouse.
 """
 
 import sqlalchemy as sa

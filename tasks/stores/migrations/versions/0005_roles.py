@@ -1,6 +1,6 @@
-"""PostgreSQL's roles and their rights: see tasks/stores/roles.py, which `nightjar migrate` also calls.
+"""Create PostgreSQL's roles and grant their rights: see tasks/stores/roles.py, which `nightjar migrate` also calls.
 
-Unlike columns, rights are the same whenever they are granted; so this step need not hold them itself.
+Unlike columns, rights do not depend on when they are granted, so this migration does not define them itself.
 """
 
 from alembic import op

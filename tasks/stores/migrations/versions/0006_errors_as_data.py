@@ -1,6 +1,6 @@
-"""An attempt keeps its error as a name and parts (what, where, got, expected, todo), next to one text.
+"""Store an attempt's error as its name and parts (what, where, got, expected, todo), next to the text.
 
-A step is frozen once released: it names its columns itself and does not import tasks.stores.warehouse.
+A migration is frozen once released: it defines its own columns and does not import tasks.stores.warehouse.
 """
 
 import json
@@ -17,7 +17,7 @@ down_revision = "0005"
 NAMES = ("detector", "batch_date", "attempt", "cause", "error", "parts")
 ATTEMPTS = sa.table("attempts", *(sa.column(name) for name in NAMES))
 KEY = tuple(ATTEMPTS.c[name] for name in NAMES[:3])
-PREFIX = "Flow run encountered an exception: "  # what Prefect put before the error's own text
+PREFIX = "Flow run encountered an exception: "  # which Prefect put before the error's own text
 
 
 def upgrade() -> None:
@@ -36,12 +36,12 @@ def downgrade() -> None:
 
 
 def read(query: sa.Select[Any]) -> Sequence[Any]:
-    """The rows there are; none where statements are only written down."""
+    """The query's rows; empty when Alembic only prints the SQL."""
     return [] if op.get_context().as_sql else op.get_bind().execute(query).all()
 
 
 def read_cause(cause: str) -> tuple[str, dict[str, str]]:
-    """The name and the parts in the text of an error: "Name: what", then lines such as "  where: ..."."""
+    """Parse an error's text into its name and parts: "Name: what", then lines such as "  where: ..."."""
     text = cause.removeprefix(PREFIX)
     named = re.match(r"([A-Z]\w*): ", text)
     error, text = (named.group(1), text[named.end() :]) if named else ("ProcessLost", text)

@@ -1,1 +1,1 @@
-"""One file per schema step, written by hand: DuckDB cannot be reflected, so Alembic cannot generate them."""
+"""One file per migration, written by hand: Alembic cannot generate them, because it cannot inspect DuckDB."""
