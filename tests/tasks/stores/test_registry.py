@@ -79,7 +79,8 @@ def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monke
 def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    site, bundle = dataclasses.replace(make_site(), artifacts=str(tmp_path / "artifacts")), tmp_path / "bundle"
+    site, bundle = make_site(), tmp_path / "bundle"
+    site = dataclasses.replace(site, registry=dataclasses.replace(site.registry, artifacts=str(tmp_path / "artifacts")))
     make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "trained_through": "2026-02-28"}).save(bundle)
     register_bundle(site, bundle, None)
     with subprocess.Popen("true") as ended:
