@@ -208,7 +208,7 @@ def test_a_version_that_could_run_code_or_lead_elsewhere_is_refused(
     assert not list(site.registry.bundles.iterdir())
 
 
-def test_what_a_killed_download_left_is_no_harm_and_is_cleared_when_old(site: Site, version: Version) -> None:
+def test_the_remains_of_a_killed_download_do_no_harm_and_are_removed_when_old(site: Site, version: Version) -> None:
     old, young = (site.registry.bundles / f"downloading-{name}" for name in ("old", "young"))
     for folder in (old, young):
         (folder / "bundle").mkdir(parents=True)
