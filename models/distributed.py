@@ -123,7 +123,7 @@ def _lost(devices: int, got: str, expected: str) -> ProcessLost:
 
 
 def main(folder: Path) -> int:
-    """Run one of the processes: fit its share and save the weights in the folder; on failure the error and 1."""
+    """Run one process: fit its share and save the weights in the folder. Returns 0, or 1 after saving the error."""
     Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
     job = Job.model_validate_json((folder / JOB).read_bytes())
     device, share = _join(job)

@@ -210,7 +210,7 @@ def _cut(size: int) -> list[tuple[int, int]]:
 
 
 def _name_parts(column: Column) -> list[str]:
-    """The units of a column: the patches of an image, row by row; the tokens of a sequence; else the column itself."""
+    """The units of a column: the patches of an image, row by row; the tokens of a sequence; or the column itself."""
     if column.kind == "image":
         sides = [_cut(size) for size in column.shape]
         return [f"rows {a}-{b}, columns {c}-{d}" for a, b in sides[0] for c, d in sides[1]]
@@ -239,7 +239,7 @@ def _count_tokens(codes: Tensor, tokens: Tokens, slots: Tensor) -> None:
 
 
 def _place_on_clocks(times: Tensor, slots: Tensor) -> None:
-    """Fill slots (Ft, 4, N): sine and cosine of the time of day, then of the week (UTC); the centre where missing."""
+    """Fill slots (Ft, 4, N): sine and cosine of the time of day, then of the week (UTC); the centre if missing."""
     is_there = (times != MISSING_TIME).float()  # (Ft, N)
     for i, period in enumerate(PERIODS):
         angle = times.remainder(period).double().mul_(2 * math.pi / period).float()  # (Ft, N)
@@ -252,7 +252,7 @@ def _blank_infinite(numbers: Tensor) -> Tensor:
 
 
 def _measure(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column without its NaN; (0, 1) where empty, scale 1 where constant."""
+    """Mean and standard deviation of each column without its NaN; (0, 1) if empty, scale 1 if constant."""
     # Dividing by the largest value first prevents overflow of sums and squares of any float64.
     largest = numbers.abs().nan_to_num(0.0).amax(dim=0)
     largest = torch.where(largest > 0, largest, 1.0)

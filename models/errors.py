@@ -72,4 +72,4 @@ class ProcessLost(NightjarError):  # noqa: N818
 
 
 class ReducerRefused(NightjarError):  # noqa: N818
-    """The second stage would lose more recall than the params allow."""
+    """The second stage would lose more recall than the limits allow."""

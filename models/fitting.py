@@ -49,7 +49,7 @@ ALONE = Share()
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One epoch, numbered from 1; losses are means per slot; is_best where these weights would be kept."""
+    """One epoch, numbered from 1; losses are means per slot; is_best if these weights would be kept."""
 
     epoch: int
     fit_loss: float

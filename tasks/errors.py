@@ -4,7 +4,7 @@ NightjarError                anything a user can fix
 ├── ParamsInvalid             params.yaml, a contract or a setting: unknown key, bad value, unknown detector
 ├── SourceInvalid             a file or query is missing, empty, truncated or has the wrong columns
 ├── BatchMissing              no rows for the batch date
-├── BatchRejected             a batch broke its contract: nothing of it is scored
+├── BatchRejected             a batch broke its contract; none of it is scored
 ├── ChampionMissing           no version is registered, or none has the alias
 ├── BundleInvalid             a saved detector is altered or unreadable
 ├── TooFewRows                too few rows to fit or to calibrate
@@ -67,7 +67,7 @@ class BatchMissing(NightjarError):
 
 
 class BatchRejected(NightjarError):
-    """A batch broke its contract; nothing of it is scored."""
+    """A batch broke its contract; none of it is scored."""
 
 
 class ChampionMissing(NightjarError):
@@ -79,7 +79,7 @@ class RecordInvalid(NightjarError):
 
 
 class RecordMissing(NightjarError):
-    """No published night holds the record."""
+    """No published night has the record."""
 
 
 class PublishConflict(NightjarError):

@@ -33,7 +33,7 @@ class NightsEvaluation:
 
 
 def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
-    """Metrics on the test rows, by the labels known at the cut-off; None where the split has no test rows."""
+    """Metrics on the test rows, by the labels known at the cut-off; None if the split has no test rows."""
     table = read_set(site.lake, site.detector, rows.cutoff, "test")
     if not table.num_rows:
         return None

@@ -223,7 +223,7 @@ def prepare_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequen
         raise TooFewRows(
             f"{site.detector} has no rows in at least one set.",
             got=", ".join(f"{name} {count}" for name, count in rows.items()),
-            expected="at least one row to fit, to stop and to calibrate on",
+            expected="at least one row each for fit, stopping and calibration",
             todo="ingest more history, or change filter.splits in params.yaml",
         )
     manifest = Manifest("clean", site.detector, cutoff, partition.attempt, tuple(partition.parts))
@@ -255,5 +255,5 @@ def read_set(lake: Lake, detector: str, cutoff: date, name: str) -> pa.Table:
 def filter_rows(site: Site, cutoff: date, params: FilterParams, numeric: Sequence[str]) -> TrainingSet:
     """Choose and write the training sets."""
     prepared = prepare_rows(site, cutoff, params, numeric)
-    get_run_logger().info("rows by set %s; left out %s", prepared.rows, prepared.excluded)
+    get_run_logger().info("rows by set %s; excluded %s", prepared.rows, prepared.excluded)
     return prepared

@@ -287,10 +287,10 @@ def land_arrivals(
 
 def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
     """Store labels; those of an arrival that replaces an older one count from `corrected_at` on."""
-    learnt = [frame for frame in frames if len(frame)]
-    if not learnt:
+    filled = [frame for frame in frames if len(frame)]
+    if not filled:
         return 0
-    engine, labels = site.warehouse, pd.concat(learnt, ignore_index=True)
+    engine, labels = site.warehouse, pd.concat(filled, ignore_index=True)
     if corrected_at:
         known = engine.read_labels(site.detector, datetime.max.replace(tzinfo=UTC), labels["record_id"])
         labels = date_corrections(labels, known, corrected_at)

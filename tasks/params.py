@@ -224,7 +224,7 @@ class ColumnsParams(Section):
 
 
 class TrainParams(Section):
-    """What a detector reads and how it learns."""
+    """What a detector reads, and how it is fitted."""
 
     columns: ColumnsParams
     encode: EncodeParams = EncodeParams()
@@ -247,12 +247,12 @@ class GroupsParams(Section):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns that the groups need besides event_time."""
+        """The columns that the groups need in addition to event_time."""
         return tuple(name for name in (self.by, self.weight) if name not in (HOUR, None))
 
 
 class ScoreParams(Section):
-    """How many alerts a night may publish (the worst are kept), and how many causes each carries.
+    """How many alerts a night may publish (the worst are kept), and how many causes each has.
 
     Suppressed flags are published in addition to the alerts, with the same limit. `bands` maps each severity to the
     percentile rank at which it begins. `groups`: None publishes no group scores.

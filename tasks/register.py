@@ -57,7 +57,7 @@ def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
 
 
 def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
-    """Log a bundle as a model version, unless a version already holds it."""
+    """Log a bundle as a model version, unless a version already has it."""
     content_hash = read_bundle_manifest(bundle).content_hash
     site.registry.end_dead_runs()
     versions = site.registry.list_versions()

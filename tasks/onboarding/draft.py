@@ -65,7 +65,7 @@ def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[Labe
     if len(counts) < 2 or (len(counts) > 2 and normal is None):
         todo = f"set the normal value, such as --normal {common}; all other values then mean anomalous"
         raise SourceInvalid(
-            f"The label has {len(counts)} values." if counts else "The label has no value.",
+            f"The label has {len(counts)} values." if counts else "The label has no values.",
             where=column,
             got=listed + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""),
             expected="two values, the rarer of which means anomalous",

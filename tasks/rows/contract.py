@@ -110,7 +110,7 @@ class Contract(Section):
             column = str(expectation.kwargs.get("column", ""))
             if expectation.level == "row":
                 if not expectation.type.startswith(("expect_column_values_", "expect_column_pair_values_")):
-                    raise ValueError(f"{expectation.type} does not judge single rows; give it level: batch")
+                    raise ValueError(f"{expectation.type} does not check single rows; set level: batch")
                 if expectation.type in OF_MANY_ROWS or "mostly" in expectation.kwargs:
                     what = expectation.type if expectation.type in OF_MANY_ROWS else "mostly"
                     raise ValueError(f"{what} depends on other rows, so on the slices of a batch; check each row alone")
@@ -121,7 +121,7 @@ class Contract(Section):
                 ):
                     raise ValueError(f"{expectation.type} cannot judge an image, only whether it is missing")
                 if unknown := [name for name in expectation.columns if name not in self.columns]:
-                    raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not among columns")
+                    raise ValueError(f"{expectation.type} names {unknown[0]!r}, which is not one of the columns")
             elif column not in BATCH_FACTS:
                 name, _, statistic = column.rpartition(".")
                 if name not in self.columns or statistic not in STATISTICS:

@@ -26,7 +26,7 @@ class Duplicates:
 
 
 def find_replaced(lake: Lake, manifest: Manifest) -> dict[str, frozenset[str]]:
-    """The record ids that a later replay has replaced, by the sha256 of the part that holds the replaced rows."""
+    """The record ids that a later replay has replaced, by the SHA-256 of the part with the replaced rows."""
     replaced: dict[str, frozenset[str]] = {}
     for replay in (part for part in manifest.parts if part.replaces):
         ids = frozenset(record for s in lake.slices(replay, ["record_id"]) for record in s["record_id"].to_pylist())

@@ -105,7 +105,7 @@ def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
 
 def _invalid_expectation(expectation: ContractExpectation, got: str) -> ParamsInvalid:
     return ParamsInvalid(
-        f"Great Expectations cannot judge by {expectation.type}.",
+        f"Great Expectations cannot evaluate {expectation.type}.",
         where=f"the contract, expectation {expectation.text!r}",
         got=got,
         expected="the registered name of one of its expectations, with valid arguments",

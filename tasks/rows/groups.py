@@ -42,7 +42,7 @@ class GroupScores:
             self._sums[group] = self._sums.get(group, np.zeros(3)) + sums
 
     def sums(self) -> pd.DataFrame:
-        """One row a group, by name: group, weighted (sum of score times weight), weight (sum), records."""
+        """One row per group, by name: group, weighted (sum of score times weight), weight (sum), records."""
         names = sorted(self._sums)
         sums = np.array([self._sums[name] for name in names]).reshape(-1, 3)
         columns = {"weighted": sums[:, 0], "weight": sums[:, 1], "records": sums[:, 2].astype(np.int64)}

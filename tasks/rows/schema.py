@@ -259,7 +259,7 @@ def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
     shapes = {name: column.shape for name, column in contract.columns.items() if column.shape and name in schema.names}
     found = {name: read_shape(schema.field(name)) for name in shapes}
     return {
-        f"{name} holds {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
+        f"{name} has {describe_shape(shape)}, expected {describe_shape(shapes[name])}"
         for name, shape in found.items()
         if shape != shapes[name]
     }

@@ -39,7 +39,7 @@ CHANNELS = ("chip", "contactless", "online", "app", "recurring")
 CHIP, CONTACTLESS, ONLINE, _, RECURRING = range(5)
 CONTACTLESS_LIMIT_CENTS = 5_000  # above it an honest terminal requires chip and PIN
 TRAVELLING = 0.1  # share of cards that are on a trip in any week
-DEVICE_KM = 3.0  # how far from home a payer's device is seen
+DEVICE_KM = 3.0  # typical distance of a payer's device from home
 AT_SEAT = 0.85  # share of online payments to the category's usual country, not to a shop in DE
 CARD_MEAN = 74.0  # mean payment of a card with spending level 1
 

@@ -185,7 +185,7 @@ def check_backup(folder: Path, report: Report = lambda done, total: None) -> Bac
     for done, (name, entry) in enumerate(manifest.files.items(), start=1):
         path = folder / name
         if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
-            bad.append(f"{name} leads outside")
+            bad.append(f"{name} is outside the backup")
         elif not path.is_file():
             bad.append(f"{name} is missing")
         elif describe(path) != entry:

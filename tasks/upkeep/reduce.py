@@ -75,9 +75,9 @@ def reduce_detector(
     """
     reducer = fit_reducer(verdicts, params.reducer, params.limits)
     through = max(str(detector.lineage["trained_through"]), nights[-1].isoformat())
-    learnt: dict[str, JsonValue] = {"from_version": version, "reviewed_through": nights[-1].isoformat()}
+    origin: dict[str, JsonValue] = {"from_version": version, "reviewed_through": nights[-1].isoformat()}
     reduced = detector.with_reducer(reducer)
-    lineage = {**detector.lineage, "trained_through": through, "reducer": learnt}
+    lineage = {**detector.lineage, "trained_through": through, "reducer": origin}
     return reduced.with_lineage(lineage), reducer.header.gain
 
 

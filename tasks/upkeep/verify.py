@@ -143,7 +143,7 @@ def check_input(night: CheckedNight) -> Finding:
     if landing is None:
         return Finding([], "", "landing was pruned") if night.is_pruned("landing") else Finding([NO_LANDING], "")
     if scores and scores.facts["input_hash"] != wanted:
-        return Finding([f"the scores are of input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
+        return Finding([f"the scores are from input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
     stale = describe_later(night) if landing.hash == wanted else "landing has changed since"
     return Finding([], f"input hash {wanted[:12]}", stale)
 

@@ -11,7 +11,7 @@ from models.params import Activation, AutoencoderParams, Output
 from models.records import BLOCK
 
 
-def test_layers_are_the_asked_ones_and_the_output_is_as_wide_as_the_input() -> None:
+def test_layers_are_as_requested_and_the_output_is_as_wide_as_the_input() -> None:
     network = Autoencoder(5, AutoencoderParams(layers=(4, 2, 4)))
     shapes = [tuple(weight.shape) for weight in network.parameters() if weight.ndim == 2]
     assert shapes == [(4, 5), (2, 4), (4, 2), (5, 4)]

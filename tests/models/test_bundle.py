@@ -80,7 +80,7 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
         read_bundle(folder)
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BundleInvalid, match="cannot be read"):
             read_bundle(folder)

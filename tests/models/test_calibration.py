@@ -55,7 +55,7 @@ def test_too_few_rows_for_the_quantile_say_how_many_are_missing() -> None:
         fit(98, 0.99)
 
 
-def test_an_interval_wider_than_asked_says_how_many_rows_are_missing_and_they_suffice() -> None:
+def test_an_interval_wider_than_requested_says_how_many_rows_are_missing_and_they_suffice() -> None:
     with pytest.raises(TooFewRows) as raised:
         fit(300, 0.99, width=0.01)
     needed = int(str(raised.value).split("about ")[1].split(" rows")[0])
@@ -114,7 +114,7 @@ def test_the_best_f_beta_threshold_lies_between_the_scores_it_parts() -> None:
     assert fit_threshold(np.arange(9.0), BestFBetaPolicy(), close).value == 1
 
 
-def test_no_rows_and_scores_that_are_no_numbers_are_refused() -> None:
+def test_no_rows_and_scores_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(TooFewRows, match="no calibration rows"):
         fit_threshold(np.empty(0), FixedPolicy(value=1.0))
     with pytest.raises(NightjarError, match="1 of 2 scores"):
@@ -123,7 +123,7 @@ def test_no_rows_and_scores_that_are_no_numbers_are_refused() -> None:
         fit_threshold(np.ones(3), BestFBetaPolicy())
 
 
-def test_an_alarm_budget_is_the_quantile_that_leaves_so_many_clean_records_of_a_night() -> None:
+def test_an_alarm_budget_is_the_quantile_that_leaves_that_many_clean_records_per_night() -> None:
     scores = np.random.default_rng(1).uniform(size=999)
     budget = fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=20), rows_per_night=1000)
     quantile = fit_threshold(scores, QuantilePolicy(q=0.98))

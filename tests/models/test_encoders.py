@@ -49,7 +49,7 @@ def test_a_row_has_the_slots_of_its_kinds_and_each_slot_knows_its_column() -> No
     assert encoder.slots.tolist() == [2, 0, 1, 1, 1, 4, 4, 4, 4, 3, 3, 3, 3]
 
 
-def test_numbers_are_standardised_after_the_logarithm_where_asked() -> None:
+def test_numbers_are_standardised_after_the_logarithm_if_requested() -> None:
     records = make_mixed(50)
     logs, ages = np.log1p(records.numbers[:, 0].numpy()), records.numbers[:, 1].numpy()
     encoded = encode(Encoder(MIXED).fit(records), records)

@@ -98,7 +98,7 @@ def test_the_stopping_loss_weighs_every_row_alike_across_passes(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_raises(value: float) -> None:
+def test_a_loss_that_is_not_a_number_raises(value: float) -> None:
     rows = make_rows(20, 1)
     rows[3, 2] = value
     with pytest.raises(TrainingDiverged, match="epoch 1"):

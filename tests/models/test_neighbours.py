@@ -33,9 +33,7 @@ def test_scores_agree_with_the_neighbours_of_sklearn() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("width", "m"), [(1, 5), (3, 7), (13, 257), (61, 1023), (120, 2000)])
 @pytest.mark.slow
-def test_a_score_is_the_same_bits_wherever_its_row_stands_and_whatever_stands_beside_it(
-    width: int, m: int, threads: int
-) -> None:
+def test_a_score_is_bitwise_equal_at_any_position_and_with_any_neighbours(width: int, m: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

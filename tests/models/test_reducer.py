@@ -92,7 +92,7 @@ def test_a_forest_as_arrays_agrees_with_scikit_learn() -> None:
     assert np.allclose(predict(classifier, later), odds / (1 + odds), atol=1e-9)
 
 
-def test_a_row_that_stands_for_ten_weighs_as_much_as_ten_copies() -> None:
+def test_a_row_that_represents_ten_weighs_as_much_as_ten_copies() -> None:
     verdicts = make_verdicts(100, noise=2.0)
     tenth = replace(verdicts, inclusion=np.where(np.arange(100) < 20, 0.1, 1.0))
     order = np.concatenate([np.repeat(np.arange(20), 10), np.arange(20, 100)])
@@ -112,7 +112,7 @@ def test_the_cut_loses_too_much_with_at_most_ten_percent_chance(n: int) -> None:
     assert binom.cdf(k - 1, n, 0.1) <= 1 - CONFIDENCE < binom.cdf(k, n, 0.1)
 
 
-def test_too_few_confirmed_anomalies_for_the_asked_loss_say_how_many_are_missing() -> None:
+def test_too_few_confirmed_anomalies_for_the_allowed_loss_say_how_many_are_missing() -> None:
     with pytest.raises(TooFewRows, match=r"at least 22 .*: 1 are missing"):
         choose_cut(np.linspace(0, 1, 21), 0.1)
     assert choose_cut(np.linspace(0, 1, 22), 0.1) == 0.0
@@ -155,7 +155,7 @@ def test_a_reducer_that_loses_more_recall_than_it_may_is_refused() -> None:
         fit_reducer(replace(verdicts, features=features), NETWORK, LIMITS)
 
 
-def test_the_gain_counts_what_the_sample_below_the_threshold_stands_for() -> None:
+def test_the_gain_counts_what_the_sample_below_the_threshold_represents() -> None:
     flags, n = make_verdicts(noise=0.2), 40
     below = np.arange(n) < 2  # two anomalies among forty sampled rows, one row in twenty asked about
     verdicts = Verdicts(

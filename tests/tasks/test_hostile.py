@@ -61,12 +61,12 @@ def test_columns_of_any_printable_name_go_all_the_way_to_the_data_docs(site: Sit
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0b", "\u202ea", "\ufeffa"])
-def test_a_column_whose_name_cannot_be_shown_is_no_column_of_a_contract(name: str) -> None:
+def test_a_contract_refuses_column_names_that_cannot_be_printed(name: str) -> None:
     with pytest.raises(ParamsInvalid, match="printable characters"):
         parse_section(Contract, {"columns": {name: {"type": "text"}}}, Path("toy.yaml"))
 
 
-def test_columns_that_duckdb_takes_for_one_are_refused() -> None:
+def test_columns_that_are_the_same_to_duckdb_are_refused() -> None:
     with pytest.raises(ParamsInvalid, match="Amount and amount differ only in case"):
         columns = {name: {"type": "text"} for name in ("Amount", "b", "amount")}
         parse_section(Contract, {"columns": columns}, Path("toy.yaml"))

@@ -125,7 +125,7 @@ def test_the_file_a_row_came_from_may_be_its_label(site):
     assert labels.loc[labels["label"] == 1, "record_id"].tolist() == ["bad.log:000000000"]
 
 
-def test_text_that_is_no_utf_8_is_refused(site):
+def test_text_that_is_not_utf_8_is_refused(site):
     put(site, "bad.log", b"\xff\xfe\x00")
     source = FilesSource(kind="files", path="bad.log", line_column="events")
     with pytest.raises(SourceInvalid, match="damaged"):
@@ -205,7 +205,7 @@ def test_event_time_may_be_seconds_since_an_instant(site):
     assert read_landing(site, NEXT)["record_id"].tolist() == ["c"]
 
 
-def test_each_iso_form_of_an_event_time_is_read_whatever_stands_in_the_row_before(site):
+def test_each_iso_form_of_an_event_time_is_read_whatever_the_row_before_contains(site):
     moments = ["2026-03-01T10:00:00Z", "2026-03-01T10:00:00.25Z", "2026-03-01 11:00:00+01:00", "2026-03-01", "soon", ""]
     put(site, "pay.csv", "payment_id,at\n" + "".join(f"p{i},{moment}\n" for i, moment in enumerate(moments)))
     ingest(site, configure("pay.csv"))
@@ -482,7 +482,7 @@ def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
         ingest(site, params)
 
 
-def test_progress_is_told_by_arrival(site):
+def test_progress_is_reported_per_arrival(site):
     put(site, "in/a.csv", CSV)
     put(site, "in/b.csv", CSV)
     told = []

@@ -229,7 +229,7 @@ def test_a_process_killed_before_its_commit_leaves_the_old_result_whole(engine, 
 
 
 @pytest.mark.slow
-def test_when_attempts_publish_at_once_the_newest_stands(engine):
+def test_when_attempts_publish_at_once_the_newest_wins(engine):
     nights = [make_night(engine.begin_attempt(make_night().detector, DAY, "validate", NOW)) for _ in range(8)]
 
     def publish_or_lose(night: Night) -> None:

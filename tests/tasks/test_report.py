@@ -231,7 +231,7 @@ def test_a_batch_without_scores_has_no_histogram(site):
         ),
     ],
 )
-def test_a_cause_is_told_in_words(cause, words):
+def test_a_cause_is_described_in_words(cause, words):
     assert describe_cause(cause) == words
 
 
@@ -245,7 +245,7 @@ def test_the_summary_counts_rows_and_cannot_break_its_table():
     assert "amount 7.5: 901.25, expected 12" in rows[0]
 
 
-def test_a_published_night_is_written_beside_the_others(site):
+def test_a_published_night_is_written_next_to_the_others(site):
     partition = site.lake.write("scores", "toy", DAY)
     with partition.part("part-0") as part:
         part.append(pa.table({"record_id": ["a", "b", "c"], "score": [0.5, 1.0, 9.0]}))

@@ -114,7 +114,7 @@ def reduced(site: Site, detector: Detector, publish: Callable[..., pd.DataFrame]
     return reduce_detector(detector, *read_verdicts(site, detector), 1, PARAMS)[0]
 
 
-def test_all_flags_are_asked_about_and_a_known_share_of_the_rest(site, detector, publish) -> None:
+def test_all_flags_are_selected_for_review_and_a_known_share_of_the_rest(site, detector, publish) -> None:
     flags = publish(detector, DAYS[0])
     asked = ask_about(site, DAYS[0], 20)
     assert asked.columns.tolist() == QUESTIONS
@@ -129,7 +129,7 @@ def test_all_flags_are_asked_about_and_a_known_share_of_the_rest(site, detector,
 
 
 @pytest.mark.slow
-def test_the_same_rows_are_asked_about_again_however_the_night_is_sliced(site, detector, publish, monkeypatch) -> None:
+def test_the_same_rows_are_selected_again_however_the_night_is_sliced(site, detector, publish, monkeypatch) -> None:
     publish(detector, *DAYS[:2])
     asked = ask_about(site, DAYS[0], 20)
     monkeypatch.setattr("tasks.stores.lake.SLICE_ROWS", 17)
@@ -246,7 +246,7 @@ def test_the_cap_counts_alerts_and_bounds_the_suppressed_apart(reduced, publish)
         assert found["record_id"].tolist() == expected["record_id"].tolist()
 
 
-def test_suppressed_flags_are_asked_about_by_sample(site, reduced, publish) -> None:
+def test_suppressed_flags_are_sampled_for_review(site, reduced, publish) -> None:
     flags = publish(reduced, DAYS[2])
     suppressed = flags.loc[flags["suppressed"], "record_id"]
     asked = ask_about(site, DAYS[2], 5)

@@ -130,7 +130,7 @@ def test_flags_are_the_rows_strictly_above_the_threshold_worst_first(score, dete
     assert flags["second_stage_probability"].isna().all()
 
 
-def test_a_score_equal_to_the_threshold_is_no_flag(score, detector):
+def test_a_score_equal_to_the_threshold_is_not_a_flag(score, detector):
     rows = make_rows(20)
     records, _ = to_records(rows, COLUMNS)
     edge = float(np.sort(detector.score(records))[-2])
@@ -286,7 +286,7 @@ def test_scores_of_a_gpu_lie_under_a_key_of_their_own(site, put_validated, monke
     assert find_key("cpu") == key != find_key("auto") == find_key("cuda")
 
 
-def test_rows_that_another_run_validated_meanwhile_are_refused(site, put_validated):
+def test_rows_that_another_run_has_just_validated_are_refused(site, put_validated):
     validated = put_validated(DAY, make_rows(20))
     mine = Validation(DAY, f"landing of {DAY}", 20, 20, 0, 0, {})
     refuse_other_input(site, validated, mine)

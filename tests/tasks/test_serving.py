@@ -238,7 +238,7 @@ def test_a_served_night_gets_what_was_published_of_it_record_for_record(served: 
     assert told["p_value"].tolist() == served.detector.p_value(told["score"].to_numpy()).tolist()
 
 
-def test_a_record_alone_as_an_array_or_beside_others_at_the_same_time_gets_the_same_answer(served: Served) -> None:
+def test_a_record_gets_the_same_answer_alone_in_an_array_and_in_concurrent_requests(served: Served) -> None:
     rows = write_json(served.rows.slice(0, 24))
     together = served.predict(rows)
     with ThreadPoolExecutor(8) as clients:
@@ -338,7 +338,7 @@ def test_a_bundle_that_was_tampered_with_is_not_served(served: Served, tmp_path:
     assert "weights.safetensors was altered" in (tmp_path / "log").read_text()
 
 
-def test_what_is_no_champion_is_not_served(served: Served) -> None:
+def test_only_a_champion_is_served(served: Served) -> None:
     mlflow.set_tracking_uri(served.site.registry.uri)
     with pytest.raises(mlflow.MlflowException, match="alias challenger not found"):
         mlflow.pyfunc.load_model("models:/nightjar-toy@challenger")

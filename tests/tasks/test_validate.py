@@ -206,7 +206,7 @@ def test_rows_that_share_a_record_id_and_differ_are_all_quarantined(land_rows, v
     assert sorted(read("quarantine")["record_id"]) == ["r2", "r2", "r5", "r5"]
 
 
-def test_record_ids_with_quotes_are_told_apart(land_rows, validate):
+def test_record_ids_with_quotes_are_distinguished(land_rows, validate):
     land_rows(make_rows(record_id={0: "it's", 1: "it's", 2: 'a"b', 3: ""}, amount={1: "9"}))
     found = validate()
     check_counts(found)
@@ -230,7 +230,7 @@ IDS = st.sampled_from(["a", "b", "it's", '{"}', "", None])
     replaced=st.frozensets(IDS.filter(lambda record: record is not None), max_size=3),
 )
 @pytest.mark.slow
-def test_doubled_ids_are_those_that_a_plain_count_finds(tmp_path_factory, parts, replaced):
+def test_duplicate_ids_are_those_that_a_plain_count_finds(tmp_path_factory, parts, replaced):
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     partition = lake.write("landing", "toy", DAY)
     for number, rows in enumerate(parts):
@@ -280,7 +280,7 @@ def test_a_search_that_fits_in_memory_needs_no_temporary_folder(site, land_rows,
 
 
 @pytest.mark.slow
-def test_wide_columns_of_doubled_ids_take_the_memory_they_need(site, monkeypatch):
+def test_wide_columns_of_duplicate_ids_take_the_memory_they_need(site, monkeypatch):
     monkeypatch.setattr("tasks.stores.lake.QUERY_MEMORY", "60MB")
     ids = [f"r{max(1, number)}" for number in range(65_536)]
     photos = np.random.default_rng(0).bytes(2048 * len(ids))
@@ -519,7 +519,7 @@ def test_many_batches_get_pages_for_the_latest_and_the_rejected(land_rows, site,
 
 @pytest.mark.parametrize("kept", [0, 0.5])
 @pytest.mark.slow
-def test_data_docs_that_a_killed_run_left_half_written_stop_nobody(land_rows, site, kept):
+def test_data_docs_that_a_killed_run_left_half_written_do_not_stop_later_runs(land_rows, site, kept):
     land_rows(make_rows())
     validate_batches(site, CONTRACT, [DAY], ANY)
     for path in (path for path in site.docs.rglob("*") if path.is_file()):
@@ -647,7 +647,7 @@ def test_an_expectation_that_great_expectations_refuses_is_an_error_of_the_contr
         validate(make_contract(expectation))
 
 
-def test_what_an_expectation_says_of_a_masked_column_when_it_fails_is_not_shown(land_rows, validate):
+def test_the_error_of_an_expectation_on_a_masked_column_is_not_shown(land_rows, validate):
     land_rows(make_rows())
     with pytest.raises(BatchRejected, match="the column is masked"):
         validate(make_contract(expect("card", min_value=1)))

@@ -78,7 +78,7 @@ def test_the_band_follows_the_rank(detector):
     assert (wild.band, wild.percentile_rank, wild.causes[0]["column"]) == ("alarming", 100, "amount")
 
 
-def test_a_masked_value_is_not_told(detector):
+def test_a_masked_value_is_not_shown(detector):
     assert "ATLANTIS" not in json.dumps(rank(detector, amount="0", items="3", country="ATLANTIS").causes)
     with pytest.raises(RecordInvalid) as refused:
         rank(detector, country="ATLANTIS", amount="SECRET")

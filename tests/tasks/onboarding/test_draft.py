@@ -105,7 +105,7 @@ def test_a_column_named_like_an_identifier_and_never_repeated_names_the_records(
     assert any(e.kwargs["column"] == "duplicated_fraction" for e in drafted.contract.expectations)
 
 
-def test_an_asked_identifier_that_repeats_and_a_query_without_any_are_refused() -> None:
+def test_a_requested_identifier_that_repeats_and_a_query_without_one_are_refused() -> None:
     frame = make_frame().assign(shop=[f"s{n % 30}" for n in range(1000)])
     assert "97.0%" in refuse(frame, record_id="shop")
     assert "--id" in refuse(frame, source=QUERY)
@@ -135,7 +135,7 @@ def test_an_obvious_time_column_gives_the_days_and_the_splits_follow_time(days: 
     assert "event_time" in drafted.train.columns.datetime
 
 
-def test_of_several_time_columns_the_one_with_the_plain_name_is_taken_and_the_others_are_said() -> None:
+def test_of_several_time_columns_the_one_with_the_plain_name_is_chosen_and_the_others_are_mentioned() -> None:
     frame = with_times(with_times(make_frame(2000), 20, "shipped"), 20, "timestamp")
     drafted = draft(frame)
     assert drafted.ingest.event_time.column == "timestamp"
@@ -144,7 +144,7 @@ def test_of_several_time_columns_the_one_with_the_plain_name_is_taken_and_the_ot
     assert draft(frame, time="shipped").ingest.event_time.column == "shipped"
 
 
-def test_a_date_of_birth_is_no_event_time_and_neither_is_a_time_with_gaps() -> None:
+def test_neither_a_date_of_birth_nor_a_time_with_gaps_is_an_event_time() -> None:
     born = [date(1960, 1, 1) + timedelta(days=int(n)) for n in np.random.default_rng(0).integers(0, 15_000, 1000)]
     assert draft(make_frame().assign(born=born)).ingest.event_time.column is None
     gaps = with_times(make_frame(), 20)
@@ -152,7 +152,7 @@ def test_a_date_of_birth_is_no_event_time_and_neither_is_a_time_with_gaps() -> N
     assert draft(gaps).ingest.event_time.column is None
 
 
-def test_an_asked_time_may_be_text_or_seconds() -> None:
+def test_a_requested_time_column_may_be_text_or_seconds() -> None:
     texts = with_times(make_frame(), 9)
     texts["placed_at"] = texts["placed_at"].dt.strftime("%Y-%m-%d %H:%M:%S")
     assert draft(texts, time="placed_at").ingest.event_time.column == "placed_at"
@@ -162,7 +162,7 @@ def test_an_asked_time_may_be_text_or_seconds() -> None:
     assert epoch.seconds_since == datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def test_an_asked_time_that_cannot_be_read_is_refused_and_one_single_day_is_dealt_out() -> None:
+def test_a_requested_time_that_cannot_be_read_is_refused_and_a_single_day_is_split_by_file_order() -> None:
     slashes = make_frame().assign(at=[f"0{1 + n % 9}/25/2026" for n in range(1000)])
     assert "1,000 of 1,000 rows" in refuse(slashes, time="at")
     assert "1,000" in refuse(make_frame().assign(at=1.77e12 + np.arange(1000)), time="at")

@@ -98,12 +98,12 @@ def test_the_event_time_may_be_listed_among_the_columns():
             expect("level: row, type: expect_table_row_count_to_be_between, kwargs: {min_value: 1}"),
             ["expect_table_row_count_to_be_between", "level: batch"],
         ),
-        (expect(f"level: row, {BETWEEN}, kwargs: {{column: amuont}}"), ["'amuont'", "not among columns"]),
+        (expect(f"level: row, {BETWEEN}, kwargs: {{column: amuont}}"), ["'amuont'", "not one of the columns"]),
         (
             expect(
                 "level: row, type: expect_column_pair_values_to_be_equal, kwargs: {column_A: amount, column_B: there}"
             ),
-            ["'there'", "not among columns"],
+            ["'there'", "not one of the columns"],
         ),
         (
             expect(f"level: row, {BETWEEN}, kwargs: {{column: amount, min_value: 0, mostly: 0.9}}"),

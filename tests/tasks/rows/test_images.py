@@ -104,7 +104,7 @@ def test_pixels_of_a_slice_of_a_column_are_those_of_its_rows():
     assert read_pixels(column.slice(0, 0), PHOTO).shape == (0, 6)
 
 
-def test_a_column_without_a_shape_is_no_image():
+def test_a_column_without_a_shape_is_not_an_image():
     assert read_shape(pa.field("photo", pa.binary(6))) is None
     with pytest.raises(ParamsInvalid, match="column photo"):
         describe_columns(ColumnsParams(image=("photo",)), pa.table({"photo": ["x"]}))

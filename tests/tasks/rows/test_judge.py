@@ -197,7 +197,7 @@ def test_causes_are_computed_for_chosen_rows_only(monkeypatch: pytest.MonkeyPatc
         assert sum(cause["share"] for cause in shares) == pytest.approx(score, rel=1e-12)
 
 
-def test_taking_rows_keeps_what_was_made_of_them() -> None:
+def test_taking_rows_keeps_their_judgement() -> None:
     judged = judge(add_reducer(make_tiny_detector(), 1.1), make_table(60, 5))
     some = np.arange(60) % 3 == 0
     taken, again = judged[some], judge(judged.detector, judged.rows.filter(pa.array(some)))

@@ -43,7 +43,7 @@ def land(contract: Contract, *slices: dict) -> Landed:
 )
 @example(numbers=[2**53 + 1, 2**63 - 1, -(2**63), 2**63], form="{}")
 @example(numbers=[2**53 + 1], form="{}.000")
-def test_whole_numbers_in_text_keep_all_their_digits_beside_a_bad_value(numbers: list[int], form: str) -> None:
+def test_whole_numbers_in_text_keep_all_their_digits_next_to_a_bad_value(numbers: list[int], form: str) -> None:
     texts = [form.format(number) for number in numbers]
     expected = [number if -BIG <= number < BIG else None for number in numbers]
     assert read("int", *texts, "many")[:-1] == expected
@@ -63,7 +63,7 @@ ODD = [
 @pytest.mark.parametrize("kind", ["float", "int", "bool", "timestamp"])
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(st.sampled_from(ODD) | st.text(max_size=4), min_size=1, max_size=4))
-def test_a_text_is_read_the_same_whatever_stands_beside_it(kind: str, texts: list[str]) -> None:
+def test_a_text_is_read_the_same_whatever_its_neighbours(kind: str, texts: list[str]) -> None:
     alone = [read(kind, text)[0] for text in texts]
     assert repr(read(kind, *texts)) == repr(alone)
     assert repr(read(kind, *texts, "no value of any type")[:-1]) == repr(alone)
@@ -181,7 +181,7 @@ def test_a_column_of_another_type_whose_values_all_read_is_a_warning() -> None:
     ]
 
 
-def test_a_source_without_types_is_all_text_and_that_is_no_change() -> None:
+def test_a_source_without_types_is_all_text_which_is_not_a_change() -> None:
     contract = make_contract(a={"type": "float"}, b={"type": "timestamp"})
     assert land(contract, {"a": ["1.5"], "b": ["2026-03-01"]}).warnings == []
 
@@ -205,7 +205,7 @@ def test_an_example_is_short_and_holds_nothing_that_a_terminal_would_obey() -> N
     assert len(told) < 120
 
 
-def test_a_hundred_thousand_values_beside_a_bad_one_are_read_in_a_moment() -> None:
+def test_a_hundred_thousand_values_next_to_a_bad_one_are_read_quickly() -> None:
     texts = [*map(str, np.arange(100_000) + 2**53), "x"]
     found = cast_column(pa.chunked_array([texts]), pa.int64())
     assert found.null_count == 1

@@ -64,7 +64,7 @@ def test_a_text_is_padded_to_the_length_and_cut_off_behind_it():
     assert encode_tokens(column_of("22", "5 5 22 5", "9 5"), column).tolist() == [[1, -1, -1], [0, 0, 1], [2, 0, -1]]
 
 
-def test_the_length_is_that_which_the_asked_share_of_the_rows_stay_within():
+def test_the_length_covers_the_requested_share_of_the_rows():
     column = column_of(*["a b"] * 97, *["a b c"] * 2, " ".join("x" * 50))
     how = [SequenceParams(length_percentile=percentile) for percentile in (97, 99, 100)]
     assert [describe_sequence("t", column, params).tokens.words for params in how] == [2, 3, 50]

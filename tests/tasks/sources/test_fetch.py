@@ -38,7 +38,7 @@ def test_offline_says_where_to_put_the_file_and_leaves_nothing_behind(tmp_path: 
     assert list((tmp_path / "logs").iterdir()) == []
 
 
-def test_a_detector_without_a_public_home_is_told_so(tmp_path: Path) -> None:
+def test_a_detector_without_public_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ParamsInvalid, match="kddcup99"):
         fetch_public("payments", tmp_path)
 

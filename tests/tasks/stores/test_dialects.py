@@ -266,7 +266,7 @@ def test_every_migration_compiles(dialects: dict[str, sa.Dialect], name: str) ->
         assert f"TABLE {dialects[name].identifier_preparer.format_table(table)} (" in told.getvalue()
 
 
-def test_when_eight_publish_at_once_on_any_other_engine_the_newest_stands(other: Warehouse) -> None:
+def test_when_eight_publish_at_once_on_any_other_engine_the_newest_wins(other: Warehouse) -> None:
     def take_number(_: int) -> int:
         return other.begin_attempt(DETECTOR, DAY, "begin", NOW)
 

@@ -102,7 +102,7 @@ def test_a_part_whose_rows_end_in_an_error_leaves_no_file(tmp_path):
     assert not partition.parts
 
 
-def test_partitions_of_other_inputs_stand_beside_each_other(lake):
+def test_partitions_with_different_inputs_exist_side_by_side(lake):
     for inputs, rows in (("one", ROWS), ("two", ROWS.slice(1)), ("two", ROWS.slice(1))):
         partition = lake.write("scores", "toy", DAY, inputs)
         with partition.part("part-0") as part:
@@ -120,7 +120,7 @@ def test_parts_of_earlier_attempts_can_be_kept(lake):
     assert read(lake, new)["record_id"].to_pylist() == ["a", "b", "c", "c"]
 
 
-def test_a_part_without_rows_is_no_part(lake):
+def test_a_part_without_rows_is_not_kept(lake):
     manifest = write(lake, ROWS.slice(0, 0), ROWS)
     assert [part.path.rsplit("/", 1)[-1].rpartition("-")[0] for part in manifest.parts] == ["part-1"]
 
@@ -158,7 +158,7 @@ def test_a_query_sees_all_parts_by_column_name(lake):
     assert lake.columns(manifest.parts[1]) == ["country", "amount", "record_id"]
 
 
-def test_slices_read_the_asked_columns_and_may_be_dictionary_encoded(lake):
+def test_slices_read_the_requested_columns_and_may_be_dictionary_encoded(lake):
     (part,) = write(lake, ROWS).parts
     (piece,) = lake.slices(part, ["record_id"], ("record_id",))
     assert piece.column_names == ["record_id"]

@@ -58,7 +58,7 @@ def test_a_part_of_several_pieces_is_one_object_or_none(object_store: ObjectStor
 
 
 @pytest.mark.slow
-def test_a_killed_upload_is_seen_by_nobody_and_left_to_the_buckets_own_rule(
+def test_a_killed_upload_is_invisible_and_left_to_the_buckets_lifecycle_rule(
     object_store: ObjectStore, bucket: str
 ) -> None:
     root = f"s3://{bucket}/lake"
@@ -101,7 +101,7 @@ def test_a_mistyped_bucket_is_named_and_not_made(object_store: ObjectStore) -> N
 
 @pytest.mark.parametrize("fault", ["away", "no keys", "wrong keys"])
 @pytest.mark.slow
-def test_a_store_that_is_away_or_refuses_is_told_readably_and_without_the_secret(
+def test_an_unreachable_or_refusing_store_gives_a_readable_error_without_the_secret(
     object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setattr(S3FileSystem, "retries", 1)

@@ -79,7 +79,8 @@ def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monke
 def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    site, bundle = dataclasses.replace(make_site(), artifacts=str(tmp_path / "artifacts")), tmp_path / "bundle"
+    site, bundle = make_site(), tmp_path / "bundle"
+    site = dataclasses.replace(site, registry=dataclasses.replace(site.registry, artifacts=str(tmp_path / "artifacts")))
     make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "trained_through": "2026-02-28"}).save(bundle)
     register_bundle(site, bundle, None)
     with subprocess.Popen("true") as ended:
@@ -207,7 +208,7 @@ def test_a_version_that_could_run_code_or_lead_elsewhere_is_refused(
     assert not list(site.registry.bundles.iterdir())
 
 
-def test_what_a_killed_download_left_is_no_harm_and_is_cleared_when_old(site: Site, version: Version) -> None:
+def test_the_remains_of_a_killed_download_do_no_harm_and_are_removed_when_old(site: Site, version: Version) -> None:
     old, young = (site.registry.bundles / f"downloading-{name}" for name in ("old", "young"))
     for folder in (old, young):
         (folder / "bundle").mkdir(parents=True)

@@ -183,7 +183,7 @@ def test_neither_writer_nor_reader_can_drop_alter_or_make_anything_and_a_reader_
             assert is_refused(login, statement), statement
 
 
-def test_a_reader_that_publishes_is_told_what_its_login_lacks(engines: dict[str, Warehouse]) -> None:
+def test_a_reader_that_publishes_gets_an_error_that_names_the_missing_right(engines: dict[str, Warehouse]) -> None:
     with pytest.raises(ParamsInvalid, match="permission denied for table attempts") as refused:
         engines["test_reader"].begin_attempt("race", DAY, "begin", NOW)
     assert "nightjar_writer" in str(refused.value)
@@ -199,7 +199,7 @@ def test_tables_that_a_later_migration_makes_are_the_roles_too(engines: dict[str
 
 
 @pytest.mark.parametrize("login", ["test_writer", "test_reader", "test_stranger"])
-def test_a_login_that_is_not_the_owner_is_told_who_migrates(server: Server, login: str) -> None:
+def test_the_error_for_a_login_that_is_not_the_owner_says_who_can_migrate(server: Server, login: str) -> None:
     database = server.make_database()
     owner, other = server.log_in(OWNER, database), server.log_in(login, database)
     with pytest.raises(SchemaMismatch, match=r"none of Nightjar's tables(.|\n)*ask the owner"):

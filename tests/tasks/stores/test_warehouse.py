@@ -60,7 +60,7 @@ def test_the_migrations_make_the_tables_that_the_code_names(postgres_warehouse_u
         assert compare_metadata(context, metadata) == []
 
 
-def test_a_review_written_before_inclusion_was_kept_counts_as_asked_for_certain(warehouse_url):
+def test_a_review_older_than_the_inclusion_column_gets_inclusion_1(warehouse_url):
     engine = Warehouse(warehouse_url)
     engine.migrate("0001")
     old = {"detector": "cards", "batch_date": DAY, "record_id": "a", "reviewer": "kim", "reviewed_at": NOW}
@@ -331,7 +331,7 @@ def test_a_url_that_cannot_hold_a_warehouse_is_refused(url):
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_file_that_is_no_duckdb_is_an_error_at_once(tmp_path):
+def test_a_file_that_is_not_a_duckdb_database_is_an_immediate_error(tmp_path):
     (tmp_path / "w.duckdb").write_text(json.dumps({"not": "a database"}) * 500)
     with (
         pytest.raises(ServiceUnreachable, match="not a valid DuckDB"),

@@ -180,7 +180,7 @@ def test_a_backup_cannot_write_outside_of_the_stores(tmp_path: Path, duckdb_stor
     document = json.loads(path.read_text())
     document["files"]["../outside"] = {"size": 0, "sha256": ""}
     path.write_text(json.dumps(document))
-    with pytest.raises(BackupInvalid, match="leads outside"):
+    with pytest.raises(BackupInvalid, match="is outside the backup"):
         restore(duckdb_stores, tmp_path / "copy")
 
 

@@ -177,7 +177,7 @@ def test_half_written_files_go_once_they_are_old(site: Site) -> None:
     assert path not in site.lake.files("")
 
 
-def test_a_record_goes_from_every_table_and_from_what_is_told_of_it(engine: Warehouse, site: Site) -> None:
+def test_a_record_is_erased_from_every_table_and_from_texts_that_mention_it(engine: Warehouse, site: Site) -> None:
     site = replace(site, warehouse=engine)
     engine.add_labels("toy", pd.DataFrame({"record_id": [VICTIM, OTHER], "label": 1, "known_at": NOW}))
     engine.add_labels("elsewhere", pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": NOW}))

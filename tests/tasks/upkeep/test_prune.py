@@ -147,7 +147,7 @@ def write_source(site: Site, name: str, rows: int) -> None:
     frame.to_csv(Path(site.sources) / f"{name}.csv", index=False)
 
 
-def test_what_was_pruned_from_landing_does_not_land_again_and_late_rows_alone_are_no_batch(site: Site) -> None:
+def test_pruned_landing_does_not_land_again_and_late_rows_alone_are_not_a_batch(site: Site) -> None:
     params = IngestParams(
         source=FilesSource(kind="files", path="*.csv"), record_id="record_id", event_time=EventTime(column="event_time")
     )

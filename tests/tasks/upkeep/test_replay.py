@@ -119,7 +119,7 @@ def test_quarantined_rows_are_listed_with_their_reason_and_without_masked_column
     assert "SECRET" not in found.to_csv()
 
 
-def test_repaired_rows_take_the_place_of_the_quarantined_ones_with_their_masked_values(
+def test_repaired_rows_replace_the_quarantined_ones_and_keep_their_masked_values(
     site, land_rows, validate, listed, take
 ):
     land_rows(make_rows(amount={1: "1,5"}, visits={3: None}))
