@@ -486,6 +486,15 @@ def test_help_answers_without_the_heavy_imports() -> None:
     assert "backfill" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["status", "orders"], ["status"], ["metrics"], ["review", "orders"]])
+def test_verbs_that_only_look_do_without_the_heavy_libraries(trained: Project, arguments: list[str]) -> None:
+    heavy = "{'torch', 'mlflow', 'prefect', 'great_expectations'}"
+    show = f"print(code, sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; from flows.cli.main import execute; code = execute({arguments!r}); {show}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("0 []"), done.stdout + done.stderr
+
+
 def test_only_json_goes_to_stdout_and_everything_else_to_stderr(trained: Project) -> None:
     command = [str(Path(sys.executable).parent / "nightjar"), "status", "orders", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)

@@ -24,7 +24,7 @@ from models.detector import Detector
 from tasks.errors import BundleInvalid
 from tasks.register import register_bundle
 from tasks.stores.owner import name_process
-from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version
+from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version, _ask_server
 from tasks.stores.site import Site
 
 
@@ -94,6 +94,27 @@ def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     assert not register_bundle(site, bundle, None).is_new
     runs = (registering, earlier, alive)
     assert [client.get_run(run.info.run_id).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
+
+
+def test_a_file_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
+    """Versions with and without aliases, changed and deleted tags, a deleted version, and another model next to it."""
+    registry = open_site(tmp_path, artifacts=tmp_path / "artifacts").registry
+    assert (registry.list_versions(), registry.read_champions()) == ([], [])
+    content_hash = save_tiny_detector(tmp_path / "bundle")
+    frames = (pd.DataFrame({"amount": [1.0]}), pd.DataFrame({"score": [1.0]}))
+    other = dataclasses.replace(registry, detector="toy2")
+    for number, one in enumerate((registry, registry, other, registry), start=1):
+        one.log_version(tmp_path / "bundle", content_hash, *frames, {}, {}, {"cutoff": f"2026-03-0{number}"})
+    registry.set_alias("champion", 1)
+    registry.set_alias("champion", 2)
+    registry.set_alias("challenger", 3)
+    client = MlflowClient(registry.uri)
+    client.set_model_version_tag(registry.model_name, "1", "note", 'it\'s "ours"')
+    client.delete_model_version(registry.model_name, "3")
+    asked = _ask_server(client, registry.model_name)
+    assert registry._read() == asked
+    assert [(v.version, v.aliases) for v in asked.versions] == [(1, ()), (2, ("champion",))]
+    assert [number for _, number in registry.read_champions()] == [1, 2]
 
 
 def flip(path: Path) -> None:
