@@ -25,8 +25,8 @@ import torch
 from test_distributed import CPU, ENDLESS, LAYOUT, make_rows
 from models.distributed import fit_distributed
 from models.fitting import build_network
-tell = lambda epoch: print(epoch.epoch, flush=True)
-fit_distributed(build_network(LAYOUT, 3, 0), LAYOUT, make_rows(64), make_rows(8), ENDLESS, CPU, 2, tell)
+report = lambda epoch: print(epoch.epoch, flush=True)
+fit_distributed(build_network(LAYOUT, 3, 0), LAYOUT, make_rows(64), make_rows(8), ENDLESS, CPU, 2, report)
 """
 
 
@@ -64,7 +64,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own for what is temporary."""
+    """A separate folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path

@@ -31,7 +31,7 @@ COLUMNS = (Column("amount", "numeric"), Column("age", "numeric"), Column("shop",
 
 
 def make_verdicts(n: int = 600, seed: int = 0, noise: float = 0.5) -> Verdicts:
-    """Flags of which a quarter are anomalies, told apart by the difference of two features."""
+    """Flags, a quarter of them anomalies, which differ in the difference of two features."""
     rng = np.random.default_rng(seed)
     is_anomaly = rng.random(n) < 0.25
     features = rng.normal(size=(n, 4))
@@ -157,7 +157,7 @@ def test_a_reducer_that_loses_more_recall_than_it_may_is_refused() -> None:
 
 def test_the_gain_counts_what_the_sample_below_the_threshold_represents() -> None:
     flags, n = make_verdicts(noise=0.2), 40
-    below = np.arange(n) < 2  # two anomalies among forty sampled rows, one row in twenty asked about
+    below = np.arange(n) < 2  # two anomalies among forty sampled rows, one row in twenty selected
     verdicts = Verdicts(
         features=torch.cat([flags.features, torch.zeros(n, 4)]),
         is_anomaly=np.append(flags.is_anomaly, below),

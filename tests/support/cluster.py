@@ -35,7 +35,7 @@ class Cluster:
             client.wait_for_workers(count, timeout=timeout_s)
 
     def let(self, parts: int) -> None:
-        """Let so many parts begin; see slow_worker."""
+        """Let this many parts begin; see slow_worker."""
         for _ in range(parts):
             (self.folder / f"let-part-{secrets.token_hex(8)}").touch()
 

@@ -60,7 +60,7 @@ def _spoil(draw: st.DrawFn, node: Any, key: Any) -> None:
 
 @st.composite
 def spoilt_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes with some flipped, cut off, doubled, put in or overwritten by zeros."""
+    """Bytes with some flipped, cut off, duplicated, inserted or overwritten with zeros."""
     found = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max(0, len(found) - 1)))

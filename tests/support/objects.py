@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP on loopback (moto's), in a process of its own, and buckets on it."""
+"""A real S3 server over HTTP on loopback (moto's), in a separate process, and buckets on it."""
 
 import json
 import secrets
@@ -120,7 +120,7 @@ def _wait_until_up(url: str, server: "subprocess.Popen[bytes]", timeout_s: float
 
 
 def forget_stores() -> None:
-    """Let fsspec read the environment anew: it keeps file systems for as long as their arguments are the same."""
+    """Make fsspec read the environment again: it caches file systems by their arguments."""
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()

@@ -60,16 +60,16 @@ def publish_once(url: str, day: date, seed: int) -> tuple[int, bool]:
 
 
 def read_whole(url: str, day: date) -> int | None:
-    """The attempt whose result stands, by one statement; AssertionError where it is a mix of several."""
+    """The attempt whose result is published, by one statement; AssertionError if it is a mix of several."""
     flags, batches, groups = flagged_anomalies, scoring_batches, group_scores
     of = lambda table: (table.c.detector == batches.c.detector, table.c.batch_date == batches.c.batch_date)  # noqa: E731
-    columns = [
+    details = [
         sa.select(what).where(*of(flags)).scalar_subquery()
         for what in (sa.func.count(), sa.func.min(flags.c.attempt), sa.func.max(flags.c.attempt),
                      sa.func.min(flags.c.score), sa.func.max(flags.c.model_version))
     ]  # fmt: skip
     group = sa.select(sa.func.min(groups.c.records)).where(*of(groups)).scalar_subquery()
-    query = sa.select(batches.c.attempt, batches.c.published, *columns, group).where(batches.c.batch_date == day)
+    query = sa.select(batches.c.attempt, batches.c.published, *details, group).where(batches.c.batch_date == day)
     with Warehouse(url).begin() as connection:
         row = connection.execute(query).first()
     if row is None:
@@ -94,5 +94,5 @@ def watch(url: str, day: date, newest: int, over: Path) -> None:
 
 
 def day_of(round_number: int) -> date:
-    """A batch date of its own for each round."""
+    """A separate batch date for each round."""
     return date(2020, 1, 1) + timedelta(days=round_number)

@@ -124,7 +124,7 @@ class Scene:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)) + of)
 
     def list_files(self) -> list[str]:
-        """The files of the lake, without the numbers and tokens that tell attempts apart."""
+        """The files of the lake, without the numbers and tokens that distinguish attempts."""
         return sorted(re.sub(r"attempt=\d+|-[0-9a-f]{8}\b", "", name) for name in self.lake.files(""))
 
     def prune_later(self) -> None:
@@ -144,7 +144,7 @@ class Scene:
         return {name: self.lake.modified(name.replace(".json", ".parquet")) for name in receipts}
 
     def read_table(self, table: sa.Table, day: date | None = None) -> list[tuple[Any, ...]]:
-        """A table's rows, of one batch if asked, without what may differ between two runs; sorted."""
+        """A table's rows, of one batch if given, without what may differ between two runs; sorted."""
         columns = [column for column in table.c if column.name not in PASSING]
         query = sa.select(*columns)
         if day is not None:
@@ -153,7 +153,7 @@ class Scene:
             return sorted(tuple(map(repr, row)) for row in connection.execute(query))
 
     def read_all(self) -> dict[str, Any]:
-        """Everything that was published, learnt and kept, whoever did it and when; parts by their content's hash."""
+        """Everything published, learnt and stored, without process and time; parts by content hash."""
         tables = {table.name: self.read_table(table) for table in TABLES}
         zones = {zone: self.read_zone(zone) for zone in ZONES}
         scores = {

@@ -51,7 +51,7 @@ class Victim:
         return self._process.is_alive()
 
     def wait_for(self, words: str, times: int = 1, timeout_s: float = 120) -> bool:
-        """Wait until the words have been written so many times; False where it ended before."""
+        """Wait until the words have been written that many times; False if it ended before."""
         deadline = time.monotonic() + timeout_s
         while self.text.count(words) < times:
             if not self.is_running or time.monotonic() > deadline:
@@ -81,7 +81,7 @@ class Victim:
 
 
 def start(arguments: list[str], environment: Mapping[str, str], log: Path) -> Victim:
-    """Start `nightjar ARGUMENTS` in a session of its own, with these variables, writing into a file."""
+    """Start `nightjar ARGUMENTS` in a separate session, with these variables, writing to a file."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run, args=(arguments, dict(environment), str(log)))

@@ -1,4 +1,4 @@
-"""What the tests of the steps share: a site of its own for each test, and a shorter way to put rows into a zone."""
+"""Shared by the tests of the steps: a separate site for each test, and a short way to write rows to a zone."""
 
 import shutil
 from collections.abc import Callable

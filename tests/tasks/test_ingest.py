@@ -485,9 +485,9 @@ def test_two_labels_of_one_record_in_a_corrected_file_are_refused(site):
 def test_progress_is_reported_per_arrival(site):
     put(site, "in/a.csv", CSV)
     put(site, "in/b.csv", CSV)
-    told = []
-    ingest_arrivals(site, configure("in"), WINDOW, lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
+    reported = []
+    ingest_arrivals(site, configure("in"), WINDOW, lambda done, total: reported.append((done, total)))
+    assert reported == [(1, 2), (2, 2)]
 
 
 def check_nothing_lands(site: Site, params: IngestParams, what: str, never: str = "\0") -> None:

@@ -235,11 +235,11 @@ def test_parts_that_an_attempt_finished_are_not_scored_again(site, put_validated
     whole = score_batch(site, detector, CONTRACT, validated, params, "whole")
     write, scored = Scoring.score, []
 
-    def die_at_the_third(scoring, name, part, tell):
+    def die_at_the_third(scoring, name, part, report):
         if name == "part-2" and len(scored) == 2:
             raise KeyboardInterrupt
         scored.append(name)
-        return write(scoring, name, part, tell)
+        return write(scoring, name, part, report)
 
     monkeypatch.setattr(Scoring, "score", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -327,13 +327,13 @@ def test_bands_that_do_not_rise_from_zero_are_refused(bands):
 
 
 def test_progress_counts_rows(put_validated, site, detector):
-    told = []
+    reported = []
     validated = put_validated(DAY, make_rows(5), make_rows(7, seed=9))
-    tell = lambda done, total: told.append((done, total))  # noqa: E731
-    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", tell)
-    assert told == [(5, 12), (12, 12)]
-    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", tell)
-    assert told[2:] == [(12, 12)]
+    report = lambda done, total: reported.append((done, total))  # noqa: E731
+    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", report)
+    assert reported == [(5, 12), (12, 12)]
+    score_batch(site, detector, CONTRACT, validated, EVERYTHING, "key", report)
+    assert reported[2:] == [(12, 12)]
 
 
 @pytest.mark.parametrize(

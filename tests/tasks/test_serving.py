@@ -220,14 +220,14 @@ def publish(site: Site, detector: Detector, rows: pa.Table) -> tuple[pd.DataFram
 
 def test_a_served_night_gets_what_was_published_of_it_record_for_record(served: Served) -> None:
     answers = served.predict(write_json(served.rows))
-    told = pd.DataFrame(answers, index=served.rows["record_id"].to_pylist())
-    scores = served.scores.set_index("record_id").loc[told.index]
-    assert told["score"].tolist() == scores["score"].tolist()
-    assert told["percentile_rank"].astype("float32").tolist() == scores["percentile_rank"].tolist()
+    answered = pd.DataFrame(answers, index=served.rows["record_id"].to_pylist())
+    scores = served.scores.set_index("record_id").loc[answered.index]
+    assert answered["score"].tolist() == scores["score"].tolist()
+    assert answered["percentile_rank"].astype("float32").tolist() == scores["percentile_rank"].tolist()
     flags = served.flags.set_index("record_id")
-    assert set(told.index[told["is_flagged"]]) == set(flags.index)
+    assert set(answered.index[answered["is_flagged"]]) == set(flags.index)
     assert 20 < len(flags) < 100 and 5 < flags["suppressed"].sum() < len(flags) - 5
-    flagged = told.loc[flags.index]
+    flagged = answered.loc[flags.index]
     for published, name in {"suppressed": "is_suppressed"}.items() | {
         (name, name) for name in ("score", "percentile_rank", "p_value", "second_stage_probability")
     }:
@@ -235,7 +235,7 @@ def test_a_served_night_gets_what_was_published_of_it_record_for_record(served: 
     others = [answer for answer in answers if not answer["is_flagged"]]
     assert {answer["second_stage_probability"] for answer in others} == {None}
     assert not any(answer["is_suppressed"] for answer in others)
-    assert told["p_value"].tolist() == served.detector.p_value(told["score"].to_numpy()).tolist()
+    assert answered["p_value"].tolist() == served.detector.p_value(answered["score"].to_numpy()).tolist()
 
 
 def test_a_record_gets_the_same_answer_alone_in_an_array_and_in_concurrent_requests(served: Served) -> None:
@@ -302,9 +302,9 @@ def test_a_wrong_request_is_refused_by_name_without_its_values(served: Served, w
     [row] = write_json(served.rows.slice(0, 1))
     status, text = served.ask(make(row))
     assert status == 400
-    told = json.loads(text)["message"]
-    assert re.search(message, told, re.DOTALL), told
-    assert "docs/realtime.md" in told
+    answered = json.loads(text)["message"]
+    assert re.search(message, answered, re.DOTALL), answered
+    assert "docs/realtime.md" in answered
     assert "secret" not in text and "Traceback" not in text and "site-packages" not in text
 
 
@@ -352,5 +352,5 @@ def test_a_bundle_that_does_not_say_what_may_be_missing_takes_nothing_missing(se
     with pytest.raises(RecordInvalid, match="column amount"):
         ServedDetector(served.detector).predict(rows.drop(columns="amount"))
     open_ended = ServedDetector(served.detector.with_lineage({"nullable": list(NULLABLE), "infinite": ["amount"]}))
-    told = open_ended.predict(rows.assign(amount=np.inf))
-    assert np.isfinite(told["score"]).all() and told["is_flagged"].all()
+    answered = open_ended.predict(rows.assign(amount=np.inf))
+    assert np.isfinite(answered["score"]).all() and answered["is_flagged"].all()

@@ -1,4 +1,4 @@
-"""Parts of a batch scored by several threads at once: the same bytes, every failure told, nothing computed twice."""
+"""Parts of a batch scored by several threads: the same bytes, every failure reported, nothing computed twice."""
 
 import pickle
 import shutil
@@ -147,14 +147,14 @@ def test_what_travels_is_small_and_leads_to_no_warehouse(
     site: Site, validated: Manifest, validation: Validation, version: Version, bundle: Path
 ) -> None:
     secret = "s3cret"
-    told = replace(
+    with_secrets = replace(
         site,
         device="auto",
         warehouse=Warehouse(f"postgresql+psycopg://u:{secret}@h/d"),
         registry=replace(site.registry, uri=f"http://u:{secret}@h:5000"),
         sources=f"ftp://u:{secret}@h",
     )
-    unscored = find_unscored(told, CONTRACT, validation, version, bundle, PARAMS)
+    unscored = find_unscored(with_secrets, CONTRACT, validation, version, bundle, PARAMS)
     sent = pickle.dumps((unscored.job, unscored.parts[:1]))
     assert secret.encode() not in sent
     assert len(sent) < 10_000
@@ -178,9 +178,9 @@ def test_all_failures_are_raised_once() -> None:
     raise_failures([], 3)
     with pytest.raises(ServiceUnreachable):
         raise_failures([away, ServiceUnreachable("the lake is away")], 3)
-    with pytest.raises(RunFailed, match=r"3 of 5 tasks failed[\s\S]*the lake is away[\s\S]*part-3 is damaged") as told:
+    with pytest.raises(RunFailed, match=r"3 of 5 tasks failed[\s\S]*the lake is away[\s\S]*part-3 is damaged") as got:
         raise_failures([away, other, away], 5)
-    assert str(told.value).count("the lake is away") == 1
+    assert str(got.value).count("the lake is away") == 1
 
 
 @pytest.mark.parametrize("server", ["", "http://127.0.0.1:9/api"])

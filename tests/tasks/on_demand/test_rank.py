@@ -90,7 +90,7 @@ def test_a_nullable_column_may_be_left_out(detector):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"amount": "1"}, "required but missing: country"),
         ({"amount": "1", "country": "DE", "amuont": "2"}, "no such column: amuont"),
@@ -101,8 +101,8 @@ def test_a_nullable_column_may_be_left_out(detector):
         ({"amount": "inf", "country": "DE"}, "amount column values to be between"),
     ],
 )
-def test_what_a_night_would_quarantine_is_refused(detector, values, told):
-    with pytest.raises(RecordInvalid, match=told):
+def test_what_a_night_would_quarantine_is_refused(detector, values, message):
+    with pytest.raises(RecordInvalid, match=message):
         rank(detector, **values)
 
 

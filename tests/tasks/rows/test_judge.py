@@ -77,10 +77,10 @@ def ask_the_night(setup: Setup, record: str) -> dict[str, Any]:
 
 def ask_for_a_loose_file(setup: Setup, record: str) -> dict[str, Any]:
     configured = setup.configured
-    told = score_file(setup.site, configured.contract, configured.detector, f"orders/orders-{TONIGHT}.csv", None, None)
-    flagged = [row for row in told["records"] if row["is_flagged"]]
-    assert (told["flagged"], told["suppressed"]) == (len(flagged), sum(row["is_suppressed"] for row in flagged))
-    [found] = [row for row in json.loads(json.dumps(told, allow_nan=False))["records"] if row["record_id"] == record]
+    file = score_file(setup.site, configured.contract, configured.detector, f"orders/orders-{TONIGHT}.csv", None, None)
+    flagged = [row for row in file["records"] if row["is_flagged"]]
+    assert (file["flagged"], file["suppressed"]) == (len(flagged), sum(row["is_suppressed"] for row in flagged))
+    [found] = [row for row in json.loads(json.dumps(file, allow_nan=False))["records"] if row["record_id"] == record]
     return found
 
 
@@ -139,11 +139,11 @@ def test_six_paths_say_the_same_of_one_record(night: tuple[Setup, Detector], rec
     assert (ranked["second_stage_probability"] is not None) == has_probability
     assert ranked["is_suppressed"] == (has_probability and detector.reducer.header.cut > 1)
     if record == ORDINARY:  # the night keeps its rank as float32, and no p-value
-        told = answers["night"]
-        assert told["percentile_rank"] == np.float32(ranked["percentile_rank"])
-        answers["night"] = told | {name: ranked[name] for name in ("percentile_rank", "p_value")}
-    for who, told in answers.items():
-        assert {name: told[name] for name in FIELDS} == {name: ranked[name] for name in FIELDS}, who
+        answer = answers["night"]
+        assert answer["percentile_rank"] == np.float32(ranked["percentile_rank"])
+        answers["night"] = answer | {name: ranked[name] for name in ("percentile_rank", "p_value")}
+    for who, answer in answers.items():
+        assert {name: answer[name] for name in FIELDS} == {name: ranked[name] for name in FIELDS}, who
     assert answers["explain"]["causes"] == [cause for cause in ranked["causes"] if cause["share"]]
     if record == FRAUD:
         assert answers["night"]["causes"] == answers["loose file"]["causes"] == ranked["causes"]

@@ -200,9 +200,9 @@ def test_values_that_cannot_be_read_are_described_by_type_share_and_one_example(
 
 def test_an_example_is_short_and_holds_nothing_that_a_terminal_would_obey() -> None:
     landed = land(make_contract(a={"type": "float"}), {"a": ["\x1b[2J\u202e\n" + "x" * 5000]})
-    told = landed.describe_reading("a")
-    assert told.isprintable()
-    assert len(told) < 120
+    described = landed.describe_reading("a")
+    assert described.isprintable()
+    assert len(described) < 120
 
 
 def test_a_hundred_thousand_values_next_to_a_bad_one_are_read_quickly() -> None:

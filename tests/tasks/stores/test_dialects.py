@@ -167,7 +167,7 @@ def campaigns(tmp_path_factory: pytest.TempPathFactory, make_any_site: Any) -> d
 
 @pytest.fixture(scope="module")
 def make_any_site(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Site]:
-    """A site with a warehouse of its own choice."""
+    """A site with the warehouse of the test's choice."""
 
     def make(warehouse_url: str) -> Site:
         home = tmp_path_factory.mktemp("home")
@@ -254,16 +254,16 @@ def test_every_migration_compiles(dialects: dict[str, sa.Dialect], name: str) ->
     from alembic.operations import Operations
     from alembic.script import ScriptDirectory
 
-    config, told = Config(), io.StringIO()
+    config, output = Config(), io.StringIO()
     config.set_main_option("script_location", "tasks.stores:migrations")
     steps = reversed(list(ScriptDirectory.from_config(config).walk_revisions()))
-    context = MigrationContext.configure(dialect=dialects[name], opts={"as_sql": True, "output_buffer": told})
+    context = MigrationContext.configure(dialect=dialects[name], opts={"as_sql": True, "output_buffer": output})
     with Operations.context(context):
         for step in steps:
             if (step.revision, name) != ("0005", "postgresql"):  # asks the server which roles there are
                 step.module.upgrade()
     for table in metadata.sorted_tables:
-        assert f"TABLE {dialects[name].identifier_preparer.format_table(table)} (" in told.getvalue()
+        assert f"TABLE {dialects[name].identifier_preparer.format_table(table)} (" in output.getvalue()
 
 
 def test_when_eight_publish_at_once_on_any_other_engine_the_newest_wins(other: Warehouse) -> None:

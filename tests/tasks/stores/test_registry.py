@@ -30,7 +30,7 @@ from tasks.stores.site import Site
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Version]:
-    """One version in a registry of its own, and the site it belongs to."""
+    """One version in a separate registry, and the site it belongs to."""
     folder = tmp_path_factory.mktemp("registry")
     site = open_site(folder, artifacts=folder / "artifacts")
     content_hash = save_tiny_detector(folder / "bundle")
@@ -70,7 +70,7 @@ def bundle_of(stored: Path) -> Path:
 def test_a_version_is_fetched_once_and_loads(site: Site, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = site.registry.fetch_bundle(version)
     assert Detector.load(folder).lineage["trained_through"] == "2026-02-28"
-    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", None)  # it is not asked again
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", None)  # it is not used again
     assert site.registry.fetch_bundle(version) == folder
     assert [path.name for path in site.registry.bundles.iterdir()] == [folder.name]
 
@@ -174,7 +174,7 @@ def test_a_sound_bundle_that_is_not_the_registered_one_is_refused(
 ) -> None:
     folder = bundle_of(stored) if where == "registry" else site.registry.fetch_bundle(version)
     save_tiny_detector(folder, seed=7)
-    Detector.load(folder)  # it fits together: only its hash tells
+    Detector.load(folder)  # it is consistent: only its hash differs
     with pytest.raises(BundleInvalid, match="is a different bundle"):
         site.registry.fetch_bundle(version)
 

@@ -273,8 +273,8 @@ def start_migrating(engine: Warehouse) -> "subprocess.Popen[str]":
 def end(process: "subprocess.Popen[str]") -> None:
     with process:
         assert process.stderr is not None
-        told = process.stderr.read()
-    assert process.returncode == 0, told
+        stderr_text = process.stderr.read()
+    assert process.returncode == 0, stderr_text
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def put_scores(lake: Lake) -> None:
 
 
 def holding(lake: Lake, record_id: str = VICTIM) -> list[str]:
-    """The files of a lake in which a record's id stands."""
+    """The files of a lake that contain a record's id."""
     paths = [name for name in lake.files("") if name.endswith(".parquet")]
     return [name for name in paths if record_id in str(pq.read_table(lake.full(name)).to_pylist())]
 

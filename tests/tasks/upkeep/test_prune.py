@@ -70,10 +70,10 @@ def test_only_files_that_nothing_names_and_no_live_attempt_may_be_writing_go(sit
         leave_orphan(site, f"{folder}/part-0-dead.parquet", 2),
         leave_orphan(site, f"{folder}/new.parquet", 0.5),
     )
-    told = prune_detector(site, FOREVER, NOW, dry_run=True)
-    assert told == [Removed("orphans in landing", 1, 5, 0)]
+    planned = prune_detector(site, FOREVER, NOW, dry_run=True)
+    assert planned == [Removed("orphans in landing", 1, 5, 0)]
     assert old.exists()
-    assert prune_detector(site, FOREVER, NOW) == told
+    assert prune_detector(site, FOREVER, NOW) == planned
     assert not old.exists()
     assert young.exists()
     assert before.items() <= site.lake.files("").items()

@@ -77,7 +77,7 @@ def validate(site):
 
 @pytest.fixture
 def listed(site, tmp_path):
-    """The quarantined rows as a frame of texts, by way of the file that a user edits."""
+    """The quarantined rows as a frame of texts, read from the file that a user edits."""
 
     def read() -> pd.DataFrame:
         rows = list_quarantined(read_partition(site.lake, find_quarantine(site, CONTRACT, ANY, DAY)), CONTRACT)
@@ -207,7 +207,7 @@ def test_masked_values_that_differ_between_the_originals_must_be_given(land_rows
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda bad: bad.assign(record_id="r4"), "r4"),
         (lambda bad: bad.assign(record_id=None), "1 rows without a record_id"),
@@ -217,10 +217,10 @@ def test_masked_values_that_differ_between_the_originals_must_be_given(land_rows
         (lambda bad: bad.drop(columns="record_id"), "no repaired rows"),
     ],
 )
-def test_what_repairs_nothing_of_this_batch_is_refused(site, land_rows, listed, take, change, told):
+def test_what_repairs_nothing_of_this_batch_is_refused(site, land_rows, listed, take, change, message):
     land_rows(make_rows(amount={1: "1,5"}))
     bad, before = listed(), site.lake.get("landing", "toy", DAY)
-    with pytest.raises(SourceInvalid, match=told):
+    with pytest.raises(SourceInvalid, match=message):
         take(change(bad))
     assert site.lake.get("landing", "toy", DAY) == before
 
