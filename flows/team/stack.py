@@ -32,7 +32,7 @@ PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others wer
 
 @dataclass(frozen=True)
 class Stack:
-    """Where a stack lies and listens."""
+    """The folders and ports of a stack."""
 
     project: Path
     home: Path
@@ -50,7 +50,7 @@ class Stack:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What a command, or a worker, needs to work with this stack."""
+        """The environment variables that commands and workers need to use this stack."""
         return {
             "NIGHTJAR_PROJECT": str(self.project),
             "NIGHTJAR_HOME": str(self.home),
@@ -62,7 +62,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What infra/supervisord.conf reads."""
+        """The environment variables that infra/supervisord.conf reads."""
         return self.client_environment | {
             "STACK": str(self.folder),
             "BIN": str(Path(sys.executable).parent),
@@ -76,7 +76,7 @@ class Stack:
         return (self.folder / "secrets" / name).read_text()
 
     def connect(self) -> psycopg.Connection:
-        """A connection to the server as its superuser, which commits by itself."""
+        """An autocommit connection to the server as its superuser."""
         return psycopg.connect(
             host=HOST, port=self.ports["postgres"], user="postgres", password=self.read_secret("postgres_password"),
             dbname="postgres", autocommit=True, connect_timeout=5,
@@ -84,7 +84,7 @@ class Stack:
 
 
 def describe_stack(settings: Settings, asked: Mapping[str, int | None] | None = None) -> Stack:
-    """The stack of a project, on the ports asked for, else on those it had the last time, else on PORTS.
+    """The stack of a project, on the requested ports, else on those of the last start, else on PORTS.
 
     Raises ParamsInvalid where its folder cannot hold one.
     """
@@ -102,7 +102,7 @@ def describe_stack(settings: Settings, asked: Mapping[str, int | None] | None = 
 
 
 def find_postgres() -> Path:
-    """The folder of PostgreSQL's server binaries. Raises ServiceUnreachable where they are missing."""
+    """The folder of PostgreSQL's server binaries. Raises ServiceUnreachable if they are missing."""
     config = shutil.which("pg_config")
     asked = [config, "--bindir"] if config else ["true"]
     folder = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() or "/nowhere")  # noqa: S603
@@ -117,7 +117,7 @@ def find_postgres() -> Path:
 
 
 def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
-    """Start what does not run yet, in order, each when the one before it is healthy; what runs already stays.
+    """Start the servers that are not running, in order, each once the one before it is healthy.
 
     The caller deploys between servers and workers: see `start_workers`. Raises ServiceUnreachable.
     """
@@ -149,7 +149,7 @@ def start_workers(stack: Stack, tell: Callable[[str], None]) -> None:
 
 
 def stop_stack(stack: Stack) -> list[str]:
-    """Stop what `start_stack` and `start_workers` have started, and nothing else; returns the names of what ran."""
+    """Stop what `start_stack` and `start_workers` have started, and nothing else; return the names of what ran."""
     if not stack.folder.exists():
         return []
     running = [line.split()[0] for line in control(stack, "status").splitlines() if " RUNNING " in f"{line} "]
@@ -183,7 +183,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def make_database(stack: Stack) -> None:
-    """PostgreSQL's data folder, once. As root it belongs to the user postgres: the server refuses root."""
+    """Create PostgreSQL's data folder, once. Under root it belongs to the user postgres: the server refuses root."""
     data, password = stack.folder / "postgres", stack.folder / "password"
     if (data / "PG_VERSION").exists():
         return
@@ -202,10 +202,10 @@ def make_database(stack: Stack) -> None:
     if done.returncode:
         shutil.rmtree(data)
         raise ServiceUnreachable(
-            "PostgreSQL's data folder cannot be made.",
+            "PostgreSQL's data folder cannot be created.",
             where=str(data),
             got=done.stderr.strip(),
-            todo="as root, the home folder must be one that the user postgres may enter; or use another NIGHTJAR_HOME",
+            todo="under root, the user postgres must be able to enter the home folder; or set another NIGHTJAR_HOME",
         )
 
 
@@ -231,24 +231,24 @@ def run_script(stack: Stack, script: str, variables: dict[str, str]) -> None:
 
 
 def read_ports(folder: Path) -> dict[str, int]:
-    """The ports of the stack in a folder; none where it was never started."""
+    """The ports of the stack in a folder; empty if it was never started."""
     file = folder / PORTS_FILE
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def check_ports_are_its_own(stack: Stack) -> None:
-    """Raise ParamsInvalid where the running stack has other ports."""
+    """Raise ParamsInvalid if the running stack has other ports."""
     if (known := read_ports(stack.folder)) != stack.ports:
         raise ParamsInvalid(
             "The stack runs already, on other ports; nothing was changed.",
-            got=_tell_ports(stack.ports),
-            expected=_tell_ports(known),
-            todo="leave out the ports; or make down first, and start it on these",
+            got=_format_ports(stack.ports),
+            expected=_format_ports(known),
+            todo="leave out the ports; or make down first, then start it on these",
         )
 
 
 def check_ports_are_free(stack: Stack) -> None:
-    """Raise ParamsInvalid where another program listens already."""
+    """Raise ParamsInvalid if another program already listens on a port."""
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     for name, port in stack.ports.items():
         if port in taken:
@@ -266,7 +266,7 @@ def find_supervisor(stack: Stack) -> psutil.Process | None:
 
 
 def find_processes(stack: Stack) -> list[psutil.Process]:
-    """Every process that this stack has started, told by its environment."""
+    """Every process that this stack has started: its environment says so."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -278,14 +278,14 @@ def find_processes(stack: Stack) -> list[psutil.Process]:
 
 
 def start(stack: Stack, program: str) -> None:
-    """Let supervisord start a program; one that runs stays."""
-    told = control(stack, "start", program)
-    if "ERROR (already started)" not in told and "started" not in told:
-        raise _not_started(program, told.strip(), stack)
+    """Ask supervisord to start a program; one that is running stays as it is."""
+    answer = control(stack, "start", program)
+    if "ERROR (already started)" not in answer and "started" not in answer:
+        raise _not_started(program, answer.strip(), stack)
 
 
 def control(stack: Stack, *arguments: str) -> str:
-    """Ask supervisord; what it answers, be it good or bad."""
+    """Send supervisord a command and return its answer, good or bad."""
     return call(stack, "supervisorctl", *arguments)
 
 
@@ -304,7 +304,7 @@ def wait_for(is_healthy: Callable[[], bool], what: str, stack: Stack) -> None:
 
 
 def can_connect(stack: Stack) -> bool:
-    """Whether PostgreSQL takes connections."""
+    """Whether PostgreSQL accepts connections."""
     try:
         stack.connect().close()
     except psycopg.OperationalError:
@@ -313,14 +313,14 @@ def can_connect(stack: Stack) -> bool:
 
 
 def has_worker(pool: str) -> bool:
-    """Whether Prefect has seen a worker of a pool lately."""
+    """Whether Prefect has recently seen a worker of a pool."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         return any(str(worker.status).endswith("ONLINE") for worker in client.read_workers_for_work_pool(pool))
 
 
-def _tell_ports(ports: Mapping[str, int]) -> str:
+def _format_ports(ports: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {port}" for name, port in ports.items())
 
 
