@@ -4,7 +4,6 @@ A bundle is registered only once; its content hash identifies the version.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from models.columns import Column
 from models.detector import Detector
 from tasks.errors import ChampionMissing
 from tasks.policy import IO
+from tasks.rows.kinds import KINDS
 from tasks.rows.measures import Metrics
 from tasks.serving import ServedDetector
 from tasks.stores import registry
@@ -35,14 +35,7 @@ class Registered:
 
 def make_example(columns: tuple[Column, ...]) -> pd.DataFrame:
     """A synthetic input row with the right types, so that no real record leaves the lake."""
-    values: dict[str, object] = {}
-    for column in columns:
-        if column.kind in ("categorical", "sequence"):
-            values[column.name] = "other"
-        elif column.kind == "image":
-            values[column.name] = bytes(math.prod(column.shape))
-        else:
-            values[column.name] = pd.Timestamp("2026-01-01 12:00:00") if column.kind == "datetime" else 1.0
+    values = {column.name: KINDS[column.kind].make_example(column) for column in columns}
     return pd.DataFrame([values])
 
 

@@ -30,6 +30,7 @@ from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
 from tasks.rows.judge import Judgement, judge
+from tasks.rows.kinds import KINDS
 from tasks.rows.worst import WorstRows
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter
@@ -74,7 +75,7 @@ class Scoring:
         lake, columns = self.lake, self.detector.columns
         grouped = self.params.groups.names if self.params.groups else ()
         read = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in columns), *grouped]))
-        texts = tuple(column.name for column in columns if column.kind in ("categorical", "sequence"))
+        texts = tuple(column.name for column in columns if KINDS[column.kind].is_text)
         alerts, suppressed = WorstRows(self.params.max_alerts), WorstRows(self.params.max_alerts)
         groups = GroupScores(self.params.groups, self.zone)
         flagged = unseen = 0

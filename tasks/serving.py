@@ -5,11 +5,10 @@ per record: score, percentile_rank, p_value, is_flagged; with a reducer also sec
 flagged) and is_suppressed. Records that a night would quarantine for a missing or infinite value are refused.
 """
 
-import base64
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ import pyarrow.compute as pc
 from models.columns import Column
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordInvalid
-from tasks.rows.contract import TYPES
 from tasks.rows.judge import judge
-from tasks.rows.schema import cast_column
+from tasks.rows.kinds import KINDS
 
 MOST_ROWS = 10_000  # per request
 FORMS = ("dataframe_records", "dataframe_split")
@@ -127,68 +125,28 @@ def _unfold(content: object) -> list[dict[str, Any]]:
 
 def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.ChunkedArray:
     """Read a column's JSON values (N,) as a night would; null and NaN are missing values. Raises RecordInvalid."""
-    read, expected, kind = _reading(column)
+    kind = KINDS[column.kind]
     typed: list[object] = []
     for value in values:
         is_missing = value is None or (isinstance(value, float) and math.isnan(value))
         try:
-            typed.append(None if is_missing else read(value))
+            typed.append(None if is_missing else kind.read_json(column, value))
         except (TypeError, ValueError, OverflowError) as error:
-            raise _unreadable(column, values, len(typed), expected) from error
-    if column.kind != "datetime":
-        return pa.array(typed, kind)
-    texts = pa.array(typed, kind)
-    times = cast_column(texts, TYPES["timestamp"])
-    lost = pc.and_(texts.is_valid(), times.is_null())
+            raise _unreadable(column, values, len(typed)) from error
+    given = pa.array(typed, kind.arrow(column))
+    finished = kind.finish(given)
+    lost = pc.and_(given.is_valid(), finished.is_null())
     if pc.any(lost).as_py():
-        raise _unreadable(column, values, pc.index(lost, True).as_py(), expected)
-    return times
+        raise _unreadable(column, values, pc.index(lost, True).as_py())
+    return finished
 
 
-def _unreadable(column: Column, values: Sequence[object], place: int, expected: str) -> RecordInvalid:
+def _unreadable(column: Column, values: Sequence[object], place: int) -> RecordInvalid:
     # The message does not quote the value, which may be personal.
     where = f"column {column.name}, row {place + 1} of {len(values)}"
-    return _invalid_request(where, f"{_name_kind(values[place])} that cannot be read", expected)
-
-
-def _reading(column: Column) -> tuple[Callable[[Any], object], str, pa.DataType]:
-    """How to read one JSON value of a column, what it must be, and the resulting Arrow type."""
-    if column.kind == "categorical":
-        return _read_category, "a text, a number or a boolean", pa.string()
-    if column.kind in ("sequence", "datetime"):
-        return _read_text, "a date and time in ISO 8601" if column.kind == "datetime" else "a text", pa.string()
-    if column.kind == "image":
-        size = math.prod(column.shape)
-        shape = f"{column.shape[0]} rows of {column.shape[1]} pixels"
-        return lambda value: _read_image(value, size), f"{size} bytes as base64: {shape}, 1 byte each", pa.binary(size)
-    return _read_number, "a 64-bit number", pa.float64()
-
-
-def _read_number(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise TypeError
-    return float(value)
-
-
-def _read_category(value: object) -> str:
-    """Write the value as Arrow casts typed columns to text: 5, 5.5, true."""
-    if isinstance(value, float):
-        return str(pa.scalar(value).cast(pa.string()))
-    return str(value).lower() if isinstance(value, bool | int) else _read_text(value)
-
-
-def _read_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    value.encode()  # raises for lone surrogates
-    return value
-
-
-def _read_image(value: object, size: int) -> bytes:
-    pixels = base64.b64decode(_read_text(value), validate=True)
-    if len(pixels) != size:
-        raise ValueError
-    return pixels
+    return _invalid_request(
+        where, f"{_name_kind(values[place])} that cannot be read", KINDS[column.kind].accepts(column)
+    )
 
 
 def _names(listed: object) -> frozenset[str]:

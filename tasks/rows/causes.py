@@ -4,9 +4,7 @@ In: the detector's explanation of N rows and the rows themselves. A masked colum
 """
 
 import json
-import math
 from collections.abc import Sequence, Set
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import pyarrow as pa
 from models.columns import Column
 from models.detector import Explanation
 from models.encoders import UNSEEN
+from tasks.rows.kinds import KINDS, plain, round_value
 from tasks.rows.tokens import list_unseen
 
 MASKED = "masked"
@@ -38,12 +37,12 @@ def name_causes(
             column = columns[unit.column]
             shown: dict[str, Any] = {"part": unit.part} if unit.part else {}
             if not unit.part:
-                shown["actual"] = _plain(actual[column.name][row])
+                shown["actual"] = plain(actual[column.name][row])
             elif unit.part == UNSEEN:
                 shown["actual"] = ", ".join(list_unseen(actual[column.name][row], column))
             else:
-                shown["actual"] = _round(explanation.actual[row, position])
-            shown["expected"] = _expected(column, explanation.expected[row, position])
+                shown["actual"] = round_value(explanation.actual[row, position])
+            shown["expected"] = KINDS[column.kind].show(column, explanation.expected[row, position])
             if column.name in masked:
                 shown = dict.fromkeys(shown, MASKED)
             causes.append({"column": column.name, "share": float(shares[position])} | shown)
@@ -62,24 +61,3 @@ def describe_cause(cause: dict[str, Any]) -> str:
 
 def _show(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _expected(column: Column, value: float) -> Any:
-    if column.kind == "categorical":
-        code = int(value)
-        return column.vocabulary[code] if 0 <= code < len(column.vocabulary) else "unseen"
-    if column.kind == "datetime":
-        return f"around {int(value) % 24:02d}:00 UTC"
-    return _plain(_round(value))
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, bool):
-        return str(value).lower()  # as in the vocabulary of a boolean column
-    return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else value

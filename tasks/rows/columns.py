@@ -15,6 +15,7 @@ from models.records import Records, make_records
 from tasks.errors import BatchRejected, ParamsInvalid
 from tasks.params import ColumnsParams
 from tasks.rows.images import read_pixels
+from tasks.rows.kinds import KINDS
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
 
@@ -58,7 +59,7 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
 
     Raises BatchRejected if an image or a text is missing, or an image has the wrong size.
     """
-    _refuse_missing(table, [column.name for column in columns if column.kind in ("image", "sequence")])
+    _refuse_missing(table, [column.name for column in columns if KINDS[column.kind].is_needed])
     n = table.num_rows
     kinds = ("numeric", "categorical", "datetime", "image", "sequence")
     of_kind = {kind: [c for c in columns if kind in c.kind] for kind in kinds}
