@@ -86,7 +86,7 @@ def test_a_truncated_archive_is_refused(site):
 def test_images_of_another_shape_than_the_contracts_are_rejected_by_name_and_shape(site, shape):
     done = ingest(site, photo=np.zeros(shape, np.uint8), digit=np.arange(5))
     first, _ = validate_batches(site, Contract.model_validate(CONTRACT), done.dates, ValidateParams())
-    expected = f"photo holds images of {shape[1]} x {shape[2]} pixels, expected images of 2 x 3 pixels"
+    expected = f"photo has images of {shape[1]} x {shape[2]} pixels, expected images of 2 x 3 pixels"
     assert expected in first.failures
 
 
