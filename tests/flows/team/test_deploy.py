@@ -1,5 +1,6 @@
 """`nightjar deploy` against a real server: pools, limits, typed deployments and automations; and runs taking turns."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -142,6 +143,8 @@ def test_the_ports_of_a_stack_are_remembered(tmp_path: Path) -> None:
     from flows.config.settings import Settings
     from flows.team.stack import PORTS, describe_stack, make_secrets
 
+    (tmp_path / "infra").mkdir()
+    shutil.copy(ROOT / "infra/secrets.sh", tmp_path / "infra")
     settings = Settings(project=tmp_path)
     assert describe_stack(settings, {"mlflow": None}).ports == PORTS
     make_secrets(describe_stack(settings, {"mlflow": 5077}))
