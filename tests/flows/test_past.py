@@ -232,7 +232,7 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
     flag = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").read_flags("orders", LAST).iloc[0]
     for altered, fine, expected in (
         ({"score": float(flag["score"]) * 1.001}, {"score": float(flag["score"])}, "a score that differs"),
-        ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "another p-value"),
+        ({"p_value": 0.5}, {"p_value": float(flag["p_value"])}, "different p-value"),
         ({"record_id": "nobody"}, {"record_id": flag["record_id"]}, "nobody not above the threshold"),
     ):
         change_table(trained, flagged_anomalies, **altered)
@@ -293,7 +293,7 @@ def test_verify_reports_a_changed_input_as_stale_and_names_a_missing_part(
     [part] = lake.get("validated", "orders", LAST).parts
     (trained.folder / ".nightjar" / "lake" / part.path).unlink()
     assert verify(capsys, 1)["files"] == ("failed", f"{part.path}: missing")
-    assert "has published nothing for 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
+    assert "no published night for 2026-01-01" in refuse(capsys, "verify", "orders", "--date", "2026-01-01")
 
 
 def test_a_night_on_postgresql_verifies_to_the_last_bit(

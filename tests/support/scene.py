@@ -80,10 +80,11 @@ class Scene:
     def lake_root(self) -> str:
         return f"s3://{self.bucket}/lake" if self.store else str(self.home / "lake")
 
-    def start(self, *arguments: str, **environment: str) -> Victim:
-        """Start a command on this project."""
+    def start(self, *arguments: str, pause_at: str | None = None, **environment: str) -> Victim:
+        """Start a command on this project; with `pause_at` it stops itself at that log message."""
         self.runs += 1
-        return start(list(arguments), self.environment | environment, self.folder / f"run-{self.runs}.log")
+        log = self.folder / f"run-{self.runs}.log"
+        return start(list(arguments), self.environment | environment, log, pause_at)
 
     def run(self, *arguments: str, expected: int = 0, **environment: str) -> str:
         """Run a command to its end and return its words."""

@@ -5,6 +5,7 @@ a session of its own, its own exit code, its words in a file.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 # Also what is otherwise imported in the middle of a run: half of a short run's time.
 PRELOADED = [
@@ -59,6 +61,16 @@ class Victim:
             time.sleep(POLL_S)
         return True
 
+    def wait_until_paused(self, timeout_s: float = 120) -> bool:
+        """Wait until it has paused itself; False if it ended before."""
+        deadline = time.monotonic() + timeout_s
+        state = Path(f"/proc/{self._process.pid}/stat")
+        while self.is_running and time.monotonic() < deadline:
+            if state.read_text().rpartition(")")[2].split()[0] == "T":
+                return True
+            time.sleep(POLL_S)
+        return False
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its whole process group."""
         os.killpg(self._process.pid, number)
@@ -80,21 +92,39 @@ class Victim:
         return code
 
 
-def start(arguments: list[str], environment: Mapping[str, str], log: Path) -> Victim:
-    """Start `nightjar ARGUMENTS` in a separate session, with these variables, writing to a file."""
+def start(arguments: list[str], environment: Mapping[str, str], log: Path, pause_at: str | None = None) -> Victim:
+    """Start `nightjar ARGUMENTS` in a separate session, with these variables, writing to a file.
+
+    With `pause_at` it stops itself (SIGSTOP) at the log message that has these words, so always at the same point.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(arguments, dict(environment), str(log)))
+    process = context.Process(target=_run, args=(arguments, dict(environment), str(log), pause_at))
     process.start()
     return Victim(process, log)
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _run(arguments: list[str], environment: dict[str, str], log: str, pause_at: str | None) -> None:
     os.setsid()
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    if pause_at:
+        _pause_at(pause_at)
     from flows.cli.main import execute
 
     sys.exit(execute(arguments))
+
+
+def _pause_at(words: str) -> None:
+    make = logging.getLogRecordFactory()
+
+    def make_or_pause(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if words in record.getMessage():
+            logging.setLogRecordFactory(make)
+            os.killpg(0, signal.SIGSTOP)
+        return record
+
+    logging.setLogRecordFactory(make_or_pause)

@@ -222,9 +222,8 @@ def test_a_paused_run_that_resumes_after_a_newer_one_has_published_is_refused(
     scene: Scene, note: Callable[..., None]
 ) -> None:
     scene.put_back()
-    old = scene.start(*SCORE)
-    assert old.wait_for("rows scored")
-    old.send(signal.SIGSTOP)
+    old = scene.start(*SCORE, pause_at="rows scored")
+    assert old.wait_until_paused(), old.text
     scene.run(*SCORE)
     published = scene.read_all()
     old.send(signal.SIGCONT)
@@ -242,9 +241,8 @@ def test_a_champion_that_changes_during_a_night_does_not_change_that_night(
 ) -> None:
     scene.put_back()
     scene.run("train", "orders", "--cutoff", NIGHT.isoformat())
-    running = scene.start(*SCORE)
-    assert running.wait_for("Task run 'resolve champion of orders' - Finished")
-    running.send(signal.SIGSTOP)
+    running = scene.start(*SCORE, pause_at=" quarantined")  # validated, so the champion is resolved and nothing scored
+    assert running.wait_until_paused(), running.text
     scene.run("promote", "orders", "2")
     running.send(signal.SIGCONT)
     assert running.end() == 0, running.text
