@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from models.detector import ModelParams, fit_detector
 from models.encoders import choose_kinds
-from tasks.onboarding.draft import Asked, draft_detector
+from tasks.onboarding.draft import Request, draft_detector
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.sampling import draw_order
 from tasks.rows.schema import type_rows
@@ -52,7 +52,7 @@ def score_nightjar(fit: Floats, test: Floats, seed: int) -> Floats:
     names = [f"x{n}" for n in range(fit.shape[1])]
     table, tested = (pa.table(dict(zip(names, rows.T, strict=True))) for rows in (fit, test))
     arrival = Arrival("fit", "1", datetime(2026, 1, 1, tzinfo=UTC), lambda: [table])
-    drafted = draft_detector(FilesSource(kind="files", path="fit"), [arrival], Asked())
+    drafted = draft_detector(FilesSource(kind="files", path="fit"), [arrival], Request())
     learn = drafted.train
     is_stopping = draw_order([str(n) for n in range(len(fit))], seed) < 0.2
     typed = type_rows(table, drafted.contract)

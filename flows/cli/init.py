@@ -31,9 +31,9 @@ def init(
     if normal is not None and label is None:
         raise typer.BadParameter("it needs --label", param_hint="--normal")
     from flows.config.write import init_detector
-    from tasks.onboarding.draft import Asked
+    from tasks.onboarding.draft import Request
 
-    found = init_detector(name, source, url, Asked(label, normal, record_id, time), force)
+    found = init_detector(name, source, url, Request(label, normal, record_id, time), force)
     if as_json:
         print_json(found)
         return

@@ -101,7 +101,7 @@ def prepare(name: str) -> Setup:
     hush_at_exit()  # it would clutter a worker's log
     setup = load_setup(name)
     setup.site.warehouse.migrate()
-    setup.site.warehouse.bury_dead(name, datetime.now(UTC))
+    setup.site.warehouse.end_dead_attempts(name, datetime.now(UTC))
     return setup
 
 

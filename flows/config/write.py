@@ -18,7 +18,7 @@ from flows.config.settings import Settings, load_settings
 from flows.config.setup import fill_url
 from models.params import QuantilePolicy
 from tasks.errors import ParamsInvalid, SourceInvalid
-from tasks.onboarding.draft import Asked, Draft, draft_detector
+from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.onboarding.profile import Choice
 from tasks.params import CalibrateParams, DetectorParams, RunParams
 from tasks.rows.contract import Contract
@@ -31,13 +31,13 @@ WIDTH = 116  # of a written line
 ENDED_DAYS = 7  # if the newest rows are older, the data has ended
 
 
-def init_detector(name: str, source: str, url: str | None, asked: Asked, force: bool) -> dict[str, Any]:
+def init_detector(name: str, source: str, url: str | None, request: Request, force: bool) -> dict[str, Any]:
     """Write the section and contract of a new detector; returns the choices made."""
     settings, now = load_settings(), datetime.now(UTC)
     params_path, contract_path = settings.project / "params.yaml", settings.project / "contracts" / f"{name}.yaml"
     text = read_text(params_path) or ""
     check_free(name, text, params_path, contract_path, force)
-    drafted = _draft(source, url, settings.sources, asked, now)
+    drafted = _draft(source, url, settings.sources, request, now)
     run, choice = choose_run(drafted, now.date())
     drafted = replace(drafted, choices=(*drafted.choices, choice))
     detector = assemble(drafted, run)
@@ -53,12 +53,12 @@ def init_detector(name: str, source: str, url: str | None, asked: Asked, force: 
     }
 
 
-def _draft(source: str, url: str | None, sources: str, asked: Asked, now: datetime) -> Draft:
+def _draft(source: str, url: str | None, sources: str, request: Request, now: datetime) -> Draft:
     if url or QUERY.match(source):
         query = name_query(source, url, os.environ)
-        return draft_detector(query, [read_query(fill_url(query), now)], asked)
+        return draft_detector(query, [read_query(fill_url(query), now)], request)
     files = name_files(source, sources)
-    return draft_detector(files, list(list_files(files, sources)), asked)
+    return draft_detector(files, list(list_files(files, sources)), request)
 
 
 def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:

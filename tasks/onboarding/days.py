@@ -63,12 +63,12 @@ def choose_calendar(
         _check_dates(requested, dates)
         if len(dates) > 1:
             return Calendar(rule, dates, requested, Choice("event time", requested, "set by --time"))
-        return deal_out(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
+        return spread_evenly(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
     candidates = [p.name for p in profiles if p.type == "timestamp" and not p.missing]
     candidates = [name for name in candidates if _is_worth_nights(sample, name)]
     candidates.sort(key=lambda name: TIME_NAMES.index(name.lower()) if name.lower() in TIME_NAMES else len(TIME_NAMES))
     if not candidates:
-        return deal_out(sample, "no column has date-times with enough rows per day; set one with --time")
+        return spread_evenly(sample, "no column has date-times with enough rows per day; set one with --time")
     rule = EventTime(column=candidates[0])
     dates = count_dates(arrivals, rule)
     others = f"; {', '.join(candidates[1:])} is also possible with --time" if candidates[1:] else ""
@@ -76,7 +76,7 @@ def choose_calendar(
     return Calendar(rule, dates, candidates[0], Choice("event time", candidates[0], why))
 
 
-def deal_out(sample: Sample, why: str) -> Calendar:
+def spread_evenly(sample: Sample, why: str) -> Calendar:
     """Assign rows to days of equal size in file order."""
     a_day = math.ceil(max(sample.sizes) / PARTS)
     rows = {
@@ -150,7 +150,7 @@ def _is_worth_nights(sample: Sample, column: str) -> bool:
     return times.null_count == 0 and 2 <= days <= min(MAX_DATES, sample.rows / MIN_ROWS_A_DATE)
 
 
-def tells_the_hour(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:
+def has_hours(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:
     """Whether the event time is useful as a column: real times of day, over a week or more."""
     start = calendar.event_time.seconds_since
     if calendar.column is None or len(calendar.rows) < 7 or (start and start.date() == FIRST_DATE):

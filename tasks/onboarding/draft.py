@@ -24,7 +24,7 @@ from tasks.onboarding.days import (
     choose_splits,
     describe_nights,
     find_order,
-    tells_the_hour,
+    has_hours,
 )
 from tasks.onboarding.profile import (
     ENOUGH_ROWS,
@@ -232,7 +232,7 @@ def _between(
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """The user's options: the label, id and time columns, and the label's normal value."""
 
     label: str | None = None
@@ -257,28 +257,28 @@ class Draft:
     notes: tuple[str, ...]
 
 
-def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], asked: Asked) -> Draft:
+def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], request: Request) -> Draft:
     """Read a source and draft a detector. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
-    sample = draw_sample(arrivals, asked.label)
+    sample = draw_sample(arrivals, request.label)
     check_separator(sample)
     labels, anomalous, reserved = None, 0.0, {}
     choices = [_describe_rows(sample)]
-    if asked.label:
-        labels, anomalous, choice = choose_labels(sample, asked.label, asked.normal)
+    if request.label:
+        labels, anomalous, choice = choose_labels(sample, request.label, request.normal)
         choices.append(choice)
-        reserved[asked.label] = "the label"
-    record_id, choice = choose_record_id(sample, asked.record_id, isinstance(source, SqlSource))
+        reserved[request.label] = "the label"
+    record_id, choice = choose_record_id(sample, request.record_id, isinstance(source, SqlSource))
     choices.append(choice)
     if record_id:
         reserved[record_id] = "the record id"
     is_anomaly = mark_anomalies(sample, labels)
     profiles = profile_columns(sample, ~is_anomaly)
-    calendar = choose_calendar(sample, profiles, arrivals, asked.time)
+    calendar = choose_calendar(sample, profiles, arrivals, request.time)
     choices.append(calendar.choice)
     if calendar.column:
         reserved[calendar.column] = "the event time"
     decisions = decide_kinds(profiles, reserved)
-    if tells_the_hour(calendar, profiles):
+    if has_hours(calendar, profiles):
         decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
     nights = choose_nights(calendar)
     splits, choice = choose_splits(calendar, nights, anomalous, labels is not None)

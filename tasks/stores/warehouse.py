@@ -152,7 +152,7 @@ class Warehouse:
             outcome = _describe_outcome(failure, now)
             connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
 
-    def bury_dead(self, detector: str, now: datetime) -> list[Attempt]:
+    def end_dead_attempts(self, detector: str, now: datetime) -> list[Attempt]:
         """Mark every attempt as failed whose process, on this host, has died; return them as they were."""
         running = sa.select(attempts).where(*_match(attempts, {"detector": detector, "status": "running"}))
         with self.begin() as connection:

@@ -12,7 +12,7 @@ from models.calibration import rows_for_quantile
 from models.params import QuantilePolicy
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
 from tasks.filter import split_by_fractions
-from tasks.onboarding.draft import Asked, Draft, draft_detector
+from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.params import ByDate, LeadingFraction, RandomFraction
 from tasks.rows.sampling import draw_order
 from tasks.sources.arrival import Arrival
@@ -31,18 +31,20 @@ def make_frame(rows: int = 1000, anomalies: int = 20) -> pd.DataFrame:
     )
 
 
-def draft(*frames: pd.DataFrame, source: Any = FILES, **asked: str) -> Draft:
+def draft(*frames: pd.DataFrame, source: Any = FILES, **request: str) -> Draft:
     tables = [pa.Table.from_pandas(frame, preserve_index=False) for frame in frames]
     arrivals = [
         Arrival(f"{n}.parquet", "1", datetime(2026, 3, 9, tzinfo=UTC), lambda table=table: [table])
         for n, table in enumerate(tables)
     ]
-    return draft_detector(source, arrivals, Asked(**asked))
+    return draft_detector(source, arrivals, Request(**request))
 
 
-def refuse(*frames: pd.DataFrame, error: type[NightjarError] = SourceInvalid, source: Any = FILES, **asked: str) -> str:
+def refuse(
+    *frames: pd.DataFrame, error: type[NightjarError] = SourceInvalid, source: Any = FILES, **request: str
+) -> str:
     with pytest.raises(error) as caught:
-        draft(*frames, source=source, **asked)
+        draft(*frames, source=source, **request)
     return str(caught.value)
 
 
@@ -184,12 +186,12 @@ def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:
 
 @pytest.mark.parametrize("label", ["fraud", None])
 def test_too_few_rows_are_refused_with_the_number_that_would_do(label: str | None) -> None:
-    asked = {"label": label} if label else {}
-    message = refuse(make_frame(60, 6), error=TooFewRows, **asked)
+    request = {"label": label} if label else {}
+    message = refuse(make_frame(60, 6), error=TooFewRows, **request)
     assert "60 rows" in message
     needed = int(message.split("at least ")[1].split(" ")[0].replace(",", ""))
     enough = make_frame(needed, needed // 10)
-    splits = draft(enough, **asked).filter.splits
+    splits = draft(enough, **request).filter.splits
     assert isinstance(splits, RandomFraction)
     learnt = np.arange(needed) < needed * 9 // 10
     is_anomaly = enough["fraud"].to_numpy()[learnt] == (1 if label else 2)

@@ -81,7 +81,7 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         connection.execute(
             sa.update(attempts).where(attempts.c.attempt == 4).values(owner=f"{socket.gethostname()} 1 1")
         )
-    read["dead"] = [attempt.attempt for attempt in engine.bury_dead(DETECTOR, NOW)]
+    read["dead"] = [attempt.attempt for attempt in engine.end_dead_attempts(DETECTOR, NOW)]
     ids = [*AWKWARD, *(f"many {n}" for n in range(25_000))]
     labels = pd.DataFrame({"record_id": ids, "label": 1, "known_at": NOW + timedelta(microseconds=1)})
     read["labels"] = [engine.add_labels(DETECTOR, frame) for frame in (labels, labels, labels.iloc[:0])]

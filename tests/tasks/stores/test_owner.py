@@ -39,8 +39,8 @@ def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, m
     for owner in owners:
         monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda owner=owner: owner)
         engine.begin_attempt("toy", DAY, "begin", NOW)
-    assert [attempt.attempt for attempt in engine.bury_dead("toy", NOW)] == [1]
-    assert engine.bury_dead("toy", NOW) == []
+    assert [attempt.attempt for attempt in engine.end_dead_attempts("toy", NOW)] == [1]
+    assert engine.end_dead_attempts("toy", NOW) == []
     dead, *others = engine.read_attempts("toy", DAY)
     assert (dead.status, dead.finished_at) == ("failed", NOW)
     what = f"The process of this attempt died without a message: {owners[0]} (host, process, start)."

@@ -128,7 +128,7 @@ def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[st
     writer = engines["test_writer"]
     assert writer.migrate() == SCHEMA_VERSION
     fill(writer)
-    assert [attempt.attempt for attempt in writer.bury_dead("race", NOW)] == [4]
+    assert [attempt.attempt for attempt in writer.end_dead_attempts("race", NOW)] == [4]
     read(writer)
     read(engines["test_reader"])
     as_writer = replace(site, detector="race", warehouse=writer)
