@@ -61,9 +61,12 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Published
 
 
 def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
-    """Score a record again with the version that scored its night, and list every column's share."""
+    """Score a record again with the version that scored its night, and list every column's share.
+
+    Raises RecordMissing; ChampionMissing if that version is no longer registered.
+    """
     batch, row = find_record(site, record_id, day)
-    version = next(v for v in site.registry.list_versions() if v.version == batch.model_version)
+    version = site.registry.get_version(batch.model_version)
     detector = Detector.load(site.registry.fetch_bundle(version))
     judged = judge(detector, row, batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))
