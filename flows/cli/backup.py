@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_json, showing_progress, stdout
 
 EXAMPLE = "nightjar backup /mnt/backups/2026-11-21"
 
@@ -27,7 +27,7 @@ def backup(
 
     settings = load_settings()
     stores = (Lake(settings.lake_root), Warehouse(settings.warehouse_url))
-    with running():
+    with showing_progress():
         made = back_up(*stores, None if without_mlflow else settings.mlflow_uri, folder, progress_of("copy lake"))
     if as_json:
         print_json({"folder": str(folder), "files": len(made.files), "bytes": made.size, "rows": made.rows})

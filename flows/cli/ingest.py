@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_json, showing_progress, stdout
 
 EXAMPLE = "NIGHTJAR_SOURCES=/data nightjar ingest creditcard"
 
@@ -22,7 +22,7 @@ def ingest(
 
     setup = prepare(name)
     window = setup.window(last=until.date() if until else None)
-    with running():
+    with showing_progress():
         done = ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
     if as_json:
         print_json(asdict(done))

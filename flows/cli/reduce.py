@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_json, showing_progress, stdout
 
 EXAMPLE = "nightjar reduce payments"
 
@@ -14,7 +14,7 @@ def reduce(name: Name, as_json: Json = False) -> None:
     from tasks.upkeep.reduce import register_reducer
 
     setup = prepare(name)
-    with running():
+    with showing_progress():
         reduced = register_reducer(setup.site, setup.configured.detector.review)
     if as_json:
         print_json({"detector": name, **asdict(reduced)})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_json, showing_progress, stdout
 
 EXAMPLE = "NIGHTJAR_HOME=/srv/nightjar nightjar restore /mnt/backups/2026-11-21"
 
@@ -25,7 +25,7 @@ def restore(
     settings = load_settings()
     stores = (Lake(settings.lake_root), Warehouse(settings.warehouse_url), settings.mlflow_uri)
     artifacts = settings.artifact_root or str(settings.home_path / "mlflow-artifacts")
-    with running():
+    with showing_progress():
         held = fill(*stores, artifacts, folder, progress_of("check backup"))
     if as_json:
         print_json({"folder": str(folder), "made_at": held.made_at, "files": len(held.files), "rows": held.rows})

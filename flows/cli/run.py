@@ -1,14 +1,15 @@
 """`nightjar run`."""
 
 import os
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, print_rows, running, starting_prefect, stdout
+from flows.cli.screen import print_json, print_rows, showing_progress, stdout
 
 if TYPE_CHECKING:
     from flows.config.setup import Setup
@@ -19,8 +20,8 @@ EXAMPLE = "nightjar run payments --json | jq .metrics"
 
 def run(name: Name, as_json: Json = False) -> None:
     """Ingest new data, train if there is no champion yet, and score every night that is not fresh."""
-    with running(), starting_prefect() as wait_for_prefect:
-        summary = run_detector(name, wait_for_prefect)
+    with showing_progress():
+        summary = run_detector(name)
     if as_json:
         print_json(summary)
         return
@@ -44,31 +45,39 @@ def print_metrics(summary: dict[str, Any]) -> None:
     stdout.print(f"overall    {overall}", soft_wrap=True)
 
 
-def run_detector(name: str, wait_for_prefect: Callable[[], None]) -> dict[str, Any]:
+def run_detector(name: str) -> dict[str, Any]:
     """Do what is due and summarise the nights. A rerun finds nothing to do."""
     from flows.config.setup import prepare
+    from flows.team.temporary import temporary_server
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of
-    from tasks.upkeep.ledger import read_ledger
 
     setup = prepare(name)
     window = setup.window(last=setup.configured.detector.run.last_date)
-    ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
-    nights = setup.nights()
-    champion = setup.site.registry.find_version()
-    wait_for_prefect()
-    if champion is None:
-        from flows.training import training
+    is_first = not setup.site.lake.dates("landing", name)  # a rerun may not need the server
+    with temporary_server() if is_first else nullcontext():
+        ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+        nights = setup.nights()
+        if setup.site.registry.find_version() is None:
+            with temporary_server():
+                from flows.training import training
 
-        training(name, nights[0])
-    champion = setup.site.registry.get_champion()
-    unlearnt = [day for day in nights if day.isoformat() > champion.tags["trained_through"]]
-    todo = [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
-    if todo:
-        from flows.backfill import backfill
+                training(name, nights[0])
+        champion = setup.site.registry.get_champion()
+        if todo := list_todo(setup, champion):
+            with temporary_server():
+                from flows.backfill import backfill
 
-        backfill(name, todo)
+                backfill(name, todo)
     return summarise_run(setup, champion)
+
+
+def list_todo(setup: "Setup", champion: "Version") -> list[date]:
+    """The nights that are not fresh, without those that the champion was trained on."""
+    from tasks.upkeep.ledger import read_ledger
+
+    unlearnt = [day for day in setup.nights() if day.isoformat() > champion.tags["trained_through"]]
+    return [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
 
 
 def find_pages(mlflow_uri: str) -> dict[str, str]:

@@ -47,9 +47,9 @@ def score(
     from flows.config.setup import prepare
 
     prepare(name)
-    from flows.nightly import nightly
-
     with running():
+        from flows.nightly import nightly
+
         night = nightly(name, date.date() if date else None)
     if as_json:
         print_json(asdict(night))
@@ -59,9 +59,9 @@ def score(
 
 def score_all(day: date | None, as_json: bool) -> None:
     """Score and publish the batch of every detector, and show each result. Exit code 1 if one failed."""
-    from flows.every import NightOutcome, score_every
-
     with running():
+        from flows.every import NightOutcome, score_every
+
         state: Any = score_every(day, return_state=True)
     outcomes: list[NightOutcome] | Exception = state.result(raise_on_failure=False)
     if isinstance(outcomes, Exception):  # raised before the first detector

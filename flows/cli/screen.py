@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any
@@ -70,7 +68,16 @@ def show_cell(value: object) -> str:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run flows in this process, with progress on stderr.
+    """Run flows in this process, with progress on stderr."""
+    from flows.team.temporary import temporary_server
+
+    with showing_progress(), temporary_server():
+        yield
+
+
+@contextmanager
+def showing_progress() -> Iterator[None]:
+    """Show the progress of steps on stderr.
 
     Heartbeats are off: their thread delays the end of each flow by a second.
     """
@@ -91,24 +98,6 @@ def running() -> Iterator[None]:
         logger.removeHandler(handler)
         for console in consoles:
             console.removeFilter(_is_news)
-
-
-@contextmanager
-def starting_prefect() -> Iterator[Callable[[], None]]:
-    """On the first run in a home folder, start the temporary Prefect server in the background.
-
-    Does nothing if a server is configured or there were earlier runs. Yields a function that waits until flows can run.
-    """
-    from flows.config.settings import load_settings
-
-    if os.environ.get("PREFECT_API_URL") or (load_settings().home_path / "lake").exists():
-        yield lambda: None
-        return
-    from prefect.client.orchestration import get_client
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(get_client, sync_client=True)
-        yield lambda: pool.shutdown()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.cli.options import Name
-from flows.cli.screen import running
+from flows.cli.screen import showing_progress
 
 EXAMPLE = "nightjar stage train payments"
 
@@ -22,5 +22,5 @@ def stage(
     """Run one stage of dvc.yaml in experiments/NAME. `dvc repro` runs all that are due."""
     from flows.experiment import STAGES
 
-    with running():
+    with showing_progress():
         STAGES[step](name)

@@ -95,9 +95,16 @@ def load_settings() -> Settings:
 
 def prefect_is_away(got: str) -> ServiceUnreachable:
     """The error for a Prefect server that does not answer."""
+    if not os.environ.get("PREFECT_API_URL"):
+        return ServiceUnreachable(
+            "The temporary Prefect server did not start.",
+            where=os.environ["PREFECT_HOME"],
+            got=got,
+            todo="read its log above; move a damaged prefect.db away, or set PREFECT_API_URL to a running server",
+        )
     return ServiceUnreachable(
         "The Prefect server does not answer.",
-        where=hide_password(os.environ.get("PREFECT_API_URL", "")),
+        where=hide_password(os.environ["PREFECT_API_URL"]),
         got=hide_password(got),
         todo="check that the server is running and that PREFECT_API_URL is right; it ends in /api",
     )
@@ -123,7 +130,7 @@ def prepare_environment(settings: Settings) -> None:
     defaults = {
         "PREFECT_HOME": str(settings.home_path / "prefect"),
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "PREFECT_API_REQUEST_TIMEOUT": "120",  # the first request waits until the temporary server has started
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -1,0 +1,75 @@
+"""The temporary Prefect server of a command, in a process of its own as a user starts it."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+RUN = """
+from flows.config.settings import load_settings, prepare_environment
+prepare_environment(load_settings())
+from flows.team.temporary import temporary_server
+with temporary_server():
+    from prefect import flow, get_run_logger, task
+
+    @task
+    def step():
+        get_run_logger().warning("a line of the log")
+
+    @flow
+    def outer():
+        step()
+
+    outer()
+import sys
+print(any(name.startswith("prefect.server") for name in sys.modules))
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return kept | {"NIGHTJAR_HOME": str(tmp_path), "MARK": str(tmp_path)}
+
+
+def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
+
+
+def list_processes(mark: str) -> list[psutil.Process]:
+    """The processes of a test, found by an environment variable."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MARK") == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_run_is_recorded_whole_and_its_server_ends_with_it(environment: dict[str, str], tmp_path: Path) -> None:
+    done = run(environment)
+    assert done.stdout == "False\n", done.stderr  # the server is not imported into the run's process
+    with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as database:
+        for table in ("flow_run", "task_run"):
+            assert database.execute(f"select state_type from {table}").fetchall() == [("COMPLETED",)]
+        assert ("a line of the log",) in database.execute("select message from log").fetchall()
+    assert list_processes(environment["MARK"]) == []
+
+
+def test_a_server_that_cannot_start_is_one_message(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect/prefect.db").write_text("not a database")
+    command = [sys.executable, "-m", "flows.cli.main", "score", "--all"]
+    project = {"NIGHTJAR_PROJECT": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=environment | project, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: ServiceUnreachable: The temporary Prefect server did not start.\n" in done.stderr
+    assert f"where: {tmp_path / 'prefect'}" in done.stderr
+    assert list_processes(environment["MARK"]) == []
