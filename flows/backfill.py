@@ -37,8 +37,8 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
 
 
 @flow(name="backfill-range", flow_run_name="backfill {name}, {only} of {first} to {last}", on_running=[mark_crashed])
-def backfill_range(name: str, first: date, last: date, only: Only = "missing", as_of: bool = False) -> None:
-    """Score and publish a range of batch dates: all, or only those in one state. The same as `nightjar backfill`.
+def backfill_range(name: str, first: date, last: date, only: Only = "unpublished", as_of: bool = False) -> None:
+    """Score and publish a range of batch dates, by default those that are not published. Like `nightjar backfill`.
 
     as_of: use the version that was champion when each date ended.
     """

@@ -85,7 +85,7 @@ def read_line(name: str) -> StatusLine:
     return StatusLine(name, status.champion, max(published, default=None), status.days_behind, counts, None)
 
 
-Only = Literal["all", "missing", "stale", "failed"]
+Only = Literal["all", "unpublished", "missing", "failed", "stale"]  # unpublished: missing or failed
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Plan:
         return [night.version for night in self.nights if night.version is not None]
 
 
-def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Plan:
-    """Plan a range of batch dates: all, or only those in one state.
+def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Plan:
+    """Plan a range of batch dates: all, only the unpublished ones, or only those in one state.
 
     Raises ChampionMissing if, with as_of, a date had no champion.
     """
@@ -118,7 +118,8 @@ def make_plan(name: str, first: date, last: date, only: str, as_of: bool) -> Pla
     asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
     found = [day for day in asked if day in landed]
     ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, site.registry.find_version())
-    nights = [night for night in ledger if only in ("all", night.state)]
+    chosen = {"all": get_args(State), "unpublished": ("missing", "failed")}.get(only, (only,))
+    nights = [night for night in ledger if night.state in chosen]
     return Plan(nights, len(found), [day for day in asked if day not in known])
 
 

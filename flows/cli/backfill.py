@@ -1,7 +1,7 @@
 """`nightjar backfill`."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.table import Table
@@ -16,7 +16,10 @@ def backfill(
     name: Name,
     first: Annotated[datetime, date_option("The first batch date.", "--from")],
     last: Annotated[datetime, date_option("The last batch date.", "--to")],
-    only: Annotated[str, typer.Option(help="Only batch dates in this state: missing, stale, failed or all.")] = "all",
+    only: Annotated[
+        str,
+        typer.Option(help="Only batch dates in this state: unpublished (missing or failed), missing, failed, stale."),
+    ] = "all",
     as_of: Annotated[
         bool, typer.Option("--as-of", help="Score each date with the version that was champion when that date ended.")
     ] = False,
@@ -24,11 +27,11 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """Score and publish a range of batch dates again: all, or only those in one state."""
-    from flows.status import make_plan
+    from flows.status import Only, make_plan
 
-    if only not in ("all", "missing", "stale", "failed"):
-        raise typer.BadParameter(f"{only!r} is not one of missing, stale, failed, all", param_hint="--only")
-    plan = make_plan(name, first.date(), last.date(), only, as_of)
+    if only not in get_args(Only):
+        raise typer.BadParameter(f"{only!r} is not one of {', '.join(get_args(Only))}", param_hint="--only")
+    plan = make_plan(name, first.date(), last.date(), cast(Only, only), as_of)
     if plan.dates and not dry_run:
         from flows.backfill import backfill as flow
 

@@ -14,7 +14,7 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
-from tasks.errors import ChampionMissing
+from tasks.errors import ChampionMissing, Failure
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.tables import flagged_anomalies, scoring_batches
 from tasks.stores.warehouse import Warehouse
@@ -66,6 +66,27 @@ def test_status_shows_dates_that_never_landed_and_how_far_behind_the_source_is(
     assert plan["not_landed"] == [str(NEW), str(NEW + timedelta(days=1))]
     trained.change("params.yaml", "detectors", "orders", "run", "last_date", value=str(LAST))
     assert answer(capsys, "status", "orders")["days_behind"] is None
+
+
+def test_the_backfill_form_scores_missing_and_failed_nights_and_leaves_the_published_ones(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.backfill import backfill_range
+
+    for day in (NEW, NEW + timedelta(days=1)):
+        trained.write_day(day)
+    answer(capsys, "ingest", "orders")
+    warehouse, now = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb"), datetime.now(UTC)
+    killed = warehouse.begin_attempt("orders", NEW, "score", now)
+    warehouse.fail_attempt("orders", NEW, killed, Failure("ProcessLost", {"what": "killed"}), now)
+    before = published(trained)
+    backfill_range("orders", min(before), NEW + timedelta(days=1))
+    after = published(trained)
+    assert {day: after[day].attempt for day in before} == {day: night.attempt for day, night in before.items()}
+    assert {day: night.attempt for day, night in after.items() if day not in before} == {
+        NEW: 2,
+        NEW + timedelta(days=1): 1,
+    }
 
 
 def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(

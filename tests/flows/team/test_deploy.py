@@ -54,7 +54,7 @@ def test_parameters_show_as_a_typed_form(deployed: list[dict[str, str]], client:
     schema = client.read_deployment_by_name("backfill-range/backfill").parameter_openapi_schema or {}
     fields: dict[str, Any] = schema["properties"]
     assert fields["first"]["format"] == fields["last"]["format"] == "date"
-    assert fields["only"]["enum"] == ["all", "missing", "stale", "failed"]
+    assert fields["only"]["enum"] == ["all", "unpublished", "missing", "failed", "stale"]
     assert fields["as_of"]["type"] == "boolean"
     assert schema["required"] == ["name", "first", "last"]
 
