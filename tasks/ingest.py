@@ -23,6 +23,7 @@ from tasks.errors import SourceInvalid
 from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import TYPES
+from tasks.rows.labels import interpret_labels
 from tasks.rows.schema import cast_column
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival
@@ -43,6 +44,7 @@ class Ingested:
     arrivals: int
     rows: int
     labels: int
+    unlabelled: int = 0  # arrivals without the label column, although the params name one
 
 
 def check_names(table: pa.Table, arrival: str) -> None:
@@ -63,7 +65,6 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
     check_names(table, name)
     needed = [name for name in (params.event_time.column, params.record_id) if name]
-    needed += [params.labels.column] if params.labels else []
     if missing := [column for column in needed if column not in table.column_names]:
         raise SourceInvalid(
             f"The source lacks {', '.join(missing)}.",
@@ -220,12 +221,17 @@ def has_landed(arrival: Arrival, parts: Collection[Part]) -> bool:
 def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
     """Labels delivered with the rows: record_id, label (1 = anomalous), known_at = event time + label delay."""
     for part in parts:
+        if rule.column not in lake.columns(part):
+            continue  # tonight's rows may come before anybody has judged them
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
             # Cast to text first, because pandas would turn 1 into 1.0 in a column with missing labels.
-            texts = table.set_column(2, rule.column, cast_column(table[rule.column], pa.string()))
-            frame = texts.to_pandas().dropna()
-            label, known = rule.read(frame[rule.column]), frame["event_time"] + delay
-            yield pd.DataFrame({"record_id": frame["record_id"], "label": label, "known_at": known})
+            texts = table.set_column(2, "label", cast_column(table[rule.column], pa.string()))
+            frame = texts.to_pandas()
+            frame = frame.assign(label=interpret_labels(rule, frame["label"])).dropna()
+            known = frame["event_time"] + delay
+            yield pd.DataFrame(
+                {"record_id": frame["record_id"], "label": frame["label"].astype(int), "known_at": known}
+            )
 
 
 def date_corrections(labels: pd.DataFrame, known: pd.DataFrame, arrived_at: datetime) -> pd.DataFrame:
@@ -267,6 +273,7 @@ def land_arrivals(
     fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
     touched: Counter[date] = Counter()
     added: list[int] = []
+    unlabelled = 0
     for done, arrival in enumerate(fresh, start=1):
         older = landed.get(arrival.name, {})
         is_correction = any(part.version != arrival.version for part in older.values())
@@ -276,13 +283,16 @@ def land_arrivals(
                 labels = extract_labels(site.lake, parts, params.labels, site.label_delay)
                 added.append(keep_labels(site, labels, arrival.arrived_at if is_correction else None))
 
+            nonlocal unlabelled
+            unlabelled += bool(params.labels and params.labels.column not in site.lake.columns(parts[0]))
+
         touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
         first = max(window.first - site.label_delay, params.source.first_date)  # labels may arrive this late
         feed = payments.read_reports(params.source, site.time_zone, first, window.last)
         added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
-    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added))
+    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added), unlabelled)
 
 
 def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
@@ -302,4 +312,7 @@ def ingest(site: Site, params: IngestParams, window: Window) -> Ingested:
     """Land everything that has arrived."""
     done = ingest_arrivals(site, params, window, progress_of("ingest"))
     get_run_logger().info("landed %d arrivals, %d rows, %d labels", done.arrivals, done.rows, done.labels)
+    if done.unlabelled and params.labels:
+        column = params.labels.column
+        get_run_logger().warning("%d arrivals lack the label column %s: no labels", done.unlabelled, column)
     return done

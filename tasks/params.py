@@ -5,11 +5,11 @@ must not wait. flows/config/params.py reads the file and builds a detector from 
 """
 
 from datetime import date, timedelta
+from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
@@ -62,8 +62,23 @@ class EventTime(Section):
         return self
 
 
+def normalise_label(text: str) -> str:
+    """One spelling for equal labels: "1", "1.0", " 1" and "True" are all "1"; words lose case and outer blanks."""
+    word = text.strip().casefold()
+    word = {"true": "1", "false": "0"}.get(word, word)
+    try:
+        number = Decimal(word)
+    except InvalidOperation:
+        return word
+    return f"{number.normalize() + 0:f}" if number.is_finite() else word
+
+
 class LabelColumn(Section):
-    """Labels delivered with the rows: the column, and the values that mean anomalous, or those that mean normal."""
+    """Labels delivered with the rows: the column, and the values that mean anomalous and normal.
+
+    With `normal` alone, every other value means anomalous. With `anomalous` alone, which must then be numbers or
+    booleans, normal is 0 (or false). tasks/rows/labels.py reads them.
+    """
 
     column: str
     anomalous: tuple[str, ...] = ()
@@ -71,13 +86,21 @@ class LabelColumn(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "LabelColumn":
-        if bool(self.anomalous) == bool(self.normal):
-            raise ValueError("give either anomalous or normal, a list of values; all other values mean the opposite")
+        anomalous, normal = self.meanings
+        if not anomalous and not normal:
+            raise ValueError("give anomalous, normal or both: lists of values")
+        if not normal:
+            raise ValueError("list the normal values too: a value that is in neither list is refused")
+        if both := anomalous & normal:
+            raise ValueError(f"{', '.join(sorted(both))} cannot mean both anomalous and normal")
         return self
 
-    def read(self, texts: pd.Series) -> pd.Series:
-        """1 for a value that means anomalous, otherwise 0."""
-        return (texts.isin(self.anomalous) if self.anomalous else ~texts.isin(self.normal)).astype(int)
+    @property
+    def meanings(self) -> tuple[set[str], set[str]]:
+        """The anomalous and the normal values, each in one spelling."""
+        anomalous, normal = ({*map(normalise_label, values)} for values in (self.anomalous, self.normal))
+        is_implied = not normal and all(value.lstrip("-").replace(".", "").isdecimal() for value in anomalous)
+        return anomalous, {"0"} if is_implied and anomalous else normal
 
 
 class IngestParams(Section):

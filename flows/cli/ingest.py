@@ -28,4 +28,5 @@ def ingest(
         print_json(asdict(done))
     else:
         span = f", {done.dates[0]} to {done.dates[-1]}" if done.dates else ""
-        stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}")
+        lacking = f"; {done.unlabelled} arrivals without the label column" if done.unlabelled else ""
+        stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}{lacking}")

@@ -5,6 +5,7 @@ keep anomalies out of the skewness; no choice about the detector itself depends 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -39,8 +40,18 @@ from tasks.onboarding.profile import (
     draw_sample,
     profile_columns,
 )
-from tasks.params import ColumnsParams, FilterParams, IngestParams, LabelColumn, TrainParams, ValidateParams
+from tasks.params import (
+    ColumnsParams,
+    FilterParams,
+    IngestParams,
+    LabelColumn,
+    TrainParams,
+    ValidateParams,
+    normalise_label,
+)
 from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
+from tasks.rows.labels import interpret_labels
+from tasks.rows.schema import MISSING_WORDS
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource
@@ -55,7 +66,8 @@ MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ra
 def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[LabelColumn, float, Choice]:
     """The label rule, the anomalous share of labelled rows, and the reason. Raises SourceInvalid unless binary."""
     check_column(sample, column, "--label")
-    counts, total = sample.labels, sample.labels.total()
+    counts, total = count_labels(sample.labels), sample.labels.total()
+    normal = None if normal is None else normalise_label(normal)
     listed = ", ".join(f"{value!r} ({count:,} rows)" for value, count in counts.most_common(12))
     common = counts.most_common(1)[0][0] if counts else ""
     if normal is not None and normal not in counts:
@@ -75,12 +87,21 @@ def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[Labe
         rule, anomalies = LabelColumn(column=column, normal=(normal,)), total - counts[normal]
         what, why = f"everything but {normal!r} is anomalous", "set by --normal"
     else:
-        value, anomalies = counts.most_common()[-1]
-        rule = LabelColumn(column=column, anomalous=(value,))
+        (common, _), (value, anomalies) = counts.most_common()
+        rule = LabelColumn(column=column, anomalous=(value,), normal=(common,))
         what, why = f"{value!r} is anomalous", "the rarer of the two values"
     share = anomalies / total
     what = f"{column}: {what}, {anomalies:,} of {total:,} rows ({share:.2%})"
     return rule, share, Choice("label", what, f"{why}; the detector never reads it")
+
+
+def count_labels(spelt: Counter[str]) -> Counter[str]:
+    """The number of rows of each label, over all spellings of it; words for missing values are not labels."""
+    counts: Counter[str] = Counter()
+    for text, rows in spelt.items():
+        if (label := normalise_label(text)) not in MISSING_WORDS:
+            counts[label] += rows
+    return counts
 
 
 def choose_record_id(sample: Sample, requested: str | None, is_query: bool) -> tuple[str | None, Choice]:
@@ -308,7 +329,7 @@ def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
     if labels is None:
         return np.zeros(sample.table.num_rows, dtype=bool)
     texts = sample.table[labels.column].cast(pa.string()).to_pandas()
-    marked: Mask = (labels.read(texts) == 1).to_numpy() & texts.notna().to_numpy()
+    marked: Mask = (interpret_labels(labels, texts) == 1).to_numpy(bool, na_value=False)
     return marked
 
 

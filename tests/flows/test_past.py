@@ -89,6 +89,15 @@ def test_the_backfill_form_scores_missing_and_failed_nights_and_leaves_the_publi
     }
 
 
+def test_a_night_that_nobody_has_labelled_yet_is_scored(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    label = {"type": "int", "required": False, "nullable": True}
+    trained.change("contracts/orders.yaml", "columns", "fraud", value=label)
+    trained.write_day(NEW, make_rows(NEW).drop(columns="fraud"))
+    done = answer(capsys, "ingest", "orders")
+    assert (done["rows"], done["labels"], done["unlabelled"]) == (ROWS, 0, 1)
+    assert answer(capsys, "score", "orders", "--date", str(NEW))["scored"] == ROWS
+
+
 def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

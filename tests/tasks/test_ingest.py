@@ -16,10 +16,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.ingest import batch_dates_of, ingest_arrivals, land
 from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.rows.labels import interpret_labels
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
@@ -545,10 +548,56 @@ def test_a_source_without_a_file_says_where_it_looked(site, path):
     check_nothing_lands(site, configure(path), path)
 
 
-def test_the_labels_column_must_be_there_too(site):
+def test_a_file_without_the_label_column_lands_without_labels(site):
     put(site, "pay.csv", CSV)
+    done = ingest(site, configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",))))
+    assert (done.rows > 0, done.labels, done.unlabelled) == (True, 0, 1)
+
+
+@pytest.mark.parametrize(("bad", "good"), [("yes", "no"), ("fraud", "ok"), ("2", "0"), ("-1", "1")])
+def test_a_label_that_means_neither_is_refused_with_its_values(site, bad, good):
+    put(site, "pay.csv", f"payment_id,at,fraud\na,2026-03-01,{bad}\nb,2026-03-01,{good}\nc,2026-03-01,{bad}\n")
     params = configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",)))
-    check_nothing_lands(site, params, "lacks fraud")
+    check_nothing_lands(site, params, f"{bad!r} (2 rows)")
+
+
+SPELLINGS = st.sampled_from(["{0}", " {0}", "{0} ", "{0}.0", "+{0}", "{0}e0", "00{0}"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("01"), SPELLINGS), min_size=1))
+def test_numbers_mean_the_same_label_however_they_are_spelt(rows):
+    texts = pd.Series([spelling.format(label) for label, spelling in rows])
+    for rule in ({"anomalous": ("1",)}, {"anomalous": ("1.0",), "normal": ("0",)}, {"normal": ("0.0",)}):
+        assert interpret_labels(LabelColumn(column="fraud", **rule), texts).tolist() == [
+            int(label) for label, _ in rows
+        ]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([True, False, None]), [1, 0]),
+        (pa.array([1.0, 0.0, float("nan")]), [1, 0]),
+        (pa.array([1, 0, None], pa.int8()), [1, 0]),
+        (pa.array(["TRUE", "false", "N/A"]).dictionary_encode(), [1, 0]),
+        (pa.array(["1", "", "?"]), [1]),
+    ],
+)
+def test_labels_of_any_type_are_read_and_a_missing_one_is_no_label(site, values, labels):
+    table = pa.table({"payment_id": ["a", "b", "c"], "at": ["2026-03-01"] * 3, "fraud": values})
+    pq.write_table(table, Path(site.sources) / "pay.parquet")
+    ingest(site, configure("pay.parquet", labels=LabelColumn(column="fraud", anomalous=("1",))))
+    assert site.warehouse.read_labels("toy", LATER)["label"].tolist() == labels
+
+
+def test_a_listed_word_is_a_label_even_if_it_usually_means_missing():
+    rule = LabelColumn(column="fraud", anomalous=("fraud",), normal=("none",))
+    assert interpret_labels(rule, pd.Series(["None", "Fraud", "nan", None])).isna().tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_file_that_breaks_off_after_whole_slices_leaves_nothing(site):
@@ -658,11 +707,25 @@ def test_event_time_is_a_column_or_an_order_but_not_half_of_either(given: dict[s
 
 def test_labels_may_name_what_is_normal_instead_of_what_is_anomalous(site: Site) -> None:
     texts = pd.Series(["normal.", "smurf.", "back."])
-    assert LabelColumn(column="label", normal=("normal.",)).read(texts).tolist() == [0, 1, 1]
-    assert LabelColumn(column="label", anomalous=("back.",)).read(texts).tolist() == [0, 0, 1]
+    assert interpret_labels(LabelColumn(column="label", normal=("normal.",)), texts).tolist() == [0, 1, 1]
+    both = LabelColumn(column="label", anomalous=("back.",), normal=("normal.", "smurf."))
+    assert interpret_labels(both, texts).tolist() == [0, 0, 1]
     put(site, "pay.csv", "payment_id,at,label\na,2026-03-01,normal.\nb,2026-03-01,smurf.\nc,2026-03-01,\n")
     ingest(site, configure("pay.csv", labels=LabelColumn(column="label", normal=("normal.",))))
     found = site.warehouse.read_labels("toy", LATER)
     assert found[["record_id", "label"]].to_numpy().tolist() == [["a", 0], ["b", 1]]
-    with pytest.raises(ValueError, match="either anomalous or normal"):
-        LabelColumn(column="label")
+
+
+@pytest.mark.parametrize(
+    ("lists", "problem"),
+    [
+        ({}, "give anomalous, normal or both"),
+        ({"anomalous": ("back.",)}, "list the normal values too"),
+        ({"anomalous": ("1", "x")}, "list the normal values too"),
+        ({"anomalous": ("1", "2"), "normal": ("2.0",)}, "2 cannot mean both"),
+        ({"anomalous": ("0",)}, "0 cannot mean both"),
+    ],
+)
+def test_a_label_rule_says_what_every_value_means(lists, problem):
+    with pytest.raises(ValueError, match=problem):
+        LabelColumn(column="label", **lists)

@@ -65,6 +65,7 @@ def test_the_rarer_value_of_the_label_means_anomalous_and_the_detector_never_rea
     drafted = draft(make_frame(), label="fraud")
     assert drafted.ingest.labels is not None
     assert drafted.ingest.labels.anomalous == ("1",)
+    assert drafted.ingest.labels.normal == ("0",)
     assert drafted.train.columns.names == ("size", "weight")
     assert "fraud" in drafted.contract.ignored
     assert "2.00%" in about(drafted, "label")
@@ -80,6 +81,17 @@ def test_a_label_of_many_values_is_refused_with_all_of_them_and_taken_once_norma
     assert drafted.ingest.labels.normal == ("normal.",)
     assert "50.00%" in about(drafted, "label")
     assert "'odd'" in refuse(frame, label="fraud", normal="odd")
+
+
+def test_spellings_of_one_label_are_one_label() -> None:
+    frame = make_frame()
+    spelt = (
+        frame["fraud"].map({0: "0", 1: "1"}).where(np.arange(1000) % 3 > 0, frame["fraud"].map({0: "0.0", 1: "True"}))
+    )
+    drafted = draft(frame.assign(fraud=spelt.where(np.arange(1000) % 50 > 0)), label="fraud")
+    assert drafted.ingest.labels is not None
+    assert (drafted.ingest.labels.anomalous, drafted.ingest.labels.normal) == (("1",), ("0",))
+    assert "of 980 rows" in about(drafted, "label")
 
 
 def test_a_label_of_one_value_or_none_or_a_column_that_is_not_there_is_refused() -> None:
