@@ -11,7 +11,7 @@ from prefect.runtime import flow_run as current
 from flows.config.setup import load_setup, prepare
 from flows.hooks import follow_steps, mark_crashed, taking_turns
 from tasks.errors import Failure, NightjarError, describe_failure
-from tasks.ingest import ingest
+from tasks.ingest import check_landed, ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
@@ -49,13 +49,17 @@ def name_run() -> str:
 )
 @taking_turns("score")
 def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
-    """Score and publish one batch (default: yesterday's) with the champion or a given version."""
+    """Score and publish one batch (default: yesterday's) with the champion or a given version.
+
+    A bad file of the source, whose ingest task is red, does not stop a night whose rows have landed from other files.
+    """
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
     at = follow_steps(site, day, begun)
-    at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day))
+    landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
+    check_landed(site, day, landed)
     scorer, bundle = at(resolve_champion)(site, version)
     [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
     workers = Workers(setup.scheduler, setup.workers)

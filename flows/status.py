@@ -17,6 +17,7 @@ from tasks.upkeep.ledger import (
     State,
     count_days_behind,
     list_due,
+    list_failed,
     list_landed_dates,
     read_ledger,
     read_ledger_as_of,
@@ -61,7 +62,8 @@ def read_nights(setup: Setup) -> Status:
     name = site.detector
     learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
-    nights = read_ledger(site, list_due(landed, learnt, yesterday), champion)
+    due = {*list_due(landed, learnt, yesterday), *list_failed(site, learnt or date.min)}
+    nights = read_ledger(site, sorted(due), champion)
     is_bounded = setup.configured.detector.run.last_date is not None
     behind = None if is_bounded else count_days_behind(landed, yesterday)
     return Status(name, champion.version if champion else None, nights, landed[-1] if landed else None, behind)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -18,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import get_run_logger, task
+from prefect.client.schemas.objects import State
 
 from tasks.errors import SourceInvalid
 from tasks.params import EventTime, IngestParams, LabelColumn
@@ -33,18 +35,19 @@ from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
 from tasks.stores.site import Site
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
+SHOWN_BAD = 20  # files named in one error
 DAY_US = 86_400_000_000  # microseconds
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The result of one ingest: changed batch dates, and added rows and labels."""
+    """The result of one ingest: changed batch dates, added rows and labels, and what was odd about the arrivals."""
 
     dates: tuple[date, ...]
     arrivals: int
     rows: int
     labels: int
-    unlabelled: int = 0  # arrivals without the label column, although the params name one
+    notes: tuple[str, ...] = ()
 
 
 def check_names(table: pa.Table, arrival: str) -> None:
@@ -267,13 +270,18 @@ def land_arrivals(
     """Land those arrivals that have not landed yet, and add the labels known so far.
 
     Labels delivered with rows are stored before the rows land, so that a failure in between repeats both. `on_progress`
-    gets the numbers of finished and of all arrivals.
+    gets the numbers of finished and of all arrivals. Bad arrivals stop no other: raises SourceInvalid with all of them
+    at the end.
     """
     landed = list_landed(site.lake, site.detector)
     fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
+    notes = [f"{a.name} is dated {a.arrived_at:%Y-%m-%d %H:%M} UTC, in the future: it counts as arrived now"
+             for a in fresh if a.arrived_at > window.now]  # fmt: skip
+    fresh = [replace(arrival, arrived_at=min(arrival.arrived_at, window.now)) for arrival in fresh]
     touched: Counter[date] = Counter()
     added: list[int] = []
-    unlabelled = 0
+    unlabelled: list[str] = []
+    bad: dict[str, SourceInvalid] = {}
     for done, arrival in enumerate(fresh, start=1):
         older = landed.get(arrival.name, {})
         is_correction = any(part.version != arrival.version for part in older.values())
@@ -282,17 +290,38 @@ def land_arrivals(
             if params.labels:
                 labels = extract_labels(site.lake, parts, params.labels, site.label_delay)
                 added.append(keep_labels(site, labels, arrival.arrived_at if is_correction else None))
+                unlabelled.extend([arrival.name] * (params.labels.column not in site.lake.columns(parts[0])))
 
-            nonlocal unlabelled
-            unlabelled += bool(params.labels and params.labels.column not in site.lake.columns(parts[0]))
-
-        touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
+        try:
+            touched.update(land(site, arrival, params, older if arrival.is_whole else (), keep))
+        except SourceInvalid as error:
+            bad[arrival.name] = error
         on_progress(done, len(fresh))
     if isinstance(params.source, payments.PaymentsSource):
         first = max(window.first - site.label_delay, params.source.first_date)  # labels may arrive this late
         feed = payments.read_reports(params.source, site.time_zone, first, window.last)
         added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
-    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added), unlabelled)
+    if unlabelled and params.labels:
+        column, example = params.labels.column, unlabelled[0]
+        notes.append(
+            f"{len(unlabelled):,} files, such as {example}, lack the label column {column}: they have no labels"
+        )
+    if bad:
+        raise list_bad(bad, len(arrivals))
+    return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added), tuple(notes))
+
+
+def list_bad(bad: Mapping[str, SourceInvalid], arrivals: int) -> SourceInvalid:
+    """One error for the arrivals that did not land: the only one's own, otherwise a list of their causes."""
+    if len(bad) == 1:
+        return next(iter(bad.values()))
+    names, more = list(bad)[:SHOWN_BAD], f" and {len(bad) - SHOWN_BAD:,} more" if len(bad) > SHOWN_BAD else ""
+    return SourceInvalid(
+        f"{len(bad)} of {arrivals:,} files did not land: {', '.join(names)}{more}.",
+        got="; ".join(f"{name}: {bad[name].parts['what']} {bad[name].parts.get('got', '')}".strip() for name in names),
+        expected="files that can be read to the end; all others have landed",
+        todo="deliver these files again, or move them out of the source",
+    )
 
 
 def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: datetime | None = None) -> int:
@@ -307,12 +336,20 @@ def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: dateti
     return engine.add_labels(site.detector, labels)
 
 
+def check_landed(site: Site, batch_date: date, state: State[Any]) -> None:
+    """Raise the error of a failed ingest, unless only some files are bad and rows of the batch date have landed."""
+    error, landing = state.result(raise_on_failure=False), site.lake.find("landing", site.detector, batch_date)
+    if not (isinstance(error, SourceInvalid) and landing and landing.rows):
+        state.result()
+        return
+    get_run_logger().error("%s is scored from the rows that have landed. %s", batch_date, error)
+
+
 @task(task_run_name="ingest {site.detector}", **IO)
 def ingest(site: Site, params: IngestParams, window: Window) -> Ingested:
     """Land everything that has arrived."""
     done = ingest_arrivals(site, params, window, progress_of("ingest"))
     get_run_logger().info("landed %d arrivals, %d rows, %d labels", done.arrivals, done.rows, done.labels)
-    if done.unlabelled and params.labels:
-        column = params.labels.column
-        get_run_logger().warning("%d arrivals lack the label column %s: no labels", done.unlabelled, column)
+    for note in done.notes:
+        get_run_logger().warning(note)
     return done

@@ -28,5 +28,6 @@ def ingest(
         print_json(asdict(done))
     else:
         span = f", {done.dates[0]} to {done.dates[-1]}" if done.dates else ""
-        lacking = f"; {done.unlabelled} arrivals without the label column" if done.unlabelled else ""
-        stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}{lacking}")
+        stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}")
+        for note in done.notes:
+            stdout.print(f"{'note':<10} {note}", style="yellow", highlight=False, markup=False)

@@ -13,6 +13,7 @@ from flows.cli.screen import print_json, print_rows, showing_progress, stdout
 
 if TYPE_CHECKING:
     from flows.config.setup import Setup
+    from tasks.errors import SourceInvalid
     from tasks.stores.registry import Version
 
 EXAMPLE = "nightjar run payments --json | jq .metrics"
@@ -21,7 +22,14 @@ EXAMPLE = "nightjar run payments --json | jq .metrics"
 def run(name: Name, as_json: Json = False) -> None:
     """Ingest new data, train if there is no champion yet, and score every night that is not fresh."""
     with showing_progress():
-        summary = run_detector(name)
+        summary, bad_files = run_detector(name)
+    show_summary(name, summary, as_json)
+    if bad_files:
+        raise bad_files
+
+
+def show_summary(name: str, summary: dict[str, Any], as_json: bool) -> None:
+    """Print the nights, the metrics and where to find more."""
     if as_json:
         print_json(summary)
         return
@@ -45,18 +53,28 @@ def print_metrics(summary: dict[str, Any]) -> None:
     stdout.print(f"overall    {overall}", soft_wrap=True)
 
 
-def run_detector(name: str) -> dict[str, Any]:
-    """Do what is due and summarise the nights. A rerun finds nothing to do."""
+def run_detector(name: str) -> tuple[dict[str, Any], "SourceInvalid | None"]:
+    """Do what is due and summarise the nights. A rerun finds nothing to do.
+
+    Also returns the error about bad files, which do not stop the nights of the others.
+    """
     from flows.config.setup import prepare
     from flows.team.temporary import temporary_server
+    from tasks.errors import SourceInvalid
     from tasks.ingest import ingest_arrivals
     from tasks.policy import progress_of
 
     setup = prepare(name)
     window = setup.window(last=setup.configured.detector.run.last_date)
+    bad_files = None
     is_first = not setup.site.lake.dates("landing", name)  # a rerun may not need the server
     with temporary_server() if is_first else nullcontext():
-        ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+        try:
+            ingest_arrivals(setup.site, setup.ingest_params, window, progress_of("ingest"))
+        except SourceInvalid as error:
+            if not setup.site.lake.dates("landing", name):
+                raise
+            bad_files = error
         nights = setup.nights()
         if setup.site.registry.find_version() is None:
             with temporary_server():
@@ -69,7 +87,7 @@ def run_detector(name: str) -> dict[str, Any]:
                 from flows.backfill import backfill
 
                 backfill(name, todo)
-    return summarise_run(setup, champion)
+    return summarise_run(setup, champion), bad_files
 
 
 def list_todo(setup: "Setup", champion: "Version") -> list[date]:

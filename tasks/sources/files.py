@@ -7,11 +7,12 @@ import glob
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -24,6 +25,14 @@ from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.sources.arrival import UNPACKING, Arrival, damaged_file
 from tasks.sources.images import read_images
 from tasks.stores.lake import SLICE_ROWS
+
+# Names within a folder that are not data: hidden ones, markers such as _SUCCESS, checksums, unfinished and lock files.
+PASSED_OVER = re.compile(
+    r"(^|/)([_.~]|(README|LICENSE|desktop\.ini|Thumbs\.db)($|[./]))|~$"
+    r"|\.(crc|tmp|temp|part|partial|filepart|crdownload|swp|lock|md5|sha1|sha256|md)$",
+    re.IGNORECASE,
+)
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows without a value
 
 
 class FilesSource(Section):
@@ -46,14 +55,15 @@ class FilesSource(Section):
 
 
 def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
-    """The files that a path matches, ordered by name. Raises SourceInvalid if there are none."""
+    """The files that a path matches, ordered by name; markers, hidden and unfinished files of a folder are left out.
+
+    Raises SourceInvalid if there are none.
+    """
     url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
     fs, path = fsspec.core.url_to_fs(url)
     try:
-        found = sorted(fs.find(path)) if fs.isdir(path) else sorted(fs.glob(path)) if glob.has_magic(path) else [path]
-        infos = [info for info in map(fs.info, found) if info["type"] == "file"]
-    except FileNotFoundError:
-        infos = []
+        folder, found = _find(fs, path)
+        infos = [info for info in map(partial(_look_at, fs), found) if info and info["type"] == "file"]
     except OSError as error:
         raise ServiceUnreachable("The source cannot be read.", where=url, got=str(error)) from error
     if not infos:
@@ -64,14 +74,49 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
             expected="a CSV, Parquet, text or .npz file, a folder or a glob",
             todo="put the file there, or set NIGHTJAR_SOURCES to the folder that contains it",
         )
-    folder = path if fs.isdir(path) else re.split(r"[*?[]", path)[0].rpartition("/")[0]
     for info in infos:
-        name = str(info["name"])
         stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
         arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
-        reader = _choose_reader(source, name)
+        name = str(info["name"]).removeprefix(folder).lstrip("/")
         version = f"{info.get('size')}-{info.get('ETag') or stamp}"
-        yield Arrival(name.removeprefix(folder).lstrip("/"), version, arrived, lambda n=name, r=reader: r(fs, n))  # type: ignore[misc]
+        read = partial(_read, source, fs, str(info["name"]), read_partitions(name))
+        yield Arrival(name, version, arrived, read)
+
+
+def _find(fs: Any, path: str) -> tuple[str, list[str]]:
+    """The folder from which names are given, and the paths of the files."""
+    if fs.isdir(path):
+        found = [name for name in sorted(fs.find(path)) if not PASSED_OVER.search(name.removeprefix(path))]
+        return path, found
+    if not glob.has_magic(path) or fs.exists(path):  # a name may contain brackets
+        return path.rpartition("/")[0], [path]
+    folder = re.split(r"[*?[]", path)[0].rpartition("/")[0]
+    is_asked = path.rpartition("/")[2].startswith(("_", "."))
+    found = [name for name in sorted(fs.glob(path)) if is_asked or not PASSED_OVER.search(name.removeprefix(folder))]
+    return folder, found
+
+
+def _look_at(fs: Any, path: str) -> dict[str, Any] | None:
+    """What the store knows about a file; None for a link to nowhere."""
+    try:
+        info: dict[str, Any] = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return info
+
+
+def read_partitions(name: str) -> dict[str, str | None]:
+    """The columns that a file's folders hold, as Spark and Hive name them: country=DE/day=1/part-0.parquet."""
+    pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if re.match(r"[^=]+=.", folder)]
+    return {unquote(key): None if value == NO_PARTITION else unquote(value) for key, value in pairs}
+
+
+def _read(source: FilesSource, fs: Any, path: str, partitions: Mapping[str, str | None]) -> Iterator[pa.Table]:
+    for table in _choose_reader(source, path)(fs, path):
+        there = {name.casefold() for name in table.column_names}
+        for key in [key for key in partitions if key.casefold() not in there]:
+            table = table.append_column(key, pa.repeat(pa.scalar(partitions[key], pa.string()), table.num_rows))
+        yield table
 
 
 def _choose_reader(source: FilesSource, name: str) -> Callable[[Any, str], Iterator[pa.Table]]:

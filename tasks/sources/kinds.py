@@ -31,11 +31,14 @@ class Window:
 
 
 def list_arrivals(source: Source, root: str, zone: ZoneInfo, window: Window) -> list[Arrival]:
-    """Everything the source has delivered by `window.now`. root: folder or URL that relative paths start from."""
+    """Everything the source has delivered by `window.now`; a file that is there has been delivered, whatever its date.
+
+    root: folder or URL that relative paths start from.
+    """
     if isinstance(source, FilesSource):
-        found: Iterable[Arrival] = list_files(source, root)
-    elif isinstance(source, SqlSource):
-        found = [read_query(source, window.now)]
+        return list(list_files(source, root))
+    if isinstance(source, SqlSource):
+        found: Iterable[Arrival] = [read_query(source, window.now)]
     elif isinstance(source, CodesSource):
         found = codes.list_arrivals(source, zone, window.first, window.last)
     else:

@@ -49,6 +49,15 @@ def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> li
     return sorted({*chosen, *(first + timedelta(days=n) for n in range(days))})
 
 
+def list_failed(site: Site, learnt: date) -> set[date]:
+    """The batch dates after training whose attempt failed, also before a row of them landed.
+
+    A date for which a working source had no rows is left out.
+    """
+    failed = [attempt for attempt in site.warehouse.read_attempts(site.detector) if attempt.status == "failed"]
+    return {a.batch_date for a in failed if a.batch_date > learnt and a.failure and a.failure.error != "BatchMissing"}
+
+
 def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
     """Days from the newest complete landed batch to yesterday; None if none has landed."""
     complete = [day for day in landed if day <= yesterday]

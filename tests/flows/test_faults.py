@@ -55,3 +55,23 @@ def test_a_home_that_cannot_be_created_is_named(
     monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path / "file" / "home"))
     assert execute(["status", "orders"]) == 1
     assert "The home folder cannot be created" in capsys.readouterr().err
+
+
+def test_a_bad_file_of_another_day_stops_no_night_and_is_named_by_every_command(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tonight, tomorrow = (LAST + timedelta(days=n) for n in (1, 2))
+    trained.write_day(tonight)
+    (trained.orders / f"orders-{FIRST}-late.csv").write_text("order_id,placed_at\n")
+    trained.write_day(tomorrow).write_bytes(b"PK\3\4 no zip")
+    assert execute(["score", "orders", "--date", str(tonight)]) == 0
+    assert f"{tonight}: 300 rows scored" in capsys.readouterr().out
+    assert execute(["score", "orders", "--date", str(tomorrow)]) == 1  # none of its rows have landed
+    assert f"2 of {DAYS + 3} files did not land" in capsys.readouterr().err
+    assert execute(["status", "orders"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"2 of {DAYS + 3} files did not land" in shown
+    assert execute(["run", "orders"]) == 1
+    printed = capsys.readouterr()
+    assert "orders: scored by" in printed.out
+    assert f"orders-{tomorrow}.csv" in printed.err

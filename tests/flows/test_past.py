@@ -94,7 +94,8 @@ def test_a_night_that_nobody_has_labelled_yet_is_scored(trained: Project, capsys
     trained.change("contracts/orders.yaml", "columns", "fraud", value=label)
     trained.write_day(NEW, make_rows(NEW).drop(columns="fraud"))
     done = answer(capsys, "ingest", "orders")
-    assert (done["rows"], done["labels"], done["unlabelled"]) == (ROWS, 0, 1)
+    assert (done["rows"], done["labels"]) == (ROWS, 0)
+    assert "lack the label column fraud" in done["notes"][0]
     assert answer(capsys, "score", "orders", "--date", str(NEW))["scored"] == ROWS
 
 

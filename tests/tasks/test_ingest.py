@@ -551,7 +551,8 @@ def test_a_source_without_a_file_says_where_it_looked(site, path):
 def test_a_file_without_the_label_column_lands_without_labels(site):
     put(site, "pay.csv", CSV)
     done = ingest(site, configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",))))
-    assert (done.rows > 0, done.labels, done.unlabelled) == (True, 0, 1)
+    assert (done.rows > 0, done.labels) == (True, 0)
+    assert done.notes == ("1 files, such as pay.csv, lack the label column fraud: they have no labels",)
 
 
 @pytest.mark.parametrize(("bad", "good"), [("yes", "no"), ("fraud", "ok"), ("2", "0"), ("-1", "1")])
@@ -611,15 +612,78 @@ def test_a_file_that_breaks_off_after_whole_slices_leaves_nothing(site):
     assert site.lake.dates("landing", "toy") == []
 
 
-def test_the_files_before_a_bad_one_are_kept_and_not_read_again(site):
+@pytest.mark.parametrize(
+    "data", [b"", b"payment_id,at,amount\n", CSV.encode() + b"p4,2026-03-01T10:0", as_parquet()[:-50], b"PK\3\4 no zip"]
+)
+def test_a_bad_file_stops_no_other_and_is_named_until_it_is_replaced(site, data):
     put(site, "in/a.csv", CSV)
-    bad = put(site, "in/b.csv", "")
-    with pytest.raises(SourceInvalid):
-        ingest(site, configure("in"))
-    assert len(read_landing(site)) == 3
+    put(site, "in/c.csv", CSV)
+    bad = put(site, "in/b.csv", data)
+    for _ in range(2):
+        with pytest.raises(SourceInvalid, match=r"b\.csv"):
+            ingest(site, configure("in"))
+        assert len(read_landing(site)) == 6
     bad.write_text(CSV)
     assert ingest(site, configure("in")).arrivals == 1
-    assert len(read_landing(site)) == 6
+    assert len(read_landing(site)) == 9
+
+
+def test_a_file_dated_in_the_future_lands_and_is_named(site):
+    path, now = put(site, "pay.csv", CSV), datetime(2026, 3, 3, tzinfo=UTC)
+    os.utime(path, (now.timestamp() + 86_400,) * 2)
+    done = ingest(site, configure("pay.csv"), now)
+    assert done.rows == 3
+    assert "pay.csv is dated 2026-03-04 00:00 UTC, in the future" in done.notes[0]
+    assert {part.arrived_at for part in site.lake.get("landing", "toy", DAY).parts} == {now.isoformat()}
+    assert ingest(site, configure("pay.csv"), now).arrivals == 0
+
+
+def test_all_bad_files_are_in_one_error(site):
+    put(site, "in/a.csv", CSV)
+    put(site, "in/b.csv", "")
+    put(site, "in/c.csv", CSV.replace("at,", "when,", 1))
+    with pytest.raises(SourceInvalid, match=r"2 of 3 files did not land: b\.csv, c\.csv") as refused:
+        ingest(site, configure("in"))
+    assert "b.csv: The file is empty" in str(refused.value)
+    assert "c.csv: The source lacks at" in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["in", "in/*", "in/**"])
+def test_markers_and_links_to_nowhere_are_passed_over(site, path):
+    put(site, "in/pay.csv", CSV)
+    names = [
+        "_SUCCESS",
+        "_temporary/0/pay.csv",
+        ".DS_Store",
+        ".pay.csv.crc",
+        "pay.csv.crc",
+        "z.csv.tmp",
+        "README",
+        "a.md",
+    ]
+    for name in names:
+        put(site, f"in/{name}", b"\0\1")
+    Path(site.sources, "in", "gone.csv").symlink_to("nowhere.csv")
+    assert ingest(site, configure(path)).rows == 3
+
+
+def test_a_folder_with_nothing_but_markers_has_no_file(site):
+    put(site, "in/_SUCCESS", "")
+    check_nothing_lands(site, configure("in"), "no file")
+
+
+def test_a_file_named_in_full_is_read_whatever_its_name(site):
+    put(site, "_pay[1].csv", CSV)
+    assert ingest(site, configure("_pay[1].csv")).rows == 3
+
+
+def test_a_partition_folder_is_a_column_of_its_rows(site):
+    put(site, "in/land=DE/shop=a%2Fb/pay.csv", CSV)
+    put(site, "in/land=__HIVE_DEFAULT_PARTITION__/shop=c/pay.parquet", as_parquet())
+    put(site, "in/land=FR/shop=c/pay.csv", CSV.replace("country", "shop"))  # the file's own column counts
+    ingest(site, configure("in"))
+    rows = read_landing(site, NEXT).fillna("null")
+    assert sorted(zip(rows["land"], rows["shop"], strict=True)) == [("DE", "a/b"), ("FR", "FR"), ("null", "c")]
 
 
 def test_landing_in_slices_is_landing_at_once(site, land_rows):
