@@ -145,11 +145,7 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     contract = batch.landed.contract
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # index in `reasons` for each row; the first reason counts
-    critical = {
-        describe_unreadable(name, contract): mask
-        for name, mask in piece.unreadable.items()
-        if not contract.columns[name].nullable
-    }
+    critical = {describe_unreadable(name, contract): mask for name, mask in piece.unreadable.items()}
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":
@@ -308,7 +304,7 @@ def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcom
         worst = ", ".join(f"{reason} ({n})" for reason, n in batch.reasons.most_common(3))
         limit = f"more than max_quarantined_fraction {params.max_quarantined_fraction:g}"
         failures.append(f"{quarantined} of {rows_in} rows quarantined, {limit}: {worst}")
-        failures += [landed.describe_reading(n) for n in sorted(landed.unreadable) if not contract.columns[n].nullable]
+        failures += [landed.describe_reading(name) for name in sorted(landed.unreadable)]
     for outcome in outcomes:
         if not outcome.success and outcome.level == "batch":
             (failures if outcome.severity == "critical" else warnings).append(f"{outcome.text}: got {outcome.observed}")

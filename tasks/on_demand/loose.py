@@ -114,8 +114,7 @@ def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.T
     typed = type_rows(raw, contract)
     reasons = np.full(typed.num_rows, None, dtype=object)
     for name, mask in find_unreadable(raw, typed, contract).items():
-        if not contract.columns[name].nullable:
-            reasons[mask & (reasons == None)] = describe_unreadable(name, contract)  # noqa: E711 - elementwise
+        reasons[mask & (reasons == None)] = describe_unreadable(name, contract)  # noqa: E711 - elementwise
     for expectation, mask in suite.judge(typed.select(suite.columns).to_pandas()).items():
         if expectation.severity == "critical":
             reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise

@@ -17,7 +17,7 @@ from tasks.params import ScoreParams
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Suite
 from tasks.rows.judge import judge
-from tasks.rows.schema import type_rows
+from tasks.rows.schema import find_unreadable, type_rows
 from tasks.stores import registry
 from tasks.stores.site import Site
 
@@ -55,8 +55,10 @@ def type_record(values: Mapping[str, str], contract: Contract, read: set[str]) -
         "required but missing": sorted(read - values.keys() - nullable - set(images)),
         "an image, which cannot be given as text": images,
     }
-    typed = type_rows(pa.table({name: [text] for name, text in values.items()}), contract)
-    unread = [name for name in values if name in known and typed[name].null_count]
+    raw = pa.table({name: [text] for name, text in values.items()})
+    typed = type_rows(raw, contract)
+    unreadable = find_unreadable(raw, typed, contract)
+    unread = [name for name in values if name in unreadable or (name == "event_time" and typed[name].null_count)]
     problems |= {"not readable as its type": [f"{name} ({typed.schema.field(name).type})" for name in unread]}
     found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
     if found:

@@ -1,7 +1,8 @@
 """Compare landed columns with the contract's, and convert their values to the contract's types.
 
 How a value is read does not depend on other values: Arrow's cast is used if it succeeds for a whole slice, otherwise
-each value is parsed by the same grammar. An unreadable value becomes null and is counted by column. N rows.
+each value is parsed by the same grammar. A missing value becomes null. So does an unreadable one, but its row is then
+quarantined, whether or not the column may have missing values: what cannot be read is not missing. N rows.
 """
 
 import difflib
@@ -26,7 +27,8 @@ Mask = npt.NDArray[np.bool_]
 Values: TypeAlias = "pa.ChunkedArray | pa.Array"
 
 # Words that mean a missing value.
-MISSING_WORDS = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
+MISSING_WORDS = ("", "?", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "<null>", "none", "nil", "missing",
+                 "unknown", "\\n")  # fmt: skip
 FLOAT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$"
 INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole numbers too
 INT_LIMIT = 2**63
@@ -224,15 +226,13 @@ class Landed:
 
     @property
     def warnings(self) -> list[str]:
-        """What the contract allows but people should know: missing or retyped columns, values read as null."""
+        """What the contract allows but people should know: missing or retyped columns."""
         optional = sorted(name for name in self.lacking if not self.contract.columns[name].required)
         messages = [
             f"column missing, read as null in {self.lacking[name]} of {self.rows} rows: {name}"
             f"{self._describe_renames([name])}"
             for name in optional
         ]
-        lenient = [name for name in sorted(self.unreadable) if self.contract.columns[name].nullable]
-        messages += [f"{self.describe_reading(name)}: read as null" for name in lenient]
         kinds = {name: self.contract.columns[name].type for name in sorted(self.retyped - self.unreadable.keys())}
         return messages + [
             f"{name} landed as {self._describe_types(name)}, not as {kind}; every value could be read"

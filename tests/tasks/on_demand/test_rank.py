@@ -85,8 +85,12 @@ def test_a_masked_value_is_not_shown(detector):
     assert "ATLANTIS" not in str(refused.value)
 
 
-def test_a_nullable_column_may_be_left_out(detector):
-    assert np.isfinite(rank(detector, amount="0", country="DE").score)
+def test_a_nullable_column_may_be_left_out_or_missing_by_any_word_for_it(detector):
+    left_out = rank(detector, amount="0", country="DE")
+    assert np.isfinite(left_out.score)
+    assert all(
+        rank(detector, amount="0", country="DE", items=word).score == left_out.score for word in ("", "N/A", r"\N")
+    )
 
 
 @pytest.mark.parametrize(
