@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import TYPES
 from tasks.rows.labels import interpret_labels
-from tasks.rows.schema import cast_column
+from tasks.rows.schema import batch_dates_of, cast_column
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival
 from tasks.sources.kinds import Window, list_arrivals
@@ -36,6 +35,8 @@ from tasks.stores.site import Site
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
 SHOWN_BAD = 20  # files named in one error
+STRAY_SHARE, STRAY_DISTANCE = 0.01, timedelta(days=31)
+EPOCH_YEAR = 1970  # counting from another start, the dates are not those of a calendar
 DAY_US = 86_400_000_000  # microseconds
 
 
@@ -107,11 +108,6 @@ def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Arr
     return cast_column(column, TYPES["timestamp"]).combine_chunks()
 
 
-def batch_dates_of(times: pa.Array, zone: ZoneInfo) -> pa.Array:
-    """The local day of each event time (date32); null for a null time."""
-    return pc.cast(pc.local_timestamp(pc.cast(times, pa.timestamp("us", tz=str(zone)))), pa.date32())
-
-
 def land(
     site: Site,
     arrival: Arrival,
@@ -134,18 +130,22 @@ def land(
 def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date, PartitionWriter]:
     """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid if there are no rows.
 
-    Rows without a readable event time are added to the file's first date, where validation quarantines them.
+    Rows without a readable event time, or with one far from the others, are added to the date that has the most rows,
+    where validation quarantines them.
     """
     partitions: dict[date, PartitionWriter] = {}
     writers: dict[date, PartWriter] = {}
+    files: dict[date, ExitStack] = {}
     rows, undated = 0, []
+    rule = params.hash_landing(site.time_zone)
     origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
     with ExitStack() as stack:
 
         def append(day: date, table: pa.Table) -> None:
             if day not in writers:
                 partitions[day] = site.lake.write("landing", site.detector, day)
-                writers[day] = stack.enter_context(partitions[day].part("part-0", **origin))
+                files[day] = stack.enter_context(ExitStack())
+                writers[day] = files[day].enter_context(partitions[day].part("part-0", **origin, rule=rule))
             writers[day].append(table)
 
         for table in arrival.read():
@@ -164,11 +164,43 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
                 expected="at least one row with an event time such as 2026-03-01T12:00:00Z",
                 todo="deliver the file again, or correct ingest.event_time in params.yaml",
             )
+        home = max(sorted(writers), key=lambda day: writers[day].rows)
+        strays = find_strays({day: writer.rows for day, writer in writers.items()}, params.event_time)
         for table in undated:
-            append(min(writers), table)
+            append(home, table)
+        for day in strays:
+            files[day].close()
+            [part] = partitions.pop(day).parts
+            for table in site.lake.slices(part):
+                append(home, table)
+            site.lake.remove(part.path)
     for partition in partitions.values():
         partition.parts = [replace(part, dates=len(partitions)) for part in partition.parts]
     return partitions
+
+
+def find_strays(rows: Mapping[date, int], rule: EventTime) -> list[date]:
+    """The dates that cannot be right: after tomorrow, or far from nearly all rows of the arrival (rows per date).
+
+    Far means further away than the span of the rows between the outermost hundredths, and than a month. Placeholders
+    such as 1900-01-01 and 2099-12-31 are far. If all dates are after tomorrow, none is a stray. Dates that the rule
+    invents are right.
+    """
+    if rule.column is None:
+        return []
+    is_invented = rule.seconds_since is not None and rule.seconds_since.year != EPOCH_YEAR
+    latest = date.max if is_invented else datetime.now(UTC).date() + timedelta(days=1)
+    days = sorted(rows)
+    known = [day for day in days if day <= latest]
+    if not known:
+        return []
+    total = sum(rows[day] for day in known)
+    outer = max(STRAY_SHARE * total, 1)  # rows at each end that may be strays
+    below = np.cumsum([rows[day] for day in known])
+    first = known[int(np.searchsorted(below, min(outer, (total - 1) / 2), side="right"))]
+    last = known[int(np.searchsorted(below, max(total - outer, total / 2)))]
+    far = max(last - first, STRAY_DISTANCE)
+    return [day for day in days if day > latest or day < first - far or day > last + far]
 
 
 def commit_parts(
@@ -216,9 +248,10 @@ def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
     return landed
 
 
-def has_landed(arrival: Arrival, parts: Collection[Part]) -> bool:
-    """Whether these parts of its source, one per date, are the complete arrival and no older version."""
-    return {(part.version, part.dates) for part in parts} == {(arrival.version, len(parts))}
+def has_landed(arrival: Arrival, parts: Collection[Part], rule: str) -> bool:
+    """Whether these parts of its source, one per date, are the complete arrival, this version of it, by this rule."""
+    found = {(part.version, part.dates, part.rule or rule) for part in parts}
+    return found == {(arrival.version, len(parts), rule)}
 
 
 def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
@@ -274,7 +307,8 @@ def land_arrivals(
     at the end.
     """
     landed = list_landed(site.lake, site.detector)
-    fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values())]
+    rule = params.hash_landing(site.time_zone)
+    fresh = [arrival for arrival in arrivals if not has_landed(arrival, landed.get(arrival.name, {}).values(), rule)]
     notes = [f"{a.name} is dated {a.arrived_at:%Y-%m-%d %H:%M} UTC, in the future: it counts as arrived now"
              for a in fresh if a.arrived_at > window.now]  # fmt: skip
     fresh = [replace(arrival, arrived_at=min(arrival.arrived_at, window.now)) for arrival in fresh]
@@ -284,7 +318,7 @@ def land_arrivals(
     bad: dict[str, SourceInvalid] = {}
     for done, arrival in enumerate(fresh, start=1):
         older = landed.get(arrival.name, {})
-        is_correction = any(part.version != arrival.version for part in older.values())
+        is_correction = any((p.version, p.rule or rule) != (arrival.version, rule) for p in older.values())
 
         def keep(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
             if params.labels:
@@ -303,9 +337,7 @@ def land_arrivals(
         added.append(keep_labels(site, (frame[frame["known_at"] <= window.now] for frame in feed)))
     if unlabelled and params.labels:
         column, example = params.labels.column, unlabelled[0]
-        notes.append(
-            f"{len(unlabelled):,} files, such as {example}, lack the label column {column}: they have no labels"
-        )
+        notes.append(f"{len(unlabelled):,} files, such as {example}, lack the label column {column}: no labels")
     if bad:
         raise list_bad(bad, len(arrivals))
     return Ingested(tuple(sorted(touched)), len(fresh), touched.total(), sum(added), tuple(notes))

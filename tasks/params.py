@@ -4,6 +4,8 @@ They are separate from the steps because the steps import Prefect and torch, for
 must not wait. flows/config/params.py reads the file and builds a detector from them.
 """
 
+import hashlib
+import json
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
@@ -114,6 +116,11 @@ class IngestParams(Section):
     file_column: str | None = None
     event_time: EventTime
     labels: LabelColumn | None = None
+
+    def hash_landing(self, time_zone: str) -> str:
+        """A hash of what decides where rows land: if it changes, they land again."""
+        rule = self.model_dump(mode="json", exclude={"source"}, exclude_defaults=True) | {"time_zone": time_zone}
+        return hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def has_labels(self) -> bool:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -28,13 +29,14 @@ from tasks.policy import PURE, progress_of
 from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
 from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
 from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
-from tasks.rows.schema import Landed, describe_unreadable, find_unreadable, type_rows
+from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.stores.faults import writing
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
 from tasks.stores.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
+STRAY = "event_time: after tomorrow, or far from the other rows of its file"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows given to Great Expectations at once; each call takes a quarter of a second
 PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
 DOCS_PAGES = 7  # a page takes a third of a second: only the latest batches and all rejected ones get one
@@ -61,6 +63,7 @@ class _OpenBatch:
     """A batch while its slices are processed: its writers, its counts, the duplicates already kept."""
 
     manifest: Manifest
+    zone: ZoneInfo
     replaced: Mapping[str, frozenset[str]]  # ids whose rows in a part no longer count, by the part's SHA-256
     duplicates: Duplicates
     landed: Landed
@@ -83,6 +86,7 @@ class _Piece:
     typed: pa.Table
     replaced: frozenset[str]
     unreadable: dict[str, Mask]
+    strays: Mask  # rows of another date: ingest adds those with an impossible date to the date with the most rows
     good: PartWriter
     bad: PartWriter
 
@@ -100,7 +104,15 @@ def open_pieces(lake: Lake, contract: Contract, batches: Iterable[_OpenBatch]) -
                 typed = type_rows(raw, contract)
                 unreadable = find_unreadable(raw, typed, contract)
                 batch.landed.add(raw, unreadable)
-                yield _Piece(batch, raw, typed, replaced, unreadable, good, bad)
+                strays = mark_strays(typed["event_time"], batch)
+                yield _Piece(batch, raw, typed, replaced, unreadable, strays, good, bad)
+
+
+def mark_strays(times: pa.ChunkedArray, batch: _OpenBatch) -> Mask:
+    """The mask of the rows whose event time lies on another date than their batch."""
+    dates = batch_dates_of(times, batch.zone)
+    is_other: Mask = pc.fill_null(pc.not_equal(dates, batch.manifest.batch_date), False).to_numpy()
+    return is_other
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
@@ -146,6 +158,7 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     reasons = ["", DUPLICATE]
     reason = different.astype(np.int64)  # index in `reasons` for each row; the first reason counts
     critical = {describe_unreadable(name, contract): mask for name, mask in piece.unreadable.items()}
+    critical[STRAY] = piece.strays
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":
@@ -203,7 +216,7 @@ def validate_batches(
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
         check_whole(lake, todo)
-        fresh = _validate(lake, contract, todo, params, on_progress)
+        fresh = _validate(lake, site.zone, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
         with writing(site.docs):
             build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
@@ -241,13 +254,14 @@ def find_validation(
 
 def _validate(
     lake: Lake,
+    zone: ZoneInfo,
     contract: Contract,
     manifests: list[Manifest],
     params: ValidateParams,
     on_progress: Callable[[int, int], None],
 ) -> list[Validation]:
     rows, summaries = Suite(contract.row_expectations, contract.masked), Suite(contract.batch_expectations)
-    batches = [_open(lake, contract, manifest) for manifest in manifests]
+    batches = [_open(lake, zone, contract, manifest) for manifest in manifests]
     total, seen = sum(manifest.rows for manifest in manifests), 0
     with ExitStack() as files:  # leaves no half-written file after an error
         for batch in batches:
@@ -285,14 +299,14 @@ def _judge(group: list[_Piece], rows: Suite) -> None:
         position = end
 
 
-def _open(lake: Lake, contract: Contract, manifest: Manifest) -> _OpenBatch:
+def _open(lake: Lake, zone: ZoneInfo, contract: Contract, manifest: Manifest) -> _OpenBatch:
     names = dict.fromkeys(name for part in manifest.parts for name in lake.columns(part))
     columns = [name for name in names if name in contract.columns or name == "event_time"]
     replaced = find_replaced(lake, manifest)
     duplicates = find_duplicates(lake, manifest, columns, replaced)
     key = (manifest.detector, manifest.batch_date)
     partitions = (lake.write("validated", *key), lake.write("quarantine", *key))
-    return _OpenBatch(manifest, replaced, duplicates, Landed(contract), *partitions)
+    return _OpenBatch(manifest, zone, replaced, duplicates, Landed(contract), *partitions)
 
 
 def _close(contract: Contract, batch: _OpenBatch, params: ValidateParams, outcomes: tuple[Outcome, ...]) -> Validation:

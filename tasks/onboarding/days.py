@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from models.calibration import Floats, rows_for_quantile
 from models.params import QuantilePolicy
 from tasks.errors import SourceInvalid, TooFewRows
-from tasks.ingest import batch_dates_of, read_event_times
+from tasks.ingest import find_strays, read_event_times
 from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
 from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
-from tasks.rows.schema import cast_column
+from tasks.rows.schema import batch_dates_of, cast_column
 from tasks.sources.arrival import Arrival
 
 FIRST_DATE = date(2026, 1, 1)  # of rows without a time
@@ -62,7 +62,8 @@ def choose_calendar(
         dates = count_dates(arrivals, rule)
         _check_dates(requested, dates)
         if len(dates) > 1:
-            return Calendar(rule, dates, requested, Choice("event time", requested, "set by --time"))
+            why = f"set by --time{_undated(sample, dates)}"
+            return Calendar(rule, dates, requested, Choice("event time", requested, why))
         return spread_evenly(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
     candidates = [p.name for p in profiles if p.type == "timestamp" and not p.missing]
     candidates = [name for name in candidates if _is_worth_nights(sample, name)]
@@ -72,8 +73,13 @@ def choose_calendar(
     rule = EventTime(column=candidates[0])
     dates = count_dates(arrivals, rule)
     others = f"; {', '.join(candidates[1:])} is also possible with --time" if candidates[1:] else ""
-    why = f"date-times without gaps, {sample.rows // len(dates):,} rows per day{others}"
+    why = f"date-times without gaps, {sample.rows // len(dates):,} rows per day{others}{_undated(sample, dates)}"
     return Calendar(rule, dates, candidates[0], Choice("event time", candidates[0], why))
+
+
+def _undated(sample: Sample, dates: dict[date, int]) -> str:
+    lost = sample.rows - sum(dates.values())
+    return f"; {lost:,} rows have no possible time and will be quarantined" if lost else ""
 
 
 def spread_evenly(sample: Sample, why: str) -> Calendar:
@@ -89,9 +95,10 @@ def spread_evenly(sample: Sample, why: str) -> Calendar:
 
 
 def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]:
-    """Rows per batch date over all arrivals (UTC), in order. Raises SourceInvalid if rows without a time spoil a day.
+    """Rows per batch date over all arrivals (UTC), in order, without dates that cannot be right.
 
-    Rows without a readable time land on the first date of their arrival and are quarantined there.
+    Rows with such a date or without a readable time land on another date and are quarantined there. Raises
+    SourceInvalid if there are too many of them.
     """
     found: Counter[date] = Counter()
     for arrival in arrivals:
@@ -102,14 +109,15 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
             dates.update({item["values"]: item["counts"] for item in counts})
         undated = dates.pop(None, 0)
         known = {day: count for day, count in dates.items() if day is not None}
+        undated += sum(known.pop(day) for day in find_strays(known, rule))
         limit = ValidateParams().max_quarantined_fraction
-        if not known or undated > limit * (undated + known[min(known)]):
+        if not known or undated > limit * (undated + max(known.values())):
             raise SourceInvalid(
-                "Too many rows have no readable time.",
+                "Too many rows have no possible time.",
                 where=f"{arrival.name}, column {rule.column}",
                 got=f"{undated:,} of {undated + sum(known.values()):,} rows",
-                expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00; rows without one join the first day, "
-                f"which may have at most {limit:.0%} of them",
+                expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00, until tomorrow; rows without one "
+                f"join the largest day, which may have at most {limit:.0%} of them",
                 todo="correct the column, set another with --time, or leave out --time to assign days in file order",
             )
         found.update(known)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TypeAlias
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,8 @@ Mask = npt.NDArray[np.bool_]
 Values: TypeAlias = "pa.ChunkedArray | pa.Array"
 
 # Words that mean a missing value.
-MISSING_WORDS = ("", "?", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "<null>", "none", "nil", "missing",
-                 "unknown", "\\n")  # fmt: skip
+MISSING_WORDS = ("", "?", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "<null>", "none", "nil",
+                 "missing", "unknown", "\\n")  # fmt: skip
 FLOAT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$"
 INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole numbers too
 INT_LIMIT = 2**63
@@ -155,6 +156,11 @@ def _read_times(column: Values) -> Values:
         fits = pc.and_(pc.greater_equal(ticks, limits[0]), pc.less_equal(ticks, limits[1]))
         column = pc.if_else(fits, column, pa.scalar(None, column.type))
     return column.cast(kind, safe=False)  # unsafe: truncates nanoseconds
+
+
+def batch_dates_of(times: Values, zone: ZoneInfo) -> Values:
+    """The local day of each event time (date32); null for a null time."""
+    return pc.cast(pc.local_timestamp(pc.cast(times, pa.timestamp("us", tz=str(zone)))), pa.date32())
 
 
 def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[str, Mask]:

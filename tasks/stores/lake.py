@@ -54,6 +54,7 @@ class Part:
     version: str = ""
     arrived_at: str = ""
     dates: int = 1  # number of batch dates on which the arrival landed
+    rule: str = ""  # hash of the params that assigned dates, ids and labels; "" in landings older than this field
     replaces: tuple[str, ...] = ()
 
 

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import SourceInvalid
-from tasks.ingest import batch_dates_of, commit_parts, extract_labels, keep_labels, read_event_times
+from tasks.ingest import commit_parts, extract_labels, keep_labels, read_event_times
 from tasks.params import EventTime, IngestParams, ValidateParams
 from tasks.rows.contract import Contract
+from tasks.rows.schema import batch_dates_of
 from tasks.sources.files import read_csv
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site

@@ -20,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.ingest import batch_dates_of, ingest_arrivals, land
-from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.ingest import find_strays, ingest_arrivals, land
+from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
+from tasks.rows.contract import Contract
 from tasks.rows.labels import interpret_labels
+from tasks.rows.schema import batch_dates_of
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
@@ -31,6 +33,7 @@ from tasks.sources.sql import SqlSource
 from tasks.stores.lake import Lake, PartitionWriter
 from tasks.stores.site import Site
 from tasks.stores.warehouse import Warehouse
+from tasks.validate import STRAY, validate_batches
 
 DAY = date(2026, 3, 1)
 NEXT = date(2026, 3, 2)
@@ -548,11 +551,79 @@ def test_a_source_without_a_file_says_where_it_looked(site, path):
     check_nothing_lands(site, configure(path), path)
 
 
+@pytest.mark.parametrize("stray", ["1900-01-01", "1601-01-01", "1970-01-01", "2199-12-31"])
+def test_a_row_with_an_impossible_date_makes_no_batch_and_is_quarantined(site, stray):
+    rows = [f"p{n},2026-03-0{1 + n // 60}T10:00:00Z" for n in range(180)]
+    rows[7] = f"p7,{stray}T00:00:00Z"
+    rows[9] = "p9,never"
+    put(site, "pay.csv", "payment_id,at\n" + "\n".join(rows))
+    assert ingest(site, configure("pay.csv")).rows == 180
+    days = site.lake.dates("landing", "toy")
+    assert days == [date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)]
+    found = validate_batches(site, Contract.model_validate({"columns": {}}), days, ValidateParams())
+    reasons = {day.batch_date: day.reasons for day in found if day.reasons}
+    [(home, why)] = reasons.items()
+    assert home == days[1]  # the date with the most rows
+    assert why == {"event_time column values to not be null": 1, STRAY: 1}
+    assert sum(day.rows_in for day in found) == 180
+    assert ingest(site, configure("pay.csv")).arrivals == 0  # it has landed whole
+    assert not list(Path(site.lake.root).rglob(f"*{stray}*/**/*.parquet"))
+
+
+TOMORROW = datetime.now(UTC).date() + timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("days", "strays"),
+    [
+        ({0: 1}, set()),
+        ({0: 5, -20: 1}, set()),  # a late row
+        ({0: 50, -4000: 1, 2: 1}, {-4000, 2}),
+        ({0: 50, -31: 1}, set()),
+        ({-n: 10 for n in range(400)} | {-700: 5}, set()),  # as far again as the rest spans
+        ({-n: 10 for n in range(400)} | {-900: 5}, {-900}),
+        ({-n: 10 for n in range(400)} | {-900: 500}, set()),  # too many rows to be a mistake
+        ({0: 5, 1: 5, 2: 1}, {2}),
+        ({2: 5, 3: 5}, set()),  # nothing else to put them with
+    ],
+)
+def test_a_date_is_a_stray_if_few_rows_lie_far_from_the_others_or_after_tomorrow(days, strays):
+    today = TOMORROW - timedelta(days=1)
+    found = find_strays({today + timedelta(days=n): rows for n, rows in days.items()}, EventTime(column="at"))
+    assert {(day - today).days for day in found} == strays
+
+
+@given(st.dictionaries(st.dates(date(1900, 1, 1), date(2020, 1, 1)), st.integers(1, 1000), min_size=1))
+def test_strays_are_few_and_never_the_date_with_the_most_rows(rows):
+    strays = find_strays(rows, EventTime(column="at"))
+    assert sum(rows[day] for day in strays) <= max(0.02 * sum(rows.values()), 2)
+    assert len(strays) < len(rows)
+
+
+def test_a_changed_time_zone_lands_the_rows_again(make_site):
+    put(make_site("UTC"), "pay.csv", "payment_id,at\na,2026-03-01T10:00:00Z\nb,2026-03-01T23:30:00Z\n")
+    for zone, days in (("UTC", [DAY]), ("Europe/Berlin", [DAY, NEXT])):
+        site = make_site(zone)
+        assert ingest(site, configure("pay.csv")).dates == tuple(days)
+        assert ingest(site, configure("pay.csv")).dates == ()
+
+
+def test_a_changed_label_rule_reads_the_labels_again(site):
+    put(site, "pay.csv", "payment_id,at,fraud\na,2026-03-01T10:00:00Z,2\nb,2026-03-01T10:00:00Z,0\n")
+    for anomalous, labels in ((("1", "2"), [1, 0]), (("1",), [0, 0])):
+        rule = LabelColumn(column="fraud", anomalous=anomalous, normal=("0",) if len(anomalous) > 1 else ("0", "2"))
+        before = site.lake.find("landing", "toy", DAY)
+        ingest(site, configure("pay.csv", labels=rule))
+        assert site.warehouse.read_labels("toy", LATER)["label"].tolist() == labels
+    assert before
+    assert site.lake.get("landing", "toy", DAY).hash == before.hash  # the rows are the same, so no night is stale
+
+
 def test_a_file_without_the_label_column_lands_without_labels(site):
     put(site, "pay.csv", CSV)
     done = ingest(site, configure("pay.csv", labels=LabelColumn(column="fraud", anomalous=("1",))))
     assert (done.rows > 0, done.labels) == (True, 0)
-    assert done.notes == ("1 files, such as pay.csv, lack the label column fraud: they have no labels",)
+    assert done.notes == ("1 files, such as pay.csv, lack the label column fraud: no labels",)
 
 
 @pytest.mark.parametrize(("bad", "good"), [("yes", "no"), ("fraud", "ok"), ("2", "0"), ("-1", "1")])

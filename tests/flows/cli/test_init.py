@@ -281,7 +281,7 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
         (b"a,b\n1,x\n2,y\n", ("--label", "c"), "does not exist"),
         (b"a,b\n1,x\n2,y\n", ("--id", "c"), "does not exist"),
         (b"a,b\n1,x\n2,y\n", ("--time", "c"), "does not exist"),
-        (b"a,b\n1,x\n2,y\n", ("--time", "b"), "no readable time"),
+        (b"a,b\n1,x\n2,y\n", ("--time", "b"), "no possible time"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
