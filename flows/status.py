@@ -29,7 +29,7 @@ class Status:
     """The nights of a detector after the champion's training data.
 
     `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or
-    nothing has landed.
+    nothing has landed. `outdated`: what has changed since the champion was trained, and the command; "" if nothing has.
     """
 
     detector: str
@@ -37,6 +37,7 @@ class Status:
     nights: list[BatchState]
     newest_landed: date | None
     days_behind: int | None
+    outdated: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def read_nights(setup: Setup) -> Status:
     nights = read_ledger(site, sorted(due), champion)
     is_bounded = setup.configured.detector.run.last_date is not None
     behind = None if is_bounded else count_days_behind(landed, yesterday)
-    return Status(name, champion.version if champion else None, nights, landed[-1] if landed else None, behind)
+    newest, outdated = landed[-1] if landed else None, setup.changes_since(champion) if champion else ""
+    return Status(name, champion.version if champion else None, nights, newest, behind, outdated)
 
 
 def read_lines(project: Path) -> list[StatusLine]:

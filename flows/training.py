@@ -46,7 +46,7 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate)
     metrics = evaluate(site, rows, calibrated)
-    return register(site, calibrated, metrics)
+    return register(site, calibrated, metrics, setup.tags)
 
 
 START_TIMEOUT_S = 900  # for a worker to take the run: a GPU machine may have to start first

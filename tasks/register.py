@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from prefect import get_run_logger, task
@@ -15,8 +16,9 @@ from pydantic import JsonValue
 from models.bundle import read_bundle_manifest
 from models.columns import Column
 from models.detector import Detector
-from tasks.errors import ChampionMissing
+from tasks.errors import ChampionMissing, ParamsInvalid
 from tasks.policy import IO
+from tasks.rows.contract import Contract
 from tasks.rows.kinds import KINDS
 from tasks.rows.measures import Metrics
 from tasks.serving import ServedDetector
@@ -49,8 +51,24 @@ def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
 
 
-def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
-    """Log a bundle as a model version, unless a version already has it."""
+def check_types(version: registry.Version, contract: Contract) -> None:
+    """Raise ParamsInvalid if the contract has given a column another type since the version learnt it."""
+    learnt = json.loads(version.tags.get(registry.COLUMN_TYPES, "{}"))
+    now = {name: contract.columns[name].type if name in contract.columns else "no type" for name in learnt}
+    if changed := [name for name in learnt if learnt[name] != now[name]]:
+        raise ParamsInvalid(
+            f"The contract has changed the type of {', '.join(changed)} after version {version.version} was trained.",
+            where=f"the contract, and registered model {version.name}",
+            got=", ".join(f"{name}: {now[name]}" for name in changed),
+            expected=", ".join(f"{name}: {learnt[name]}, as learnt" for name in changed),
+            todo="train a version with the new types (nightjar run NAME --retrain), or change the contract back",
+        )
+
+
+def register_bundle(
+    site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str] = MappingProxyType({})
+) -> Registered:
+    """Log a bundle as a model version with these tags, unless a version already has it."""
     content_hash = read_bundle_manifest(bundle).content_hash
     site.registry.end_dead_runs()
     versions = site.registry.list_versions()
@@ -74,7 +92,8 @@ def register_bundle(site: Site, bundle: Path, metrics: Metrics | None) -> Regist
         params | {"threads": str(detector.threads), "threshold_policy": threshold.policy.model_dump_json()},
         {f"test_{k}": float(v) for k, v in measured.items()}
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
-        name_tags(detector.lineage, site.commit),
+        name_tags(detector.lineage, site.commit)
+        | {**tags, registry.MOST_FALSE_ALARMS: f"{threshold.interval_high:.6g}"},
     )
     site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)
@@ -114,9 +133,9 @@ def rollback(site: Site) -> tuple[int, int]:
 
 
 @task(task_run_name="register {site.detector}", **IO)
-def register(site: Site, bundle: Path, metrics: Metrics | None) -> Registered:
+def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str]) -> Registered:
     """Register the bundle and give it its alias."""
-    registered = register_bundle(site, bundle, metrics)
+    registered = register_bundle(site, bundle, metrics, tags)
     get_run_logger().info("version %d is %s", registered.version, registered.alias)
     return registered
 

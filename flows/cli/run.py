@@ -4,8 +4,9 @@ import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from flows.cli.options import Json, Name
@@ -19,10 +20,16 @@ if TYPE_CHECKING:
 EXAMPLE = "nightjar run payments --json | jq .metrics"
 
 
-def run(name: Name, as_json: Json = False) -> None:
+def run(
+    name: Name,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train and promote a new version although there is a champion.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Ingest new data, train if there is no champion yet, and score every night that is not fresh."""
     with showing_progress():
-        summary, bad_files = run_detector(name)
+        summary, bad_files = run_detector(name, retrain)
     show_summary(name, summary, as_json)
     if bad_files:
         raise bad_files
@@ -33,6 +40,8 @@ def show_summary(name: str, summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
+    for note in summary["notes"]:
+        stdout.print(f"note       {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     nights = Table(title=f"{name}: scored by {summary['model']} version {summary['version']}", title_justify="left")
     rows = [night | {"version": night["model_version"]} for night in summary["nights"]]
     counts = ("rows_in", "quarantined", "excluded", "scored", "flagged")
@@ -53,7 +62,7 @@ def print_metrics(summary: dict[str, Any]) -> None:
     stdout.print(f"overall    {overall}", soft_wrap=True)
 
 
-def run_detector(name: str) -> tuple[dict[str, Any], "SourceInvalid | None"]:
+def run_detector(name: str, retrain: bool = False) -> tuple[dict[str, Any], "SourceInvalid | None"]:
     """Do what is due and summarise the nights. A rerun finds nothing to do.
 
     Also returns the error about bad files, which do not stop the nights of the others.
@@ -76,11 +85,12 @@ def run_detector(name: str) -> tuple[dict[str, Any], "SourceInvalid | None"]:
                 raise
             bad_files = error
         nights = setup.nights()
-        if setup.site.registry.find_version() is None:
+        if retrain or setup.site.registry.find_version() is None:
             with temporary_server():
                 from flows.training import training
+                from tasks.register import promote
 
-                training(name, nights[0])
+                promote(setup.site, training(name, nights[0]).version)
         champion = setup.site.registry.get_champion()
         if todo := list_todo(setup, champion):
             with temporary_server():
@@ -113,13 +123,16 @@ def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
     from tasks.upkeep.ledger import read_ledger
 
     site, nights = setup.site, setup.nights()
-    batches = [night.batch for night in read_ledger(site, nights, champion) if night.batch]
+    ledger = read_ledger(site, nights, champion)
+    batches = [night.batch for night in ledger if night.batch]
+    notes = [setup.changes_since(champion), *(f"{night.batch_date}: {night.why}" for night in ledger if night.why)]
     published = [batch.batch_date for batch in batches]
     evaluation = evaluate_nights(site, setup.ingest_params, published, setup.window().now) if published else None
     return {
         "detector": site.detector,
         "model": champion.name,
         "version": champion.version,
+        "notes": list(filter(None, notes)),
         "split": champion.tags.get("split", ""),
         "nights": [asdict(batch) for batch in batches],
         "metrics": asdict(evaluation.metrics) if evaluation else {},

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from flows.cli.options import Json, date_option
 from flows.cli.screen import describe_flag, print_json, print_rows, running, stdout
 from flows.config.quiet import hush_great_expectations
+
+if TYPE_CHECKING:
+    from tasks.stores.tables import Night
 
 EXAMPLE = "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
 
@@ -54,7 +57,20 @@ def score(
     if as_json:
         print_json(asdict(night))
     else:
+        for note in find_notes(name, night):
+            stdout.print(f"note       {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
+
+
+def find_notes(name: str, night: "Night") -> list[str]:
+    """What people should know about a night: params that changed since the training, far too many flags."""
+    from flows.config.setup import load_setup
+    from tasks.upkeep.ledger import read_ledger
+
+    setup = load_setup(name)
+    version = setup.site.registry.get_version(night.model_version)
+    [state] = read_ledger(setup.site, [night.batch_date], version)
+    return [note for note in (setup.changes_since(version), state.why) if note]
 
 
 def score_all(day: date | None, as_json: bool) -> None:

@@ -31,6 +31,8 @@ def status(
     if as_json:
         print_json(asdict(found) | {"nights": rows})
         return
+    if found.outdated:
+        stdout.print(f"note       {found.outdated}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
     columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
     print_rows(Table(title=title, title_justify="left"), rows, columns)

@@ -1,5 +1,6 @@
 """What every flow and command starts with: a detector's params and its stores."""
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -15,9 +16,15 @@ from tasks.params import IngestParams
 from tasks.sources.kinds import Window, find_first_date
 from tasks.sources.sql import SqlSource
 from tasks.stores.lake import Lake
-from tasks.stores.registry import Registry
+from tasks.stores.registry import COLUMN_TYPES, THRESHOLD_POLICY, Registry, Version
 from tasks.stores.site import Site
 from tasks.stores.warehouse import Warehouse
+
+NAMES = {
+    "params_hash": "the params (time zone, label delay, ingest, validate, filter or train)",
+    "contract_hash": "the contract",
+    THRESHOLD_POLICY: "the threshold policy",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,27 @@ class Setup:
         }
         hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
         return {**hashes, **{kind: found for kind, found in gaps.items() if found}}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a version's tags record of the params and the contract in addition to its lineage."""
+        columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
+        types = {name: columns[name].type for name in names if name in columns}
+        policy = self.configured.detector.calibrate.threshold.model_dump_json()
+        return {COLUMN_TYPES: json.dumps(types), THRESHOLD_POLICY: policy}
+
+    def changes_since(self, version: Version) -> str:
+        """What of params and contract has changed since a version was trained, as one sentence; "" if nothing has."""
+        learnt = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
+        now = {**learnt, THRESHOLD_POLICY: self.tags[THRESHOLD_POLICY]}
+        changed = [NAMES[key] for key, value in now.items() if version.tags.get(key, value) != value]
+        if not changed:
+            return ""
+        detector = self.site.detector
+        return (
+            f"{' and '.join(changed)} changed after version {version.version} was trained: "
+            f"nightjar run {detector} --retrain"
+        )
 
     def window(self, first: date | None = None, last: date | None = None) -> Window:
         """The dates to read from the source; by default from its first date to yesterday."""

@@ -29,6 +29,7 @@ from tasks.stores.owner import is_dead, name_process
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
+COLUMN_TYPES, THRESHOLD_POLICY, MOST_FALSE_ALARMS = "column_types", "threshold_policy", "most_false_alarms"
 SINCE_TAG = "champion_since."  # followed by the instant; the value is the version that became champion then
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600

@@ -9,8 +9,9 @@ from datetime import date, timedelta
 from typing import Literal
 
 from tasks.errors import ChampionMissing
+from tasks.rows.measures import describe_excess
 from tasks.stores.lake import Lake, Manifest
-from tasks.stores.registry import Version
+from tasks.stores.registry import MOST_FALSE_ALARMS, Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Attempt, PublishedNight
 
@@ -21,7 +22,8 @@ State = Literal["fresh", "stale", "failed", "missing"]
 class BatchState:
     """One batch date. `batch` is its published night, if any; `version` is the one that would score it now.
 
-    `why` is empty if it is fresh, unless the newest attempt failed: the published night stays valid.
+    `why` is empty if it is fresh, unless too many rows are flagged or the newest attempt failed: the published night
+    stays valid.
     """
 
     batch_date: date
@@ -125,7 +127,11 @@ def _judge(
         reasons.append("its input has changed")
     elif version is not None and version != batch.model_version:
         reasons.append(f"scored by version {batch.model_version} instead of {version}")
+    elif scorer and scorer.registered_at and scorer.registered_at > batch.scored_at:
+        reasons.append(f"version {version} was registered again after it was scored")
     state: State = "stale" if reasons else "fresh"
+    if batch.model_version == version and scorer and (most := scorer.tags.get(MOST_FALSE_ALARMS)):
+        reasons += filter(None, [describe_excess(batch.flagged, batch.scored, float(most))])
     if failure and newest and newest.attempt > batch.attempt:
         reasons.append(f"the newest attempt failed: {failure.line}")
     return BatchState(day, state, "; ".join(reasons), batch, version)

@@ -99,6 +99,67 @@ def test_a_night_that_nobody_has_labelled_yet_is_scored(trained: Project, capsys
     assert answer(capsys, "score", "orders", "--date", str(NEW))["scored"] == ROWS
 
 
+def test_a_correction_of_the_params_is_shown_and_retraining_makes_it_take_effect(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(capsys, "status", "orders")["outdated"] == ""
+    assert answer(capsys, "run", "orders")["notes"] == []
+    trained.change(
+        "params.yaml", "detectors", "orders", "calibrate", value={"threshold": {"kind": "quantile", "q": 0.98}}
+    )
+    expected = "the threshold policy changed after version 1 was trained: nightjar run orders --retrain"
+    assert answer(capsys, "status", "orders")["outdated"] == expected
+    assert answer(capsys, "run", "orders")["notes"] == [expected]
+    assert execute(["score", "orders", "--date", str(LAST)]) == 0
+    assert expected in capsys.readouterr().out
+    before = published(trained)[LAST].threshold
+    again = answer(capsys, "run", "orders", "--retrain")
+    assert (again["version"], again["notes"]) == (2, [])
+    assert {night["model_version"] for night in again["nights"]} == {2}
+    assert published(trained)[LAST].threshold < before
+    assert answer(capsys, "status", "orders")["outdated"] == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "named"),
+    [
+        (("params.yaml", "detectors", "orders", "time_zone"), "UTC", "the params (time zone"),
+        (
+            ("params.yaml", "detectors", "orders", "ingest", "labels"),
+            {"column": "fraud", "normal": ["0"]},
+            "the params",
+        ),
+        (("contracts/orders.yaml", "columns", "items", "nullable"), True, "the contract changed"),
+    ],
+)
+def test_what_changed_since_the_training_is_named(
+    trained: Project, capsys: pytest.CaptureFixture[str], steps: tuple[str, ...], value: object, named: str
+) -> None:
+    trained.change(*steps, value=value)
+    assert answer(capsys, "status", "orders")["outdated"].startswith(named)
+
+
+def test_a_contract_with_another_type_than_was_learnt_scores_nothing(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("contracts/orders.yaml", "columns", "items", "type", value="bool")
+    message = refuse(capsys, "score", "orders", "--date", str(LAST))
+    assert "error: ParamsInvalid: The contract has changed the type of items after version 1 was trained." in message
+    assert "items: int, as learnt" in message
+
+
+def test_a_night_with_most_rows_flagged_says_so_first(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.write_day(NEW, make_rows(NEW).assign(spend=lambda frame: frame["spend"] * 7))
+    answer(capsys, "ingest", "orders")
+    assert execute(["score", "orders", "--date", str(NEW)]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("note       100.0% of the rows are flagged, where normal rows are at most")
+    assert read_states(capsys)[str(NEW)][0] == "fresh"
+    assert read_states(capsys)[str(NEW)][1].startswith("100.0% of the rows are flagged")
+    report = (trained.folder / f".nightjar/reports/orders/{NEW}.html").read_text()
+    assert "100.0% of the rows are flagged" in report
+
+
 def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

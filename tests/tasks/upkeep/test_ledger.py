@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
@@ -49,7 +50,7 @@ def put_published(site):
             "threshold": 1.0,
             "model_name": "nightjar-toy",
             "model_version": version,
-            "scored_at": NOW,
+            "scored_at": NOW + timedelta(days=30),  # after every version of make_version
             "seconds": 1.0,
         }
         with engine.begin() as connection:
@@ -80,6 +81,14 @@ def test_each_state_says_why(site, land_days, put_published):
         ("missing", "never scored", 2),
         ("missing", "nothing has landed", 2),
     ]
+
+
+def test_a_version_of_the_same_number_that_was_registered_again_is_another_version(site, land_days, put_published):
+    land_days(DAYS[0])
+    put_published(DAYS[0], version=1)
+    for days, state in ((29, "fresh"), (31, "stale")):
+        again = replace(make_version(1), registered_at=NOW + timedelta(days=days))
+        assert [night.state for night in read_ledger(site, DAYS[:1], again)] == [state]
 
 
 def test_a_newest_attempt_that_failed_is_shown_and_what_is_published_keeps_its_state(site, land_days, put_published):
