@@ -13,6 +13,7 @@ from flows.hooks import mark_crashed
 from flows.nightly import nightly
 from flows.status import list_in_service
 from flows.training import training
+from tasks.errors import hide_password
 from tasks.register import Registered
 from tasks.stores.tables import Night
 
@@ -71,7 +72,7 @@ def score_one(name: str, batch_date: date | None) -> NightOutcome:
     night = state.result(raise_on_failure=False)
     if isinstance(night, Night):
         return NightOutcome(name, night.batch_date, night.flagged, "")
-    return NightOutcome(name, batch_date, None, str(night))
+    return NightOutcome(name, batch_date, None, hide_password(str(night)))
 
 
 def train_one(name: str) -> TrainingOutcome:
@@ -80,4 +81,4 @@ def train_one(name: str) -> TrainingOutcome:
     made = state.result(raise_on_failure=False)
     if isinstance(made, Registered):
         return TrainingOutcome(name, made.version, made.alias, "")
-    return TrainingOutcome(name, None, None, str(made))
+    return TrainingOutcome(name, None, None, hide_password(str(made)))

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run as current
 
 from flows.config.setup import load_setup, prepare
 from flows.hooks import follow_steps, mark_crashed, taking_turns
-from tasks.errors import Failure, NightjarError, describe_failure
+from tasks.errors import Failure, NightjarError, describe_failure, hide_password
 from tasks.ingest import check_landed, ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import check_types, resolve_champion
@@ -26,7 +26,7 @@ LOOK_BACK = timedelta(days=3)  # also land late files of these days; their night
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Mark the attempt as failed in the warehouse, so that `nightjar status` shows it without Prefect."""
     error = state.result(raise_on_failure=False) if state.is_failed() else None
-    crashed = Failure("ProcessLost", {"what": str(state.message)})
+    crashed = Failure("ProcessLost", {"what": hide_password(str(state.message))})
     failure = describe_failure(error) if isinstance(error, BaseException) else crashed
     fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), failure)
 

@@ -4,14 +4,56 @@ An error is data: what happened, where, what was found, what was expected, and w
 display, and is stored as its name and parts.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+
+SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|(?<![^\s'\"(=]))//")
+TEMPLATE = re.compile(r"(USER:PASSWORD|\w*:?\$\{\w+\})@")  # no secret: our own messages, and names of variables
+LOGIN = re.compile(r"[^\s/:@\[\]]+:")
+PORT = re.compile(r"(\d*|PORT|\*)(?!\w)")
+NAME = (
+    r"[\w.-]*(?:passw|passphrase|pwd|secret|token|credential|signature|odbc_connect|auth_string|"
+    r"(?:api|access|account|private|shared)[_-]?key)[\w.-]*"
+)
+VALUE = r"""("[^"\n]*"|'[^'\n]*'|(?:[^\s&;,'")\]}]|&(?![\w.-]+=))+)"""
+NAMED = re.compile(
+    rf"""((?<![\w.-]){NAME}\s*(?:=|%3D)\s*|["']{NAME}["']\s*[:=]\s*|[?&;](?:sig|key|auth|code|pass)=){VALUE}""",
+    re.IGNORECASE,
+)
+
+
+def hide_password(text: str) -> str:
+    """A text without the secrets of the URLs in it: user and password, and parameters such as ?password= or ?token=.
+
+    A password may contain any character but a line end, escaped or not. Hides too much rather than too little.
+    """
+    ends = [0, *(found.end() for found in SCHEME.finditer(text)), len(text)]
+    first, *others = (text[start:end] for start, end in pairwise(ends))
+    return NAMED.sub(r"\1***", first + "".join(map(_hide_login, others)))
+
+
+def _hide_login(text: str) -> str:
+    """The text after `//` without user and password."""
+    if TEMPLATE.match(text):
+        return text
+    line, word = text.split("\n", 1)[0], re.split(r"\s", text, maxsplit=1)[0]
+    if "@" in word:
+        return text[word.rindex("@") + 1 :]
+    if not (login := LOGIN.match(word)):
+        return text
+    if "@" in line:  # a password with a space
+        return text[line.rindex("@") + 1 :]
+    # What follows the colon is a port, or a password that a program has cut off from its @.
+    return text if PORT.match(word, login.end()) else f"{login[0]}***{text[len(word) :]}"
 
 
 class NightjarError(Exception):
-    """Anything a user can fix. `str(error)` is the whole message; empty parts are left out."""
+    """Anything a user can fix. `str(error)` is the whole message, without passwords; empty parts are left out."""
 
     def __init__(self, what: str, *, where: str = "", got: str = "", expected: str = "", todo: str = "") -> None:
+        what, where, got, expected, todo = map(hide_password, (what, where, got, expected, todo))
         super().__init__(what)
         self.what, self.where, self.got, self.expected, self.todo = what, where, got, expected, todo
 
@@ -47,7 +89,7 @@ class Failure:
 
 def describe_failure(error: BaseException) -> Failure:
     """The stored form of any error; one that is not Nightjar's has only the part "what"."""
-    parts = error.parts if isinstance(error, NightjarError) else {"what": str(error) or "no message"}
+    parts = error.parts if isinstance(error, NightjarError) else {"what": hide_password(str(error)) or "no message"}
     return Failure(type(error).__name__, parts)
 
 

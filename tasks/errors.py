@@ -24,8 +24,6 @@ NightjarError                anything a user can fix
 └── ServiceUnreachable        the warehouse, the lake or MLflow does not answer
 """
 
-import re
-
 from models.errors import (
     BundleInvalid,
     Failure,
@@ -36,6 +34,7 @@ from models.errors import (
     TooFewRows,
     TrainingDiverged,
     describe_failure,
+    hide_password,
 )
 
 __all__ = [
@@ -48,6 +47,7 @@ __all__ = [
     "TooFewRows",
     "TrainingDiverged",
     "describe_failure",
+    "hide_password",
 ]
 
 # Names describe the state, like the headings of the runbook, so they do not end in "Error".
@@ -112,8 +112,3 @@ class RunFailed(NightjarError):
 
 class ServiceUnreachable(NightjarError):
     """The warehouse, the lake or MLflow does not answer."""
-
-
-def hide_password(text: str) -> str:
-    """A text without the user and password of the URLs in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flows.cli.options import Json, Name
 from flows.cli.screen import print_json, print_rows
-from models.errors import NightjarError
+from models.errors import NightjarError, hide_password
 
 if TYPE_CHECKING:
     from flows.config.setup import Setup
@@ -88,7 +88,7 @@ def _check_source(setup: "Setup") -> str:
 def _check_lake(setup: "Setup") -> str:
     lake = setup.site.lake
     lake.replace("doctor.txt", b"written by nightjar doctor\n")
-    return f"{lake.root} is writable, {len(lake.dates('landing', setup.site.detector))} landed dates"
+    return f"{hide_password(lake.root)} is writable, {len(lake.dates('landing', setup.site.detector))} landed dates"
 
 
 def _check_warehouse(setup: "Setup") -> str:

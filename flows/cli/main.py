@@ -40,7 +40,7 @@ from flows.cli import (
 )
 from flows.cli.screen import stderr
 from flows.config.quiet import hush_at_exit
-from models.errors import NightjarError
+from models.errors import NightjarError, hide_password
 
 # A verb is the name of its file and of the function in it. --help ends with that file's EXAMPLE.
 VERBS: dict[str, tuple[ModuleType, ...]] = {
@@ -94,13 +94,13 @@ def execute(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as caught:  # noqa: BLE001 - the edge: a traceback only with --debug
         if is_debug:
-            traceback.print_exc()
+            sys.stderr.write(hide_password(traceback.format_exc()))
             return 1
         from flows.config.settings import prefect_is_away
 
         is_away = str(caught).startswith("Failed to reach API at")  # Prefect has no error class for it
         error = prefect_is_away(str(caught)) if is_away else caught
-        message = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {hide_password(str(error))}"
         if not isinstance(error, NightjarError):
             message = f"unexpected {message}\n  to do: run again with --debug and report it"
         stderr.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -110,7 +110,10 @@ def list_todo(setup: "Setup", champion: "Version") -> list[date]:
 
 def find_pages(mlflow_uri: str) -> dict[str, str]:
     """The pages of Prefect and MLflow: the configured servers, or those that `make ui` starts."""
-    prefect_url = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    from tasks.errors import hide_password
+
+    prefect_url = hide_password(os.environ.get("PREFECT_API_URL", "")).rstrip("/").removesuffix("/api")
+    mlflow_uri = hide_password(mlflow_uri)
     return {
         "Prefect": prefect_url or "make ui, then http://127.0.0.1:4200",
         "MLflow": mlflow_uri if mlflow_uri.startswith("http") else "make ui, then http://127.0.0.1:5000",

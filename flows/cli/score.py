@@ -117,7 +117,9 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         }
         for row in found["records"]
     ]
-    title = f"{source}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
+    title = (
+        f"{found['source']}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
+    )
     columns = ("record_id", "score", "rank", "p_value", "flag", "causes")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
     bad = found["rows"] - found["scored"]

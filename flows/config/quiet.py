@@ -1,10 +1,13 @@
-"""Keep noise from other libraries off stderr."""
+"""Keep noise from other libraries off stderr, and passwords out of logs."""
 
 import atexit
 import logging
 import os
 import sys
 from functools import cache
+from typing import Any
+
+from models.errors import hide_password
 
 
 @cache
@@ -18,6 +21,26 @@ def hush_at_exit() -> None:
     def hush() -> None:
         sys.stderr.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+@cache
+def hide_passwords_in_logs() -> None:
+    """Hide the passwords of URLs in every log record and its traceback, which shows other libraries' errors too."""
+    make = logging.getLogRecordFactory()
+
+    def make_hidden(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        if record.exc_info and record.exc_info[1]:
+            record.exc_text = hide_password(logging.Formatter().formatException(record.exc_info))  # formatters use it
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # the handler reports wrong arguments
+            return record
+        if (hidden := hide_password(text)) != text:
+            record.msg, record.args = hidden, None
+        return record
+
+    logging.setLogRecordFactory(make_hidden)
 
 
 def hush_great_expectations() -> None:

@@ -4,13 +4,23 @@ The defaults need no server and keep everything in `.nightjar/` in the project's
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.errors import ParamsInvalid, ServiceUnreachable, hide_password
+from flows.config.quiet import hide_passwords_in_logs
+from tasks.errors import ParamsInvalid, ServiceUnreachable
+
+ESCAPE = "in a user or password, @ written as %40, / as %2F, # as %23 and ? as %3F"
+
+
+def is_cut_short(url: str) -> bool:
+    """Whether a program would take a piece of the password in a URL as the host, which messages show."""
+    login, at, _ = url.partition("://")[2].rpartition("@")
+    return bool(at and re.search("[/?#@]" if url.startswith("http") else "@", login))
 
 
 class Settings(BaseSettings):
@@ -44,6 +54,13 @@ class Settings(BaseSettings):
         description="threads, or the address of a Dask scheduler",
     )
     workers: int = Field(default=1, ge=1, le=256, description="threads that score parts of a batch in parallel")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _check_login(cls, url: str) -> str:
+        if is_cut_short(url):
+            raise ValueError(ESCAPE)
+        return url
 
     @property
     def home_path(self) -> Path:
@@ -104,8 +121,8 @@ def prefect_is_away(got: str) -> ServiceUnreachable:
         )
     return ServiceUnreachable(
         "The Prefect server does not answer.",
-        where=hide_password(os.environ["PREFECT_API_URL"]),
-        got=hide_password(got),
+        where=os.environ["PREFECT_API_URL"],
+        got=got,
         todo="check that the server is running and that PREFECT_API_URL is right; it ends in /api",
     )
 
@@ -115,8 +132,11 @@ def prepare_environment(settings: Settings) -> None:
 
     Variables that the user has set are kept, but telemetry is always off.
     """
+    hide_passwords_in_logs()
+    if is_cut_short(os.environ.get("PREFECT_API_URL", "")):
+        raise ParamsInvalid("PREFECT_API_URL has a bad value.", expected=ESCAPE, todo="correct it")
     try:
-        settings.home_path.mkdir(parents=True, exist_ok=True)
+        settings.home_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         todo = "correct NIGHTJAR_HOME, or the permissions"
         where = str(settings.home_path)

@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
+from urllib.parse import quote
 
 from pydantic import JsonValue
 
 from flows.config.params import Configured, load_detector
-from flows.config.quiet import hush_at_exit
+from flows.config.quiet import hide_passwords_in_logs, hush_at_exit
 from flows.config.settings import Settings, load_settings
-from tasks.errors import BatchMissing
+from tasks.errors import BatchMissing, ParamsInvalid
 from tasks.params import IngestParams
+from tasks.sources.codes import CodesSource
+from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window, find_first_date
+from tasks.sources.payments import PaymentsSource
 from tasks.sources.sql import SqlSource
 from tasks.stores.lake import Lake
 from tasks.stores.registry import COLUMN_TYPES, THRESHOLD_POLICY, Registry, Version
@@ -25,6 +32,8 @@ NAMES = {
     "contract_hash": "the contract",
     THRESHOLD_POLICY: "the threshold policy",
 }
+AnyUrl = TypeVar("AnyUrl", SqlSource, FilesSource, SqlSource | FilesSource)
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,9 @@ class Setup:
 
     @property
     def ingest_params(self) -> IngestParams:
-        """The ingest section, with `${NAME}` in a query's URL replaced from the environment."""
+        """The ingest section, with `${NAME}` in the source's URL replaced from the environment."""
         params = self.configured.detector.ingest
-        if not isinstance(params.source, SqlSource):
+        if isinstance(params.source, PaymentsSource | CodesSource):
             return params
         return params.model_copy(update={"source": fill_url(params.source)})
 
@@ -116,9 +125,33 @@ class Setup:
         return landed[-run.nights :]
 
 
-def fill_url(source: SqlSource) -> SqlSource:
-    """A query with `${NAME}` in its URL replaced from the environment."""
-    return source.model_copy(update={"url": os.path.expandvars(source.url)})
+def fill_url(source: AnyUrl) -> AnyUrl:
+    """A source with `${NAME}` in its URL replaced from the environment. Raises ParamsInvalid if one is not set."""
+    key = "url" if isinstance(source, SqlSource) else "path"
+    url = str(getattr(source, key))
+    return source.model_copy(update={key: fill_in(url, os.environ)}) if "://" in url or key == "url" else source
+
+
+def fill_in(url: str, environment: Mapping[str, str]) -> str:
+    """A URL with `${NAME}` and `$NAME` replaced. A login or a parameter is escaped, unless it already is."""
+    begin, end = url.find("://") + 3, url.rfind("@")
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in environment:
+            raise ParamsInvalid(
+                f"The source's URL needs the variable {name}, which is not set.",
+                where=url,
+                todo=f"export {name}=VALUE, for workers too",
+            )
+        value = environment[name]
+        is_login, is_parameter = begin > 2 and begin <= found.start() < end, "?" in url[: found.start()]
+        if (is_login or is_parameter) and re.search(r"[^\w.~%+-]", value):
+            is_both = is_login and found.start() == begin and found.end() == end  # user:password in one variable
+            return quote(value, safe=":" if is_both else "")
+        return value
+
+    return VARIABLE.sub(fill, url)
 
 
 def prepare(name: str) -> Setup:
@@ -127,6 +160,7 @@ def prepare(name: str) -> Setup:
     Raises ParamsInvalid, ServiceUnreachable.
     """
     hush_at_exit()  # it would clutter a worker's log
+    hide_passwords_in_logs()
     setup = load_setup(name)
     setup.site.warehouse.migrate()
     setup.site.warehouse.end_dead_attempts(name, datetime.now(UTC))

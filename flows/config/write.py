@@ -17,7 +17,7 @@ from flows.config.params import NAME, combine, parse_detector
 from flows.config.settings import Settings, load_settings
 from flows.config.setup import fill_url
 from models.params import QuantilePolicy
-from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.errors import ParamsInvalid, SourceInvalid, hide_password
 from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.onboarding.profile import Choice
 from tasks.params import CalibrateParams, DetectorParams, RunParams
@@ -57,8 +57,14 @@ def _draft(source: str, url: str | None, sources: str, request: Request, now: da
     if url or QUERY.match(source):
         query = name_query(source, url, os.environ)
         return draft_detector(query, [read_query(fill_url(query), now)], request)
+    if "://" in source and "${" not in source and hide_password(source) != source:
+        raise SourceInvalid(
+            "The URL contains a password, which must not be stored in params.yaml.",
+            where=source,
+            todo="put it in a variable, as in --source 'ftp://user:${PASSWORD}@host/file.csv'",
+        )
     files = name_files(source, sources)
-    return draft_detector(files, list(list_files(files, sources)), request)
+    return draft_detector(files, list(list_files(fill_url(files), sources)), request)
 
 
 def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:
@@ -105,9 +111,9 @@ def name_query(query: str, url: str | None, environment: Mapping[str, str]) -> S
 
 def _has_password(url: str) -> bool:
     try:
-        return sa.make_url(url).password is not None
+        return sa.make_url(url).password is not None or hide_password(url) != url
     except sa.exc.ArgumentError:
-        return False
+        return hide_password(url) != url
 
 
 # --- the texts ---

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.detector import Detector
-from tasks.errors import SourceInvalid
+from tasks.errors import SourceInvalid, hide_password
 from tasks.ingest import add_identity
 from tasks.params import DetectorParams, IngestParams
 from tasks.rows.contract import Contract
@@ -106,7 +106,8 @@ def score_file(
     header = own.header if isinstance(own, FilesSource) else ()
     arrivals = list_files(files.model_copy(update={"header": header}), site.sources)
     scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes)
-    facts = {"detector": site.detector, "source": source, "model": version.name, "version": version.version}
+    facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
+    facts |= {"model": version.name, "version": version.version}
     return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from tasks.errors import SourceInvalid
+from tasks.errors import SourceInvalid, hide_password
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Arrival:
     arrived_at: datetime
     read: Callable[[], Iterable[pa.Table]]
     is_whole: bool = True
+
+    def __post_init__(self) -> None:
+        """Names are stored and shown; that of a file behind a URL may end in a token."""
+        object.__setattr__(self, "name", hide_password(self.name))
 
 
 UNPACKING = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what damaged archives raise

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -12,11 +13,12 @@ import sqlalchemy as sa
 from models.params import Section
 from tasks.errors import SourceInvalid
 from tasks.sources.arrival import Arrival
+from tasks.stores.faults import FILES
 from tasks.stores.lake import SLICE_ROWS
 
 
 class SqlSource(Section):
-    """The rows of one query; `url` is any SQLAlchemy URL; the command line replaces `${NAME}` from the environment."""
+    """The rows of one query; `url` is any SQLAlchemy URL, in which `${NAME}` is replaced from the environment."""
 
     kind: Literal["sql"]
     url: str
@@ -29,8 +31,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
     def read() -> Iterator[pa.Table]:
         schema = None
         try:
-            engine = sa.create_engine(source.url, poolclass=sa.NullPool)
-            with engine.connect().execution_options(stream_results=True) as connection:
+            with open_source(source.url).connect().execution_options(stream_results=True) as connection:
                 text = sa.text(source.query)
                 for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
                     table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -39,7 +40,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
         except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ValueError) as error:  # or duplicate columns
             raise SourceInvalid(
                 "The query cannot be read.",
-                where=_hide_password(source.url),
+                where=source.url,
                 got=str(error).splitlines()[0],
                 expected="a query whose columns have the same type in every row",
                 todo="correct ingest.source in params.yaml, or check that the database answers; nothing has landed",
@@ -49,15 +50,44 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
     return Arrival(name, now.isoformat(), now, read, is_whole=False)
 
 
+def open_source(url: str) -> sa.Engine:
+    """The engine of a source's database; PostgreSQL is read with psycopg. Raises SourceInvalid.
+
+    The messages quote no invalid URL: any piece of it may be of a password.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() in ("postgres", "postgresql") and "+" not in parsed.drivername:
+            parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy's default is another driver
+        if "@" in f"{parsed.host}{parsed.database}":
+            raise ValueError
+    except (sa.exc.ArgumentError, ValueError):
+        raise SourceInvalid(
+            "The URL of the source's database is invalid.",
+            expected="an SQLAlchemy URL; in a user or password, @ is written as %40",
+            todo="correct ingest.source.url in params.yaml, or the variable that it names",
+        ) from None
+    file = parsed.database if parsed.get_backend_name() in FILES else None
+    if file and file != ":memory:" and not file.startswith("file:") and not Path(file).is_file():
+        raise SourceInvalid(  # the driver would create an empty database
+            "The source's database does not exist.",
+            where=url,
+            got=f"no file {Path(file).resolve()}",
+            todo="correct ingest.source.url in params.yaml; a relative path starts in the current folder",
+        )
+    try:
+        return sa.create_engine(parsed, poolclass=sa.NullPool)
+    except (ImportError, sa.exc.NoSuchModuleError) as error:
+        raise SourceInvalid(
+            "The driver of the source's database is not installed.",
+            where=url,
+            got=f"{type(error).__name__}: {error}",
+            todo="install it with pip, or name another driver in the URL, such as postgresql+psycopg://",
+        ) from error
+
+
 def _settle(schema: pa.Schema) -> pa.Schema:
     """The schema to which all slices are cast, given the first: a column that is empty there may get values later."""
     settled = {pa.types.is_null: pa.string(), pa.types.is_decimal: pa.float64()}
     kinds = [next((to for is_kind, to in settled.items() if is_kind(kind)), kind) for kind in schema.types]
     return pa.schema(list(zip(schema.names, kinds, strict=True)))
-
-
-def _hide_password(url: str) -> str:
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "a URL that SQLAlchemy cannot parse"  # the text may contain a password

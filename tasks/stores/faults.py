@@ -53,8 +53,8 @@ def reaching_lake(root: str, path: str, faults: tuple[type[Exception], ...]) -> 
     except faults as error:
         raise ServiceUnreachable(
             "The lake cannot be read or written.",
-            where=f"{hide_password(root)} ({path})",
-            got=hide_password(str(error)),
+            where=f"{root} ({path})",
+            got=str(error),
             expected="a folder or object store that this process may write to",
             todo="check NIGHTJAR_LAKE, the permissions and the free space; for object stores: keys and endpoint",
         ) from error
@@ -68,8 +68,8 @@ def reaching_registry(uri: str) -> Iterator[None]:
     except _list_registry_faults() as error:
         raise ServiceUnreachable(
             "MLflow does not answer correctly.",
-            where=hide_password(uri),
-            got=hide_password(" ".join(str(error).split())[:SHOWN]),
+            where=uri,
+            got=hide_password(" ".join(str(error).split()))[:SHOWN],  # a cut URL may hide its @
             expected="a tracking server, or an SQLite file that this process may write to and no other process locks",
             todo="check NIGHTJAR_MLFLOW, that the server is running, the free space, and an object store's keys",
         ) from error
@@ -143,7 +143,7 @@ def invalid_url(got: str) -> ParamsInvalid:
     return ParamsInvalid(
         "The warehouse URL is invalid.",
         got=got,
-        expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE (not postgres://)",
+        expected="duckdb:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
         todo="correct NIGHTJAR_WAREHOUSE; docs/warehouses.md lists the other supported databases",
     )
 

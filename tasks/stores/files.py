@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 import fsspec
 import pandas as pd
 
-from tasks.errors import ParamsInvalid, hide_password
+from tasks.errors import ParamsInvalid
 from tasks.stores.faults import list_store_faults, reaching_lake
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Files:
         except (ImportError, ValueError) as error:
             raise ParamsInvalid(
                 "The lake cannot be opened.",
-                where=hide_password(self.root),
+                where=self.root,
                 got=str(error),
                 expected="a folder, or the URL of a file system that fsspec supports and whose package is installed",
                 todo="correct NIGHTJAR_LAKE, or install the package; for s3:// pip install 'nightjar[s3]'",

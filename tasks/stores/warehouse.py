@@ -321,7 +321,7 @@ def _read_url(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise invalid_url("not a URL") from None
-    if parsed.drivername == "postgresql":
+    if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy's default is another driver
     if parsed.drivername not in DRIVERS:
         reason = NOT_A_WAREHOUSE.get(parsed.get_backend_name(), "publishing is not tested with it")

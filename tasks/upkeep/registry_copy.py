@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from tasks.errors import BackupInvalid, StoreNotEmpty, hide_password
+from tasks.errors import BackupInvalid, StoreNotEmpty
 from tasks.stores.faults import reaching_registry
 from tasks.stores.files import Files
 from tasks.stores.registry import find_file, locate_artifacts
@@ -32,7 +32,7 @@ def find_database(uri: str) -> Path:
     if (path := find_file(uri)) is None:
         raise BackupInvalid(
             "This MLflow cannot be copied; nothing was written.",
-            where=hide_password(uri),
+            where=uri,
             got="a tracking server, whose API cannot copy version numbers and run ids",
             expected="an MLflow on an SQLite file",
             todo="copy the server's database (pg_dump) and its artifact store, and back up the other stores with "
@@ -71,7 +71,7 @@ def open_place(name: str, location: str) -> Files:
     if "://" in location and not location.startswith(("file://", "s3://")):
         raise BackupInvalid(
             f"The files of {name} cannot be copied from here.",
-            where=hide_password(location),
+            where=location,
             expected="a folder or an S3 URL",
             todo="copy that store with its own tools, and the others with nightjar backup FOLDER --without-mlflow",
         )

@@ -69,7 +69,7 @@ COMMANDS = (["migrate"], ["ingest", "orders"], ["migrate", "--json"])
     ("url", "name", "expected"),
     [
         (PASSWORD, "ParamsInvalid", "not a URL"),
-        (f"postgres://u:{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "driver 'postgres'"),
+        (f"postgres://u:{PASSWORD}@127.0.0.1:1/d", "ServiceUnreachable", "does not answer"),
         (f"postgresql+psycopg://u:p@{PASSWORD}@127.0.0.1/d", "ParamsInvalid", "%40"),
         (f"postgresql+psycopg://u:p@h:{PASSWORD}/d", "ParamsInvalid", "not a URL"),
         (f"bigquery://u:{PASSWORD}@project/d", "ParamsInvalid", "no transactions"),

@@ -171,16 +171,34 @@ def test_rows_of_a_query_land_whatever_is_null_in_the_first_slice(site, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("url", "query"),
+    ("url", "what"),
     [
-        ("sqlite:///{tmp}/source.db", "select * from nowhere"),
-        ("postgresql+psycopg://reader:s3cret@127.0.0.1:1/bank", "select 1"),
-        ("nonsense with s3cret", "select 1"),
+        ("sqlite:///{tmp}/source.db", "The query cannot be read"),
+        ("postgresql+psycopg://reader:s3cret@127.0.0.1:1/bank", "The query cannot be read"),
+        ("postgresql://reader:s3cret@127.0.0.1:1/bank", "connection refused"),
+        ("postgres://reader:s3cret@127.0.0.1:1/bank?sslpassword=s3cret", "connection refused"),
+        ("nonsense with s3cret", "is invalid"),
+        ("postgresql://reader:pass@s3cret@127.0.0.1:1/bank", "is invalid"),
+        ("postgresql://127.0.0.1:s3cret/bank", "is invalid"),
+        ("mssql+pyodbc://?odbc_connect=PWD%3Ds3cret", "driver"),
+        ("nothing://reader:s3cret@host/bank", "driver"),
     ],
 )
-def test_a_query_that_fails_says_so_without_the_password(site, tmp_path, url, query):
-    source = SqlSource(kind="sql", url=url.format(tmp=tmp_path), query=query)
-    check_nothing_lands(site, configure(source=source), "The query cannot be read", "s3cret")
+def test_a_query_that_fails_says_so_without_the_password(site, tmp_path, url, what):
+    (tmp_path / "source.db").touch()
+    source = SqlSource(kind="sql", url=url.format(tmp=tmp_path), query="select * from nowhere")
+    with pytest.raises(SourceInvalid, match=f"(?i){what}") as caught:
+        ingest(site, configure(source=source))
+    assert "s3cret" not in str(caught.value)
+    assert site.lake.dates("landing", "toy") == []
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "duckdb"])
+def test_a_mistyped_database_file_is_not_created(site, tmp_path, driver):
+    source = SqlSource(kind="sql", url=f"{driver}:///{tmp_path}/nosuch.db", query="select 1")
+    with pytest.raises(SourceInvalid, match="does not exist"):
+        ingest(site, configure(source=source))
+    assert not (tmp_path / "nosuch.db").exists()
 
 
 def test_without_an_id_column_a_row_is_named_by_its_file_and_number(site):

@@ -320,7 +320,6 @@ def test_a_server_that_ends_the_session_is_unreachable(postgres_warehouse_url):
         "sqlite://",
         "mysql://u:s3cret@h/d",
         "bigquery://s3cret/d",
-        "postgres://u:s3cret@h/d",
         "postgresql+psycopg://u:p@s3cret:s3cret/d",  # read as a port
         "postgresql+psycopg://u:p@s3cret@h/d",  # read as a host
     ],
