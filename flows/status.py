@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare
-from tasks.errors import NightjarError
+from tasks.errors import NightjarError, describe_failure
 from tasks.upkeep.ledger import (
     BatchState,
     State,
@@ -61,7 +61,7 @@ def read_nights(setup: Setup) -> Status:
     """The same for a loaded detector, without changing any store."""
     site, champion = setup.site, setup.site.registry.find_version()
     name = site.detector
-    learnt = date.fromisoformat(champion.tags["trained_through"]) if champion else None
+    learnt = champion.trained_through if champion else None
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
     due = {*list_due(landed, learnt, yesterday), *list_failed(site, learnt or date.min)}
     nights = read_ledger(site, sorted(due), champion)
@@ -81,8 +81,8 @@ def read_line(name: str) -> StatusLine:
     states: tuple[State, ...] = get_args(State)
     try:
         status = read_status(name)
-    except NightjarError as error:
-        return StatusLine(name, None, None, None, dict.fromkeys(states, 0), error.line)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one detector, the others are shown
+        return StatusLine(name, None, None, None, dict.fromkeys(states, 0), describe_failure(error).line)
     found = Counter(night.state for night in status.nights)
     published = [night.batch_date for night in status.nights if night.batch]
     counts = {state: found[state] for state in states}

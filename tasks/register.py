@@ -100,7 +100,10 @@ def register_bundle(
 
 
 def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
-    """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces."""
+    """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces.
+
+    Raises ChampionMissing, or BundleInvalid for a version that Nightjar did not register.
+    """
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
     champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
@@ -112,6 +115,7 @@ def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
             got=f"versions {', '.join(map(str, versions)) or 'none'}",
             todo=f"nightjar train {site.detector} registers a challenger",
         )
+    site.registry.check_tags(versions[chosen])
     site.registry.set_alias(registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
         site.registry.clear_alias(registry.CHALLENGER)
@@ -121,15 +125,15 @@ def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
 def rollback(site: Site) -> tuple[int, int]:
     """Give the champion's alias back to the version that had it before. Returns the new and the old champion."""
     champion = site.registry.get_champion()
-    before = champion.tags.get(registry.PREVIOUS_TAG)
+    before = champion.previous
     if before is None:
         raise ChampionMissing(
             f"Version {champion.version} replaced no other champion; there is nothing to go back to.",
             where=f"registered model {site.registry.model_name}",
             todo=f"choose a version with nightjar promote {site.detector} VERSION",
         )
-    site.registry.set_alias(registry.CHAMPION, int(before), remember=False)
-    return int(before), champion.version
+    site.registry.set_alias(registry.CHAMPION, before, remember=False)
+    return before, champion.version
 
 
 @task(task_run_name="register {site.detector}", **IO)

@@ -104,7 +104,7 @@ def list_todo(setup: "Setup", champion: "Version") -> list[date]:
     """The nights that are not fresh, without those that the champion was trained on."""
     from tasks.upkeep.ledger import read_ledger
 
-    unlearnt = [day for day in setup.nights() if day.isoformat() > champion.tags["trained_through"]]
+    unlearnt = [day for day in setup.nights() if day > champion.trained_through]
     return [night.batch_date for night in read_ledger(setup.site, unlearnt, champion) if night.state != "fresh"]
 
 

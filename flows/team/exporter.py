@@ -77,7 +77,7 @@ def read_detector(name: str, has_tables: bool) -> Reading:
         setup = load_setup(name)
         for read in (read_calendar, *((read_warehouse, read_ledger) if has_tables else ())):
             reading = read(setup, reading)
-    except NightjarError as error:
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one detector, the others are read
         return replace(reading, error=error)
     return reading
 

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.detector import Detector
-from tasks.errors import RecordMissing
+from tasks.errors import ChampionMissing, RecordMissing
+from tasks.rows.causes import describe_cause
 from tasks.rows.contract import Contract
 from tasks.rows.judge import judge
+from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import PublishedNight
 
@@ -60,13 +62,32 @@ def find_record(site: Site, record_id: str, day: date | None) -> tuple[Published
     )
 
 
+def get_scorer(site: Site, batch: PublishedNight, record_id: str) -> Version:
+    """The version that scored a night. Raises ChampionMissing, with what the record's flag says, if it was deleted."""
+    try:
+        return site.registry.get_version(batch.model_version)
+    except ChampionMissing as error:
+        flags = site.warehouse.read_flags(site.detector, batch.batch_date)
+        flag = next(iter(flags[flags["record_id"] == record_id].to_dict("records")), None)
+        causes = "; ".join(describe_cause(cause) for cause in json.loads(flag["causes"])) if flag else ""
+        raise ChampionMissing(
+            f"Version {batch.model_version} of {site.detector}, which scored this record, was deleted.",
+            where=f"registered model {site.registry.model_name}",
+            got=f"the flag, with score {flag['score']:.4g}, rank {flag['percentile_rank']:.2f}, causes: {causes}"
+            if flag
+            else f"no flag, so a score of at most {batch.threshold:.4g}",
+            todo=f"to explain it again, score its night with a registered version: nightjar score {site.detector} "
+            f"--date {batch.batch_date}",
+        ) from error
+
+
 def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
     """Score a record again with the version that scored its night, and list every column's share.
 
-    Raises RecordMissing; ChampionMissing if that version is no longer registered.
+    Raises RecordMissing; ChampionMissing with what the table says if that version is no longer registered.
     """
     batch, row = find_record(site, record_id, day)
-    version = site.registry.get_version(batch.model_version)
+    version = get_scorer(site, batch, record_id)
     detector = Detector.load(site.registry.fetch_bundle(version))
     judged = judge(detector, row, batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))

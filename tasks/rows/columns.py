@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from models.columns import MISSING_TIME, Column
 from models.records import Records, make_records
-from tasks.errors import BatchRejected, ParamsInvalid
+from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
 from tasks.params import ColumnsParams
 from tasks.rows.images import read_pixels
 from tasks.rows.kinds import KINDS
@@ -57,8 +57,10 @@ def _describe_image(field: pa.Field) -> Column:
 def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
     """A table's rows as records, and the mask (N,) of rows with an unseen category or token.
 
-    Raises BatchRejected if an image or a text is missing, or an image has the wrong size.
+    Raises BatchRejected if an image or a text is missing, or an image has the wrong size; BundleInvalid if the table
+    lacks a column.
     """
+    _refuse_other_columns(table, columns)
     _refuse_missing(table, [column.name for column in columns if KINDS[column.kind].is_needed])
     n = table.num_rows
     kinds = ("numeric", "categorical", "datetime", "image", "sequence")
@@ -84,6 +86,19 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
         tokens.append(found)
     joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
     return make_records(numbers, codes, times, *joined), unseen
+
+
+def _refuse_other_columns(table: pa.Table, columns: Sequence[Column]) -> None:
+    """The contract may have changed since training."""
+    lacking = [column.name for column in columns if column.name not in table.column_names]
+    if lacking:
+        raise BundleInvalid(
+            "This version of the model does not fit the contract.",
+            where=", ".join(f"column {name}" for name in lacking),
+            got=f"rows with the columns {', '.join(table.column_names)}",
+            expected="every column that the version was trained with",
+            todo="put the columns back into the contract; or nightjar train NAME, then nightjar promote NAME VERSION",
+        )
 
 
 def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:

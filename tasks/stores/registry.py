@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +45,25 @@ class Version:
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
     registered_at: datetime | None = None
+
+    @property
+    def trained_through(self) -> date:
+        """The last batch date it learnt from. Raises BundleInvalid if no tag says so: Nightjar did not register it."""
+        return self.read_date("trained_through")
+
+    def read_date(self, tag: str) -> date:
+        """The date in a tag. Raises BundleInvalid."""
+        text = self.tags.get(tag)
+        try:
+            return date.fromisoformat(text or "")
+        except ValueError:
+            raise _not_a_bundle(self, f"the tag {tag} {text!r}", f"the tag {tag} with a date") from None
+
+    @property
+    def previous(self) -> int | None:
+        """The version that was champion before it, if a tag says so."""
+        text = self.tags.get(PREVIOUS_TAG, "")
+        return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 @dataclass(frozen=True)
@@ -127,14 +146,19 @@ class Registry:
             )
         return versions[number]
 
+    def check_tags(self, version: Version) -> str:
+        """The hash of a version's bundle. Raises BundleInvalid if no tag says so: Nightjar did not register it."""
+        found = version.tags.get(HASH_TAG, "")
+        if not re.fullmatch(r"[0-9a-f]{64}", found):
+            raise _not_a_bundle(version, f"the tag {HASH_TAG} {found!r}", f"the tag {HASH_TAG} with a SHA-256")
+        return found
+
     def fetch_bundle(self, version: Version) -> Path:
         """The local copy of a version's bundle, downloaded once and checked every time. Raises BundleInvalid.
 
         It appears in one rename, so neither a kill nor two concurrent processes leave half a bundle behind.
         """
-        expected = version.tags.get(HASH_TAG, "")
-        if not re.fullmatch(r"[0-9a-f]{64}", expected):
-            raise _not_a_bundle(version, f"the tag {HASH_TAG} {expected!r}", f"the tag {HASH_TAG} with a SHA-256")
+        expected = self.check_tags(version)
         folder = self.bundles / f"version-{version.version}-{expected[:12]}"
         if not folder.exists():
             with writing(self.bundles):
@@ -257,11 +281,11 @@ class Registry:
         For a model registered before this was recorded, it is derived from its versions.
         """
         model = self._read()
-        kept = {name.removeprefix(SINCE_TAG): int(n) for name, n in model.tags.items() if name.startswith(SINCE_TAG)}
-        recorded = [
-            (datetime.strptime(instant, "%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC), number)
-            for instant, number in kept.items()
-        ]
+        recorded = []
+        for name, number in model.tags.items():
+            with suppress(ValueError):  # a tag that somebody else has written
+                since = datetime.strptime(name, f"{SINCE_TAG}%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC)
+                recorded.append((since, int(number)))
         return sorted(recorded) or imply_champions(model.versions)
 
 
@@ -340,12 +364,14 @@ def _clear_downloads(folder: Path) -> None:
 
 
 def _not_a_bundle(version: Version, got: str, expected: str) -> BundleInvalid:
+    detector = version.name.removeprefix("nightjar-")
     return BundleInvalid(
         f"Version {version.version} of {version.name} is not a Nightjar bundle.",
         where=f"models:/{version.name}/{version.version}",
         got=got,
         expected=expected,
-        todo="register a bundle with nightjar train, or go back with nightjar rollback",
+        todo=f"nightjar promote {detector} VERSION, with a version that Nightjar registered; nightjar train {detector} "
+        "registers one",
     )
 
 
@@ -356,5 +382,5 @@ def imply_champions(versions: Sequence[Version]) -> list[tuple[datetime, int]]:
     found: dict[int, datetime] = {}
     while version and version.registered_at and version.version not in found:
         found[version.version] = version.registered_at
-        version = by_number.get(int(version.tags.get(PREVIOUS_TAG, 0)))
+        version = by_number.get(version.previous or 0)
     return sorted((since, number) for number, since in found.items())

@@ -11,7 +11,6 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from models.errors import NightjarError
 from tasks.stores.tables import PublishedNight
 from tasks.upkeep.ledger import State
 
@@ -32,7 +31,7 @@ class Reading:
     attempts: Mapping[str, int] | None = None  # by status
     nights: Mapping[State, int] | None = None
     champion: int | None = None
-    error: NightjarError | None = None
+    error: Exception | None = None
 
 
 Value = Callable[[Reading], float | None]

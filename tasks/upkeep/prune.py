@@ -98,8 +98,8 @@ def read_kept(site: Site) -> Kept:
     return Kept(
         scores={row.batch_date: row.scores for row in rows},
         landed={row.batch_date: row.input_hash for row in rows},
-        trained_through=date.fromisoformat(champion.tags["trained_through"]) if champion else None,
-        cutoffs=frozenset(date.fromisoformat(v.tags["cutoff"]) for v in used),
+        trained_through=champion.trained_through if champion else None,
+        cutoffs=frozenset(v.read_date("cutoff") for v in used),
         versions=frozenset(v.version for v in used),
     )
 

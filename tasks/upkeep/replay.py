@@ -75,7 +75,7 @@ def list_bad_rows(site: Site, contract: Contract, params: ValidateParams, day: d
 def find_reason_not_to_score(site: Site, day: date) -> str:
     """Why a night need not be scored again: the champion was trained on it, or it is fresh; empty if it must be."""
     champion = site.registry.find_version()
-    if champion and day.isoformat() <= champion.tags["trained_through"]:
+    if champion and day <= champion.trained_through:
         return f"version {champion.version} was trained on {day}"
     [night] = read_ledger(site, [day], champion)
     return f"{day} is fresh" if night.state == "fresh" else ""

@@ -338,14 +338,6 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
     assert verify(capsys)["counts"][0] == "ok"
 
 
-def test_a_record_whose_model_version_is_gone_is_explained_by_one_message(
-    trained: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change_table(trained, scoring_batches, model_version=7)
-    message = refuse(capsys, "explain", "orders", f"{LAST:%m%d}-0299")
-    assert "ChampionMissing: orders has no version 7 to score with." in message
-
-
 @pytest.mark.parametrize(
     ("zone", "column", "failing"),
     [("scores", "score", {"files", "flags", "scores"}), ("landing", "spend", {"files", "scores"})],

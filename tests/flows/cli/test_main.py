@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -150,6 +151,18 @@ def test_groups_that_cannot_be_formed_are_refused(
 ) -> None:
     project.change("params.yaml", "detectors", "orders", "score", value={"groups": groups})
     assert expected in refuse(capsys, "ingest", "orders")
+
+
+def test_explain_shows_the_flag_when_its_version_was_deleted(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(trained.folder / ".nightjar/mlflow.db") as connection:
+        connection.executescript("delete from registered_model_aliases; delete from model_versions")
+    fraud, normal = (make_rows(LAST)["order_id"].iloc[number] for number in (-1, 0))
+    message = refuse(capsys, "explain", "orders", fraud)
+    for part in ("Version 1 of orders, which scored this record, was deleted.", "rank 100.00, causes: ", "spend"):
+        assert part in message
+    assert "no flag, so a score of at most" in refuse(capsys, "explain", "orders", normal)
 
 
 def test_explain_says_when_no_night_scored_the_record(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.error
@@ -256,3 +257,37 @@ def test_each_scrape_reads_again_and_does_not_fail_without_the_warehouse(trained
     status, text = get(endpoint)
     assert status == 503
     assert "params.yaml is not valid YAML" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "delete from model_version_tags",
+        "update model_version_tags set value = 'garbage'",
+        "update registered_model_tags set key = 'champion_since.yesterday', value = 'x'; "
+        "delete from model_version_tags where key = 'trained_through'",
+        "insert into model_versions (name, version, creation_time, last_updated_time, current_stage) "
+        "select name, 2, creation_time, last_updated_time, current_stage from model_versions where version = 1; "
+        "update registered_model_aliases set version = 2",
+    ],
+)
+def test_a_champion_that_nightjar_did_not_register_hides_no_other_detector(
+    trained: Project, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    add_detectors(trained, untrained={})
+    with sqlite3.connect(trained.folder / ".nightjar/mlflow.db") as connection:
+        connection.executescript(change)
+    found = read_metrics(capsys, expected=1)
+    assert [found["nightjar_detector_up", name] for name in ("orders", "untrained")] == [0, 1]
+    assert found["nightjar_detector_error", "orders", "BundleInvalid"] == 1
+    assert execute(["status", "--json"]) == 1
+    lines = {line["detector"]: line["error"] for line in json.loads(capsys.readouterr().out)["detectors"]}
+    assert "is not a Nightjar bundle" in lines["orders"]
+    assert lines["untrained"] is None
+    for command in (["status", "orders"], ["run", "orders"], ["prune", "orders"]):
+        assert execute(command) == 1
+        assert "nightjar promote orders VERSION" in capsys.readouterr().err
+    if "version = 2" in change:  # the advice helps
+        assert execute(["promote", "orders", "2"]) == 1
+        assert execute(["promote", "orders", "1"]) == 0
+        assert execute(["status"]) == 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.columns import MISSING_TIME, Column, Tokens
-from tasks.errors import BatchRejected
+from tasks.errors import BatchRejected, BundleInvalid
 from tasks.params import ColumnsParams, SequenceParams
 from tasks.rows.columns import describe_columns, encode_text, to_records
 
@@ -133,3 +133,9 @@ def test_ties_for_the_last_place_go_by_the_alphabet_not_by_the_order_of_rows():
 def test_columns_that_make_no_sense_are_refused(fields, words):
     with pytest.raises(ValidationError, match=words):
         ColumnsParams(**fields)
+
+
+def test_rows_without_a_column_of_the_version_are_refused_by_name():
+    columns = (Column("amount", "numeric"), Column("shop", "categorical", ("north",)))
+    with pytest.raises(BundleInvalid, match=r"does not fit the contract(.|\n)*column shop(.|\n)*nightjar train"):
+        to_records(pa.table({"amount": [1.0]}), columns)
