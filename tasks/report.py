@@ -19,6 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from tasks.params import ScoreParams
 from tasks.policy import IO
 from tasks.rows.causes import describe_cause
+from tasks.rows.escaping import escape_markdown
 from tasks.rows.measures import describe_excess
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
@@ -161,7 +162,7 @@ def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
     for row in alerts.head(5).to_dict("records"):
         worst = describe_cause(json.loads(row["causes"])[0])
         cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(escape_markdown, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

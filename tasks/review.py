@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from tasks.errors import SourceInvalid
 from tasks.params import IngestParams
+from tasks.rows.escaping import unguard
 from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
 from tasks.stores.lake import Lake, Manifest
@@ -85,7 +86,7 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
 def read_answers(path: Path) -> pd.DataFrame:
     """Read a file of questions with verdicts; rows without a verdict are skipped. Raises SourceInvalid."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False).map(unguard)
         missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
         if missing:
             raise ValueError(f"no column {', '.join(sorted(missing))}")

@@ -1,6 +1,5 @@
 """`nightjar replay`."""
 
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_csv, print_json, running, stdout
 from flows.config.quiet import hush_great_expectations
 
 EXAMPLE = "nightjar replay payments --date D > bad.csv; nightjar replay payments --date D --take bad.csv"
@@ -34,7 +33,7 @@ def replay(
         if as_json:
             print_json(facts | {"rows": bad.to_pylist()})
         else:
-            bad.to_pandas().to_csv(sys.stdout, index=False)
+            print_csv(bad.to_pandas())
         return
     with running():
         taken = take_repairs(site, contract, params.ingest, params.validate_, day, take, datetime.now(UTC))

@@ -1,6 +1,5 @@
 """`nightjar review`."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_json, stdout
+from flows.cli.screen import print_csv, print_json, stdout
 
 EXAMPLE = "nightjar review payments > asked.csv; nightjar review payments --take asked.csv"
 
@@ -42,7 +41,7 @@ def review(
         if as_json:
             print_json({"detector": name, "questions": questions.to_dict("records")})
         else:
-            questions.to_csv(sys.stdout, index=False)
+            print_csv(questions)
         return
     added = step.keep_verdicts(site, answers, by, now)
     given = answers["verdict"].value_counts()

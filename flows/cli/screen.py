@@ -1,12 +1,14 @@
 """Output of the commands: tables and JSON on stdout, progress and everything else on stderr."""
 
+import csv
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,7 +17,28 @@ from rich.table import Table
 from flows.config.quiet import hush_great_expectations
 from models.errors import NightjarError
 
-stdout, stderr = Console(width=None if sys.stdout.isatty() else 100), Console(stderr=True)
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a terminal would obey: control characters but tabs and line ends, and marks that turn the direction of writing.
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+
+
+def make_printable(text: str) -> str:
+    """A text in which a terminal obeys nothing: an escape character is shown as \\x1b."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Screen(Console):
+    """A console that prints data as it is: no markup, and no control characters."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print texts, made printable, and tables."""
+        super().print(*(make_printable(one) if isinstance(one, str) else one for one in objects), **how)
+
+
+stdout = _Screen(width=None if sys.stdout.isatty() else 100, markup=False)
+stderr = _Screen(stderr=True, markup=False)
 
 
 def print_json(document: object) -> None:
@@ -23,8 +46,20 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, default=_plain, indent=2, allow_nan=False) + "\n")
 
 
+def print_csv(frame: "pd.DataFrame") -> None:
+    """Print rows as CSV for a spreadsheet: no formulas, and on a terminal no control characters."""
+    from tasks.rows.escaping import without_formulas
+
+    frame = without_formulas(frame)
+    text = frame.to_csv(index=False)
+    if "\r" in text:  # pandas would leave it unquoted
+        text = frame.to_csv(index=False, quoting=csv.QUOTE_ALL)
+    sys.stdout.write(make_printable(text) if sys.stdout.isatty() else text)
+
+
 def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Print dicts as a table, with numbers right-aligned."""
+    table.title = make_printable(str(table.title))
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in columns:
         numeric = any(isinstance(row[column], int | float) for row in rows)
@@ -58,12 +93,12 @@ def describe_probabilities(p_value: float, second_stage: float | None) -> str:
 
 
 def show_cell(value: object) -> str:
-    """A value as text in a table."""
+    """A value as text in a table, on one line."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else make_printable(" ".join(str(value).split("\n")))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, SourceInvalid
+from tasks.rows.escaping import escape_markdown
 from tasks.stores.lake import Lake, Manifest, Part, Zone
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -308,11 +309,13 @@ def erase_artifacts(site: Site, record_id: str) -> int:
     from prefect.client.schemas.filters import ArtifactFilter
 
     key = ArtifactFilter.model_validate({"key": {"any_": [f"night-{site.artifact_key}"]}})
+    # As summaries write it now, and as they did before.
+    written = {escape_markdown(record_id), record_id.replace("|", "\\|").replace("<", "&lt;")}
     removed = 0
     with get_client(sync_client=True) as client:
         offset = 0
         while artifacts := client.read_artifacts(artifact_filter=key, limit=200, offset=offset):
-            showing = [one for one in artifacts if f"| {record_id} |" in str(one.data)]
+            showing = [one for one in artifacts if any(f"| {text} |" in str(one.data) for text in written)]
             for one in showing:
                 client.delete_artifact(one.id)
             removed += len(showing)

@@ -21,6 +21,7 @@ from tasks.errors import SourceInvalid
 from tasks.ingest import commit_parts, extract_labels, keep_labels, read_event_times
 from tasks.params import EventTime, IngestParams, ValidateParams
 from tasks.rows.contract import Contract
+from tasks.rows.escaping import unguard
 from tasks.rows.schema import batch_dates_of
 from tasks.sources.files import read_csv
 from tasks.stores.lake import Lake, Manifest
@@ -136,6 +137,10 @@ def read_repairs(path: Path) -> tuple[pa.Table, str]:
         raise _invalid_repair("The file does not exist.", str(path), "no file", "the file that nightjar replay wrote")
     slices = list(read_csv(LocalFileSystem(), str(path)))
     table = pa.concat_tables([pa.table({}), *slices], promote_options="default")
+    texts = {unguard(name): table[name].to_pylist() for name in table.column_names}
+    table = pa.table(
+        {name: pa.array([text and unguard(text) for text in column], pa.string()) for name, column in texts.items()}
+    )
     table = table.drop_columns([name for name in table.column_names if name == REASON])
     if not table.num_rows or "record_id" not in table.column_names:
         got = f"{table.num_rows} rows with columns {', '.join(table.column_names)}"
