@@ -14,7 +14,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@# Creating Prefect's empty database takes long, so it is part of the install.
-	@mkdir -p $(PREFECT_HOME)
+	@umask 077 && mkdir -p $(PREFECT_HOME)
 	@PREFECT_HOME=$(PREFECT_HOME) DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
 		$(BIN)/prefect server database upgrade --yes >/dev/null
 	@touch $@

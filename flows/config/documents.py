@@ -21,7 +21,9 @@ from ruamel.yaml.nodes import Node
 
 from tasks.errors import ParamsInvalid
 
-MAX_VALUES = 1_000_000  # in one document; a few lines of aliases can expand to billions
+MAX_VALUES = 1_000_000  # in one document
+MAX_REPEATED = 100_000  # of them by aliases, of which a few lines can expand to billions
+TEXT = 64  # characters that count as one more value
 MAX_DEPTH = 100  # the C parser recurses without a limit
 
 # ruamel.yaml does not catch what int(), datetime() and look-ups raise for a value such as 2026-13-45.
@@ -106,6 +108,7 @@ def refuse_yaml(path: Path, got: str) -> ParamsInvalid:
 def _check_size(text: str) -> None:
     """Raise YAMLError, before building anything, if a text is nested too deep or expands to too many values."""
     sizes: dict[str, int] = {}  # by anchor: values of its node, with aliases expanded
+    repeated = 0
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]  # anchor, values so far
     for event in YAML(typ="safe").parse(text):
         if isinstance(event, CollectionStartEvent):
@@ -122,9 +125,13 @@ def _check_size(text: str) -> None:
                 sizes[anchor] = values
         elif isinstance(event, AliasEvent):
             values = sizes.get(event.anchor, 1)
+            repeated += values
+            if values < MAX_VALUES and repeated > MAX_REPEATED:
+                raise YAMLError(f"aliases that stand for more than {MAX_REPEATED:,} values")
         elif isinstance(event, ScalarEvent):
+            values += len(event.value) // TEXT
             if event.anchor:
-                sizes[event.anchor] = 1
+                sizes[event.anchor] = values
         else:
             continue  # start or end of the stream or document
         anchor, before = open_nodes[-1]

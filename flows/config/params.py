@@ -24,6 +24,7 @@ S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists them too.
 LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
 SHOWN = 120  # characters of a bad value in an error
+SHOWN_KEYS = 50
 
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
@@ -162,11 +163,12 @@ def parse_section(kind: type[S], document: object, path: Path) -> S:
         # Through JSON, strict types accept a list as a tuple and text as a date.
         return kind.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        problems = [_explain(kind, dict(problem)) for problem in error.errors()]
+        n = error.error_count()
+        problems = [_explain(kind, dict(problem)) for problem in error.errors(include_url=False)[:SHOWN_KEYS]]
         raise ParamsInvalid(
-            f"{path.name} has {len(problems)} bad {'key' if len(problems) == 1 else 'keys'}.",
+            f"{path.name} has {n:,} bad {'key' if n == 1 else 'keys'}.",
             where=str(path),
-            got="; ".join(problems),
+            got="; ".join(problems) + (f"; and {n - SHOWN_KEYS:,} more" if n > SHOWN_KEYS else ""),
             todo="correct the file; docs/params.md lists all keys",
         ) from error
     except (TypeError, ValueError) as error:
@@ -180,7 +182,8 @@ def _explain(kind: type[BaseModel], problem: dict[str, Any]) -> str:
         near = difflib.get_close_matches(steps[-1], _all_keys(kind), n=1)
         text = f"{'.'.join(steps)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
     elif problem["type"] != "missing":
-        got = hide_password(repr(problem["input"]))  # it may be a whole section, with a database's URL
+        # It may be a whole section, with a database's URL, or very long.
+        got = hide_password(repr(problem["input"])[: 20 * SHOWN])
         text += f", got {got if len(got) <= SHOWN else got[:SHOWN] + '...'}"
     return text
 

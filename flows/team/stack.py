@@ -185,11 +185,14 @@ def write_secret(path: Path, text: str) -> None:
 def make_database(stack: Stack) -> None:
     """Create PostgreSQL's data folder, once. Under root it belongs to the user postgres: the server refuses root."""
     data, password = stack.folder / "postgres", stack.folder / "password"
+    user = "postgres" if os.getuid() == 0 else None
+    if user and not stack.home.stat().st_mode & 0o001:  # the server passes through, and lists nothing
+        shutil.chown(stack.home, group=user)
+        stack.home.chmod(0o710)
     if (data / "PG_VERSION").exists():
         return
     data.mkdir(exist_ok=True)
     write_secret(password, stack.read_secret("postgres_password"))
-    user = "postgres" if os.getuid() == 0 else None
     if user:
         shutil.chown(data, user, user)
         shutil.chown(password, user, user)

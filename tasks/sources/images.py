@@ -28,8 +28,9 @@ def read_images(fs: Any, path: str) -> Iterator[pa.Table]:
             headers = {name: _read_header(member) for name, member in arrays.items()}
             _check_arrays(path, headers)
             rows = min(shape[0] for shape, _ in headers.values())
-            for start in range(0, rows, SLICE_ROWS):
-                n = min(SLICE_ROWS, rows - start)
+            step = _count_slice_rows(path, headers, fs.size(path))
+            for start in range(0, rows, step):
+                n = min(step, rows - start)
                 yield _to_table({name: _read_rows(arrays[name], n, *header) for name, header in headers.items()})
     except (EOFError, OSError, zlib.error, zipfile.BadZipFile, ValueError) as error:
         raise damaged_file(path, error) from error
@@ -39,6 +40,8 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_by_column, dtype = read(member)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"an array of shape {shape}")
     if is_by_column and len(shape) > 1:
         raise ValueError("an array in column-major order, which cannot be read row by row")
     return shape, dtype
@@ -56,6 +59,21 @@ def _check_arrays(path: str, headers: dict[str, tuple[tuple[int, ...], np.dtype[
             expected="images as uint8 (N, rows, columns), all others as numbers or texts (N,), with the same N",
             todo="write the archive again with numpy.savez_compressed",
         )
+
+
+def _count_slice_rows(path: str, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], size: int) -> int:
+    """The rows of a slice. Raises SourceInvalid if a row is too large, or an archive of `size` bytes a bomb."""
+    row_bytes = sum(dtype.itemsize * math.prod(shape[1:]) for shape, dtype in headers.values())
+    total = row_bytes * min(shape[0] for shape, _ in headers.values())
+    if row_bytes > ROW_BYTES or (total > SAFE_BYTES and total > MAX_RATIO * size):
+        raise SourceInvalid(
+            "The image archive is too large when unpacked.",
+            where=path,
+            got=f"{row_bytes:,} bytes per row, {total:,} in all, from a file of {size:,} bytes",
+            expected=f"at most {ROW_BYTES:,} bytes per row, and {MAX_RATIO} times the file's size",
+            todo="deliver smaller images, or fewer per archive; texts as short as they are",
+        )
+    return max(1, min(SLICE_ROWS, SLICE_BYTES // max(1, row_bytes)))
 
 
 def _read_rows(member: IO[bytes], n: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -92,3 +110,6 @@ def to_arrow(images: npt.NDArray[np.uint8]) -> pa.Array:
 
 
 SHAPE = b"shape"
+ROW_BYTES = 64 << 20  # one image of 8,192 x 8,192
+SLICE_BYTES = 256 << 20  # held in memory
+SAFE_BYTES, MAX_RATIO = 1 << 30, 200  # deflate packs zeros a thousandfold, images rarely tenfold

@@ -118,3 +118,8 @@ def test_a_variable_is_escaped_where_the_url_needs_it(url: str, expected: str) -
     assert fill_in(url, environment) == expected
     with pytest.raises(ParamsInvalid, match="needs the variable PW, which is not set"):
         fill_in("postgresql://me:${PW}@h/d", {})
+
+
+def test_the_home_folder_is_closed_to_others(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    assert execute(["status"]) == 0
+    assert (project.folder / ".nightjar").stat().st_mode & 0o777 == 0o700

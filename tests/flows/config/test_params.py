@@ -137,3 +137,12 @@ def test_the_newest_cutoff_is_today_or_the_day_after_ended_data(folder: Path) ->
         write(folder, {"detectors": {"orders": PARAMS | {"run": run}}})
         setup = load_setup("orders", Settings(project=folder))
         assert setup.newest_cutoff() == (expected or setup.today())
+
+
+def test_an_error_shows_the_first_bad_keys_and_the_number_of_all(folder: Path) -> None:
+    splits = {f"key_{number}": 1 for number in range(2000)}
+    write(folder, {"detectors": {"orders": PARAMS | {"filter": PARAMS["filter"] | splits}}})
+    message = refuse(folder)
+    assert "2,000 bad keys" in message
+    assert "and 1,950 more" in message
+    assert len(message) < 10_000

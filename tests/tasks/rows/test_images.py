@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from models.columns import Column
@@ -15,7 +16,7 @@ from tasks.register import make_example
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.contract import Contract
 from tasks.rows.images import read_pixels
-from tasks.sources import files
+from tasks.sources import files, images
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, read_shape, to_arrow
 from tasks.sources.kinds import Window
@@ -130,3 +131,23 @@ def test_a_contract_that_asks_the_impossible_of_an_image_is_refused(columns, exp
     row = {"level": "row", "type": expectation, "kwargs": {"column": "photo"}}
     with pytest.raises(ValidationError, match=words):
         Contract.model_validate({"columns": columns, "expectations": (row,) if expectation else ()})
+
+
+@pytest.mark.parametrize(
+    ("limits", "got"),
+    [({"ROW_BYTES": 13}, "14 bytes per row"), ({"SAFE_BYTES": 1000, "MAX_RATIO": 2}, "1,400 in all, from a file of")],
+)
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(site, monkeypatch, limits, got):
+    for name, value in limits.items():
+        monkeypatch.setattr(images, name, value)
+    with pytest.raises(SourceInvalid, match=f"too large when unpacked(.|\n)*{got}"):
+        ingest(site, photo=np.zeros((100, 2, 3), np.uint8), digit=np.zeros(100))
+    assert site.lake.dates("landing", "toy") == []
+
+
+def test_a_slice_of_large_images_has_fewer_rows(site, monkeypatch):
+    monkeypatch.setattr(images, "SLICE_BYTES", 12)
+    np.savez(f"{site.sources}/digits.npz", photo=IMAGES)
+    slices = list(images.read_images(LocalFileSystem(), f"{site.sources}/digits.npz"))
+    assert [table.num_rows for table in slices] == [2, 2, 1]
+    assert b"".join(pa.concat_tables(slices)["photo"].to_pylist()) == IMAGES.tobytes()
