@@ -65,7 +65,7 @@ def prepare(site: Site, rows: int) -> tuple[float, int]:
     source = payments.PaymentsSource(kind="payments", seed=SEED, rows_per_day=drawn, first_date=FIRST)
     [file] = payments.list_deliveries(source, site.time_zone, DAY, DAY)
     frames = (pa.Table.from_pandas(f, preserve_index=False) for f in payments.read_file(source, site.time_zone, file))
-    table = pa.concat_tables(add_identity(frame, configured.ingest, "", 0) for frame in frames)
+    table = pa.concat_tables(add_identity(frame, configured.ingest, "", 0, site.zone) for frame in frames)
     partition = site.lake.write("landing", NAME, DAY)
     for copy in range(-(-rows // drawn)):
         with partition.part(f"part-{copy}", source=f"copy {copy}") as writer:

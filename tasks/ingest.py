@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import TYPES
 from tasks.rows.labels import interpret_labels
-from tasks.rows.schema import batch_dates_of, cast_column
+from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival
 from tasks.sources.kinds import Window, list_arrivals
@@ -63,8 +64,11 @@ def check_names(table: pa.Table, arrival: str) -> None:
         )
 
 
-def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int) -> pa.Table:
-    """Add record_id and event_time. A row without a readable event time gets null and is quarantined later."""
+def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: int, zone: ZoneInfo) -> pa.Table:
+    """Add record_id and event_time. A row without a readable event time gets null and is quarantined later.
+
+    `zone` is the detector's. Raises SourceInvalid if a column is missing, or the ids are of a type without a text form.
+    """
     if params.file_column:
         table = table.append_column(params.file_column, pa.array([name] * table.num_rows, pa.string()))
     check_names(table, name)
@@ -79,21 +83,37 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         )
     if params.record_id:
         ids = cast_column(table[params.record_id], pa.string())
+        check_ids(table[params.record_id], ids, f"{name}, column {params.record_id}")
         # PostgreSQL cannot store NUL; a row without an id is quarantined.
         ids = pc.if_else(pc.match_substring(ids, "\0"), pa.scalar(None, pa.string()), ids)
         table = table.drop_columns([params.record_id])
     else:
         stem = SUFFIXES.sub("", name)
         ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
-    times = read_event_times(table, params.event_time, first_row)
+    times = read_event_times(table, params.event_time, first_row, zone)
     replaced = {"record_id", "event_time", None if params.event_time.seconds_since else params.event_time.column}
     keep = [field for field in table.schema if field.name not in replaced]  # keeps metadata such as image shapes
     fields = [pa.field("record_id", pa.string()), pa.field("event_time", times.type), *keep]
     return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
-def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Array:
-    """The event time of each row (N,) in UTC; null if unreadable. `first_row` counts from 0 in the arrival."""
+def check_ids(given: pa.ChunkedArray, ids: pa.ChunkedArray, where: str) -> None:
+    """Raise SourceInvalid if no id has a text form, as lists and most bytes have none."""
+    if ids.null_count == len(ids) > given.null_count:
+        raise SourceInvalid(
+            "The ids have no text form.",
+            where=where,
+            got=f"type {given.type}",
+            expected="texts, whole numbers or UUIDs",
+            todo="write the ids as text in the source, or set another ingest.record_id",
+        )
+
+
+def read_event_times(table: pa.Table, rule: EventTime, first_row: int, zone: ZoneInfo) -> pa.Array:
+    """The event time of each row (N,) in UTC; null if unreadable. `first_row` counts from 0 in the arrival.
+
+    `zone` is the detector's: that of times without an offset, if the rule says that they are local.
+    """
     if rule.rows_per_day and rule.first_date:
         place = np.arange(first_row, first_row + table.num_rows)
         day, row = np.divmod(place, rule.rows_per_day)
@@ -105,7 +125,7 @@ def read_event_times(table: pa.Table, rule: EventTime, first_row: int) -> pa.Arr
         start = pd.Timestamp(rule.seconds_since).tz_convert("UTC")
         times = (start + pd.to_timedelta(seconds, unit="s", errors="coerce")).astype("datetime64[us, UTC]")
         column = pa.chunked_array([pa.array(times, TYPES["timestamp"])])
-    return cast_column(column, TYPES["timestamp"]).combine_chunks()
+    return read_times(column, rule.format, zone if rule.local else None).combine_chunks()
 
 
 def land(
@@ -149,7 +169,7 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
             writers[day].append(table)
 
         for table in arrival.read():
-            identified = add_identity(table, params, arrival.name, rows)
+            identified = add_identity(table, params, arrival.name, rows, site.zone)
             rows += table.num_rows
             dates = batch_dates_of(identified["event_time"], site.zone)
             for day in pc.unique(dates).to_pylist():

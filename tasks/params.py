@@ -29,6 +29,7 @@ from models.params import (
     Section,
     ThresholdParams,
 )
+from tasks.sources.formats import EPOCHS, check_time_format
 from tasks.sources.kinds import Source
 from tasks.sources.payments import PaymentsSource
 
@@ -46,11 +47,20 @@ class RunParams(Section):
 class EventTime(Section):
     """The column with the event time: a timestamp, or seconds since `seconds_since`.
 
+    `format` is how its values are written, if not in ISO 8601: see tasks/sources/formats.py. Times without an offset
+    are in UTC or, if `local`, in the detector's time zone: one that the clocks skip is the first instant after the gap,
+    one that occurs twice is the first of the two.
+
     Without one, rows are assigned to days in file order: `rows_per_day` rows per day (UTC), from `first_date` on.
     """
 
     column: str | None = None
     seconds_since: AwareDatetime | None = None
+    # Excluded from hashes at their defaults, so that params older than these keys keep their hash.
+    format: Annotated[str, AfterValidator(check_time_format)] | None = Field(
+        default=None, exclude_if=lambda form: form is None
+    )
+    local: bool = Field(default=False, exclude_if=lambda local: not local)
     rows_per_day: int | None = Field(default=None, ge=1)
     first_date: date | None = None
 
@@ -61,6 +71,10 @@ class EventTime(Section):
             raise ValueError("give either column, or rows_per_day and first_date")
         if self.seconds_since and self.column is None:
             raise ValueError("seconds_since needs a column of seconds")
+        if self.format and (self.column is None or self.seconds_since):
+            raise ValueError("format needs a column of times, without seconds_since")
+        if self.local and (self.column is None or self.seconds_since or self.format in EPOCHS):
+            raise ValueError("local: true needs a column of dates and times of day; seconds are counted in UTC")
         return self
 
 

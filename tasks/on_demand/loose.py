@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -73,15 +74,23 @@ def without_label(contract: Contract, params: IngestParams) -> Contract:
 
 
 def score_rows(
-    detector: Detector, contract: Contract, params: IngestParams, arrivals: Iterable[Arrival], causes: int
+    detector: Detector,
+    contract: Contract,
+    params: IngestParams,
+    arrivals: Iterable[Arrival],
+    causes: int,
+    zone: ZoneInfo,
 ) -> Iterator[pa.Table]:
-    """The scores of a file's rows, slice by slice, as SCHEMA. Raises SourceInvalid if columns are missing."""
+    """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's.
+
+    Raises SourceInvalid if columns are missing.
+    """
     contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
     suite = Suite(contract.row_expectations, contract.masked)
     for arrival in arrivals:
         first = 0
         for table in arrival.read():
-            raw = add_identity(table, params, arrival.name, first)
+            raw = add_identity(table, params, arrival.name, first, zone)
             first += table.num_rows
             required = {name for name, column in contract.columns.items() if column.required}
             if missing := required - set(raw.column_names):
@@ -105,7 +114,7 @@ def score_file(
     files, own = name_files(source, site.sources), params.ingest.source
     header = own.header if isinstance(own, FilesSource) else ()
     arrivals = list_files(files.model_copy(update={"header": header}), site.sources)
-    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes)
+    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
     return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))

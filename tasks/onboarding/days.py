@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.params import QuantilePolicy
 from tasks.errors import SourceInvalid, TooFewRows
 from tasks.ingest import find_strays, read_event_times
 from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
+from tasks.onboarding.reading import EPOCH_S, find_epoch
 from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
 from tasks.rows.schema import batch_dates_of, cast_column
 from tasks.sources.arrival import Arrival
@@ -30,7 +32,7 @@ MIN_ROWS_A_DATE = 20  # a time column is chosen automatically only if its days h
 MAX_DATES = 700  # an arrival lands on all of its dates at once, each an open file
 DATES_BY_DATE = 14  # with this many days, sets are whole days; with fewer, shares of the rows
 TIME_NAMES = ("event_time", "timestamp", "datetime", "time", "date", "created_at", "occurred_at")
-EPOCH_S = (5e8, 5e9)  # seconds since 1970, for the years 1985 to 2128
+MAX_UNTIMED = 0.01  # largest share of rows without a time in a column chosen automatically
 MAX_SHIFT = 0.5  # between distribution functions; the noise of 50 rows stays below it
 ZONE = ZoneInfo("UTC")
 NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows, plus one for rounding
@@ -58,23 +60,37 @@ def choose_calendar(
     """Which days the rows belong to. An unsuitable column is an error if requested, and skipped otherwise."""
     if requested:
         check_column(sample, requested, "--time")
-        rule = _read_time_rule(sample, next(p for p in profiles if p.name == requested))
+        profile = next(p for p in profiles if p.name == requested)
+        rule = _read_time_rule(profile)
         dates = count_dates(arrivals, rule)
         _check_dates(requested, dates)
         if len(dates) > 1:
-            why = f"set by --time{_undated(sample, dates)}"
+            why = f"set by --time{_describe_rule(profile)}{_undated(sample, dates)}"
             return Calendar(rule, dates, requested, Choice("event time", requested, why))
         return spread_evenly(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
-    candidates = [p.name for p in profiles if p.type == "timestamp" and not p.missing]
-    candidates = [name for name in candidates if _is_worth_nights(sample, name)]
-    candidates.sort(key=lambda name: TIME_NAMES.index(name.lower()) if name.lower() in TIME_NAMES else len(TIME_NAMES))
-    if not candidates:
+    times = [p for p in profiles if p.type == "timestamp" and p.rows - p.there <= MAX_UNTIMED * p.rows]
+    times = [profile for profile in times if _is_worth_nights(sample, _rule_of(profile))]
+    times.sort(key=lambda p: TIME_NAMES.index(p.name.lower()) if p.name.lower() in TIME_NAMES else len(TIME_NAMES))
+    if not times:
         return spread_evenly(sample, "no column has date-times with enough rows per day; set one with --time")
-    rule = EventTime(column=candidates[0])
+    rule = _rule_of(times[0])
     dates = count_dates(arrivals, rule)
-    others = f"; {', '.join(candidates[1:])} is also possible with --time" if candidates[1:] else ""
-    why = f"date-times without gaps, {sample.rows // len(dates):,} rows per day{others}{_undated(sample, dates)}"
-    return Calendar(rule, dates, candidates[0], Choice("event time", candidates[0], why))
+    others = f"; {', '.join(p.name for p in times[1:])} is also possible with --time" if times[1:] else ""
+    why = f"date-times, {sample.rows // len(dates):,} rows per day{_describe_rule(times[0])}{others}"
+    why += _undated(sample, dates)
+    return Calendar(rule, dates, times[0].name, Choice("event time", times[0].name, why))
+
+
+def _rule_of(profile: ColumnProfile) -> EventTime:
+    """The rule for a column of times; what equals the default stays unset, so that it is not written."""
+    given: dict[str, Any] = {"format": profile.format, "local": profile.is_local}
+    return EventTime(column=profile.name, **{key: value for key, value in given.items() if value})
+
+
+def _describe_rule(profile: ColumnProfile) -> str:
+    parts = [f"written {profile.format}"] if profile.format else []
+    parts += ["those without an offset are in the detector's time_zone, UTC until you set another"] * profile.is_local
+    return "".join(f"; {part}" for part in parts)
 
 
 def _undated(sample: Sample, dates: dict[date, int]) -> str:
@@ -104,7 +120,7 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
     for arrival in arrivals:
         dates: Counter[date | None] = Counter()
         for table in arrival.read():
-            times = read_event_times(table, rule, 0)
+            times = read_event_times(table, rule, 0, ZONE)
             counts = pc.value_counts(batch_dates_of(times, ZONE)).to_pylist()
             dates.update({item["values"]: item["counts"] for item in counts})
         undated = dates.pop(None, 0)
@@ -124,18 +140,18 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
     return dict(sorted(found.items()))
 
 
-def _read_time_rule(sample: Sample, profile: ColumnProfile) -> EventTime:
+def _read_time_rule(profile: ColumnProfile) -> EventTime:
     if profile.type not in ("float", "int") or profile.low is None or profile.high is None:
-        return EventTime(column=profile.name)
-    if EPOCH_S[0] <= profile.low <= profile.high <= EPOCH_S[1]:
-        return EventTime(column=profile.name, seconds_since=datetime(1970, 1, 1, tzinfo=UTC))
+        return _rule_of(profile)
+    if unit := find_epoch(profile.low, profile.high):
+        return EventTime(column=profile.name, format=unit)
     if profile.high > EPOCH_S[1]:
         raise SourceInvalid(
             "The time column has numbers too large for seconds.",
             where=profile.name,
             got=f"{profile.low:.6g} to {profile.high:.6g}",
-            expected="date-times, or seconds since 1970 or since the first row",
-            todo="divide milliseconds by 1,000 in the source",
+            expected="date-times, a count since 1970 for the years 1985 to 2128, or seconds since the first row",
+            todo="correct the column, or leave out --time to assign days in file order",
         )
     start = datetime.combine(FIRST_DATE, datetime.min.time(), UTC)
     return EventTime(column=profile.name, seconds_since=start)
@@ -152,10 +168,10 @@ def _check_dates(column: str, dates: dict[date, int]) -> None:
         )
 
 
-def _is_worth_nights(sample: Sample, column: str) -> bool:
-    times = read_event_times(sample.table.select([column]), EventTime(column=column), 0)
-    days = len(pc.unique(batch_dates_of(times, ZONE)))
-    return times.null_count == 0 and 2 <= days <= min(MAX_DATES, sample.rows / MIN_ROWS_A_DATE)
+def _is_worth_nights(sample: Sample, rule: EventTime) -> bool:
+    times = read_event_times(sample.table, rule, 0, ZONE)
+    days = len(pc.unique(batch_dates_of(times.drop_null(), ZONE)))
+    return 2 <= days <= min(MAX_DATES, sample.rows / MIN_ROWS_A_DATE)
 
 
 def has_hours(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:
@@ -243,7 +259,7 @@ def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Ma
     moved = {}
     for profile in profiles:
         if profile.type in ("float", "int") and profile.distinct > 1:
-            values = cast_column(sample.table[profile.name], pa.float64()).to_numpy()
+            values = cast_column(sample.table[profile.name], pa.float64(), profile.format).to_numpy()
             first, last = (values[chosen & ~is_anomaly & np.isfinite(values)] for chosen in (~is_last, is_last))
             moved[profile.name] = _measure_shift(first, last)
     worst = max(moved, key=lambda name: moved[name], default="")

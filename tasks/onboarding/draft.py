@@ -6,7 +6,7 @@ keep anomalies out of the skewness; no choice about the detector itself depends 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.params import AutoencoderParams, FitParams, NeighboursParams
+from models.params import AutoencoderParams, EncodeParams, FitParams, NeighboursParams
 from tasks.errors import ParamsInvalid, SourceInvalid
 from tasks.onboarding.days import (
     Calendar,
@@ -40,6 +40,7 @@ from tasks.onboarding.profile import (
     draw_sample,
     profile_columns,
 )
+from tasks.onboarding.reading import Type
 from tasks.params import (
     ColumnsParams,
     FilterParams,
@@ -51,7 +52,7 @@ from tasks.params import (
 )
 from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
 from tasks.rows.labels import interpret_labels
-from tasks.rows.schema import MISSING_WORDS
+from tasks.rows.schema import MISSING_WORDS, cast_column, shorten
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource
@@ -79,7 +80,8 @@ def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[Labe
         raise SourceInvalid(
             f"The label has {len(counts)} values." if counts else "The label has no values.",
             where=column,
-            got=listed + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""),
+            got=(listed or f"type {sample.table[column].type}, {sample.table.num_rows:,} rows without a readable value")
+            + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""),
             expected="two values, the rarer of which means anomalous",
             todo=todo if len(counts) > 2 else "leave out --label: without it all rows are unlabelled",
         )
@@ -137,9 +139,7 @@ def choose_record_id(sample: Sample, requested: str | None, is_query: bool) -> t
 
 
 def _distinct(column: pa.ChunkedArray) -> int:
-    if pa.types.is_nested(column.type):
-        return 0
-    return int(pc.count_distinct(column.cast(pa.string()), mode="only_valid").as_py())
+    return int(pc.count_distinct(cast_column(column, pa.string()), mode="only_valid").as_py())
 
 
 def choose_filter(splits: Splits, columns: ColumnsParams, has_labels: bool) -> tuple[FilterParams, Choice]:
@@ -153,14 +153,19 @@ def choose_filter(splits: Splits, columns: ColumnsParams, has_labels: bool) -> t
     )
 
 
-def choose_training(columns: ColumnsParams, rows: int) -> TrainParams:
+def choose_training(columns: ColumnsParams, rows: int, numbers: Sequence[ColumnProfile]) -> TrainParams:
     """Network, fit and score defaults for `rows` fit rows; they are defined only here.
+
+    Where a few extreme values decide the skewness of a number, training must not choose its scale again.
 
     Best on average of the models compared on eleven public tables (bench/adbench_models.py), whatever the width: a
     narrow bottleneck, and the distance to clean rows in addition to the residual.
     """
+    limit = EncodeParams().log_skewness
+    is_decided = any(p.raw_skewness > limit >= p.skewness and not p.has_negative for p in numbers) if limit else False
     return TrainParams(
         columns=columns,
+        **_given(encode=EncodeParams(log_skewness=None) if is_decided else None),
         networks=(AutoencoderParams(kind="autoencoder", layers=(64, 2, 64), activation="silu"),),
         fit=FitParams(epochs=60, batch_size=256 if rows < 50_000 else 1024, learning_rate=0.003, seed=1),
         score=NeighboursParams(kind="neighbours"),
@@ -197,7 +202,7 @@ def draft_contract(
     """
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
-    columns = {p.name: ContractColumn(type=p.type, **_given(nullable=p.missing > 0 or None)) for p in read if p.type}
+    columns = {p.name: _describe_column(p, p.type) for p in read if p.type}
     expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
     for profile in read:
         if profile.missing:
@@ -210,6 +215,11 @@ def draft_contract(
         expectations += [_expect_range(p) for p in ranged]
     ignored = tuple(p.name for p in profiles if p.name not in columns and p.name != calendar.column)
     return Contract(columns=columns, expectations=tuple(expectations), **_given(ignored=ignored or None))
+
+
+def _describe_column(profile: ColumnProfile, kind: Type) -> ContractColumn:
+    given = _given(nullable=profile.missing > 0 or None, format=profile.format, missing=profile.words or None)
+    return ContractColumn(type=kind, **given)
 
 
 def _expect_rows(calendar: Calendar) -> list[ContractExpectation]:
@@ -307,7 +317,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
     columns = choose_columns(decisions)
     filtered, choice = choose_filter(splits, columns, labels is not None)
     choices.append(choice)
-    train = choose_training(columns, round(0.4 * sample.rows))
+    train = choose_training(columns, round(0.4 * sample.rows), [p for p in profiles if p.name in columns.numbers])
     return Draft(
         ingest=IngestParams(
             source=source, event_time=calendar.event_time, **_given(record_id=record_id, labels=labels)
@@ -320,15 +330,43 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         rows=sample.rows,
         decisions=tuple(decisions),
         choices=(*choices, _describe_training(train)),
-        notes=tuple(find_order(sample, profiles, is_anomaly)) if calendar.is_dealt else (),
+        notes=(
+            *describe_readings(profiles, decisions, calendar),
+            *(find_order(sample, profiles, is_anomaly) if calendar.is_dealt else ()),
+        ),
     )
+
+
+def describe_readings(
+    profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar
+) -> Iterator[str]:
+    """What was seen in values that people should check: unreadable ones, doubtful ones, words for missing."""
+    kept = {d.column for d in decisions if d.kind != "left out"}
+    for profile in profiles:
+        is_time = profile.name == calendar.column
+        where = "ingest.event_time in params.yaml" if is_time else "its format in the contract"
+        if profile.name not in kept and not is_time:
+            yield from (
+                [f"{profile.name} is left out: {profile.doubt}"] if profile.type == "text" and profile.doubt else []
+            )
+            continue
+        if profile.unreadable:
+            yield (
+                f"{profile.name}: {profile.unreadable:,} of {profile.rows:,} values cannot be read as {profile.type}, "
+                f"such as {profile.odd}; their rows will be quarantined"
+            )
+        if profile.words:
+            listed = ", ".join(map(shorten, profile.words))
+            yield f"{profile.name}: {listed} is taken as a missing value; see `missing` in the contract"
+        if profile.doubt:
+            yield f"{profile.name}: {profile.doubt}; if that is right, change {where}"
 
 
 def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
     """The mask (n,) of sampled rows that are labelled anomalous."""
     if labels is None:
         return np.zeros(sample.table.num_rows, dtype=bool)
-    texts = sample.table[labels.column].cast(pa.string()).to_pandas()
+    texts = cast_column(sample.table[labels.column], pa.string()).to_pandas()
     marked: Mask = (interpret_labels(labels, texts) == 1).to_numpy(bool, na_value=False)
     return marked
 

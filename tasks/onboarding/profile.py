@@ -4,6 +4,7 @@ In: the slices of all arrivals, read once. Out: counts over all rows and, from a
 ColumnProfile per column. Types are found with the cast that validation uses, so both read the same values.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,18 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.calibration import Floats
 from models.encoders import measure_skewness
 from models.params import EncodeParams
 from tasks.errors import SourceInvalid
 from tasks.ingest import check_names
+from tasks.onboarding.reading import Reading, Type, find_reading
 from tasks.params import ColumnsParams
-from tasks.rows.contract import RESERVED, TYPES
-from tasks.rows.schema import MISSING_WORDS, cast_column, is_text
+from tasks.rows.contract import RESERVED, Contract, ContractColumn
+from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, type_rows
 from tasks.sources.arrival import Arrival
 
 SAMPLE_ROWS = 100_000
 ENOUGH_ROWS = 50  # with fewer, repeated values mean nothing
-MAX_UNREADABLE = 0.05  # largest share of unreadable values in a text column of numbers or date-times
+EXTREME = 0.001  # share of numbers at either end that neither the skewness nor the range may depend on
 # Infinite values would dominate the fit, and 1 % of them would set the threshold. Rows with one are quarantined, and a
 # larger share of them than this could reject a day.
 MAX_INFINITE = 0.01
@@ -35,7 +38,6 @@ MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
 FEW_VALUES = 2  # a whole-number column with at most this many values is categorical
 MIN_COVERED = 0.8  # smallest share of rows whose category is in the vocabulary
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
-Type = Literal["float", "int", "text", "bool", "timestamp"]
 Kind = Literal["numeric", "log_numeric", "categorical", "date-time", "left out"]
 Mask = npt.NDArray[np.bool_]
 
@@ -65,13 +67,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class ColumnProfile:
-    """A column of n sampled rows: `low` to `high` of the finite numbers, `skewness` of the rows to fit on."""
+    """A column of n sampled rows: `low` to `high` of the finite numbers but for those `far` outside.
+
+    `skewness` is that of the rows to fit on without the EXTREME numbers, `raw_skewness` with them.
+    """
 
     name: str
     source_type: str
     type: Type | None  # the contract's name for it; None: a type that Nightjar does not read
     rows: int
-    missing: int  # null, NaN or unreadable
+    missing: int  # null, NaN or a word for it
     unreadable: int
     infinite: int
     distinct: int
@@ -81,13 +86,25 @@ class ColumnProfile:
     has_clock: bool  # some time of day other than midnight
     low: float | None = None
     high: float | None = None
+    far: tuple[float, ...] = ()  # numbers further outside than `low` and `high` lie apart, ascending
     skewness: float = 0.0
+    raw_skewness: float = 0.0
+    format: str | None = None
+    words: tuple[str, ...] = ()  # that mean missing in this column, in addition to MISSING_WORDS
+    odd: str = ""  # an unreadable value, quoted
+    doubt: str = ""  # what else the values could mean, if nothing in the data decides it
+    is_local: bool = False  # some time has no offset
     has_negative: bool = False  # among the rows to fit on
 
     @property
     def missing_fraction(self) -> float:
         """Share of rows without a value, 0 to 1."""
         return self.missing / self.rows
+
+    @property
+    def there(self) -> int:
+        """Rows with a readable value."""
+        return self.rows - self.missing - self.unreadable
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
             check_names(table, arrival.name)
             sizes[-1] += table.num_rows
             if label in table.column_names:
-                counts = pc.value_counts(table[label].cast(pa.string()).drop_null()).to_pylist()
+                counts = pc.value_counts(cast_column(table[label], pa.string()).drop_null()).to_pylist()
                 labels.update({item["values"]: item["counts"] for item in counts})
             draws = np.concatenate([draws, rng.random(table.num_rows)])
             kept = table if kept is None else _append(kept, table, arrival.name)
@@ -156,74 +173,76 @@ def check_column(sample: Sample, column: str, option: str) -> None:
 
 def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> ColumnProfile:
     """Measure one column of a sample; `is_clean` (n,) marks the rows that may be fitted on."""
-    source_type, rows = str(column.type), len(column)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = find_type(column)
-    typed = cast_column(column, TYPES[kind]) if kind else pa.chunked_array([pa.nulls(rows)])
-    if kind == "float":
+    reading, rows = find_reading(name, column), len(column)
+    typed, lost = _read_as_validation(column, reading)
+    if reading.type == "float":
         typed = pc.if_else(pc.is_nan(typed), pa.scalar(None, pa.float64()), typed)
     there = typed.drop_null()
     counts = np.sort(there.value_counts().field("counts").to_numpy())[::-1] if len(there) else np.empty(0)
-    numbers = typed.cast(pa.float64()).to_numpy() if kind in ("float", "int") else np.empty(0)
+    numbers = typed.cast(pa.float64(), safe=False).to_numpy() if reading.type in ("float", "int") else np.empty(0)
     finite, clean = numbers[np.isfinite(numbers)], numbers[is_clean] if len(numbers) else numbers
+    clean = clean[np.isfinite(clean)]
+    core = _without_extremes(clean)
+    low, high, far = _measure_range(finite)
     return ColumnProfile(
         name=name,
-        source_type=source_type,
-        type=kind,
+        source_type=str(column.type),
+        type=reading.type,
         rows=rows,
-        missing=typed.null_count,
-        unreadable=typed.null_count - column.null_count if kind else 0,
+        missing=typed.null_count - int(lost.sum()),
+        unreadable=int(lost.sum()),
         infinite=int(np.isinf(numbers).sum()),
         distinct=len(counts),
         covered=float(counts[:MAX_CATEGORIES].sum()) / rows,
         is_sorted=_never_falls(there),
         is_whole=bool((finite == np.round(finite)).all()),
-        has_clock=kind == "timestamp" and _has_clock(there),
-        low=float(finite.min()) if len(finite) else None,
-        high=float(finite.max()) if len(finite) else None,
-        skewness=float(measure_skewness(torch.from_numpy(clean)[:, None])) if len(clean) else 0.0,
+        has_clock=reading.type == "timestamp" and _has_clock(there),
+        low=low,
+        high=high,
+        far=far,
+        skewness=_measure_skewness(core if len(np.unique(core)) > 1 else clean),
+        raw_skewness=_measure_skewness(clean),
         has_negative=bool((clean < 0).any()),
+        format=reading.format,
+        words=reading.missing,
+        odd=shorten(column.filter(pa.array(lost))[0].as_py()) if lost.any() else "",
+        doubt=reading.doubt,
+        is_local=reading.type == "timestamp" and are_local(column, reading.format),
     )
 
 
-def find_type(column: pa.ChunkedArray) -> Type | None:
-    """The contract's type for a column, or None if Nightjar does not read it. Numbers in text are `float`.
-
-    Whole numbers in text are `float` too: a later 2.5 is unusual, but not a bad row.
-    """
-    kind = column.type
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        return "float" if kind == pa.uint64() else "int"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "float"
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return "timestamp"
-    if pa.types.is_null(kind):
-        return "text"
-    if is_text(kind):
-        return _find_type_of_text(column.cast(pa.string()))
-    return None
+def _read_as_validation(column: pa.ChunkedArray, reading: Reading) -> tuple[pa.ChunkedArray, Mask]:
+    """The column as its contract will have it read, and the mask (n,) of unreadable values."""
+    if reading.type is None:
+        return pa.chunked_array([pa.nulls(len(column))]), np.zeros(len(column), dtype=bool)
+    rule = ContractColumn(type=reading.type, nullable=True, format=reading.format, missing=reading.missing)
+    raw, contract = pa.table({"x": column}), Contract(columns={"x": rule})
+    typed = type_rows(raw, contract)
+    return typed["x"], find_unreadable(raw, typed, contract).get("x", np.zeros(len(column), dtype=bool))
 
 
-def _find_type_of_text(column: pa.ChunkedArray) -> Type:
-    there = column.drop_null()
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(there))
-    means_missing = pc.is_in(words, pa.array(MISSING_WORDS))
-    words, values = words.filter(pc.invert(means_missing)), there.filter(pc.invert(means_missing))
-    if not len(values):
-        return "text"
-    if pc.all(pc.is_in(words, pa.array(["true", "false"]))).as_py():
-        return "bool"
-    if pc.any(pc.match_substring_regex(values, r"^[+-]?0[0-9]")).as_py():
-        return "text"  # a code: as a number it would lose its leading zeros
-    for kind in ("float", "timestamp"):
-        unreadable = cast_column(values, TYPES[kind]).null_count
-        if unreadable <= MAX_UNREADABLE * len(values):
-            return kind
-    return "text"
+def _without_extremes(numbers: Floats) -> Floats:
+    """Finite numbers without the share EXTREME at either end, but for at least one; few numbers stay as they are."""
+    if len(numbers) < ENOUGH_ROWS:
+        return numbers
+    cut = math.ceil(EXTREME * len(numbers))
+    return np.sort(numbers)[cut:-cut]
+
+
+def _measure_range(numbers: Floats) -> tuple[float | None, float | None, tuple[float, ...]]:
+    """The lowest and highest of finite numbers, and those that lie further outside the others than these lie apart."""
+    if not len(numbers):
+        return None, None, ()
+    core = _without_extremes(numbers)
+    with np.errstate(over="ignore"):
+        span = core.max() - core.min()
+        is_far = (numbers < core.min() - span) | (numbers > core.max() + span) if span else np.zeros(len(numbers), bool)
+    near = numbers[~is_far]
+    return float(near.min()), float(near.max()), tuple(np.sort(numbers[is_far]).tolist())
+
+
+def _measure_skewness(numbers: Floats) -> float:
+    return float(measure_skewness(torch.from_numpy(numbers)[:, None])) if len(numbers) else 0.0
 
 
 def _never_falls(values: pa.ChunkedArray) -> bool:
@@ -258,7 +277,7 @@ def decide_kind(profile: ColumnProfile) -> Decision:
     def decide(kind: Kind, rule: str, detail: str = "") -> Decision:
         return Decision(profile.name, kind, rule, detail)
 
-    there = profile.rows - profile.missing
+    there = profile.there
     if not profile.name.strip():
         return decide("left out", "it has no name")
     if profile.name in (*RESERVED, "event_time"):
@@ -287,7 +306,7 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     def decide(kind: Kind, rule: str, detail: str = "") -> Decision:
         return Decision(profile.name, kind, rule, detail)
 
-    there = profile.rows - profile.missing
+    there = profile.there
     is_key = there >= ENOUGH_ROWS and profile.distinct == there and profile.is_whole
     if is_key and ID_NAME.search(profile.name):
         return decide("left out", "an identifier: whole numbers, no repeats, and named like one")
@@ -295,7 +314,7 @@ def _decide_number(profile: ColumnProfile) -> Decision:
         return decide("left out", "a counter or a clock: it rises with the rows; set it with --time if it is the time")
     if profile.low is None or profile.high is None or profile.infinite > MAX_INFINITE * profile.rows:
         return decide("left out", "infinite in too many rows", f"{profile.infinite:,} of {profile.rows:,}")
-    detail = f"{profile.low:.4g} to {profile.high:.4g}" + _missing_text(profile, ", ")
+    detail = f"{profile.low:.4g} to {profile.high:.4g}" + _far_text(profile) + _missing_text(profile, ", ")
     detail += f", {profile.infinite:,} infinite to be quarantined" if profile.infinite else ""
     if profile.is_whole and profile.distinct <= FEW_VALUES:
         return decide("categorical", "two whole numbers", detail)
@@ -306,11 +325,18 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     return decide("numeric", "numbers", detail)
 
 
-def _missing_text(profile: ColumnProfile, before: str = "") -> str:
-    if not profile.missing:
+def _far_text(profile: ColumnProfile) -> str:
+    if not profile.far:
         return ""
-    unreadable = f" ({profile.unreadable:,} unreadable)" if profile.unreadable else ""
-    return f"{before}{profile.missing_fraction:.1%} missing{unreadable}"
+    ends = dict.fromkeys((profile.far[0], profile.far[-1]))
+    return f", {len(profile.far):,} far outside: {' to '.join(f'{end:.4g}' for end in ends)}"
+
+
+def _missing_text(profile: ColumnProfile, before: str = "") -> str:
+    parts = [f"written {profile.format}"] if profile.format else []
+    parts += [f"{profile.missing_fraction:.1%} missing"] if profile.missing else []
+    parts += [f"{profile.unreadable:,} unreadable"] if profile.unreadable else []
+    return before * bool(parts) + ", ".join(parts)
 
 
 def profile_columns(sample: Sample, is_clean: Mask) -> list[ColumnProfile]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
 from models.params import Section
+from tasks.sources.formats import EXPECTED, is_number_format, is_time_format
 from tasks.sources.images import make_field
 
 TYPES = {
@@ -51,11 +52,23 @@ class ContractColumn(Section):
     required: bool = Field(default=True, exclude_if=lambda required: required)  # a batch without the column is rejected
     infinite: bool = False
     masked: bool = False  # a personal value: never in logs, reports, examples or causes
+    # How the source writes numbers or times: tasks/sources/formats.py; None: as 1234.56, and in ISO 8601.
+    format: str | None = Field(default=None, exclude_if=lambda form: form is None)
+    # Words that mean a missing value here, in addition to those known everywhere.
+    missing: tuple[str, ...] = Field(default=(), exclude_if=lambda words: not words)
 
     @model_validator(mode="after")
     def _check(self) -> "ContractColumn":
         if (self.type == "image") != (self.shape is not None):
             raise ValueError("an image column needs a shape, [rows, columns] of pixels; no other column may have one")
+        if self.format is not None:
+            is_known = {"float": is_number_format, "int": is_number_format, "timestamp": is_time_format}.get(self.type)
+            if is_known is None:
+                raise ValueError(f"format: {self.format!r} needs type float, int or timestamp, not {self.type}")
+            if not is_known(self.format):
+                raise ValueError(f"{self.format!r} is not a format for {self.type}; give {EXPECTED}")
+        if self.missing and not self.nullable:
+            raise ValueError("missing needs nullable: true, because its words are read as null")
         if not self.required and not self.nullable:
             raise ValueError("required: false needs nullable: true, because a missing column is read as null")
         return self

@@ -7,7 +7,7 @@ quarantined, whether or not the column may have missing values: what cannot be r
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,19 +20,23 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.rows.contract import Contract, ContractColumn
+from tasks.rows.contract import TYPES, Contract, ContractColumn
 from tasks.rows.images import describe_shape
+from tasks.sources.formats import EPOCHS, is_time_format, rewrite
 from tasks.sources.images import read_shape
 
 Mask = npt.NDArray[np.bool_]
 Values: TypeAlias = "pa.ChunkedArray | pa.Array"
 
 # Words that mean a missing value.
-MISSING_WORDS = ("", "?", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "<null>", "none", "nil",
-                 "missing", "unknown", "\\n")  # fmt: skip
+MISSING_WORDS = (
+    "", "?", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "<null>", "none", "nil", "missing",
+    "unknown", "\\n",
+)  # fmt: skip
 FLOAT = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$"
 INT = r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$"  # 5.0 and 1e3 are whole numbers too
 INT_LIMIT = 2**63
+OFFSET = r"(?i)(?:Z|UTC|GMT)\s*$|(?::\d{2}|T\d{2,6})(?:[.,]\d+)?\s*[+-]\d{2}(?::?\d{2})?\s*$"  # at the end of a time
 UNLIKE = {pa.float64(): "(", pa.int64(): "x"}  # marks text that Arrow parses but nobody means as a number: nan(1), 0xFF
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 FIRST, LAST = (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))  # Python's range in any zone
@@ -44,19 +48,53 @@ def type_rows(raw: pa.Table, contract: Contract) -> pa.Table:
     """The contract's columns in the contract's types; an unreadable value becomes null."""
     columns = []
     for name, kind in zip(contract.schema.names, contract.schema.types, strict=True):
-        column = raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind)
-        columns.append(cast_column(column, kind))
+        column, rule = (
+            raw[name] if name in raw.column_names else pa.nulls(raw.num_rows, kind),
+            contract.columns.get(name),
+        )
+        if rule and rule.missing:
+            column = _decode(column)
+            column = pc.if_else(_means_missing(column, rule.missing), pa.scalar(None, column.type), column)
+        columns.append(cast_column(column, kind, rule.format if rule else None))
     return pa.table(columns, schema=contract.schema)
 
 
-def cast_column(column: Values, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column in another type; an unreadable value becomes null."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if is_text(column.type):
-        column = column.cast(pa.string())
+def cast_column(column: Values, kind: pa.DataType, form: str | None = None) -> pa.ChunkedArray:
+    """A column in another type; an unreadable value becomes null. `form`: how its texts are written, see formats.py."""
+    column = _decode(column)
+    if form:
+        column = _apply_format(column, form)
     found = column if column.type == kind and not pa.types.is_timestamp(kind) else _read(column, kind)
     return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found], kind)
+
+
+def _decode(column: Values) -> Values:
+    """The column in its plain layout: no dictionary, no extension type, text as string."""
+    if isinstance(column.type, pa.UuidType):
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.array(texts, pa.string())
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()) if is_text(column.type) else column
+
+
+def _apply_format(column: Values, form: str) -> Values:
+    """Texts as every reader knows them, and numbers of an epoch or YYYYMMDD as times; other types as they are."""
+    if form in EPOCHS:
+        return _count_from_1970(column, EPOCHS[form])
+    if _is_number(column.type) and is_time_format(form):
+        column = cast_column(column, pa.int64()).cast(pa.string())  # 20260301
+    return rewrite(column, form) if pa.types.is_string(column.type) else column
+
+
+def _count_from_1970(column: Values, unit_us: float) -> Values:
+    if not (_is_number(column.type) or pa.types.is_string(column.type)):
+        return column
+    numbers = pc.multiply(cast_column(column, pa.float64()), unit_us)
+    numbers = pc.if_else(pc.less(pc.abs(numbers), float(INT_LIMIT)), numbers, pa.scalar(None, pa.float64()))
+    return pc.round(numbers).cast(pa.int64(), safe=False).cast(pa.timestamp("us", tz="UTC"))
 
 
 def _read(column: Values, kind: pa.DataType) -> Values:
@@ -141,6 +179,7 @@ def _read_times(column: Values) -> Values:
         try:
             column = column.cast(kind)
         except pa.ArrowInvalid:
+            column = pc.replace_substring_regex(column, r"(\d) *(?i:UTC|GMT|Z) *$", r"\1Z")
             # Finer digits would change the unit, and so the range, of all values of the slice.
             texts = pc.replace_substring_regex(column, r"(\.\d{6})\d+", r"\1").to_pandas()
             # A fixed format, because otherwise the first row of a slice would choose it for all.
@@ -163,6 +202,37 @@ def batch_dates_of(times: Values, zone: ZoneInfo) -> Values:
     return pc.cast(pc.local_timestamp(pc.cast(times, pa.timestamp("us", tz=str(zone)))), pa.date32())
 
 
+def read_times(column: Values, form: str | None, zone: ZoneInfo | None) -> pa.ChunkedArray:
+    """Instants in UTC; null if unreadable. Those without an offset are in UTC or, if given, in `zone`.
+
+    A local time that the clocks skip is the first instant after the gap; one that occurs twice is the first of the two.
+    """
+    column = _apply_format(_decode(column), form) if form else _decode(column)
+    times = cast_column(column, TYPES["timestamp"])
+    if zone is None:
+        return times
+    naive = times.cast(pa.timestamp("us"))
+    is_far = pc.or_(pc.less(naive, FIRST.replace(tzinfo=None)), pc.greater(naive, LAST.replace(tzinfo=None)))
+    near = pc.if_else(is_far, pa.scalar(None, naive.type), naive)
+    local = pc.assume_timezone(near, str(zone), ambiguous="earliest", nonexistent="latest").cast(times.type)
+    found = pc.if_else(_have_offsets(column), times, local)
+    return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
+
+
+def are_local(column: Values, form: str | None) -> bool:
+    """Whether some readable time of a column has no offset."""
+    column = _apply_format(_decode(column), form) if form else _decode(column)
+    is_read = cast_column(column, TYPES["timestamp"]).is_valid()
+    return bool(pc.any(pc.and_(is_read, pc.invert(_have_offsets(column)))).as_py())
+
+
+def _have_offsets(column: Values) -> Values:
+    if pa.types.is_string(column.type):
+        return pc.match_substring_regex(column, OFFSET)
+    has_zone = pa.types.is_timestamp(column.type) and column.type.tz is not None
+    return pa.chunked_array([pa.repeat(has_zone, len(column))])
+
+
 def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[str, Mask]:
     """For each column with unreadable values, the mask (N,) of their rows. Missing values do not count."""
     found = {}
@@ -170,14 +240,23 @@ def find_unreadable(raw: pa.Table, typed: pa.Table, contract: Contract) -> dict[
         if name == "event_time" or column.shape or name not in raw.column_names:
             continue
         lost = pc.and_(raw[name].is_valid(), typed[name].is_null())
-        if is_text(raw[name].type) and column.type != "text" and pc.any(lost).as_py():
-            words = pc.utf8_lower(pc.utf8_trim_whitespace(raw[name]))
-            lost = pc.and_(lost, pc.invert(pc.is_in(words, pa.array(MISSING_WORDS))))
-        if pa.types.is_floating(raw[name].type) and pc.any(lost).as_py():
-            lost = pc.and_kleene(lost, pc.invert(pc.is_nan(raw[name])))  # null where the value is missing
+        if pc.any(lost).as_py():
+            values = _decode(raw[name])
+            words = column.missing if column.type == "text" else (*MISSING_WORDS, *column.missing)
+            lost = pc.and_(lost, pc.invert(_means_missing(values, words)))
+            if pa.types.is_floating(values.type):
+                lost = pc.and_kleene(lost, pc.invert(pc.is_nan(values)))  # null where the value is missing
         if pc.any(lost).as_py():
             found[name] = lost.to_numpy()
     return found
+
+
+def _means_missing(column: Values, words: Sequence[str]) -> Values:
+    """Whether each value is one of these words, in capitals or not; False for columns other than text."""
+    if not pa.types.is_string(column.type):
+        return pa.chunked_array([pa.repeat(False, len(column))])
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+    return pc.is_in(texts, pa.array([word.strip().lower() for word in words], pa.string()))
 
 
 def describe_unreadable(name: str, contract: Contract) -> str:
@@ -216,7 +295,7 @@ class Landed:
         for name, mask in unreadable.items():
             self.unreadable[name] += int(mask.sum())
             if name not in self.examples and not columns[name].masked:
-                self.examples[name] = _shorten(_to_python(raw[name].filter(pa.array(mask))[0]))
+                self.examples[name] = shorten(_to_python(raw[name].filter(pa.array(mask))[0]))
 
     @property
     def failures(self) -> list[str]:
@@ -273,7 +352,7 @@ def find_misshapen(schema: pa.Schema, contract: Contract) -> set[str]:
 
 def is_natural(kind: pa.DataType, column: ContractColumn) -> bool:
     """Whether a typed source would normally deliver the contract's type as this Arrow type."""
-    if pa.types.is_null(kind) or column.shape:
+    if pa.types.is_null(kind) or column.shape or (column.format and (is_text(kind) or _is_number(kind))):
         return True
     if pa.types.is_dictionary(kind):
         return is_natural(kind.value_type, column)
@@ -292,8 +371,9 @@ def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.Chunk
     """The new column that a missing one was probably renamed to: by name, or by type if only one fits."""
     if column.shape:
         return None
-    kind = column.to_field(name).type
-    fits = {new.casefold(): new for new, some in extra.items() if cast_column(some, kind).null_count == some.null_count}
+    kind, form = column.to_field(name).type, column.format
+    read = {new: cast_column(some, kind, form).null_count - some.null_count for new, some in extra.items()}
+    fits = {new.casefold(): new for new, lost in read.items() if not lost}
     near = difflib.get_close_matches(name.casefold(), fits, n=1, cutoff=0.5)
     if not near and column.type != "text" and len(fits) == 1:
         near = list(fits)
@@ -308,7 +388,7 @@ def _to_python(value: pa.Scalar) -> object:
         return value.value
 
 
-def _shorten(value: object) -> str:
+def shorten(value: object) -> str:
     """A quoted value, unprintable characters escaped, of at most SHOWN characters."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import SourceInvalid
-from tasks.ingest import commit_parts, extract_labels, keep_labels, read_event_times
-from tasks.params import EventTime, IngestParams, ValidateParams
+from tasks.ingest import commit_parts, extract_labels, keep_labels
+from tasks.params import IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.escaping import unguard
-from tasks.rows.schema import batch_dates_of
+from tasks.rows.schema import batch_dates_of, read_times
 from tasks.sources.files import read_csv
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
@@ -176,7 +176,7 @@ def fill_columns(repairs: pa.Table, originals: pa.Table, contract: Contract, fil
     rows = originals.select(known).take(pa.array(first[~first.index.duplicated()][ids]))
     for name in repairs.column_names:
         is_time = name == "event_time"
-        column = read_event_times(repairs, EventTime(column=name), 0) if is_time else repairs[name]
+        column = read_times(repairs[name], None, None) if is_time else repairs[name]
         rows = rows.set_column(known.index(name), name, column) if name in known else rows.append_column(name, column)
     return rows
 

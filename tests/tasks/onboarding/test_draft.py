@@ -173,13 +173,13 @@ def test_a_requested_time_column_may_be_text_or_seconds() -> None:
     seconds = draft(make_frame().assign(at=np.arange(1000) * 400.0), time="at").ingest.event_time
     assert seconds.seconds_since == datetime(2026, 1, 1, tzinfo=UTC)
     epoch = draft(make_frame().assign(at=1.77e9 + np.arange(1000) * 400.0), time="at").ingest.event_time
-    assert epoch.seconds_since == datetime(1970, 1, 1, tzinfo=UTC)
+    assert epoch.format == "seconds"
 
 
 def test_a_requested_time_that_cannot_be_read_is_refused_and_a_single_day_is_split_by_file_order() -> None:
-    slashes = make_frame().assign(at=[f"0{1 + n % 9}/25/2026" for n in range(1000)])
-    assert "1,000 of 1,000 rows" in refuse(slashes, time="at")
-    assert "1,000" in refuse(make_frame().assign(at=1.77e12 + np.arange(1000)), time="at")
+    words = make_frame().assign(at=[f"day {1 + n % 9}" for n in range(1000)])
+    assert "1,000 of 1,000 rows" in refuse(words, time="at")
+    assert "too large" in refuse(make_frame().assign(at=1.77e11 + np.arange(1000)), time="at")
     assert "too many days" in refuse(with_times(make_frame(), 900, since="2020-03-01"), time="placed_at")
     assert "one day" in about(draft(with_times(make_frame(), 0.9), time="placed_at"), "event time")
 
