@@ -8,7 +8,8 @@ flagged) and is_suppressed. Records that a night would quarantine for a missing 
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pyarrow.compute as pc
 from models.columns import Column
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordInvalid
+from tasks.rows.contract import TYPES
 from tasks.rows.judge import judge
 from tasks.rows.kinds import KINDS
+from tasks.rows.schema import MISSING_WORDS, cast_column
 
 MOST_ROWS = 10_000  # per request
 FORMS = ("dataframe_records", "dataframe_split")
@@ -36,6 +39,8 @@ class ServedDetector:
         self.detector = detector
         # In bundles older than this list, no value may be missing.
         self.nullable, self.infinite = (_names(detector.lineage.get(key)) for key in ("nullable", "infinite"))
+        formats = detector.lineage.get("formats")
+        self.formats = {str(k): str(form) for k, form in formats.items()} if isinstance(formats, dict) else {}
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Score the rows of a frame with the detector's columns; other columns are ignored. Raises RecordInvalid."""
@@ -52,7 +57,7 @@ class ServedDetector:
         from mlflow.pyfunc.scoring_server import InvocationsResponse
 
         try:
-            answer = self.score(read_request(body, content_type, self.detector.columns))
+            answer = self.score(read_request(body, content_type, self.detector.columns, self.formats))
         except NightjarError as error:
             failure = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
             return InvocationsResponse(json.dumps(failure), 400, "application/json")
@@ -75,7 +80,9 @@ class ServedDetector:
         return table
 
 
-def read_request(body: bytes, content_type: str | None, columns: Sequence[Column]) -> pa.Table:
+def read_request(
+    body: bytes, content_type: str | None, columns: Sequence[Column], formats: Mapping[str, str]
+) -> pa.Table:
     """The rows of a request as typed columns, only those that the detector reads. Raises RecordInvalid."""
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise _invalid_request("header Content-Type", repr(content_type), "application/json")
@@ -86,7 +93,7 @@ def read_request(body: bytes, content_type: str | None, columns: Sequence[Column
     rows = parse_rows(document)
     if len(rows) > MOST_ROWS:
         raise _invalid_request("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
-    typed = {column.name: type_values(column, [row.get(column.name) for row in rows]) for column in columns}
+    typed = {c.name: type_values(c, [row.get(c.name) for row in rows], formats.get(c.name)) for c in columns}
     return pa.table(typed)
 
 
@@ -123,9 +130,13 @@ def _unfold(content: object) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.ChunkedArray:
-    """Read a column's JSON values (N,) as a night would; null and NaN are missing values. Raises RecordInvalid."""
+def type_values(column: Column, values: Sequence[object], form: str | None = None) -> pa.Array | pa.ChunkedArray:
+    """Read a column's JSON values (N,) as a night would; null and NaN are missing values. Raises RecordInvalid.
+
+    `form`: the contract's format of the column's texts.
+    """
     kind = KINDS[column.kind]
+    values = _read_format(column, values, form) if form else values
     typed: list[object] = []
     for value in values:
         is_missing = value is None or (isinstance(value, float) and math.isnan(value))
@@ -141,11 +152,25 @@ def type_values(column: Column, values: Sequence[object]) -> pa.Array | pa.Chunk
     return finished
 
 
-def _unreadable(column: Column, values: Sequence[object], place: int) -> RecordInvalid:
+def _read_format(column: Column, values: Sequence[object], form: str) -> list[object]:
+    """The values, with texts of the format (and numbers, if they are times) as JSON has them otherwise."""
+    is_time = column.kind == "datetime"
+    places = [n for n, v in enumerate(values) if isinstance(v, str) or (is_time and type(v) in (int, float) and v == v)]
+    texts = pa.array([str(values[place]) for place in places], pa.string())
+    found = cast_column(texts, TYPES["timestamp" if is_time else "float"], form).to_pylist()
+    read = list(values)
+    for place, text, value in zip(places, texts.to_pylist(), found, strict=True):
+        if value is None and text.strip().lower() not in MISSING_WORDS:
+            raise _unreadable(column, values, place, f", or a text written {form}")
+        read[place] = value.isoformat() if isinstance(value, datetime) else value
+    return read
+
+
+def _unreadable(column: Column, values: Sequence[object], place: int, also: str = "") -> RecordInvalid:
     # The message does not quote the value, which may be personal.
     where = f"column {column.name}, row {place + 1} of {len(values)}"
     return _invalid_request(
-        where, f"{_name_kind(values[place])} that cannot be read", KINDS[column.kind].accepts(column)
+        where, f"{_name_kind(values[place])} that cannot be read", KINDS[column.kind].accepts(column) + also
     )
 
 

@@ -55,15 +55,16 @@ class Setup:
 
     @property
     def hashes(self) -> dict[str, JsonValue]:
-        """What the lineage records of params and contract: hashes, and the columns that allow null or infinity."""
+        """What the lineage records of params and contract: hashes, columns that allow null or infinity, and formats."""
         columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
         read = {name: columns[name] for name in names if name in columns}
-        gaps: dict[str, list[JsonValue]] = {
+        gaps: dict[str, JsonValue] = {
             "nullable": [name for name, column in read.items() if column.nullable],
             "infinite": [name for name, column in read.items() if column.infinite],
         }
         hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
-        return {**hashes, **{kind: found for kind, found in gaps.items() if found}}
+        formats: dict[str, JsonValue] = {name: column.format for name, column in read.items() if column.format}
+        return {**hashes, **{kind: found for kind, found in (gaps | {"formats": formats}).items() if found}}
 
     @property
     def tags(self) -> dict[str, str]:

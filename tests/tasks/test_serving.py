@@ -37,7 +37,7 @@ from tasks.register import register_bundle
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.score import COUNTS, score_batch
-from tasks.serving import MOST_ROWS, ServedDetector
+from tasks.serving import MOST_ROWS, ServedDetector, type_values
 from tasks.sources.images import make_field
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
@@ -336,6 +336,23 @@ def test_a_bundle_that_was_tampered_with_is_not_served(served: Served, tmp_path:
     finally:
         weights.write_bytes(sound)
     assert "weights.safetensors was altered" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "value", "expected"),
+    [
+        ("numeric", "1.234,56 €", "1.234,5 €", 1234.5),
+        ("numeric", "1.234,56 €", 7.5, 7.5),
+        ("numeric", "1.234,56 €", "n/a", None),
+        ("datetime", "DD.MM.YYYY", "1.3.2026 07:00", datetime(2026, 3, 1, 7, tzinfo=UTC)),
+        ("datetime", "milliseconds", 1_772_348_400_000, datetime(2026, 3, 1, 7, tzinfo=UTC)),
+        ("datetime", "YYYYMMDD", 20260301, datetime(2026, 3, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_value_is_read_in_the_format_of_the_contract(kind: str, form: str, value: object, expected: object) -> None:
+    assert type_values(Column("x", kind), [value, None], form).to_pylist() == [expected, None]
+    with pytest.raises(RecordInvalid, match=f"row 2 of 2[\\s\\S]*written {re.escape(form)}"):
+        type_values(Column("x", kind), [value, "soon"], form)
 
 
 def test_only_a_champion_is_served(served: Served) -> None:

@@ -111,10 +111,11 @@ def test_the_lineage_lists_only_columns_that_may_be_null_or_infinite(folder: Pat
         return {key: value for key, value in hashes.items() if not key.endswith("_hash")}
 
     assert find_keys() == {}
-    columns = {**CONTRACT["columns"], "spend": {"type": "float", "nullable": True, "infinite": True}}
+    spend = {"type": "float", "nullable": True, "infinite": True, "format": "1.234,56 €"}
+    columns = {**CONTRACT["columns"], "spend": spend}
     columns["customer"] = {"type": "text", "nullable": True}  # the detector does not read it
     (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump({**CONTRACT, "columns": columns}))
-    assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"]}
+    assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"], "formats": {"spend": "1.234,56 €"}}
 
 
 def test_unused_speed_settings_do_not_change_the_params_hash(folder: Path) -> None:
