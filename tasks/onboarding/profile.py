@@ -25,7 +25,7 @@ from tasks.ingest import check_names
 from tasks.onboarding.reading import Reading, Type, find_reading
 from tasks.params import ColumnsParams
 from tasks.rows.contract import RESERVED, Contract, ContractColumn
-from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, type_rows
+from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, to_python, type_rows
 from tasks.sources.arrival import Arrival
 
 SAMPLE_ROWS = 100_000
@@ -205,7 +205,7 @@ def profile_column(name: str, column: pa.ChunkedArray, is_clean: Mask) -> Column
         has_negative=bool((clean < 0).any()),
         format=reading.format,
         words=reading.missing,
-        odd=shorten(column.filter(pa.array(lost))[0].as_py()) if lost.any() else "",
+        odd=shorten(to_python(column.filter(pa.array(lost))[0])) if lost.any() else "",
         doubt=reading.doubt,
         is_local=reading.type == "timestamp" and are_local(column, reading.format),
     )

@@ -69,7 +69,7 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     codes = np.empty((n, len(of_kind["categorical"])), dtype=np.int64)
     times = np.empty((n, len(of_kind["datetime"])), dtype=np.int64)
     for position, column in enumerate(of_kind["numeric"]):
-        numbers[:, position] = table[column.name].cast(pa.float64()).to_numpy()
+        numbers[:, position] = table[column.name].cast(pa.float64(), safe=False).to_numpy()
     for position, column in enumerate(of_kind["categorical"]):
         codes[:, position] = encode_text(table[column.name], column.vocabulary)
     for position, column in enumerate(of_kind["datetime"]):

@@ -76,7 +76,7 @@ def name_values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.intp
 
 
 def _read_weights(rows: pa.Table, name: str) -> Floats:
-    weights: Floats = rows[name].cast(pa.float64()).to_numpy()
+    weights: Floats = rows[name].cast(pa.float64(), safe=False).to_numpy()
     bad = int((~(np.isfinite(weights) & (weights > 0))).sum())
     if bad:
         raise BatchRejected(

@@ -295,7 +295,7 @@ class Landed:
         for name, mask in unreadable.items():
             self.unreadable[name] += int(mask.sum())
             if name not in self.examples and not columns[name].masked:
-                self.examples[name] = shorten(_to_python(raw[name].filter(pa.array(mask))[0]))
+                self.examples[name] = shorten(to_python(raw[name].filter(pa.array(mask))[0]))
 
     @property
     def failures(self) -> list[str]:
@@ -380,7 +380,7 @@ def guess_rename(name: str, column: ContractColumn, extra: Mapping[str, pa.Chunk
     return fits[near[0]] if near else None
 
 
-def _to_python(value: pa.Scalar) -> object:
+def to_python(value: pa.Scalar) -> object:
     """The value as a Python object; an instant that Python cannot represent as its number."""
     try:
         return value.as_py()

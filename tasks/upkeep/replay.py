@@ -22,7 +22,7 @@ from tasks.ingest import commit_parts, extract_labels, keep_labels
 from tasks.params import IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.escaping import unguard
-from tasks.rows.schema import batch_dates_of, read_times
+from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources.files import read_csv
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
@@ -91,12 +91,19 @@ def list_quarantined(rows: pa.Table, contract: Contract) -> pa.Table:
     if not rows.num_rows:
         rows = pa.schema([*contract.schema, pa.field(REASON, pa.string())]).empty_table()
     shown = [name for name in names if name in rows.column_names and name not in contract.masked]
-    texts = {name: rows[name].cast(pa.string()) for name in shown if _has_text(rows.schema.field(name).type)}
+    texts = {name: cast_column(rows[name], pa.string()) for name in shown if _has_text(rows.schema.field(name).type)}
     return pa.table(texts)
 
 
 def _has_text(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind))
+    if isinstance(kind, pa.UuidType):
+        return True
+    return not (
+        isinstance(kind, pa.BaseExtensionType)
+        or pa.types.is_nested(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary(kind)
+    )
 
 
 def take_repairs(
