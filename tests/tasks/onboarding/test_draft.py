@@ -13,7 +13,7 @@ from models.params import QuantilePolicy
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
 from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import Draft, Request, draft_detector
-from tasks.params import ByDate, LeadingFraction, RandomFraction
+from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction
 from tasks.rows.sampling import draw_order
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
@@ -182,6 +182,73 @@ def test_a_requested_time_that_cannot_be_read_is_refused_and_a_single_day_is_spl
     assert "too large" in refuse(make_frame().assign(at=1.77e11 + np.arange(1000)), time="at")
     assert "too many days" in refuse(with_times(make_frame(), 900, since="2020-03-01"), time="placed_at")
     assert "one day" in about(draft(with_times(make_frame(), 0.9), time="placed_at"), "event time")
+
+
+def test_one_time_that_is_missing_or_a_total_costs_its_row_and_not_the_column() -> None:
+    for odd in (None, "", "TOTAL"):
+        frame = with_times(make_frame(2000), 20)
+        frame["placed_at"] = frame["placed_at"].dt.strftime("%Y-%m-%d %H:%M:%S UTC")
+        frame.loc[777, "placed_at"] = odd
+        for drafted in (draft(frame), draft(frame, time="placed_at")):
+            assert drafted.ingest.event_time.column == "placed_at"
+            assert "1 of 2,000 rows have none and will be quarantined" in about(drafted, "event time")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "form", "local"),
+    [
+        ("%Y-%m-%dT%H:%M:%SZ", None, False),
+        ("%Y-%m-%d %H:%M:%S", None, True),
+        ("%m/%d/%Y %I:%M %p", "MM/DD/YYYY", True),
+        ("%d.%m.%Y %H:%M UTC", "DD.MM.YYYY", False),
+        ("%Y%m%d", "YYYYMMDD", True),
+    ],
+)
+def test_the_form_of_the_times_and_their_zone_are_stated(pattern: str, form: str | None, local: bool) -> None:
+    frame = with_times(make_frame(2000), 40)
+    frame["placed_at"] = frame["placed_at"].dt.strftime(pattern)
+    drafted = draft(frame)
+    rule = drafted.ingest.event_time
+    assert (rule.column, rule.format, rule.local) == ("placed_at", form, local)
+    assert ("in the detector's time_zone" in about(drafted, "event time")) == local
+    assert (f"written {form}" in about(drafted, "event time")) == bool(form)
+
+
+def test_eight_digits_are_dates_and_no_seconds() -> None:
+    days = [(date(2026, 1, 1) + timedelta(days=n // 50)).strftime("%Y%m%d") for n in range(2000)]
+    for kind in ("int64", "str", "float64"):
+        drafted = draft(make_frame(2000).assign(day=pd.Series(days).astype(kind)))
+        assert drafted.ingest.event_time == EventTime(column="day", format="YYYYMMDD", local=True)
+        assert drafted.last_date == date(2026, 2, 9)
+
+
+def test_unreadable_doubtful_and_missing_words_are_said() -> None:
+    frame = make_frame()
+    spend = [f"{x:,.2f}" for x in np.random.default_rng(0).lognormal(6, 2, 1000)]
+    frame = frame.assign(spend=spend, rate=["n.v."] * 100 + spend[100:])
+    frame.loc[7, "spend"] = "see note"
+    drafted = draft(frame)
+    assert drafted.contract.columns["spend"].model_dump(exclude_unset=True) == {"type": "float", "format": "1,234.56"}
+    assert drafted.contract.columns["rate"].missing == ("n.v.",)
+    told = "\n".join(drafted.notes)
+    assert "spend: 1 of 1,000 values cannot be read as float, such as 'see note'" in told
+    assert "rate: 'n.v.' is taken as a missing value" in told
+
+
+# --- gross errors ---
+
+
+def test_one_gross_error_chooses_neither_the_scale_nor_the_range_and_is_shown() -> None:
+    frame = make_frame(2000)
+    frame.loc[3, "size"] = 1048.0
+    drafted = draft(frame)
+    assert drafted.train.columns.numeric == ("size", "weight")
+    assert drafted.train.encode.log_skewness is None  # training must not choose again
+    [limits] = [e.kwargs for e in drafted.contract.expectations if e.kwargs["column"] == "size" and e.level == "row"]
+    assert limits["max_value"] < 30
+    [decision] = [d for d in drafted.decisions if d.column == "size"]
+    assert "1 far outside: 1048" in decision.detail
+    assert "encode" not in draft(make_frame(2000)).train.model_fields_set
 
 
 def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:

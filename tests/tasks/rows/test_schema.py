@@ -2,8 +2,9 @@
 
 import math
 import struct
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.rows.contract import TYPES, Contract
-from tasks.rows.schema import Landed, cast_column, find_unreadable, guess_rename, type_rows
+from tasks.rows.schema import Landed, cast_column, find_unreadable, guess_rename, read_times, type_rows
 
 BIG = 2**63
 
@@ -222,3 +223,51 @@ def test_a_hundred_thousand_values_next_to_a_bad_one_are_read_quickly() -> None:
     assert found.null_count == 1
     assert found[:-1].to_pylist() == list(range(2**53, 2**53 + 100_000))
     assert pd.Series(found.to_pandas()).notna().sum() == 100_000
+
+
+# --- local times ---
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def read_local(*texts: object, form: str | None = None) -> list[object]:
+    return read_times(pa.chunked_array([pa.array(texts)]), form, BERLIN).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2026-03-01 23:30", "2026-03-01T22:30"), ("2026-07-01T00:10:00", "2026-06-30T22:10"),
+        ("2026-07-01T00:10:00Z", "2026-07-01T00:10"), ("2026-07-01 00:10:00 UTC", "2026-07-01T00:10"),
+        ("2026-07-01T00:10:00-05:00", "2026-07-01T05:10"), ("2026-07-01", "2026-06-30T22:00"),
+        (date(2026, 3, 1), "2026-02-28T23:00"), (datetime(2026, 3, 1, 12), "2026-03-01T11:00"),
+        (DAY, "2026-03-01T00:00"),
+        ("2026-03-29 02:30", "2026-03-29T01:00"),  # skipped by the clocks: the first instant after the gap
+        ("2026-10-25 02:30", "2026-10-25T00:30"),  # occurs twice: the first of the two
+        ("soon", None), ("0001-01-01", None), ("9999-12-31T23:59", None),
+    ],
+)  # fmt: skip
+def test_a_time_without_an_offset_is_local_and_one_with_an_offset_is_not(value: object, expected: str | None) -> None:
+    wanted = datetime.fromisoformat(expected).replace(tzinfo=UTC) if expected else None
+    assert read_local(value) == [wanted]
+    if isinstance(value, str):
+        assert read_local("2026-07-01T00:10:00Z", value, "x")[1] == wanted
+
+
+def test_local_times_may_have_a_format() -> None:
+    assert read_local("01.07.2026 00:10", "01.07.2026 00:10 UTC", form="DD.MM.YYYY") == [
+        datetime(2026, 6, 30, 22, 10, tzinfo=UTC),
+        datetime(2026, 7, 1, 0, 10, tzinfo=UTC),
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.datetimes(datetime(1900, 1, 1), datetime(2037, 12, 1)))  # Arrow ends summer times with 2037
+def test_any_local_time_is_the_first_instant_that_shows_it_or_the_first_after_a_gap(at: datetime) -> None:
+    [found] = read_local(at.isoformat())
+    shown = found.astimezone(BERLIN)
+    if shown.replace(tzinfo=None) == at:
+        assert shown.fold == 0
+    else:  # skipped
+        assert shown.replace(tzinfo=None) - at <= timedelta(hours=1)
+        assert (found - timedelta(microseconds=1)).astimezone(BERLIN).replace(tzinfo=None) < at
