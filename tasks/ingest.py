@@ -28,7 +28,7 @@ from tasks.rows.contract import TYPES
 from tasks.rows.labels import interpret_labels
 from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments
-from tasks.sources.arrival import Arrival
+from tasks.sources.arrival import UNPARSED, Arrival
 from tasks.sources.kinds import Window, list_arrivals
 from tasks.stores import warehouse
 from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
@@ -97,6 +97,13 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
+def identify_unparsed(texts: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
+    """Rows that could not be split into values: the text is the id, all else is null, so that they are quarantined."""
+    ids = pc.replace_substring(texts, "\0", " ")
+    others = [pa.nulls(len(ids), field.type) for field in schema if field.name != "record_id"]
+    return pa.table([ids, *others], schema=schema)
+
+
 def check_ids(given: pa.ChunkedArray, ids: pa.ChunkedArray, where: str) -> None:
     """Raise SourceInvalid if no id has a text form, as lists and most bytes have none."""
     if ids.null_count == len(ids) > given.null_count:
@@ -156,7 +163,7 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
     partitions: dict[date, PartitionWriter] = {}
     writers: dict[date, PartWriter] = {}
     files: dict[date, ExitStack] = {}
-    rows, undated = 0, []
+    rows, undated, identified = 0, [], pa.table({})
     rule = params.hash_landing(site.time_zone)
     origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
     with ExitStack() as stack:
@@ -169,6 +176,10 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
             writers[day].append(table)
 
         for table in arrival.read():
+            if table.column_names == [UNPARSED]:  # after at least one other
+                undated.append(identify_unparsed(table[UNPARSED], identified.schema))
+                rows += table.num_rows
+                continue
             identified = add_identity(table, params, arrival.name, rows, site.zone)
             rows += table.num_rows
             dates = batch_dates_of(identified["event_time"], site.zone)

@@ -22,7 +22,7 @@ from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.onboarding.profile import Choice
 from tasks.params import CalibrateParams, DetectorParams, RunParams
 from tasks.rows.contract import Contract
-from tasks.sources.files import list_files, name_files
+from tasks.sources.files import find_settings, list_files, name_files
 from tasks.sources.sql import SqlSource, read_query
 from tasks.stores.lake import Lake
 
@@ -64,7 +64,9 @@ def _draft(source: str, url: str | None, sources: str, request: Request, now: da
             todo="put it in a variable, as in --source 'ftp://user:${PASSWORD}@host/file.csv'",
         )
     files = name_files(source, sources)
-    return draft_detector(files, list(list_files(fill_url(files), sources)), request)
+    found, notes = find_settings(fill_url(files), sources)
+    drafted = draft_detector(found.model_copy(update={"path": files.path}), list(list_files(found, sources)), request)
+    return replace(drafted, notes=(*notes, *drafted.notes))
 
 
 def check_free(name: str, text: str, params_path: Path, contract_path: Path, force: bool) -> None:

@@ -28,8 +28,8 @@ from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
 from tasks.rows.judge import judge
 from tasks.rows.schema import describe_unreadable, find_unreadable, type_rows
-from tasks.sources.arrival import Arrival
-from tasks.sources.files import FilesSource, list_files, name_files
+from tasks.sources.arrival import UNPARSED, Arrival
+from tasks.sources.files import FilesSource, find_settings, list_files, name_files
 from tasks.stores.site import Site
 
 SCHEMA = pa.schema(
@@ -90,6 +90,9 @@ def score_rows(
     for arrival in arrivals:
         first = 0
         for table in arrival.read():
+            if table.column_names == [UNPARSED]:
+                yield _refuse_unparsed(table[UNPARSED])
+                continue
             raw = add_identity(table, params, arrival.name, first, zone)
             first += table.num_rows
             required = {name for name, column in contract.columns.items() if column.required}
@@ -112,12 +115,22 @@ def score_file(
     version = site.registry.get_champion()
     detector = Detector.load(site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
-    header = own.header if isinstance(own, FilesSource) else ()
-    arrivals = list_files(files.model_copy(update={"header": header}), site.sources)
+    if isinstance(own, FilesSource):
+        files = own.model_copy(update={"path": files.path})
+    else:
+        files, _ = find_settings(files, site.sources)
+    arrivals = list_files(files, site.sources)
     scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
     return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
+
+
+def _refuse_unparsed(texts: pa.ChunkedArray) -> pa.Table:
+    """Rows that could not be split into values, which are not scored."""
+    others = {field.name: pa.nulls(len(texts), field.type) for field in SCHEMA}
+    reasons = pa.repeat("another number of values than the header has", len(texts))
+    return pa.table(others | {"record_id": texts, "reason": reasons}, schema=SCHEMA)
 
 
 def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.Table, causes: int) -> pa.Table:

@@ -24,7 +24,7 @@ from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, S
 from tasks.onboarding.reading import EPOCH_S, find_epoch
 from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
 from tasks.rows.schema import batch_dates_of, cast_column
-from tasks.sources.arrival import Arrival
+from tasks.sources.arrival import UNPARSED, Arrival
 
 FIRST_DATE = date(2026, 1, 1)  # of rows without a time
 PARTS = 10  # number of days for rows without a time: nine to learn from, one to score
@@ -120,6 +120,8 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
     for arrival in arrivals:
         dates: Counter[date | None] = Counter()
         for table in arrival.read():
+            if table.column_names == [UNPARSED]:
+                continue
             times = read_event_times(table, rule, 0, ZONE)
             counts = pc.value_counts(batch_dates_of(times, ZONE)).to_pylist()
             dates.update({item["values"]: item["counts"] for item in counts})

@@ -291,7 +291,6 @@ class Draft:
 def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], request: Request) -> Draft:
     """Read a source and draft a detector. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
     sample = draw_sample(arrivals, request.label)
-    check_separator(sample)
     labels, anomalous, reserved = None, 0.0, {}
     choices = [_describe_rows(sample)]
     if request.label:
@@ -331,6 +330,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         decisions=tuple(decisions),
         choices=(*choices, _describe_training(train)),
         notes=(
+            *note_unparsed(sample),
             *describe_readings(profiles, decisions, calendar),
             *(find_order(sample, profiles, is_anomaly) if calendar.is_dealt else ()),
         ),
@@ -371,16 +371,12 @@ def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:
     return marked
 
 
-def check_separator(sample: Sample) -> None:
-    """Raise SourceInvalid if a file has one column whose name contains another separator."""
-    [name, *others] = sample.table.column_names
-    if not others and (found := [mark for mark in (";", "\t", "|") if mark in name]):
-        raise SourceInvalid(
-            "The file's values are not separated by commas.",
-            got=f"one column, {name!r}",
-            expected="columns separated by commas",
-            todo=f"write it again with commas instead of {found[0]!r}, or as Parquet",
-        )
+def note_unparsed(sample: Sample) -> list[str]:
+    """A note on rows that have another number of values than the header."""
+    if not sample.unparsed:
+        return []
+    return [f"rows with another number of values than the header, such as a line of totals: {sample.unparsed:,}; "
+            "every night quarantines such rows"]  # fmt: skip
 
 
 def _describe_rows(sample: Sample) -> Choice:

@@ -26,7 +26,7 @@ from tasks.onboarding.reading import Reading, Type, find_reading
 from tasks.params import ColumnsParams
 from tasks.rows.contract import RESERVED, Contract, ContractColumn
 from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, to_python, type_rows
-from tasks.sources.arrival import Arrival
+from tasks.sources.arrival import UNPARSED, Arrival
 
 SAMPLE_ROWS = 100_000
 ENOUGH_ROWS = 50  # with fewer, repeated values mean nothing
@@ -58,6 +58,7 @@ class Sample:
     table: pa.Table
     sizes: tuple[int, ...]  # rows of each arrival
     labels: Counter[str]  # non-missing values of the label column
+    unparsed: int = 0  # rows of another width than the header, which are in no sample
 
     @property
     def rows(self) -> int:
@@ -127,9 +128,13 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
     draws = np.empty(0)
     sizes: list[int] = []
     labels: Counter[str] = Counter()
+    unparsed = 0
     for arrival in arrivals:
         sizes.append(0)
         for table in arrival.read():
+            if table.column_names == [UNPARSED]:
+                unparsed += table.num_rows
+                continue
             check_names(table, arrival.name)
             sizes[-1] += table.num_rows
             if label in table.column_names:
@@ -144,7 +149,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
         raise SourceInvalid(
             "The source has no rows.", got="0 rows", expected="a header line and rows", todo="check --source"
         )
-    return Sample(kept, tuple(sizes), labels)
+    return Sample(kept, tuple(sizes), labels, unparsed)
 
 
 def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:

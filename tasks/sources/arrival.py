@@ -31,7 +31,18 @@ class Arrival:
         object.__setattr__(self, "name", hide_password(self.name))
 
 
-UNPACKING = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what damaged archives raise
+# Names that are not data in a folder or archive: hidden ones, markers such as _SUCCESS, checksums, unfinished files.
+PASSED_OVER = re.compile(
+    r"(^|/)([_.~]|(README|LICENSE|desktop\.ini|Thumbs\.db)($|[./]))|~$"
+    r"|\.(crc|tmp|temp|part|partial|filepart|crdownload|swp|lock|md5|sha1|sha256|md)$",
+    re.IGNORECASE,
+)
+# The only column of a table with the rows of a file that have another number of values than its header: texts such as
+# "line 7 with 1 of 4 values: TOTAL". They are quarantined.
+UNPARSED = "\0unparsed"
+
+# What damaged archives, and those packed in an unknown way, raise.
+UNPACKING = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
 
 
 def damaged_file(path: str, error: Exception) -> SourceInvalid:

@@ -1,13 +1,10 @@
-"""The files of a source as arrivals, whose rows are read slice by slice.
+"""The files of a source as arrivals, whose rows are read slice by slice. Nothing here knows what the rows mean."""
 
-CSV values stay text, so that a bad one is quarantined as it arrived. Nothing here knows what the rows mean.
-"""
-
+import codecs
 import glob
-import io
-import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,22 +13,26 @@ from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.params import Section
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.sources.arrival import UNPACKING, Arrival, damaged_file
-from tasks.sources.images import read_images
-from tasks.stores.lake import SLICE_ROWS
-
-# Names within a folder that are not data: hidden ones, markers such as _SUCCESS, checksums, unfinished and lock files.
-PASSED_OVER = re.compile(
-    r"(^|/)([_.~]|(README|LICENSE|desktop\.ini|Thumbs\.db)($|[./]))|~$"
-    r"|\.(crc|tmp|temp|part|partial|filepart|crdownload|swp|lock|md5|sha1|sha256|md)$",
-    re.IGNORECASE,
+from tasks.sources.arrival import PASSED_OVER, UNPACKING, Arrival
+from tasks.sources.content import count_named, is_csv, read_file
+from tasks.sources.dialect import (
+    PLAIN,
+    SHOWN,
+    Dialect,
+    decode,
+    find_dialect,
+    find_encoding,
+    has_header,
+    read_mark,
+    read_records,
 )
+from tasks.sources.unpack import HEAD, Stream, unpack
+
+SNIFFED = 20  # files that init looks at to find out how all are written
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows without a value
 
 
@@ -40,12 +41,33 @@ class FilesSource(Section):
 
     Paths are relative to NIGHTJAR_SOURCES. `header` names the columns of CSV files that have no header line.
     `line_column` is for text files: every line is one record, and its text is the value of this column.
+
+    How CSV files are written: `separator`, `encoding` (any that Python knows), `skip_lines` above the header, and
+    `escape`, the character before a quotation mark within a value, where that is not a second one.
     """
 
     kind: Literal["files"]
     path: str = Field(min_length=1)
     header: tuple[str, ...] = ()
     line_column: str | None = None
+    separator: str = Field(default=",", min_length=1, max_length=1)
+    encoding: str = "utf-8"
+    skip_lines: int = Field(default=0, ge=0)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str) -> str:
+        try:
+            codecs.getincrementaldecoder(encoding)
+        except LookupError as error:
+            raise ValueError(f"{encoding!r} is no encoding of text that Python knows") from error
+        return encoding
+
+    @property
+    def dialect(self) -> Dialect:
+        """How CSV files are written."""
+        return Dialect(self.separator, self.encoding, self.skip_lines, self.escape)
 
     @model_validator(mode="after")
     def _check(self) -> "FilesSource":
@@ -59,6 +81,83 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
 
     Raises SourceInvalid if there are none.
     """
+    fs, folder, infos = _locate(source, root)
+    for info in infos:
+        stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
+        arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
+        name = str(info["name"]).removeprefix(folder).lstrip("/")
+        version = f"{info.get('size')}-{info.get('ETag') or stamp}"
+        read = partial(_read, source, fs, str(info["name"]), read_partitions(name))
+        yield Arrival(name, version, arrived, read)
+
+
+def find_settings(source: FilesSource, root: str) -> tuple[FilesSource, list[str]]:
+    """The source with the dialect of its CSV files, and a note on each thing that is not as in plain CSV."""
+    fs, _, infos = _locate(source, root)
+    found, encoding = None, "utf-8"
+    for info in infos[:SNIFFED]:
+        try:
+            for stream, head in _open_csv(fs, str(info["name"])):
+                encoding = read_mark(head) or _find_encoding(stream)
+                found = found or (head, encoding)
+                if encoding != "utf-8":
+                    break
+        except (*UNPACKING, SourceInvalid):
+            continue  # reading it says what is wrong
+        if encoding != "utf-8":
+            break
+    if found is None or source.line_column:
+        return source, []
+    text = decode(found[0], found[1] if read_mark(found[0]) else encoding).removeprefix("\ufeff")
+    dialect = find_dialect(text, "utf-8" if read_mark(found[0]) else encoding)
+    settings, notes = _describe(text, dialect)
+    return source.model_copy(update=settings), notes
+
+
+def _open_csv(fs: Any, path: str) -> Iterator[tuple[Stream, bytes]]:
+    with ExitStack() as files:
+        for _, stream in unpack(files.enter_context(fs.open(path, "rb")), path, files):
+            if is_csv(head := stream.peek(HEAD)):
+                yield stream, head
+
+
+def _find_encoding(stream: Stream) -> str:
+    """The encoding of a file by its first block with other than ASCII characters."""
+    while block := stream.read(HEAD):
+        if not block.isascii() or b"\0" in block:
+            return find_encoding(block)
+    return "utf-8"
+
+
+def _describe(text: str, dialect: Dialect) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a dialect that differ from plain CSV, and a note on each."""
+    settings = {key: value for key, value in vars(dialect).items() if value != getattr(PLAIN, key)}
+    notes = []
+    if "separator" in settings:
+        notes.append(f"the values are separated by {SHOWN[dialect.separator]}")
+    if "encoding" in settings:
+        notes.append(f"the text is not UTF-8 but seems to be {dialect.encoding}; if characters look wrong, correct "
+                     "ingest.source.encoding")  # fmt: skip
+    if "escape" in settings:
+        notes.append(f'quotation marks within values are written as {dialect.escape}"')
+    if dialect.skip_lines:
+        first = text.splitlines()[0][:60]
+        notes.append(f"lines above the header are skipped: {dialect.skip_lines}, of which the first is {first!r}")
+    records = [record for above, record in read_records(text, dialect) if above >= dialect.skip_lines]
+    if not records:
+        return settings, notes
+    width = count_named(records[0])
+    if not has_header([record[:width] for record in records]):
+        settings["header"] = tuple(f"column_{number}" for number in range(1, width + 1))
+        notes.append(f"the first row looks like values, so the columns are named column_1 to column_{width}: name them "
+                     "in ingest.source.header and the contract, or add a header line and run init again")  # fmt: skip
+    if unnamed := max(map(len, records)) - width:
+        notes.append(f"{unnamed} columns without a name at the end of the rows are left out if they are empty")
+    return settings, notes
+
+
+def _locate(source: FilesSource, root: str) -> tuple[Any, str, list[dict[str, Any]]]:
+    """The file system, the folder from which names are given, and what is known about each file."""
     url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
     fs, path = fsspec.core.url_to_fs(url)
     try:
@@ -74,13 +173,7 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
             expected="a CSV, Parquet, text or .npz file, a folder or a glob",
             todo="put the file there, or set NIGHTJAR_SOURCES to the folder that contains it",
         )
-    for info in infos:
-        stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
-        arrived = stamp if isinstance(stamp, datetime) else datetime.fromtimestamp(float(stamp), UTC)
-        name = str(info["name"]).removeprefix(folder).lstrip("/")
-        version = f"{info.get('size')}-{info.get('ETag') or stamp}"
-        read = partial(_read, source, fs, str(info["name"]), read_partitions(name))
-        yield Arrival(name, version, arrived, read)
+    return fs, folder, infos
 
 
 def _find(fs: Any, path: str) -> tuple[str, list[str]]:
@@ -112,82 +205,11 @@ def read_partitions(name: str) -> dict[str, str | None]:
 
 
 def _read(source: FilesSource, fs: Any, path: str, partitions: Mapping[str, str | None]) -> Iterator[pa.Table]:
-    for table in _choose_reader(source, path)(fs, path):
+    for table in read_file(fs, path, source.dialect, source.header, source.line_column):
         there = {name.casefold() for name in table.column_names}
         for key in [key for key in partitions if key.casefold() not in there]:
             table = table.append_column(key, pa.repeat(pa.scalar(partitions[key], pa.string()), table.num_rows))
         yield table
-
-
-def _choose_reader(source: FilesSource, name: str) -> Callable[[Any, str], Iterator[pa.Table]]:
-    if source.line_column:
-        return partial(read_lines, column=source.line_column)
-    if name.endswith(".npz"):
-        return read_images
-    return read_parquet if name.endswith((".parquet", ".pq")) else partial(read_csv, header=source.header)
-
-
-def read_csv(fs: Any, path: str, header: tuple[str, ...] = ()) -> Iterator[pa.Table]:
-    """A CSV file's rows, all columns as text, slice by slice; `.gz` and similar files are decompressed."""
-    try:
-        with fs.open(path, "rb", compression="infer") as file:
-            first = b"" if header else file.readline()
-            names = list(header)
-            if first.strip():
-                names = pacsv.read_csv(io.BytesIO(first)).column_names
-            if not names:
-                raise SourceInvalid(
-                    "The file is empty.",
-                    where=path,
-                    got="no header line",
-                    expected="a header line and rows",
-                    todo="deliver the file again; nothing of it has landed",
-                )
-            texts = pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-            )
-            options = pacsv.ReadOptions(column_names=names, block_size=1 << 24)
-            for batch in pacsv.open_csv(file, read_options=options, convert_options=texts):
-                yield pa.Table.from_batches([batch])
-    except (*UNPACKING, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        if "Empty CSV" in str(error):
-            return
-        raise damaged_file(path, error) from error
-
-
-def read_parquet(fs: Any, path: str) -> Iterator[pa.Table]:
-    """A Parquet file's rows, slice by slice."""
-    try:
-        with fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(SLICE_ROWS):
-                batch.validate(full=True)  # text of a damaged file may not be UTF-8
-                _check_instants(batch)
-                yield _without_views(pa.Table.from_batches([batch]))
-    except (EOFError, OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise damaged_file(path, error) from error
-
-
-def _check_instants(batch: pa.RecordBatch) -> None:
-    """Raise ArrowInvalid for instants beyond the range of microseconds: DuckDB cannot read a file with one."""
-    for column in batch.columns:
-        if pa.types.is_timestamp(column.type) and column.type.unit in ("s", "ms"):
-            column.cast(pa.timestamp("us", column.type.tz))
-
-
-def _without_views(table: pa.Table) -> pa.Table:
-    """Convert view columns of text and bytes, which Arrow cannot filter yet, to the plain layout."""
-    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
-
-
-def read_lines(fs: Any, path: str, column: str) -> Iterator[pa.Table]:
-    """A text file's lines in one column, slice by slice, stripped of whitespace; an empty line is null."""
-    try:
-        with fs.open(path, "rt", compression="infer", encoding="utf-8") as file:
-            while lines := [line.strip() or None for line in itertools.islice(file, SLICE_ROWS)]:
-                yield pa.table({column: pa.array(lines, pa.string())})
-    except (*UNPACKING, UnicodeDecodeError) as error:
-        raise damaged_file(path, error) from error
 
 
 def name_files(source: str, sources: str) -> FilesSource:

@@ -16,19 +16,19 @@ from tasks.sources.arrival import damaged_file
 from tasks.stores.lake import SLICE_ROWS
 
 
-def read_images(fs: Any, path: str) -> Iterator[pa.Table]:
+def read_images(file: IO[bytes], path: str) -> Iterator[pa.Table]:
     """The rows of an .npz archive, slice by slice: uint8 arrays (N, rows, columns) are images, arrays (N,) are plain.
 
     A column has the name of its array. Only one slice is in memory. Raises SourceInvalid for a wrong shape or type, or
     if the arrays differ in N.
     """
     try:
-        with fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive, ExitStack() as stack:
+        with zipfile.ZipFile(file) as archive, ExitStack() as stack:
             arrays = {name.removesuffix(".npy"): stack.enter_context(archive.open(name)) for name in archive.namelist()}
             headers = {name: _read_header(member) for name, member in arrays.items()}
             _check_arrays(path, headers)
             rows = min(shape[0] for shape, _ in headers.values())
-            step = _count_slice_rows(path, headers, fs.size(path))
+            step = _count_slice_rows(path, headers, sum(member.compress_size for member in archive.infolist()))
             for start in range(0, rows, step):
                 n = min(step, rows - start)
                 yield _to_table({name: _read_rows(arrays[name], n, *header) for name, header in headers.items()})

@@ -23,7 +23,8 @@ from tasks.params import IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.escaping import unguard
 from tasks.rows.schema import batch_dates_of, cast_column, read_times
-from tasks.sources.files import read_csv
+from tasks.sources.arrival import UNPARSED
+from tasks.sources.content import read_file
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 from tasks.upkeep.ledger import read_ledger
@@ -142,7 +143,10 @@ def read_repairs(path: Path) -> tuple[pa.Table, str]:
     """The rows of a CSV file, all as text, and the name they land under, a hash of the file's content."""
     if not path.is_file():
         raise _invalid_repair("The file does not exist.", str(path), "no file", "the file that nightjar replay wrote")
-    slices = list(read_csv(LocalFileSystem(), str(path)))
+    slices = list(read_file(LocalFileSystem(), str(path)))
+    if odd := [text for table in slices if table.column_names == [UNPARSED] for text in table[UNPARSED].to_pylist()]:
+        got = odd[0].partition(":")[0]
+        raise _invalid_repair("A row has another number of values than the header.", path.name, got, "a value for each")
     table = pa.concat_tables([pa.table({}), *slices], promote_options="default")
     texts = {unguard(name): table[name].to_pylist() for name in table.column_names}
     table = pa.table(

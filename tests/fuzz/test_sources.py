@@ -24,7 +24,8 @@ from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
 from tasks.rows.schema import Landed, find_unreadable, type_rows
 from tasks.sources.arrival import Arrival
-from tasks.sources.files import FilesSource, read_csv, read_parquet
+from tasks.sources.content import read_file
+from tasks.sources.files import FilesSource
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 
@@ -141,7 +142,7 @@ def read_as_python(text: str) -> float | None:
 @example((["id", "at", "amount"], [["a", "2026-03-01", "9007199254740993"]]), PARAMS)
 def test_csv(table: tuple[list[str], list[list[str]]], params: IngestParams) -> None:
     names, rows = table
-    taken = take("rows.csv", write_csv(names, rows), params, read_csv)
+    taken = take("rows.csv", write_csv(names, rows), params, read_file)
     if taken is None:
         return
     landed, typed = taken
@@ -163,14 +164,24 @@ PLAIN = write_csv(NAMES, [["a", "2026-03-01T12:00:00Z", "1.5", "2", "north", "tr
 @example(b'id,at,fraud\n"a', PARAMS)
 @example(b"id,at,fraud\na\x00,2026-03-01T00:00Z,1\n", PARAMS)
 def test_bytes_of_csv(content: bytes, params: IngestParams) -> None:
-    taken = take("rows.csv", content, params, read_csv)
+    taken = take("rows.csv", content, params, read_file)
     assert taken is None or taken[0] == len(taken[1])
 
 
 @cases(0.5)
 @given(st.binary(max_size=60) | spoilt_bytes(PLAIN), st.sampled_from(["rows.csv.gz", "rows.csv.bz2", "rows.csv.xz"]))
 def test_what_says_that_it_is_compressed_and_is_not(content: bytes, name: str) -> None:
-    assert take(name, content, PARAMS, read_csv) is None
+    taken = take(name, content, PARAMS, read_file)
+    assert taken is None or taken[0] == len(taken[1])
+
+
+@cases(0.5)
+@given(
+    st.sampled_from([b"PAR1", b"PK\3\4", b"\x28\xb5\x2f\xfd", b"BZh", b"\xff\xfe", b"{", b"\xd0\xcf\x11\xe0"]),
+    st.binary(),
+)
+def test_what_begins_like_another_format(magic: bytes, rest: bytes) -> None:
+    assert take("rows.csv", magic + rest, PARAMS, read_file) is None
 
 
 INSTANTS = st.integers(-(2**62), 2**62)
@@ -239,7 +250,7 @@ VIEW = pa.table({"at": ["2026-03-01"], "shop": pa.array(["north"], pa.string_vie
 @example(VIEW, NO_IDS)  # Arrow cannot filter them
 @example(FAR, PARAMS)  # DuckDB cannot compare them
 def test_parquet(table: pa.Table, params: IngestParams) -> None:
-    taken = take("rows.parquet", write_parquet(table), params, read_parquet)
+    taken = take("rows.parquet", write_parquet(table), params, read_file)
     if taken is None:
         return
     landed, typed = taken
@@ -266,5 +277,5 @@ GOOD = write_parquet(
 @given(spoilt_bytes(GOOD), SETTINGS)
 @example(GOOD.replace(b"shop", b"\xe1hop"), PARAMS)  # was a UnicodeDecodeError
 def test_bytes_of_parquet(content: bytes, params: IngestParams) -> None:
-    taken = take("rows.parquet", content, params, read_parquet)
+    taken = take("rows.parquet", content, params, read_file)
     assert taken is None or taken[0] == len(taken[1])

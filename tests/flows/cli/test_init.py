@@ -261,6 +261,20 @@ def test_a_query_becomes_a_detector_and_its_password_stays_in_the_environment(
     assert "cannot be read" in refuse(capsys, "init", "others", "--source", "select nothing", "--url", "${SHOP_DB}")
 
 
+def test_how_a_file_is_written_is_found_once_and_written_to_params(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = make_machines().to_csv(sep=";", index=False)
+    (folder / "machines.csv").write_bytes(f"# exported\n{table}TOTAL;;\n".encode("cp1252"))
+    found = answer(capsys, *INIT, "--label", "label")
+    source = yaml.safe_load((folder / "params.yaml").read_text())["detectors"]["machines"]["ingest"]["source"]
+    assert source["separator"] == ";"
+    assert (source["encoding"], source["skip_lines"]) == ("cp1252", 1)
+    shown = "\n".join(found["notes"])
+    for text in ("semicolons", "cp1252", "lines above the header are skipped: 1", "rows with another number of values"):
+        assert text in shown
+
+
 def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
     url = "postgresql+psycopg://reader:secret@db/shop"
     assert name_query("select 1", url, {"OTHER": "x", "SHOP_DB": url}).url == "${SHOP_DB}"
@@ -276,7 +290,7 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
         (b"a,b\n", (), "no rows"),
         (b"a,a\n1,2\n", (), "two columns with the same name"),
         (b"a,b\n1,2\n3,4\n", (), "too few rows"),
-        (b"a,b\n1,2\n3,4,5\n", (), "truncated or damaged"),
+        (b"a,b\n1,2\n3,4,5\n", (), "another number of values"),
         (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),
         (b"a,b\n1,x\n2,y\n", ("--label", "c"), "does not exist"),
         (b"a,b\n1,x\n2,y\n", ("--id", "c"), "does not exist"),

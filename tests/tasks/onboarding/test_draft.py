@@ -283,10 +283,6 @@ def test_a_source_that_leaves_no_column_to_read_is_refused() -> None:
     assert "constant: constant" in refuse(frame, error=ParamsInvalid)
 
 
-def test_a_file_with_semicolons_is_refused_as_such() -> None:
-    assert "commas" in refuse(pd.DataFrame({"a;b;c": ["1;2;3", "4;5;6"] * 300}))
-
-
 # --- the contract ---
 
 

@@ -1,0 +1,247 @@
+"""What a file is and how it is written is found in its bytes; rows are read or refused by the name of the cause."""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tasks.errors import SourceInvalid
+from tasks.sources.arrival import UNPARSED
+from tasks.sources.files import FilesSource, find_settings, list_files
+
+TEXT = "id,name,amount\na,Zoë,1.5\nb,Łukasz,2\nc,,3\n"
+ROWS = [("a", "Zoë", "1.5"), ("b", "Łukasz", "2"), ("c", None, "3")]
+SIX = "".join(f"{number},x,1\n" for number in range(6))
+
+
+def zip_of(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return buffer.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as file:
+        file.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def as_parquet(text: str = TEXT) -> bytes:
+    header, *rows = csv.reader(io.StringIO(text))
+    sink = io.BytesIO()
+    columns = {name: [row[place] or None for row in rows] for place, name in enumerate(header)}
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def read(folder: Path, content: bytes, name: str = "rows", **settings: object) -> list[tuple[str | None, ...]]:
+    (folder / name).write_bytes(content)
+    source = FilesSource(kind="files", path=name, **settings)  # type: ignore[arg-type]
+    return rows_of(source, folder)
+
+
+def rows_of(source: FilesSource, folder: Path) -> list[tuple[str | None, ...]]:
+    tables = [table for arrival in list_files(source, str(folder)) for table in arrival.read()]
+    return [tuple(row.values()) for table in tables for row in table.to_pylist()]
+
+
+def settle(folder: Path, content: bytes, name: str = "rows.csv") -> tuple[FilesSource, list[str]]:
+    (folder / name).write_bytes(content)
+    return find_settings(FilesSource(kind="files", path=name), str(folder))
+
+
+PACKED = {
+    "csv": TEXT.encode(),
+    "parquet": as_parquet(),
+    "gzip": gzip.compress(TEXT.encode()),
+    "bzip2": bz2.compress(TEXT.encode()),
+    "xz": lzma.compress(TEXT.encode()),
+    "zstd": zstd(TEXT.encode()),
+    "zip": zip_of(rows_csv=TEXT.encode()),
+    "gzip of Parquet": gzip.compress(as_parquet()),
+    "zstd of a zip": zstd(zip_of(rows_csv=TEXT.encode())),
+    "zip of a gzip": zip_of(rows_csv_gz=gzip.compress(TEXT.encode())),
+}
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.csv", "rows.PARQUET", "rows.gz", "rows.zip", "rows.txt"])
+@pytest.mark.parametrize("kind", PACKED)
+def test_the_bytes_of_a_file_say_what_it_is_and_not_its_name(tmp_path: Path, kind: str, name: str) -> None:
+    assert read(tmp_path, PACKED[kind], name) == ROWS
+
+
+def test_all_members_of_a_zip_are_read_but_those_that_are_no_data(tmp_path: Path) -> None:
+    content = zip_of(__MACOSX___a_csv=b"\0", a_csv=TEXT.encode(), _DS_Store=b"\0", in__b_csv=TEXT.encode())
+    assert read(tmp_path, content) == ROWS + ROWS
+
+
+def test_members_of_a_zip_may_order_their_columns_otherwise_but_not_have_others(tmp_path: Path) -> None:
+    assert read(tmp_path, zip_of(a_csv=b"p,q\n1,2\n", b_csv=b"q,p\n2,1\n")) == [("1", "2"), ("1", "2")]
+    with pytest.raises(SourceInvalid, match="different columns"):
+        read(tmp_path, zip_of(a_csv=b"p,q\n1,2\n", b_csv=b"p,r\n2,1\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"%PDF-1.7", "PDF"),
+        (b"<html><body>", "web page"),
+        (b"ARROW1\0\0", "Arrow"),
+        (b"PK\3\4", "damaged"),
+        (zip_of(_hidden=b"a,b\n"), "holds no data"),
+        (zstd(TEXT.encode() * 1000)[:-4], "truncated"),
+        (as_parquet()[:-4], "damaged"),
+        (b"", "empty"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_the_name_of_the_cause(
+    tmp_path: Path, content: bytes, cause: str
+) -> None:
+    with pytest.raises(SourceInvalid, match=cause):
+        read(tmp_path, content)
+
+
+ENCODED = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1"]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_the_dialect_is_found_once_and_read_the_same(tmp_path: Path, encoding: str, separator: str, ends: str) -> None:
+    rows = [("name", "amount", "town"), *[(f"Zoë {number}", f'1,5 "x" {number}', "Köln") for number in range(30)]]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=separator, lineterminator=ends).writerows(rows)
+    source, notes = settle(tmp_path, buffer.getvalue().encode(encoding))
+    assert rows_of(source, tmp_path) == rows[1:]
+    marked = encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+    assert source.separator == separator
+    assert (source.encoding == "utf-8") == marked
+    assert len(notes) == (separator != ",") + (not marked)
+
+
+def test_a_plain_file_needs_no_settings(tmp_path: Path) -> None:
+    source, notes = settle(tmp_path, TEXT.encode())
+    assert source.model_dump(exclude_unset=True) == {"kind": "files", "path": "rows.csv"}
+    assert notes == []
+
+
+def test_other_than_ascii_text_deep_in_a_file_decides_its_encoding(tmp_path: Path) -> None:
+    content = b"a,b\n" + b"1,2\n" * 400_000 + "3,Zürich\n".encode("cp1252")
+    source, _ = settle(tmp_path, content)
+    assert source.encoding == "cp1252"
+    with pytest.raises(SourceInvalid, match=r"not UTF-8 text[\s\S]*cp1252"):
+        read(tmp_path, "a,b\n3,Zürich\n".encode("cp1252"))
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["# exported\n# by, shop\n", "Sales report\n\n", "Sales report\nfrom, 2026\n\n\n", "// note, of, four, parts\n"],
+)
+def test_lines_above_the_header_are_skipped_with_a_note(tmp_path: Path, above: str) -> None:
+    table = "id,name,amount,day,town\n" + "".join(f"{number},x,1,2,y\n" for number in range(9))
+    source, notes = settle(tmp_path, (above + table).encode())
+    assert source.skip_lines == above.count("\n")
+    assert "lines above the header are skipped" in notes[0]
+    assert rows_of(source, tmp_path) == [(str(number), "x", "1", "2", "y") for number in range(9)]
+
+
+def test_a_line_of_another_width_keeps_its_text_and_its_number(tmp_path: Path) -> None:
+    found = read(tmp_path, f"id,name,amount\n{SIX}TOTAL,6\n".encode())
+    assert len(found) == 7
+    assert found[-1] == ("line 8 with 2 of 3 values: TOTAL,6",)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("id,name,amount\n" + SIX + "x\n" * 6, "6 of 12 rows read; line 8 has 1 values, the header has 3"),
+        ("id,name\n" + SIX, "6 of 6 rows"),
+        ("id,name,amount\n" + SIX + "9,x", "truncated or damaged"),
+        ("id,name,amount\n" + SIX + '9,x,"1\n' + SIX, "quotation mark of the file is never closed"),
+        ("id,name,amount\n" + SIX + '9,"x\n' + SIX + '7,x,1\n8,x",1,1,1,1,1\n' + SIX, "another number of values"),
+        ("id;name;amount\n", "not separated by commas"),
+        ("id,name,\na,b,1\n", "column without a name has values"),
+    ],
+)
+def test_what_would_lose_rows_or_values_is_refused(tmp_path: Path, content: str, cause: str) -> None:
+    with pytest.raises(SourceInvalid, match=cause):
+        read(tmp_path, content.encode())
+
+
+def test_empty_columns_without_a_name_at_the_end_are_left_out(tmp_path: Path) -> None:
+    assert read(tmp_path, b"p,q,,\n1,2,,\n3,4,,\n") == [("1", "2"), ("3", "4")]
+    assert read(tmp_path, b"p,q\n1,2,,\n3,4,,\n") == [("1", "2"), ("3", "4")]
+    _, notes = settle(tmp_path, b"p,q,,\n1,2,,\n3,4,,\n")
+    assert "2 columns without a name" in notes[0]
+
+
+def test_backslashes_before_quotation_marks_are_found(tmp_path: Path) -> None:
+    source, notes = settle(tmp_path, b"id,text\n" + b'1,"say \\"a, b\\", please"\n' * 5)
+    assert source.escape == "\\"
+    assert len(notes) == 1
+    assert rows_of(source, tmp_path) == [("1", 'say "a, b", please')] * 5
+
+
+def test_quoted_line_breaks_are_values_also_beyond_a_block_and_in_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.content.BLOCK", 1 << 10)
+    content = '"id\nof row",text\n' + "".join(f'{number},"one\ntwo\r\nthree"\n' for number in range(500))
+    found = read(tmp_path, content.encode())
+    assert found == [(str(number), "one\ntwo\r\nthree") for number in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("first", "is_header"),
+    [
+        ("17.9,3,M", False),
+        ("17.9,2026-03-01,x", False),
+        ("id,3,M", True),
+        ("0,1,2", True),
+        ("2019,2020,2021", True),
+        ("radius,size,kind", True),
+    ],
+)
+def test_a_first_row_that_looks_like_values_is_no_header(tmp_path: Path, first: str, is_header: bool) -> None:
+    rows = [f"{number}.5,{number + 3},M" for number in range(20)]
+    if "2026" in first:
+        rows = [f"{number}.5,2026-03-{number + 1:02d},x" for number in range(20)]
+    source, notes = settle(tmp_path, "\n".join([first, *rows, ""]).encode())
+    assert (source.header == ()) == is_header
+    if not is_header:
+        assert source.header == ("column_1", "column_2", "column_3")
+        assert "looks like values" in notes[0]
+        assert len(rows_of(source, tmp_path)) == 21
+
+
+VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+
+
+@given(
+    st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=5),
+    st.sampled_from(",;\t|"),
+    st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
+)
+@example([['"', "\r", "\n"]], ";", "utf-16")
+def test_what_a_writer_quotes_is_read_as_it_was(rows: list[list[str]], separator: str, encoding: str) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_ALL).writerows([["a", "b", "c"], *rows])
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/quoted/rows.csv", buffer.getvalue().encode(encoding))
+    source = FilesSource(kind="files", path="memory://quoted/rows.csv", separator=separator)
+    found = [row for arrival in list_files(source, "") for table in arrival.read() for row in table.to_pylist()]
+    assert [[value or "" for value in row.values()] for row in found] == rows
+    assert all(UNPARSED not in row for row in found)
