@@ -95,7 +95,7 @@ def _describe_rule(profile: ColumnProfile) -> str:
 
 def _undated(sample: Sample, dates: dict[date, int]) -> str:
     lost = sample.rows - sum(dates.values())
-    return f"; {lost:,} rows have no possible time and will be quarantined" if lost else ""
+    return f"; {lost:,} of {sample.rows:,} rows have no possible time and will be quarantined" if lost else ""
 
 
 def spread_evenly(sample: Sample, why: str) -> Calendar:

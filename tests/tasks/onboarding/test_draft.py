@@ -191,7 +191,7 @@ def test_one_time_that_is_missing_or_a_total_costs_its_row_and_not_the_column() 
         frame.loc[777, "placed_at"] = odd
         for drafted in (draft(frame), draft(frame, time="placed_at")):
             assert drafted.ingest.event_time.column == "placed_at"
-            assert "1 of 2,000 rows have none and will be quarantined" in about(drafted, "event time")
+            assert "1 of 2,000 rows have no possible time and will be quarantined" in about(drafted, "event time")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(site, 
 def test_a_slice_of_large_images_has_fewer_rows(site, monkeypatch):
     monkeypatch.setattr(images, "SLICE_BYTES", 12)
     np.savez(f"{site.sources}/digits.npz", photo=IMAGES)
-    with open(f"{site.sources}/digits.npz", "rb") as file:
+    with Path(f"{site.sources}/digits.npz").open("rb") as file:
         slices = list(images.read_images(file, "digits.npz"))
     assert [table.num_rows for table in slices] == [2, 2, 1]
     assert b"".join(pa.concat_tables(slices)["photo"].to_pylist()) == IMAGES.tobytes()
