@@ -29,6 +29,7 @@ from models.params import (
     Section,
     ThresholdParams,
 )
+from tasks.sources.files import FilesSource
 from tasks.sources.formats import EPOCHS, check_time_format
 from tasks.sources.kinds import Source
 from tasks.sources.payments import PaymentsSource
@@ -134,6 +135,8 @@ class IngestParams(Section):
     def hash_landing(self, time_zone: str) -> str:
         """A hash of what decides where rows land: if it changes, they land again."""
         rule = self.model_dump(mode="json", exclude={"source"}, exclude_defaults=True) | {"time_zone": time_zone}
+        if isinstance(self.source, FilesSource):
+            rule["source"] = self.source.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

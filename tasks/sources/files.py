@@ -50,10 +50,11 @@ class FilesSource(Section):
     path: str = Field(min_length=1)
     header: tuple[str, ...] = ()
     line_column: str | None = None
-    separator: str = Field(default=",", min_length=1, max_length=1)
-    encoding: str = "utf-8"
-    skip_lines: int = Field(default=0, ge=0)
-    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    # Left out of the hash at their defaults, so that params older than these keys keep their hash.
+    separator: str = Field(default=",", min_length=1, max_length=1, exclude_if=lambda given: given == ",")
+    encoding: str = Field(default="utf-8", exclude_if=lambda given: given == "utf-8")
+    skip_lines: int = Field(default=0, ge=0, exclude_if=lambda given: given == 0)
+    escape: str | None = Field(default=None, min_length=1, max_length=1, exclude_if=lambda given: given is None)
 
     @field_validator("encoding")
     @classmethod

@@ -118,6 +118,23 @@ def test_the_lineage_lists_only_columns_that_may_be_null_or_infinite(folder: Pat
     assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"], "formats": {"spend": "1.234,56 €"}}
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "contract"),
+    [
+        ("payments", "6b075c69388e", "7468ad270ab9"),
+        ("creditcard", "fc4f079f5522", "6ad948b38349"),
+        ("kddcup99", "12da27c28a1a", "76b0934afab0"),
+        ("mnist", "2fa406847b48", "0d6ca3eee9a5"),
+        ("codes", "a5fd1c2ed998", "bd54658f86df"),
+    ],
+)
+def test_a_new_key_does_not_change_the_hash_of_params_that_do_not_give_it(
+    name: str, params: str, contract: str
+) -> None:
+    configured = load_detector(Path(__file__).parents[3], name)  # a changed hash would make every champion outdated
+    assert (configured.params_hash[:12], configured.contract.hash[:12]) == (params, contract)
+
+
 def test_unused_speed_settings_do_not_change_the_params_hash(folder: Path) -> None:
     def find_hash(**fit: object) -> str:
         train = {**PARAMS["train"], "fit": {**PARAMS["train"]["fit"], **fit}}
