@@ -9,11 +9,12 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as current
 from prefect.states import Completed, Failed
 
+from flows.config.setup import load_setup
 from flows.hooks import mark_crashed
 from flows.nightly import nightly
-from flows.status import list_in_service
+from flows.status import list_in_service, read_line, read_nights
 from flows.training import training
-from tasks.errors import hide_password
+from tasks.errors import NightjarError, hide_password
 from tasks.register import Registered
 from tasks.stores.tables import Night
 
@@ -48,8 +49,11 @@ def name_run() -> str:
 
 @flow(name="every", flow_run_name=name_run, on_running=[mark_crashed])
 def score_every(batch_date: date | None = None) -> State[list[NightOutcome]]:
-    """Score a batch (yesterday's, unless named) of every detector; red, with who failed and why, when any did."""
-    return conclude([score_one(name, batch_date) for name in list_in_service()], "published")
+    """Score a batch of every detector; red, with who failed and why, if any did.
+
+    Without a date: yesterday's, and those since the newest published night that no run has scored.
+    """
+    return conclude([night for name in list_in_service() for night in score_due(name, batch_date)], "published")
 
 
 @flow(name="retrain", flow_run_name="train all", on_running=[mark_crashed])
@@ -64,6 +68,30 @@ def conclude(outcomes: list[T], done: str) -> State[list[T]]:
     if causes:
         return Failed(message="\n".join(causes), data=outcomes)
     return Completed(message=f"{len(outcomes)} {done}", data=outcomes)
+
+
+def score_due(name: str, batch_date: date | None) -> list[NightOutcome]:
+    """One detector's night, and without a date also the nights that were missed."""
+    if batch_date:
+        return [score_one(name, batch_date)]
+    try:
+        newest = read_line(name).newest_night
+        night = score_one(name, None)  # first: it lands what has arrived
+        return [night, *(score_one(name, day) for day in list_missed(name, newest))]
+    except NightjarError as error:
+        return [NightOutcome(name, None, None, str(error))]
+
+
+def list_missed(name: str, newest: date | None) -> list[date]:
+    """The landed dates between the newest published night and yesterday that are not published, in order."""
+    if newest is None:
+        return []
+    setup = load_setup(name)
+    catch_up = setup.configured.detector.run.catch_up
+    between = [night for night in read_nights(setup).nights if newest < night.batch_date < setup.yesterday()]
+    landed = {*setup.site.lake.dates("landing", name)}
+    missed = [night.batch_date for night in between if night.batch is None and night.batch_date in landed]
+    return missed[-catch_up:] if catch_up else []
 
 
 def score_one(name: str, batch_date: date | None) -> NightOutcome:

@@ -38,11 +38,15 @@ HOUR = "hour"
 
 
 class RunParams(Section):
-    """What `nightjar run` covers: `nights` scored batches up to `last_date`; and whether it runs every night."""
+    """What `nightjar run` covers: `nights` scored batches up to `last_date`; and whether it runs every night.
+
+    After days without any run, a night also scores the missed dates: the latest `catch_up` of them.
+    """
 
     nights: int = Field(ge=1, le=366)
     last_date: date | None = None  # None: the source's newest batch date
     every_night: bool = True  # with a champion: scored by `score --all`, trained weekly, checked for freshness
+    catch_up: int = Field(default=7, ge=0, le=366)
 
 
 class EventTime(Section):

@@ -1,16 +1,19 @@
 """The flows over all detectors: freshness and the weekly training. For their nights, see test_past."""
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import State
-from toy import Project
+from toy import DAYS, FIRST, Project
 
-from flows.every import retrain_every
+from flows.cli.main import execute
+from flows.config.setup import Setup
+from flows.every import list_missed, retrain_every, score_every
 from flows.freshness import find_lateness, watch_freshness
 from flows.status import StatusLine, list_in_service
 
+LAST = FIRST + timedelta(days=DAYS - 1)
 FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0}
 
 
@@ -37,6 +40,32 @@ def test_only_detectors_that_run_every_night_and_have_a_champion_are_in_service(
     assert list(list_in_service()) == ["orders"]
     trained.change("params.yaml", "detectors", "orders", "run", "every_night", value=False)
     assert list(list_in_service()) == []
+
+
+def test_a_scheduled_night_also_scores_the_dates_that_were_missed(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [LAST + timedelta(days=n) for n in (1, 2, 4)]  # nothing was delivered on the third
+    for day in days:
+        trained.write_day(day)
+    monkeypatch.setattr(Setup, "yesterday", lambda setup, now=None: days[-1])
+    state: State[Any] = score_every(return_state=True)
+    assert state.is_completed(), state.message
+    assert [night.batch_date for night in state.result()] == [days[2], days[0], days[1]]
+    assert list_missed("orders", LAST) == []
+
+
+def test_missed_nights_are_bounded(trained: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [LAST + timedelta(days=n) for n in range(1, 5)]
+    for day in days:
+        trained.write_day(day)
+    assert execute(["ingest", "orders"]) == 0
+    monkeypatch.setattr(Setup, "yesterday", lambda setup, now=None: days[-1])
+    assert list_missed("orders", LAST) == days[:3]  # yesterday is the night itself
+    assert list_missed("orders", None) == []
+    for most in (2, 0):
+        trained.change("params.yaml", "detectors", "orders", "run", "catch_up", value=most)
+        assert list_missed("orders", LAST) == days[3 - most : 3]
 
 
 def test_the_weekly_training_registers_a_challenger_for_each_detector(
