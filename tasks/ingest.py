@@ -38,6 +38,8 @@ SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
 SHOWN_BAD = 20  # files named in one error
 STRAY_SHARE, STRAY_DISTANCE = 0.01, timedelta(days=31)
 EPOCH_YEAR = 1970  # counting from another start, the dates are not those of a calendar
+OPEN_FILES = 500  # of one arrival while it lands: systems allow a process about a thousand
+HELD_BYTES = 1 << 28
 DAY_US = 86_400_000_000  # microseconds
 
 
@@ -158,22 +160,37 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
     """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid if there are no rows.
 
     Rows without a readable event time, or with one far from the others, are added to the date that has the most rows,
-    where validation quarantines them.
+    where validation quarantines them. At most OPEN_FILES dates are written at once; rows of others wait in memory, and
+    each HELD_BYTES of them become parts.
     """
     partitions: dict[date, PartitionWriter] = {}
     writers: dict[date, PartWriter] = {}
     files: dict[date, ExitStack] = {}
-    rows, undated, identified = 0, [], pa.table({})
-    rule = params.hash_landing(site.time_zone)
+    held: dict[date, list[pa.Table]] = {}
+    counts: Counter[date] = Counter()
+    rows, undated, identified, flushed = 0, [], pa.table({}), 0
     origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
+    origin["rule"] = params.hash_landing(site.time_zone)
     with ExitStack() as stack:
 
         def append(day: date, table: pa.Table) -> None:
-            if day not in writers:
+            counts[day] += table.num_rows
+            if day not in partitions:
                 partitions[day] = site.lake.write("landing", site.detector, day)
+            if day not in writers and len(writers) < OPEN_FILES:
                 files[day] = stack.enter_context(ExitStack())
-                writers[day] = files[day].enter_context(partitions[day].part("part-0", **origin, rule=rule))
-            writers[day].append(table)
+                writers[day] = files[day].enter_context(partitions[day].part("part-0", **origin))
+            if day in writers:
+                writers[day].append(table)
+            else:
+                held.setdefault(day, []).append(table)
+
+        def flush() -> None:
+            for day, tables in held.items():
+                with partitions[day].part(f"part-{flushed}", **origin) as writer:
+                    for table in tables:
+                        writer.append(table)
+            held.clear()
 
         for table in arrival.read():
             if table.column_names == [UNPARSED]:  # after at least one other
@@ -186,6 +203,9 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
             for day in pc.unique(dates).to_pylist():
                 chosen = identified.filter(pc.is_null(dates) if day is None else pc.equal(dates, day))
                 undated.append(chosen) if day is None else append(day, chosen)
+            if sum(piece.nbytes for pieces in held.values() for piece in pieces) > HELD_BYTES:
+                flush()
+                flushed += 1
         if not rows or (undated and not writers):
             got = "no rows" if not rows else f"{rows} rows, none with a readable {params.event_time.column}"
             raise SourceInvalid(
@@ -195,16 +215,21 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
                 expected="at least one row with an event time such as 2026-03-01T12:00:00Z",
                 todo="deliver the file again, or correct ingest.event_time in params.yaml",
             )
-        home = max(sorted(writers), key=lambda day: writers[day].rows)
-        strays = find_strays({day: writer.rows for day, writer in writers.items()}, params.event_time)
+        strays = find_strays(counts, params.event_time)
+        home = max(sorted(counts.keys() - strays), key=counts.__getitem__)
         for table in undated:
             append(home, table)
         for day in strays:
-            files[day].close()
-            [part] = partitions.pop(day).parts
-            for table in site.lake.slices(part):
+            if day in files:
+                files[day].close()
+            for part in partitions[day].parts:
+                for table in site.lake.slices(part):
+                    append(home, table)
+                site.lake.remove(part.path)
+            for table in held.pop(day, []):
                 append(home, table)
-            site.lake.remove(part.path)
+            del partitions[day]
+        flush()
     for partition in partitions.values():
         partition.parts = [replace(part, dates=len(partitions)) for part in partition.parts]
     return partitions

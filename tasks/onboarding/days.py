@@ -29,7 +29,6 @@ from tasks.sources.arrival import UNPARSED, Arrival
 FIRST_DATE = date(2026, 1, 1)  # of rows without a time
 PARTS = 10  # number of days for rows without a time: nine to learn from, one to score
 MIN_ROWS_A_DATE = 20  # a time column is chosen automatically only if its days have this many rows
-MAX_DATES = 700  # an arrival lands on all of its dates at once, each an open file
 DATES_BY_DATE = 14  # with this many days, sets are whole days; with fewer, shares of the rows
 TIME_NAMES = ("event_time", "timestamp", "datetime", "time", "date", "created_at", "occurred_at")
 MAX_UNTIMED = 0.01  # largest share of rows without a time in a column chosen automatically
@@ -63,22 +62,23 @@ def choose_calendar(
         profile = next(p for p in profiles if p.name == requested)
         rule = _read_time_rule(profile)
         dates = count_dates(arrivals, rule)
-        _check_dates(requested, dates)
         if len(dates) > 1:
             why = f"set by --time{_describe_rule(profile)}{_undated(sample, dates)}"
             return Calendar(rule, dates, requested, Choice("event time", requested, why))
         return spread_evenly(sample, f"all values of {requested} fall on one day, and a night needs earlier days")
-    times = [p for p in profiles if p.type == "timestamp" and p.rows - p.there <= MAX_UNTIMED * p.rows]
-    times = [profile for profile in times if _is_worth_nights(sample, _rule_of(profile))]
+    times = [p for p in profiles if p.type == "timestamp" and p.there]
     times.sort(key=lambda p: TIME_NAMES.index(p.name.lower()) if p.name.lower() in TIME_NAMES else len(TIME_NAMES))
-    if not times:
-        return spread_evenly(sample, "no column has date-times with enough rows per day; set one with --time")
-    rule = _rule_of(times[0])
+    reasons = {profile.name: _find_objection(sample, profile) for profile in times}
+    fit = [profile for profile in times if not reasons[profile.name]]
+    if not fit:
+        listed = "; ".join(f"{name} has {reason}" for name, reason in reasons.items())
+        return spread_evenly(sample, f"{listed or 'no column has date-times'}; set one with --time")
+    rule = _rule_of(fit[0])
     dates = count_dates(arrivals, rule)
-    others = f"; {', '.join(p.name for p in times[1:])} is also possible with --time" if times[1:] else ""
-    why = f"date-times, {sample.rows // len(dates):,} rows per day{_describe_rule(times[0])}{others}"
+    others = f"; {', '.join(p.name for p in fit[1:])} is also possible with --time" if fit[1:] else ""
+    why = f"date-times, {sample.rows // len(dates):,} rows per day{_describe_rule(fit[0])}{others}"
     why += _undated(sample, dates)
-    return Calendar(rule, dates, times[0].name, Choice("event time", times[0].name, why))
+    return Calendar(rule, dates, fit[0].name, Choice("event time", fit[0].name, why))
 
 
 def _rule_of(profile: ColumnProfile) -> EventTime:
@@ -159,21 +159,18 @@ def _read_time_rule(profile: ColumnProfile) -> EventTime:
     return EventTime(column=profile.name, seconds_since=start)
 
 
-def _check_dates(column: str, dates: dict[date, int]) -> None:
-    if len(dates) > MAX_DATES:
-        raise SourceInvalid(
-            "The times span too many days.",
-            where=column,
-            got=f"{len(dates):,} days, {min(dates)} to {max(dates)}",
-            expected=f"at most {MAX_DATES} days at once",
-            todo="use a part of the source, or leave out --time to assign days in file order",
-        )
-
-
-def _is_worth_nights(sample: Sample, rule: EventTime) -> bool:
-    times = read_event_times(sample.table, rule, 0, ZONE)
-    days = len(pc.unique(batch_dates_of(times.drop_null(), ZONE)))
-    return 2 <= days <= min(MAX_DATES, sample.rows / MIN_ROWS_A_DATE)
+def _find_objection(sample: Sample, profile: ColumnProfile) -> str:
+    """Why a column of times is not chosen without --time; empty if it is fit for it."""
+    untimed = profile.rows - profile.there
+    dates = batch_dates_of(read_event_times(sample.table, _rule_of(profile), 0, ZONE), ZONE).drop_null()
+    largest = max(dates.value_counts().field("counts").to_pylist(), default=0)
+    if untimed > min(MAX_UNTIMED * profile.rows, ValidateParams().max_quarantined_fraction * largest):
+        return f"no readable time in {untimed:,} of {profile.rows:,} rows"
+    days = len(dates.unique())
+    if days < 2:
+        return "a single day"
+    rows_a_day = sample.rows / days
+    return f"{rows_a_day:.3g} rows per day" if rows_a_day < MIN_ROWS_A_DATE else ""
 
 
 def has_hours(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> bool:

@@ -97,6 +97,36 @@ def test_files_of_each_kind_land_by_date(site, name, data, path):
     assert read_landing(site, NEXT)["record_id"].tolist() == ["p2"]
 
 
+@pytest.mark.parametrize("held_bytes", [0, 1 << 28])
+def test_dates_beyond_the_open_files_land_whole_and_once(site, monkeypatch, held_bytes):
+    monkeypatch.setattr("tasks.ingest.OPEN_FILES", 2)
+    monkeypatch.setattr("tasks.ingest.HELD_BYTES", held_bytes)
+    monkeypatch.setattr("tasks.sources.files.SLICE_ROWS", 4)
+    days = [date(2020, 1, 1) + timedelta(days=(7 * n) % 20) for n in range(60)]
+    frame = pd.DataFrame({"payment_id": [f"p{n}" for n in range(60)], "at": days, "amount": range(60)})
+    frame.to_parquet(put(site, "pay.parquet", b""))
+    window = Window(date(2020, 1, 1), date(2020, 12, 31), LATER)
+    done = ingest_arrivals(site, configure("pay.parquet"), window)
+    assert (len(done.dates), done.rows) == (20, 60)
+    assert ingest_arrivals(site, configure("pay.parquet"), window).arrivals == 0
+    for day in set(days):
+        assert read_landing(site, day)["amount"].tolist() == [n for n in range(60) if days[n] == day]
+
+
+def test_rows_without_a_time_join_the_date_with_most_rows(site):
+    put(site, "pay.csv", CSV + "p4,,1,DE\np5,TOTAL,1,DE\n")
+    ingest(site, configure("pay.csv"))
+    assert read_landing(site, DAY)["record_id"].tolist() == ["p1", "p3", "p4", "p5"]
+
+
+def test_local_times_land_on_the_date_of_their_zone(site):
+    site = dataclasses.replace(site, time_zone="Europe/Berlin")
+    put(site, "pay.csv", CSV.replace("Z", ""))
+    ingest(site, configure("pay.csv", event_time=EventTime(column="at", local=True)))
+    assert read_landing(site, DAY)["record_id"].tolist() == ["p1", "p3"]
+    assert read_landing(site, DAY)["event_time"][0] == pd.Timestamp("2026-03-01T09:00Z")
+
+
 @pytest.mark.parametrize("scheme", ["file", "memory"])
 def test_a_source_may_be_any_fsspec_url(site, tmp_path, scheme):
     url = f"{scheme}://{tmp_path}/bucket/pay.csv"

@@ -180,7 +180,13 @@ def test_a_requested_time_that_cannot_be_read_is_refused_and_a_single_day_is_spl
     words = make_frame().assign(at=[f"day {1 + n % 9}" for n in range(1000)])
     assert "1,000 of 1,000 rows" in refuse(words, time="at")
     assert "too large" in refuse(make_frame().assign(at=1.77e11 + np.arange(1000)), time="at")
-    assert "too many days" in refuse(with_times(make_frame(), 900, since="2020-03-01"), time="placed_at")
+    assert "1.11 rows per day; set one with --time" in about(
+        draft(with_times(make_frame(), 900, since="2020-03-01")), "event time"
+    )
+    assert (
+        draft(with_times(make_frame(), 900, since="2020-03-01"), time="placed_at").ingest.event_time.column
+        == "placed_at"
+    )
     assert "one day" in about(draft(with_times(make_frame(), 0.9), time="placed_at"), "event time")
 
 
