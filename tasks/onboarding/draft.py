@@ -5,6 +5,7 @@ keep anomalies out of the skewness; no choice about the detector itself depends 
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource
 
+MAX_LABELS = 50
+LABEL_NAME = re.compile(
+    r"(?i)(^|[^a-z])(label|labels|class|target|outcome|anomal(y|ous|ies)|outlier|(is_?)?fraud(ulent)?|attack|malicious|"
+    r"malware|phishing|spam|intrusion|defect(ive)?|fault(y)?|is_?normal|ground_?truth|y_true)($|[^a-z])"
+)
 TRIMMED = 0.01  # of unlabelled rows: costs little if all are normal, and helps much if some are not
 MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ranges
 
@@ -331,10 +337,23 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         choices=(*choices, _describe_training(train)),
         notes=(
             *note_unparsed(sample),
+            *note_labels(profiles, decisions),
             *describe_readings(profiles, decisions, calendar),
             *(find_order(sample, profiles, is_anomaly) if calendar.is_dealt else ()),
         ),
     )
+
+
+def note_labels(profiles: Sequence[ColumnProfile], decisions: Sequence[Decision]) -> Iterator[str]:
+    """Name the columns that look like labels and would be learnt as features."""
+    learnt = {d.column for d in decisions if d.kind != "left out"}
+    for profile in profiles:
+        if profile.name in learnt and LABEL_NAME.search(profile.name) and profile.distinct <= MAX_LABELS:
+            more = " and --normal VALUE" if profile.distinct > 2 else ""
+            yield (
+                f"{profile.name} looks like a label, and the detector would learn from it: if it is one, run init "
+                f"again with --label {profile.name}{more} --force, or take it out of train.columns"
+            )
 
 
 def describe_readings(

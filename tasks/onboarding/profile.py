@@ -315,6 +315,10 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     is_key = there >= ENOUGH_ROWS and profile.distinct == there and profile.is_whole
     if is_key and ID_NAME.search(profile.name):
         return decide("left out", "an identifier: whole numbers, no repeats, and named like one")
+    if there >= ENOUGH_ROWS and profile.is_whole and ID_NAME.search(profile.name) and profile.distinct > FEW_VALUES:
+        if profile.distinct <= MAX_CATEGORIES:
+            return decide("categorical", "whole numbers named like an identifier", f"{profile.distinct:,} categories")
+        return decide("left out", "an identifier of whom or what, not a measurement", f"{profile.distinct:,} different")
     if there >= ENOUGH_ROWS and profile.distinct > there / 2 and profile.is_sorted:
         return decide("left out", "a counter or a clock: it rises with the rows; set it with --time if it is the time")
     if profile.low is None or profile.high is None or profile.infinite > MAX_INFINITE * profile.rows:

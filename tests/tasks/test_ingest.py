@@ -101,7 +101,7 @@ def test_files_of_each_kind_land_by_date(site, name, data, path):
 def test_dates_beyond_the_open_files_land_whole_and_once(site, monkeypatch, held_bytes):
     monkeypatch.setattr("tasks.ingest.OPEN_FILES", 2)
     monkeypatch.setattr("tasks.ingest.HELD_BYTES", held_bytes)
-    monkeypatch.setattr("tasks.sources.files.SLICE_ROWS", 4)
+    monkeypatch.setattr("tasks.sources.content.SLICE_ROWS", 4)
     days = [date(2020, 1, 1) + timedelta(days=(7 * n) % 20) for n in range(60)]
     frame = pd.DataFrame({"payment_id": [f"p{n}" for n in range(60)], "at": days, "amount": range(60)})
     frame.to_parquet(put(site, "pay.parquet", b""))

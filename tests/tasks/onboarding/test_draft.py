@@ -94,6 +94,29 @@ def test_spellings_of_one_label_are_one_label() -> None:
     assert "of 980 rows" in about(drafted, "label")
 
 
+@pytest.mark.parametrize("name", ["label", "Class", "is_phishing", "anomaly", "isFraud", "attack_cat", "Outlier label"])
+def test_a_column_that_looks_like_a_label_is_named_unless_it_is_the_label(name: str) -> None:
+    frame = make_frame().rename(columns={"fraud": name})
+    [note] = [note for note in draft(frame).notes if "looks like a label" in note]
+    assert note.startswith(f"{name} looks like a label")
+    assert f"--label {name} --force" in note
+    assert not [note for note in draft(frame, label=name).notes if "looks like a label" in note]
+
+
+@pytest.mark.parametrize("name", ["classroom", "size_class_m2", "spamming"])
+def test_other_columns_are_not_taken_for_labels(name: str) -> None:
+    values = np.random.default_rng(1).normal(size=1000)
+    notes = draft(make_frame().drop(columns="fraud").assign(**{name: values})).notes
+    assert not [note for note in notes if "looks like a label" in note]
+
+
+@pytest.mark.parametrize(("most", "kind"), [(30, "categorical"), (700, "left out")])
+def test_a_repeated_id_is_not_a_measurement(most: int, kind: str) -> None:
+    ids = np.random.default_rng(1).integers(1, most, 2000) ** 3
+    [found] = [d for d in draft(make_frame(2000).assign(customer_id=ids)).decisions if d.column == "customer_id"]
+    assert found.kind == kind
+
+
 def test_a_label_of_one_value_or_none_or_a_column_that_is_not_there_is_refused() -> None:
     assert "1 values" in refuse(make_frame(anomalies=0), label="fraud")
     assert "no value" in refuse(make_frame().assign(fraud=None), label="fraud")
@@ -180,13 +203,9 @@ def test_a_requested_time_that_cannot_be_read_is_refused_and_a_single_day_is_spl
     words = make_frame().assign(at=[f"day {1 + n % 9}" for n in range(1000)])
     assert "1,000 of 1,000 rows" in refuse(words, time="at")
     assert "too large" in refuse(make_frame().assign(at=1.77e11 + np.arange(1000)), time="at")
-    assert "1.11 rows per day; set one with --time" in about(
-        draft(with_times(make_frame(), 900, since="2020-03-01")), "event time"
-    )
-    assert (
-        draft(with_times(make_frame(), 900, since="2020-03-01"), time="placed_at").ingest.event_time.column
-        == "placed_at"
-    )
+    years = with_times(make_frame(), 900, since="2020-03-01")
+    assert "1.11 rows per day; set one with --time" in about(draft(years), "event time")
+    assert draft(years, time="placed_at").ingest.event_time.column == "placed_at"
     assert "one day" in about(draft(with_times(make_frame(), 0.9), time="placed_at"), "event time")
 
 
@@ -259,8 +278,8 @@ def test_one_gross_error_chooses_neither_the_scale_nor_the_range_and_is_shown() 
 
 def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:
     frame = make_frame()
-    assert draft(frame).notes == ()
-    [note] = draft(frame.sort_values("size")).notes
+    assert draft(frame.drop(columns="fraud")).notes == ()
+    [note] = draft(frame.drop(columns="fraud").sort_values("size")).notes
     assert "size" in note
     [note] = draft(frame.sort_values("fraud"), label="fraud").notes
     assert "20%" in note
