@@ -96,10 +96,9 @@ def execute(arguments: list[str]) -> int:
         if is_debug:
             sys.stderr.write(hide_password(traceback.format_exc()))
             return 1
-        from flows.config.settings import prefect_is_away
+        from flows.config.settings import explain_prefect
 
-        is_away = str(caught).startswith("Failed to reach API at")  # Prefect has no error class for it
-        error = prefect_is_away(str(caught)) if is_away else caught
+        error = caught if isinstance(caught, NightjarError) else explain_prefect(caught) or caught
         message = f"{type(error).__name__}: {hide_password(str(error))}"
         if not isinstance(error, NightjarError):
             message = f"unexpected {message}\n  to do: run again with --debug and report it"

@@ -3,8 +3,13 @@
 The defaults need no server and keep everything in `.nightjar/` in the project's folder.
 """
 
+import base64
+import json
 import os
 import re
+import traceback
+import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from flows.config.quiet import hide_passwords_in_logs
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
+SHOWN = 300  # characters of a foreign error
 ESCAPE = "in a user or password, @ written as %40, / as %2F, # as %23 and ? as %3F"
 
 
@@ -125,6 +131,55 @@ def prefect_is_away(got: str) -> ServiceUnreachable:
         got=got,
         todo="check that the server is running and that PREFECT_API_URL is right; it ends in /api",
     )
+
+
+def explain_prefect(error: Exception) -> ServiceUnreachable | None:
+    """The error for what Prefect's client raises if its server is away, wants a password or is of another version.
+
+    None for any other error.
+    """
+    text, names = str(error), {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", 0) if "HTTPStatusError" in names else 0
+    if text.startswith("Failed to reach API at") or names & {"TransportError", "InvalidURL"} or status >= 500:
+        return prefect_is_away(text)
+    if status in (401, 403):
+        return ServiceUnreachable(
+            "The Prefect server refuses this command, which gave no password or a wrong one.",
+            where=os.environ.get("PREFECT_API_URL", ""),
+            got=text.splitlines()[0],
+            todo="set PREFECT_API_AUTH_STRING as for the server (nightjar up writes it into stack/env of the home "
+            "folder), or PREFECT_API_KEY for Prefect Cloud",
+        )
+    if status or "Found incompatible versions" in text or _is_misread(error):
+        return ServiceUnreachable(
+            "The Prefect server does not understand this command, or the command not the server.",
+            where=os.environ.get("PREFECT_API_URL", ""),
+            got=f"server {_ask_version()}, Prefect {version('prefect')} here; {' '.join(text.split())[:SHOWN]}",
+            expected="the same version of Prefect on both sides",
+            todo="install the same version on both; if PREFECT_API_URL leads to another server, correct it",
+        )
+    return None
+
+
+def _is_misread(error: Exception) -> bool:
+    """Whether Prefect's client could not read an answer."""
+    steps = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_in_client = any("/prefect/client/" in step for step in steps[-6:])
+    return is_in_client and (
+        isinstance(error, ValidationError | json.JSONDecodeError | KeyError) or type(error).__name__ == "InvalidVersion"
+    )
+
+
+def _ask_version() -> str:
+    """The version of the Prefect server, if it says so."""
+    try:
+        request = urllib.request.Request(f"{os.environ['PREFECT_API_URL'].rstrip('/')}/admin/version")  # noqa: S310
+        if login := os.environ.get("PREFECT_API_AUTH_STRING"):
+            request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - the address that Prefect uses
+            return f"Prefect {str(json.loads(answer.read(100)))[:20]}"
+    except (OSError, ValueError, LookupError):
+        return "of an unknown version"
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -1,11 +1,13 @@
 """`nightjar deploy` against a real server: pools, limits, typed deployments and automations; and runs taking turns."""
 
+import json
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,62 @@ def test_the_environment_takes_precedence_over_secret_files(tmp_path: Path, monk
     monkeypatch.setenv("NIGHTJAR_SECRETS", str(tmp_path / "nowhere"))
     with pytest.raises(ParamsInvalid, match="does not point to a folder"):
         load_settings()
+
+
+@contextmanager
+def another_server(status: int, version: str) -> Iterator[str]:
+    """A server that answers everything but its version with a status."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_version = self.path.endswith("/admin/version") and status != 401
+            body = json.dumps(version if is_version else {"detail": "other"}).encode()
+            self.send_response(200 if is_version else status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "said"),
+    [
+        (401, "3.8.8", "wrong one"),
+        (403, "3.8.8", "PREFECT_API_KEY"),
+        (422, "3.0.1", "server Prefect 3.0.1, Prefect 3"),
+        (404, "3.99.0", "server Prefect 3.99.0, Prefect 3"),
+        (200, "3.99.0", "server Prefect 3.99.0, Prefect 3"),
+        (200, "2.19.0", "server Prefect 2.19.0, Prefect 3"),
+        (500, "3.8.8", "does not answer"),
+        (200, "nonsense", "server Prefect nonsense"),
+    ],
+)
+def test_a_prefect_server_that_refuses_or_is_of_another_version_is_one_message(
+    trained: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    version: str,
+    said: str,
+) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with another_server(status, version) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            assert execute(["score", "orders", "--date", "2026-04-02"]) == 1
+    error = capsys.readouterr().err
+    assert "error: ServiceUnreachable: The Prefect server " in error
+    assert said in error
