@@ -29,7 +29,7 @@ def score(
     ] = False,
     source: Annotated[str | None, typer.Option(help="Score a CSV or Parquet file; publish nothing.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show only this many of the worst rows of --source.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write all rows of --source to a Parquet file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all rows to a .parquet, .csv or .xlsx file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score and publish one batch with the champion, or score a file without publishing."""

@@ -62,13 +62,17 @@ def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...
     table.title = make_printable(str(table.title))
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in columns:
-        numeric = any(isinstance(row[column], int | float) for row in rows)
-        table.add_column(
-            column.replace("_", " "), justify="right" if numeric else "left", no_wrap=numeric or "date" in column
+        cells, numeric = (
+            [show_cell(row[column]) for row in rows],
+            any(isinstance(row[column], int | float) for row in rows),
         )
+        # A number or a date that is cut or wrapped misleads: its column is never narrower, and a heading is folded.
+        whole = max(map(len, cells), default=0) if numeric or column.endswith(("date", "night")) else None
+        heading = column.replace("_", " ")
+        table.add_column(heading, justify="right" if numeric else "left", min_width=whole, overflow="fold")
     for row in rows:
         table.add_row(*(show_cell(row[column]) for column in columns))
-    stdout.print(table, markup=False)
+    stdout.print(table, markup=False, crop=False)
 
 
 def print_causes(causes: list[dict[str, Any]]) -> None:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from models.detector import Detector
 from tasks.errors import SourceInvalid, hide_password
 from tasks.ingest import add_identity
+from tasks.on_demand.output import check_output, open_output
 from tasks.params import DetectorParams, IngestParams
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
@@ -112,6 +112,8 @@ def score_file(
     site: Site, contract: Contract, params: DetectorParams, source: str, most: int | None, output: Path | None
 ) -> dict[str, Any]:
     """Score a file with the champion: counts, the `most` worst and first bad rows; `output` gets all rows."""
+    if output:
+        check_output(output)
     version = site.registry.get_champion()
     detector = Detector.load(site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
@@ -157,16 +159,16 @@ def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
 
 
 def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
-    """Count the rows, keep the `most` worst and first bad ones, and write all to a Parquet file on request."""
+    """Count the rows, keep the `most` worst and first bad ones, and write all to a file on request."""
     kept, bad = [SCHEMA.empty_table()], [SCHEMA.empty_table()]
     rows = flagged = suppressed = 0
     reasons: Counter[str] = Counter()
     with ExitStack() as stack:
-        writer = stack.enter_context(pq.ParquetWriter(output, SCHEMA)) if output else None
+        write = stack.enter_context(open_output(output, SCHEMA)) if output else None
         for table in slices:
             rows += table.num_rows
-            if writer:
-                writer.write_table(table)
+            if write:
+                write(table)
             is_bad = pc.is_valid(table["reason"])
             flagged += pc.sum(table["is_flagged"]).as_py() or 0
             suppressed += pc.sum(table["is_suppressed"]).as_py() or 0

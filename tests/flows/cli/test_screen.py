@@ -52,3 +52,20 @@ def test_a_file_with_hostile_ids_and_values_is_scored_without_harm(
     assert "\\x1b]0;owned" in shown
     assert "[/x]" in shown
     assert not [character for character in OBEYED if character in shown]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_numbers_and_dates_are_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(stdout, "_width", width)
+    counts = ("rows_in", "quarantined", "excluded", "scored", "flagged")
+    night = {"batch_date": date(2026, 11, 21), "threshold": 1.2345, "seconds": 12.5} | dict.fromkeys(counts, 12_345)
+    line = {"detector": "payments_of_cards", "newest_night": date(2026, 11, 21), "stale": 9, "error": "x " * 200}
+    for row in (night, line):
+        print_rows(Table(title="x"), [row], tuple(row))
+        shown = capsys.readouterr().out
+        assert "2026-11-21" in shown
+        assert "\u2026" not in shown
+    print_rows(Table(), [night], tuple(night))
+    assert capsys.readouterr().out.count("12,345") == 5

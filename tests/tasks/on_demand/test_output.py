@@ -1,0 +1,52 @@
+"""The file of scores has the format of its name, or is refused before any work is done."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tasks.errors import ParamsInvalid
+from tasks.on_demand.output import check_output, open_output
+
+TABLE = pa.table({"record_id": ["=1+1", "a,b\r\nc", None, "-5"], "score": [1.5, -2.0, None, 0.1]})
+
+
+def write(path: Path) -> Path:
+    check_output(path)
+    with open_output(path, TABLE.schema) as append:
+        append(TABLE.slice(0, 2))
+        append(TABLE.slice(2))
+    return path
+
+
+def test_a_name_that_ends_in_csv_gives_csv_without_formulas(tmp_path: Path) -> None:
+    found = pd.read_csv(write(tmp_path / "flags.CSV"))
+    assert found["record_id"].fillna("").tolist() == ["'=1+1", "a,b\r\nc", "", "-5"]
+    assert found["score"].fillna(0).tolist() == [1.5, -2.0, 0, 0.1]
+
+
+@pytest.mark.parametrize("name", ["flags.parquet", "flags.pq"])
+def test_a_name_that_ends_in_parquet_gives_parquet(tmp_path: Path, name: str) -> None:
+    assert pa.parquet.read_table(write(tmp_path / name)).equals(TABLE)
+
+
+def test_a_name_that_ends_in_xlsx_gives_a_workbook(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = list(openpyxl.load_workbook(write(tmp_path / "flags.xlsx")).active.values)
+    assert rows[:2] == [("record_id", "score"), ("'=1+1", 1.5)]
+
+
+@pytest.mark.parametrize("name", ["flags.txt", "flags", "nowhere/flags.csv", "folder.csv", "flags.xlsx"])
+def test_what_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    monkeypatch.setattr("tasks.on_demand.output.find_spec", lambda _: None)
+    with pytest.raises(ParamsInvalid, match="nothing was scored"):
+        check_output(tmp_path / name)
+
+
+def test_a_file_that_is_not_complete_does_not_appear(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open_output(tmp_path / "flags.csv", TABLE.schema) as append:
+        append(TABLE)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
