@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,8 @@ def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...
     table.title = make_printable(str(table.title))
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in columns:
-        cells, numeric = (
-            [show_cell(row[column]) for row in rows],
-            any(isinstance(row[column], int | float) for row in rows),
-        )
+        cells = [show_cell(row[column]) for row in rows]
+        numeric = any(isinstance(row[column], int | float) for row in rows)
         # A number or a date that is cut or wrapped misleads: its column is never narrower, and a heading is folded.
         whole = max(map(len, cells), default=0) if numeric or column.endswith(("date", "night")) else None
         heading = column.replace("_", " ")
@@ -131,7 +129,8 @@ def showing_progress() -> Iterator[None]:
     logger.propagate = False
     logger.addHandler(handler)
     try:
-        with handler.bars, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        # What libraries print, such as MLflow the address of a run, must not mix with the result.
+        with handler.bars, redirect_stdout(sys.stderr), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
     finally:
         logger.removeHandler(handler)

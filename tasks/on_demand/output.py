@@ -62,8 +62,8 @@ def _open_csv(file: IO[bytes], schema: pa.Schema) -> Write:
 
 
 def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
-    from openpyxl import Workbook
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    from openpyxl import Workbook  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as ILLEGAL  # type: ignore[import-untyped, unused-ignore]
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet("scores")
@@ -71,7 +71,7 @@ def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
 
     def write(table: pa.Table) -> None:
         for row in _to_rows(table):
-            sheet.append([ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value for value in row])
+            sheet.append([ILLEGAL.sub("", value) if isinstance(value, str) else value for value in row])
 
     yield write
     book.save(file)

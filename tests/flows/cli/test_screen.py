@@ -1,5 +1,6 @@
 """What comes from data is printed as data: a terminal obeys none of it, a spreadsheet computes none of it."""
 
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
-from flows.cli.screen import make_printable, print_csv, print_rows, stderr, stdout
+from flows.cli.screen import make_printable, print_csv, print_rows, showing_progress, stderr, stdout
 from tasks.review import QUESTIONS, read_answers
 
 HOSTILE = ["\x1b[2J\x1b]0;owned\x07", "\x9b31m", "a\rb", "\u202egnp.exe", "[red]x[/red]", "[/x]", "=1+1", "\x7f\x08"]
@@ -69,3 +70,12 @@ def test_numbers_and_dates_are_whole_on_a_narrow_terminal(
         assert "\u2026" not in shown
     print_rows(Table(), [night], tuple(night))
     assert capsys.readouterr().out.count("12,345") == 5
+
+
+def test_what_libraries_print_during_a_run_is_not_in_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with showing_progress():
+        sys.stdout.write("View run at http://127.0.0.1:5000")
+    stdout.print("{}")
+    captured = capsys.readouterr()
+    assert captured.out == "{}\n"
+    assert "View run" in captured.err
