@@ -16,7 +16,9 @@ SHOWN_COLUMNS = 30  # on screen; --json has everything
 
 def init(
     name: Annotated[str, typer.Argument(help="The new detector's name.", metavar="NAME")],
-    source: Annotated[str, typer.Option(help="A CSV or Parquet file, a folder, a glob, a URL, or an SQL query.")],
+    source: Annotated[
+        str, typer.Option(help="A CSV, Excel, JSON lines or Parquet file, a folder, glob, URL or SQL query.")
+    ],
     url: Annotated[str | None, typer.Option(help="The database of an SQL query, e.g. sqlite:///shop.db.")] = None,
     label: Annotated[str | None, typer.Option(metavar="COL", help="The column that marks anomalies.")] = None,
     normal: Annotated[str | None, typer.Option(metavar="VALUE", help="The label's value that means normal.")] = None,

@@ -27,7 +27,7 @@ def score(
     every: Annotated[
         bool, typer.Option("--all", help="Score every detector with run.every_night and a registered version.")
     ] = False,
-    source: Annotated[str | None, typer.Option(help="Score a CSV or Parquet file; publish nothing.")] = None,
+    source: Annotated[str | None, typer.Option(help="Score a file like the source's; publish nothing.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show only this many of the worst rows of --source.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write all rows to a .parquet, .csv or .xlsx file.")] = None,
     as_json: Json = False,

@@ -20,7 +20,9 @@ from tasks.errors import SourceInvalid
 from tasks.sources.arrival import UNPACKING, UNPARSED, damaged_file
 from tasks.sources.dialect import PLAIN, SHOWN, Dialect, decode, find_dialect, find_encoding, read_mark
 from tasks.sources.images import read_images
+from tasks.sources.json_lines import read_json_lines
 from tasks.sources.unpack import HEAD, ZIP, Stream, make_seekable, unpack
+from tasks.sources.workbook import OLD_OFFICE, is_workbook, read_workbook
 from tasks.stores.lake import SLICE_ROWS
 
 BLOCK = 1 << 24  # bytes of CSV parsed at once; a row must fit into one
@@ -29,6 +31,7 @@ MAX_BAD = 0.01  # share of a larger file's rows that may have another width than
 MOST_BAD = 1_000  # held in memory
 LINE_END = re.compile(r"\r\n|\r|\n")
 BLANK = re.compile(r"[ \t]*+(?:\r\n|\r|\n)")
+JSON = re.compile(rb"\s*[\[{]\s*[\"{}\]]")
 FOREIGN = {  # formats that are not read, by their first bytes
     b"ORC": "an ORC file",
     b"Obj\1": "an Avro file",
@@ -44,12 +47,16 @@ FOREIGN = {  # formats that are not read, by their first bytes
     b"<!DOC": "a web page",
     b"<html": "a web page",
     b"\x7fELF": "a program",
-    b"\xd0\xcf\x11\xe0": "an old Office file",
 }
 
 
 def read_file(
-    fs: Any, path: str, dialect: Dialect = PLAIN, header: Sequence[str] = (), line_column: str | None = None
+    fs: Any,
+    path: str,
+    dialect: Dialect = PLAIN,
+    header: Sequence[str] = (),
+    line_column: str | None = None,
+    sheet: str | None = None,
 ) -> Iterator[pa.Table]:
     """The rows of a file and of all members of an archive. Raises SourceInvalid if it cannot be read to its end."""
     names: list[str] | None = None
@@ -59,7 +66,7 @@ def read_file(
                 if line_column:
                     yield from read_lines(stream, name, line_column, dialect.encoding)
                     continue
-                for table in read_stream(stream, name, dialect, header, files):
+                for table in read_stream(stream, name, dialect, header, sheet, files):
                     if table.column_names != [UNPARSED]:
                         names = names or table.column_names
                         table = _align(table, names, name)
@@ -84,26 +91,35 @@ def _align(table: pa.Table, names: list[str], where: str) -> pa.Table:
 
 def is_csv(head: bytes) -> bool:
     """Whether a file that begins with these bytes is read as CSV."""
-    return not head.startswith((b"PAR1", ZIP, *FOREIGN))
+    return not (head.startswith((b"PAR1", ZIP, OLD_OFFICE, *FOREIGN)) or is_json(head))
+
+
+def is_json(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is JSON, of whatever encoding."""
+    return JSON.match(head[:1000].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\0", b"")) is not None
 
 
 def read_stream(
-    stream: Stream, name: str, dialect: Dialect, header: Sequence[str], files: ExitStack
+    stream: Stream, name: str, dialect: Dialect, header: Sequence[str], sheet: str | None, files: ExitStack
 ) -> Iterator[pa.Table]:
     """The rows of one unpacked file."""
     head = stream.peek(HEAD)
     if head.startswith(b"PAR1"):
         yield from read_parquet(make_seekable(stream, files))
-    elif head.startswith(ZIP):  # unpack gives only zip files of images and of spreadsheets
+    elif is_workbook(stream, head):
+        yield from read_workbook(stream, name, header, dialect.skip_lines, sheet)
+    elif head.startswith(ZIP):  # unpack gives no others
         yield from read_images(stream, name)
     elif found := next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None):
         raise SourceInvalid(
             f"The file is {found}, which Nightjar does not read.",
             where=name,
             got=repr(head[:8]),
-            expected="CSV, Parquet, JSON lines, text or .npz",
+            expected="CSV, Parquet, Excel, JSON lines, text or .npz",
             todo="write it in one of these formats",
         )
+    elif is_json(head) and not header:
+        yield from read_json_lines(make_seekable(stream, files), name, read_mark(head) or dialect.encoding)
     else:
         yield from read_csv(stream, name, dialect, header)
 

@@ -3,7 +3,8 @@
 import codecs
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +24,7 @@ from tasks.sources.dialect import (
     PLAIN,
     SHOWN,
     Dialect,
+    count_skipped,
     decode,
     find_dialect,
     find_encoding,
@@ -30,17 +32,20 @@ from tasks.sources.dialect import (
     read_mark,
     read_records,
 )
-from tasks.sources.unpack import HEAD, Stream, unpack
+from tasks.sources.unpack import HEAD, Stream, make_seekable, unpack
+from tasks.sources.workbook import is_workbook, list_sheets
 
 SNIFFED = 20  # files that init looks at to find out how all are written
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows without a value
 
 
 class FilesSource(Section):
-    """CSV, Parquet, text lines or .npz archives of images: a file, a folder, a glob, or any fsspec URL.
+    """Tables, text lines or .npz archives of images: a file, a folder, a glob, or any fsspec URL.
 
     Paths are relative to NIGHTJAR_SOURCES. `header` names the columns of CSV files that have no header line.
     `line_column` is for text files: every line is one record, and its text is the value of this column.
+
+    `sheet` is the sheet of spreadsheets to read; without one they may have only one with values.
 
     How CSV files are written: `separator`, `encoding` (any that Python knows), `skip_lines` above the header, and
     `escape`, the character before a quotation mark within a value, where that is not a second one.
@@ -55,6 +60,7 @@ class FilesSource(Section):
     encoding: str = Field(default="utf-8", exclude_if=lambda given: given == "utf-8")
     skip_lines: int = Field(default=0, ge=0, exclude_if=lambda given: given == 0)
     escape: str | None = Field(default=None, min_length=1, max_length=1, exclude_if=lambda given: given is None)
+    sheet: str | None = Field(default=None, exclude_if=lambda given: given is None)
 
     @field_validator("encoding")
     @classmethod
@@ -107,8 +113,10 @@ def find_settings(source: FilesSource, root: str) -> tuple[FilesSource, list[str
             continue  # reading it says what is wrong
         if encoding != "utf-8":
             break
-    if found is None or source.line_column:
+    if source.line_column:
         return source, []
+    if found is None:
+        return _find_sheet(source, fs, str(infos[0]["name"]))
     text = decode(found[0], found[1] if read_mark(found[0]) else encoding).removeprefix("\ufeff")
     dialect = find_dialect(text, "utf-8" if read_mark(found[0]) else encoding)
     settings, notes = _describe(text, dialect)
@@ -120,6 +128,27 @@ def _open_csv(fs: Any, path: str) -> Iterator[tuple[Stream, bytes]]:
         for _, stream in unpack(files.enter_context(fs.open(path, "rb")), path, files):
             if is_csv(head := stream.peek(HEAD)):
                 yield stream, head
+
+
+def _find_sheet(source: FilesSource, fs: Any, path: str) -> tuple[FilesSource, list[str]]:
+    """The source with the first sheet of a spreadsheet that has values, if it is not the only one, and its header."""
+    with ExitStack() as files:
+        try:
+            name, stream = next(unpack(files.enter_context(fs.open(path, "rb")), path, files))
+            head = stream.peek(HEAD)
+            if not is_workbook(stream, head):
+                return source, []
+            sheets = list_sheets(make_seekable(stream, files), name)
+        except (*UNPACKING, SourceInvalid, StopIteration):
+            return source, []  # reading it says what is wrong
+    settings: dict[str, Any] = {"sheet": next(iter(sheets))} if len(sheets) > 1 else {}
+    notes = [f"only the sheet {settings['sheet']!r} is read, not {', '.join(list(sheets)[1:])}"] if settings else []
+    records = next(iter(sheets.values()), [])
+    if not records:
+        return source, []
+    width, _ = Counter(len(record) for _, record in records).most_common(1)[0]
+    found, more = _describe_header(records, Dialect(skip_lines=count_skipped(records, width)), records[0][1])
+    return source.model_copy(update=settings | found), notes + more
 
 
 def _find_encoding(stream: Stream) -> str:
@@ -141,18 +170,29 @@ def _describe(text: str, dialect: Dialect) -> tuple[dict[str, Any], list[str]]:
                      "ingest.source.encoding")  # fmt: skip
     if "escape" in settings:
         notes.append(f'quotation marks within values are written as {dialect.escape}"')
+    found, more = _describe_header(read_records(text, dialect), dialect, text.splitlines()[:1])
+    return settings | found, notes + more
+
+
+def _describe_header(
+    records: Sequence[tuple[int, list[str]]], dialect: Dialect, above: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings and notes about the lines above the header, of which `above` shows one, and about the header."""
+    settings: dict[str, Any] = {}
+    notes = []
     if dialect.skip_lines:
-        first = text.splitlines()[0][:60]
+        settings["skip_lines"] = dialect.skip_lines
+        first = " ".join(above)[:60]
         notes.append(f"lines above the header are skipped: {dialect.skip_lines}, of which the first is {first!r}")
-    records = [record for above, record in read_records(text, dialect) if above >= dialect.skip_lines]
-    if not records:
+    rows = [record for lines, record in records if lines >= dialect.skip_lines]
+    if not rows:
         return settings, notes
-    width = count_named(records[0])
-    if not has_header([record[:width] for record in records]):
+    width = count_named(rows[0])
+    if not has_header([record[:width] for record in rows]):
         settings["header"] = tuple(f"column_{number}" for number in range(1, width + 1))
         notes.append(f"the first row looks like values, so the columns are named column_1 to column_{width}: name them "
                      "in ingest.source.header and the contract, or add a header line and run init again")  # fmt: skip
-    if unnamed := max(map(len, records)) - width:
+    if unnamed := max(map(len, rows)) - width:
         notes.append(f"{unnamed} columns without a name at the end of the rows are left out if they are empty")
     return settings, notes
 
@@ -171,7 +211,7 @@ def _locate(source: FilesSource, root: str) -> tuple[Any, str, list[dict[str, An
             "The source has no file.",
             where=url,
             got="no file",
-            expected="a CSV, Parquet, text or .npz file, a folder or a glob",
+            expected="a file, a folder or a glob",
             todo="put the file there, or set NIGHTJAR_SOURCES to the folder that contains it",
         )
     return fs, folder, infos
@@ -206,7 +246,7 @@ def read_partitions(name: str) -> dict[str, str | None]:
 
 
 def _read(source: FilesSource, fs: Any, path: str, partitions: Mapping[str, str | None]) -> Iterator[pa.Table]:
-    for table in read_file(fs, path, source.dialect, source.header, source.line_column):
+    for table in read_file(fs, path, source.dialect, source.header, source.line_column, source.sheet):
         there = {name.casefold() for name in table.column_names}
         for key in [key for key in partitions if key.casefold() not in there]:
             table = table.append_column(key, pa.repeat(pa.scalar(partitions[key], pa.string()), table.num_rows))

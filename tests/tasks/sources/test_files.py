@@ -227,6 +227,111 @@ def test_a_first_row_that_looks_like_values_is_no_header(tmp_path: Path, first: 
         assert len(rows_of(source, tmp_path)) == 21
 
 
+def xlsx(**sheets: list[list[object]]) -> bytes:
+    """A workbook as a spreadsheet program writes it, reduced to what it must have."""
+    home = "http://schemas.openxmlformats.org"
+    main, office = f"{home}/spreadsheetml/2006/main", f"{home}/officeDocument/2006/relationships"
+    package = f'xmlns="{home}/package/2006/relationships"'
+    names = "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"/>' for n, name in enumerate(sheets, start=1))
+    links = "".join(
+        f'<Relationship Id="r{n}" Type="{office}/worksheet" Target="worksheets/{n}.xml"/>'
+        for n in range(1, len(sheets) + 1)
+    )
+    book = f'<Relationship Id="r1" Type="{office}/officeDocument" Target="xl/workbook.xml"/>'
+    files = {
+        "_rels/.rels": f"<Relationships {package}>{book}</Relationships>",
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{names}</sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f"<Relationships {package}>{links}</Relationships>",
+    }
+    for number, rows in enumerate(sheets.values(), start=1):
+        cells = "".join(f'<row r="{n}">{"".join(map(to_cell, row))}</row>' for n, row in enumerate(rows, start=1))
+        files[f"xl/worksheets/{number}.xml"] = f'<worksheet xmlns="{main}"><sheetData>{cells}</sheetData></worksheet>'
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def to_cell(value: object) -> str:
+    if value is None:
+        return "<c/>"
+    if isinstance(value, str):
+        return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
+    return f'<c t="b"><v>{int(value)}</v></c>' if isinstance(value, bool) else f"<c><v>{value}</v></c>"
+
+
+SHEET: list[list[object]] = [["id", "amount", "ok", None], ["a", 12, True, None], [None] * 4, ["b", 1.5, False, None]]
+CELLS = [("a", "12", "true"), ("b", "1.5", "false")]
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.csv"])
+def test_a_spreadsheet_is_read_as_text(tmp_path: Path, name: str) -> None:
+    assert read(tmp_path, xlsx(Data=SHEET, Empty=[]), name) == CELLS
+    assert read(tmp_path, gzip.compress(xlsx(Data=SHEET)), name) == CELLS
+    with pytest.raises(SourceInvalid, match="without a name has values"):
+        read(tmp_path, xlsx(Data=[*SHEET, ["c", 1, True, "note"]]), name)
+
+
+def test_of_several_sheets_one_is_chosen_once_and_the_others_are_named(tmp_path: Path) -> None:
+    content = xlsx(Orders=SHEET, Returns=SHEET[:2])
+    with pytest.raises(SourceInvalid, match="several sheets"):
+        read(tmp_path, content)
+    source, notes = settle(tmp_path, content)
+    assert source.sheet == "Orders"
+    assert "not Returns" in notes[0]
+    assert rows_of(source, tmp_path) == CELLS
+    (tmp_path / "rows.csv").write_bytes(xlsx(Other=SHEET))
+    with pytest.raises(SourceInvalid, match="no sheet 'Orders'"):
+        rows_of(source, tmp_path)
+
+
+def test_rows_above_the_header_of_a_sheet_are_skipped_with_a_note(tmp_path: Path) -> None:
+    more = [[f"m{number}", number, True] for number in range(5)]
+    source, notes = settle(tmp_path, xlsx(Data=[["Report of May"], [], *SHEET, *more]))
+    assert source.skip_lines == 2
+    assert "Report of May" in notes[0]
+    assert rows_of(source, tmp_path)[:2] == CELLS
+
+
+def test_a_damaged_spreadsheet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceInvalid, match="spreadsheet cannot be read"):
+        read(tmp_path, zip_of(xl__workbook_xml=b"<nothing"))
+    with pytest.raises(SourceInvalid, match="spreadsheet cannot be read"):
+        read(tmp_path, b"\xd0\xcf\x11\xe0" + bytes(1000))
+
+
+LINES = (
+    '{"id": "a", "n": 12345678901234567890, "x": 1.10, "ok": true, "none": null, "tags": ["é", {"k": 1}]}\n\n'
+    '{"id": "b", "late": 1e5, "x": "", "n": -0.0}\n'
+)
+JSON_ROWS = [
+    ("a", "12345678901234567890", "1.10", "true", None, '["é", {"k": "1"}]', None),
+    ("b", "-0.0", None, None, None, None, "1e5"),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_json_lines_are_read_as_text_with_all_their_keys(tmp_path: Path, encoding: str, pack: object) -> None:
+    assert read(tmp_path, pack(LINES.encode(encoding)), "rows.jsonl") == JSON_ROWS  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ('[{"id": "a"}]\n', "not JSON lines"),
+        ('{\n"id": "a"\n}\n', "not JSON lines"),
+        ('{"id": "a"}\n5\n', "line 2"),
+        ('{"id": "a"}\n{"id": "b', "truncated or damaged"),
+        ('{"id": ' + "[" * 100_000 + "\n", "too many nested|not JSON lines"),
+    ],
+)
+def test_what_is_no_json_line_is_named_by_its_number(tmp_path: Path, content: str, cause: str) -> None:
+    with pytest.raises(SourceInvalid, match=cause):
+        read(tmp_path, content.encode())
+
+
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 
 
