@@ -87,9 +87,9 @@ def is_text(head: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(head: bytes, encoding: str) -> str:
-    """The text of bytes whose last character may be cut off. Raises UnicodeDecodeError."""
-    return codecs.getincrementaldecoder(encoding)().decode(head)
+def decode(head: bytes, encoding: str, errors: str = "strict") -> str:
+    """The text of bytes whose last character may be cut off. Raises UnicodeDecodeError unless errors is "replace"."""
+    return codecs.getincrementaldecoder(encoding)(errors).decode(head)
 
 
 def find_dialect(text: str, encoding: str = "utf-8") -> Dialect:

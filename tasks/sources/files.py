@@ -101,24 +101,22 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
 def find_settings(source: FilesSource, root: str) -> tuple[FilesSource, list[str]]:
     """The source with the dialect of its CSV files, and a note on each thing that is not as in plain CSV."""
     fs, _, infos = _locate(source, root)
-    found, encoding = None, "utf-8"
+    found, encoding = list[bytes](), "utf-8"
     for info in infos[:SNIFFED]:
         try:
             for stream, head in _open_csv(fs, str(info["name"])):
-                encoding = read_mark(head) or _find_encoding(stream)
-                found = found or (head, encoding)
-                if encoding != "utf-8":
-                    break
-        except (*UNPACKING, SourceInvalid):
+                found = found or [head]
+                if encoding == "utf-8" and not read_mark(head):
+                    encoding = _find_encoding(stream)
+        except (*UNPACKING, pa.ArrowException, SourceInvalid):
             continue  # reading it says what is wrong
-        if encoding != "utf-8":
-            break
     if source.line_column:
         return source, []
-    if found is None:
+    if not found:
         return _find_sheet(source, fs, str(infos[0]["name"]))
-    text = decode(found[0], found[1] if read_mark(found[0]) else encoding).removeprefix("\ufeff")
-    dialect = find_dialect(text, "utf-8" if read_mark(found[0]) else encoding)
+    mark = read_mark(found[0])  # needs no setting
+    text = decode(found[0], mark or encoding, "replace").removeprefix("\ufeff")
+    dialect = find_dialect(text, "utf-8" if mark else encoding)
     settings, notes = _describe(text, dialect)
     return source.model_copy(update=settings), notes
 

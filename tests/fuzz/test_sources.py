@@ -4,6 +4,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,7 +26,7 @@ from tasks.rows.duplicates import find_duplicates
 from tasks.rows.schema import Landed, find_unreadable, type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.content import read_file
-from tasks.sources.files import FilesSource
+from tasks.sources.files import FilesSource, find_settings, list_files
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 
@@ -279,3 +280,17 @@ GOOD = write_parquet(
 def test_bytes_of_parquet(content: bytes, params: IngestParams) -> None:
     taken = take("rows.parquet", content, params, read_file)
     assert taken is None or taken[0] == len(taken[1])
+
+
+@cases(1)
+@given(st.binary(max_size=80) | spoilt_bytes(PLAIN) | spoilt_bytes(PLAIN.decode().encode("utf-16-le")))
+@example(b"\xff\xfea")
+@example(b"a,b\n\x81,\x8d\n")
+def test_how_any_bytes_are_written_is_found_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "rows.csv").write_bytes(content)
+        with suppress(NightjarError):
+            source, notes = find_settings(FilesSource(kind="files", path="rows.csv"), folder)
+            assert all(notes)
+            [arrival] = list_files(source, folder)
+            list(arrival.read())

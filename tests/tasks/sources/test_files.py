@@ -146,6 +146,20 @@ def test_other_than_ascii_text_deep_in_a_file_decides_its_encoding(tmp_path: Pat
         read(tmp_path, "a,b\n3,Zürich\n".encode("cp1252"))
 
 
+@pytest.mark.parametrize("other", ["é".encode("cp1252"), "Łódź".encode(), "é".encode("utf-16")])
+def test_the_files_of_a_folder_are_looked_at_together(tmp_path: Path, other: bytes) -> None:
+    header, rows = b"a;b\n", b"1;2\n" * 20
+    text = other.decode("utf-16") if other[:1] == b"\xff" else None
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.csv").write_bytes(header + rows)
+    content = f"a;b\n{text};1\n".encode("utf-16") if text else header + other + b";1\n"
+    (tmp_path / "in" / "2.csv").write_bytes(content)
+    source, _ = find_settings(FilesSource(kind="files", path="in"), str(tmp_path))
+    assert source.separator == ";"
+    assert source.encoding == ("cp1252" if other == b"\xe9" else "utf-8")
+    assert rows_of(source, tmp_path)[-1] == ("Łódź" if len(other) > 4 else "é", "1")
+
+
 @pytest.mark.parametrize(
     "above",
     ["# exported\n# by, shop\n", "Sales report\n\n", "Sales report\nfrom, 2026\n\n\n", "// note, of, four, parts\n"],
