@@ -140,7 +140,7 @@ def assemble(drafted: Draft, run: RunParams) -> DetectorParams:
         ingest=drafted.ingest,
         filter=drafted.filter,
         train=drafted.train,
-        calibrate=CalibrateParams(threshold=QuantilePolicy(kind="quantile", q=0.99)),
+        calibrate=CalibrateParams(threshold=QuantilePolicy(kind="quantile", q=drafted.quantile)),
     )
 
 

@@ -35,6 +35,8 @@ MAX_UNTIMED = 0.01  # largest share of rows without a time in a column chosen au
 MAX_SHIFT = 0.5  # between distribution functions; the noise of 50 rows stays below it
 ZONE = ZoneInfo("UTC")
 NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows, plus one for rounding
+QUANTILES = (QuantilePolicy().q, *(percent / 100 for percent in range(98, 49, -1)))
+SURE = 0.9  # share of the expected calibration rows that is counted on: random sets and quarantine take some
 Splits = ByDate | LeadingFraction | RandomFraction
 
 
@@ -187,7 +189,7 @@ def choose_nights(calendar: Calendar) -> int:
 
 
 def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels: bool) -> tuple[Splits, Choice]:
-    """How the rows before the first night are split. Raises TooFewRows if too few are left for the threshold.
+    """How the rows before the first night are split.
 
     Rows with times are split by time, so that no later row helps to judge an earlier one. In file order, the order
     means nothing or misleads (sorted by label or customer), so the sets are drawn at random: fit and calibration rows
@@ -198,17 +200,13 @@ def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels:
     splits: Splits
     if calendar.is_dealt:
         splits = RandomFraction(kind="random_fraction", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
-        share = splits.calibration
         why = "the order of the rows means nothing; random sets are alike"
     elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:
-        splits, share = by_date, 0.0
+        splits = by_date
         why = "whole days by time, the latest for the threshold"
     else:
         splits = LeadingFraction(kind="leading_fraction", fit=0.5, stopping=0.1, tuning=tuning, test=0.1)
-        share = splits.calibration
         why = "rows by time: first to fit, then to set the threshold, then to test"
-    rows = sum(calendar.rows[day] for day in days)
-    _check_rows(rows, sum(calendar.rows.values()), share, anomalous)
     shares = splits.model_dump(exclude={"kind", "seed"}, exclude_none=True)
     described = ", ".join(f"{key} {value:g}" for key, value in shares.items())
     return splits, Choice("splits", f"{splits.kind}: {described}", why)
@@ -231,17 +229,28 @@ def _calibration_rows(calendar: Calendar, days: Sequence[date], split: ByDate, a
     return (1 - anomalous) * sum(calendar.rows[day] for day in days[-split.calibration_days :])
 
 
-def _check_rows(rows: int, total: int, share: float, anomalous: float) -> None:
-    clean = rows * (1 - anomalous) * share
-    if share and clean < NEEDED:
-        needed = math.ceil(NEEDED / (share * (1 - anomalous) * rows / total))
+def choose_quantile(calendar: Calendar, nights: int, splits: Splits, anomalous: float) -> tuple[float, Choice]:
+    """The quantile of the threshold: the 99th percentile, or in a small table the highest that its rows carry.
+
+    Raises TooFewRows if there are fewer than ENOUGH_ROWS rows.
+    """
+    days, total = list(calendar.rows)[:-nights], sum(calendar.rows.values())
+    if isinstance(splits, ByDate):
+        clean = _calibration_rows(calendar, days, splits, anomalous)
+    else:
+        clean = (1 - anomalous) * splits.calibration * sum(calendar.rows[day] for day in days)
+    spare = [q for q in QUANTILES if rows_for_quantile(q) + 1 <= (clean if q == QUANTILES[0] else SURE * clean)]
+    if total < ENOUGH_ROWS or not spare:
         raise TooFewRows(
-            "There are too few rows for a threshold at the 99th percentile.",
+            "There are too few rows for a threshold.",
             got=f"{total:,} rows, of which about {int(clean):,} are left to set the threshold",
-            expected=f"at least {needed:,} rows: the threshold needs {NEEDED} normal rows, which are {share:.0%} of "
-            "the rows to learn from",
+            expected=f"at least {ENOUGH_ROWS} rows, most of them normal",
             todo="provide more rows",
         )
+    if spare[0] == QUANTILES[0]:
+        return spare[0], Choice("threshold", f"quantile {spare[0]:g}", f"of about {int(clean):,} normal rows")
+    why = f"the highest that about {int(clean):,} normal rows carry: expect {1 - spare[0]:.0%} of normal rows flagged"
+    return spare[0], Choice("threshold", f"quantile {spare[0]:g}", f"{why}; 0.99 needs {NEEDED}")
 
 
 def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Mask) -> Iterator[str]:

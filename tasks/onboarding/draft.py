@@ -23,6 +23,7 @@ from tasks.onboarding.days import (
     Splits,
     choose_calendar,
     choose_nights,
+    choose_quantile,
     choose_splits,
     describe_nights,
     find_order,
@@ -287,6 +288,7 @@ class Draft:
     train: TrainParams
     contract: Contract
     nights: int
+    quantile: float  # of the threshold
     last_date: date
     rows: int
     decisions: tuple[Decision, ...]
@@ -318,7 +320,8 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
     nights = choose_nights(calendar)
     splits, choice = choose_splits(calendar, nights, anomalous, labels is not None)
-    choices += [describe_nights(calendar, nights), choice]
+    quantile, threshold = choose_quantile(calendar, nights, splits, anomalous)
+    choices += [describe_nights(calendar, nights), choice, threshold]
     columns = choose_columns(decisions)
     filtered, choice = choose_filter(splits, columns, labels is not None)
     choices.append(choice)
@@ -331,6 +334,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         train=train,
         contract=draft_contract(profiles, decisions, calendar, record_id is not None),
         nights=nights,
+        quantile=quantile,
         last_date=max(calendar.rows),
         rows=sample.rows,
         decisions=tuple(decisions),

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from models.calibration import rows_for_quantile
-from models.params import QuantilePolicy
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
 from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import Draft, Request, draft_detector
@@ -289,18 +288,31 @@ def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:
 
 
 @pytest.mark.parametrize("label", ["fraud", None])
-def test_too_few_rows_are_refused_with_the_number_that_would_do(label: str | None) -> None:
+@pytest.mark.parametrize("rows", [50, 60, 100, 200, 313, 500])
+def test_a_small_table_gets_the_highest_quantile_that_its_rows_carry(label: str | None, rows: int) -> None:
+    frame = make_frame(rows, rows // 20)
     request = {"label": label} if label else {}
-    message = refuse(make_frame(60, 6), error=TooFewRows, **request)
-    assert "60 rows" in message
-    needed = int(message.split("at least ")[1].split(" ")[0].replace(",", ""))
-    enough = make_frame(needed, needed // 10)
-    splits = draft(enough, **request).filter.splits
+    drafted = draft(frame, **request)
+    splits = drafted.filter.splits
     assert isinstance(splits, RandomFraction)
-    learnt = np.arange(needed) < needed * 9 // 10
-    is_anomaly = enough["fraud"].to_numpy()[learnt] == (1 if label else 2)
+    learnt = np.arange(rows) < rows * 9 // 10
+    is_anomaly = frame["fraud"].to_numpy()[learnt] == (1 if label else 2)
     sets = split_by_fractions(draw_order([f"rows:{n}" for n in range(learnt.sum())], 1), is_anomaly, splits)
-    assert (sets == "calibration").sum() >= rows_for_quantile(QuantilePolicy().q) == 99
+    carried = (sets == "calibration").sum()
+    assert rows_for_quantile(drafted.quantile) <= carried
+    assert rows_for_quantile(min(0.99, drafted.quantile + 0.05)) > carried or drafted.quantile > 0.94
+    assert drafted.quantile == 0.99 or rows < 500
+    assert f"quantile {drafted.quantile:g}" in about(drafted, "threshold")
+
+
+def test_a_daily_table_may_be_small_too() -> None:
+    drafted = draft(with_times(make_frame(100), 100), time="placed_at")
+    assert 0.5 < drafted.quantile < 0.99
+
+
+def test_fewer_than_fifty_rows_are_refused_with_the_number_that_would_do() -> None:
+    assert "at least 50 rows" in refuse(make_frame(49, 2), error=TooFewRows)
+    assert "49 rows" in refuse(make_frame(49, 2), error=TooFewRows, label="fraud")
 
 
 def test_a_source_that_leaves_no_column_to_read_is_refused() -> None:
