@@ -343,7 +343,10 @@ def _far_text(profile: ColumnProfile) -> str:
 
 def _missing_text(profile: ColumnProfile, before: str = "") -> str:
     parts = [f"written {profile.format}"] if profile.format else []
-    parts += [f"{profile.missing_fraction:.1%} missing"] if profile.missing else []
+    is_rare = profile.missing_fraction < 0.001
+    parts += [f"{profile.missing:,} missing" if is_rare else f"{profile.missing_fraction:.1%} missing"] * bool(
+        profile.missing
+    )
     parts += [f"{profile.unreadable:,} unreadable"] if profile.unreadable else []
     return before * bool(parts) + ", ".join(parts)
 
