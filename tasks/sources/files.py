@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.params import Section
 from tasks.errors import ServiceUnreachable, SourceInvalid
-from tasks.sources.arrival import PASSED_OVER, UNPACKING, Arrival
+from tasks.sources.arrival import PASSED_OVER, UNPACKING, UNPARSED, Arrival
 from tasks.sources.content import count_named, is_csv, read_file
 from tasks.sources.dialect import (
     PLAIN,
@@ -246,7 +246,7 @@ def read_partitions(name: str) -> dict[str, str | None]:
 def _read(source: FilesSource, fs: Any, path: str, partitions: Mapping[str, str | None]) -> Iterator[pa.Table]:
     for table in read_file(fs, path, source.dialect, source.header, source.line_column, source.sheet):
         there = {name.casefold() for name in table.column_names}
-        for key in [key for key in partitions if key.casefold() not in there]:
+        for key in [key for key in partitions if key.casefold() not in there and there != {UNPARSED}]:
             table = table.append_column(key, pa.repeat(pa.scalar(partitions[key], pa.string()), table.num_rows))
         yield table
 

@@ -795,7 +795,7 @@ def test_a_file_named_in_full_is_read_whatever_its_name(site):
 
 
 def test_a_partition_folder_is_a_column_of_its_rows(site):
-    put(site, "in/land=DE/shop=a%2Fb/pay.csv", CSV)
+    put(site, "in/land=DE/shop=a%2Fb/pay.csv", f"{CSV}TOTAL,,\n")
     put(site, "in/land=__HIVE_DEFAULT_PARTITION__/shop=c/pay.parquet", as_parquet())
     put(site, "in/land=FR/shop=c/pay.csv", CSV.replace("country", "shop"))  # the file's own column counts
     ingest(site, configure("in"))
