@@ -99,9 +99,9 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
     return pa.table([ids, times, *(table[field.name] for field in keep)], schema=pa.schema(fields))
 
 
-def identify_unparsed(texts: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
-    """Rows that could not be split into values: the text is the id, all else is null, so that they are quarantined."""
-    ids = pc.replace_substring(texts, "\0", " ")
+def identify_unparsed(texts: pa.ChunkedArray, name: str, schema: pa.Schema) -> pa.Table:
+    """Rows that could not be split into values: file and text are the id, all else is null: they are quarantined."""
+    ids = pc.binary_join_element_wise(name, pc.replace_substring(texts, "\0", " "), ", ")
     others = [pa.nulls(len(ids), field.type) for field in schema if field.name != "record_id"]
     return pa.table([ids, *others], schema=schema)
 
@@ -194,7 +194,7 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
 
         for table in arrival.read():
             if table.column_names == [UNPARSED]:  # after at least one other
-                undated.append(identify_unparsed(table[UNPARSED], identified.schema))
+                undated.append(identify_unparsed(table[UNPARSED], arrival.name, identified.schema))
                 rows += table.num_rows
                 continue
             identified = add_identity(table, params, arrival.name, rows, site.zone)

@@ -29,6 +29,7 @@ BLOCK = 1 << 24  # bytes of CSV parsed at once; a row must fit into one
 FEW_BAD = 5  # rows of another width that any file may have
 MAX_BAD = 0.01  # share of a larger file's rows that may have another width than its header
 MOST_BAD = 1_000  # held in memory
+MOST_TEXT = 2_000  # characters kept of each
 LINE_END = re.compile(r"\r\n|\r|\n")
 BLANK = re.compile(r"[ \t]*+(?:\r\n|\r|\n)")
 JSON = re.compile(rb"\s*[\[{]\s*[\"{}\]]")
@@ -212,7 +213,7 @@ class _Odd:
         line = row.number + self.above
         self.first = self.first or f"line {line:,} has {row.actual_columns} values"
         if len(self.texts) <= MOST_BAD:
-            self.texts.append(f"line {line} with {row.actual_columns} of {self.width} values: {row.text}")
+            self.texts.append(f"line {line} with {row.actual_columns} of {self.width} values: {row.text[:MOST_TEXT]}")
         return "skip"
 
     def check(self, name: str, rows: int) -> None:
