@@ -6,6 +6,7 @@ brings an empty or older warehouse to SCHEMA_VERSION.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,6 +109,19 @@ class Warehouse:
                 _refuse_mismatch(connection, found, version)
                 _upgrade_schema(connection, version)
         return found
+
+    def rewrite_file(self, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """Write a DuckDB or SQLite file anew, since its free pages still hold deleted rows. Other engines: nothing.
+
+        Raises ServiceUnreachable if another program has the file open; the file is unchanged then.
+        """
+        name = self.engine.dialect.name
+        if name == "duckdb":
+            with _alone(self.engine, lock_timeout_s):
+                _copy_duckdb(self.engine.url)
+        if name == "sqlite":
+            with reaching_warehouse(self.engine.url), self.engine.connect() as connection:
+                connection.exec_driver_sql("vacuum")
 
     def is_new(self) -> bool:
         """Whether Nightjar's tables do not exist yet."""
@@ -332,6 +346,31 @@ def _read_url(url: str) -> sa.URL:
     elif "@" in f"{parsed.host}{parsed.database}":
         raise invalid_url("a host or database that contains @: in a user or password write it as %40")
     return parsed
+
+
+def _copy_duckdb(url: sa.URL) -> None:
+    import duckdb
+
+    path = Path(str(url.database))
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        with duckdb.connect() as connection:
+            old, fresh = (str(one).replace("'", "''") for one in (path, new))
+            for statement in (
+                f"attach '{old}' as old",  # alone: a reader would keep the old file
+                f"attach '{fresh}' as fresh",
+                "copy from database old to fresh",
+                "detach fresh",
+                "detach old",
+            ):
+                connection.execute(statement)
+        shutil.copymode(path, new)
+        new.replace(path)
+    except (duckdb.Error, OSError) as error:
+        raise explain_database(url, str(error)) from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _begin_immediately(engine: sa.Engine) -> None:

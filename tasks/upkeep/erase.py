@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from models.detector import Detector
-from tasks.errors import NightjarError, RecordMissing, SourceInvalid
+from tasks.errors import NightjarError, RecordMissing, ServiceUnreachable, SourceInvalid
 from tasks.rows.escaping import escape_markdown
 from tasks.stores.lake import Lake, Manifest, Part, Zone
 from tasks.stores.registry import Version
@@ -93,6 +93,10 @@ def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) 
     in_zones, busy = erase_named(site, before, record_id, now)
     in_files, left = erase_unnamed(site, take_inventory(site.lake, site.detector), record_id, now)
     in_tables = erase_rows(site, record_id)
+    try:
+        site.warehouse.rewrite_file()
+    except ServiceUnreachable as error:
+        left.append(f"free pages of {site.warehouse.place} ({error.parts.get('got', '')})")
     places = merge_places([*in_zones, *in_files, *in_tables])
     pages = erase_pages(site, record_id)
     if not (any(place.rows for place in places) or pages or busy or left or summaries):

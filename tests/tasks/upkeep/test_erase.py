@@ -3,6 +3,8 @@
 import html
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -238,3 +240,47 @@ def test_a_lake_in_object_storage_is_rewritten_too(make_site: Callable[..., Site
 
 def test_every_table_with_a_record_id_is_looked_into() -> None:
     assert {table for table in metadata.sorted_tables if "record_id" in table.c} <= erase.NAMED_BY.keys()
+
+
+@pytest.mark.parametrize("driver", ["duckdb", "sqlite"])
+def test_an_erased_id_is_in_no_free_page_of_the_warehouses_file(site: Site, tmp_path: Path, driver: str) -> None:
+    path = tmp_path / f"night's.{driver}"
+    engine = Warehouse(f"{driver}:///{path}")
+    engine.migrate()
+    ids = [f"customer-of-{number:06d}" for number in range(5000)]
+    engine.add_labels("toy", pd.DataFrame({"record_id": ids, "label": 1, "known_at": pd.Timestamp(NOW)}))
+    victim = ids[4321]
+    with engine.begin() as connection:
+        connection.execute(sa.delete(labels).where(labels.c.record_id != victim))
+    assert victim.encode() in path.read_bytes()
+    erase_record(replace(site, warehouse=engine), victim, NOW)
+    assert victim.encode() not in path.read_bytes()
+    assert sorted(one.name for one in tmp_path.iterdir() if "night" in one.name and "lock" not in one.name) == [
+        path.name
+    ]
+    assert engine.read_schema() is not None
+    engine.add_labels("toy", pd.DataFrame({"record_id": ids[:2], "label": 1, "known_at": pd.Timestamp(NOW)}))
+    assert len(engine.list_labels("toy")) == 2
+
+
+def test_free_pages_that_a_reader_keeps_are_named(site: Site) -> None:
+    labelled = pd.DataFrame({"record_id": [VICTIM], "label": 1, "known_at": pd.Timestamp(NOW)})
+    site.warehouse.add_labels("toy", labelled)
+    path = str(site.warehouse.engine.url.database)
+    code = f"import duckdb, sys; c = duckdb.connect({path!r}, read_only=True); print(flush=True); sys.stdin.read()"
+    real = Warehouse.rewrite_file
+
+    def rewrite_beside_a_reader(engine: Warehouse) -> None:
+        with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as reader:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            try:
+                real(engine)
+            finally:
+                reader.communicate()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Warehouse, "rewrite_file", rewrite_beside_a_reader)
+        [left] = erase_record(site, VICTIM, NOW).left
+    assert "free pages" in left
+    assert site.warehouse.read_schema() is not None
