@@ -3,7 +3,8 @@
 # file's content, then exec the command. This keeps secrets out of images, compose files and process arguments.
 set -eu
 
-for name in PREFECT_API_DATABASE_CONNECTION_URL MLFLOW_BACKEND_STORE_URI; do
+for name in PREFECT_API_DATABASE_CONNECTION_URL PREFECT_SERVER_API_AUTH_STRING PREFECT_API_AUTH_STRING \
+    MLFLOW_BACKEND_STORE_URI; do
     eval "file=\${${name}_FILE:-}"
     [ -n "$file" ] || continue
     if [ ! -r "$file" ] || [ ! -s "$file" ]; then

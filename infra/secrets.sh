@@ -23,6 +23,7 @@ put_url() { # NAME DRIVER LOGIN DATABASE
 for login in postgres prefect mlflow nightjar nightly analyst grafana; do
     [ -e "$SECRETS/${login}_password" ] || head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${login}_password"
 done
+[ -e "$SECRETS/prefect_auth" ] || echo "nightjar:$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')" | put prefect_auth
 put_url prefect_database postgresql+asyncpg prefect prefect
 put_url mlflow_database postgresql+psycopg mlflow mlflow
 put_url warehouse_owner postgresql+psycopg nightjar nightjar

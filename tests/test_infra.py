@@ -189,6 +189,16 @@ def test_every_variable_is_known_to_the_program_that_reads_it() -> None:
                 assert bare in ENTRYPOINT.read_text(), name
 
 
+def test_prefect_asks_for_a_password_and_only_what_runs_flows_knows_it() -> None:
+    server = SERVICES["prefect"]["environment"]
+    assert server["PREFECT_SERVER_API_AUTH_STRING_FILE"] == "/run/secrets/prefect_auth"
+    assert server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+    knowing = {name for name in SERVICES if ("prefect_auth", "prefect_auth") in service_secrets(name)}
+    assert knowing == {"prefect", "deploy", "cpu", "gpu", "gpu-stand-in"}
+    for name in knowing - {"prefect"}:
+        assert SERVICES[name]["environment"]["PREFECT_API_AUTH_STRING_FILE"] == "/run/secrets/prefect_auth"
+
+
 def test_telemetry_is_off_in_the_image() -> None:
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     assert image_environment().items() >= quiet.items()

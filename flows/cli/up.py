@@ -31,6 +31,7 @@ def up(
     stack = describe_stack(load_settings(), asked)
     start_stack(stack, show_line)
     os.environ.update(stack.client_environment)  # before Prefect is imported
+    os.environ["PREFECT_API_AUTH_STRING"] = stack.read_secret("prefect_auth")
     from flows.team.deploy import deploy as make
     from tasks.stores.warehouse import Warehouse
 

@@ -213,5 +213,8 @@ def prepare_environment(settings: Settings) -> None:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
+    auth = Path(os.environ.get("NIGHTJAR_SECRETS", "/nowhere")) / "prefect_auth"
+    if os.environ.get("PREFECT_API_URL") and auth.is_file():
+        defaults["PREFECT_API_AUTH_STRING"] = auth.read_text()
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -171,6 +171,7 @@ def make_secrets(stack: Stack) -> None:
     place = f"{HOST}:{stack.ports['postgres']}"
     run_script(stack, "infra/secrets.sh", {"SECRETS": str(folder), "PLACE": place, "MODE": "600"})
     lines = [f"export {name}='{value}'\n" for name, value in stack.client_environment.items()]
+    lines.append(f"export PREFECT_API_AUTH_STRING=\"$(cat '{folder}/prefect_auth')\"\n")
     (stack.folder / "env").write_text("".join(lines))
     (stack.folder / PORTS_FILE).write_text(json.dumps(dict(stack.ports)))
 

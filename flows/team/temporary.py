@@ -47,6 +47,7 @@ def _start() -> str:
         app = ["--factory", "prefect.server.api.server:create_app", "--fd", str(listening.fileno())]
         command = [sys.executable, "-m", "uvicorn", *app, "--log-level", "error"]
         environment = os.environ | dict.fromkeys(NOT_NEEDED, "false") | {"PREFECT__SERVER_EPHEMERAL": "1"}
+        environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)  # of another server
         server = subprocess.Popen(command, env=environment, pass_fds=[listening.fileno()])  # noqa: S603
 
     @atexit.register

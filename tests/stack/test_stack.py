@@ -4,6 +4,7 @@ Fixtures start what takes long, and later tests look at the result, so that the 
 tests therefore depend on their order.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -49,9 +50,13 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        lines = (self.home / "stack" / "env").read_text().splitlines()
-        named = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        return os.environ | QUICK | {name: value.strip("'") for name, value in named.items()}
+        command = ["sh", "-c", f". {self.home}/stack/env; env -0"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return dict(line.split("=", 1) for line in shown.split("\0") if line) | QUICK
+
+    @property
+    def auth(self) -> str:
+        return (self.home / "stack/secrets/prefect_auth").read_text()
 
     def nightjar(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -75,7 +80,7 @@ class Stack:
         return done.stdout
 
     def client(self) -> SyncPrefectClient:
-        return SyncPrefectClient(api=f"http://127.0.0.1:{self.ports['prefect']}/api")
+        return SyncPrefectClient(api=f"http://127.0.0.1:{self.ports['prefect']}/api", auth_string=self.auth)
 
     def begin(self, deployment: str, **parameters: Any) -> FlowRun:
         with self.client() as client:
@@ -95,7 +100,11 @@ class Stack:
     def has_heartbeat(self, run: FlowRun) -> bool:
         wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
         url = f"http://127.0.0.1:{self.ports['prefect']}/api/events/filter"
-        return bool(httpx.post(url, json={"filter": wanted}).raise_for_status().json()["events"])
+        return bool(
+            httpx.post(url, json={"filter": wanted}, auth=tuple(self.auth.split(":")))
+            .raise_for_status()
+            .json()["events"]
+        )
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         url = (self.home / "stack/secrets/warehouse_reader").read_text().replace("+psycopg", "")
@@ -231,9 +240,12 @@ def page(request: pytest.FixtureRequest) -> Iterator[Page]:
 
 
 @pytest.fixture
-def show(page: Page, request: pytest.FixtureRequest) -> Callable[..., None]:
+def show(page: Page, stack: Stack, request: pytest.FixtureRequest) -> Callable[..., None]:
     """Open a page, wait until it shows all expected words, and optionally save a screenshot."""
     folder = request.config.getoption("--screenshots")
+
+    password = base64.b64encode(stack.auth.encode()).decode()
+    page.add_init_script(f"localStorage.setItem('prefect-password', '{password}')")
 
     def look(url: str, name: str, *expected: str) -> None:
         page.goto(url)
@@ -266,11 +278,28 @@ def test_deploying_again_has_no_prompts_and_creates_no_duplicates(stack: Stack, 
 def test_no_log_and_no_command_line_contains_a_secret(stack: Stack) -> None:
     secrets = [file.read_text() for file in (stack.home / "stack/secrets").glob("*_password")]
     assert len(secrets) == 7  # one per login
+    secrets.append(stack.auth.split(":")[1])
     text = "".join(file.read_text() for file in (stack.home / "stack").glob("*.log"))
     text += "".join(" ".join(process.cmdline()) for process in stack.processes(""))
     assert not [secret for secret in secrets if secret in text]
     modes = {file.stat().st_mode & 0o077 for file in (stack.home / "stack/secrets").iterdir()}
     assert modes == {0}
+
+
+def test_the_api_asks_for_the_password_and_answers_no_other_page(stack: Stack) -> None:
+    api = f"http://127.0.0.1:{stack.ports['prefect']}/api"
+    for login in (None, ("nightjar", "wrong"), ("", "")):
+        for path in ("flows/filter", "deployments/filter", "work_pools/filter"):
+            assert httpx.post(f"{api}/{path}", json={}, auth=login).status_code == 401
+    assert httpx.post(f"{api}/flows/filter", json={}, auth=tuple(stack.auth.split(":"))).status_code == 200
+    origin = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    answer = httpx.options(f"{api}/flows/filter", headers=origin)
+    assert "access-control-allow-origin" not in answer.headers
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "deploy"],
+        cwd=ROOT, env=stack.environment | {"PREFECT_API_AUTH_STRING": "nightjar:wrong"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "error: ServiceUnreachable: The Prefect server refuses this command" in done.stderr
 
 
 def test_training_runs_its_train_step_on_the_gpu_pool(stack: Stack, trained: FlowRun) -> None:
