@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import SourceInvalid
@@ -112,8 +113,34 @@ def read_answers(path: Path) -> pd.DataFrame:
     return answers
 
 
+def check_records(site: Site, answers: pd.DataFrame) -> None:
+    """Raise SourceInvalid if a verdict is about a record that no published night holds. Pruned nights are trusted."""
+    nights = {night.batch_date: night for night in site.warehouse.read_nights(site.detector)}
+    strange: list[str] = []
+    for day in sorted(answers["batch_date"].unique()):
+        asked = pa.array(answers.loc[answers["batch_date"] == day, "record_id"], pa.string())
+        found: set[str] = set()
+        if night := nights.get(day):
+            scores = site.lake.find("scores", site.detector, day, night.scores)
+            if scores is None:
+                continue
+            for part in scores.parts:
+                for table in site.lake.slices(part, ["record_id"]):
+                    found.update(table["record_id"].filter(pc.is_in(table["record_id"], asked)).to_pylist())
+        strange += [f"{day} {record or 'without an id'}" for record in asked.to_pylist() if record not in found]
+    if strange:
+        raise SourceInvalid(
+            "Some verdicts are about records that no published night holds; none was stored.",
+            where=f"reviews of {site.detector}",
+            got=", ".join(strange[:5]) + (f" and {len(strange) - 5:,} more" if len(strange) > 5 else ""),
+            expected="the batch_date and record_id that nightjar review wrote",
+            todo="correct these lines, or take them out, and use --take again",
+        )
+
+
 def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetime) -> int:
-    """Add verdicts to the warehouse; returns how many are new or changed."""
+    """Add verdicts to the warehouse; returns how many are new or changed. Raises SourceInvalid."""
+    check_records(site, answers)
     engine, key = site.warehouse, ["batch_date", "record_id", "verdict"]
     given = answers.loc[answers["verdict"] != "", [*key, "inclusion"]].assign(reviewer=reviewer)
     known = engine.read_reviews(site.detector)

@@ -148,7 +148,7 @@ def render_section(detector: DetectorParams, drafted: Draft) -> str:
     """The section's text, not indented, without values that equal the default."""
     facts = "; ".join(f"{choice.about} {choice.what}" for choice in drafted.choices if choice.about != "network")
     comment = "".join(f"# {line}\n" for line in _wrap(f"Written by nightjar init: {facts}."))
-    return comment + dump_yaml(_kind_first(detector.model_dump(exclude_unset=True, by_alias=True)), WIDTH)
+    return comment + dump_yaml(_kind_first(detector.model_dump(mode="json", exclude_unset=True, by_alias=True)), WIDTH)
 
 
 def render_contract(contract: Contract, name: str) -> str:

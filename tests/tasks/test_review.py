@@ -182,6 +182,22 @@ def test_a_file_that_cannot_be_taken_says_why(tmp_path: Path, content: str, mess
         read_answers(tmp_path / "asked.csv")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"record_id": "nobody"}, {"record_id": ""}, {"batch_date": date(2099, 1, 1)}, {"batch_date": date(2020, 1, 1)}],
+)
+def test_a_verdict_on_a_record_that_no_night_holds_is_refused(site, detector, publish, change) -> None:
+    publish(detector, DAYS[0])
+    answers = judge(ask_about(site, DAYS[0], 5))
+    strange = answers.copy()
+    for column, value in change.items():
+        strange.loc[1, column] = value
+    with pytest.raises(SourceInvalid, match=f"{strange.loc[1, 'batch_date']} {strange.loc[1, 'record_id']}"):
+        keep_verdicts(site, strange, "ada", NOW)
+    assert site.warehouse.read_reviews("toy").empty
+    assert keep_verdicts(site, answers, "ada", NOW) == len(answers)
+
+
 def test_labels_give_verdicts_and_no_label_means_normal_only_once_the_night_has_matured(
     make_site, publish, detector
 ) -> None:

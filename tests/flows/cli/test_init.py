@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,19 @@ def test_init_creates_params_yaml_and_fills_empty_braces(folder: Path, capsys: p
     answer(capsys, *INIT, "--force")
     assert (folder / "params.yaml").read_text() == first.replace("detectors:\n", "detectors: # none yet\n")
     assert load_detector(folder, "machines").detector.ingest.source.path == str(folder / "machines.csv")  # type: ignore[union-attr]
+
+
+def test_init_writes_dates_as_text_because_dvc_reads_no_dates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *INIT)
+
+    def check(value: object) -> None:
+        assert not isinstance(value, date)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inner)
+
+    section = yaml.safe_load((folder / "params.yaml").read_text())["detectors"]["machines"]
+    check(section)
+    assert isinstance(section["ingest"]["event_time"]["first_date"], str)
 
 
 def test_init_keeps_all_other_text_of_params_yaml(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
