@@ -95,7 +95,7 @@ def render_report(
         {
             **row,
             "causes": [describe_cause(c) for c in json.loads(row["causes"])],
-            "share": row["score"] / batch.threshold,
+            "share": row["score"] / batch.threshold if batch.threshold else math.inf,
             "band": params.name_band(row["percentile_rank"]),
         }
         for row in shown.to_dict("records")

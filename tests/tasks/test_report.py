@@ -280,3 +280,9 @@ def test_groups_are_shown_worst_first_and_only_where_there_are_any():
     assert "1,234" in page
     assert "none yet" in render(groups=groups.head(1))
     assert "Groups" not in render()
+
+
+def test_a_threshold_of_zero_is_shown_as_any_other():
+    page = render(threshold=0.0)
+    assert "pay-1" in page
+    assert '<td class="n">inf</td>' in page
