@@ -215,6 +215,6 @@ def prepare_environment(settings: Settings) -> None:
     }
     auth = Path(os.environ.get("NIGHTJAR_SECRETS", "/nowhere")) / "prefect_auth"
     if os.environ.get("PREFECT_API_URL") and auth.is_file():
-        defaults["PREFECT_API_AUTH_STRING"] = auth.read_text()
+        defaults["PREFECT_API_AUTH_STRING"] = auth.read_text().strip()
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
