@@ -33,6 +33,7 @@ MOST_TEXT = 2_000  # characters kept of each
 LINE_END = re.compile(r"\r\n|\r|\n")
 BLANK = re.compile(r"[ \t]*+(?:\r\n|\r|\n)")
 JSON = re.compile(rb"\s*[\[{]\s*[\"{}\]]")
+LINE_CHARACTERS = 1 << 24
 FOREIGN = {  # formats that are not read, by their first bytes
     b"ORC": "an ORC file",
     b"Obj\1": "an Avro file",
@@ -321,13 +322,25 @@ def not_text(where: str, encoding: str, head: bytes, got: str) -> SourceInvalid:
 
 
 def read_lines(stream: Stream, name: str, column: str, encoding: str = "utf-8") -> Iterator[pa.Table]:
-    """A text file's lines in one column, slice by slice, stripped of whitespace; an empty line is null."""
+    """A text file's lines in one column, slice by slice, stripped of whitespace; an empty line is null.
+
+    Raises SourceInvalid for a line of LINE_CHARACTERS or more: a small packed file may unpack to one line of any size.
+    """
     head = stream.peek(HEAD)
     encoding = read_mark(head) or encoding
     try:
         with io.TextIOWrapper(stream, encoding) as file:
-            while lines := [line.strip() or None for line in itertools.islice(file, SLICE_ROWS)]:
-                yield pa.table({column: pa.array(lines, pa.string())})
+            read = iter(lambda: file.readline(LINE_CHARACTERS), "")
+            while lines := list(itertools.islice(read, SLICE_ROWS)):
+                if longest := next((line for line in lines if len(line) == LINE_CHARACTERS), None):
+                    raise SourceInvalid(
+                        "A line of the file is too long.",
+                        where=name,
+                        got=f"a line that begins with {longest[:40]!r}",
+                        expected=f"lines of fewer than {LINE_CHARACTERS:,} characters",
+                        todo="deliver one record per line",
+                    )
+                yield pa.table({column: pa.array([line.strip() or None for line in lines], pa.string())})
     except UnicodeDecodeError as error:
         raise not_text(name, encoding, head, str(error)) from error
 

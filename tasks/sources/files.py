@@ -1,6 +1,7 @@
 """The files of a source as arrivals, whose rows are read slice by slice. Nothing here knows what the rows mean."""
 
 import codecs
+import ftplib
 import glob
 import re
 from collections import Counter
@@ -198,12 +199,20 @@ def _describe_header(
 def _locate(source: FilesSource, root: str) -> tuple[Any, str, list[dict[str, Any]]]:
     """The file system, the folder from which names are given, and what is known about each file."""
     url = source.path if "://" in source.path or source.path.startswith("/") else f"{root.rstrip('/')}/{source.path}"
-    fs, path = fsspec.core.url_to_fs(url)
     try:
+        fs, path = fsspec.core.url_to_fs(url)  # connects, for some kinds of store
         folder, found = _find(fs, path)
         infos = [info for info in map(partial(_look_at, fs), found) if info and info["type"] == "file"]
-    except OSError as error:
+    except (OSError, EOFError, ftplib.Error) as error:
         raise ServiceUnreachable("The source cannot be read.", where=url, got=str(error)) from error
+    except (ImportError, ValueError) as error:
+        raise SourceInvalid(
+            "The URL of the source cannot be opened.",
+            where=url,
+            got=str(error),
+            expected="a protocol that fsspec knows, such as s3:// or ftp://, and the package that it needs",
+            todo="correct the URL, or install the package",
+        ) from error
     if not infos:
         raise SourceInvalid(
             "The source has no file.",

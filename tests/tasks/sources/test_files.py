@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tasks.errors import SourceInvalid
+from tasks.errors import NightjarError, ServiceUnreachable, SourceInvalid
 from tasks.sources.arrival import UNPARSED
 from tasks.sources.files import FilesSource, find_settings, list_files
 
@@ -115,6 +115,22 @@ def test_a_file_that_cannot_be_read_is_refused_by_the_name_of_the_cause(
 
 
 ENCODED = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1"]
+
+
+def test_a_line_of_any_length_is_refused_before_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.sources.content.LINE_CHARACTERS", 100)
+    fits, not_all = b"a" * 98 + b"\n", b"b" * 99 + b"\n"
+    assert read(tmp_path, gzip.compress(fits * 3), line_column="text") == [("a" * 98,)] * 3
+    with pytest.raises(SourceInvalid, match="too long"):
+        read(tmp_path, gzip.compress(fits + not_all), line_column="text")
+
+
+@pytest.mark.parametrize(
+    ("path", "error"), [("ftp://127.0.0.1:9/rows.csv", ServiceUnreachable), ("nothing://rows.csv", SourceInvalid)]
+)
+def test_a_store_that_is_away_or_unknown_is_named(path: str, error: type[NightjarError]) -> None:
+    with pytest.raises(error, match=path):
+        list(list_files(FilesSource(kind="files", path=path), "/"))
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
