@@ -11,6 +11,7 @@ import typer
 from flows.cli import (
     backfill,
     backup,
+    delete,
     deploy,
     doctor,
     down,
@@ -49,7 +50,7 @@ VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Flags": (explain, review, rank),
     "Versions": (train, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),
-    "Detectors": (init, fetch, doctor, stage),
+    "Detectors": (init, fetch, doctor, stage, delete),
     "Team": (deploy, up, down),
 }
 app = typer.Typer(

@@ -263,6 +263,18 @@ class Registry:
                 version = mlflow.register_model(model.model_uri, self.model_name, tags=named)
         return Version(self.model_name, int(version.version), (), named)
 
+    def delete_model(self) -> None:
+        """Delete the registered model with all its versions, and mark its runs as deleted.
+
+        The experiment stays: MLflow would refuse a new one of the same name.
+        """
+        with self._client() as client:
+            client.delete_registered_model(self.model_name)
+            if experiment := client.get_experiment_by_name(self.model_name):
+                while runs := client.search_runs([experiment.experiment_id], max_results=1000):
+                    for run in runs:
+                        client.delete_run(run.info.run_id)
+
     def end_dead_runs(self) -> None:
         """End the runs whose process died: as finished if their version exists, otherwise as killed."""
         with self._client() as client:
