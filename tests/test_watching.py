@@ -144,7 +144,7 @@ def test_the_data_source_is_a_variable_and_every_panel_uses_it() -> None:
 
 
 def test_every_rule_has_a_name_a_severity_and_something_to_do() -> None:
-    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 6
+    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 7
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "todo"}

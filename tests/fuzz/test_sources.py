@@ -46,7 +46,7 @@ PARAMS = IngestParams(
     source=FilesSource(kind="files", path="unread"),
     record_id="id",
     event_time=EventTime(column="at"),
-    labels=LabelColumn(column="fraud", anomalous=("1",)),
+    labels=LabelColumn(column="fraud", normal=("0",)),  # any other value means anomalous
 )
 IN_SECONDS = PARAMS.model_copy(
     update={"event_time": EventTime(column="at", seconds_since=datetime(2026, 3, 1, tzinfo=UTC))}

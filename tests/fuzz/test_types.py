@@ -28,7 +28,8 @@ from tasks.rows.columns import to_records
 from tasks.rows.contract import TYPES, Contract
 from tasks.rows.schema import Landed, find_unreadable, read_times, type_rows
 from tasks.sources.arrival import Arrival
-from tasks.sources.files import FilesSource, read_parquet
+from tasks.sources.content import read_file
+from tasks.sources.files import FilesSource
 
 NUMBERS = [pa.int8(), pa.int64(), pa.uint8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64()]
 TIMES = [
@@ -143,7 +144,7 @@ def test_ids_and_values_of_any_type_land_or_are_refused(kind: pa.DataType, other
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
             return  # no type of Parquet
         site = open_site(Path(folder), time_zone="Europe/Berlin", sources=folder)
-        read = lambda: read_parquet(fsspec.filesystem("file"), f"{folder}/rows.parquet")  # noqa: E731
+        read = lambda: read_file(fsspec.filesystem("file"), f"{folder}/rows.parquet")  # noqa: E731
         arrival = Arrival("rows.parquet", "1", datetime(2026, 3, 9, tzinfo=UTC), read)
         try:
             assert land(site, arrival, params) == {date(2026, 3, 1): 20}

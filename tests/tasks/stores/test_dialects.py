@@ -33,6 +33,7 @@ from tasks.stores.warehouse import (
 )
 from tasks.upkeep import prune
 from tasks.upkeep.backup import check_tables_empty, export_tables, fill_tables
+from tasks.upkeep.delete import delete_rows
 from tasks.upkeep.erase import erase_rows, read_published
 from tasks.upkeep.prune import hold_batch, prune_tables
 
@@ -104,6 +105,9 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     with pytest.raises(StoreNotEmpty):
         check_tables_empty(copy)
     read["tables"], read["copy"] = read_tables(engine), read_tables(copy)
+    with engine.begin() as connection:  # nothing is deleted while a night runs
+        connection.execute(sa.update(attempts).where(attempts.c.status == "running").values(status="failed"))
+    read["deleted"] = delete_rows(site, dry_run=False)
     return read
 
 
@@ -209,7 +213,8 @@ def test_the_campaign_runs_every_function_that_has_a_statement(
 ) -> None:
     executing = list_executing_functions()
     assert len(executing) > 25
-    assert executing - campaigns["sqlite"][1].functions == {("warehouse", "begin")}  # PostgreSQL's lock_timeout
+    others = {("warehouse", "begin"), ("warehouse", "_copy_duckdb")}  # PostgreSQL's lock_timeout, DuckDB's own
+    assert executing - campaigns["sqlite"][1].functions == others
 
 
 @pytest.fixture(scope="module")
