@@ -53,8 +53,8 @@ from tasks.params import (
     normalise_label,
 )
 from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
-from tasks.rows.labels import interpret_labels
-from tasks.rows.schema import MISSING_WORDS, cast_column, shorten
+from tasks.rows.labels import NO_LABEL, interpret_labels
+from tasks.rows.schema import cast_column, shorten
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.sources.sql import SqlSource
@@ -108,7 +108,7 @@ def count_labels(spelt: Counter[str]) -> Counter[str]:
     """The number of rows of each label, over all spellings of it; words for missing values are not labels."""
     counts: Counter[str] = Counter()
     for text, rows in spelt.items():
-        if (label := normalise_label(text)) not in MISSING_WORDS:
+        if (label := normalise_label(text)) not in NO_LABEL:
             counts[label] += rows
     return counts
 

@@ -6,6 +6,9 @@ from tasks.errors import SourceInvalid
 from tasks.params import LabelColumn, normalise_label
 from tasks.rows.schema import MISSING_WORDS
 
+# As a label, "missing" or "unknown" may be a kind of anomaly.
+NO_LABEL = frozenset(MISSING_WORDS) - {"missing", "unknown"}
+
 
 def interpret_labels(rule: LabelColumn, texts: pd.Series) -> pd.Series:
     """1 for a value that means anomalous, 0 for normal, null for a missing one (N,).
@@ -14,7 +17,7 @@ def interpret_labels(rule: LabelColumn, texts: pd.Series) -> pd.Series:
     """
     anomalous, normal = rule.meanings
     words = texts.map({text: normalise_label(text) for text in texts.dropna().unique()})
-    words = words.where(words.isin(anomalous | normal) | ~words.isin(MISSING_WORDS))
+    words = words.where(words.isin(anomalous | normal) | ~words.isin(NO_LABEL))
     unknown = texts[words.notna() & ~words.isin(anomalous | normal)]
     if rule.anomalous and len(unknown):
         raise SourceInvalid(

@@ -708,6 +708,13 @@ def test_labels_of_any_type_are_read_and_a_missing_one_is_no_label(site, values,
     assert site.warehouse.read_labels("toy", LATER)["label"].tolist() == labels
 
 
+def test_a_kind_of_anomaly_may_be_called_missing_or_unknown():
+    kinds = pd.Series(["missing", "Unknown", "fine", "n/a"])
+    found = interpret_labels(LabelColumn(column="fault", normal=("fine",)), kinds)
+    assert found[:3].tolist() == [1, 1, 0]
+    assert found.isna().tolist() == [False, False, False, True]
+
+
 def test_a_listed_word_is_a_label_even_if_it_usually_means_missing():
     rule = LabelColumn(column="fraud", anomalous=("fraud",), normal=("none",))
     assert interpret_labels(rule, pd.Series(["None", "Fraud", "nan", None])).isna().tolist() == [
