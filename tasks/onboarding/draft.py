@@ -200,16 +200,18 @@ def choose_columns(decisions: Sequence[Decision]) -> ColumnsParams:
 
 
 def draft_contract(
-    profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar, has_id: bool
+    sample: Sample, profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar, has_id: bool
 ) -> Contract:
     """A first contract: the types found, and expectations that a normal next day meets.
+
+    A column that some files lack is optional.
 
     Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
     detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
     """
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
-    columns = {p.name: _describe_column(p, p.type) for p in read if p.type}
+    columns = {p.name: _describe_column(p, p.type, sample.count_lacking(p.name) > 0) for p in read if p.type}
     expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
     for profile in read:
         if profile.missing:
@@ -224,8 +226,10 @@ def draft_contract(
     return Contract(columns=columns, expectations=tuple(expectations), **_given(ignored=ignored or None))
 
 
-def _describe_column(profile: ColumnProfile, kind: Type) -> ContractColumn:
-    given = _given(nullable=profile.missing > 0 or None, format=profile.format, missing=profile.words or None)
+def _describe_column(profile: ColumnProfile, kind: Type, is_optional: bool) -> ContractColumn:
+    nullable = profile.missing > 0 or is_optional
+    required = False if is_optional else None
+    given = _given(nullable=nullable or None, required=required, format=profile.format, missing=profile.words or None)
     return ContractColumn(type=kind, **given)
 
 
@@ -332,7 +336,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         ),
         filter=filtered,
         train=train,
-        contract=draft_contract(profiles, decisions, calendar, record_id is not None),
+        contract=draft_contract(sample, profiles, decisions, calendar, record_id is not None),
         nights=nights,
         quantile=quantile,
         last_date=max(calendar.rows),
@@ -341,11 +345,26 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         choices=(*choices, _describe_training(train)),
         notes=(
             *note_unparsed(sample),
+            *note_headers(sample, decisions),
             *note_labels(profiles, decisions),
             *describe_readings(profiles, decisions, calendar),
             *(find_order(sample, profiles, is_anomaly) if calendar.is_dealt else ()),
         ),
     )
+
+
+def note_headers(sample: Sample, decisions: Sequence[Decision]) -> Iterator[str]:
+    """Name the columns that some files lack, and those that may be one column under two names."""
+    files, learnt = len(sample.headers), [d.column for d in decisions if d.kind != "left out"]
+    lacking = {name: n for name in learnt if (n := sample.count_lacking(name)) and name in sample.table.column_names}
+    for name, n in lacking.items():
+        twins = [
+            other
+            for other in lacking
+            if name < other and all((name in names) != (other in names) for names in sample.headers)
+        ]
+        renamed = f"; where it is missing there is {' or '.join(twins)}: it looks renamed" if twins else ""
+        yield f"{name} is missing in {n:,} of {files:,} files, so it is optional in the contract{renamed}"
 
 
 def note_labels(profiles: Sequence[ColumnProfile], decisions: Sequence[Decision]) -> Iterator[str]:

@@ -59,6 +59,11 @@ class Sample:
     sizes: tuple[int, ...]  # rows of each arrival
     labels: Counter[str]  # non-missing values of the label column
     unparsed: int = 0  # rows of another width than the header, which are in no sample
+    headers: tuple[frozenset[str], ...] = ()  # the columns of each arrival with rows
+
+    def count_lacking(self, column: str) -> int:
+        """The number of arrivals without a column."""
+        return sum(column not in names for names in self.headers)
 
     @property
     def rows(self) -> int:
@@ -129,14 +134,17 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
     sizes: list[int] = []
     labels: Counter[str] = Counter()
     unparsed = 0
+    names: list[frozenset[str]] = []
     for arrival in arrivals:
         sizes.append(0)
+        names.append(frozenset())
         for table in arrival.read():
             if table.column_names == [UNPARSED]:
                 unparsed += table.num_rows
                 continue
             check_names(table, arrival.name)
             sizes[-1] += table.num_rows
+            names[-1] |= {*table.column_names}
             if label in table.column_names:
                 counts = pc.value_counts(cast_column(table[label], pa.string()).drop_null()).to_pylist()
                 labels.update({item["values"]: item["counts"] for item in counts})
@@ -149,7 +157,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
         raise SourceInvalid(
             "The source has no rows.", got="0 rows", expected="a header line and rows", todo="check --source"
         )
-    return Sample(kept, tuple(sizes), labels, unparsed)
+    return Sample(kept, tuple(sizes), labels, unparsed, tuple(found for found in names if found))
 
 
 def _append(kept: pa.Table, table: pa.Table, name: str) -> pa.Table:

@@ -116,6 +116,22 @@ def test_a_repeated_id_is_not_a_measurement(most: int, kind: str) -> None:
     assert found.kind == kind
 
 
+def test_a_column_that_some_files_lack_is_optional_and_a_rename_is_named() -> None:
+    frames = [with_times(make_frame(200), 1, since=f"2026-03-{day:02d}").drop(columns="fraud") for day in range(1, 21)]
+    renamed = [frame.rename(columns={"weight": "weight_kg"}) if day > 11 else frame for day, frame in enumerate(frames)]
+    drafted = draft(*renamed)
+    for name in ("weight", "weight_kg"):
+        assert (drafted.contract.columns[name].required, drafted.contract.columns[name].nullable) == (False, True)
+    assert drafted.contract.columns["size"].required
+    first, second = drafted.notes
+    assert first == (
+        "weight is missing in 8 of 20 files, so it is optional in the contract; where it is missing there is "
+        "weight_kg: it looks renamed"
+    )
+    assert second == "weight_kg is missing in 12 of 20 files, so it is optional in the contract"
+    assert draft(*frames).notes == ()
+
+
 def test_a_label_of_one_value_or_none_or_a_column_that_is_not_there_is_refused() -> None:
     assert "1 values" in refuse(make_frame(anomalies=0), label="fraud")
     assert "no value" in refuse(make_frame().assign(fraud=None), label="fraud")
