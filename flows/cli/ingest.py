@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_json, showing_progress, stdout
+from flows.cli.screen import print_json, print_note, showing_progress, stdout
 
 EXAMPLE = "NIGHTJAR_SOURCES=/data nightjar ingest creditcard"
 
@@ -30,4 +30,4 @@ def ingest(
         span = f", {done.dates[0]} to {done.dates[-1]}" if done.dates else ""
         stdout.print(f"{done.arrivals} arrivals, {done.rows:,} rows, {done.labels:,} labels{span}")
         for note in done.notes:
-            stdout.print(f"{'note':<10} {note}", style="yellow", highlight=False, markup=False)
+            print_note(note)

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Json
-from flows.cli.screen import print_json, print_rows, stdout
+from flows.cli.screen import print_json, print_note, print_rows, stdout
 
 EXAMPLE = "nightjar init cards --source cards.csv --label is_fraud"
 
@@ -43,7 +43,7 @@ def init(
     print_rows(table, group_columns(found["columns"]), ("column", "kind", "why"))
     print_rows(Table(title="choices", title_justify="left"), found["choices"], ("about", "what", "why"))
     for note in found["notes"]:
-        stdout.print(f"{'note':<10} {note}", style="yellow", highlight=False, markup=False)
+        print_note(note)
     for path in found["wrote"]:
         stdout.print(f"{'wrote':<10} {path}", soft_wrap=True, highlight=False, markup=False)
     stdout.print(f"{'next':<10} nightjar run {name}", highlight=False)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, print_rows, showing_progress, stdout
+from flows.cli.screen import print_json, print_note, print_rows, showing_progress, stdout
 
 if TYPE_CHECKING:
     from flows.config.setup import Setup
@@ -41,7 +41,7 @@ def show_summary(name: str, summary: dict[str, Any], as_json: bool) -> None:
         print_json(summary)
         return
     for note in summary["notes"]:
-        stdout.print(f"note       {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        print_note(note)
     nights = Table(title=f"{name}: scored by {summary['model']} version {summary['version']}", title_justify="left")
     rows = [night | {"version": night["model_version"]} for night in summary["nights"]]
     counts = ("rows_in", "quarantined", "excluded", "scored", "flagged")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Json, date_option
-from flows.cli.screen import describe_flag, print_json, print_rows, running, stdout
+from flows.cli.screen import describe_flag, print_json, print_note, print_rows, running, stdout
 from flows.config.quiet import hush_great_expectations
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def score(
         print_json(asdict(night))
     else:
         for note in find_notes(name, night):
-            stdout.print(f"note       {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            print_note(note)
         stdout.print(f"{night.batch_date}: {night.scored:,} rows scored, {night.flagged:,} flagged, published")
 
 

@@ -46,6 +46,11 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, default=_plain, indent=2, allow_nan=False) + "\n")
 
 
+def print_note(text: str) -> None:
+    """Print what people should know before they read on."""
+    stdout.print(f"note       {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_csv(frame: "pd.DataFrame") -> None:
     """Print rows as CSV for a spreadsheet: no formulas, and on a terminal no control characters."""
     from tasks.rows.escaping import without_formulas

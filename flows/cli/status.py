@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Json
-from flows.cli.screen import print_json, print_rows, stdout
+from flows.cli.screen import print_json, print_note, print_rows, stdout
 
 EXAMPLE = "nightjar status; nightjar status payments --json"
 
@@ -32,7 +32,7 @@ def status(
         print_json(asdict(found) | {"nights": rows})
         return
     if found.outdated:
-        stdout.print(f"note       {found.outdated}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        print_note(found.outdated)
     title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
     columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
