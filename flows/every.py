@@ -1,15 +1,17 @@
-"""The night and the training of every detector, one after another; a detector that fails stops no other."""
+"""The night, the training and the pruning of every detector, one after another; one that fails stops no other."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import TypeVar
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as current
 from prefect.states import Completed, Failed
 
-from flows.config.setup import load_setup
+from flows.config.params import detector_names
+from flows.config.settings import load_settings
+from flows.config.setup import load_setup, prepare
 from flows.hooks import mark_crashed
 from flows.nightly import nightly
 from flows.status import list_in_service, read_line, read_nights
@@ -17,6 +19,7 @@ from flows.training import training
 from tasks.errors import NightjarError, hide_password
 from tasks.register import Registered
 from tasks.stores.tables import Night
+from tasks.upkeep.prune import prune_detector
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,54 @@ class TrainingOutcome:
     cause: str
 
 
-T = TypeVar("T", NightOutcome, TrainingOutcome)
+@dataclass(frozen=True)
+class PruneOutcome:
+    """The result of pruning one detector: the files and warehouse rows removed, or the cause of the failure."""
+
+    detector: str
+    files: int
+    rows: int
+    cause: str
+
+
+T = TypeVar("T", NightOutcome, TrainingOutcome, PruneOutcome)
 
 
 def name_run() -> str:
-    """Name the batch date, where one is given."""
-    return f"score all {current.get_parameters()['batch_date'] or 'of yesterday'}"
+    """Name the batch date and the time zone, where they are given."""
+    parameters = current.get_parameters()
+    zone = f" in {parameters['time_zone']}" if parameters["time_zone"] else ""
+    return f"score all {parameters['batch_date'] or 'of yesterday'}{zone}"
 
 
 @flow(name="every", flow_run_name=name_run, on_running=[mark_crashed])
-def score_every(batch_date: date | None = None) -> State[list[NightOutcome]]:
-    """Score a batch of every detector; red, with who failed and why, if any did.
+def score_every(batch_date: date | None = None, time_zone: str | None = None) -> State[list[NightOutcome]]:
+    """Score a batch of every detector, or of those in one time zone; red, with who failed and why, if any did.
 
     Without a date: yesterday's, and those since the newest published night that no run has scored.
     """
-    return conclude([night for name in list_in_service() for night in score_due(name, batch_date)], "published")
+    names = [name for name in list_in_service() if time_zone is None or read_zone(name) in (time_zone, None)]
+    return conclude([night for name in names for night in score_due(name, batch_date)], "published")
 
 
 @flow(name="retrain", flow_run_name="train all", on_running=[mark_crashed])
 def retrain_every() -> State[list[TrainingOutcome]]:
     """Train a challenger of every detector on what is known today; red, with who failed and why, when any did."""
     return conclude([train_one(name) for name in list_in_service()], "trained")
+
+
+@flow(name="prune", flow_run_name="prune all", on_running=[mark_crashed])
+def prune_every() -> State[list[PruneOutcome]]:
+    """Remove what `nightjar prune` removes, of every configured detector; red, with who failed and why, if any did."""
+    return conclude([prune_one(name) for name in detector_names(load_settings().project)], "pruned")
+
+
+def read_zone(name: str) -> str | None:
+    """A detector's time zone; None if it cannot be loaded: its night reports why."""
+    try:
+        return load_setup(name).configured.detector.time_zone
+    except NightjarError:
+        return None
 
 
 def conclude(outcomes: list[T], done: str) -> State[list[T]]:
@@ -110,3 +140,15 @@ def train_one(name: str) -> TrainingOutcome:
     if isinstance(made, Registered):
         return TrainingOutcome(name, made.version, made.alias, "")
     return TrainingOutcome(name, None, None, hide_password(str(made)))
+
+
+def prune_one(name: str) -> PruneOutcome:
+    """Prune one detector, whatever becomes of it."""
+    try:
+        setup = prepare(name)
+        removed = prune_detector(setup.site, setup.configured.detector.retention, datetime.now(UTC))
+    except NightjarError as error:
+        return PruneOutcome(name, 0, 0, str(error))
+    files, rows = sum(one.files for one in removed), sum(one.rows for one in removed)
+    get_run_logger().info("%s: %d files and %d rows removed", name, files, rows)
+    return PruneOutcome(name, files, rows, "")

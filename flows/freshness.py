@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from prefect import flow
@@ -14,12 +14,15 @@ from flows.config.setup import load_setup
 from flows.hooks import mark_crashed
 from flows.status import StatusLine, list_in_service, read_line
 
+DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yesterday's night must be published
+
 
 @flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])
 def watch_freshness(max_days_behind: int = 0) -> State[None]:
     """Check every detector in service. Fails if one is late, and lists each late detector with the cause.
 
-    max_days_behind: how many days older than yesterday the newest published night may be.
+    max_days_behind: how many days older than the night that is due the newest published night may be. Yesterday's night
+    is due from 06:00 in the detector's time zone.
     """
     lines = [read_line(name) for name in list_in_service()]
     late = [f"{line.detector}: {cause}" for line in lines if (cause := find_lateness(line, max_days_behind))]
@@ -35,9 +38,11 @@ def find_lateness(line: StatusLine, max_days_behind: int) -> str:
         return line.error
     if line.newest_night is None:
         return "no night is published yet"
-    behind = (load_setup(line.detector).yesterday() - line.newest_night).days
+    due = load_setup(line.detector).yesterday(datetime.now(UTC) - DUE_BY)
+    behind = (due - line.newest_night).days
     if behind > max_days_behind:
-        return f"the newest published night is {line.newest_night}, {behind} days before yesterday"
+        days = "day" if behind == 1 else "days"
+        return f"the newest published night is {line.newest_night}, and {due} was due: {behind} {days} late"
     failed = line.counts["failed"]
     return f"{failed} nights failed: nightjar status {line.detector}" if failed else ""
 

@@ -5,13 +5,17 @@ deployments of infra/prefect.yaml, and the automations that mark a run as crashe
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
@@ -20,12 +24,14 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
-from flows.config.params import detector_names
+from flows.config.documents import read_yaml
+from flows.config.params import detector_names, load_detector
 from flows.config.settings import Settings, prefect_is_away
 from flows.hooks import Work, name_limit
 from tasks.errors import ParamsInvalid, RunFailed
 
 FILE = "infra/prefect.yaml"
+NIGHTLY = "nightly"  # the deployment whose schedule each time zone gets
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -82,11 +88,17 @@ def make_limits(project: Path) -> None:
 
 
 def make_deployments(project: Path, server: str) -> None:
-    """Deploy infra/prefect.yaml with Prefect's command."""
+    """Deploy infra/prefect.yaml with Prefect's command, the nights on a schedule per time zone."""
     folder = str(project.resolve())
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", FILE]
-    env = os.environ | {"NIGHTJAR_PROJECT": folder, "PREFECT_API_URL": server}
-    done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)  # noqa: S603
+    document = read_yaml(project / FILE)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "prefect.yaml"
+        path.write_text(yaml.safe_dump(schedule_by_zone(document, list_zones(project)), sort_keys=False))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
+        env = os.environ | {"NIGHTJAR_PROJECT": folder, "PREFECT_API_URL": server}
+        done = subprocess.run(  # noqa: S603
+            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
     if done.returncode:
         raise RunFailed(
             "Prefect did not accept the deployments.",
@@ -94,6 +106,33 @@ def make_deployments(project: Path, server: str) -> None:
             got=(done.stderr or done.stdout).strip(),
             todo="correct the file; existing deployments are kept",
         )
+
+
+def list_zones(project: Path) -> list[str]:
+    """The time zones of the detectors that run every night, in order; those that cannot be loaded have none."""
+    zones = set()
+    for name in detector_names(project):
+        with suppress(ParamsInvalid):
+            detector = load_detector(project, name).detector
+            zones |= {detector.time_zone} if detector.run.every_night else set()
+    return sorted(zones)
+
+
+def schedule_by_zone(document: Any, zones: Sequence[str]) -> Any:
+    """The document of infra/prefect.yaml with the nightly schedule once per time zone; as it is if there are none."""
+    for deployment in document["deployments"]:
+        if deployment["name"] == NIGHTLY and zones:
+            [schedule] = deployment["schedules"]
+            deployment["schedules"] = [
+                schedule | {"timezone": zone, "slug": slugify(zone), "parameters": {"time_zone": zone}}
+                for zone in zones
+            ]
+    return document
+
+
+def slugify(zone: str) -> str:
+    """The name of a time zone's schedule, as Prefect allows it."""
+    return re.sub("[^a-z0-9]+", "-", zone.lower().replace("+", "-plus-")).strip("-")
 
 
 def make_automations(silent_after: timedelta) -> None:

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from toy import CUTOFF, Project
 
 from flows.cli.main import execute
+from flows.team.deploy import list_zones, schedule_by_zone
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,12 +45,34 @@ def test_nights_trainings_and_the_watch_have_their_schedules_and_pools(deployed:
     assert {row["deployment"]: (row["pool"], row["schedule"]) for row in deployed} == {
         "backfill-range/backfill": ("cpu", ""),
         "every/nightly": ("cpu", "0 4 * * * Europe/Berlin"),
-        "freshness/hourly": ("cpu", "0 6-23 * * * Europe/Berlin"),
+        "freshness/hourly": ("cpu", "0 * * * * UTC"),
         "nightly/one-night": ("cpu", ""),
+        "prune/pruning": ("cpu", "0 8 * * 0 Europe/Berlin"),
         "retrain/weekly": ("cpu", "0 6 * * 6 Europe/Berlin"),
         "train/gpu": ("gpu", ""),
         "training/one-detector": ("cpu", ""),
     }
+
+
+def test_each_time_zone_has_its_nightly_schedule(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
+    [schedule] = client.read_deployment_by_name("every/nightly").schedules
+    assert schedule.parameters == {"time_zone": "Europe/Berlin"}
+    document = {"deployments": [{"name": "nightly", "schedules": [{"cron": "0 4 * * *", "timezone": "UTC"}]}]}
+    zones = ["America/New_York", "Etc/GMT+5", "Etc/GMT-5", "UTC"]
+    schedules = schedule_by_zone(document, zones)["deployments"][0]["schedules"]
+    assert [(each["cron"], each["timezone"], each["parameters"]) for each in schedules] == [
+        ("0 4 * * *", zone, {"time_zone": zone}) for zone in zones
+    ]
+    assert [each["slug"] for each in schedules] == ["america-new-york", "etc-gmt-plus-5", "etc-gmt-5", "utc"]
+    assert schedule_by_zone(document, []) is document
+
+
+def test_the_zones_are_those_of_detectors_that_run_every_night(project: Project) -> None:
+    assert list_zones(project.folder) == ["Europe/Berlin"]
+    project.change("params.yaml", "detectors", "orders", "run", "every_night", value=False)
+    assert list_zones(project.folder) == []
+    project.change("params.yaml", "detectors", "orders", "run", "every_night", value="perhaps")
+    assert list_zones(project.folder) == []
 
 
 def test_parameters_show_as_a_typed_form(deployed: list[dict[str, str]], client: SyncPrefectClient) -> None:
