@@ -34,12 +34,13 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
     """All verdicts so far, with features from the detector, and their nights. Raises TooFewRows if there are none.
 
     The detector decides which records are flags, whichever version scored them originally. Records that were replaced
-    or quarantined later are left out.
+    or quarantined later, and nights whose validated rows were pruned, are left out.
     """
     reviews = site.warehouse.read_reviews(site.detector)
     names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
     tables, rows = [], []
-    nights: list[date] = sorted(reviews["batch_date"].unique())
+    kept = {*site.lake.dates("validated", site.detector)}
+    nights: list[date] = sorted(day for day in reviews["batch_date"].unique() if day in kept)
     for day in nights:
         of_night = reviews[reviews["batch_date"] == day]
         wanted = pa.array(of_night["record_id"], pa.string())
@@ -50,8 +51,9 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
                 rows.append(of_night.set_index("record_id").loc[found["record_id"].to_pylist()])
     if not tables:
         raise TooFewRows(
-            f"{site.detector} has no verdicts yet.",
-            expected="verdicts on its flags",
+            f"{site.detector} has no verdicts that it can learn from.",
+            got=f"{len(reviews):,} verdicts" + (", on nights whose rows were pruned" if len(reviews) else ""),
+            expected="verdicts on the flags of nights whose validated rows are kept",
             todo=f"nightjar review {site.detector} --date DATE > FILE, then --take FILE; or --from-labels",
         )
     table, reviewed = pa.concat_tables(tables), pd.concat(rows)

@@ -234,7 +234,20 @@ def test_verdicts_are_read_back_with_the_rows_they_are_about(site, detector, pub
 
 
 def test_without_a_verdict_there_is_nothing_to_learn_from(site, detector) -> None:
-    with pytest.raises(TooFewRows, match="has no verdicts yet"):
+    with pytest.raises(TooFewRows, match="has no verdicts that it can learn from"):
+        read_verdicts(site, detector)
+
+
+def test_nights_whose_rows_were_pruned_are_not_learnt_from(site, detector, publish) -> None:
+    publish(detector, *DAYS[:2])
+    asked = judge(ask_about_all(site, DAYS[:2], 20))
+    keep_verdicts(site, asked, "ada", NOW)
+    Path(site.lake.full(site.lake.manifest_path("validated", "toy", DAYS[0]))).unlink()
+    verdicts, nights = read_verdicts(site, detector)
+    assert nights == [DAYS[1]]
+    assert len(verdicts) == (asked["batch_date"] == DAYS[1]).sum()
+    Path(site.lake.full(site.lake.manifest_path("validated", "toy", DAYS[1]))).unlink()
+    with pytest.raises(TooFewRows, match="on nights whose rows were pruned"):
         read_verdicts(site, detector)
 
 

@@ -275,7 +275,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     limits = {"min_verdicts": 10, "min_confirmed": 5, "max_recall_loss": 0.5}
     review = {"sample": 10, "reducer": {"kind": "forest", "trees": 20}, "limits": limits}
     trained.change("params.yaml", "detectors", "orders", "review", value=review)
-    assert "has no verdicts yet" in refuse(capsys, "reduce", "orders")
+    assert "has no verdicts that it can learn from" in refuse(capsys, "reduce", "orders")
 
     assert execute(["review", "orders", "--date", str(LAST)]) == 0
     asked = tmp_path / "asked.csv"
