@@ -90,10 +90,10 @@ def make_limits(project: Path) -> None:
 def make_deployments(project: Path, server: str) -> None:
     """Deploy infra/prefect.yaml with Prefect's command, the nights on a schedule per time zone."""
     folder = str(project.resolve())
-    document = read_yaml(project / FILE)
+    document = schedule_by_zone(read_yaml(project / FILE), list_zones(project))
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "prefect.yaml"
-        path.write_text(yaml.safe_dump(schedule_by_zone(document, list_zones(project)), sort_keys=False))
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
         env = os.environ | {"NIGHTJAR_PROJECT": folder, "PREFECT_API_URL": server}
         done = subprocess.run(  # noqa: S603
@@ -106,6 +106,20 @@ def make_deployments(project: Path, server: str) -> None:
             got=(done.stderr or done.stdout).strip(),
             todo="correct the file; existing deployments are kept",
         )
+    remove_schedules(document)
+
+
+def remove_schedules(document: Any) -> None:
+    """Delete the named schedules of the document's deployments that it no longer has: Prefect only adds and updates."""
+    wanted = {
+        (each["entrypoint"], each["name"]): {schedule["slug"] for schedule in each.get("schedules", ())}
+        for each in document["deployments"]
+    }
+    with get_client(sync_client=True) as client:
+        for one in client.read_deployments():
+            for schedule in one.schedules:
+                if schedule.slug and schedule.slug not in wanted.get((one.entrypoint, one.name), {schedule.slug}):
+                    client.delete_deployment_schedule(one.id, schedule.id)
 
 
 def list_zones(project: Path) -> list[str]:

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from toy import CUTOFF, Project
 
 from flows.cli.main import execute
-from flows.team.deploy import list_zones, schedule_by_zone
+from flows.team.deploy import list_deployments, list_zones, make_deployments, schedule_by_zone
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,6 +65,17 @@ def test_each_time_zone_has_its_nightly_schedule(deployed: list[dict[str, str]],
     ]
     assert [each["slug"] for each in schedules] == ["america-new-york", "etc-gmt-plus-5", "etc-gmt-5", "utc"]
     assert schedule_by_zone(document, []) is document
+
+
+def test_the_schedule_of_a_zone_that_no_detector_uses_any_more_is_removed(
+    deployed: list[dict[str, str]], client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for zones in (["America/New_York", "UTC"], ["Europe/Berlin"]):
+        monkeypatch.setattr("flows.team.deploy.list_zones", lambda project, zones=zones: zones)
+        make_deployments(ROOT, str(client.api_url))
+        schedules = client.read_deployment_by_name("every/nightly").schedules
+        assert sorted(schedule.parameters["time_zone"] for schedule in schedules) == zones
+    assert list_deployments() == deployed
 
 
 def test_the_zones_are_those_of_detectors_that_run_every_night(project: Project) -> None:
