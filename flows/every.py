@@ -68,7 +68,7 @@ def score_every(batch_date: date | None = None, time_zone: str | None = None) ->
 
     Without a date: yesterday's, and those since the newest published night that no run has scored.
     """
-    names = [name for name in list_in_service() if time_zone is None or read_zone(name) in (time_zone, None)]
+    names = list_in_service(time_zone)
     return conclude([night for name in names for night in score_due(name, batch_date)], "published")
 
 
@@ -82,14 +82,6 @@ def retrain_every() -> State[list[TrainingOutcome]]:
 def prune_every() -> State[list[PruneOutcome]]:
     """Remove what `nightjar prune` removes, of every configured detector; red, with who failed and why, if any did."""
     return conclude([prune_one(name) for name in detector_names(load_settings().project)], "pruned")
-
-
-def read_zone(name: str) -> str | None:
-    """A detector's time zone; None if it cannot be loaded: its night reports why."""
-    try:
-        return load_setup(name).configured.detector.time_zone
-    except NightjarError:
-        return None
 
 
 def conclude(outcomes: list[T], done: str) -> State[list[T]]:

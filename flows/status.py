@@ -127,8 +127,8 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
     return Plan(nights, len(found), [day for day in asked if day not in known])
 
 
-def list_in_service() -> Iterator[str]:
-    """The detectors that run every night and have a registered version.
+def list_in_service(time_zone: str | None = None) -> Iterator[str]:
+    """The detectors that run every night and have a registered version; of one time zone, if it is given.
 
     A detector that cannot be loaded is included, so that its run reports the error.
     """
@@ -136,6 +136,7 @@ def list_in_service() -> Iterator[str]:
         is_in_service = True
         with suppress(NightjarError):
             setup = load_setup(name)
-            is_in_service = setup.configured.detector.run.every_night and bool(setup.site.registry.list_versions())
+            is_meant = setup.configured.detector.run.every_night and time_zone in (None, setup.site.time_zone)
+            is_in_service = is_meant and bool(setup.site.registry.list_versions())
         if is_in_service:
             yield name
