@@ -13,7 +13,7 @@ from flows.hooks import follow_steps, mark_crashed, taking_turns
 from tasks.errors import Failure, NightjarError, describe_failure, hide_password
 from tasks.ingest import check_landed, ingest
 from tasks.publish import begin_night, fail_night, publish
-from tasks.register import check_types, resolve_champion
+from tasks.register import resolve_champion
 from tasks.report import report
 from tasks.score import score
 from tasks.spread import Workers, spread_parts
@@ -61,7 +61,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
     check_landed(site, day, landed)
     scorer, bundle = at(resolve_champion)(site, version)
-    check_types(scorer, setup.configured.contract)
+    scorer.check_types(setup.configured.contract.types)
     [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
     workers = Workers(setup.scheduler, setup.workers)
     at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)

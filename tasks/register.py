@@ -16,9 +16,8 @@ from pydantic import JsonValue
 from models.bundle import read_bundle_manifest
 from models.columns import Column
 from models.detector import Detector
-from tasks.errors import ChampionMissing, ParamsInvalid
+from tasks.errors import ChampionMissing
 from tasks.policy import IO
-from tasks.rows.contract import Contract
 from tasks.rows.kinds import KINDS
 from tasks.rows.measures import Metrics
 from tasks.serving import ServedDetector
@@ -49,20 +48,6 @@ def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
     """
     tags = {"commit": commit, **lineage}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
-
-
-def check_types(version: registry.Version, contract: Contract) -> None:
-    """Raise ParamsInvalid if the contract has given a column another type since the version learnt it."""
-    learnt = json.loads(version.tags.get(registry.COLUMN_TYPES, "{}"))
-    now = {name: contract.columns[name].type if name in contract.columns else "no type" for name in learnt}
-    if changed := [name for name in learnt if learnt[name] != now[name]]:
-        raise ParamsInvalid(
-            f"The contract has changed the type of {', '.join(changed)} after version {version.version} was trained.",
-            where=f"the contract, and registered model {version.name}",
-            got=", ".join(f"{name}: {now[name]}" for name in changed),
-            expected=", ".join(f"{name}: {learnt[name]}, as learnt" for name in changed),
-            todo="train a version with the new types (nightjar run NAME --retrain), or change the contract back",
-        )
 
 
 def register_bundle(

@@ -2,7 +2,8 @@
 
 A night's questions are its alerts, and small seeded random samples of its suppressed flags and of its rows below the
 threshold, which show what both stages miss. One row per record: QUESTIONS; `inclusion` is the probability with which
-such a record is selected. Verdicts are `anomaly` or `normal`. Out: rows of `reviews`.
+such a record is selected. Verdicts are `anomaly`, `normal`, or `withdrawn` for one that was wrong, each with an
+optional note. Out: rows of `reviews`.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
+from tasks.stores.warehouse import WITHDRAWN
 
-QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict"]
+QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict", "note"]
 ANOMALY, NORMAL = "anomaly", "normal"
 
 
@@ -42,7 +44,7 @@ def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
     ]
     if not questions:
         return pd.DataFrame(columns=QUESTIONS)
-    return pd.concat(questions, ignore_index=True).assign(batch_date=day, verdict="")[QUESTIONS]
+    return pd.concat(questions, ignore_index=True).assign(batch_date=day, verdict="", note="")[QUESTIONS]
 
 
 def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame:
@@ -85,7 +87,10 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
 
 
 def read_answers(path: Path) -> pd.DataFrame:
-    """Read a file of questions with verdicts; rows without a verdict are skipped. Raises SourceInvalid."""
+    """Read a file of questions with verdicts; rows without a verdict are skipped. A file without notes is fine.
+
+    Raises SourceInvalid.
+    """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False).map(unguard)
         missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
@@ -95,7 +100,8 @@ def read_answers(path: Path) -> pd.DataFrame:
         answers["verdict"] = answers["verdict"].str.strip().str.lower()
         answers["batch_date"] = answers["batch_date"].map(date.fromisoformat)
         answers["inclusion"] = answers["inclusion"].astype(float)
-        unknown = set(answers["verdict"]) - {ANOMALY, NORMAL}
+        answers["note"] = answers["note"].str.strip() if "note" in answers else ""
+        unknown = set(answers["verdict"]) - {ANOMALY, NORMAL, WITHDRAWN}
         if unknown:
             raise ValueError(f"verdicts {', '.join(sorted(unknown))}")
         if not answers["inclusion"].between(0, 1, inclusive="right").all():
@@ -107,7 +113,7 @@ def read_answers(path: Path) -> pd.DataFrame:
             "The file of verdicts is invalid; none of it was stored.",
             where=str(path),
             got=str(error),
-            expected=f"the file that nightjar review wrote, with each verdict {ANOMALY}, {NORMAL} or empty",
+            expected=f"the file that nightjar review wrote, with each verdict {ANOMALY}, {NORMAL}, {WITHDRAWN} or empty",
             todo="correct the file and use --take again",
         ) from error
     return answers
@@ -139,12 +145,18 @@ def check_records(site: Site, answers: pd.DataFrame) -> None:
 
 
 def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetime) -> int:
-    """Add verdicts to the warehouse; returns how many are new or changed. Raises SourceInvalid."""
+    """Add verdicts to the warehouse; returns how many are new or changed. Raises SourceInvalid.
+
+    The same verdict of the same reviewer with the same note, or with none, is not new; nor is withdrawing what is not
+    there. A changed verdict replaces the note too.
+    """
     check_records(site, answers)
-    engine, key = site.warehouse, ["batch_date", "record_id", "verdict"]
-    given = answers.loc[answers["verdict"] != "", [*key, "inclusion"]].assign(reviewer=reviewer)
-    known = engine.read_reviews(site.detector)
-    is_known = pd.MultiIndex.from_frame(given[[*key, "reviewer"]]).isin(
-        pd.MultiIndex.from_frame(known[[*key, "reviewer"]])
-    )
-    return engine.add_reviews(site.detector, given[~is_known].assign(reviewed_at=pd.Timestamp(now)))
+    record = ["batch_date", "record_id"]
+    given = answers.loc[answers["verdict"] != "", [*record, "verdict", "note", "inclusion"]]
+    known = site.warehouse.read_reviews(site.detector)[[*record, "reviewer", "verdict", "note"]].fillna("")
+    before = given.merge(known, "left", record, suffixes=("", "_before")).set_index(given.index).fillna("")
+    is_same = (before["reviewer"] == reviewer) & (before["verdict"] == before["verdict_before"])
+    is_same &= (given["note"] == "") | (given["note"] == before["note_before"])
+    is_same |= (given["verdict"] == WITHDRAWN) & (before["verdict_before"] == "")
+    new = given[~is_same].assign(reviewer=reviewer, reviewed_at=pd.Timestamp(now))
+    return site.warehouse.add_reviews(site.detector, new.assign(note=new["note"].replace("", None)))

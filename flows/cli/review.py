@@ -23,7 +23,7 @@ def review(
     from_labels: Annotated[bool, typer.Option("--from-labels", help="Use known labels as verdicts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the records to review as CSV, or store their verdicts: anomaly or normal."""
+    """List the records to review as CSV, or store their verdicts: anomaly, normal, or withdrawn if one was wrong."""
     from flows.config.setup import prepare
     from tasks import review as step
 
@@ -45,9 +45,10 @@ def review(
         return
     added = step.keep_verdicts(site, answers, by, now)
     given = answers["verdict"].value_counts()
-    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL)}
+    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL, step.WITHDRAWN)}
     if as_json:
         print_json({"detector": name, "new": added, "given": counts})
     else:
-        given_counts = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        shown = {verdict: count for verdict, count in counts.items() if count or verdict != step.WITHDRAWN}
+        given_counts = ", ".join(f"{count:,} {verdict}" for verdict, count in shown.items())
         stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {given_counts}")

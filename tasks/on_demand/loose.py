@@ -115,6 +115,7 @@ def score_file(
     if output:
         check_output(output)
     version = site.registry.get_champion()
+    version.check_types(contract.types)
     detector = Detector.load(site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
     if isinstance(own, FilesSource):

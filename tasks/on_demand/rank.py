@@ -101,7 +101,8 @@ def rank_record(
 
 
 def rank_by_champion(site: Site, contract: Contract, values: Mapping[str, str], params: ScoreParams) -> Ranked:
-    """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing."""
+    """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing, ParamsInvalid."""
     champion = site.registry.get_champion()
+    champion.check_types(contract.types)
     detector = Detector.load(site.registry.fetch_bundle(champion))
     return rank_record(detector, champion, contract, values, params)

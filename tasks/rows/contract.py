@@ -145,6 +145,11 @@ class Contract(Section):
         return self
 
     @property
+    def types(self) -> dict[str, str]:
+        """The type of each column."""
+        return {name: column.type for name, column in self.columns.items()}
+
+    @property
     def masked(self) -> set[str]:
         """The columns whose values never leave the lake."""
         return {name for name, column in self.columns.items() if column.masked}

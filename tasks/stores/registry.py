@@ -5,6 +5,7 @@ A version contains exactly the bundle folder and is loaded by tasks.serving: no 
 became champion. Importing MLflow takes two seconds, so it is imported when first used; an SQLite file is read directly.
 """
 
+import json
 import logging
 import re
 import shutil
@@ -23,7 +24,7 @@ import sqlalchemy as sa
 import yaml
 
 from models.bundle import check_bundle
-from tasks.errors import BundleInvalid, ChampionMissing, hide_password
+from tasks.errors import BundleInvalid, ChampionMissing, ParamsInvalid, hide_password
 from tasks.stores.faults import reaching_registry, writing
 from tasks.stores.owner import is_dead, name_process
 
@@ -58,6 +59,26 @@ class Version:
             return date.fromisoformat(text or "")
         except ValueError:
             raise _not_a_bundle(self, f"the tag {tag} {text!r}", f"the tag {tag} with a date") from None
+
+    def check_types(self, types: Mapping[str, str]) -> None:
+        """Raise ParamsInvalid if the contract, with these types by column, has changed one since the training.
+
+        Versions without the tag are older than it and pass. Raises BundleInvalid for a tag that is no JSON.
+        """
+        text = self.tags.get(COLUMN_TYPES, "{}")
+        try:
+            learnt = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise _not_a_bundle(self, f"the tag {COLUMN_TYPES} {text!r}", "types by column, as JSON") from None
+        now = {name: types.get(name, "no type") for name in learnt}
+        if changed := [name for name in learnt if learnt[name] != now[name]]:
+            raise ParamsInvalid(
+                f"The contract has changed the type of {', '.join(changed)} after version {self.version} was trained.",
+                where=f"the contract, and registered model {self.name}",
+                got=", ".join(f"{name}: {now[name]}" for name in changed),
+                expected=", ".join(f"{name}: {learnt[name]}, as learnt" for name in changed),
+                todo="train a version with the new types (nightjar run NAME --retrain), or change the contract back",
+            )
 
     @property
     def previous(self) -> int | None:

@@ -143,7 +143,7 @@ reviews = sa.Table(
     _key("record_id", sa.Text),
     _key("reviewer", sa.Text),
     _key("reviewed_at", Instant),
-    _value("verdict", sa.Text),  # anomaly or normal
+    _value("verdict", sa.Text),  # anomaly, normal, or withdrawn
     _value("note", sa.Text, nullable=True),
     _value("inclusion", sa.Double),  # the probability with which such a record was selected for review
 )

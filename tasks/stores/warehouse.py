@@ -44,7 +44,8 @@ NOT_A_WAREHOUSE = {
     "bigquery": "its driver has no transactions: readers could see half a night, and a kill could leave one",
     **dict.fromkeys(("mysql", "mariadb", "mssql", "oracle"), "its keys cannot be text of any length, as ids are"),
 }
-REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "inclusion")
+WITHDRAWN = "withdrawn"  # in place of a verdict: the record has none any more
+REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "note", "inclusion")
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,8 @@ class Warehouse:
     def add_reviews(self, detector: str, frame: pd.DataFrame) -> int:
         """Add verdicts and return how many were new; existing ones are skipped.
 
-        frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict (anomaly or normal), inclusion (0, 1].
+        frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict (anomaly, normal or withdrawn),
+        inclusion (0, 1], and note, which may be absent or null.
         """
         with self.begin() as connection:
             staged = _stage_rows(connection, reviews, frame.assign(detector=detector))
@@ -294,7 +296,10 @@ class Warehouse:
             return _insert_new(connection, reviews, staged)
 
     def read_reviews(self, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
-        """The latest verdict per record, as of `known_by` if given: REVIEW_COLUMNS, ordered by date and record."""
+        """The latest verdict per record, as of `known_by` if given: REVIEW_COLUMNS, ordered by date and record.
+
+        A record whose latest verdict was withdrawn has none.
+        """
         record = [reviews.c.batch_date, reviews.c.record_id]
         # Of two reviewers at the same instant, always the same one counts.
         order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
@@ -304,7 +309,9 @@ class Warehouse:
         if known_by is not None:
             given = given.where(reviews.c.reviewed_at <= known_by)
         ranked = given.subquery()
-        current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(ranked.c.recency == 1)
+        current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(
+            ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN
+        )
         with self.begin() as connection:
             return read_frame(connection, current.order_by(ranked.c.batch_date, ranked.c.record_id))
 

@@ -143,9 +143,14 @@ def test_a_contract_with_another_type_than_was_learnt_scores_nothing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("contracts/orders.yaml", "columns", "items", "type", value="bool")
-    message = refuse(capsys, "score", "orders", "--date", str(LAST))
-    assert "error: ParamsInvalid: The contract has changed the type of items after version 1 was trained." in message
-    assert "items: int, as learnt" in message
+    for command in (
+        ("score", "orders", "--date", str(LAST)),
+        ("score", "orders", "--source", str(trained.folder / "sources")),
+        ("rank", "orders", "--value", "spend=3", "--value", "items=2", "--value", "shop=north"),
+    ):
+        message = refuse(capsys, *command)
+        assert "error: ParamsInvalid: The contract has changed the type of items after version 1" in message, command
+        assert "items: int, as learnt" in message
 
 
 def test_a_night_with_most_rows_flagged_says_so_first(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:

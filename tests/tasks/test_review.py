@@ -165,6 +165,32 @@ def test_a_file_of_questions_comes_back_with_its_verdicts(site, detector, publis
     assert reviews["inclusion"].to_dict() == pytest.approx(answers.set_index("record_id")["inclusion"].to_dict())
 
 
+def test_a_note_is_kept_and_a_wrong_verdict_can_be_withdrawn(site, detector, publish, tmp_path: Path) -> None:
+    publish(detector, DAYS[0])
+    asked = judge(ask_about(site, DAYS[0], 0))
+
+    def take(hour: int, **values: str) -> int:
+        changed = asked.assign(**values) if values else asked
+        changed.head(2).to_csv(tmp_path / "asked.csv", index=False)
+        return keep_verdicts(site, read_answers(tmp_path / "asked.csv"), "ada", NOW + timedelta(hours=hour))
+
+    def read() -> list[tuple[str, str]]:
+        found = site.warehouse.read_reviews("toy")
+        return list(zip(found["verdict"], found["note"].fillna(""), strict=True))
+
+    assert take(0, verdict="anomaly", note=" card was stolen ") == 2
+    assert read() == [("anomaly", "card was stolen")] * 2
+    assert take(1, verdict="anomaly") == 0  # the file was written again, without notes
+    assert take(2, verdict="anomaly", note="called the owner") == 2
+    assert read() == [("anomaly", "called the owner")] * 2
+    assert take(3, verdict="Withdrawn") == 2
+    assert read() == []
+    assert site.warehouse.read_reviews("toy", NOW + timedelta(hours=2))["verdict"].tolist() == ["anomaly"] * 2
+    assert take(4, verdict="withdrawn") == 0
+    assert take(5, verdict="normal") == 2
+    assert read() == [("normal", "")] * 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
