@@ -26,6 +26,7 @@ from tasks.stores.warehouse import WITHDRAWN
 
 QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict", "note"]
 ANOMALY, NORMAL = "anomaly", "normal"
+VERDICTS = (ANOMALY, NORMAL, WITHDRAWN)
 
 
 def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def read_answers(path: Path) -> pd.DataFrame:
         answers["batch_date"] = answers["batch_date"].map(date.fromisoformat)
         answers["inclusion"] = answers["inclusion"].astype(float)
         answers["note"] = answers["note"].str.strip() if "note" in answers else ""
-        unknown = set(answers["verdict"]) - {ANOMALY, NORMAL, WITHDRAWN}
+        unknown = set(answers["verdict"]) - set(VERDICTS)
         if unknown:
             raise ValueError(f"verdicts {', '.join(sorted(unknown))}")
         if not answers["inclusion"].between(0, 1, inclusive="right").all():
@@ -113,7 +114,7 @@ def read_answers(path: Path) -> pd.DataFrame:
             "The file of verdicts is invalid; none of it was stored.",
             where=str(path),
             got=str(error),
-            expected=f"the file that nightjar review wrote, with each verdict {ANOMALY}, {NORMAL}, {WITHDRAWN} or empty",
+            expected=f"the file that nightjar review wrote, with each verdict {', '.join(VERDICTS)} or empty",
             todo="correct the file and use --take again",
         ) from error
     return answers

@@ -45,10 +45,9 @@ def review(
         return
     added = step.keep_verdicts(site, answers, by, now)
     given = answers["verdict"].value_counts()
-    counts = {verdict: int(given.get(verdict, 0)) for verdict in (step.ANOMALY, step.NORMAL, step.WITHDRAWN)}
+    counts = {verdict: int(given.get(verdict, 0)) for verdict in step.VERDICTS}
     if as_json:
         print_json({"detector": name, "new": added, "given": counts})
     else:
-        shown = {verdict: count for verdict, count in counts.items() if count or verdict != step.WITHDRAWN}
-        given_counts = ", ".join(f"{count:,} {verdict}" for verdict, count in shown.items())
-        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {given_counts}")
+        given_counts = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items() if count)
+        stdout.print(f"{added:,} new verdicts of {sum(counts.values()):,}: {given_counts or 'none given'}")
