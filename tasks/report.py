@@ -20,7 +20,7 @@ from tasks.params import ScoreParams
 from tasks.policy import IO
 from tasks.rows.causes import describe_cause
 from tasks.rows.escaping import escape_markdown
-from tasks.rows.measures import describe_excess
+from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import MOST_FALSE_ALARMS, Version
@@ -100,7 +100,7 @@ def render_report(
         }
         for row in shown.to_dict("records")
     ]
-    most = version.tags.get(MOST_FALSE_ALARMS)
+    night = batch.flagged, batch.scored, float(version.tags.get(MOST_FALSE_ALARMS, "inf"))
     environment = Environment(loader=PackageLoader("tasks.pages"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("night.html").render(
         batch=batch,
@@ -108,7 +108,7 @@ def render_report(
         groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
         hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
-        excess=describe_excess(batch.flagged, batch.scored, float(most)) if most else "",
+        excess=describe_excess(*night, flags["causes"]) if is_excess(*night) else "",
         alerts=len(alerts),
         suppressed=len(flags) - len(alerts),
         has_reducer=bool(alerts["second_stage_probability"].notna().any() or len(flags) > len(alerts)),

@@ -56,8 +56,9 @@ def describe_cause(cause: dict[str, Any]) -> str:
     if "actual" not in cause:
         return f"{cause['column']} {cause['share']:.3g}"
     what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
-    return f"{what} {cause['share']:.3g}: {_show(cause['actual'])}, expected {_show(cause['expected'])}"
+    return f"{what} {cause['share']:.3g}: {show_value(cause['actual'])}, expected {show_value(cause['expected'])}"
 
 
-def _show(value: object) -> str:
+def show_value(value: object) -> str:
+    """A value as text, numbers with five digits."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,5 @@
 """How well scores separate anomalous from normal rows: metrics, the threshold curve, recall by kind."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,22 +8,6 @@ import pandas as pd
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-REAL_ANOMALIES = 3  # times the false alarms, so that a night with many real anomalies is not an alarm in itself
-
-
-def describe_excess(flagged: int, scored: int, most_false_alarms: float) -> str:
-    """A sentence if more rows are flagged than false alarms and a usual number of anomalies explain, otherwise "".
-
-    most_false_alarms: the upper end of the 95 % interval of the threshold's false-alarm rate. The limit is three times
-    that share of the rows, and four standard deviations of a binomial count above it.
-    """
-    expected = REAL_ANOMALIES * most_false_alarms * scored
-    if flagged <= expected + 4 * math.sqrt(expected) + 4:
-        return ""
-    return (
-        f"{flagged / scored:.1%} of the rows are flagged, where normal rows are at most {most_false_alarms:.2%}: "
-        "the file may be sorted, come from another population, or have a column with another unit or a wrong time"
-    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from typing import Literal
 
 from tasks.errors import ChampionMissing
-from tasks.rows.measures import describe_excess
+from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import MOST_FALSE_ALARMS, Version
 from tasks.stores.site import Site
@@ -109,13 +109,18 @@ def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | No
     published = {batch.batch_date: batch for batch in engine.read_nights(site.detector)}
     newest = {attempt.batch_date: attempt for attempt in engine.read_attempts(site.detector)}
     return [
-        _judge(day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
+        _judge(site, day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
         for day in dates
     ]
 
 
 def _judge(
-    day: date, landing: Manifest | None, batch: PublishedNight | None, newest: Attempt | None, scorer: Version | None
+    site: Site,
+    day: date,
+    landing: Manifest | None,
+    batch: PublishedNight | None,
+    newest: Attempt | None,
+    scorer: Version | None,
 ) -> BatchState:
     version = scorer.version if scorer else None
     failure = newest.failure if newest and newest.status == "failed" else None
@@ -131,7 +136,9 @@ def _judge(
         reasons.append(f"version {version} was registered again after it was scored")
     state: State = "stale" if reasons else "fresh"
     if batch.model_version == version and scorer and (most := scorer.tags.get(MOST_FALSE_ALARMS)):
-        reasons += filter(None, [describe_excess(batch.flagged, batch.scored, float(most))])
+        night = batch.flagged, batch.scored, float(most)
+        if is_excess(*night):
+            reasons.append(describe_excess(*night, site.warehouse.read_flags(site.detector, day)["causes"]))
     if failure and newest and newest.attempt > batch.attempt:
         reasons.append(f"the newest attempt failed: {failure.line}")
     return BatchState(day, state, "; ".join(reasons), batch, version)

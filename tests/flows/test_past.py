@@ -163,6 +163,8 @@ def test_a_night_with_most_rows_flagged_says_so_first(trained: Project, capsys: 
     assert read_states(capsys)[str(NEW)][1].startswith("100.0% of the rows are flagged")
     report = (trained.folder / f".nightjar/reports/orders/{NEW}.html").read_text()
     assert "100.0% of the rows are flagged" in report
+    assert "of their scores come from spend (usually " in report
+    assert "of their scores come from spend (usually " in first
 
 
 def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(

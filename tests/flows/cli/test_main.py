@@ -286,7 +286,7 @@ def test_verdicts_make_a_second_stage_that_suppresses_flags_of_later_nights(
     questions.assign(verdict=verdicts).to_csv(asked, index=False)
     taken = answer(capsys, "review", "orders", "--take", str(asked), "--by", "ada")
     assert taken["new"] == len(questions)
-    assert taken["given"] == {"anomaly": 3, "normal": len(questions) - 3}
+    assert taken["given"] == {"anomaly": 3, "normal": len(questions) - 3, "withdrawn": 0}
     assert "are missing" in refuse(capsys, "reduce", "orders")
     assert answer(capsys, "review", "orders", "--from-labels")["given"]["anomaly"] == 6
 
