@@ -1,4 +1,4 @@
-"""Shared by the flows: mark dead runs as crashed, let runs of one detector take turns, record an attempt's step.
+"""Shared by the flows: mark dead runs as crashed, let runs of one detector take turns, record an attempt's progress.
 
 A run records its process when it starts. The next run on this host marks runs of dead processes as crashed; Prefect
 would show them as running for ever. Prefect's global limits, which `nightjar deploy` creates, queue the runs and free
@@ -6,12 +6,14 @@ the slot of a dead run within a minute. They only avoid duplicate work: the ware
 published once and whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from functools import wraps
+from threading import Event, Thread
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from prefect import Flow
+from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
@@ -20,16 +22,18 @@ from prefect.concurrency.sync import concurrency
 from prefect.states import Crashed
 
 from flows.config.settings import load_settings
-from tasks.errors import ParamsInvalid
+from tasks.errors import ParamsInvalid, describe_failure
 from tasks.publish import Begun
 from tasks.stores.owner import is_dead, name_process
 from tasks.stores.site import Site
+from tasks.stores.warehouse import LOCK_TIMEOUT_S
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Step = TypeVar("Step", bound=Callable[..., Any])
 Work = Literal["score", "train"]
 LEASE_S = 60  # the shortest that Prefect accepts
+HEARTBEAT_S = 30.0
 STEP_OF = {"resolve_champion": "register", "spread_parts": "score"}  # tasks that are not named like their step
 OWNER = "nightjar.process"
 RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
@@ -82,12 +86,35 @@ def _missing(name: str) -> ParamsInvalid:
     )
 
 
-def follow_steps(site: Site, batch_date: date, begun: Begun) -> Callable[[Step], Step]:
-    """A function that records which step an attempt has reached, and returns the step's task to call."""
+@contextmanager
+def follow_steps(site: Site, batch_date: date, begun: Begun) -> Iterator[Callable[[Step], Step]]:
+    """Send the attempt's heartbeats, and give a function that records the step reached and returns its task to call."""
 
     def at(step: Step) -> Step:
         name = str(getattr(step, "__name__", step))
         site.warehouse.reach_step(site.detector, batch_date, begun.attempt, STEP_OF.get(name, name))
         return step
 
-    return at
+    with sending_heartbeats(site, batch_date, begun):
+        yield at
+
+
+@contextmanager
+def sending_heartbeats(site: Site, batch_date: date, begun: Begun) -> Iterator[None]:
+    """Record regularly that the attempt's process is alive. A heartbeat that cannot be recorded is logged."""
+    ended, logger = Event(), get_run_logger()
+
+    def record() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            try:
+                site.warehouse.record_heartbeat(site.detector, batch_date, begun.attempt)
+            except Exception as error:  # noqa: BLE001 - the night is more important than its heartbeats
+                logger.warning("no heartbeat: %s", describe_failure(error).line)
+
+    thread = Thread(target=record, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LOCK_TIMEOUT_S)  # it may be waiting for a lock

@@ -57,15 +57,15 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     site, params = setup.site, setup.configured.detector
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
-    at = follow_steps(site, day, begun)
-    landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
-    check_landed(site, day, landed)
-    scorer, bundle = at(resolve_champion)(site, version)
-    scorer.check_types(setup.configured.contract.types)
-    [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
-    workers = Workers(setup.scheduler, setup.workers)
-    at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
-    scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
-    night = at(publish)(site, begun, scored)
-    report(site, validation, scorer, params.score)
+    with follow_steps(site, day, begun) as at:
+        landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
+        check_landed(site, day, landed)
+        scorer, bundle = at(resolve_champion)(site, version)
+        scorer.check_types(setup.configured.contract.types)
+        [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
+        workers = Workers(setup.scheduler, setup.workers)
+        at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
+        scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
+        night = at(publish)(site, begun, scored)
+        report(site, validation, scorer, params.score)
     return night

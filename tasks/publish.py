@@ -145,6 +145,7 @@ def _replace_batch(connection: sa.Connection, night: Night, published: int) -> N
 
 def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> None:
     this = (*_of_batch(attempts, night), attempts.c.attempt == night.attempt)
+    alive = attempts.c.status.in_(("running", "published"))  # published: a repeat, after a commit without an answer
     outcome = {
         "status": "published",
         "step": "publish",
@@ -153,7 +154,15 @@ def _finish_attempt(connection: sa.Connection, night: Night, now: datetime) -> N
         "parts": None,
         "finished_at": now,
     }
-    if connection.execute(sa.update(attempts).where(*this).values(outcome)).rowcount != 1:
+    if connection.execute(sa.update(attempts).where(*this, alive).values(outcome)).rowcount != 1:
+        if cause := connection.scalar(sa.select(attempts.c.cause).where(*this)):
+            raise PublishConflict(
+                "The attempt has been marked as failed; nothing was published.",
+                where=_describe_batch(night),
+                got=cause,
+                expected="an attempt that is running",
+                todo="run the night again; finished parts are reused",
+            )
         raise PublishConflict(
             "The attempt number is not from this warehouse; nothing was published.",
             where=_describe_batch(night),

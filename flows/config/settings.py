@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         default=90, ge=60, description="a run with no heartbeat for this long is marked as crashed"
     )
 
+    lost_after_s: int = Field(
+        default=600, ge=120, description="a night of another host with no heartbeat for this long is marked as failed"
+    )
+
     task_runner: str = Field(
         default="threads",
         pattern=r"^(threads|(tcp|tls|ws|wss)://.+)$",

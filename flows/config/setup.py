@@ -182,7 +182,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         label_delay=configured.label_delay,
         sources=settings.sources,
         lake=Lake(settings.lake_root, sole_writer),
-        warehouse=Warehouse(settings.warehouse_url),
+        warehouse=Warehouse(settings.warehouse_url, settings.lost_after_s),
         registry=Registry(settings.mlflow_uri, name, settings.home_path / "bundles" / name, settings.artifact_root),
         home=settings.home_path,
         device=settings.device,

@@ -16,12 +16,16 @@ def name_process() -> str:
     return f"{socket.gethostname()} {process.pid} {process.create_time():.2f}"
 
 
+def is_elsewhere(owner: str | None) -> bool:
+    """Whether a process runs on another host, or nobody knows where."""
+    return (owner or "").partition(" ")[0] != socket.gethostname()
+
+
 def is_dead(owner: str | None) -> bool:
     """Whether a process has certainly ended; False for a process of another host and for None."""
-    host, _, process = (owner or "").partition(" ")
-    if host != socket.gethostname():
+    if owner is None or is_elsewhere(owner):
         return False
-    pid, _, born = process.partition(" ")
+    pid, _, born = owner.partition(" ")[2].partition(" ")
     try:
         found = psutil.Process(int(pid))
         is_another = abs(float(found.create_time()) - float(born)) > CLOCK_STEP_S

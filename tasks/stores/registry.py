@@ -26,7 +26,7 @@ import yaml
 from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ParamsInvalid, hide_password
 from tasks.stores.faults import reaching_registry, writing
-from tasks.stores.owner import is_dead, name_process
+from tasks.stores.owner import is_dead, is_elsewhere, name_process
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
@@ -297,14 +297,18 @@ class Registry:
                         client.delete_run(run.info.run_id)
 
     def end_dead_runs(self) -> None:
-        """End the runs whose process died: as finished if their version exists, otherwise as killed."""
+        """End the runs whose process died: as finished if their version exists, otherwise as killed.
+
+        One of another host, which registers within minutes, is dead after an hour.
+        """
         with self._client() as client:
             experiment = client.get_experiment_by_name(self.model_name)
             found = (
                 client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") if experiment else []
             )
             for run in found:
-                if is_dead(run.data.tags.get(OWNER_TAG)):
+                owner, age_s = run.data.tags.get(OWNER_TAG), time.time() - run.info.start_time / 1000
+                if is_dead(owner) or (owner and is_elsewhere(owner) and age_s > STALE_S):
                     has_version = client.search_model_versions(f"run_id = '{run.info.run_id}'")
                     client.set_terminated(run.info.run_id, "FINISHED" if has_version else "KILLED")
 

@@ -118,6 +118,7 @@ attempts = sa.Table(
     _value("finished_at", Instant, nullable=True),
     _value("run_id", sa.Text, nullable=True),
     _value("owner", sa.Text, nullable=True),  # the process: see tasks/stores/owner.py
+    _value("heartbeat_at", Instant, nullable=True),  # its last sign of life, by the warehouse's clock
 )
 group_scores = sa.Table(
     "group_scores",
@@ -212,6 +213,7 @@ class Attempt:
     finished_at: datetime | None
     run_id: str | None
     owner: str | None
+    heartbeat_at: datetime | None
 
     @property
     def failure(self) -> Failure | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 from tasks.errors import BatchMissing, Failure, SchemaMismatch, SourceInvalid
 from tasks.stores.bulk import load_rows, read_frame
 from tasks.stores.faults import FILES, describe_place, explain_database, invalid_url, lacks_driver, reaching_warehouse
-from tasks.stores.owner import is_dead, name_process
+from tasks.stores.owner import is_dead, is_elsewhere, name_process
 from tasks.stores.roles import grant_roles, may_migrate
 from tasks.stores.tables import (
     Attempt,
+    Instant,
     PublishedNight,
     attempts,
     flagged_anomalies,
@@ -36,9 +37,10 @@ from tasks.stores.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0006"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0007"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
+LOST_AFTER_S = 600.0
 DRIVERS = (*FILES, "postgresql+psycopg", "snowflake")
 NOT_A_WAREHOUSE = {
     "bigquery": "its driver has no transactions: readers could see half a night, and a kill could leave one",
@@ -53,10 +55,12 @@ class Warehouse:
     """The database at `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; it connects per transaction.
 
     Small, and one object for a whole run. Nothing is opened before the first use, which raises ParamsInvalid if the URL
-    is invalid and ServiceUnreachable if the file's folder cannot be created.
+    is invalid and ServiceUnreachable if the file's folder cannot be created. `lost_after_s`: an attempt of another host
+    without a heartbeat for this long is dead.
     """
 
     url: str = field(repr=False)
+    lost_after_s: float = LOST_AFTER_S
 
     @cached_property
     def engine(self) -> sa.Engine:
@@ -151,8 +155,16 @@ class Warehouse:
             newest = connection.scalar(sa.select(sa.func.max(attempts.c.attempt)).where(*_match(attempts, key)))
             attempt = (newest or 0) + 1
             row = key | {"attempt": attempt, "step": step, "status": "running", "started_at": now, "run_id": run_id}
-            connection.execute(sa.insert(attempts).values(row | {"owner": name_process()}))
+            alive = {"owner": name_process(), "heartbeat_at": _read_clock(connection)}
+            connection.execute(sa.insert(attempts).values(row | alive))
         return attempt
+
+    def record_heartbeat(self, detector: str, batch_date: date, attempt: int) -> None:
+        """Record that the process of a running attempt is alive."""
+        key = {"detector": detector, "batch_date": batch_date, "attempt": attempt, "status": "running"}
+        with self.begin() as connection:
+            clock = _read_clock(connection)
+            connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(heartbeat_at=clock))
 
     def reach_step(self, detector: str, batch_date: date, attempt: int, step: str) -> None:
         """Record an attempt's current step, which is also where it failed if it ends there."""
@@ -168,16 +180,29 @@ class Warehouse:
             connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
 
     def end_dead_attempts(self, detector: str, now: datetime) -> list[Attempt]:
-        """Mark every attempt as failed whose process, on this host, has died; return them as they were."""
+        """Mark every attempt as failed whose process is dead, and return them as they were.
+
+        A process of this host is dead if it has ended, one of another host if its heartbeat stopped `lost_after_s` ago.
+        """
         running = sa.select(attempts).where(*_match(attempts, {"detector": detector, "status": "running"}))
         with self.begin() as connection:
             found = [Attempt(**row) for row in connection.execute(running).mappings()]
-            dead = [attempt for attempt in found if is_dead(attempt.owner)]
-            for one in dead:
+            dead = self._find_dead(connection, found)
+            for one, failure in dead:
                 key = {name: getattr(one, name) for name in ("detector", "batch_date", "attempt", "status")}
-                what = f"The process of this attempt died without a message: {one.owner} (host, process, start)."
-                outcome = _describe_outcome(Failure("ProcessLost", {"what": what}), now)
+                outcome = _describe_outcome(failure, now)
                 connection.execute(sa.update(attempts).where(*_match(attempts, key)).values(outcome))
+        return [one for one, _ in dead]
+
+    def _find_dead(self, connection: sa.Connection, running: list[Attempt]) -> list[tuple[Attempt, Failure]]:
+        clock, dead = _read_clock(connection) if running else None, []
+        for one in running:
+            sign = one.heartbeat_at or one.started_at
+            is_lost = clock and is_elsewhere(one.owner) and clock - sign > timedelta(seconds=self.lost_after_s)
+            if is_lost or is_dead(one.owner):
+                how = f"has sent no heartbeat since {sign:%Y-%m-%d %H:%M} UTC" if is_lost else "died without a message"
+                what = f"The process of this attempt {how}: {one.owner} (host, process, start)."
+                dead.append((one, Failure("ProcessLost", {"what": what})))
         return dead
 
     def read_nights(self, detector: str) -> list[PublishedNight]:
@@ -486,6 +511,12 @@ def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
             if "Could not set lock" not in str(error.orig) or time.monotonic() >= deadline:
                 raise explain_database(engine.url, error) from error
             time.sleep(0.05)
+
+
+def _read_clock(connection: sa.Connection) -> datetime:
+    """The database's time, the same for all hosts. Written as a value: some engines would store their local time."""
+    clock: datetime = connection.execute(sa.select(sa.func.now(type_=Instant))).scalar_one()
+    return clock
 
 
 def _read_version(connection: sa.Connection) -> str | None:

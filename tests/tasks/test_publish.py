@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from prefect.states import Failed
 from texts import AWKWARD
 
-from tasks.errors import PublishConflict, ReconciliationFailed, ServiceUnreachable
+from tasks.errors import Failure, PublishConflict, ReconciliationFailed, ServiceUnreachable
 from tasks.publish import FLAG_COLUMNS, Night, publish, publish_night, reconcile_counts
 from tasks.stores.tables import superseded_anomalies
 from tasks.stores.warehouse import (
@@ -164,6 +164,33 @@ def test_an_attempt_that_never_began_is_refused(engine):
     with pytest.raises(PublishConflict, match="is not from this warehouse"):
         publish_night(engine, make_night(7), make_flags("a"), NOW, lambda: "h1")
     assert engine.read_nights(make_night().detector) == []
+
+
+def test_an_attempt_that_was_given_up_for_dead_is_refused(engine):
+    publish_new(engine, "a")
+    night = make_night(engine.begin_attempt(make_night().detector, DAY, "score", NOW))
+    engine.fail_attempt(night.detector, DAY, night.attempt, Failure("ProcessLost", {"what": "No heartbeat."}), NOW)
+    before = read_everything(engine, night.detector)
+    with pytest.raises(
+        PublishConflict, match=r"marked as failed(.|\n)*ProcessLost: No heartbeat(.|\n)*run the night again"
+    ):
+        publish_night(engine, night, make_flags("b"), NOW, lambda: "h1")
+    assert read_everything(engine, night.detector) == before
+
+
+def test_an_attempt_given_up_while_it_publishes_is_refused_and_one_that_publishes_is_not_given_up(
+    postgres_warehouse_url, monkeypatch
+):
+    engine = Warehouse(postgres_warehouse_url, lost_after_s=0)
+    engine.migrate()
+    monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda: "another-host 1 1.00")
+    lost = make_night(engine.begin_attempt(make_night().detector, DAY, "score", NOW))
+    give_up = lambda: engine.end_dead_attempts(lost.detector, NOW) and "h1"  # noqa: E731 - while the batch is locked
+    with pytest.raises(PublishConflict, match="marked as failed"):
+        publish_night(engine, lost, make_flags("a"), NOW, give_up)
+    assert engine.read_nights(lost.detector) == []
+    night = publish_new(engine, "a")
+    assert engine.end_dead_attempts(night.detector, NOW) == []
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         publish(engine, DAY, attempt)
     engine.begin_attempt(DETECTOR, DAY, "begin", NOW)
     engine.reach_step(DETECTOR, DAY, 3, "score")
+    engine.record_heartbeat(DETECTOR, DAY, 3)
     engine.fail_attempt(DETECTOR, DAY, 3, Failure("OSError", {"what": "r2-0 is not r2-01"}), NOW)
     engine.begin_attempt(DETECTOR, DAY + timedelta(days=1), "begin", NOW)
     publish(engine, DAY + timedelta(days=1), 1)
@@ -117,7 +118,9 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
         "flags": engine.read_flags(DETECTOR, DAY).to_dict("records"),
         "groups": engine.read_groups(DETECTOR, DAY + timedelta(days=1)).to_dict("records"),
         "batches": engine.read_nights(DETECTOR),
-        "attempts": [replace(attempt, owner=None) for attempt in engine.read_attempts(DETECTOR, DAY)],
+        "attempts": [
+            replace(attempt, owner=None, heartbeat_at=None) for attempt in engine.read_attempts(DETECTOR, DAY)
+        ],
         "known": engine.read_labels(DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
         "unknown": engine.read_labels(DETECTOR, NOW).to_dict("records"),
         "verdicts": [engine.read_reviews(DETECTOR, by).to_dict("records") for by in (None, NOW)],
@@ -125,11 +128,17 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
 
 
 def read_tables(engine: Warehouse) -> dict[str, list[str]]:
-    """Every table's rows, but for the processes that made them."""
+    """Every table's rows, but for the processes that made them and their signs of life."""
     with engine.begin() as connection:
         return {
             table.name: sorted(
-                repr([value for column, value in zip(table.c, row, strict=True) if column.name != "owner"])
+                repr(
+                    [
+                        value
+                        for column, value in zip(table.c, row, strict=True)
+                        if column.name not in ("owner", "heartbeat_at")
+                    ]
+                )
                 for row in connection.execute(sa.select(table))
             )
             for table in metadata.sorted_tables

@@ -1,9 +1,12 @@
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+
+import sqlalchemy as sa
 
 from tasks.errors import Failure
 from tasks.stores.owner import is_dead, name_process
+from tasks.stores.tables import attempts
 
 NAME = "from tasks.stores.owner import name_process; print(name_process(), flush=True); input()"
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -46,3 +49,28 @@ def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, m
     what = f"The process of this attempt died without a message: {owners[0]} (host, process, start)."
     assert dead.failure == Failure("ProcessLost", {"what": what})
     assert [attempt.status for attempt in others] == ["running", "running"]
+
+
+def test_an_attempt_of_another_host_is_failed_when_its_heartbeats_have_stopped(engine, monkeypatch):
+    owners = ["another-host 1 1.00", "another-host 7 1.00", "another-host 9 1.00", name_process(), None]
+    for owner in owners:
+        monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda owner=owner: owner)
+        engine.begin_attempt("toy", DAY, "begin", NOW)
+    assert engine.end_dead_attempts("toy", NOW) == []  # they began just now, by the warehouse's clock
+    begun = engine.read_attempts("toy", DAY)[0].heartbeat_at
+    for ago_s, number in ((601, 1), (599 - 60, 2), (10**6, 4), (10**6, 5)):
+        set_heartbeat(engine, number, begun - timedelta(seconds=ago_s))
+    set_heartbeat(engine, 3, None)  # of an earlier version; it began long ago
+    assert [attempt.attempt for attempt in engine.end_dead_attempts("toy", NOW)] == [1, 3, 5]
+    lost, alive, *_ = engine.read_attempts("toy", DAY)
+    assert f"no heartbeat since {begun - timedelta(seconds=601):%Y-%m-%d %H:%M} UTC: another-host 1" in lost.cause
+    engine.record_heartbeat("toy", DAY, 2)
+    engine.record_heartbeat("toy", DAY, 1)
+    still_lost, beating, *_ = engine.read_attempts("toy", DAY)
+    assert (still_lost, beating.heartbeat_at >= begun) == (lost, True)
+    assert alive.heartbeat_at < begun
+
+
+def set_heartbeat(engine, number: int, at: datetime | None) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.update(attempts).where(attempts.c.attempt == number).values(heartbeat_at=at))

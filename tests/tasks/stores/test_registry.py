@@ -91,9 +91,14 @@ def test_runs_of_dead_processes_are_ended_by_the_next_registration(
     client.update_run(registering.info.run_id, "RUNNING")  # its process died when the version stood
     client.set_tag(registering.info.run_id, OWNER_TAG, dead[OWNER_TAG])
     earlier, alive = (client.create_run("1", tags=tags) for tags in (dead, {OWNER_TAG: name_process()}))
+    other = {OWNER_TAG: "another-host 1 1.00"}
+    lost, busy, foreign = (
+        client.create_run("1", start_time=begun, tags=tags) for begun, tags in ((1, other), (None, other), (1, {}))
+    )
     assert not register_bundle(site, bundle, None).is_new
-    runs = (registering, earlier, alive)
-    assert [client.get_run(run.info.run_id).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
+    runs = (registering, earlier, lost, alive, busy, foreign)
+    states = ["FINISHED", "KILLED", "KILLED", "RUNNING", "RUNNING", "RUNNING"]
+    assert [client.get_run(run.info.run_id).info.status for run in runs] == states
 
 
 def test_a_file_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
