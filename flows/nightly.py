@@ -54,7 +54,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     A bad file of the source, whose ingest task is red, does not stop a night whose rows have landed from other files.
     """
     setup = prepare(name)
-    site, params = setup.site, setup.configured.detector
+    site, params, rule = setup.site, setup.configured.detector, setup.record_rule
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
     with follow_steps(site, day, begun) as at:
@@ -66,6 +66,6 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         workers = Workers(setup.scheduler, setup.workers)
         at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
         scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
-        night = at(publish)(site, begun, scored)
+        night = at(publish)(site, begun, scored, rule)
         report(site, validation, scorer, params.score)
     return night

@@ -367,6 +367,16 @@ class RetentionParams(Section):
         return frozenset(zone for zone, limit in days.items() if limit and day < today - timedelta(days=limit))
 
 
+class PublishParams(Section):
+    """The columns whose values are published with each flag, also ones that the detector does not learn from.
+
+    pseudonymise: masked columns whose values are published as keyed hashes: see tasks/rows/record.py.
+    """
+
+    show: tuple[str, ...] = ()
+    pseudonymise: tuple[str, ...] = ()
+
+
 def _known_zone(name: str) -> str:
     if name not in available_timezones():
         raise ValueError(f"{name!r} is not a time zone of the IANA database, such as Europe/Berlin")
@@ -378,6 +388,7 @@ class DetectorParams(Section):
 
     time_zone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
     label_delay_days: int = Field(default=0, ge=0, le=365)
+    entity: str | None = None  # the column that names whom a record is about, such as a card or a host
     run: RunParams
     ingest: IngestParams
     validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
@@ -385,5 +396,6 @@ class DetectorParams(Section):
     train: TrainParams
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
+    publish: PublishParams = PublishParams()
     review: ReviewParams = ReviewParams()
     retention: RetentionParams = RetentionParams()

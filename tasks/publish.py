@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 
 import pandas as pd
+import pyarrow as pa
 import sqlalchemy as sa
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
@@ -17,7 +18,9 @@ from prefect.context import TaskRunContext
 from tasks.errors import Failure, PublishConflict, ReconciliationFailed
 from tasks.policy import IO
 from tasks.rows.groups import rank_groups
+from tasks.rows.record import RecordRule
 from tasks.stores.bulk import load_rows
+from tasks.stores.lake import Lake, Manifest, quote
 from tasks.stores.site import Site
 from tasks.stores.tables import (
     Night,
@@ -41,6 +44,8 @@ FLAG_COLUMNS = [
     "second_stage_probability",
     "suppressed",
 ]
+RECORD_COLUMNS = ["entity", "record"]  # looked up when the night is published; null without them
+NO_RECORD = RecordRule()
 NIGHT_COLUMNS = ["detector", "batch_date", "attempt", "threshold", "model_name", "model_version", "scored_at"]
 
 
@@ -65,8 +70,10 @@ def reconcile_counts(night: Night, flags: pd.DataFrame) -> None:
 
 
 def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
-    """The rows of flagged_anomalies: the flags (FLAG_COLUMNS) and the columns common to the night."""
-    return flags[FLAG_COLUMNS].assign(**{name: getattr(night, name) for name in NIGHT_COLUMNS})
+    """The rows of flagged_anomalies: the flags and the columns common to the night."""
+    return flags.reindex(columns=[*FLAG_COLUMNS, *RECORD_COLUMNS]).assign(
+        **{name: getattr(night, name) for name in NIGHT_COLUMNS}
+    )
 
 
 def publish_night(
@@ -79,9 +86,10 @@ def publish_night(
 ) -> None:
     """Replace the batch's published result with this night's, completely or not at all.
 
-    flags: one row per alert or suppressed flag, FLAG_COLUMNS. `current_input_hash` reads the landing manifest; it is
-    called while the batch is locked. groups: group, score, records; their ranks among the detector's groups of earlier
-    batch dates are computed now. Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
+    flags: one row per alert or suppressed flag, FLAG_COLUMNS and optionally RECORD_COLUMNS. `current_input_hash` reads
+    the landing manifest; it is called while the batch is locked. groups: group, score, records; their ranks among the
+    detector's groups of earlier batch dates are computed now. Raises ReconciliationFailed, PublishConflict and
+    ServiceUnreachable.
     """
     reconcile_counts(night, flags)
     rows = build_rows(night, flags)
@@ -205,20 +213,39 @@ def fail_night(site: Site, run_id: str, failure: Failure) -> None:
             site.warehouse.fail_attempt(*key, failure, datetime.now(UTC))
 
 
-def publish_scored(site: Site, begun: Begun, scored: Scored) -> Night:
+def add_records(lake: Lake, validated: Manifest, flags: pd.DataFrame, rule: RecordRule) -> pd.DataFrame:
+    """The flags with RECORD_COLUMNS, from the rows that were scored. Raises PublishConflict if one is gone."""
+    if flags.empty or not rule.columns:
+        return flags
+    wanted = pa.table({"record_id": pa.array(flags["record_id"], pa.string())})
+    columns = ", ".join(f"parts.{quote(name)}" for name in rule.columns)
+    sql = f"select record_id, {columns} from parts join wanted using (record_id)"  # noqa: S608 - quoted
+    rows = lake.query(sql, validated.parts, wanted=wanted)
+    records = rule.describe(rows).assign(record_id=rows["record_id"].to_pylist())
+    if len(records) != len(flags):
+        raise PublishConflict(
+            "Another run validated the batch again while it was scored; nothing was published.",
+            got=f"{len(records)} of {len(flags)} flagged records in the validated rows",
+            todo="nothing if the other run publishes; otherwise run the night again",
+        )
+    return flags.merge(records, on="record_id", how="left", validate="one_to_one")
+
+
+def publish_scored(site: Site, begun: Begun, scored: Scored, rule: RecordRule = NO_RECORD) -> Night:
     """Publish a scored batch from the lake; returns the night as published."""
     now, lake = datetime.now(UTC), site.lake
     night = Night(**vars(scored), attempt=begun.attempt, seconds=(now - begun.started_at).total_seconds())
     facts = lake.get("scores", site.detector, scored.batch_date, scored.scores).facts
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
+    flags = add_records(lake, lake.get("validated", site.detector, scored.batch_date), flags, rule)
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
     publish_night(site.warehouse, night, flags, now, landing_hash, groups)
     return night
 
 
 @task(task_run_name="publish {site.detector} {scored.batch_date}", **IO)
-def publish(site: Site, begun: Begun, scored: Scored) -> Night:
+def publish(site: Site, begun: Begun, scored: Scored, rule: RecordRule) -> Night:
     """Publish a scored batch; returns its row of scoring_batches."""
-    night = publish_scored(site, begun, scored)
+    night = publish_scored(site, begun, scored, rule)
     get_run_logger().info("published %s: %d flagged", _describe_batch(night), night.flagged)
     return night

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,7 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.params import ScoreParams
 from tasks.policy import IO
-from tasks.rows.causes import describe_cause
+from tasks.rows.describe import describe_causes, describe_values
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.faults import writing
@@ -87,14 +88,21 @@ def render_report(
     version: Version,
     params: ScoreParams,
     groups: pd.DataFrame,
+    zone: ZoneInfo,
 ) -> str:
-    """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores."""
+    """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores.
+
+    Times of events are shown in the zone.
+    """
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
     rows = [
         {
             **row,
-            "causes": [describe_cause(c) for c in json.loads(row["causes"])],
+            "entity": row["entity"] if isinstance(row["entity"], str) else "",
+            "values": describe_values(json.loads(row["record"])) if isinstance(row["record"], str) else "",
+            "event_time": row["event_time"].astimezone(zone),
+            "causes": describe_causes(json.loads(row["causes"])),
             "share": row["score"] / batch.threshold if batch.threshold else math.inf,
             "band": params.name_band(row["percentile_rank"]),
         }
@@ -105,6 +113,9 @@ def render_report(
     return environment.get_template("night.html").render(
         batch=batch,
         flags=rows,
+        has_entity=any(row["entity"] for row in rows),
+        has_values=any(row["values"] for row in rows),
+        zone=zone.key,
         groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
         hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
@@ -138,7 +149,7 @@ def write_report(
     lake, day = site.lake, batch.batch_date
     histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
     groups = site.warehouse.read_groups(site.detector, day)
-    page = render_report(batch, flags, histogram, validation, version, params, groups)
+    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone)
     path = site.reports / f"{day.isoformat()}.html"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +171,7 @@ def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
         "|---|---|---|---|",
     ]
     for row in alerts.head(5).to_dict("records"):
-        worst = describe_cause(json.loads(row["causes"])[0])
+        worst = next(iter(describe_causes(json.loads(row["causes"]))), "")
         cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
         lines.append("| " + " | ".join(map(escape_markdown, cells)) + " |")
     return "\n".join(lines) + "\n"

@@ -21,9 +21,11 @@ def explain(
     """Show one record's score, rank and causes, and the model and data versions behind them."""
     from flows.config.setup import prepare
     from tasks.on_demand.explain import explain_record
+    from tasks.rows.describe import describe_values
 
     setup = prepare(name)
-    found = explain_record(setup.site, setup.configured.contract, record_id, date.date() if date else None)
+    day = date.date() if date else None
+    found = explain_record(setup.site, setup.configured.contract, setup.record_rule, record_id, day)
     band = setup.configured.detector.score.name_band(found.percentile_rank)
     if as_json:
         print_json(asdict(found) | {"band": band})
@@ -31,6 +33,9 @@ def explain(
     flag = describe_flag(found.is_flagged, found.is_suppressed)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
     stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
+    about = ", ".join(filter(None, [found.entity and f"entity {found.entity}", describe_values(found.record)]))
+    if about:
+        stdout.print(about, markup=False, soft_wrap=True)
     stdout.print(
         f"score {found.score:.4g}, threshold {found.threshold:.4g}: {flag}; "
         f"rank {found.percentile_rank:.2f}, band {band}, {probabilities}",

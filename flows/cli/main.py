@@ -19,6 +19,7 @@ from flows.cli import (
     explain,
     export,
     fetch,
+    flags,
     ingest,
     init,
     metrics,
@@ -47,7 +48,7 @@ from models.errors import NightjarError, hide_password
 VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, metrics),
     "Past nights": (backfill, replay, verify),
-    "Flags": (explain, review, rank),
+    "Flags": (flags, explain, review, rank),
     "Versions": (train, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),
     "Detectors": (init, fetch, doctor, stage, delete),

@@ -99,7 +99,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     """Score a file and show its worst rows as a table, or all rows as JSON."""
     from flows.config.setup import load_setup
     from tasks.on_demand.loose import score_file
-    from tasks.rows.causes import describe_cause
+    from tasks.rows.describe import describe_causes
 
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     hush_great_expectations()
@@ -113,7 +113,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         | {
             "rank": f"{row['percentile_rank']:.2f}",
             "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
-            "causes": "; ".join(describe_cause(cause) for cause in row["causes"][:2]),
+            "causes": "; ".join(describe_causes(row["causes"])[:2]),
         }
         for row in found["records"]
     ]

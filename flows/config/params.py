@@ -110,6 +110,7 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
     """A detector with its contract. Raises ParamsInvalid if they do not match."""
     _check_columns(detector, contract, path)
     _check_groups(detector, contract, path)
+    _check_record(detector, contract, path)
     learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
@@ -148,6 +149,27 @@ def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> N
             got="; ".join(bad),
             expected="by: hour or an unmasked column; weight: a numeric column",
             todo="correct score.groups, or the contract",
+        )
+
+
+def _check_record(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse an entity or published columns that the contract lacks, masks, or holds as images."""
+    entity, publish = detector.entity, detector.publish
+    hashed, columns = set(publish.pseudonymise), contract.columns
+    named = dict.fromkeys([*([entity] if entity else []), *publish.show])
+    bad = [f"{name} is not in the contract" for name in {**named, **dict.fromkeys(hashed)} if name not in columns]
+    bad += [f"{name} is masked by the contract" for name in named if name in contract.masked - hashed]
+    bad += [f"{name} is an image" for name in named if name in columns and columns[name].shape]
+    bad += [f"{name} is not masked" for name in publish.pseudonymise if name in columns and not columns[name].masked]
+    bad += [f"{name} is neither the entity nor shown" for name in publish.pseudonymise if name not in named]
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot publish the records of its flags.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="entity and publish.show: columns of the contract; those that it masks also in "
+            "publish.pseudonymise, and no others there, since causes and pages show unmasked values",
+            todo="correct entity and publish, or the contract",
         )
 
 

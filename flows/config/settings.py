@@ -9,8 +9,11 @@ import os
 import re
 import traceback
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
+from tempfile import NamedTemporaryFile
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -65,6 +68,10 @@ class Settings(BaseSettings):
     )
     workers: int = Field(default=1, ge=1, le=256, description="threads that score parts of a batch in parallel")
 
+    pseudonym_key: str = Field(
+        default="", repr=False, description="secret key of pseudonyms, the same for all that publish"
+    )
+
     @field_validator("mlflow")
     @classmethod
     def _check_login(cls, url: str) -> str:
@@ -98,6 +105,29 @@ class Settings(BaseSettings):
         if not self.artifacts:
             return None if self.mlflow else str(self.home_path / "mlflow-artifacts")
         return self.artifacts if "://" in self.artifacts else str((self.project / self.artifacts).resolve())
+
+    def read_pseudonym_key(self) -> bytes:
+        """The key of pseudonyms; where the warehouse is a file, a random one that the home folder keeps will do.
+
+        Raises ParamsInvalid where several machines may publish and no key is set: each would make its own pseudonyms.
+        """
+        if self.pseudonym_key:
+            return self.pseudonym_key.encode()
+        if not self.warehouse_url.startswith(("duckdb:", "sqlite:")):
+            raise ParamsInvalid(
+                "A detector publishes pseudonyms, and their key is not set.",
+                where="NIGHTJAR_PSEUDONYM_KEY",
+                expected="the same secret on every machine that publishes to this warehouse",
+                todo="set it, for example to the output of: openssl rand -hex 32",
+            )
+        path = self.home_path / "pseudonym.key"
+        if not path.exists():
+            with NamedTemporaryFile("w", dir=self.home_path, prefix="pseudonym-") as file:  # 0600
+                file.write(token_hex(32))
+                file.flush()
+                with suppress(FileExistsError):  # another process made it at the same moment
+                    path.hardlink_to(file.name)
+        return path.read_bytes()
 
 
 def load_settings() -> Settings:

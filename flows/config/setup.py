@@ -17,6 +17,7 @@ from flows.config.quiet import hide_passwords_in_logs, hush_at_exit
 from flows.config.settings import Settings, load_settings
 from tasks.errors import BatchMissing, ParamsInvalid
 from tasks.params import IngestParams
+from tasks.rows.record import RecordRule
 from tasks.sources.codes import CodesSource
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window, find_first_date
@@ -44,6 +45,7 @@ class Setup:
     site: Site
     scheduler: str | None  # address of the Dask cluster that scores the parts; None: threads in this process
     workers: int  # number of threads
+    settings: Settings
 
     @property
     def ingest_params(self) -> IngestParams:
@@ -52,6 +54,13 @@ class Setup:
         if isinstance(params.source, PaymentsSource | CodesSource):
             return params
         return params.model_copy(update={"source": fill_url(params.source)})
+
+    @property
+    def record_rule(self) -> RecordRule:
+        """What is published of a flagged record. Raises ParamsInvalid if it needs a key and has none."""
+        entity, publish = self.configured.detector.entity, self.configured.detector.publish
+        key = self.settings.read_pseudonym_key() if publish.pseudonymise else b""
+        return RecordRule(entity, publish.show, frozenset(publish.pseudonymise), key)
 
     @property
     def hashes(self) -> dict[str, JsonValue]:
@@ -191,7 +200,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         commit=read_commit(settings),
     )
     scheduler = None if settings.task_runner == "threads" else settings.task_runner
-    return Setup(configured, site, scheduler, settings.workers)
+    return Setup(configured, site, scheduler, settings.workers, settings)
 
 
 def read_commit(settings: Settings) -> str:

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from models.detector import Detector
 from tasks.errors import ChampionMissing, RecordMissing
-from tasks.rows.causes import describe_cause
 from tasks.rows.contract import Contract
+from tasks.rows.describe import describe_causes
 from tasks.rows.judge import judge
+from tasks.rows.record import RecordRule
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import PublishedNight
@@ -24,12 +25,15 @@ MOST_CAUSES = 20  # of a record with many patches or tokens; columns are always 
 class RecordExplanation:
     """A record's score, severity and causes; the causes add up to the score.
 
+    event_time: in the detector's time zone, ISO 8601. entity and record: what its night publishes of it, by params.
     second_stage_probability: None if the record is not flagged or the version has no reducer.
     """
 
     record_id: str
     batch_date: date
     event_time: str
+    entity: str | None
+    record: dict[str, Any] | None
     score: float
     percentile_rank: float
     p_value: float
@@ -69,7 +73,7 @@ def get_scorer(site: Site, batch: PublishedNight, record_id: str) -> Version:
     except ChampionMissing as error:
         flags = site.warehouse.read_flags(site.detector, batch.batch_date)
         flag = next(iter(flags[flags["record_id"] == record_id].to_dict("records")), None)
-        causes = "; ".join(describe_cause(cause) for cause in json.loads(flag["causes"])) if flag else ""
+        causes = "; ".join(describe_causes(json.loads(flag["causes"]))) if flag else ""
         raise ChampionMissing(
             f"Version {batch.model_version} of {site.detector}, which scored this record, was deleted.",
             where=f"registered model {site.registry.model_name}",
@@ -81,7 +85,9 @@ def get_scorer(site: Site, batch: PublishedNight, record_id: str) -> Version:
         ) from error
 
 
-def explain_record(site: Site, contract: Contract, record_id: str, day: date | None = None) -> RecordExplanation:
+def explain_record(
+    site: Site, contract: Contract, rule: RecordRule, record_id: str, day: date | None = None
+) -> RecordExplanation:
     """Score a record again with the version that scored its night, and list every column's share.
 
     Raises RecordMissing; ChampionMissing with what the table says if that version is no longer registered.
@@ -92,10 +98,13 @@ def explain_record(site: Site, contract: Contract, record_id: str, day: date | N
     judged = judge(detector, row, batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))
     causes = json.loads(text)
+    [(entity, record)] = rule.describe(row).itertuples(index=False)
     return RecordExplanation(
         record_id=record_id,
         batch_date=batch.batch_date,
-        event_time=row["event_time"][0].as_py().isoformat(),
+        event_time=row["event_time"][0].as_py().astimezone(site.zone).isoformat(),
+        entity=entity,
+        record=json.loads(record) if record else None,
         **judged.only(),
         threshold=batch.threshold,
         causes=causes if causes[-1]["share"] else causes[:-1],

@@ -1,4 +1,4 @@
-"""The file of a loose file's scores, in the format that its name says: Parquet, CSV or Excel."""
+"""A file of rows for people, in the format that its name says: Parquet, CSV or Excel."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,8 +34,15 @@ def check_output(path: Path) -> None:
         got, expected = "a folder", "a file"
     if got:
         raise ParamsInvalid(
-            "The output file cannot be written; nothing was scored.", where=str(path), got=got, expected=expected
+            "The output file cannot be written; nothing was done.", where=str(path), got=got, expected=expected
         )
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a frame's columns to the file. Raises ServiceUnreachable."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with open_output(path, table.schema) as write:
+        write(table)
 
 
 @contextmanager
@@ -66,7 +74,7 @@ def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as ILLEGAL  # type: ignore[import-untyped, unused-ignore]
 
     book = Workbook(write_only=True)
-    sheet = book.create_sheet("scores")
+    sheet = book.create_sheet("rows")
     sheet.append(schema.names)
 
     def write(table: pa.Table) -> None:

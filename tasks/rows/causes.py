@@ -49,16 +49,3 @@ def name_causes(
         causes.append({"column": "other", "share": float(shares[order[most:]].sum())})
         texts.append(json.dumps(causes, allow_nan=False))
     return texts
-
-
-def describe_cause(cause: dict[str, Any]) -> str:
-    """One cause as text."""
-    if "actual" not in cause:
-        return f"{cause['column']} {cause['share']:.3g}"
-    what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
-    return f"{what} {cause['share']:.3g}: {show_value(cause['actual'])}, expected {show_value(cause['expected'])}"
-
-
-def show_value(value: object) -> str:
-    """A value as text, numbers with five digits."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

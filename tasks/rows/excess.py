@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from tasks.rows.causes import show_value
+from tasks.rows.describe import show_value
 
 REAL_ANOMALIES = 3  # times the false alarms, so that a night with many real anomalies is not an alarm in itself
 

@@ -57,6 +57,8 @@ def _flag_values() -> list[sa.Column[Any]]:
         _value("scored_at", Instant),
         _value("second_stage_probability", sa.Double, nullable=True),
         _value("suppressed", sa.Boolean),
+        _value("entity", sa.Text, nullable=True),  # whom the record is about; null: unknown
+        _value("record", sa.Text, nullable=True),  # JSON: the record's values that publish.show names
     ]
 
 
@@ -73,6 +75,7 @@ flagged_anomalies = sa.Table(
     _value("attempt", sa.Integer),
     *_flag_values(),
     sa.Index("flagged_anomalies_record", "detector", "record_id"),  # PostgreSQL only
+    sa.Index("flagged_anomalies_entity", "detector", "entity"),  # PostgreSQL only
 )
 superseded_anomalies = sa.Table(
     "superseded_anomalies",

@@ -8,7 +8,7 @@ brings an empty or older warehouse to SCHEMA_VERSION.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -37,7 +37,7 @@ from tasks.stores.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0007"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0008"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
 LOST_AFTER_S = 600.0
@@ -237,14 +237,21 @@ class Warehouse:
             ordered = found.order_by(attempts.c.batch_date, attempts.c.attempt)
             return [Attempt(**row) for row in connection.execute(ordered).mappings()]
 
-    def read_flags(self, detector: str, batch_date: date) -> pd.DataFrame:
-        """The published flags of one batch, worst first, with the columns of flagged_anomalies."""
-        key = {"detector": detector, "batch_date": batch_date}
-        flags = sa.select(flagged_anomalies).where(*_match(flagged_anomalies, key))
+    def read_flags(
+        self, detector: str, batch_date: date, last: date | None = None, entities: Iterable[str] | None = None
+    ) -> pd.DataFrame:
+        """The published flags of one batch date, or up to a last one, by date, worst first: flagged_anomalies.
+
+        entities: only the flags of these.
+        """
+        table = flagged_anomalies
+        flags = sa.select(table).where(
+            table.c.detector == detector, table.c.batch_date.between(batch_date, last or batch_date)
+        )
+        if entities is not None:
+            flags = flags.where(table.c.entity.in_(list(entities)))
         with self.begin() as connection:
-            return read_frame(
-                connection, flags.order_by(flagged_anomalies.c.score.desc(), flagged_anomalies.c.record_id)
-            )
+            return read_frame(connection, flags.order_by(table.c.batch_date, table.c.score.desc(), table.c.record_id))
 
     def read_groups(self, detector: str, batch_date: date) -> pd.DataFrame:
         """The published groups of one batch, by name, with the columns of group_scores."""

@@ -4,6 +4,7 @@ import json
 import re
 from datetime import UTC, date, datetime
 from html.parser import HTMLParser
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from tasks.report import (
     summarise_night,
     write_report,
 )
-from tasks.rows.causes import describe_cause
+from tasks.rows.describe import describe_causes
 from tasks.rows.expectations import Outcome
 from tasks.stores.registry import Version
 from tasks.stores.tables import PublishedNight
@@ -56,6 +57,9 @@ def make_batch(published: int = 2, **changes) -> PublishedNight:
     return PublishedNight(**vars(make_night(**changes)), published=published)
 
 
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
 def make_flags(*records: str) -> pd.DataFrame:
     n = len(records)
     causes = [
@@ -73,6 +77,8 @@ def make_flags(*records: str) -> pd.DataFrame:
             "causes": [json.dumps(causes)] * n,
             "second_stage_probability": np.nan,
             "suppressed": False,
+            "entity": [EVIL, *[None] * n][:n],
+            "record": [json.dumps({"country": "NL", "amount": 901.25, EVIL: EVIL}), *[None] * n][:n],
         }
     )
 
@@ -97,7 +103,7 @@ def render(
     **changes,
 ) -> str:
     flags = make_flags("pay-1", EVIL) if flags is None else flags
-    return render_report(make_batch(**changes), flags, histogram, make_validation(), VERSION, params, groups)
+    return render_report(make_batch(**changes), flags, histogram, make_validation(), VERSION, params, groups, BERLIN)
 
 
 class Page(HTMLParser):
@@ -121,7 +127,7 @@ def test_what_is_shown_is_escaped():
     assert EVIL not in page
     assert html.escape(EVIL).replace("&#x27;", "&#39;") in page
     assert "script" not in {tag for tag, _ in Page(page).elements}
-    assert page.count("&lt;script&gt;") == 1 + 2 * 2 + 1 + 1 + 1  # id, causes, warning, expectation, lineage
+    assert page.count("&lt;script&gt;") == 1 + 1 + 2 + 2 * 2 + 1 + 1 + 1  # id, entity, values, causes...
 
 
 def test_the_page_loads_nothing_from_anywhere():
@@ -140,7 +146,9 @@ def test_flags_causes_threshold_validation_and_lineage_appear():
     for shown in (
         "toy, 2026-03-01", "5 of 1,008 records flagged by nightjar-toy version 4", "attempt 2", "2026-03-02 04:05 UTC",
         "1,012 rows in", "3 quarantined", "1 excluded", "2 unseen category", "2.5 threshold", "threshold 2.5",
-        "pay-1", "4.0", "100.00", "amount 7.5: 901.25, expected 12", f"{EVIL} 1.5: {EVIL}, expected masked", "other 1",
+        "pay-1", "4.0", "100.00", "amount 75% (901.25, expected 12)", f"{EVIL} 15% ({EVIL}, expected masked)",
+        "other 10%", f"pay-1 {EVIL} 03-01 01:00:00", "event time (Europe/Berlin)",
+        f"country NL, amount 901.25, {EVIL} {EVIL}",
         "broken: 17 rows", "rows at least 1000", "met: 1012", "input hash", "i" * 64, "d" * 64, "b1", "2026-02-20",
     ):  # fmt: skip
         assert shown in text, shown
@@ -219,20 +227,20 @@ def test_a_batch_without_scores_has_no_histogram(site):
     assert count_scores(site.lake, site.lake.write("scores", "toy", DAY).commit({})) is None
 
 
-@pytest.mark.parametrize(
-    ("cause", "words"),
-    [
-        ({"column": "a", "share": 0.12345, "actual": 1234567.0, "expected": 2.0}, "a 0.123: 1.2346e+06, expected 2"),
-        ({"column": "a", "share": 1.0, "actual": None, "expected": "DE"}, "a 1: None, expected DE"),
-        ({"column": "other", "share": 0.5}, "other 0.5"),
-        (
-            {"column": "code", "part": "XR", "share": 0.5, "actual": 1.0, "expected": 0.25},
-            "code XR 0.5: 1, expected 0.25",
-        ),
-    ],
-)
-def test_a_cause_is_described_in_words(cause, words):
-    assert describe_cause(cause) == words
+def test_causes_are_described_in_words_and_add_up_to_100_per_cent():
+    causes = [
+        {"column": "a", "share": 1.2, "actual": 1234567.0, "expected": 2.125},
+        {"column": "b", "share": 0.4, "actual": None, "expected": "DE"},
+        {"column": "code", "part": "XR", "share": 0.2, "actual": 1.0, "expected": 0.25},
+        {"column": "other", "share": 0.2},
+    ]
+    assert describe_causes(causes) == [
+        "a 60% (1,234,567, expected 2.125)",
+        "b 20% (None, expected DE)",
+        "code XR 10% (1, expected 0.25)",
+        "other 10%",
+    ]
+    assert describe_causes([{"column": "other", "share": 0.0}]) == []
 
 
 def test_the_summary_counts_rows_and_cannot_break_its_table():
@@ -242,7 +250,7 @@ def test_the_summary_counts_rows_and_cannot_break_its_table():
     assert len(rows) == 5
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
     assert "<script" not in text
-    assert "amount 7.5: 901.25, expected 12" in rows[0]
+    assert "amount 75% (901.25, expected 12)" in rows[0]
 
 
 def test_a_published_night_is_written_next_to_the_others(site):

@@ -33,7 +33,7 @@ def test_verdicts_on_ids_that_are_formulas_come_back_with_these_ids(
 ) -> None:
     ids = [*HOSTILE, "'=1+1", "@SUM(A1)", "-5", "plain", "a,b\n=2", "\t+1"]
     asked = pd.DataFrame({"record_id": ids}).assign(batch_date=date(2026, 3, 1), score=-1.5, inclusion=1.0, causes="=x")
-    print_csv(asked.assign(verdict="normal")[QUESTIONS])
+    print_csv(asked.assign(verdict="normal", note="")[QUESTIONS])
     (tmp_path / "asked.csv").write_bytes(capsys.readouterr().out.encode())
     written = pd.read_csv(tmp_path / "asked.csv", dtype=str, keep_default_na=False)
     assert not [text for text in written["record_id"] if text.strip()[:1] in "=+@"]

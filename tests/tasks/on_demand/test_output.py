@@ -41,7 +41,7 @@ def test_a_name_that_ends_in_xlsx_gives_a_workbook(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "folder.csv").mkdir()
     monkeypatch.setattr("tasks.on_demand.output.find_spec", lambda _: None)
-    with pytest.raises(ParamsInvalid, match="nothing was scored"):
+    with pytest.raises(ParamsInvalid, match="nothing was done"):
         check_output(tmp_path / name)
 
 

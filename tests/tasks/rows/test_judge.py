@@ -91,7 +91,7 @@ def ask_to_rank(setup: Setup, record: str) -> dict[str, Any]:
 
 
 def ask_to_explain(setup: Setup, record: str) -> dict[str, Any]:
-    return asdict(explain_record(setup.site, setup.configured.contract, record))
+    return asdict(explain_record(setup.site, setup.configured.contract, setup.record_rule, record))
 
 
 def ask_over_http(detector: Detector, record: str) -> dict[str, Any]:

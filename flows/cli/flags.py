@@ -1,0 +1,73 @@
+"""`nightjar flags`."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.options import Json, Name, date_option
+from flows.cli.screen import print_csv, print_json, stdout
+
+EXAMPLE = "nightjar flags payments; nightjar flags payments --entity CARD; nightjar flags payments --output flags.xlsx"
+SHOWN_FLAGS = 20  # on screen; --csv, --output and --json have all
+
+
+def flags(
+    name: Name,
+    date: Annotated[datetime | None, date_option("The batch date (default: the newest published).")] = None,
+    first: Annotated[datetime | None, date_option("The first batch date.", "--from")] = None,
+    last: Annotated[datetime | None, date_option("The last batch date.", "--to")] = None,
+    entity: Annotated[str | None, typer.Option(help="Only the flags of this entity, of all nights.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all as CSV.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write all to a .csv, .xlsx or .parquet file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List published flags with their values, causes and verdicts."""
+    from flows.config.setup import prepare
+    from tasks.on_demand.flags import flatten, list_flags
+    from tasks.on_demand.output import check_output, write_frame
+
+    if date and (first or last):
+        raise typer.BadParameter("give --date, or --from and --to")
+    if sum((as_csv, output is not None, as_json)) > 1:
+        raise typer.BadParameter("give one of --csv, --output and --json")
+    if output:
+        check_output(output)
+    setup = prepare(name)
+    begin, end = (day.date() if day else None for day in (date or first, date or last))
+    found = list_flags(setup.site, setup.configured.detector.score, setup.record_rule, begin, end, entity)
+    if as_json:
+        print_json({"detector": name, "flags": found})
+    elif as_csv:
+        print_csv(flatten(found))
+    elif output:
+        write_frame(output, flatten(found))
+        stdout.print(f"{len(found):,} flags written to {output}", soft_wrap=True)
+    else:
+        show_flags(name, found)
+
+
+def show_flags(name: str, found: list[dict[str, Any]]) -> None:
+    """Print the worst flags, each in up to three lines: what it is, the record's values, and the causes."""
+    from tasks.rows.describe import describe_values
+
+    days = [flag["batch_date"] for flag in found]
+    of = f" of {min(days)}" + (f" to {max(days)}" if max(days) > min(days) else "") if days else ""
+    stdout.print(f"{name}: {len(found):,} flags{of}", style="bold")
+    for flag in found[:SHOWN_FLAGS]:
+        facts = [
+            flag["event_time"][:19].replace("T", " "),
+            flag["record_id"],
+            flag["entity"] and f"entity {flag['entity']}",
+            f"score {flag['score']:.4g}",
+            flag["band"],
+            flag["verdict"] or (flag["suppressed"] and "suppressed"),
+        ]
+        stdout.print()
+        stdout.print("  ".join(" ".join(fact.split()) for fact in facts if fact), soft_wrap=True)
+        for line in (describe_values(flag["record"]), "; ".join(flag["causes"])):
+            if line:
+                stdout.print(f"  {' '.join(line.split())}", soft_wrap=True, style="dim")
+    if len(found) > SHOWN_FLAGS:
+        stdout.print(f"\n{len(found) - SHOWN_FLAGS:,} more: --csv, --output FILE or --json")

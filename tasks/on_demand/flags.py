@@ -1,0 +1,67 @@
+"""List published flags as people read them: local times, causes in per cent, the record's own values, and verdicts."""
+
+import json
+from datetime import date
+from typing import Any
+
+import pandas as pd
+
+from tasks.errors import BatchMissing
+from tasks.params import ScoreParams
+from tasks.rows.describe import describe_causes
+from tasks.rows.record import RecordRule
+from tasks.stores.site import Site
+
+
+def list_flags(
+    site: Site, params: ScoreParams, rule: RecordRule, first: date | None, last: date | None, entity: str | None
+) -> list[dict[str, Any]]:
+    """The published flags of these batch dates, by date, worst first. Raises BatchMissing.
+
+    By default those of the newest night; with an entity, those of all nights. An entity whose column is pseudonymised
+    may be given as itself or as its pseudonym. event_time: in the detector's time zone, ISO 8601. record: the values
+    by column, or None; causes: texts, largest share first; verdict: the latest, or None.
+    """
+    nights = [night.batch_date for night in site.warehouse.get_nights(site.detector)]
+    if first is None and last is None and entity is None:
+        first = nights[-1]
+    chosen = [day for day in nights if (first or day) <= day <= (last or day)]
+    if not chosen:
+        raise BatchMissing(
+            f"{site.detector} has no published night in these dates.",
+            got=f"{first or 'any'} to {last or 'any'}",
+            expected=f"dates from {nights[0]} to {nights[-1]}",
+            todo=f"nightjar status {site.detector} shows what is published",
+        )
+    entities = None if entity is None else {entity, *([rule.pseudonym(entity)] if rule.hides_entity else [])}
+    found = site.warehouse.read_flags(site.detector, chosen[0], chosen[-1], entities)
+    verdicts = site.warehouse.read_reviews(site.detector)[["batch_date", "record_id", "verdict", "note"]]
+    flags = found.merge(verdicts, "left", ["batch_date", "record_id"]).astype(object)
+    return [
+        {
+            "batch_date": row["batch_date"],
+            "event_time": row["event_time"].astimezone(site.zone).isoformat(timespec="seconds"),
+            "record_id": row["record_id"],
+            "entity": row["entity"],
+            "score": row["score"],
+            "threshold": row["threshold"],
+            "band": params.name_band(row["percentile_rank"]),
+            "suppressed": row["suppressed"],
+            "record": json.loads(row["record"]) if row["record"] else None,
+            "causes": describe_causes(json.loads(row["causes"])),
+            "verdict": row["verdict"],
+            "note": row["note"],
+            "model_version": row["model_version"],
+        }
+        for row in flags.where(flags.notna(), None).to_dict("records")
+    ]
+
+
+def flatten(flags: list[dict[str, Any]]) -> pd.DataFrame:
+    """The flags for a spreadsheet: causes as one text, and each value of the record in a column of its own."""
+    rows = []
+    for flag in flags:
+        values = {f"record.{name}" if name in flag else name: value for name, value in (flag["record"] or {}).items()}
+        named = {name: value for name, value in flag.items() if name != "record"}
+        rows.append({**named, "causes": "; ".join(flag["causes"]), **values})
+    return pd.DataFrame(rows)
