@@ -1,9 +1,10 @@
 """What a detector reads: its typed columns. Nothing here needs torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 MISSING_TIME = int(np.iinfo(np.int64).min)  # what NumPy calls NaT
 
@@ -31,7 +32,9 @@ class Tokens:
 class Column:
     """One column that a detector reads; categorical columns and sequences have a vocabulary.
 
-    shape, in pixels, applies to images only, tokens to sequences only.
+    shape, in pixels, applies to images only, tokens to sequences only, rare to categorical columns only: marks of what
+    the fit rows have beyond the vocabulary, see tasks/rows/columns.py. It shares the slot after the vocabulary's. What
+    they do not have is in the last slot: one further if there are marks, the same without.
     """
 
     name: str
@@ -39,3 +42,10 @@ class Column:
     vocabulary: tuple[str, ...] = ()
     shape: tuple[int, int] = (0, 0)
     tokens: Tokens = Tokens()
+    # Omitted where there are none, so that bundles without rare values keep their bytes.
+    rare: Annotated[str, Field(exclude_if=lambda given: not given)] = ""
+
+    @property
+    def unseen(self) -> int:
+        """The code of a category or token that did not occur in fitting: that of the last slot."""
+        return len(self.vocabulary) + bool(self.rare)

@@ -1,8 +1,9 @@
 """Records in, one float32 row of D slots per record out, and back; the scaling statistics are buffers.
 
-N rows, F columns, D slots in the order numeric, log_numeric (1 slot each), categorical (V + 1), date-time (4), image
-(one per pixel), sequence (V + 1). Numbers are standardised, heavy-tailed ones after log1p, chosen by skewness without
-using labels. A unit of explanation is a column, a patch of an image's pixels, or a token of a sequence.
+N rows, F columns, D slots in the order numeric, log_numeric (1 slot each), categorical (V + 1; V + 2 with a slot for
+rare values, see `Column`), date-time (4), image (one per pixel), sequence (V + 1). Numbers are standardised,
+heavy-tailed ones after log1p, chosen by skewness without using labels. A unit of explanation is a column, a patch of an
+image's pixels, or a token of a sequence.
 """
 
 import math
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.kind == "sequence"]
         lengths = [tokens.length for _, tokens in self.sequences]
         self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths))
-        sizes = [len(columns[i].vocabulary) for i in categorical]
+        sizes = [columns[i].unseen for i in categorical]
         starts = [len(numeric) + sum(sizes[:i]) + i for i in range(len(sizes))]
         self.units = tuple(Unit(i, part) for i, column in enumerate(columns) for part in _name_parts(column))
         firsts = [next(k for k, unit in enumerate(self.units) if unit.column == i) for i in range(len(columns))]
@@ -224,7 +225,7 @@ def _place_parts(column: Column) -> list[int]:
         return [k * (across[-1] + 1) + m for k in down for m in across]
     if column.kind == "sequence":
         return list(range(len(column.vocabulary) + 1))
-    return [0] * {"categorical": len(column.vocabulary) + 1, "datetime": 4}.get(column.kind, 1)
+    return [0] * {"categorical": column.unseen + 1, "datetime": 4}.get(column.kind, 1)
 
 
 def _count_tokens(codes: Tensor, tokens: Tokens, slots: Tensor) -> None:

@@ -1,8 +1,8 @@
 """A batch's records as the arrays that a detector reads, one per kind of column.
 
 Strings are already codes here: the code of a category or token is its index in `Column.vocabulary`, and
-V = len(vocabulary) means "not seen in fitting". N rows, Fn numeric, Fc categorical and Ft date-time columns; P pixels
-of all image columns together, L tokens of all sequence columns together.
+V = `Column.unseen` means "not seen in fitting"; V - 1 is a rare value where the column has any. N rows, Fn numeric, Fc
+categorical and Ft date-time columns; P pixels of all image columns together, L tokens of all sequence columns together.
 """
 
 from collections.abc import Iterator

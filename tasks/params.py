@@ -253,7 +253,7 @@ class ColumnsParams(Section):
     datetime: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
     sequence: dict[str, SequenceParams] = Field(default={})
-    max_categories: int = Field(default=200, ge=1)  # rarer ones share the unseen slot
+    max_categories: int = Field(default=200, ge=1)  # rarer ones share a slot
 
     @model_validator(mode="after")
     def _check(self) -> "ColumnsParams":

@@ -1,12 +1,15 @@
 """Convert a table's columns to a detector's records: text becomes codes here, just outside the torch module.
 
-N rows. Dictionary-encoded text is looked up once per distinct value, not once per row.
+N rows. Dictionary-encoded text is looked up once per distinct value, not once per row. Rare values, those of the
+fit rows without a slot of their own, are kept as 64-bit hashes: short, and no name that occurs once is in a bundle.
 """
 
+import base64
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +22,8 @@ from tasks.rows.kinds import KINDS
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
 
+MISSING = 0  # the mark of a missing value in the fit rows
+
 
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
     """The columns with the vocabularies of the fit rows: the commonest categories or tokens, in alphabetical order.
@@ -26,9 +31,7 @@ def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]
     Raises TooFewRows if a sequence column has no tokens, ParamsInvalid if an image column has no images.
     """
     numeric = [Column(name, "numeric") for name in params.numeric]
-    categorical = [
-        Column(name, "categorical", _vocabulary(fit[name], params.max_categories)) for name in params.categorical
-    ]
+    categorical = [_describe_categories(name, fit[name], params.max_categories) for name in params.categorical]
     numeric += [Column(name, "log_numeric") for name in params.log_numeric]
     datetime = [Column(name, "datetime") for name in params.datetime]
     images = [_describe_image(fit.schema.field(name)) for name in params.image]
@@ -36,9 +39,19 @@ def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]
     return (*numeric, *categorical, *datetime, *images, *sequences)
 
 
-def _vocabulary(column: pa.ChunkedArray, most: int) -> tuple[str, ...]:
+def _describe_categories(name: str, column: pa.ChunkedArray, most: int) -> Column:
     found = pc.value_counts(column.cast(pa.string()).drop_null())
-    return take_commonest(found.field("values"), found.field("counts").to_numpy(), most)
+    texts = found.field("values")
+    vocabulary = take_commonest(texts, found.field("counts").to_numpy(), most)
+    beyond = texts.filter(pc.invert(pc.is_in(texts, pa.array(vocabulary, pa.string()))))
+    marks = np.sort(_hash_texts(beyond.to_pylist()))
+    if column.null_count:
+        marks = np.insert(marks, 0, MISSING)
+    return Column(name, "categorical", vocabulary, rare=base64.b64encode(marks.astype("<u8").tobytes()).decode())
+
+
+def _hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    return pd.util.hash_array(np.array(texts, dtype=object), categorize=False)
 
 
 def _describe_image(field: pa.Field) -> Column:
@@ -71,13 +84,13 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     for position, column in enumerate(of_kind["numeric"]):
         numbers[:, position] = table[column.name].cast(pa.float64(), safe=False).to_numpy()
     for position, column in enumerate(of_kind["categorical"]):
-        codes[:, position] = encode_text(table[column.name], column.vocabulary)
+        codes[:, position] = encode_text(table[column.name], column)
     for position, column in enumerate(of_kind["datetime"]):
         stamps = table[column.name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
         times[:, position] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
     unseen = np.zeros(n, dtype=bool)
     for position, column in enumerate(of_kind["categorical"]):
-        unseen |= codes[:, position] == len(column.vocabulary)
+        unseen |= codes[:, position] == column.unseen
     pixels = [read_pixels(table[column.name], column) for column in of_kind["image"]]
     tokens = []
     for column in of_kind["sequence"]:
@@ -113,15 +126,25 @@ def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:
         )
 
 
-def encode_text(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Codes (N,): the index in the vocabulary, or len(vocabulary) for any other value and for null."""
+def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.int64]:
+    """Codes (N,): the index in the vocabulary of V texts, V for what else the fit rows have, or `Column.unseen`.
+
+    Null is a value like any other: the fit rows have it or not.
+    """
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
-    known: dict[str | None, int] = {value: code for code, value in enumerate(vocabulary)}
+    known: dict[str | None, int] = {value: code for code, value in enumerate(described.vocabulary)}
+    rare, unseen = len(described.vocabulary), described.unseen
+    marks = np.frombuffer(base64.b64decode(described.rare), "<u8")
+    known[None] = rare if MISSING in marks[:1] else unseen
     chunks = []
     for chunk in column.chunks:
         texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
-        table = [known.get(text, len(vocabulary)) for text in texts]
-        indices = chunk.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
-        chunks.append(np.array([*table, len(vocabulary)], dtype=np.int64)[indices])
+        table = np.array([known.get(text, unseen) for text in [*texts, None]], dtype=np.int64)
+        if len(marks):
+            others = {place: text for place, text in enumerate(texts) if text is not None and text not in known}
+            is_rare = np.isin(_hash_texts(list(others.values())), marks)
+            table[list(others)] = np.where(is_rare, rare, unseen)
+        indices = chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+        chunks.append(table[indices])
     return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)

@@ -87,7 +87,9 @@ def _accept_image(column: Column) -> str:
 
 
 def _show_category(column: Column, code: float) -> str:
-    return column.vocabulary[int(code)] if 0 <= int(code) < len(column.vocabulary) else "unseen"
+    if 0 <= int(code) < len(column.vocabulary):
+        return column.vocabulary[int(code)]
+    return "unseen" if int(code) == column.unseen else "rare"
 
 
 def _show_number(_: Column, value: float) -> Any:

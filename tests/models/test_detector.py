@@ -222,6 +222,29 @@ def test_an_image_is_explained_by_patch_and_a_text_by_token() -> None:
     assert explanation.actual[0, 4] == pytest.approx(pixels[0, 49:].mean(), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["standardised", "mean_squared", "mean_absolute", "root_mean_squared", "neighbours"])
+def test_a_category_never_seen_scores_higher_than_a_rare_one(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    column = Column("shop", "categorical", tuple(str(n) for n in range(30)), rare="x")
+    rare, unseen = 30, column.unseen
+
+    def make(codes: np.ndarray) -> Records:
+        return make_records(rng.normal(size=(len(codes), 1)), codes[:, None])
+
+    clean = make(rng.integers(0, rare + 1, 800))
+    score = NeighboursParams(references=300) if kind == "neighbours" else ResidualParams(kind=kind)  # type: ignore[arg-type]
+    params = ModelParams(networks=(AutoencoderParams(layers=(8, 2, 8)),), fit=FitParams(epochs=10), score=score)
+    fitted = fit_detector((Column("x", "numeric"), column), clean, clean[:200], params, torch.device("cpu"))
+    fitted.save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    assert loaded.columns == fitted.columns and loaded.encoder.width == 1 + 32
+    numbers = rng.normal(size=(100, 1))
+    as_rare, as_unseen = (
+        loaded.score(make_records(numbers, np.full((100, 1), code, np.int64))) for code in (rare, unseen)
+    )
+    assert (as_unseen > as_rare).mean() > 0.9
+
+
 def test_the_broken_column_is_the_cause_and_its_expected_value_is_near_the_normal_one() -> None:
     rng = np.random.default_rng(0)
     columns = [Column(name, "numeric") for name in "abc"]

@@ -86,6 +86,15 @@ def test_a_pixel_is_its_share_of_white() -> None:
     assert np.allclose(encoded, [[0, 1, 0.2, 0.4, 1 / 255, 254 / 255]], atol=1e-7)
 
 
+def test_rare_and_unseen_categories_have_a_slot_each() -> None:
+    encoder = Encoder([Column("c", "categorical", ("a", "b"), rare="x"), MIXED[1]])
+    codes = np.array([[0, 0], [2, 2], [3, 1], [-1, 0], [9, 9]])
+    assert encode(encoder, make_records(codes=codes)).tolist() == [
+        [1, 0, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0, 0, 1],
+    ]  # fmt: skip
+
+
 def test_a_token_fills_its_slot_and_all_unseen_ones_share_the_last() -> None:
     rows = [[0, 0, 1, PADDING], [2, 9, -5, 0], [PADDING] * 4]
     assert encode(Encoder([WORDS]), make_records(tokens=np.array(rows))).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]

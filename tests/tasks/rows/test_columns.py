@@ -30,9 +30,10 @@ def test_codes_agree_with_a_look_up_row_by_row_in_plain_and_encoded_text(chunks,
         pa.dictionary(pa.int32(), pa.string()),
     )
     expected = [vocabulary.index(t) if t in vocabulary else len(vocabulary) for chunk in chunks for t in chunk]
-    assert encode_text(plain, vocabulary).tolist() == expected
-    assert encode_text(encoded, vocabulary).tolist() == expected
-    assert encode_text(plain, vocabulary).dtype == np.int64
+    described = Column("c", "categorical", tuple(vocabulary))
+    assert encode_text(plain, described).tolist() == expected
+    assert encode_text(encoded, described).tolist() == expected
+    assert encode_text(plain, described).dtype == np.int64
 
 
 def test_null_and_unseen_share_a_slot_and_mark_the_row():
@@ -44,7 +45,45 @@ def test_null_and_unseen_share_a_slot_and_mark_the_row():
 
 def test_a_null_inside_a_dictionary_is_unseen_too():
     odd = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["DE", None]))
-    assert encode_text(pa.chunked_array([odd]), ("DE", "None")).tolist() == [0, 2, 2]
+    assert encode_text(pa.chunked_array([odd]), Column("c", "categorical", ("DE", "None"))).tolist() == [0, 2, 2]
+
+
+def test_a_value_never_seen_is_apart_from_missing_ones_of_the_fit_rows():
+    [column] = describe_columns(ColumnsParams(categorical=("c",)), pa.table({"c": ["a", None, "b"]}))
+    records, unseen = to_records(pa.table({"c": ["b", None, "new"]}), [column])
+    assert records.codes.ravel().tolist() == [1, 2, 3]
+    assert unseen.tolist() == [False, False, True]
+
+
+@given(
+    fit=st.lists(st.one_of(st.none(), st.sampled_from("abcdef"), st.text(max_size=3)), min_size=1, max_size=20),
+    most=st.integers(1, 4),
+    later=st.lists(st.one_of(st.none(), st.sampled_from("abcdefgh"), st.text(max_size=3)), max_size=20),
+)
+@pytest.mark.slow
+def test_seen_rare_and_never_seen_values_agree_with_sets(fit, most, later):
+    table = pa.table({"c": pa.array(fit, pa.string())})
+    [column] = describe_columns(ColumnsParams(categorical=("c",), max_categories=most), table)
+    beyond = set(fit) - set(column.vocabulary)
+    size = len(column.vocabulary)
+    expected = [
+        column.vocabulary.index(text) if text in column.vocabulary else size + (bool(beyond) and text not in beyond)
+        for text in later
+    ]
+    for values in (pa.array(later, pa.string()), pa.array(later, pa.string()).dictionary_encode()):
+        records, unseen = to_records(pa.table({"c": values}), [column])
+        assert records.codes.ravel().tolist() == expected
+        assert unseen.tolist() == [text not in fit for text in later]
+
+
+def test_a_bundle_holds_no_text_of_rare_values_and_the_same_marks_whatever_the_order_of_rows():
+    params = ColumnsParams(categorical=("c",), max_categories=1)
+    texts = ["a", "a", "Rosa Kim", "b", None]
+    found = {describe_columns(params, pa.table({"c": order})) for order in (texts, texts[::-1])}
+    [[column]] = found
+    assert column.vocabulary == ("a",) and "Rosa" not in column.rare
+    # As stored in bundles: another hash would make every rare value look new.
+    assert column.rare == "AAAAAAAAAADDp+gyRNlsCd8e0Tb3ChWw"
 
 
 def test_each_kind_is_in_its_place_whatever_the_order_of_the_columns():
@@ -112,13 +151,21 @@ def test_a_table_without_rows_gives_no_records():
 def test_the_vocabulary_is_the_commonest_categories_in_alphabetical_order():
     fit = pa.table({"c": [*"bbbaaccd", None, None, None], "n": range(11)})
     params = ColumnsParams(numeric=("n",), categorical=("c",), max_categories=3)
-    assert describe_columns(params, fit) == (Column("n", "numeric"), Column("c", "categorical", ("a", "b", "c")))
+    number, column = describe_columns(params, fit)
+    assert number == Column("n", "numeric") and column.vocabulary == ("a", "b", "c")
+    assert (len(column.vocabulary), column.unseen) == (3, 4)  # d and null are rare
+
+
+def test_a_column_whose_fit_rows_all_have_a_slot_has_no_slot_for_rare_values():
+    fit = pa.table({"c": [*"bbbaac"]})
+    params = ColumnsParams(categorical=("c",), max_categories=3)
+    assert describe_columns(params, fit) == (Column("c", "categorical", ("a", "b", "c")),)
 
 
 def test_ties_for_the_last_place_go_by_the_alphabet_not_by_the_order_of_rows():
     params = ColumnsParams(categorical=("c",), max_categories=2)
     found = {describe_columns(params, pa.table({"c": list(text)})) for text in ("abc", "cba", "bca")}
-    assert found == {(Column("c", "categorical", ("a", "b")),)}
+    assert {column.vocabulary for [column] in found} == {("a", "b")} and len(found) == 1
 
 
 @pytest.mark.parametrize(
