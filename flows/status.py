@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from flows.config.params import detector_names
 from flows.config.settings import load_settings
-from flows.config.setup import Setup, load_setup, prepare
+from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
 from tasks.upkeep.ledger import (
     BatchState,
@@ -54,7 +54,7 @@ class StatusLine:
 
 def read_status(name: str) -> Status:
     """The state of every due batch date, and how far behind the source is. Raises NightjarError."""
-    return read_nights(prepare(name))
+    return read_nights(prepare_reading(name))
 
 
 def read_nights(setup: Setup) -> Status:
@@ -116,7 +116,7 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
 
     Raises ChampionMissing if, with as_of, a date had no champion.
     """
-    setup = prepare(name)
+    setup = prepare_reading(name)
     site, known = setup.site, list_landed_dates(setup.site.lake, name)
     landed = site.lake.dates("landing", name)
     asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]

@@ -22,10 +22,11 @@ def delete(
     """Remove a detector's rows, files and versions. Its section of params.yaml and its contract stay."""
     if dry_run == yes:
         raise typer.BadParameter("give either --dry-run, to see what would be removed, or --yes, to remove it")
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare, prepare_reading
     from tasks.upkeep.delete import delete_detector
 
-    done = [asdict(one) for one in delete_detector(prepare(name).site, keep_versions, dry_run)]
+    site = (prepare_reading if dry_run else prepare)(name).site
+    done = [asdict(one) for one in delete_detector(site, keep_versions, dry_run)]
     if as_json:
         print_json({"detector": name, "dry_run": dry_run, "removed": done})
         return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flows.config.setup import Setup
 
 EXAMPLE = "nightjar doctor payments"
+SOON_S = 2.0
 
 
 def doctor(name: Name, as_json: Json = False) -> None:
@@ -46,12 +47,12 @@ class Diagnosis:
 
 
 def examine(name: str) -> list[Diagnosis]:
-    """Check everything a night needs. `prepare` raises if params, contract or warehouse schema are wrong."""
+    """Check everything a night needs. `prepare_reading` raises if params, contract or warehouse schema are wrong."""
     from flows.config.params import find_broken
     from flows.config.settings import load_settings
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
 
-    setup = prepare(name)
+    setup = prepare_reading(name)
     checks: dict[str, Callable[[Setup], str]] = {
         "source": _check_source,
         "lake": _check_lake,
@@ -63,17 +64,19 @@ def examine(name: str) -> list[Diagnosis]:
         Diagnosis("params", True, f"params.yaml and contracts/{name}.yaml, {setup.configured.params_hash[:12]}")
     ]
     findings += [_run_check(check, function, setup) for check, function in checks.items()]
+    busy = _run_check("publishing", _check_publishing, setup, needed=False)
+    findings += [] if busy.ok else [busy]
     return findings + [
         Diagnosis(f"detector {other}", False, f"only its own nights are affected: {error}", needed=False)
         for other, error in find_broken(load_settings().project).items()
     ]
 
 
-def _run_check(check: str, function: Callable[["Setup"], str], setup: "Setup") -> Diagnosis:
+def _run_check(check: str, function: Callable[["Setup"], str], setup: "Setup", needed: bool = True) -> Diagnosis:
     try:
-        return Diagnosis(check, True, function(setup))
+        return Diagnosis(check, True, function(setup), needed)
     except NightjarError as error:
-        return Diagnosis(check, False, str(error))
+        return Diagnosis(check, False, str(error), needed)
 
 
 def _check_source(setup: "Setup") -> str:
@@ -94,6 +97,12 @@ def _check_lake(setup: "Setup") -> str:
 def _check_warehouse(setup: "Setup") -> str:
     warehouse = setup.site.warehouse
     return f"{warehouse.place}, {len(warehouse.read_nights(setup.site.detector))} published nights"
+
+
+def _check_publishing(setup: "Setup") -> str:
+    """Another program may have the file open; it need not when the night comes."""
+    with setup.site.warehouse.begin(SOON_S):
+        return ""
 
 
 def _check_champion(setup: "Setup") -> str:

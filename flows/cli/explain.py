@@ -19,11 +19,11 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show one record's score, rank and causes, and the model and data versions behind them."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
     from tasks.on_demand.explain import explain_record
     from tasks.rows.describe import describe_values
 
-    setup = prepare(name)
+    setup = prepare_reading(name)
     day = date.date() if date else None
     found = explain_record(setup.site, setup.configured.contract, setup.record_rule, record_id, day)
     band = setup.configured.detector.score.name_band(found.percentile_rank)

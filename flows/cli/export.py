@@ -8,21 +8,27 @@ import typer
 from flows.cli.options import Json
 from flows.cli.screen import print_json, stdout
 
-EXAMPLE = "nightjar export /mnt/exports/2026-11-21"
+EXAMPLE = "nightjar export /mnt/exports/2026-11-21; nightjar export flags.duckdb --detector payments"
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="The folder to create.", metavar="FOLDER")],
+    target: Annotated[
+        Path, typer.Argument(help="The folder to create, or a DuckDB file to write anew.", metavar="FOLDER|FILE.duckdb")
+    ],
+    detector: Annotated[str | None, typer.Option(help="Only the rows of this detector.", metavar="NAME")] = None,
     as_json: Json = False,
 ) -> None:
-    """Export all warehouse tables to Parquet, as of one moment."""
+    """Copy all warehouse tables for others, as of one moment: to Parquet files, or into one DuckDB file."""
     from flows.config.settings import load_settings
     from tasks.stores.warehouse import Warehouse
-    from tasks.upkeep.backup import export_warehouse
+    from tasks.upkeep.backup import export_file, export_warehouse
 
-    rows = export_warehouse(Warehouse(load_settings().warehouse_url), folder)
+    is_file = target.suffix == ".duckdb"
+    warehouse = Warehouse(load_settings().warehouse_url)
+    rows = (export_file if is_file else export_warehouse)(warehouse, target, detector)
     if as_json:
-        print_json({"folder": str(folder), "rows": rows})
+        print_json({"file" if is_file else "folder": str(target), "rows": rows})
         return
     for table, count in rows.items():
-        stdout.print(f"{count:>12,} rows  {folder}/{table}.parquet", soft_wrap=True, highlight=False)
+        place = f"{table} in {target}" if is_file else f"{target}/{table}.parquet"
+        stdout.print(f"{count:>12,} rows  {place}", soft_wrap=True, highlight=False)

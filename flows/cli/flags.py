@@ -24,7 +24,7 @@ def flags(
     as_json: Json = False,
 ) -> None:
     """List published flags with their values, causes and verdicts."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
     from tasks.on_demand.flags import flatten, list_flags
     from tasks.on_demand.output import check_output, write_frame
 
@@ -34,7 +34,7 @@ def flags(
         raise typer.BadParameter("give one of --csv, --output and --json")
     if output:
         check_output(output)
-    setup = prepare(name)
+    setup = prepare_reading(name)
     begin, end = (day.date() if day else None for day in (date or first, date or last))
     found = list_flags(setup.site, setup.configured.detector.score, setup.record_rule, begin, end, entity)
     if as_json:

@@ -16,10 +16,10 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a version the champion, which scores from the next night on."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
     from tasks import register
 
-    champion, before = register.promote(prepare(name).site, version)
+    champion, before = register.promote(prepare_reading(name).site, version)
     print_alias(name, champion, before, as_json)
 
 

@@ -21,12 +21,12 @@ def prune(
     """Remove unused files older than a day, and data older than the retention in params.yaml."""
     from flows.config.params import detector_names
     from flows.config.settings import load_settings
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare, prepare_reading
     from tasks.upkeep.prune import prune_detector
 
     rows = []
     for each in [name] if name else detector_names(load_settings().project):
-        setup = prepare(each)
+        setup = (prepare_reading if dry_run else prepare)(each)
         removed = prune_detector(setup.site, setup.configured.detector.retention, datetime.now(UTC), dry_run)
         rows += [{"detector": each, **asdict(one)} for one in removed]
     if as_json:

@@ -10,10 +10,10 @@ EXAMPLE = "nightjar reduce payments"
 
 def reduce(name: Name, as_json: Json = False) -> None:
     """Fit the reducer on all verdicts so far, and register the champion with it as a challenger."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
     from tasks.upkeep.reduce import register_reducer
 
-    setup = prepare(name)
+    setup = prepare_reading(name)
     with showing_progress():
         reduced = register_reducer(setup.site, setup.configured.detector.review)
     if as_json:

@@ -21,11 +21,11 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """List a batch's quarantined rows as CSV, or land the repaired rows and score the night again."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare, prepare_reading
     from tasks.upkeep.replay import find_reason_not_to_score, list_bad_rows, take_repairs
 
     hush_great_expectations()
-    day, setup = date.date(), prepare(name)
+    day, setup = date.date(), (prepare if take else prepare_reading)(name)
     site, contract, params = setup.site, setup.configured.contract, setup.configured.detector
     facts = {"detector": name, "batch_date": day}
     if take is None:

@@ -24,10 +24,11 @@ def review(
     as_json: Json = False,
 ) -> None:
     """List the records to review as CSV, or store their verdicts: anomaly, normal, or withdrawn if one was wrong."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare, prepare_reading
     from tasks import review as step
 
-    setup, now, day = prepare(name), datetime.now(UTC), date.date() if date else None
+    setup = (prepare if take or from_labels else prepare_reading)(name)
+    now, day = datetime.now(UTC), date.date() if date else None
     site, params = setup.site, setup.configured.detector.review
     asked = params.sample if sample is None else sample
     if take:

@@ -21,10 +21,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check published nights against landing, the lake's parts, the warehouse table and the model."""
-    from flows.config.setup import prepare
+    from flows.config.setup import prepare_reading
     from tasks.upkeep.verify import verify_nights
 
-    setup, day = prepare(name), date.date() if date else None
+    setup, day = prepare_reading(name), date.date() if date else None
     seed = secrets.randbelow(2**31)  # another sample each time
     retention = setup.configured.detector.retention
     checks = verify_nights(setup.site, setup.configured.contract, retention, day, sample, seed, datetime.now(UTC))

@@ -169,11 +169,17 @@ def prepare(name: str) -> Setup:
 
     Raises ParamsInvalid, ServiceUnreachable.
     """
+    setup = prepare_reading(name)
+    setup.site.warehouse.end_dead_attempts(name, datetime.now(UTC))
+    return setup
+
+
+def prepare_reading(name: str) -> Setup:
+    """The same for what writes nothing to the warehouse: it changes only a missing or an older one."""
     hush_at_exit()  # it would clutter a worker's log
     hide_passwords_in_logs()
     setup = load_setup(name)
     setup.site.warehouse.migrate()
-    setup.site.warehouse.end_dead_attempts(name, datetime.now(UTC))
     return setup
 
 

@@ -4,6 +4,7 @@ The lake, the warehouse and MLflow have one context manager each. Errors of anyt
 built where they occur.
 """
 
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable, hide_password
+from tasks.stores.owner import describe_process
 from tasks.stores.roles import WRITER
 
 FILES = ("duckdb", "sqlite")  # warehouses that are a single file
 NO_RIGHT = "42501"  # SQLSTATE insufficient_privilege
+HOLDER = re.compile(r"[Cc]onflicting lock is held in .*?\(PID (?P<pid>\d+)\)")  # DuckDB's words
 SHOWN = 500  # characters shown of an MLflow error, which may list every file
 
 
@@ -108,8 +111,16 @@ def explain_database(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarErr
             got=got,
             todo="correct the user, password and database in NIGHTJAR_WAREHOUSE (escape special characters: %40 for @)",
         )
-    if url.drivername in FILES and ("lock" in got or "held it for" in got):
-        todo = "stop the process or thread that has the file open (readers too), or use PostgreSQL for many users"
+    if holder := HOLDER.search(got):
+        is_reader = "in read-only mode" in got
+        got = f"{describe_process(int(holder['pid']))} has the file open to {'read' if is_reader else 'write'}"
+        todo = (
+            "close its connection or end it (in a notebook, restart the kernel), then run again; to query while nights "
+            "run, make a copy (nightjar export COPY.duckdb), or use PostgreSQL"
+        )
+        todo += "" if is_reader else "; a connection with read_only=True lets status and explain work"
+    elif url.drivername in FILES and ("lock" in got or "held it for" in got):
+        todo = "stop the process or thread that has the file open, or use PostgreSQL for many users"
     elif url.drivername in FILES:
         todo = "check the file's folder, its permissions and the free space; nightjar restore restores a backup"
     else:

@@ -3,9 +3,14 @@
 Process ids are reused, start times are not, so an attempt whose process died is recognised.
 """
 
+import re
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
+
+from models.errors import hide_password
 
 CLOCK_STEP_S = 300  # tolerance: start times follow the host's clock, which may be adjusted
 
@@ -32,3 +37,21 @@ def is_dead(owner: str | None) -> bool:
         return is_another or bool(found.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def describe_process(pid: int) -> str:
+    """A process of this host for people, such as "PID 4711, python -m ipykernel_launcher"."""
+    with suppress(psutil.Error):
+        if command := psutil.Process(pid).cmdline():
+            return f"PID {pid}, {hide_password(' '.join(command[:3]))}"
+    return f"PID {pid}"
+
+
+def find_holder(path: str) -> str:
+    """The processes that hold or share the lock of a lock file, where Linux tells; otherwise ""."""
+    with suppress(OSError):
+        inode = Path(path).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+        held = re.findall(rf"^\d+: FLOCK +\S+ +\S+ +(\d+) \S+:{inode} ", locks, re.MULTILINE)
+        return "; ".join(describe_process(pid) for pid in sorted({*map(int, held)}))
+    return ""

@@ -5,12 +5,14 @@ locking and bulk loading. Every other statement is the same for all. Instants ha
 brings an empty or older warehouse to SCHEMA_VERSION.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +22,10 @@ import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from tasks.errors import BatchMissing, Failure, SchemaMismatch, SourceInvalid
+from tasks.errors import BatchMissing, Failure, NightjarError, SchemaMismatch, SourceInvalid
 from tasks.stores.bulk import load_rows, read_frame
 from tasks.stores.faults import FILES, describe_place, explain_database, invalid_url, lacks_driver, reaching_warehouse
-from tasks.stores.owner import is_dead, is_elsewhere, name_process
+from tasks.stores.owner import find_holder, is_dead, is_elsewhere, name_process
 from tasks.stores.roles import grant_roles, may_migrate
 from tasks.stores.tables import (
     Attempt,
@@ -67,6 +69,11 @@ class Warehouse:
         """SQLAlchemy's engine, without a pool: a pool would keep DuckDB's file lock."""
         return open_engine(self.url)
 
+    @cached_property
+    def reading_engine(self) -> sa.Engine:
+        """The same for reading: of a file, one that does not lock it against other readers."""
+        return open_engine(self.url, to_write=False) if self.engine.url.drivername in FILES else self.engine
+
     @property
     def place(self) -> str:
         """The URL without secrets, for messages."""
@@ -82,27 +89,30 @@ class Warehouse:
         DuckDB's file or a PostgreSQL lock for longer than `lock_timeout_s`; ParamsInvalid if the login lacks a right.
         Do not nest. isolation_level: for PostgreSQL, if all statements must see the same snapshot.
         """
-        engine = self.engine
-        if isolation_level and engine.dialect.name == "postgresql":
-            engine = engine.execution_options(isolation_level=isolation_level)
-        with (
-            _alone(engine, lock_timeout_s),
-            _connect(engine, lock_timeout_s) as connection,
-            reaching_warehouse(engine.url),
-            connection.begin(),
-        ):
-            if engine.dialect.name == "postgresql":
-                lock_timeout = sa.func.set_config("lock_timeout", f"{round(lock_timeout_s * 1000)}ms", True)
-                connection.execute(sa.select(lock_timeout))
+        with _transact(self.engine, _alone(self.engine, lock_timeout_s), lock_timeout_s, isolation_level) as connection:
+            yield connection
+
+    @contextmanager
+    def begin_reading(
+        self, lock_timeout_s: float = LOCK_TIMEOUT_S, isolation_level: str | None = None
+    ) -> Iterator[sa.Connection]:
+        """One transaction that only reads, and creates temporary tables; raises what `begin` raises.
+
+        Others may have a DuckDB or SQLite file open to read. DuckDB's must exist.
+        """
+        engine = self.reading_engine
+        with _transact(engine, _beside_readers(engine, lock_timeout_s), lock_timeout_s, isolation_level) as connection:
             yield connection
 
     def migrate(self, version: str | None = None) -> str | None:
         """Bring the tables to SCHEMA_VERSION, or an older one, and return the version they had; None: no tables.
 
-        Takes one query when nothing has to change. Raises SchemaMismatch if the warehouse is newer, or if it is older
-        and the login may not change it.
+        Takes one query, which only reads, when nothing has to change. Raises SchemaMismatch if the warehouse is newer,
+        or if it is older and the login may not change it.
         """
         version = version or SCHEMA_VERSION
+        if self.read_schema() == version:
+            return version
         with self.begin() as connection:
             found = _read_version(connection)
             if found == version:
@@ -134,13 +144,17 @@ class Warehouse:
 
     def read_schema(self) -> str | None:
         """The version of the tables, such as SCHEMA_VERSION, or None if they do not exist yet."""
-        with self.begin() as connection:
+        if self.engine.url.drivername in FILES and not Path(str(self.engine.url.database)).exists():
+            return None  # reading creates no file
+        with self.begin_reading() as connection:
             return _read_version(connection)
 
     def renew_roles(self) -> list[str]:
         """Create PostgreSQL's roles if missing, grant them their rights again, and return the roles that have them."""
+        if self.engine.dialect.name != "postgresql":
+            return []
         with self.begin() as connection:
-            if connection.dialect.name != "postgresql" or not may_migrate(connection, is_new=False):
+            if not may_migrate(connection, is_new=False):
                 return []
             lock_key(connection, "schema")
             return grant_roles(connection)
@@ -208,7 +222,7 @@ class Warehouse:
     def read_nights(self, detector: str) -> list[PublishedNight]:
         """Every published night of a detector, by date."""
         nights = sa.select(scoring_batches).where(scoring_batches.c.detector == detector)
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             return [
                 PublishedNight(**row)
                 for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings()
@@ -229,13 +243,16 @@ class Warehouse:
         )
 
     def read_attempts(self, detector: str, batch_date: date | None = None) -> list[Attempt]:
-        """All attempts at a detector's batches, or at one of them, by date and number."""
+        """All attempts at a detector's batches, or at one, by date and number; those of dead processes as failed."""
         found = sa.select(attempts).where(attempts.c.detector == detector)
         if batch_date is not None:
             found = found.where(attempts.c.batch_date == batch_date)
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             ordered = found.order_by(attempts.c.batch_date, attempts.c.attempt)
-            return [Attempt(**row) for row in connection.execute(ordered).mappings()]
+            rows = [Attempt(**row) for row in connection.execute(ordered).mappings()]
+            dead = self._find_dead(connection, [one for one in rows if one.status == "running"])
+        lost = {(one.batch_date, one.attempt): _describe_outcome(failure, None) for one, failure in dead}
+        return [replace(one, **lost.get((one.batch_date, one.attempt), {})) for one in rows]
 
     def read_flags(
         self, detector: str, batch_date: date, last: date | None = None, entities: Iterable[str] | None = None
@@ -250,14 +267,14 @@ class Warehouse:
         )
         if entities is not None:
             flags = flags.where(table.c.entity.in_(list(entities)))
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             return read_frame(connection, flags.order_by(table.c.batch_date, table.c.score.desc(), table.c.record_id))
 
     def read_groups(self, detector: str, batch_date: date) -> pd.DataFrame:
         """The published groups of one batch, by name, with the columns of group_scores."""
         key = {"detector": detector, "batch_date": batch_date}
         groups = sa.select(group_scores).where(*_match(group_scores, key))
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             return read_frame(connection, groups.order_by(group_scores.c.group))
 
     def add_labels(self, detector: str, frame: pd.DataFrame) -> int:
@@ -297,7 +314,7 @@ class Warehouse:
         known = sa.select(*columns, latest.label("recency")).where(
             labels.c.detector == detector, labels.c.known_at <= known_by
         )
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             if record_ids is not None:
                 requested = sa.Table(
                     "requested_records", sa.MetaData(), sa.Column("record_id", sa.Text), prefixes=["temporary"]
@@ -313,7 +330,7 @@ class Warehouse:
         """All labels, superseded ones included: record_id, label, known_at, ordered by record and instant."""
         columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
         known = sa.select(*columns).where(labels.c.detector == detector)
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             return read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
 
     def add_reviews(self, detector: str, frame: pd.DataFrame) -> int:
@@ -344,27 +361,31 @@ class Warehouse:
         current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(
             ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN
         )
-        with self.begin() as connection:
+        with self.begin_reading() as connection:
             return read_frame(connection, current.order_by(ranked.c.batch_date, ranked.c.record_id))
 
 
-def open_engine(url: str) -> sa.Engine:
+def open_engine(url: str, to_write: bool = True) -> sa.Engine:
     """The engine for `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; it does not connect yet.
 
     Raises ParamsInvalid, and ServiceUnreachable if the file's folder cannot be created.
     """
     parsed = _read_url(url)
-    if parsed.drivername in FILES:
+    if parsed.drivername in FILES and to_write:
         _create_folder(parsed)
-    waits = {"postgresql+psycopg": {"connect_timeout": 10}, "sqlite": {"timeout": LOCK_TIMEOUT_S}}
-    options = waits.get(parsed.drivername, {})
+    known: dict[str, dict[str, Any]] = {
+        "postgresql+psycopg": {"connect_timeout": 10},
+        "sqlite": {"timeout": LOCK_TIMEOUT_S},
+        "duckdb": {} if to_write else {"read_only": True},
+    }
+    options = known.get(parsed.drivername, {})
     try:
         # NullPool: a pool would keep DuckDB's file lock. Hidden parameters keep record ids and labels out of logs.
         engine = sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
     except (ImportError, sa.exc.NoSuchModuleError) as error:
         raise lacks_driver(parsed, error) from error
     if parsed.drivername == "sqlite":
-        _begin_immediately(engine)
+        _begin_explicitly(engine, "begin immediate" if to_write else "begin")
     return engine
 
 
@@ -412,10 +433,10 @@ def _copy_duckdb(url: sa.URL) -> None:
         new.unlink(missing_ok=True)
 
 
-def _begin_immediately(engine: sa.Engine) -> None:
-    """One SQLite transaction at a time, DDL included; by default the driver begins late and skips DDL."""
+def _begin_explicitly(engine: sa.Engine, statement: str) -> None:
+    """One writing SQLite transaction at a time, DDL included; by default the driver begins late and skips DDL."""
     sa.event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin immediate"))
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(statement))
 
 
 def _create_folder(url: sa.URL) -> None:
@@ -485,6 +506,25 @@ def _insert_new(connection: sa.Connection, table: sa.Table, staged: sa.Table) ->
 
 
 @contextmanager
+def _transact(
+    engine: sa.Engine, turn: AbstractContextManager[None], lock_timeout_s: float, isolation_level: str | None
+) -> Iterator[sa.Connection]:
+    """A transaction, opened when it is its turn."""
+    if isolation_level and engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level=isolation_level)
+    with (
+        turn,
+        _connect(engine, lock_timeout_s) as connection,
+        reaching_warehouse(engine.url),
+        connection.begin(),
+    ):
+        if engine.dialect.name == "postgresql":
+            lock_timeout = sa.func.set_config("lock_timeout", f"{round(lock_timeout_s * 1000)}ms", True)
+            connection.execute(sa.select(lock_timeout))
+        yield connection
+
+
+@contextmanager
 def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
     """Keep the other threads and processes of Nightjar out of DuckDB's file.
 
@@ -494,18 +534,57 @@ def _alone(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
     if engine.dialect.name != "duckdb":
         yield
         return
-    lock = FileLock(f"{engine.url.database}.lock", timeout=lock_timeout_s, poll_interval=0.01)
+    lock = FileLock(_lock_file(engine), timeout=lock_timeout_s, poll_interval=0.01)
     try:
         lock.acquire()
     except Timeout:
-        held = f"another process or thread of Nightjar held it for {lock_timeout_s:g} s"
-        raise explain_database(engine.url, held) from None
+        raise _held_too_long(engine, lock_timeout_s) from None
     except OSError as error:
         raise explain_database(engine.url, str(error)) from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _beside_readers(engine: sa.Engine, lock_timeout_s: float) -> Iterator[None]:
+    """Keep Nightjar's writers, but not its readers, out of DuckDB's file: a shared lock on the file of `_alone`."""
+    if engine.dialect.name != "duckdb":
+        yield
+        return
+    try:
+        lock = os.open(_lock_file(engine), os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError:  # a folder in which this user cannot write, and nobody has written yet
+        yield
+        return
+    try:
+        deadline = time.monotonic() + lock_timeout_s
+        while not _lock_shared(lock):
+            if time.monotonic() >= deadline:
+                raise _held_too_long(engine, lock_timeout_s)
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock_shared(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_file(engine: sa.Engine) -> str:
+    return f"{engine.url.database}.lock"
+
+
+def _held_too_long(engine: sa.Engine, lock_timeout_s: float) -> NightjarError:
+    holder = find_holder(_lock_file(engine))
+    held = f"another process or thread of Nightjar held it for {lock_timeout_s:g} s"
+    return explain_database(engine.url, f"{held}: {holder}" if holder else held)
 
 
 def _connect(engine: sa.Engine, lock_timeout_s: float) -> sa.Connection:
@@ -541,7 +620,7 @@ def _upgrade_schema(connection: sa.Connection, version: str) -> None:
     command.upgrade(config, version)
 
 
-def _describe_outcome(failure: Failure, now: datetime) -> dict[str, Any]:
+def _describe_outcome(failure: Failure, now: datetime | None) -> dict[str, Any]:
     return {
         "status": "failed",
         "cause": failure.line,

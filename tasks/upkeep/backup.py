@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ from pydantic import ValidationError
 from models.params import Section
 from tasks.errors import BackupInvalid, SourceInvalid, StoreNotEmpty
 from tasks.stores import bulk
-from tasks.stores.faults import writing
+from tasks.stores.faults import FILES, explain_database, writing
 from tasks.stores.lake import PRUNED, Lake, decode_manifest
 from tasks.stores.tables import metadata
 from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse, lock_key
@@ -96,31 +98,73 @@ def check_new(folder: Path, else_what: str) -> None:
         )
 
 
-def export_warehouse(warehouse: Warehouse, folder: Path) -> dict[str, int]:
+def export_warehouse(warehouse: Warehouse, folder: Path, detector: str | None = None) -> dict[str, int]:
     """Write the tables into a new folder, as Parquet for other databases; returns the number of rows per table.
 
     Raises StoreNotEmpty and ServiceUnreachable.
     """
     check_new(folder, "an interrupted export has to start again")
     with writing(folder):
-        return export_tables(warehouse, folder)
+        return export_tables(warehouse, folder, detector)
 
 
-def export_tables(warehouse: Warehouse, folder: Path) -> dict[str, int]:
-    """Write every table as Parquet from one snapshot; returns the number of rows per table."""
+def export_file(warehouse: Warehouse, file: Path, detector: str | None = None) -> dict[str, int]:
+    """Write the tables into a DuckDB file, which replaces an older copy at once; returns the number of rows per table.
+
+    Raises StoreNotEmpty if the file is no earlier copy, and ServiceUnreachable.
+    """
+    _refuse_other_file(warehouse, file)
+    with writing(file), TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as name:
+        folder, new = Path(name), Path(name) / file.name
+        rows = export_tables(warehouse, folder, detector)
+        try:
+            with duckdb.connect(new) as database:
+                for table in rows:
+                    path = str(folder / f"{table}.parquet").replace("'", "''")
+                    database.execute(f"create table {table} as from read_parquet('{path}')")
+        except duckdb.Error as error:  # such as a full disk
+            raise OSError(str(error)) from error
+        new.replace(file)
+    return rows
+
+
+def _refuse_other_file(warehouse: Warehouse, file: Path) -> None:
+    """Only a copy may be overwritten; it has no version table."""
+    if not file.exists():
+        return
+    try:
+        with duckdb.connect(file, read_only=True) as database:
+            names = {name for (name,) in database.execute("select table_name from duckdb_tables()").fetchall()}
+    except duckdb.Error as error:
+        if "lock" in str(error):
+            raise explain_database(sa.make_url(f"duckdb:///{file}"), str(error)) from error
+        names = set()
+    if names != {*metadata.tables}:
+        raise StoreNotEmpty(
+            "The file exists and is not an earlier copy.",
+            where=str(file),
+            got="the warehouse itself, or a file of something else",
+            expected="a new file, or one that nightjar export has written",
+            todo="choose another file",
+        )
+
+
+def export_tables(warehouse: Warehouse, folder: Path, detector: str | None = None) -> dict[str, int]:
+    """Write every table, or a detector's rows of it, as Parquet from one snapshot; returns the rows per table."""
     warehouse.migrate()
     folder.mkdir(parents=True, exist_ok=True)
-    with warehouse.begin(isolation_level="REPEATABLE READ") as connection:
-        if connection.dialect.name not in ("postgresql", "duckdb"):
+    with warehouse.begin_reading(isolation_level="REPEATABLE READ") as connection:
+        if connection.dialect.name not in ("postgresql", *FILES):
             # Statements there see commits made in between, so writers must be blocked.
             lock_key(connection, "export")
-        return {table.name: _export_table(connection, table, folder) for table in metadata.sorted_tables}
+        return {table.name: _export_table(connection, table, folder, detector) for table in metadata.sorted_tables}
 
 
-def _export_table(connection: sa.Connection, table: sa.Table, folder: Path) -> int:
-    schema, rows = bulk.arrow_schema(sa.select(table)), 0
+def _export_table(connection: sa.Connection, table: sa.Table, folder: Path, detector: str | None) -> int:
+    query = sa.select(table) if detector is None else sa.select(table).where(table.c.detector == detector)
+    schema, rows = bulk.arrow_schema(query), 0
     with pq.ParquetWriter(_file_of(folder, table), schema) as writer:
-        for piece in bulk.read_slices(connection, sa.select(table), ROWS):
+        for piece in bulk.read_slices(connection, query, ROWS):
             writer.write_table(piece)
             rows += piece.num_rows
     return rows

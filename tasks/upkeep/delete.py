@@ -41,11 +41,11 @@ def delete_detector(site: Site, keep_versions: bool, dry_run: bool) -> list[Dele
 def delete_rows(site: Site, dry_run: bool) -> list[Deleted]:
     """Remove the detector's rows of all tables in one transaction."""
     done = []
-    with site.warehouse.begin() as connection:
+    with site.warehouse.begin_reading() if dry_run else site.warehouse.begin() as connection:
         running = sa.select(attempts.c.batch_date).where(
             attempts.c.detector == site.detector, attempts.c.status == "running"
         )
-        if days := connection.scalars(running).all():
+        if not dry_run and (days := connection.scalars(running).all()):
             raise PublishConflict(
                 f"{site.detector} is being scored; nothing was removed.",
                 where=f"attempts of {', '.join(map(str, days))}",

@@ -286,7 +286,7 @@ def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
 def read_published(site: Site) -> set[date]:
     """The batch dates with a published night."""
     nights = sa.select(scoring_batches.c.batch_date).where(scoring_batches.c.detector == site.detector)
-    with site.warehouse.begin() as connection:
+    with site.warehouse.begin_reading() as connection:
         return set(connection.scalars(nights))
 
 

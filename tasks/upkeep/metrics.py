@@ -53,7 +53,7 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
         lambda reading: _instant(reading.landed),
     ),
     "nightjar_attempts_running": (
-        "Attempts that have not ended, including those of killed processes until the next run marks them as failed.",
+        "Attempts that have not ended.",
         lambda reading: None if reading.attempts is None else reading.attempts.get("running", 0),
     ),
     "nightjar_champion_version": (

@@ -91,7 +91,7 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
 def read_kept(site: Site) -> Kept:
     """What must be kept, from the warehouse and the registry."""
     nights = sa.select(scoring_batches.c.batch_date, scoring_batches.c.scores, scoring_batches.c.input_hash)
-    with site.warehouse.begin() as connection:
+    with site.warehouse.begin_reading() as connection:
         rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
     used = [v for v in site.registry.list_versions() if v.aliases]
     champion = next((v for v in used if registry.CHAMPION in v.aliases), None)
@@ -267,7 +267,7 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
         )
         old[attempts] = [attempts.c.started_at < now - limit, newer, ~is_published.exists()]
     counts = {}
-    with site.warehouse.begin() as connection:
+    with site.warehouse.begin_reading() if dry_run else site.warehouse.begin() as connection:
         for table, conditions in old.items():
             rows = (table.c.detector == site.detector, *conditions)
             counts[table.name] = connection.scalar(sa.select(sa.func.count()).select_from(table).where(*rows)) or 0

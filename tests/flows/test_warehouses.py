@@ -2,10 +2,14 @@
 
 import json
 import secrets
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import psycopg
 import pyarrow.parquet as pq
 import pytest
@@ -169,6 +173,72 @@ def test_an_export_contains_every_table_and_needs_a_new_folder(
     assert (code, out) == (1, "")
     assert "error: StoreNotEmpty: The folder is not empty." in err
     assert f"1 rows  {tmp_path}/again/attempts.parquet" in say(warehouse_url, "export", str(tmp_path / "again"))[1]
+
+
+def test_an_export_to_a_file_is_a_copy_of_all_or_one_detector_that_replaces_an_older_copy_only(
+    project: Project, say: Callable[..., tuple[int, str, str]], warehouse_url: str, tmp_path: Path
+) -> None:
+    Warehouse(warehouse_url).migrate()
+    Warehouse(warehouse_url).begin_attempt("orders", LAST, "begin", NOW)
+    Warehouse(warehouse_url).begin_attempt("cards", LAST, "begin", NOW)
+    copy = tmp_path / "flags.duckdb"
+    for wanted in ([], ["orders"]):
+        options = [f"--detector={name}" for name in wanted]
+        assert say(warehouse_url, "export", str(copy), *options)[0] == 0
+        with duckdb.connect(copy, read_only=True) as connection:
+            assert {name for (name,) in connection.execute("show tables").fetchall()} == {*metadata.tables}
+            found = connection.execute("select detector, started_at from attempts order by 1").fetchall()
+        assert found == [(name, NOW) for name in wanted or ["cards", "orders"]]
+    assert [path.name for path in tmp_path.iterdir() if "flags" in path.name] == ["flags.duckdb"]
+    other = tmp_path / "other.duckdb"
+    duckdb.connect(other).close()
+    for file in (other, Path(warehouse_url.removeprefix("duckdb:///"))):
+        if file.exists():  # PostgreSQL is no file
+            before = file.read_bytes()
+            code, _, err = say(warehouse_url, "export", str(file))
+            assert (code, file.read_bytes()) == (1, before)
+            assert "StoreNotEmpty: The file exists and is not an earlier copy" in err
+
+
+HOLD = "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); sys.stdin.read()"
+
+
+def test_a_notebook_that_reads_the_file_stops_no_command_that_only_reads(
+    trained: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, day = trained.folder / ".nightjar", str(LAST)
+    warehouse = Warehouse(f"duckdb:///{home}/warehouse.duckdb")
+    lost = LAST + timedelta(days=1)
+    with subprocess.Popen("true") as ended:
+        owner = f"{socket.gethostname()} {ended.pid} 1.0"
+    monkeypatch.setattr("tasks.stores.warehouse.name_process", lambda: owner)
+    warehouse.begin_attempt("orders", lost, "score", NOW)
+    monkeypatch.setattr(Warehouse.begin.__wrapped__, "__defaults__", (0.2, None))  # otherwise it waits for 30 s
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", HOLD, f"{home}/warehouse.duckdb"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with notebook:
+        assert notebook.stdout is not None
+        notebook.stdout.readline()
+        for command in (
+            ["status"], ["explain", "orders", f"{LAST:%m%d}-0299"], ["doctor", "orders"], ["metrics"],
+            ["verify", "orders", "--date", day], ["review", "orders"], ["replay", "orders", "--date", day],
+            ["backfill", "orders", "--from", day, "--to", day, "--dry-run"], ["prune", "orders", "--dry-run"],
+            ["delete", "orders", "--dry-run"], ["export", f"{trained.folder}/copy.duckdb"], ["migrate"],
+        ):  # fmt: skip
+            assert execute(command) == 0, (command, capsys.readouterr().err)
+        capsys.readouterr()
+        assert execute(["status", "orders"]) == 0
+        assert "ProcessLost" in next(line for line in capsys.readouterr().out.splitlines() if str(lost) in line)
+        assert execute(["doctor", "orders"]) == 0
+        assert f"PID {notebook.pid}" in capsys.readouterr().out
+        assert execute(["run", "orders"]) == 1
+        err = capsys.readouterr().err
+        assert f"PID {notebook.pid}, {sys.executable} -c import duckdb" in err
+        assert "has the file open to read" in err
+        assert "nightjar export COPY.duckdb" in err
+        notebook.communicate()
+    assert execute(["status", "orders"]) == 0
 
 
 def test_a_writer_scores_a_night_while_a_reader_reads_it(

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -233,7 +234,10 @@ def test_a_night_that_was_never_published_has_no_flags(engine):
     assert engine.read_flags("cards", DAY).empty
 
 
-HOLD = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.readline()"
+HOLD = (
+    "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=sys.argv[2:] == ['read']); "
+    "print('held', flush=True); sys.stdin.readline()"
+)
 
 
 @pytest.fixture
@@ -252,6 +256,58 @@ def test_a_duckdb_file_that_stays_locked_is_an_error_that_names_the_holder(held_
     file, holder = held_file
     with pytest.raises(ServiceUnreachable, match=f"PID {holder.pid}"), Warehouse(f"duckdb:///{file}").begin(0.2):
         pass
+
+
+def test_a_duckdb_file_that_another_program_writes_can_not_be_read_and_the_program_is_named(held_file):
+    file, holder = held_file
+    engine = Warehouse(f"duckdb:///{file}")
+    with pytest.raises(ServiceUnreachable) as refused, engine.begin_reading(0.2):
+        pass
+    assert f"got: PID {holder.pid}, {sys.executable} -c import duckdb" in str(refused.value)
+    assert "has the file open to write" in str(refused.value)
+    assert "read_only=True" in str(refused.value)
+
+
+def test_a_duckdb_file_that_another_program_reads_can_be_read(tmp_path):
+    file = tmp_path / "w.duckdb"
+    engine = Warehouse(f"duckdb:///{file}")
+    engine.migrate()
+    engine.add_labels("cards", make_labels(("a", 1, NOW)))
+    command = [sys.executable, "-c", HOLD, str(file), "read"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        assert engine.migrate() == SCHEMA_VERSION
+        assert engine.read_labels("cards", NOW, pd.Series(["a", "b"]))["label"].tolist() == [1]
+        with pytest.raises(ServiceUnreachable, match=f"PID {holder.pid}(.|\n)*open to read"), engine.begin(0.2):
+            pass
+        holder.communicate()
+    with engine.begin_reading(), engine.begin_reading() as second:  # readers of Nightjar do not wait for each other
+        assert second.scalar(sa.select(1)) == 1
+        with (
+            pytest.raises(ServiceUnreachable, match=f"of Nightjar held it for 0.1 s: PID {os.getpid()}"),
+            engine.begin(0.1),
+        ):
+            pass
+    with (
+        engine.begin(),
+        pytest.raises(ServiceUnreachable, match=r"of Nightjar held it for 0\.1 s"),
+        engine.begin_reading(0.1),
+    ):
+        pass
+
+
+def test_reading_a_warehouse_that_does_not_exist_creates_nothing(tmp_path):
+    for driver in ("duckdb", "sqlite"):
+        assert Warehouse(f"{driver}:///{tmp_path}/new/w.file").read_schema() is None
+    assert not list(tmp_path.rglob("w.file*"))
+
+
+def test_a_sqlite_file_is_read_while_another_writes(tmp_path):
+    engine = Warehouse(f"sqlite:///{tmp_path}/w.sqlite")
+    engine.migrate()
+    with engine.begin(), engine.begin_reading() as reading:
+        assert reading.scalar(sa.select(1)) == 1
+        assert engine.read_nights("cards") == []
 
 
 def test_a_duckdb_file_is_waited_for(held_file):

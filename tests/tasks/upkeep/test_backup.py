@@ -325,14 +325,14 @@ def test_the_tables_of_a_backup_are_of_one_moment(postgres_warehouse_url: str, t
     export = backup._export_table
     written: list[str] = []
 
-    def interrupt(connection: sa.Connection, table: sa.Table, folder: Path) -> int:
+    def interrupt(connection: sa.Connection, table: sa.Table, folder: Path, detector: str | None) -> int:
         if not written:
             connection.execute(sa.select(sa.func.count()).select_from(labels))  # the snapshot is taken by now
             with Warehouse(postgres_warehouse_url).begin() as other:
                 other.execute(sa.delete(labels))
                 other.execute(sa.delete(attempts))
         written.append(table.name)
-        return export(connection, table, folder)
+        return export(connection, table, folder, detector)
 
     monkeypatch.setattr(backup, "_export_table", interrupt)
     rows = backup.export_tables(engine, tmp_path / "tables")
