@@ -26,6 +26,9 @@ def init(
         str | None, typer.Option("--id", metavar="COL", help="The column that identifies a row.")
     ] = None,
     time: Annotated[str | None, typer.Option(metavar="COL", help="The column with the event time.")] = None,
+    entity: Annotated[
+        str | None, typer.Option(metavar="COL", help="The column with whom a row is about: a card, host, customer.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing section and contract.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +38,7 @@ def init(
     from flows.config.write import init_detector
     from tasks.onboarding.draft import Request
 
-    found = init_detector(name, source, url, Request(label, normal, record_id, time), force)
+    found = init_detector(name, source, url, Request(label, normal, record_id, time, entity), force)
     if as_json:
         print_json(found)
         return

@@ -20,7 +20,7 @@ from models.params import QuantilePolicy
 from tasks.errors import ParamsInvalid, SourceInvalid, hide_password
 from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.onboarding.profile import Choice
-from tasks.params import CalibrateParams, DetectorParams, RunParams
+from tasks.params import CalibrateParams, DetectorParams, PublishParams, RunParams
 from tasks.rows.contract import Contract
 from tasks.sources.files import find_settings, list_files, name_files
 from tasks.sources.sql import SqlSource, read_query
@@ -135,12 +135,15 @@ def choose_run(drafted: Draft, today: date) -> tuple[RunParams, Choice]:
 
 def assemble(drafted: Draft, run: RunParams) -> DetectorParams:
     """The params section."""
+    entity: dict[str, Any] = {"entity": drafted.entity} if drafted.entity else {}
     return DetectorParams(
+        **entity,
         run=run,
         ingest=drafted.ingest,
         filter=drafted.filter,
         train=drafted.train,
         calibrate=CalibrateParams(threshold=QuantilePolicy(kind="quantile", q=drafted.quantile)),
+        publish=PublishParams(show=drafted.show),
     )
 
 

@@ -7,7 +7,7 @@ keep anomalies out of the skewness; no choice about the detector itself depends 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
@@ -64,6 +64,12 @@ LABEL_NAME = re.compile(
     r"(?i)(^|[^a-z])(label|labels|class|target|outcome|anomal(y|ous|ies)|outlier|(is_?)?fraud(ulent)?|attack|malicious|"
     r"malware|phishing|spam|intrusion|defect(ive)?|fault(y)?|is_?normal|ground_?truth|y_true)($|[^a-z])"
 )
+ENTITY_NAME = re.compile(
+    r"(?i)(^|[^a-z])(account|card|client|customer|device|employee|entity|host(name)?|machine|member|merchant|patient|"
+    r"sensor|server|supplier|tenant|user(name)?|vehicle|vendor)s?($|[^a-z])|(^|[^a-z])ip($|[^a-z])"
+)
+MIN_ROWS_PER_ENTITY = 1.5
+SHOWN_VALUES = 8  # columns of a record that are published with its flag
 TRIMMED = 0.01  # of unlabelled rows: costs little if all are normal, and helps much if some are not
 MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ranges
 
@@ -145,6 +151,31 @@ def choose_record_id(sample: Sample, requested: str | None, is_query: bool) -> t
     return None, Choice("record_id", "file and row number", "no column is named like an identifier and never repeats")
 
 
+def choose_entity(
+    sample: Sample, profiles: Sequence[ColumnProfile], requested: str | None, reserved: Set[str]
+) -> tuple[str | None, Choice]:
+    """The column that says whom a record is about: the requested one, or one that is named like it and repeats.
+
+    Of several, the one with the most different values. Raises SourceInvalid if the requested column does not exist.
+    """
+    if requested:
+        check_column(sample, requested, "--entity")
+        return requested, Choice("entity", requested, "set by --entity")
+    found = [
+        profile
+        for profile in profiles
+        if profile.name not in reserved
+        and profile.type in ("text", "int")
+        and (ENTITY_NAME.search(profile.name) or ID_NAME.search(profile.name))
+        and 1 < profile.distinct <= profile.there / MIN_ROWS_PER_ENTITY
+    ]
+    if not found:
+        return None, Choice("entity", "none", "no column is named like one and repeats; --entity sets it")
+    most = max(found, key=lambda profile: profile.distinct)
+    why = f"named like one, with {most.distinct:,} different values in {most.there:,} rows"
+    return most.name, Choice("entity", most.name, why)
+
+
 def _distinct(column: pa.ChunkedArray) -> int:
     return int(pc.count_distinct(cast_column(column, pa.string()), mode="only_valid").as_py())
 
@@ -200,11 +231,16 @@ def choose_columns(decisions: Sequence[Decision]) -> ColumnsParams:
 
 
 def draft_contract(
-    sample: Sample, profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], calendar: Calendar, has_id: bool
+    sample: Sample,
+    profiles: Sequence[ColumnProfile],
+    decisions: Sequence[Decision],
+    calendar: Calendar,
+    has_id: bool,
+    entity: str | None,
 ) -> Contract:
     """A first contract: the types found, and expectations that a normal next day meets.
 
-    A column that some files lack is optional.
+    A column that some files lack is optional. The entity is a nullable text if the detector does not learn from it.
 
     Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
     detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
@@ -212,6 +248,8 @@ def draft_contract(
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
     columns = {p.name: _describe_column(p, p.type, sample.count_lacking(p.name) > 0) for p in read if p.type}
+    if entity and entity not in columns:
+        columns[entity] = ContractColumn(type="text", nullable=True)
     expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
     for profile in read:
         if profile.missing:
@@ -275,12 +313,13 @@ def _between(
 
 @dataclass(frozen=True)
 class Request:
-    """The user's options: the label, id and time columns, and the label's normal value."""
+    """The user's options: the label, id, time and entity columns, and the label's normal value."""
 
     label: str | None = None
     normal: str | None = None
     record_id: str | None = None
     time: str | None = None
+    entity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -291,6 +330,8 @@ class Draft:
     filter: FilterParams
     train: TrainParams
     contract: Contract
+    entity: str | None
+    show: tuple[str, ...]  # the columns whose values are published with each flag
     nights: int
     quantile: float  # of the threshold
     last_date: date
@@ -319,6 +360,8 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
     choices.append(calendar.choice)
     if calendar.column:
         reserved[calendar.column] = "the event time"
+    entity, choice = choose_entity(sample, profiles, request.entity, reserved.keys())
+    choices.append(choice)
     decisions = decide_kinds(profiles, reserved)
     if has_hours(calendar, profiles):
         decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
@@ -336,7 +379,9 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         ),
         filter=filtered,
         train=train,
-        contract=draft_contract(sample, profiles, decisions, calendar, record_id is not None),
+        contract=draft_contract(sample, profiles, decisions, calendar, record_id is not None, entity),
+        entity=entity,
+        show=tuple(name for name in columns.names if name not in ("event_time", entity))[:SHOWN_VALUES],
         nights=nights,
         quantile=quantile,
         last_date=max(calendar.rows),

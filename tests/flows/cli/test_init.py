@@ -143,6 +143,25 @@ def test_scoring_a_file_without_the_columns_or_without_a_champion_is_refused(
 # --- what is written ---
 
 
+def test_init_proposes_the_entity_and_the_values_that_flags_carry(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_machines().assign(host=[f"h{n % 90}" for n in range(700)])
+    made.to_csv(folder / "machines.csv", index=False)
+    answer(capsys, *INIT, "--label", "label")
+    detector = load_detector(folder, "machines").detector
+    assert (detector.entity, detector.publish.show) == ("host", ("load %", "heat, in °C", "site"))
+    answer(capsys, *INIT, "--label", "label", "--entity", "site", "--force")
+    assert load_detector(folder, "machines").detector.entity == "site"
+    answer(capsys, "run", "machines")
+    flags = answer(capsys, "flags", "machines")["flags"]
+    truth = make_machines().set_index("machine_id")
+    assert {flag["record_id"]: flag["entity"] for flag in flags} == {
+        flag["record_id"]: truth["site"][flag["record_id"]] for flag in flags
+    }
+    assert [flag["record"]["load %"] for flag in flags] == [truth["load %"][flag["record_id"]] for flag in flags]
+
+
 def test_init_creates_params_yaml_and_fills_empty_braces(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, *INIT)
     first = (folder / "params.yaml").read_text()

@@ -116,6 +116,30 @@ def test_a_repeated_id_is_not_a_measurement(most: int, kind: str) -> None:
     assert found.kind == kind
 
 
+@pytest.mark.parametrize("name", ["card_id", "user", "customerId", "src_ip", "Host", "account_no", "patient"])
+def test_a_column_that_names_whom_rows_are_about_is_the_entity_and_the_learnt_values_are_shown(name: str) -> None:
+    frame = make_frame().assign(
+        **{name: [f"x{n % 300}" for n in range(1000)], "shop_id": [n % 20 for n in range(1000)]}
+    )
+    drafted = draft(frame, label="fraud")
+    assert drafted.entity == name
+    assert about(drafted, "entity") == f"{name} (named like one, with 300 different values in 1,000 rows)"
+    assert drafted.show == ("size", "weight", "shop_id")[: len(drafted.show)]
+    column = drafted.contract.columns[name]
+    assert (column.type, column.nullable) == ("text", True)
+    assert name not in drafted.contract.ignored
+
+
+def test_what_never_repeats_or_is_a_number_or_the_label_is_no_entity() -> None:
+    rows = range(1000)
+    frame = make_frame().assign(user=[f"u{n}" for n in rows], host_load=np.random.default_rng(1).normal(size=1000))
+    drafted = draft(frame.rename(columns={"fraud": "account"}), label="account")
+    assert drafted.entity is None
+    assert about(drafted, "entity").startswith("none (no column is named like one")
+    assert draft(frame, label="fraud", entity="user").entity == "user"
+    assert "The column given by --entity does not exist" in refuse(frame, label="fraud", entity="card")
+
+
 def test_a_column_that_some_files_lack_is_optional_and_a_rename_is_named() -> None:
     frames = [with_times(make_frame(200), 1, since=f"2026-03-{day:02d}").drop(columns="fraud") for day in range(1, 21)]
     renamed = [frame.rename(columns={"weight": "weight_kg"}) if day > 11 else frame for day, frame in enumerate(frames)]
