@@ -4,7 +4,7 @@
 set -eu
 
 for name in PREFECT_API_DATABASE_CONNECTION_URL PREFECT_SERVER_API_AUTH_STRING PREFECT_API_AUTH_STRING \
-    MLFLOW_BACKEND_STORE_URI; do
+    MLFLOW_BACKEND_STORE_URI MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_TRACKING_PASSWORD; do
     eval "file=\${${name}_FILE:-}"
     [ -n "$file" ] || continue
     if [ ! -r "$file" ] || [ ! -s "$file" ]; then

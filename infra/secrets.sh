@@ -11,21 +11,34 @@ chmod 700 "$SECRETS"
 umask 077
 
 put() { # NAME, content on stdin; the file appears whole
-    tr -d '\n' > "$SECRETS/$1.new"
+    cat > "$SECRETS/$1.new"
     chmod "$MODE" "$SECRETS/$1.new"
     mv -f "$SECRETS/$1.new" "$SECRETS/$1"
 }
 
-put_url() { # NAME DRIVER LOGIN DATABASE
-    echo "$2://$3:$(cat "$SECRETS/$3_password")@$PLACE/$4" | put "$1"
+random() {
+    head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n'
 }
 
-for login in postgres prefect mlflow nightjar nightly analyst grafana; do
-    [ -e "$SECRETS/${login}_password" ] || head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' | put "${login}_password"
+put_url() { # NAME DRIVER LOGIN DATABASE
+    printf %s "$2://$3:$(cat "$SECRETS/$3_password")@$PLACE/$4" | put "$1"
+}
+
+for login in postgres prefect mlflow nightjar nightly analyst grafana tracking; do
+    [ -e "$SECRETS/${login}_password" ] || random | put "${login}_password"
 done
-[ -e "$SECRETS/prefect_auth" ] || echo "nightjar:$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')" | put prefect_auth
+[ -e "$SECRETS/prefect_auth" ] || printf nightjar:%s "$(random)" | put prefect_auth
+[ -e "$SECRETS/mlflow_key" ] || random | put mlflow_key
 put_url prefect_database postgresql+asyncpg prefect prefect
 put_url mlflow_database postgresql+psycopg mlflow mlflow
 put_url warehouse_owner postgresql+psycopg nightjar nightjar
 put_url warehouse_reader postgresql+psycopg analyst nightjar
 put_url nightjar_warehouse postgresql+psycopg nightly nightjar
+# MLflow creates its user `nightjar` at the first start; after that, mlflow's own API changes the password.
+put mlflow_auth <<INI
+[mlflow]
+default_permission = READ
+database_uri = $(cat "$SECRETS/mlflow_database")
+admin_username = nightjar
+admin_password = $(cat "$SECRETS/tracking_password")
+INI

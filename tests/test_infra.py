@@ -1,5 +1,6 @@
 """infra/ offline: every file against its validator, the other files, the code and real programs."""
 
+import configparser
 import os
 import re
 import shutil
@@ -199,6 +200,20 @@ def test_prefect_asks_for_a_password_and_only_what_runs_flows_knows_it() -> None
         assert SERVICES[name]["environment"]["PREFECT_API_AUTH_STRING_FILE"] == "/run/secrets/prefect_auth"
 
 
+def test_mlflow_asks_for_a_password_and_every_nightjar_command_knows_it() -> None:
+    server = SERVICES["mlflow"]
+    command = server["command"]
+    assert command[command.index("--app-name") + 1] == "basic-auth"
+    assert server["environment"]["MLFLOW_AUTH_CONFIG_PATH"] == "/run/secrets/mlflow_auth"
+    assert {("mlflow_auth", "mlflow_auth"), ("mlflow_key", "mlflow_key")} <= service_secrets("mlflow")
+    knowing = {name for name in SERVICES if ("tracking_password", "tracking_password") in service_secrets(name)}
+    assert knowing == {name for name in SERVICES if "NIGHTJAR_MLFLOW" in SERVICES[name].get("environment", {})}
+    for name in knowing:
+        login = SERVICES[name]["environment"]
+        assert login["MLFLOW_TRACKING_USERNAME"] == "nightjar"
+        assert login["MLFLOW_TRACKING_PASSWORD_FILE"] == "/run/secrets/tracking_password"
+
+
 def test_telemetry_is_off_in_the_image() -> None:
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     assert image_environment().items() >= quiet.items()
@@ -292,7 +307,9 @@ def test_no_file_in_infra_contains_a_secret() -> None:
     assert not [o for o in OBJECTS if o["kind"] == "Secret"]
     environments = [*(one.get("environment", {}) for one in SERVICES.values()), *map(pod_environment, WORKLOADS)]
     for environment in [*environments, image_environment()]:
-        secret = [name for name in environment if re.search("PASSWORD|TOKEN|DATABASE|STORE_URI|WAREHOUSE", name)]
+        secret = [
+            name for name in environment if re.search("PASSWORD|TOKEN|DATABASE|STORE_URI|WAREHOUSE|SECRET_KEY", name)
+        ]
         assert all(name.endswith("_FILE") for name in secret), secret
 
 
@@ -327,8 +344,16 @@ def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
     assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
     assert {source for name in SERVICES for source, _ in service_secrets(name)} == set(made)
     passwords = {text for name, text in made.items() if name.endswith("_password")}
-    assert len(passwords) == 7
+    assert len(passwords) == 8
     assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in passwords)
+    mlflow = configparser.ConfigParser()
+    mlflow.read(secrets / "mlflow_auth")
+    assert dict(mlflow["mlflow"]) == {
+        "default_permission": "READ",
+        "database_uri": made["mlflow_database"],
+        "admin_username": "nightjar",
+        "admin_password": made["tracking_password"],
+    }
     for name, (login, database) in URLS.items():
         assert made[name].endswith(f"://{login}:{made[f'{login}_password']}@postgres:5432/{database}")
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700

@@ -25,13 +25,14 @@ def up(
 ) -> None:
     """Start PostgreSQL, Prefect, MLflow and two workers on this machine, and deploy the flows."""
     from flows.config.settings import load_settings
-    from flows.team.stack import describe_stack, start_stack, start_workers
+    from flows.team.stack import PASSWORDS, describe_stack, start_stack, start_workers
 
     asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port}
-    stack = describe_stack(load_settings(), asked)
-    start_stack(stack, show_line)
+    settings = load_settings()
+    stack = describe_stack(settings, asked)
+    start_stack(stack, show_line, settings.stack_user)
     os.environ.update(stack.client_environment)  # before Prefect is imported
-    os.environ["PREFECT_API_AUTH_STRING"] = stack.read_secret("prefect_auth")
+    os.environ.update({name: stack.read_secret(file) for name, file in PASSWORDS.items()})
     from flows.team.deploy import deploy as make
     from tasks.stores.warehouse import Warehouse
 

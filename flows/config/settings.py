@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+import stat
 import traceback
 import urllib.request
 from contextlib import suppress
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
         default=600, ge=120, description="a night of another host with no heartbeat for this long is marked as failed"
     )
 
+    stack_user: str = Field(default="", description="user of the stack's programs where root starts it")
     task_runner: str = Field(
         default="threads",
         pattern=r"^(threads|(tcp|tls|ws|wss)://.+)$",
@@ -226,6 +228,8 @@ def prepare_environment(settings: Settings) -> None:
         raise ParamsInvalid("PREFECT_API_URL has a bad value.", expected=ESCAPE, todo="correct it")
     try:
         settings.home_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if settings.home_path.stat().st_mode & stat.S_ISGID:  # shared with the stack's user, whose group files inherit
+            os.umask(0o002)
     except OSError as error:
         todo = "correct NIGHTJAR_HOME, or the permissions"
         where = str(settings.home_path)
@@ -247,8 +251,10 @@ def prepare_environment(settings: Settings) -> None:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
-    auth = Path(os.environ.get("NIGHTJAR_SECRETS", "/nowhere")) / "prefect_auth"
-    if os.environ.get("PREFECT_API_URL") and auth.is_file():
+    secrets = Path(os.environ.get("NIGHTJAR_SECRETS", "/nowhere"))
+    if os.environ.get("PREFECT_API_URL") and (auth := secrets / "prefect_auth").is_file():
         defaults["PREFECT_API_AUTH_STRING"] = auth.read_text().strip()
+    if settings.mlflow.startswith("http") and (password := secrets / "tracking_password").is_file():
+        defaults |= {"MLFLOW_TRACKING_USERNAME": "nightjar", "MLFLOW_TRACKING_PASSWORD": password.read_text().strip()}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

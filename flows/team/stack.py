@@ -5,15 +5,20 @@ pool. All they write lies below HOME/stack, their passwords in files that only t
 again.
 """
 
+import getpass
 import json
 import os
+import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 import psycopg
@@ -23,10 +28,12 @@ from flows.team.waiting import answers, wait_until
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
 CONFIG = "infra/supervisord.conf"
+AS_ROOT = "postgres"  # whom PostgreSQL's server runs as if the other programs run as root: it refuses root
 PORTS_FILE = "ports.json"
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
+PASSWORDS = {"PREFECT_API_AUTH_STRING": "prefect_auth", "MLFLOW_TRACKING_PASSWORD": "tracking_password"}
 PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others were asked for
 
 
@@ -37,6 +44,7 @@ class Stack:
     project: Path
     home: Path
     ports: Mapping[str, int]  # of PORTS' servers
+    user: str = ""  # of all programs; empty: the caller's, but PostgreSQL's is postgres if that is root
 
     @property
     def folder(self) -> Path:
@@ -57,6 +65,7 @@ class Stack:
             "NIGHTJAR_SECRETS": str(self.folder / "secrets"),
             "NIGHTJAR_MLFLOW": self.pages["MLflow"],
             "MLFLOW_TRACKING_URI": self.pages["MLflow"],
+            "MLFLOW_TRACKING_USERNAME": "nightjar",
             "PREFECT_API_URL": f"{self.pages['Prefect']}/api",
         }
 
@@ -67,8 +76,36 @@ class Stack:
             "STACK": str(self.folder),
             "BIN": str(Path(sys.executable).parent),
             "POSTGRES_BIN": str(find_postgres()),
-            "AS_POSTGRES": "setpriv --reuid=postgres --regid=postgres --clear-groups" if os.getuid() == 0 else "",
+            "AS_POSTGRES": f"setpriv --reuid={AS_ROOT} --regid={AS_ROOT} --clear-groups" if self.is_root else "",
             **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+        }
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the programs run as root."""
+        return os.getuid() == 0 and not self.user
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """The user of the programs as arguments for a subprocess, which also gets files of its own."""
+        if not self.user:
+            return {}
+        known = pwd.getpwnam(self.user)
+        groups = os.getgrouplist(self.user, known.pw_gid)
+        return {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": groups}
+
+    @property
+    def login_environment(self) -> dict[str, str]:
+        """Where that user may write: the caller's folders are not its own."""
+        if not self.user:
+            return {}
+        home = Path(pwd.getpwnam(self.user).pw_dir)
+        has_home = home.is_dir() and home.owner() == self.user
+        return {
+            "HOME": str(home if has_home else self.folder),
+            "TMPDIR": str(self.folder / "tmp"),
+            "USER": self.user,
+            "LOGNAME": self.user,
         }
 
     def read_secret(self, name: str) -> str:
@@ -116,16 +153,19 @@ def find_postgres() -> Path:
     return folder
 
 
-def start_stack(stack: Stack, tell: Callable[[str], None]) -> None:
+def start_stack(stack: Stack, tell: Callable[[str], None], asked_user: str = "") -> None:
     """Start the servers that are not running, in order, each once the one before it is healthy.
 
-    The caller deploys between servers and workers: see `start_workers`. Raises ServiceUnreachable.
+    The caller deploys between servers and workers: see `start_workers`. Raises ParamsInvalid, ServiceUnreachable.
     """
-    is_running = find_supervisor(stack) is not None
-    (check_ports_are_its_own if is_running else check_ports_are_free)(stack)
+    running = find_supervisor(stack)
+    (check_ports_are_its_own if running else check_ports_are_free)(stack)
+    stack = replace(stack, user=choose_user(stack, asked_user, running, tell))
+    if not running:
+        give_home(stack)
     make_secrets(stack)
     make_database(stack)
-    if not is_running:
+    if not running:
         call(stack, "supervisord")
     start(stack, "postgres")
     wait_for(lambda: can_connect(stack), "PostgreSQL", stack)
@@ -163,6 +203,86 @@ def stop_stack(stack: Stack) -> list[str]:
     return running
 
 
+def choose_user(stack: Stack, asked: str, running: psutil.Process | None, tell: Callable[[str], None]) -> str:
+    """The user of the programs of a stack that root starts; empty for the caller.
+
+    NIGHTJAR_STACK_USER, else the owner of the project's folder, else nobody; root only if that user cannot run them.
+    Raises ParamsInvalid if the user that was asked for cannot run them.
+    """
+    if os.getuid() != 0:
+        if asked not in ("", getpass.getuser()):
+            raise ParamsInvalid(
+                "Only root can start the stack as another user.",
+                where="NIGHTJAR_STACK_USER",
+                got=asked,
+                todo="unset it, or start the stack as root",
+            )
+        return ""
+    user = running.username() if running else asked or find_owner(stack.project)
+    if user == "root":
+        return ""
+    if not running and (problem := find_obstacle(replace(stack, user=user))):
+        if asked:
+            raise ParamsInvalid(
+                f"The user {user} cannot run the stack.",
+                where="NIGHTJAR_STACK_USER",
+                got=problem,
+                expected="a user who may read the project's folder and the Python that runs this command",
+                todo="let the user read them, choose another, or NIGHTJAR_STACK_USER=root",
+            )
+        tell(
+            f"warning: servers and workers run as root: the user {user} cannot run them, see infra/README.md: {problem}"
+        )
+        return ""
+    return user
+
+
+def find_owner(folder: Path) -> str:
+    """The owner of a folder; nobody if that is root or has no name here."""
+    try:
+        owner = folder.owner()
+    except KeyError:
+        return "nobody"
+    return "nobody" if owner == "root" else owner
+
+
+def find_obstacle(stack: Stack) -> str:
+    """Why the stack's user cannot run its programs; empty if it can."""
+    try:
+        pwd.getpwnam(stack.user)
+    except KeyError:
+        return "this user does not exist"
+    tried = f"import os, flows.cli.main, supervisor; open('params.yaml').close(); os.stat({str(stack.home)!r})"
+    try:
+        done = run_as_user(stack, [sys.executable, "-c", tried], stack.project)
+    except OSError as error:
+        return str(error)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def give_home(stack: Stack) -> None:
+    """Let root's commands and the stack's user write to the same home folder; before any program of the stack runs.
+
+    All of it belongs to that user and its group, which new files inherit. What the stack itself stores is only its own.
+    """
+    stack.folder.mkdir(exist_ok=True)
+    data = stack.folder / "postgres"
+    if not stack.user:
+        if stack.is_root and data.exists():
+            for path in (data, *data.rglob("*")):
+                shutil.chown(path, AS_ROOT, AS_ROOT)
+        return
+    (stack.folder / "tmp").mkdir(exist_ok=True)
+    known = pwd.getpwnam(stack.user)
+    for path in (stack.home, *stack.home.rglob("*")):
+        os.chown(path, known.pw_uid, known.pw_gid, follow_symlinks=False)
+        if not path.is_symlink() and not path.is_relative_to(stack.folder):
+            is_folder = path.is_dir()
+            bits = stat.S_IRWXG | stat.S_ISGID if is_folder else stat.S_IRGRP | stat.S_IWGRP
+            path.chmod(path.stat().st_mode | bits)
+    os.umask(0o002)
+
+
 def make_secrets(stack: Stack) -> None:
     """A password for every login, once, and the URLs that contain them, in files that only their owner reads."""
     folder = stack.folder / "secrets"
@@ -171,7 +291,7 @@ def make_secrets(stack: Stack) -> None:
     place = f"{HOST}:{stack.ports['postgres']}"
     run_script(stack, "infra/secrets.sh", {"SECRETS": str(folder), "PLACE": place, "MODE": "600"})
     lines = [f"export {name}='{value}'\n" for name, value in stack.client_environment.items()]
-    lines.append(f"export PREFECT_API_AUTH_STRING=\"$(cat '{folder}/prefect_auth')\"\n")
+    lines += [f"export {name}=\"$(cat '{folder}/{file}')\"\n" for name, file in PASSWORDS.items()]
     (stack.folder / "env").write_text("".join(lines))
     (stack.folder / PORTS_FILE).write_text(json.dumps(dict(stack.ports)))
 
@@ -184,24 +304,21 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def make_database(stack: Stack) -> None:
-    """Create PostgreSQL's data folder, once. Under root it belongs to the user postgres: the server refuses root."""
+    """Create PostgreSQL's data folder, once. It never belongs to root, which the server refuses."""
     data, password = stack.folder / "postgres", stack.folder / "password"
-    user = "postgres" if os.getuid() == 0 else None
-    if user and not stack.home.stat().st_mode & 0o001:  # the server passes through, and lists nothing
-        shutil.chown(stack.home, group=user)
+    if stack.is_root and not stack.home.stat().st_mode & 0o001:  # the server passes through, and lists nothing
+        shutil.chown(stack.home, group=AS_ROOT)
         stack.home.chmod(0o710)
+    server = replace(stack, user=AS_ROOT) if stack.is_root else stack
     if (data / "PG_VERSION").exists():
         return
     data.mkdir(exist_ok=True)
     write_secret(password, stack.read_secret("postgres_password"))
-    if user:
-        shutil.chown(data, user, user)
-        shutil.chown(password, user, user)
+    if server.user:
+        for path in (data, password):
+            shutil.chown(path, server.user)
     command = [str(find_postgres() / "initdb"), "-D", ".", "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
-    done = subprocess.run(  # noqa: S603
-        [*command, "--pwfile=../password"], cwd=data, user=user, group=user, extra_groups=[] if user else None,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_as_user(server, [*command, "--pwfile=../password"], data)
     password.unlink()
     if done.returncode:
         shutil.rmtree(data)
@@ -224,7 +341,7 @@ def run_script(stack: Stack, script: str, variables: dict[str, str]) -> None:
     """Run one of the project's shell scripts, with PostgreSQL's programs on its path."""
     path = f"{find_postgres()}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     command = ["sh", str(stack.project / script)]
-    done = subprocess.run(command, env=os.environ | {"PATH": path} | variables, capture_output=True, text=True)  # noqa: S603
+    done = run_as_user(stack, command, stack.project, {"PATH": path} | variables)
     if done.returncode:
         raise ServiceUnreachable(
             "The stack's secrets, logins or databases cannot be created.",
@@ -296,9 +413,16 @@ def control(stack: Stack, *arguments: str) -> str:
 def call(stack: Stack, tool: str, *arguments: str) -> str:
     """Run one of supervisor's own commands with the stack's environment."""
     command = [str(Path(sys.executable).parent / tool), "-c", str(stack.project / CONFIG), *arguments]
-    env = os.environ | stack.environment
-    done = subprocess.run(command, env=env, cwd=stack.folder, capture_output=True, text=True)  # noqa: S603
+    done = run_as_user(stack, command, stack.folder, stack.environment)
     return done.stdout + done.stderr
+
+
+def run_as_user(
+    stack: Stack, command: Sequence[str], folder: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as the user of the stack's programs, with more environment variables."""
+    env = os.environ | stack.login_environment | dict(variables)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, **stack.login)  # noqa: S603
 
 
 def wait_for(is_healthy: Callable[[], bool], what: str, stack: Stack) -> None:

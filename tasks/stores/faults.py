@@ -69,6 +69,14 @@ def reaching_registry(uri: str) -> Iterator[None]:
     try:
         yield
     except _list_registry_faults() as error:
+        if _is_refusal(error):
+            raise ServiceUnreachable(
+                "The MLflow server refuses this command, which gave no password or a wrong one, or lacks a right.",
+                where=uri,
+                got=hide_password(" ".join(str(error).split()))[:SHOWN],
+                todo="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as for the server (nightjar up writes "
+                "them into stack/env of the home folder)",
+            ) from error
         raise ServiceUnreachable(
             "MLflow does not answer correctly.",
             where=uri,
@@ -76,6 +84,12 @@ def reaching_registry(uri: str) -> Iterator[None]:
             expected="a tracking server, or an SQLite file that this process may write to and no other process locks",
             todo="check NIGHTJAR_MLFLOW, that the server is running, the free space, and an object store's keys",
         ) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an MLflow server wants another login."""
+    codes = (getattr(error, "error_code", None), getattr(getattr(error, "response", None), "status_code", None))
+    return bool({"UNAUTHENTICATED", "PERMISSION_DENIED", 401, 403}.intersection(codes))
 
 
 def _list_registry_faults() -> tuple[type[Exception], ...]:

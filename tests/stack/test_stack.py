@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ class Stack:
 
     home: Path
     ports: dict[str, int]
+    python: Path
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,7 +63,7 @@ class Stack:
 
     def nightjar(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.cli.main", *arguments],
+            [str(self.python), "-m", "flows.cli.main", *arguments],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -75,7 +77,7 @@ class Stack:
     def up(self) -> str:
         ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
         env = os.environ | QUICK | {"NIGHTJAR_HOME": str(self.home), "NIGHTJAR_PROJECT": str(ROOT)}
-        command = [sys.executable, "-m", "flows.cli.main", "up", "--debug", *ports]
+        command = [str(self.python), "-m", "flows.cli.main", "up", "--debug", *ports]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout
@@ -160,10 +162,37 @@ def until(is_so: Callable[[], bool], timeout_s: float, detail: str = "") -> None
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # the user postgres cannot open pytest's folders
-    home.chmod(0o755)
-    found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow")})
+def python() -> Iterator[Path]:
+    """A Python that the stack's user may run. Root's own often lies in /root: then a copy, with the same packages."""
+    anyone = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "ls", sys.base_prefix]
+    if os.getuid() != 0 or subprocess.run(anyone, capture_output=True).returncode == 0:
+        yield Path(sys.executable)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="nightjar-python-"))
+    folder.chmod(0o755)
+    base, own = folder / "base", folder / "own"
+    without = shutil.ignore_patterns("site-packages", "test", "__pycache__", "include", "share", "*.a")
+    shutil.copytree(sys.base_prefix, base, ignore=without, symlinks=True)
+    (own / "bin").mkdir(parents=True)
+    packages = own / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages.mkdir(parents=True)
+    (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+    (own / "pyvenv.cfg").write_text(f"home = {base}/bin\n")
+    (own / "bin/python").symlink_to(base / "bin" / Path(os.path.realpath(sys.executable)).name)
+    for tool in ("prefect", "mlflow", "supervisord", "supervisorctl"):
+        _, code = (Path(sys.executable).parent / tool).read_text().split("\n", 1)
+        (own / "bin" / tool).write_text(f"#!{own}/bin/python\n{code}")
+        (own / "bin" / tool).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_LIBRARY_PATH", str(base / "lib"))
+        yield own / "bin/python"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def stack(python: Path) -> Iterator[Stack]:
+    home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # the stack's user cannot open pytest's folders
+    found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow")}, python)
     try:
         found.up()
         with found.client() as client:  # no scheduled run during a test
@@ -247,12 +276,14 @@ def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
 
 
 @pytest.fixture(scope="module")
-def page(request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(stack: Stack) -> Iterator[Page]:
     with sync_playwright() as tool:
         # Without a GPU, a run's graph is rendered in software.
         options = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--enable-unsafe-swiftshader"]
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        yield browser.new_page(viewport={"width": 1100, "height": 640})
+        login = {"username": "nightjar", "password": (stack.home / "stack/secrets/tracking_password").read_text()}
+        only = {"origin": f"http://127.0.0.1:{stack.ports['mlflow']}"}
+        yield browser.new_page(viewport={"width": 1100, "height": 640}, http_credentials=login | only)
         browser.close()
 
 
@@ -295,8 +326,8 @@ def test_deploying_again_has_no_prompts_and_creates_no_duplicates(stack: Stack, 
 
 def test_no_log_and_no_command_line_contains_a_secret(stack: Stack) -> None:
     secrets = [file.read_text() for file in (stack.home / "stack/secrets").glob("*_password")]
-    assert len(secrets) == 7  # one per login
-    secrets.append(stack.auth.split(":")[1])
+    assert len(secrets) == 8  # one per login
+    secrets += [stack.auth.split(":")[1], (stack.home / "stack/secrets/mlflow_key").read_text()]
     text = "".join(file.read_text() for file in (stack.home / "stack").glob("*.log"))
     text += "".join(" ".join(process.cmdline()) for process in stack.processes(""))
     assert not [secret for secret in secrets if secret in text]
@@ -318,6 +349,39 @@ def test_the_api_asks_for_the_password_and_answers_no_other_page(stack: Stack) -
         cwd=ROOT, env=stack.environment | {"PREFECT_API_AUTH_STRING": "nightjar:wrong"}, capture_output=True, text=True,
     )  # fmt: skip
     assert "error: ServiceUnreachable: The Prefect server refuses this command" in done.stderr
+
+
+def test_mlflow_asks_for_the_password(stack: Stack) -> None:
+    pages = f"http://127.0.0.1:{stack.ports['mlflow']}"
+    password = (stack.home / "stack/secrets/tracking_password").read_text()
+    paths = ("/", "/api/2.0/mlflow/experiments/search?max_results=1", "/api/2.0/mlflow-artifacts/artifacts")
+    for login in (None, ("nightjar", "wrong"), ("admin", password), ("admin", "password1234"), ("", "")):
+        assert [httpx.get(pages + path, auth=login).status_code for path in paths] == [401] * 3
+    assert httpx.get(pages + paths[1], auth=("nightjar", password)).status_code == 200
+    assert httpx.get(f"{pages}/health").status_code == 200
+    for given in (
+        {"MLFLOW_TRACKING_PASSWORD": "wrong"},
+        {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""},
+    ):
+        done = subprocess.run(
+            [str(stack.python), "-m", "flows.cli.main", "status", DETECTOR],
+            cwd=ROOT, env=stack.environment | given, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "error: ServiceUnreachable: The MLflow server refuses this command" in done.stderr
+        assert password not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start the stack as another user")
+def test_nothing_runs_as_root_when_root_starts_the_stack(stack: Stack, trained: FlowRun) -> None:
+    users = {process.username() for process in stack.processes("")}
+    assert users
+    assert "root" not in users
+    assert len(users) == 1
+    assert stack.home.stat().st_mode & 0o007 == 0
+    written = [path for path in (stack.home / "lake").rglob("*") if path.is_file()]
+    assert {path.owner() for path in written} <= {*users, "root"}  # root's commands write there too
+    assert all(path.stat().st_mode & 0o020 for path in written if path.owner() == "root")
 
 
 def test_training_runs_its_train_step_on_the_gpu_pool(stack: Stack, trained: FlowRun) -> None:
@@ -400,7 +464,7 @@ def test_a_training_whose_gpu_worker_dies_fails_when_the_heartbeats_stop(
 def test_a_gpu_worker_without_the_package_fails_the_training_with_the_reason(stack: Stack, trained: FlowRun) -> None:
     with stack.client() as client:
         there = client.read_deployment_by_name("train/gpu")
-        bare = {"command": f"{sys._base_executable} -I -m prefect.flow_engine"}
+        bare = {"command": f"{stack.python.resolve()} -I -m prefect.flow_engine"}
         client.update_deployment(there.id, DeploymentUpdate(job_variables=bare))
     run = stack.wait(stack.begin("training/one-detector", name=DETECTOR))
     assert run.state is not None

@@ -1,7 +1,9 @@
 """`nightjar deploy` against a real server: pools, limits, typed deployments and automations; and runs taking turns."""
 
 import json
+import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from toy import CUTOFF, Project
 
 from flows.cli.main import execute
 from flows.team.deploy import list_deployments, list_zones, make_deployments, schedule_by_zone
+from tasks.errors import ParamsInvalid
 
 ROOT = Path(__file__).parents[3]
 
@@ -189,6 +192,87 @@ def test_the_ports_of_a_stack_are_remembered(tmp_path: Path) -> None:
         "Prefect": "http://127.0.0.1:4277",
         "MLflow": "http://127.0.0.1:5077",
     }
+
+
+@pytest.mark.parametrize(
+    ("uid", "asked", "owner", "obstacle", "expected"),
+    [
+        (1000, "", "alice", "", ""),
+        (0, "", "alice", "", "alice"),
+        (0, "", "root", "", "nobody"),
+        (0, "", None, "", "nobody"),  # a number without a name
+        (0, "daemon", "alice", "", "daemon"),
+        (0, "root", "alice", "", ""),
+        (0, "", "root", "Permission denied", ""),
+    ],
+)
+def test_the_stack_runs_as_root_only_if_no_other_user_can_run_it(
+    uid: int,
+    asked: str,
+    owner: str | None,
+    obstacle: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.team import stack
+
+    def find(_: Path) -> str:
+        if owner is None:
+            raise KeyError
+        return owner
+
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    monkeypatch.setattr(Path, "owner", find)
+    monkeypatch.setattr(stack, "find_obstacle", lambda _: obstacle)
+    told: list[str] = []
+    described = stack.Stack(tmp_path, tmp_path / "home", stack.PORTS)
+    assert stack.choose_user(described, asked, None, told.append) == expected
+    assert [line.startswith("warning: servers and workers run as root") for line in told] == [True] * bool(obstacle)
+
+
+@pytest.mark.parametrize(
+    ("uid", "asked", "what"),
+    [
+        (0, "no-such-user", "The user no-such-user cannot run the stack."),
+        (1000, "no-such-user", "Only root can start the stack as another user."),
+    ],
+)
+def test_a_stack_user_who_cannot_run_it_is_refused(
+    uid: int, asked: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.team.stack import PORTS, Stack, choose_user
+
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    with pytest.raises(ParamsInvalid, match=what):
+        choose_user(Stack(tmp_path, tmp_path / "home", PORTS), asked, None, lambda _: None)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_the_home_is_shared_by_root_and_the_stacks_user(tmp_path: Path) -> None:
+    from flows.team.stack import PORTS, Stack, give_home
+
+    home = tmp_path / "home"
+    (home / "lake").mkdir(parents=True, mode=0o755)
+    (home / "lake/part").write_text("rows")
+    (home / "stack/secrets").mkdir(parents=True, mode=0o700)
+    (home / "stack/secrets/password").touch(mode=0o600)
+    (tmp_path / "outside").write_text("of root")
+    (home / "link").symlink_to(tmp_path / "outside")
+    before = os.umask(0o022)
+    try:
+        give_home(Stack(tmp_path, home, PORTS, "nobody"))
+        (home / "lake/new").mkdir()
+        (home / "lake/new/part").touch()
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(home)): stat.S_IMODE(path.stat().st_mode) for path in [home, *home.rglob("*")]}
+    assert modes["lake"] == modes["lake/new"] == 0o2775
+    assert modes["lake/part"] == modes["lake/new/part"] == 0o664
+    assert (modes["stack/secrets"], modes["stack/secrets/password"]) == (0o700, 0o600)
+    assert (home / "lake/new/part").group() == (home / "lake").group()
+    assert {(home / name).owner() for name in ("lake/part", "stack/secrets/password")} == {"nobody"}
+    assert (tmp_path / "outside").owner() == "root"
 
 
 def test_a_run_on_servers_shows_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:

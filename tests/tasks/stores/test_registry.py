@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -21,7 +22,7 @@ from tiny import make_tiny_detector, save_tiny_detector
 
 from models.bundle import FILES, HEADER, MANIFEST, WEIGHTS, check_bundle
 from models.detector import Detector
-from tasks.errors import BundleInvalid
+from tasks.errors import BundleInvalid, ServiceUnreachable
 from tasks.register import register_bundle
 from tasks.stores.owner import name_process
 from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version, _ask_server
@@ -276,3 +277,41 @@ def test_two_at_once_both_get_a_whole_bundle(site: Site, version: Version, monke
     assert found[0] == found[1]
     assert [path.name for path in site.registry.bundles.iterdir()] == [found[0].name]
     assert (found[0] / HEADER).exists()
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An MLflow server that wants another login."""
+
+    status = 401
+
+    def do_POST(self) -> None:
+        self.send_error(self.status)
+
+    def do_GET(self) -> None:
+        self.send_error(self.status)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_wants_another_login_says_so(
+    registered: tuple[Site, Version], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "nightjar")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-hunter2")
+    monkeypatch.setattr(Refusing, "status", status)
+    before = mlflow.get_tracking_uri()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site, version = registered
+        away = dataclasses.replace(site.registry, uri=f"http://127.0.0.1:{server.server_port}", bundles=tmp_path)
+        calls: list[Callable[[], object]] = [away.list_versions, lambda: away.fetch_bundle(version)]
+        for call in calls:
+            with pytest.raises(ServiceUnreachable, match="refuses this command") as refused:
+                call()
+            assert "MLFLOW_TRACKING_PASSWORD" in refused.value.todo
+            assert "hunter2" not in str(refused.value)
+        server.shutdown()
+    mlflow.set_tracking_uri(before)
