@@ -28,8 +28,9 @@ from tasks.upkeep.ledger import (
 class Status:
     """The nights of a detector after the champion's training data.
 
-    `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or
-    nothing has landed. `outdated`: what has changed since the champion was trained, and the command; "" if nothing has.
+    `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or no
+    times, or nothing has landed. `outdated`: what has changed since the champion was trained, and the command; "" if
+    nothing has.
     """
 
     detector: str
@@ -65,7 +66,7 @@ def read_nights(setup: Setup) -> Status:
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
     due = {*list_due(landed, learnt, yesterday), *list_failed(site, learnt or date.min)}
     nights = read_ledger(site, sorted(due), champion)
-    is_bounded = setup.configured.detector.run.last_date is not None
+    is_bounded = setup.configured.detector.run.last_date is not None or not site.has_times
     behind = None if is_bounded else count_days_behind(landed, yesterday)
     newest, outdated = landed[-1] if landed else None, setup.changes_since(champion) if champion else ""
     return Status(name, champion.version if champion else None, nights, newest, behind, outdated)

@@ -26,6 +26,7 @@ from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import TYPES
 from tasks.rows.labels import interpret_labels
+from tasks.rows.sampling import draw_order
 from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments
 from tasks.sources.arrival import UNPARSED, Arrival
@@ -91,8 +92,12 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
         table = table.drop_columns([params.record_id])
     else:
         stem = SUFFIXES.sub("", name)
-        ids = pa.array([f"{stem}:{row:09d}" for row in range(first_row, first_row + table.num_rows)])
-    times = read_event_times(table, params.event_time, first_row, zone)
+        start, form = (first_row, "09d") if params.first_row is None else (first_row + params.first_row, "d")
+        ids = pa.array([f"{stem}:{row:{form}}" for row in range(start, start + table.num_rows)])
+    if params.event_time.days:
+        times = deal_times(ids.to_pylist(), params.event_time, first_row)
+    else:
+        times = read_event_times(table, params.event_time, first_row, zone)
     replaced = {"record_id", "event_time", None if params.event_time.seconds_since else params.event_time.column}
     keep = [field for field in table.schema if field.name not in replaced]  # keeps metadata such as image shapes
     fields = [pa.field("record_id", pa.string()), pa.field("event_time", times.type), *keep]
@@ -116,6 +121,19 @@ def check_ids(given: pa.ChunkedArray, ids: pa.ChunkedArray, where: str) -> None:
             expected="texts, whole numbers or UUIDs",
             todo="write the ids as text in the source, or set another ingest.record_id",
         )
+
+
+def deal_times(ids: Sequence[str | None], rule: EventTime, first_row: int) -> pa.Array:
+    """An invented time (N,) in UTC for each row of a table without times: a day drawn by its id, in file order there.
+
+    The draw depends on nothing else, so that a row keeps its day if others are added or the file is sorted.
+    """
+    if not (rule.days and rule.first_date and rule.seed is not None):
+        raise ValueError("the rule has no days")
+    day = np.floor(draw_order([str(name) for name in ids], rule.seed) * rule.days).astype(np.int64)
+    midnight = int(pd.Timestamp(rule.first_date, tz="UTC").timestamp()) * 1_000_000
+    place = np.arange(first_row, first_row + len(ids))
+    return pa.array(midnight + day * DAY_US + place, pa.timestamp("us", tz="UTC"))
 
 
 def read_event_times(table: pa.Table, rule: EventTime, first_row: int, zone: ZoneInfo) -> pa.Array:

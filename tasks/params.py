@@ -56,7 +56,8 @@ class EventTime(Section):
     are in UTC or, if `local`, in the detector's time zone: one that the clocks skip is the first instant after the gap,
     one that occurs twice is the first of the two.
 
-    Without one, rows are assigned to days in file order: `rows_per_day` rows per day (UTC), from `first_date` on.
+    Without one, rows are dealt over days (UTC) from `first_date` on: at random over `days` of them, by their id and
+    `seed`; or in file order, `rows_per_day` each.
     """
 
     column: str | None = None
@@ -68,12 +69,16 @@ class EventTime(Section):
     local: bool = Field(default=False, exclude_if=lambda local: not local)
     rows_per_day: int | None = Field(default=None, ge=1)
     first_date: date | None = None
+    days: int | None = Field(default=None, ge=2, le=366, exclude_if=lambda days: days is None)
+    seed: int | None = Field(default=None, ge=0, exclude_if=lambda seed: seed is None)
 
     @model_validator(mode="after")
     def _check(self) -> "EventTime":
-        dealt = (self.rows_per_day, self.first_date)
-        if (self.column is None) != (None not in dealt) or (self.column is not None and dealt != (None, None)):
-            raise ValueError("give either column, or rows_per_day and first_date")
+        dealt = ("first_date", "rows_per_day", "days", "seed")
+        given = {name for name in dealt if getattr(self, name) is not None}
+        wanted = [set()] if self.column else [{"first_date", "rows_per_day"}, {"first_date", "days", "seed"}]
+        if given not in wanted:
+            raise ValueError("give either column, or first_date with days and seed, or first_date with rows_per_day")
         if self.seconds_since and self.column is None:
             raise ValueError("seconds_since needs a column of seconds")
         if self.format and (self.column is None or self.seconds_since):
@@ -127,11 +132,13 @@ class LabelColumn(Section):
 class IngestParams(Section):
     """Where rows come from and what identifies them. Without `record_id` it is the file and the row number.
 
-    `file_column` is the name of a column to add, with the file of each row.
+    `first_row` is the number of a file's first record in these ids: 2 where a header is row 1, as in a spreadsheet.
+    Without it, nine digits count from 0. `file_column` is the name of a column to add, with the file of each row.
     """
 
     source: Source
     record_id: str | None = None
+    first_row: int | None = Field(default=None, ge=0, exclude_if=lambda first: first is None)
     file_column: str | None = None
     event_time: EventTime
     labels: LabelColumn | None = None

@@ -88,11 +88,11 @@ def render_report(
     version: Version,
     params: ScoreParams,
     groups: pd.DataFrame,
-    zone: ZoneInfo,
+    zone: ZoneInfo | None,
 ) -> str:
     """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores.
 
-    Times of events are shown in the zone.
+    Times of events are shown in the zone; None: they are invented, and not shown.
     """
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
@@ -101,7 +101,7 @@ def render_report(
             **row,
             "entity": row["entity"] if isinstance(row["entity"], str) else "",
             "values": describe_values(json.loads(row["record"])) if isinstance(row["record"], str) else "",
-            "event_time": row["event_time"].astimezone(zone),
+            "event_time": row["event_time"].astimezone(zone) if zone else None,
             "causes": describe_causes(json.loads(row["causes"])),
             "share": row["score"] / batch.threshold if batch.threshold else math.inf,
             "band": params.name_band(row["percentile_rank"]),
@@ -115,7 +115,7 @@ def render_report(
         flags=rows,
         has_entity=any(row["entity"] for row in rows),
         has_values=any(row["values"] for row in rows),
-        zone=zone.key,
+        zone=zone.key if zone else "",
         groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
         hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
@@ -149,7 +149,8 @@ def write_report(
     lake, day = site.lake, batch.batch_date
     histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
     groups = site.warehouse.read_groups(site.detector, day)
-    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone)
+    zone = site.zone if site.has_times else None
+    page = render_report(batch, flags, histogram, validation, version, params, groups, zone)
     path = site.reports / f"{day.isoformat()}.html"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def explain(
         return
     flag = describe_flag(found.is_flagged, found.is_suppressed)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
-    stdout.print(f"{record_id}, {found.event_time}, batch {found.batch_date}", markup=False)
+    stdout.print(", ".join(filter(None, (record_id, found.event_time, f"batch {found.batch_date}"))), markup=False)
     about = ", ".join(filter(None, [found.entity and f"entity {found.entity}", describe_values(found.record)]))
     if about:
         stdout.print(about, markup=False, soft_wrap=True)

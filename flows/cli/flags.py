@@ -57,7 +57,7 @@ def show_flags(name: str, found: list[dict[str, Any]]) -> None:
     stdout.print(f"{name}: {len(found):,} flags{of}", style="bold")
     for flag in found[:SHOWN_FLAGS]:
         facts = [
-            flag["event_time"][:19].replace("T", " "),
+            flag["event_time"] and flag["event_time"][:19].replace("T", " "),
             flag["record_id"],
             flag["entity"] and f"entity {flag['entity']}",
             f"score {flag['score']:.4g}",

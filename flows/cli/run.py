@@ -4,13 +4,14 @@ import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, print_note, print_rows, showing_progress, stdout
+from flows.cli.screen import SHOWN_ROWS, print_json, print_note, print_rows, print_scored, showing_progress, stdout
 
 if TYPE_CHECKING:
     from flows.config.setup import Setup
@@ -25,14 +26,47 @@ def run(
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train and promote a new version although there is a champion.")
     ] = False,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="A table without times: score every row by a model fitted on others; publish nothing."
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show only this many of the worst rows of --all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all rows to a .parquet, .csv or .xlsx file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ingest new data, train if there is no champion yet, and score every night that is not fresh."""
+    if not every and (limit is not None or output):
+        raise typer.BadParameter("--limit and --output need --all")
+    if every:
+        if retrain:
+            raise typer.BadParameter("--all trains models of its own, which it does not keep", param_hint="--retrain")
+        run_all(name, limit, output, as_json)
+        return
     with showing_progress():
         summary, bad_files = run_detector(name, retrain)
     show_summary(name, summary, as_json)
     if bad_files:
         raise bad_files
+
+
+def run_all(name: str, limit: int | None, output: Path | None, as_json: bool) -> None:
+    """Score every row of a table without times, and show the worst as a table, or all as JSON."""
+    most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
+    with showing_progress():
+        from flows.crossfit import score_every_row
+
+        found = score_every_row(name, most, output)
+    if as_json:
+        print_json(found)
+        return
+    title = f"{name}: each row scored by one of {found['folds']} models, fitted on the rows of the others"
+    print_scored(found, title, ("record_id", "times_threshold", "rank", "p_value", "flag", "causes"), output)
+    rate = found["false_alarm_rate"]
+    stdout.print(
+        f"of normal rows, up to {rate:.1%} are flagged, here about {rate * found['scored']:,.0f}", highlight=False
+    )
 
 
 def show_summary(name: str, summary: dict[str, Any], as_json: bool) -> None:
@@ -129,6 +163,8 @@ def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
     ledger = read_ledger(site, nights, champion)
     batches = [night.batch for night in ledger if night.batch]
     notes = [setup.changes_since(champion), *(f"{night.batch_date}: {night.why}" for night in ledger if night.why)]
+    if not site.has_times:
+        notes.append(f"its rows have no times: dates are invented; nightjar run {site.detector} --all scores every row")
     published = [batch.batch_date for batch in batches]
     evaluation = evaluate_nights(site, setup.ingest_params, published, setup.window().now) if published else None
     return {

@@ -9,16 +9,13 @@ import typer
 from rich.table import Table
 
 from flows.cli.options import Json, date_option
-from flows.cli.screen import describe_flag, print_json, print_note, print_rows, running, stdout
+from flows.cli.screen import SHOWN_ROWS, print_json, print_note, print_rows, print_scored, running, stdout
 from flows.config.quiet import hush_great_expectations
 
 if TYPE_CHECKING:
     from tasks.stores.tables import Night
 
 EXAMPLE = "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
-
-
-SHOWN_ROWS = 10  # on screen; --json has everything
 
 
 def score(
@@ -99,7 +96,6 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     """Score a file and show its worst rows as a table, or all rows as JSON."""
     from flows.config.setup import load_setup
     from tasks.on_demand.loose import score_file
-    from tasks.rows.describe import describe_causes
 
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     hush_great_expectations()
@@ -108,31 +104,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     if as_json:
         print_json(found)
         return
-    rows = [
-        row
-        | {
-            "rank": f"{row['percentile_rank']:.2f}",
-            "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
-            "causes": "; ".join(describe_causes(row["causes"])[:2]),
-        }
-        for row in found["records"]
-    ]
     title = (
         f"{found['source']}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
     )
-    columns = ("record_id", "score", "rank", "p_value", "flag", "causes")
-    print_rows(Table(title=title, title_justify="left"), rows, columns)
-    bad = found["rows"] - found["scored"]
-    suppressed = f" ({found['suppressed']:,} suppressed by the second stage)" if found["suppressed"] else ""
-    stdout.print(
-        f"{found['rows']:,} rows: {found['scored']:,} scored, {found['flagged']:,} of them flagged{suppressed}; "
-        f"{bad:,} bad, not scored",
-        soft_wrap=True,
-        highlight=False,
-    )
-    for row in found["bad_rows"]:
-        stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
-    if bad > len(found["bad_rows"]):
-        stdout.print(f"           and {bad - len(found['bad_rows']):,} more: --output FILE.parquet lists every row")
-    if output:
-        stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)
+    print_scored(found, title, ("record_id", "score", "rank", "p_value", "flag", "causes"), output)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,7 @@ from models.errors import NightjarError
 if TYPE_CHECKING:
     import pandas as pd
 
+SHOWN_ROWS = 10  # of a file's rows; --json has everything
 # What a terminal would obey: control characters but tabs and line ends, and marks that turn the direction of writing.
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 
@@ -174,3 +176,33 @@ class _Bars(logging.Handler):
         if step not in self.steps:
             self.steps[step] = self.bars.add_task(step)
         self.bars.update(self.steps[step], completed=done, total=total)
+
+
+def print_scored(found: dict[str, Any], title: str, columns: tuple[str, ...], output: Path | None) -> None:
+    """Print the worst rows of a file, its counts and its bad rows."""
+    from tasks.rows.describe import describe_causes
+
+    rows = [
+        row
+        | {
+            "rank": f"{row['percentile_rank']:.2f}",
+            "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
+            "causes": "; ".join(describe_causes(row["causes"])[:2]),
+        }
+        for row in found["records"]
+    ]
+    print_rows(Table(title=title, title_justify="left"), rows, columns)
+    bad = found["rows"] - found["scored"]
+    suppressed = f" ({found['suppressed']:,} suppressed by the second stage)" if found["suppressed"] else ""
+    stdout.print(
+        f"{found['rows']:,} rows: {found['scored']:,} scored, {found['flagged']:,} of them flagged{suppressed}; "
+        f"{bad:,} bad, not scored",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for row in found["bad_rows"]:
+        stdout.print(f"bad row    {row['record_id']}: {row['reason']}", soft_wrap=True, markup=False, highlight=False)
+    if bad > len(found["bad_rows"]):
+        stdout.print(f"           and {bad - len(found['bad_rows']):,} more: --output FILE.parquet lists every row")
+    if output:
+        stdout.print(f"wrote      {output}", soft_wrap=True, markup=False, highlight=False)

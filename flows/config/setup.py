@@ -204,6 +204,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         threads=settings.threads,
         devices=settings.devices,
         commit=read_commit(settings),
+        has_times=configured.detector.ingest.event_time.column is not None,
     )
     scheduler = None if settings.task_runner == "threads" else settings.task_runner
     return Setup(configured, site, scheduler, settings.workers, settings)

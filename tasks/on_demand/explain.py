@@ -25,13 +25,13 @@ MOST_CAUSES = 20  # of a record with many patches or tokens; columns are always 
 class RecordExplanation:
     """A record's score, severity and causes; the causes add up to the score.
 
-    event_time: in the detector's time zone, ISO 8601. entity and record: what its night publishes of it, by params.
-    second_stage_probability: None if the record is not flagged or the version has no reducer.
+    event_time: in the detector's time zone, ISO 8601; None for a table without times. entity and record: what its night
+    publishes of it, by params. second_stage_probability: None if it is not flagged or the version has no reducer.
     """
 
     record_id: str
     batch_date: date
-    event_time: str
+    event_time: str | None
     entity: str | None
     record: dict[str, Any] | None
     score: float
@@ -102,7 +102,7 @@ def explain_record(
     return RecordExplanation(
         record_id=record_id,
         batch_date=batch.batch_date,
-        event_time=row["event_time"][0].as_py().astimezone(site.zone).isoformat(),
+        event_time=row["event_time"][0].as_py().astimezone(site.zone).isoformat() if site.has_times else None,
         entity=entity,
         record=json.loads(record) if record else None,
         **judged.only(),

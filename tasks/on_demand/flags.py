@@ -19,8 +19,8 @@ def list_flags(
     """The published flags of these batch dates, by date, worst first. Raises BatchMissing.
 
     By default those of the newest night; with an entity, those of all nights. An entity whose column is pseudonymised
-    may be given as itself or as its pseudonym. event_time: in the detector's time zone, ISO 8601. record: the values
-    by column, or None; causes: texts, largest share first; verdict: the latest, or None.
+    may be given as itself or as its pseudonym. event_time: in the detector's time zone, ISO 8601, or None for a table
+    without times. record: the values by column, or None; causes: texts, largest share first; verdict: the latest.
     """
     nights = [night.batch_date for night in site.warehouse.get_nights(site.detector)]
     if first is None and last is None and entity is None:
@@ -40,7 +40,9 @@ def list_flags(
     return [
         {
             "batch_date": row["batch_date"],
-            "event_time": row["event_time"].astimezone(site.zone).isoformat(timespec="seconds"),
+            "event_time": row["event_time"].astimezone(site.zone).isoformat(timespec="seconds")
+            if site.has_times
+            else None,
             "record_id": row["record_id"],
             "entity": row["entity"],
             "score": row["score"],

@@ -5,10 +5,12 @@ score, or with the reason for which validation would quarantine it. Memory holds
 """
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -27,7 +29,7 @@ from tasks.params import DetectorParams, IngestParams
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
 from tasks.rows.judge import judge
-from tasks.rows.schema import describe_unreadable, find_unreadable, type_rows
+from tasks.rows.schema import batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
 from tasks.sources.files import FilesSource, find_settings, list_files, name_files
 from tasks.stores.site import Site
@@ -45,6 +47,9 @@ SCHEMA = pa.schema(
         "reason": pa.string(),  # for rows that are not scored
     }
 )
+COMPARED = {"threshold": pa.float64(), "times_threshold": pa.float64()}  # of the row's fold; score / threshold
+FOLD_SCHEMA = pa.schema([*list(SCHEMA)[:2], *COMPARED.items(), *list(SCHEMA)[2:]])
+SMALLEST = 1e-12  # a threshold of 0 counts as this, so that scores can be compared
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,50 @@ def score_rows(
 
     Raises SourceInvalid if columns are missing.
     """
-    contract, params = without_label(contract, params), params.model_copy(update={"labels": None})
+    contract = without_label(contract, params)
     suite = Suite(contract.row_expectations, contract.masked)
+    for raw in _read_rows(contract, params, arrivals, zone):
+        yield _score_slice(detector, contract, suite, raw, causes) if "event_time" in raw.column_names else raw
+
+
+def score_folds(
+    detectors: Mapping[date, Detector],
+    contract: Contract,
+    params: IngestParams,
+    arrivals: Iterable[Arrival],
+    causes: int,
+    zone: ZoneInfo,
+) -> Iterator[pa.Table]:
+    """The same as FOLD_SCHEMA, each row by the detector of its day, which has not learnt from it."""
+    contract = without_label(contract, params)
+    suite = Suite(contract.row_expectations, contract.masked)
+    for raw in _read_rows(contract, params, arrivals, zone):
+        if "event_time" not in raw.column_names:
+            yield _compare(raw, math.nan)
+            continue
+        days = batch_dates_of(raw["event_time"], zone).to_numpy()
+        scored, places = [], []
+        for day, detector in detectors.items():
+            places.append(np.flatnonzero(days == np.datetime64(day)))
+            found = _score_slice(detector, contract, suite, raw.take(pa.array(places[-1])), causes)
+            scored.append(_compare(found, detector.threshold.value))
+        yield pa.concat_tables(scored).take(pa.array(np.argsort(np.concatenate(places))))
+
+
+def _compare(scored: pa.Table, threshold: float) -> pa.Table:
+    """Scores beside their threshold, which differs between folds; null for rows that are not scored."""
+    score = scored["score"].combine_chunks()
+    limit = pa.array(np.full(len(score), threshold), mask=score.is_null().to_numpy(zero_copy_only=False))
+    times = pc.divide(score, max(threshold, SMALLEST))
+    return scored.append_column("threshold", limit).append_column("times_threshold", times).select(FOLD_SCHEMA.names)
+
+
+def _read_rows(
+    contract: Contract, params: IngestParams, arrivals: Iterable[Arrival], zone: ZoneInfo
+) -> Iterator[pa.Table]:
+    """The rows with their identity, slice by slice; those that could not be split into values as SCHEMA."""
+    params = params.model_copy(update={"labels": None})
+    required = {name for name, column in contract.columns.items() if column.required}
     for arrival in arrivals:
         first = 0
         for table in arrival.read():
@@ -95,7 +142,6 @@ def score_rows(
                 continue
             raw = add_identity(table, params, arrival.name, first, zone)
             first += table.num_rows
-            required = {name for name, column in contract.columns.items() if column.required}
             if missing := required - set(raw.column_names):
                 raise SourceInvalid(
                     f"The file lacks {', '.join(sorted(missing))}.",
@@ -105,7 +151,7 @@ def score_rows(
                     todo="add the columns that the detector was trained with",
                 )
             if table.num_rows:
-                yield _score_slice(detector, contract, suite, raw, causes)
+                yield raw
 
 
 def score_file(
@@ -159,13 +205,15 @@ def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:
     return pa.array(spread, mask=~good | pd.isna(spread))
 
 
-def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | None) -> Collected:
-    """Count the rows, keep the `most` worst and first bad ones, and write all to a file on request."""
-    kept, bad = [SCHEMA.empty_table()], [SCHEMA.empty_table()]
+def collect_scores(
+    slices: Iterable[pa.Table], most: int | None, output: Path | None, schema: pa.Schema = SCHEMA, by: str = "score"
+) -> Collected:
+    """Count the rows, keep the `most` worst (largest `by`) and first bad ones, and write all to a file on request."""
+    kept, bad = [schema.empty_table()], [schema.empty_table()]
     rows = flagged = suppressed = 0
     reasons: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = stack.enter_context(open_output(output, SCHEMA)) if output else None
+        write = stack.enter_context(open_output(output, schema)) if output else None
         for table in slices:
             rows += table.num_rows
             if write:
@@ -177,9 +225,9 @@ def collect_scores(slices: Iterable[pa.Table], most: int | None, output: Path | 
             bad.append(table.filter(is_bad))
             reasons.update(bad[-1]["reason"].to_pylist())
             if most is not None:
-                kept = [pa.concat_tables(kept).sort_by([("score", "descending")]).slice(0, most)]
+                kept = [pa.concat_tables(kept).sort_by([(by, "descending")]).slice(0, most)]
                 bad = [pa.concat_tables(bad).slice(0, most)]
-    worst = pa.concat_tables(kept).sort_by([("score", "descending")])
+    worst = pa.concat_tables(kept).sort_by([(by, "descending")])
     return Collected(
         rows,
         rows - reasons.total(),

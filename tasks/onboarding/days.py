@@ -1,42 +1,40 @@
 """Which days the rows of a new source belong to, how many are scored, and how the days before them are split.
 
 In: a Sample, its profiles and the arrivals. Out: a Calendar and the splits, each with its reason. Rows of a source
-without times are assigned to days in file order; times are read as ingest reads them.
+without times are dealt over days at random; times are read as ingest reads them.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.calibration import Floats, rows_for_quantile
+from models.calibration import rows_for_quantile
 from models.params import QuantilePolicy
 from tasks.errors import SourceInvalid, TooFewRows
 from tasks.ingest import find_strays, read_event_times
-from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Mask, Sample, check_column
+from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Sample, check_column
 from tasks.onboarding.reading import EPOCH_S, find_epoch
 from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
-from tasks.rows.schema import batch_dates_of, cast_column
+from tasks.rows.schema import batch_dates_of
 from tasks.sources.arrival import UNPARSED, Arrival
 
 FIRST_DATE = date(2026, 1, 1)  # of rows without a time
+DEAL_SEED = 2  # another than that of the splits
 PARTS = 10  # number of days for rows without a time: nine to learn from, one to score
 MIN_ROWS_A_DATE = 20  # a time column is chosen automatically only if its days have this many rows
 DATES_BY_DATE = 14  # with this many days, sets are whole days; with fewer, shares of the rows
 TIME_NAMES = ("event_time", "timestamp", "datetime", "time", "date", "created_at", "occurred_at")
 MAX_UNTIMED = 0.01  # largest share of rows without a time in a column chosen automatically
-MAX_SHIFT = 0.5  # between distribution functions; the noise of 50 rows stays below it
 ZONE = ZoneInfo("UTC")
 NEEDED = rows_for_quantile(QuantilePolicy().q) + 1  # calibration rows, plus one for rounding
 QUANTILES = (QuantilePolicy().q, *(percent / 100 for percent in range(98, 49, -1)))
 SURE = 0.9  # share of the expected calibration rows that is counted on: random sets and quarantine take some
+DEALT = 0.95  # the same for the first of them, where the rows of a day are drawn
 Splits = ByDate | LeadingFraction | RandomFraction
 
 
@@ -51,7 +49,7 @@ class Calendar:
 
     @property
     def is_dealt(self) -> bool:
-        """Whether days were assigned by the order of the rows."""
+        """Whether the days are invented."""
         return self.column is None
 
 
@@ -101,14 +99,10 @@ def _undated(sample: Sample, dates: dict[date, int]) -> str:
 
 
 def spread_evenly(sample: Sample, why: str) -> Calendar:
-    """Assign rows to days of equal size in file order."""
-    a_day = math.ceil(max(sample.sizes) / PARTS)
-    rows = {
-        FIRST_DATE + timedelta(days=n): sum(min(max(size - n * a_day, 0), a_day) for size in sample.sizes)
-        for n in range(math.ceil(max(sample.sizes) / a_day))
-    }
-    what = f"none: rows are assigned to days in file order, {a_day:,} per day from {FIRST_DATE} on"
-    rule = EventTime(rows_per_day=a_day, first_date=FIRST_DATE)
+    """Deal the rows over days at random: a file may be sorted, and then its last rows are like no others."""
+    rows = {FIRST_DATE + timedelta(days=n): (sample.rows + n) // PARTS for n in range(PARTS)}
+    what = f"none: rows are dealt at random over {PARTS} invented days from {FIRST_DATE} on"
+    rule = EventTime(days=PARTS, seed=DEAL_SEED, first_date=FIRST_DATE)
     return Calendar(rule, rows, None, Choice("event time", what, why))
 
 
@@ -138,7 +132,7 @@ def count_dates(arrivals: Iterable[Arrival], rule: EventTime) -> dict[date, int]
                 got=f"{undated:,} of {undated + sum(known.values()):,} rows",
                 expected="times such as 2026-03-01T12:00:00Z or 2026-03-01 12:00, until tomorrow; rows without one "
                 f"join the largest day, which may have at most {limit:.0%} of them",
-                todo="correct the column, set another with --time, or leave out --time to assign days in file order",
+                todo="correct the column, set another with --time, or leave out --time to deal the rows at random",
             )
         found.update(known)
     return dict(sorted(found.items()))
@@ -155,7 +149,7 @@ def _read_time_rule(profile: ColumnProfile) -> EventTime:
             where=profile.name,
             got=f"{profile.low:.6g} to {profile.high:.6g}",
             expected="date-times, a count since 1970 for the years 1985 to 2128, or seconds since the first row",
-            todo="correct the column, or leave out --time to assign days in file order",
+            todo="correct the column, or leave out --time to deal the rows over invented days",
         )
     start = datetime.combine(FIRST_DATE, datetime.min.time(), UTC)
     return EventTime(column=profile.name, seconds_since=start)
@@ -191,16 +185,15 @@ def choose_nights(calendar: Calendar) -> int:
 def choose_splits(calendar: Calendar, nights: int, anomalous: float, has_labels: bool) -> tuple[Splits, Choice]:
     """How the rows before the first night are split.
 
-    Rows with times are split by time, so that no later row helps to judge an earlier one. In file order, the order
-    means nothing or misleads (sorted by label or customer), so the sets are drawn at random: fit and calibration rows
-    are then alike, as the threshold assumes.
+    Rows with times are split by time, so that no later row helps to judge an earlier one. Rows without are drawn at
+    random: fit and calibration rows are then alike, as the threshold assumes.
     """
     days = list(calendar.rows)[:-nights]
     tuning = 0.1 if has_labels else 0.0
     splits: Splits
     if calendar.is_dealt:
         splits = RandomFraction(kind="random_fraction", fit=0.4, stopping=0.1, tuning=tuning, test=0.15, seed=1)
-        why = "the order of the rows means nothing; random sets are alike"
+        why = "the rows have no times; random sets are alike"
     elif (by_date := _split_days(days, has_labels)) and _calibration_rows(calendar, days, by_date, anomalous) >= NEEDED:
         splits = by_date
         why = "whole days by time, the latest for the threshold"
@@ -239,7 +232,9 @@ def choose_quantile(calendar: Calendar, nights: int, splits: Splits, anomalous: 
         clean = _calibration_rows(calendar, days, splits, anomalous)
     else:
         clean = (1 - anomalous) * splits.calibration * sum(calendar.rows[day] for day in days)
-    spare = [q for q in QUANTILES if rows_for_quantile(q) + 1 <= (clean if q == QUANTILES[0] else SURE * clean)]
+    first = DEALT if calendar.is_dealt else 1
+    sure = [clean * (first if q == QUANTILES[0] else SURE) for q in QUANTILES]
+    spare = [q for q, rows in zip(QUANTILES, sure, strict=True) if rows_for_quantile(q) + 1 <= rows]
     if total < ENOUGH_ROWS or not spare:
         raise TooFewRows(
             "There are too few rows for a threshold.",
@@ -253,45 +248,10 @@ def choose_quantile(calendar: Calendar, nights: int, splits: Splits, anomalous: 
     return spare[0], Choice("threshold", f"quantile {spare[0]:g}", f"{why}; 0.99 needs {NEEDED}")
 
 
-def find_order(sample: Sample, profiles: Sequence[ColumnProfile], is_anomaly: Mask) -> Iterator[str]:
-    """Warn if the last tenth of the rows, which becomes the night, differs from the rest, as in a sorted file."""
-    n = sample.table.num_rows
-    if len(sample.sizes) > 1 or n < 2 * ENOUGH_ROWS:
-        return
-    is_last = np.arange(n) >= n - n // PARTS
-    if is_anomaly[is_last].mean() > 2 * is_anomaly.mean() + 0.1:
-        yield (
-            f"the last tenth of the rows, which becomes the night, has {is_anomaly[is_last].mean():.0%} anomalies: "
-            "the file looks sorted by its label, so this night has far more flags than a real one"
-        )
-    moved = {}
-    for profile in profiles:
-        if profile.type in ("float", "int") and profile.distinct > 1:
-            values = cast_column(sample.table[profile.name], pa.float64(), profile.format).to_numpy()
-            first, last = (values[chosen & ~is_anomaly & np.isfinite(values)] for chosen in (~is_last, is_last))
-            moved[profile.name] = _measure_shift(first, last)
-    worst = max(moved, key=lambda name: moved[name], default="")
-    if moved and moved[worst] > MAX_SHIFT:
-        yield (
-            f"the last tenth of the rows, which becomes the night, differs from the rows before it, most in {worst}: "
-            "the file looks sorted, so expect many flags; shuffle its rows, or set its time column with --time"
-        )
-
-
-def _measure_shift(first: Floats, last: Floats) -> float:
-    """The Kolmogorov-Smirnov distance between two samples, 0 to 1."""
-    if min(len(first), len(last)) < ENOUGH_ROWS:
-        return 0.0
-    first, last = np.sort(first), np.sort(last)
-    both = np.concatenate([first, last])
-    shares = [np.searchsorted(part, both, side="right") / len(part) for part in (first, last)]
-    return float(np.abs(shares[0] - shares[1]).max())
-
-
 def describe_nights(calendar: Calendar, nights: int) -> Choice:
     """The scored days as text."""
     days = list(calendar.rows)
     scored = f"{days[-nights]} to {days[-1]}" if nights > 1 else f"{days[-1]}"
-    return Choice(
-        "nights", f"{nights} scored: {scored}", f"a tenth of {len(days)} days, at most 7; the rest is training"
-    )
+    every = "; nightjar run NAME --all scores every row" if calendar.is_dealt else ""
+    why = f"a tenth of {len(days)} days, at most 7; the rest is training{every}"
+    return Choice("nights", f"{nights} scored: {scored}", why)

@@ -26,7 +26,6 @@ from tasks.onboarding.days import (
     choose_quantile,
     choose_splits,
     describe_nights,
-    find_order,
     has_hours,
 )
 from tasks.onboarding.profile import (
@@ -108,6 +107,13 @@ def choose_labels(sample: Sample, column: str, normal: str | None) -> tuple[Labe
     share = anomalies / total
     what = f"{column}: {what}, {anomalies:,} of {total:,} rows ({share:.2%})"
     return rule, share, Choice("label", what, f"{why}; the detector never reads it")
+
+
+def find_first_row(source: FilesSource | SqlSource) -> int | None:
+    """The number that a spreadsheet gives to the first record of a file."""
+    if isinstance(source, SqlSource):
+        return None
+    return 1 + source.skip_lines + (not source.header)
 
 
 def count_labels(spelt: Counter[str]) -> Counter[str]:
@@ -375,7 +381,9 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
     train = choose_training(columns, round(0.4 * sample.rows), [p for p in profiles if p.name in columns.numbers])
     return Draft(
         ingest=IngestParams(
-            source=source, event_time=calendar.event_time, **_given(record_id=record_id, labels=labels)
+            source=source,
+            event_time=calendar.event_time,
+            **_given(record_id=record_id, labels=labels, first_row=None if record_id else find_first_row(source)),
         ),
         filter=filtered,
         train=train,
@@ -393,7 +401,6 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
             *note_headers(sample, decisions),
             *note_labels(profiles, decisions),
             *describe_readings(profiles, decisions, calendar),
-            *(find_order(sample, profiles, is_anomaly) if calendar.is_dealt else ()),
         ),
     )
 

@@ -27,6 +27,7 @@ class Site:
     threads: int
     commit: str
     devices: int = 1  # number of devices that fit a network together
+    has_times: bool = True  # otherwise dates and event times are invented, and event times are not shown
 
     @property
     def zone(self) -> ZoneInfo:

@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -892,12 +894,43 @@ def test_a_file_without_times_is_dealt_out_in_its_own_order(site: Site, tmp_path
     assert table["event_time"].to_pylist() == [datetime(2026, 1, 31, hour, tzinfo=UTC) for hour in (0, 8, 16)]
 
 
+def deal(site: Site, folder: Path, ids: Sequence[str], record_id: str | None) -> dict[str, date]:
+    """The day of each row, by its id, of a file that has just these ids."""
+    (folder / "rows.csv").write_text("id,n\n" + "".join(f"{name},{n}\n" for n, name in enumerate(ids)))
+    source = FilesSource(kind="files", path=str(folder / "rows.csv"))
+    rule = EventTime(days=5, seed=3, first_date=date(2026, 1, 1))
+    params = IngestParams(source=source, event_time=rule, record_id=record_id, first_row=None if record_id else 2)
+    ingest_arrivals(site, params, Window(date.min, date.max, datetime(2030, 1, 1, tzinfo=UTC)))
+    rows = read_landing(site)
+    return dict(zip(rows["record_id"], rows["event_time"].dt.date, strict=True))
+
+
+def test_a_table_without_times_is_dealt_at_random_and_a_row_keeps_its_day(site: Site, tmp_path: Path) -> None:
+    ids = [f"r{n}" for n in range(500)]
+    days = deal(site, tmp_path, ids, "id")
+    sizes = Counter(days.values())
+    assert sorted(sizes) == [date(2026, 1, day) for day in range(1, 6)]
+    assert min(sizes.values()) > 70
+    assert len({days[name] for name in ids[:20]}) > 1  # not in file order
+    again = deal(site, tmp_path, ["r0a", *reversed(ids)], "id")
+    assert {name: again[name] for name in ids} == days
+
+
+def test_rows_without_an_id_are_named_by_the_rows_of_a_spreadsheet(site: Site, tmp_path: Path) -> None:
+    days = deal(site, tmp_path, [str(n) for n in range(300)], None)
+    assert sorted(days, key=lambda name: int(name.split(":")[1])) == [f"rows:{row}" for row in range(2, 302)]
+    assert len(set(days.values())) == 5
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {},
         {"column": "t", "rows_per_day": 5, "first_date": date(2026, 1, 1)},
         {"rows_per_day": 5},
+        {"days": 5, "first_date": date(2026, 1, 1)},
+        {"days": 5, "seed": 1, "rows_per_day": 5, "first_date": date(2026, 1, 1)},
+        {"column": "t", "days": 5, "seed": 1, "first_date": date(2026, 1, 1)},
         {"rows_per_day": 5, "first_date": date(2026, 1, 1), "seconds_since": datetime(2026, 1, 1, tzinfo=UTC)},
     ],
 )

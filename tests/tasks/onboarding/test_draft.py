@@ -190,16 +190,26 @@ def test_a_requested_identifier_that_repeats_and_a_query_without_one_are_refused
 # --- days ---
 
 
-def test_rows_without_times_are_dealt_out_ten_days_and_the_last_is_scored() -> None:
+def test_rows_without_times_are_dealt_at_random_over_ten_days_and_the_last_is_scored() -> None:
     drafted = draft(make_frame(1005))
-    assert drafted.ingest.event_time.rows_per_day == 101
+    assert drafted.ingest.event_time.days == 10
     assert drafted.nights == 1
     assert drafted.last_date == date(2026, 1, 10)
     assert isinstance(drafted.filter.splits, RandomFraction)
+    assert drafted.filter.splits.seed != drafted.ingest.event_time.seed
+    assert not [note for note in draft(make_frame().sort_values("fraud"), label="fraud").notes if "sorted" in note]
 
 
-def test_files_without_times_are_dealt_out_by_the_largest_of_them() -> None:
-    assert draft(make_frame(600), make_frame(900)).ingest.event_time.rows_per_day == 90
+@pytest.mark.parametrize(
+    ("settings", "first"), [({}, 2), ({"skip_lines": 3}, 5), ({"header": ("a", "b", "c")}, 1), (None, None)]
+)
+def test_rows_without_an_id_have_the_numbers_that_a_spreadsheet_shows(
+    settings: dict[str, Any] | None, first: int
+) -> None:
+    if settings is None:
+        assert draft(make_frame().assign(order_id=range(1000))).ingest.first_row is None
+    else:
+        assert draft(make_frame(), source=FILES.model_copy(update=settings)).ingest.first_row == first
 
 
 @pytest.mark.parametrize(("days", "nights", "splits"), [(40, 4, ByDate), (8, 1, LeadingFraction)])
@@ -313,15 +323,6 @@ def test_one_gross_error_chooses_neither_the_scale_nor_the_range_and_is_shown() 
     [decision] = [d for d in drafted.decisions if d.column == "size"]
     assert "1 far outside: 1048" in decision.detail
     assert "encode" not in draft(make_frame(2000)).train.model_fields_set
-
-
-def test_a_sorted_file_is_said_and_a_shuffled_one_is_not() -> None:
-    frame = make_frame()
-    assert draft(frame.drop(columns="fraud")).notes == ()
-    [note] = draft(frame.drop(columns="fraud").sort_values("size")).notes
-    assert "size" in note
-    [note] = draft(frame.sort_values("fraud"), label="fraud").notes
-    assert "20%" in note
 
 
 # --- rows ---

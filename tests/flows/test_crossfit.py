@@ -1,0 +1,75 @@
+"""Every row of a table without times is scored by models that have not learnt from it; nothing is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy import Project, point_to
+
+from flows.cli.main import execute
+
+ODD = {12: ("mass", 9900), 202: ("bill", 5), 301: ("flipper", 400)}  # by row of the spreadsheet
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a table of three kinds, sorted by kind; three rows are odd, one is unreadable."""
+    point_to(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1, 2], [150, 70, 80])
+    frame = pd.DataFrame({"species": np.array(["a", "b", "c"])[kind]})
+    for name, means, spread in (("bill", (38, 48, 47), 2), ("flipper", (190, 196, 217), 6), ("mass", (37, 37, 50), 3)):
+        frame[name] = rng.normal(np.array(means)[kind], spread).round(1).astype(object)
+    for row, (name, value) in ODD.items():
+        frame.loc[row - 2, name] = value
+    frame.loc[100, "bill"] = "n/x"
+    frame.to_csv("birds.csv", index=False)
+    assert execute(["init", "birds", "--source", "birds.csv"]) == 0
+    return tmp_path
+
+
+def test_every_row_of_a_sorted_table_is_scored_out_of_sample_and_nothing_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert execute(["run", "birds", "--all", "--output", "all.csv", "--json", "--limit", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["scored"], len(found["records"])) == (300, 299, 20)
+    assert found["bad_rows"] == [{"record_id": "birds:102", "reason": "bill: not readable as float"}]
+    assert {row["record_id"] for row in found["records"][:3]} == {f"birds:{row}" for row in ODD}
+    assert all(row["is_flagged"] for row in found["records"][:3])
+    assert found["flagged"] < 20
+    times = [row["times_threshold"] for row in found["records"]]
+    assert times == sorted(times, reverse=True)
+    written = pd.read_csv(folder / "all.csv")
+    assert written["record_id"].tolist() == [f"birds:{row}" for row in range(2, 302)]
+    good = written.dropna(subset="score")
+    assert good["threshold"].nunique() == found["folds"] == 5
+    np.testing.assert_allclose(good["times_threshold"], good["score"] / good["threshold"])
+    assert (good["is_flagged"] == (good["score"] > good["threshold"])).all()
+    after = {path for path in folder.rglob("*") if path.is_file()}
+    assert not [path for path in after - before if path.suffix in (".parquet", ".duckdb", ".safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--output", "x.doc"), "cannot be written"),
+        (("--retrain",), "--retrain"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], what: str
+) -> None:
+    assert execute(["run", "birds", "--all", *arguments]) != 0
+    assert what in capsys.readouterr().err
+    assert execute(["run", "birds", "--limit", "3"]) == 2
+
+
+def test_a_table_with_times_is_refused(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "orders", "--all"]) == 1
+    assert "nightjar backfill orders" in capsys.readouterr().err
