@@ -28,6 +28,7 @@ for login in postgres prefect mlflow nightjar nightly analyst grafana tracking; 
     [ -e "$SECRETS/${login}_password" ] || random | put "${login}_password"
 done
 [ -e "$SECRETS/prefect_auth" ] || printf nightjar:%s "$(random)" | put prefect_auth
+[ -e "$SECRETS/nightjar_pseudonym_key" ] || random | put nightjar_pseudonym_key
 [ -e "$SECRETS/mlflow_key" ] || random | put mlflow_key
 put_url prefect_database postgresql+asyncpg prefect prefect
 put_url mlflow_database postgresql+psycopg mlflow mlflow
