@@ -1,9 +1,11 @@
 """The Prefect server of a run for which none is configured: started by the command, ended with it.
 
 Prefect can start one itself, but then imports its whole server into the run's process, and runs services (automations,
-stored events) that a single run does not need: about a fifth of the CPU time of a night.
+stored events) that a single run does not need: about a fifth of the CPU time of a night. The servers of several runs
+share one database in PREFECT_HOME.
 """
 
+import asyncio
 import atexit
 import os
 import socket
@@ -12,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
 
 from flows.config.settings import load_settings
 
@@ -44,8 +49,7 @@ def _start() -> str:
     """Start the server and return its URL. It ends after all that was started later, such as the sending of logs."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        app = ["--factory", "prefect.server.api.server:create_app", "--fd", str(listening.fileno())]
-        command = [sys.executable, "-m", "uvicorn", *app, "--log-level", "error"]
+        command = [sys.executable, "-m", "flows.team.temporary", str(listening.fileno())]
         environment = os.environ | dict.fromkeys(NOT_NEEDED, "false") | {"PREFECT__SERVER_EPHEMERAL": "1"}
         environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)  # of another server
         server = subprocess.Popen(command, env=environment, pass_fds=[listening.fileno()])  # noqa: S603
@@ -56,3 +60,33 @@ def _start() -> str:
         server.wait()
 
     return f"http://127.0.0.1:{port}/api"
+
+
+def serve(socket_number: int) -> None:
+    """Run the server on an open socket, after bringing its database up to date and deleting runs older than 90 days.
+
+    One process at a time: migrations of several at once undo each other.
+    """
+    import uvicorn
+
+    with FileLock(Path(os.environ["PREFECT_HOME"]) / "start.lock"):
+        asyncio.run(prepare_database())
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, fd=socket_number, log_level="error")
+
+
+async def prepare_database() -> None:
+    """Create or migrate Prefect's database, and delete old runs with their logs and artifacts, or it would only grow.
+
+    Old: PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD.
+    """
+    from prefect.server.database import provide_database_interface
+    from prefect.server.services.db_vacuum import vacuum_old_flow_runs
+
+    database = provide_database_interface()
+    await database.create_db()
+    await vacuum_old_flow_runs(db=database)
+    await (await database.engine()).dispose()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

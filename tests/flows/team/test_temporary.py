@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -53,14 +54,28 @@ def list_processes(mark: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_run_is_recorded_whole_and_its_server_ends_with_it(environment: dict[str, str], tmp_path: Path) -> None:
-    done = run(environment)
-    assert done.stdout == "False\n", done.stderr  # the server is not imported into the run's process
-    with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as database:
-        for table in ("flow_run", "task_run"):
-            assert database.execute(f"select state_type from {table}").fetchall() == [("COMPLETED",)]
-        assert ("a line of the log",) in database.execute("select message from log").fetchall()
+def test_runs_at_once_are_recorded_whole_their_servers_end_with_them_and_old_runs_are_deleted(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(run, [environment] * 3))  # each would create the database
+    # The server is not imported into the run's process.
+    assert [one.stdout for one in done] == ["False\n"] * 3, [one.stderr for one in done]
+    database = tmp_path / "prefect/prefect.db"
+    assert read_recorded(database) == (3, 3, 3)
     assert list_processes(environment["MARK"]) == []
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update flow_run set end_time = '2020-01-01 00:00:00.000000'")
+    assert run(environment).returncode == 0
+    assert read_recorded(database) == (1, 1, 1)
+
+
+def read_recorded(path: Path) -> tuple[int, ...]:
+    """The numbers of completed flow runs and task runs, and of lines of their logs."""
+    counted = ("flow_run where state_type = 'COMPLETED'", "task_run where state_type = 'COMPLETED'",
+               "log where message = 'a line of the log'")  # fmt: skip
+    with closing(sqlite3.connect(path)) as database:
+        return tuple(database.execute(f"select count(*) from {what}").fetchone()[0] for what in counted)
 
 
 def test_a_server_that_cannot_start_is_one_message(environment: dict[str, str], tmp_path: Path) -> None:
