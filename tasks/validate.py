@@ -32,7 +32,7 @@ from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, descri
 from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.stores.faults import writing
 from tasks.stores.files import read_ahead
-from tasks.stores.lake import SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
+from tasks.stores.lake import SLICE_BYTES, SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
 from tasks.stores.site import Site
 
 DUPLICATE = "record_id shared by rows that differ"
@@ -116,12 +116,14 @@ def mark_strays(times: pa.ChunkedArray, batch: _OpenBatch) -> Mask:
 
 
 def group_pieces(pieces: Iterable[_Piece], rows: int = JUDGED_ROWS) -> Iterator[list[_Piece]]:
-    """Group pieces of at least `rows` rows together."""
+    """Group pieces of up to `rows` rows and a slice's bytes together."""
     group: list[_Piece] = []
+    seen = size = 0
     for piece in pieces:
-        if group and sum(p.typed.num_rows for p in group) + piece.typed.num_rows > rows:
+        seen, size = seen + piece.typed.num_rows, size + piece.typed.nbytes
+        if group and (seen > rows or size > SLICE_BYTES):
             yield group
-            group = []
+            group, seen, size = [], piece.typed.num_rows, piece.typed.nbytes
         group.append(piece)
     if group:
         yield group

@@ -23,7 +23,7 @@ from tasks.sources.images import read_images
 from tasks.sources.json_lines import read_json_lines
 from tasks.sources.unpack import HEAD, ZIP, Stream, make_seekable, unpack
 from tasks.sources.workbook import OLD_OFFICE, is_workbook, read_workbook
-from tasks.stores.lake import SLICE_ROWS
+from tasks.stores.lake import SLICE_BYTES, SLICE_ROWS
 
 BLOCK = 1 << 24  # bytes of CSV parsed at once; a row must fit into one
 FEW_BAD = 5  # rows of another width that any file may have
@@ -348,7 +348,9 @@ def read_lines(stream: Stream, name: str, column: str, encoding: str = "utf-8") 
 def read_parquet(file: Any) -> Iterator[pa.Table]:
     """A Parquet file's rows, slice by slice."""
     with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(SLICE_ROWS):
+        groups = [parquet.metadata.row_group(place) for place in range(parquet.metadata.num_row_groups)]
+        row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        for batch in parquet.iter_batches(max(1, min(SLICE_ROWS, SLICE_BYTES // max(1, row_bytes)))):
             batch.validate(full=True)  # text of a damaged file may not be UTF-8
             _check_instants(batch)
             yield _without_views(pa.Table.from_batches([batch]))

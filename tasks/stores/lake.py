@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -30,11 +30,14 @@ from tasks.errors import (
 )
 from tasks.stores.files import Files, passing_over_missing
 
+S = TypeVar("S", pa.Table, pa.Schema)
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
 # Query errors that do not mean a damaged part: incompatible columns, or too little memory.
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
-SLICE_ROWS = 131_072  # rows held in memory at once; a Parquet row group
+SLICE_ROWS = 131_072  # rows held in memory at once, fewer of wide rows: a Parquet row group
+SLICE_BYTES = 128 << 20  # of a slice: rows of less than a kilobyte are cut by SLICE_ROWS
+SLICE_MARK = b"slice_rows"  # in the footer of a part with wide rows and several slices: the rows of one
 FETCHED_SLICES = 4  # slices of a part in an object store that are fetched together, to save requests
 QUERY_MEMORY = "512MB"  # for a batch's ids; DuckDB spills the rest to the temporary folder
 QUERY_THREADS = 4  # grouping takes about 100 MB per thread
@@ -94,13 +97,16 @@ class PartWriter:
         self._digest, self._position = hashlib.sha256(), 0
         self._parquet: pq.ParquetWriter | None = None
         self._file: IO[bytes]
+        self._slice_rows, self._bytes = SLICE_ROWS, 0
         self.rows = 0
 
     def append(self, table: pa.Table) -> None:
         """Append rows; the first call creates the file and fixes its schema."""
         if not table.num_rows:
             return
-        self.start(table.schema).write_table(table, row_group_size=SLICE_ROWS)
+        rows = count_slice_rows(table)
+        self.start(table.schema).write_table(table, row_group_size=rows)
+        self._slice_rows, self._bytes = min(self._slice_rows, rows), self._bytes + table.nbytes
         self.rows += table.num_rows
 
     def start(self, schema: pa.Schema) -> pq.ParquetWriter:
@@ -118,6 +124,8 @@ class PartWriter:
     def finish(self, **origin: str) -> Part:
         """Write the Parquet footer and describe the file."""
         if self._parquet is not None:
+            if self._bytes > SLICE_BYTES and self._slice_rows < SLICE_ROWS:
+                self._parquet.add_key_value_metadata({SLICE_MARK: str(self._slice_rows)})
             self._parquet.close()
         return Part(self._path, self.rows, self._digest.hexdigest(), **origin)  # type: ignore[arg-type]
 
@@ -272,21 +280,22 @@ class Lake(Files):
     def slices(
         self, part: Part, columns: list[str] | None = None, categories: tuple[str, ...] = ()
     ) -> Iterator[pa.Table]:
-        """A part's rows, SLICE_ROWS at a time; text columns named in `categories` are dictionary-encoded."""
+        """A part's rows, a slice at a time; text columns named in `categories` are dictionary-encoded."""
         full = self.full(part.path)
         with self._reading(part):
             source = full if self.is_local else self.fs.open(full)
             options = {"read_dictionary": list(categories), "page_checksum_verification": True}
             with pq.ParquetFile(source, pre_buffer=not self.is_local, **options) as file:
-                for groups in [None] if self.is_local else _list_runs(file.metadata):
-                    for batch in file.iter_batches(SLICE_ROWS, groups, columns, use_threads=True):
-                        yield pa.Table.from_batches([batch])
+                rows = min(SLICE_ROWS, int((file.metadata.metadata or {}).get(SLICE_MARK, SLICE_ROWS)))
+                for groups in [None] if self.is_local else _list_runs(file.metadata, rows):
+                    for batch in file.iter_batches(rows, groups, columns, use_threads=True):
+                        yield _without_mark(pa.Table.from_batches([batch]))
 
     def schema(self, part: Part) -> pa.Schema:
         """A part's columns and their types, read from its footer."""
         full = self.full(part.path)
         with self._reading(part):
-            return pq.read_schema(full if self.is_local else self.fs.open(full))
+            return _without_mark(pq.read_schema(full if self.is_local else self.fs.open(full)))
 
     def columns(self, part: Part) -> list[str]:
         """A part's column names."""
@@ -361,12 +370,29 @@ class Lake(Files):
         return connection
 
 
-def _list_runs(metadata: pq.FileMetaData) -> list[list[int]]:
+def count_slice_rows(table: pa.Table) -> int:
+    """The rows of a table that are held in memory at once: at most SLICE_ROWS, and on average SLICE_BYTES."""
+    fitting: int = SLICE_BYTES * table.num_rows // max(1, table.nbytes)
+    return max(1, min(SLICE_ROWS, fitting))
+
+
+def _without_mark(found: S) -> S:
+    """A table or schema as it was written: PyArrow adds what the footer says to the schema."""
+    known = found.schema.metadata if isinstance(found, pa.Table) else found.metadata
+    if not known or SLICE_MARK not in known:
+        return found
+    left = {key: value for key, value in known.items() if key != SLICE_MARK}
+    if isinstance(found, pa.Table):
+        return found.replace_schema_metadata(left or None)
+    return found.with_metadata(left) if left else found.remove_metadata()
+
+
+def _list_runs(metadata: pq.FileMetaData, slice_rows: int) -> list[list[int]]:
     """Row groups in runs of FETCHED_SLICES slices, which are fetched and held in memory together."""
     runs: list[list[int]] = []
-    rows = FETCHED_SLICES * SLICE_ROWS
+    rows = fetched = FETCHED_SLICES * slice_rows if slice_rows == SLICE_ROWS else slice_rows
     for group in range(metadata.num_row_groups):
-        if rows >= FETCHED_SLICES * SLICE_ROWS:
+        if rows >= fetched:
             runs.append([])
             rows = 0
         runs[-1].append(group)

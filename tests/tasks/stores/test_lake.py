@@ -171,6 +171,30 @@ def test_parts_are_read_in_slices_of_bounded_size(lake, monkeypatch):
     assert [piece.num_rows for piece in lake.slices(part)] == [2, 1]
 
 
+def test_slices_of_wide_rows_have_fewer_rows_and_are_as_they_were_written(lake, monkeypatch):
+    monkeypatch.setattr("tasks.stores.lake.SLICE_BYTES", 10_000)
+    narrow = pa.table({"record_id": ["a", "b"], "text": ["x", "y"]})
+    wide = pa.table({"record_id": list("cdefgh"), "text": ["z" * 4_000] * 6})
+    partition = lake.write("landing", "toy", DAY)
+    with partition.part("part-0") as part:
+        part.append(narrow)
+        part.append(wide)
+    (part,) = partition.commit({}).parts
+    pieces = list(lake.slices(part))
+    assert all(piece.nbytes <= 10_000 for piece in pieces)
+    assert all(piece.schema.equals(wide.schema, check_metadata=True) for piece in pieces)
+    assert lake.schema(part).equals(wide.schema, check_metadata=True)
+    assert pa.concat_tables(pieces).equals(pa.concat_tables([narrow, wide]))
+
+
+@pytest.mark.parametrize("table", [ROWS, pa.table({"record_id": list("abc"), "text": ["z" * 50_000] * 3})])
+def test_the_bytes_of_a_part_of_one_slice_do_not_depend_on_the_budget(lake, monkeypatch, table):
+    (before,) = write(lake, table).parts
+    monkeypatch.setattr("tasks.stores.lake.SLICE_BYTES", table.nbytes * 1_000_000)
+    (after,) = write(lake, table).parts
+    assert before.sha256 == after.sha256
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" * 9, None]
 )
