@@ -13,6 +13,7 @@ from prefect.states import Completed, Failed
 from flows.config.setup import load_setup
 from flows.hooks import mark_crashed
 from flows.status import StatusLine, list_in_service, read_line
+from tasks.rows.escaping import escape_markdown
 
 DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yesterday's night must be published
 
@@ -56,4 +57,4 @@ def make_row(line: StatusLine, late: Sequence[str]) -> dict[str, Any]:
 
 def describe(late: Sequence[str]) -> str:
     """The text above the table on Prefect's page."""
-    return "\n".join(f"- {cause}" for cause in late) or "every detector in service is fresh"
+    return "\n".join(f"- {escape_markdown(cause)}" for cause in late) or "every detector in service is fresh"

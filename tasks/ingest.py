@@ -105,8 +105,8 @@ def add_identity(table: pa.Table, params: IngestParams, name: str, first_row: in
 
 
 def identify_unparsed(texts: pa.ChunkedArray, name: str, schema: pa.Schema) -> pa.Table:
-    """Rows that could not be split into values: file and text are the id, all else is null: they are quarantined."""
-    ids = pc.binary_join_element_wise(name, pc.replace_substring(texts, "\0", " "), ", ")
+    """Rows that could not be split into values: file and line are the id, all else is null: they are quarantined."""
+    ids = pc.binary_join_element_wise(name, texts, ", ")
     others = [pa.nulls(len(ids), field.type) for field in schema if field.name != "record_id"]
     return pa.table([ids, *others], schema=schema)
 

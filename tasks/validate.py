@@ -28,6 +28,7 @@ from tasks.params import ValidateParams
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
 from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
+from tasks.rows.escaping import escape_markdown
 from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
 from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.stores.faults import writing
@@ -363,22 +364,24 @@ def check_accepted(detector: str, validations: Iterable[Validation]) -> None:
         )
 
 
+def make_row(v: Validation) -> dict[str, str | int]:
+    """A batch's row in the table on Prefect's page, which shows Markdown."""
+    return {
+        "batch date": str(v.batch_date),
+        "rows in": v.rows_in,
+        "validated": v.validated,
+        "quarantined": v.quarantined,
+        "excluded": v.excluded,
+        "warnings": escape_markdown("; ".join(v.warnings)),
+        "failures": escape_markdown("; ".join(v.failures)),
+    }
+
+
 @task(task_run_name="validate {site.detector}", **PURE)
 def validate(site: Site, contract: Contract, dates: Sequence[date], params: ValidateParams) -> list[Validation]:
     """Validate batches; if some are rejected, the task fails after all have been checked."""
     validations = validate_batches(site, contract, dates, params, progress_of(f"validate to {dates[-1]}"))
-    rows = [
-        {
-            "batch date": str(v.batch_date),
-            "rows in": v.rows_in,
-            "validated": v.validated,
-            "quarantined": v.quarantined,
-            "excluded": v.excluded,
-            "warnings": "; ".join(v.warnings),
-            "failures": "; ".join(v.failures),
-        }
-        for v in validations
-    ]
+    rows = [make_row(v) for v in validations]
     create_table_artifact(rows, key=f"validation-{site.artifact_key}", description=f"Validation of {site.detector}")
     total, bad = sum(v.rows_in for v in validations), sum(v.quarantined for v in validations)
     get_run_logger().info("%d batches, %d rows, %d quarantined", len(rows), total, bad)

@@ -37,8 +37,8 @@ PASSED_OVER = re.compile(
     r"|\.(crc|tmp|temp|part|partial|filepart|crdownload|swp|lock|md5|sha1|sha256|md)$",
     re.IGNORECASE,
 )
-# The only column of a table with the rows of a file that have another number of values than its header: texts such as
-# "line 7 with 1 of 4 values: TOTAL". They are quarantined.
+# The only column of a table with the rows of a file that have another number of values than its header: where they
+# are, such as "line 7 with 1 of 4 values". They are quarantined.
 UNPARSED = "\0unparsed"
 
 # What damaged archives, and those packed in an unknown way, raise.

@@ -29,7 +29,6 @@ BLOCK = 1 << 24  # bytes of CSV parsed at once; a row must fit into one
 FEW_BAD = 5  # rows of another width that any file may have
 MAX_BAD = 0.01  # share of a larger file's rows that may have another width than its header
 MOST_BAD = 1_000  # held in memory
-MOST_TEXT = 2_000  # characters kept of each
 LINE_END = re.compile(r"\r\n|\r|\n")
 BLANK = re.compile(r"[ \t]*+(?:\r\n|\r|\n)")
 JSON = re.compile(rb"\s*[\[{]\s*[\"{}\]]")
@@ -72,6 +71,9 @@ def read_file(
                     if table.column_names != [UNPARSED]:
                         names = names or table.column_names
                         table = _align(table, names, name)
+                    elif name != path:  # several members may have bad rows on one line
+                        member = name.removeprefix(path).lstrip("/")
+                        table = pa.table({UNPARSED: [f"{member}, {text}" for text in table[UNPARSED].to_pylist()]})
                     yield table
     except (*UNPACKING, ValueError, pa.ArrowException) as error:  # UnicodeDecodeError is a ValueError
         raise damaged_file(path, error) from error
@@ -208,13 +210,13 @@ class _Odd:
         self.number = 0
 
     def add(self, row: pacsv.InvalidRow) -> str:
-        """Keep a row as text with its line number."""
+        """Keep where a row is, and not what it says: no contract knows which of its values are personal."""
         self.lines += 1 + len(LINE_END.findall(row.text))
         self.number, self.is_narrow = row.number, row.actual_columns < self.width
         line = row.number + self.above
         self.first = self.first or f"line {line:,} has {row.actual_columns} values"
         if len(self.texts) <= MOST_BAD:
-            self.texts.append(f"line {line} with {row.actual_columns} of {self.width} values: {row.text[:MOST_TEXT]}")
+            self.texts.append(f"line {line} with {row.actual_columns} of {self.width} values")
         return "skip"
 
     def check(self, name: str, rows: int) -> None:

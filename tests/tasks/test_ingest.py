@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -862,16 +863,28 @@ def test_words_that_look_like_null_stay_text(site):
 
 
 @pytest.mark.parametrize("record_id", ["payment_id", None])
-def test_a_line_of_another_width_lands_as_text_without_a_time_and_moves_no_other_row(site, record_id):
+def test_a_line_of_another_width_lands_by_its_number_without_a_time_and_moves_no_other_row(site, record_id):
     lines = CSV.splitlines(keepends=True)
     put(site, "pay.csv", "".join([*lines[:2], "TOTAL,\0,1\n", *lines[2:]]))
     assert ingest(site, configure("pay.csv", record_id=record_id)).rows == 4
     rows = read_landing(site, DAY)
     odd = rows[rows["event_time"].isna()].iloc[0].to_dict()
-    assert odd.pop("record_id") == "pay.csv, line 3 with 3 of 4 values: TOTAL, ,1"
+    assert odd.pop("record_id") == "pay.csv, line 3 with 3 of 4 values"
     assert pd.isna(list(odd.values())).all()
     others = sorted(name for name in read_landing(site)["record_id"] if "line" not in name)
     assert others == (["p1", "p2", "p3"] if record_id else [f"pay:{row:09d}" for row in range(3)])
+
+
+def test_no_value_of_a_line_of_another_width_lands_and_lines_of_two_members_stay_apart(site):
+    odd = CSV + "p9,2026-03-01T10:00:00Z,4111111111111111\n"
+    with zipfile.ZipFile(Path(site.sources) / "pay.zip", "w") as archive:
+        archive.writestr("a.csv", odd)
+        archive.writestr("b.csv", odd.replace("p1", "q1").replace("p2", "q2").replace("p3", "q3"))
+    ingest(site, configure("pay.zip"))
+    rows = read_landing(site)
+    named = rows.loc[rows["event_time"].isna(), "record_id"].tolist()
+    assert named == [f"pay.zip, {member}.csv, line 5 with 3 of 4 values" for member in ("a", "b")]
+    assert "4111" not in rows.to_csv()
 
 
 def test_a_line_of_another_width_is_named_without_its_values(site):

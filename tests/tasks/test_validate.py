@@ -19,7 +19,7 @@ from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Lake, Manifest
-from tasks.validate import DUPLICATE, Validation, check_accepted, validate_batches
+from tasks.validate import DUPLICATE, Validation, check_accepted, make_row, validate_batches
 
 DAY = date(2026, 3, 1)
 ANY = ValidateParams(max_quarantined_fraction=1.0)
@@ -663,3 +663,11 @@ def test_a_large_landing_part_becomes_several_in_the_order_of_its_rows(site, lan
     assert [part.rows for part in parts] == [6, 5, 6, 2]
     assert read("validated")["record_id"].tolist() == [f"r{row}" for row in range(20) if row != 7]
     assert read("quarantine")["record_id"].tolist() == ["r7"]
+
+
+@pytest.mark.parametrize("odd", ["![x](http://evil/x.png)", "[a](http://evil)", "a | b", "<img src=x>", "a\n# b"])
+def test_names_from_the_data_stay_text_on_prefects_page(odd):
+    row = make_row(Validation(DAY, "", 1, 1, 0, 0, {}, (f"columns ignored: {odd}",), (odd, odd)))
+    shown = f"{row['warnings']} {row['failures']}"
+    assert not re.search(r"(?<!\\)[\[|!<\n]", shown)
+    assert not re.search(r"://", shown.replace("\\://", ""))
