@@ -60,7 +60,7 @@ def ingest(name: str) -> None:
         window = setup.window(last=setup.configured.detector.run.last_date)
         found = list_arrivals(params.source, site.sources, site.zone, window)
         # The time a file was copied or a query was run differs between machines.
-        arrivals = [replace(arrival, version="", arrived_at=UNDATED) for arrival in found]
+        arrivals = [replace(arrival, version="", arrived_at=UNDATED, content=str) for arrival in found]
         land_arrivals(site, params, window, arrivals, progress_of("ingest"))
         site.warehouse.list_labels(name).to_parquet(site.home / LABELS, index=False)
 

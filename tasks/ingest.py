@@ -188,6 +188,7 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
     counts: Counter[date] = Counter()
     rows, undated, identified, flushed = 0, [], pa.table({}), 0
     origin = {"source": arrival.name, "version": arrival.version, "arrived_at": arrival.arrived_at.isoformat()}
+    origin["content"] = arrival.content()
     origin["rule"] = params.hash_landing(site.time_zone)
     with ExitStack() as stack:
 
@@ -325,7 +326,13 @@ def list_landed(lake: Lake, detector: str) -> dict[str, dict[date, Part]]:
 def has_landed(arrival: Arrival, parts: Collection[Part], rule: str) -> bool:
     """Whether these parts of its source, one per date, are the complete arrival, this version of it, by this rule."""
     found = {(part.version, part.dates, part.rule or rule) for part in parts}
-    return found == {(arrival.version, len(parts), rule)}
+    return found == {(arrival.version, len(parts), rule)} and not has_changed(arrival, parts)
+
+
+def has_changed(arrival: Arrival, parts: Iterable[Part]) -> bool:
+    """Whether the parts hold something else than the arrival, though its version may be theirs."""
+    landed = {part.content for part in parts if part.content}
+    return bool(landed) and landed != {arrival.content()}
 
 
 def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:
@@ -393,6 +400,7 @@ def land_arrivals(
     for done, arrival in enumerate(fresh, start=1):
         older = landed.get(arrival.name, {})
         is_correction = any((p.version, p.rule or rule) != (arrival.version, rule) for p in older.values())
+        is_correction = is_correction or has_changed(arrival, older.values())
 
         def keep(parts: list[Part], arrival: Arrival = arrival, is_correction: bool = is_correction) -> None:
             if params.labels:

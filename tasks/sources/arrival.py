@@ -18,6 +18,7 @@ class Arrival:
     """One file, query or feed delivery. `version` changes when its content may have.
 
     is_whole: it replaces everything that this name delivered before. A query may return only the latest days.
+    content: a hash of what it holds, or "" if that is not cheap to read. It tells a change behind the same version.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Arrival:
     arrived_at: datetime
     read: Callable[[], Iterable[pa.Table]]
     is_whole: bool = True
+    content: Callable[[], str] = str
 
     def __post_init__(self) -> None:
         """Names are stored and shown; that of a file behind a URL may end in a token."""

@@ -59,6 +59,7 @@ class Part:
     dates: int = 1  # number of batch dates on which the arrival landed
     rule: str = ""  # hash of the params that assigned dates, ids and labels; "" in landings older than this field
     replaces: tuple[str, ...] = ()
+    content: str = ""  # of the arrival, where that is cheap to read; "" in landings older than this field
 
 
 @dataclass(frozen=True)
@@ -407,6 +408,8 @@ def quote(name: str) -> str:
 
 def _encode(manifest: Manifest) -> bytes:
     document = asdict(manifest) | {"batch_date": manifest.batch_date.isoformat(), "hash": manifest.hash}
+    document["parts"] = [{key: value for key, value in part.items() if key != "content" or value}
+                         for part in document["parts"]]  # fmt: skip
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
 

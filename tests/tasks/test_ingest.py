@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import json
 import os
 import pickle
 import sqlite3
@@ -873,6 +874,31 @@ def test_a_line_of_another_width_lands_by_its_number_without_a_time_and_moves_no
     assert pd.isna(list(odd.values())).all()
     others = sorted(name for name in read_landing(site)["record_id"] if "line" not in name)
     assert others == (["p1", "p2", "p3"] if record_id else [f"pay:{row:09d}" for row in range(3)])
+
+
+@pytest.mark.parametrize("rows", [3, 40_000])
+def test_a_correction_of_the_same_size_and_time_is_seen_and_other_files_stay_fresh(site, rows):
+    text = "payment_id,at,amount\n" + "".join(f"p{n},2026-03-01T10:00:00Z,{n % 9}.50\n" for n in range(rows))
+    path = put(site, "pay.csv", text)
+    stamp = path.stat().st_mtime_ns
+    assert ingest(site, configure("pay.csv")).rows == rows
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+    path.write_text(text.replace("p1,2026-03-01T10:00:00Z,1.50", "p1,2026-03-01T10:00:00Z,7.50"))
+    os.utime(path, ns=(stamp, stamp))
+    assert ingest(site, configure("pay.csv")).arrivals == 1
+    assert read_landing(site).set_index("record_id").loc["p1", "amount"] == "7.50"
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
+def test_a_landing_older_than_content_hashes_stays_fresh(site):
+    put(site, "pay.csv", CSV)
+    ingest(site, configure("pay.csv"))
+    for day in site.lake.dates("landing", "toy"):
+        path = site.lake.manifest_path("landing", "toy", day)
+        manifest = json.loads(site.lake.read(path))
+        assert all(part.pop("content") for part in manifest["parts"])
+        site.lake.replace(path, json.dumps(manifest).encode())
+    assert ingest(site, configure("pay.csv")).arrivals == 0
 
 
 def test_no_value_of_a_line_of_another_width_lands_and_lines_of_two_members_stay_apart(site):
