@@ -29,16 +29,29 @@ def init(
     entity: Annotated[
         str | None, typer.Option(metavar="COL", help="The column with whom a row is about: a card, host, customer.")
     ] = None,
+    sheet: Annotated[str | None, typer.Option(metavar="SHEET", help="The sheet of a spreadsheet to read.")] = None,
+    header: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="The columns' names, for files without a header line.")
+    ] = None,
+    headed: Annotated[
+        bool | None, typer.Option("--has-header/--no-header", help="Whether files have a header line (default: looks).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing section and contract.")] = False,
     as_json: Json = False,
 ) -> None:
     """Inspect your data and write its params section and contract. Then: nightjar run NAME."""
     if normal is not None and label is None:
         raise typer.BadParameter("it needs --label", param_hint="--normal")
-    from flows.config.write import init_detector
+    if header and headed:
+        raise typer.BadParameter("it names the columns of files without a header line", param_hint="--header")
+    from flows.config.write import QUERY, Layout, init_detector
     from tasks.onboarding.draft import Request
 
-    found = init_detector(name, source, url, Request(label, normal, record_id, time, entity), force)
+    if (url or QUERY.match(source)) and (sheet or header or headed is not None):
+        raise typer.BadParameter("--sheet and --header are for files")
+    names = tuple(part.strip() for part in header.split(",")) if header else ()
+    request, layout = Request(label, normal, record_id, time, entity), Layout(sheet, names, headed)
+    found = init_detector(name, source, url, request, force, layout)
     if as_json:
         print_json(found)
         return

@@ -4,7 +4,7 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,24 @@ WIDTH = 116  # of a written line
 ENDED_DAYS = 7  # if the newest rows are older, the data has ended
 
 
-def init_detector(name: str, source: str, url: str | None, request: Request, force: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Layout:
+    """The user's options on how files are read: the sheet, the columns' names, and whether there is a header line."""
+
+    sheet: str | None = None
+    header: tuple[str, ...] = ()
+    is_headed: bool | None = None
+
+
+def init_detector(
+    name: str, source: str, url: str | None, request: Request, force: bool, layout: Layout = Layout()
+) -> dict[str, Any]:
     """Write the section and contract of a new detector; returns the choices made."""
     settings, now = load_settings(), datetime.now(UTC)
     params_path, contract_path = settings.project / "params.yaml", settings.project / "contracts" / f"{name}.yaml"
     text = read_text(params_path) or ""
     check_free(name, text, params_path, contract_path, force)
-    drafted = _draft(source, url, settings.sources, request, now)
+    drafted = _draft(source, url, settings.sources, request, now, layout)
     run, choice = choose_run(drafted, now.date())
     drafted = replace(drafted, choices=(*drafted.choices, choice))
     detector = assemble(drafted, run)
@@ -53,7 +64,7 @@ def init_detector(name: str, source: str, url: str | None, request: Request, for
     }
 
 
-def _draft(source: str, url: str | None, sources: str, request: Request, now: datetime) -> Draft:
+def _draft(source: str, url: str | None, sources: str, request: Request, now: datetime, layout: Layout) -> Draft:
     if url or QUERY.match(source):
         query = name_query(source, url, os.environ)
         return draft_detector(query, [read_query(fill_url(query), now)], request)
@@ -64,7 +75,9 @@ def _draft(source: str, url: str | None, sources: str, request: Request, now: da
             todo="put it in a variable, as in --source 'ftp://user:${PASSWORD}@host/file.csv'",
         )
     files = name_files(source, sources)
-    found, notes = find_settings(fill_url(files), sources)
+    given = {"sheet": layout.sheet, "header": layout.header}
+    files = files.model_copy(update={key: value for key, value in given.items() if value})
+    found, notes = find_settings(fill_url(files), sources, layout.is_headed)
     drafted = draft_detector(found.model_copy(update={"path": files.path}), list(list_files(found, sources)), request)
     return replace(drafted, notes=(*notes, *drafted.notes))
 

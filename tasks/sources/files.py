@@ -116,8 +116,11 @@ def hash_content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_settings(source: FilesSource, root: str) -> tuple[FilesSource, list[str]]:
-    """The source with the dialect of its CSV files, and a note on each thing that is not as in plain CSV."""
+def find_settings(source: FilesSource, root: str, is_headed: bool | None = None) -> tuple[FilesSource, list[str]]:
+    """The source with the dialect of its CSV files, and a note on each thing that is not as in plain CSV.
+
+    A header or a sheet that the source names is kept. is_headed: whether files have a header line; None: look.
+    """
     fs, _, infos = _locate(source, root)
     found, encoding = list[bytes](), "utf-8"
     for info in infos[:SNIFFED]:
@@ -131,11 +134,11 @@ def find_settings(source: FilesSource, root: str) -> tuple[FilesSource, list[str
     if source.line_column:
         return source, []
     if not found:
-        return _find_sheet(source, fs, str(infos[0]["name"]))
+        return _find_sheet(source, fs, str(infos[0]["name"]), is_headed)
     mark = read_mark(found[0])  # needs no setting
     text = decode(found[0], mark or encoding, "replace").removeprefix("\ufeff")
     dialect = find_dialect(text, "utf-8" if mark else encoding)
-    settings, notes = _describe(text, dialect)
+    settings, notes = _describe(text, dialect, source.header, is_headed)
     return source.model_copy(update=settings), notes
 
 
@@ -146,7 +149,7 @@ def _open_csv(fs: Any, path: str) -> Iterator[tuple[Stream, bytes]]:
                 yield stream, head
 
 
-def _find_sheet(source: FilesSource, fs: Any, path: str) -> tuple[FilesSource, list[str]]:
+def _find_sheet(source: FilesSource, fs: Any, path: str, is_headed: bool | None) -> tuple[FilesSource, list[str]]:
     """The source with the first sheet of a spreadsheet that has values, if it is not the only one, and its header."""
     with ExitStack() as files:
         try:
@@ -157,13 +160,16 @@ def _find_sheet(source: FilesSource, fs: Any, path: str) -> tuple[FilesSource, l
             sheets = list_sheets(make_seekable(stream, files), name)
         except (*UNPACKING, SourceInvalid, StopIteration):
             return source, []  # reading it says what is wrong
-    settings: dict[str, Any] = {"sheet": next(iter(sheets))} if len(sheets) > 1 else {}
-    notes = [f"only the sheet {settings['sheet']!r} is read, not {', '.join(list(sheets)[1:])}"] if settings else []
-    records = next(iter(sheets.values()), [])
+    settings: dict[str, Any] = {"sheet": next(iter(sheets))} if len(sheets) > 1 and not source.sheet else {}
+    notes = [f"only the sheet {settings['sheet']!r} is read, not {', '.join(list(sheets)[1:])}; --sheet names another"
+             ] if settings else []  # fmt: skip
+    records = sheets.get(source.sheet, []) if source.sheet else next(iter(sheets.values()), [])
     if not records:
         return source, []
     width, _ = Counter(len(record) for _, record in records).most_common(1)[0]
-    found, more = _describe_header(records, Dialect(skip_lines=count_skipped(records, width)), records[0][1])
+    found, more = _describe_header(
+        records, Dialect(skip_lines=count_skipped(records, width)), records[0][1], source.header, is_headed
+    )
     return source.model_copy(update=settings | found), notes + more
 
 
@@ -175,7 +181,9 @@ def _find_encoding(stream: Stream) -> str:
     return "utf-8"
 
 
-def _describe(text: str, dialect: Dialect) -> tuple[dict[str, Any], list[str]]:
+def _describe(
+    text: str, dialect: Dialect, header: tuple[str, ...], is_headed: bool | None
+) -> tuple[dict[str, Any], list[str]]:
     """The settings of a dialect that differ from plain CSV, and a note on each."""
     settings = {key: value for key, value in vars(dialect).items() if value != getattr(PLAIN, key)}
     notes = []
@@ -186,12 +194,16 @@ def _describe(text: str, dialect: Dialect) -> tuple[dict[str, Any], list[str]]:
                      "ingest.source.encoding")  # fmt: skip
     if "escape" in settings:
         notes.append(f'quotation marks within values are written as {dialect.escape}"')
-    found, more = _describe_header(read_records(text, dialect), dialect, text.splitlines()[:1])
+    found, more = _describe_header(read_records(text, dialect), dialect, text.splitlines()[:1], header, is_headed)
     return settings | found, notes + more
 
 
 def _describe_header(
-    records: Sequence[tuple[int, list[str]]], dialect: Dialect, above: Sequence[str]
+    records: Sequence[tuple[int, list[str]]],
+    dialect: Dialect,
+    above: Sequence[str],
+    header: tuple[str, ...],
+    is_headed: bool | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Settings and notes about the lines above the header, of which `above` shows one, and about the header."""
     settings: dict[str, Any] = {}
@@ -204,7 +216,9 @@ def _describe_header(
     if not rows:
         return settings, notes
     width = count_named(rows[0])
-    if not has_header([record[:width] for record in rows]):
+    if header:
+        return settings, notes
+    if not (has_header([record[:width] for record in rows]) if is_headed is None else is_headed):
         settings["header"] = tuple(f"column_{number}" for number in range(1, width + 1))
         notes.append(f"the first row looks like values, so the columns are named column_1 to column_{width}: name them "
                      "in ingest.source.header and the contract, or add a header line and run init again")  # fmt: skip

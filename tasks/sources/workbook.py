@@ -1,5 +1,7 @@
 """The rows of a spreadsheet (.xlsx, .xlsb, .xls, .ods), all values as text; python-calamine reads it into memory."""
 
+import io
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
@@ -14,6 +16,9 @@ from tasks.sources.unpack import WORKBOOK, ZIP, find_kind_of_zip
 from tasks.stores.lake import SLICE_ROWS
 
 OLD_OFFICE = b"\xd0\xcf\x11\xe0"  # such as .xls
+MOST_BYTES = 1 << 30  # unpacked
+MOST_CELLS = 50_000_000  # of a sheet
+CELL = re.compile(rb'\br="([A-Z]{1,3})(\d{1,7})"')  # the place of a cell in .xlsx
 Cell = int | float | str | bool | time | date | datetime | timedelta
 
 
@@ -73,9 +78,49 @@ def read_workbook(
         yield pa.table([column.cast(pa.string()) for column in columns], names=names[:named])
 
 
+def check_size(stream: IO[bytes], name: str) -> None:
+    """Raise SourceInvalid if a spreadsheet, which is left at its start, would not fit into memory.
+
+    All cells up to the last row and the last column are held, also the empty ones: two cells may take any space.
+    """
+    stream.seek(0)
+    bytes_, cells = stream.seek(0, io.SEEK_END), 0
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+            bytes_ = sum(member.file_size for member in members)
+            if bytes_ <= MOST_BYTES:
+                sheets = [one.filename for one in members if re.match(r"/?xl/worksheets/.*\.xml$", one.filename)]
+                cells = max((_count_cells(archive, sheet) for sheet in sheets), default=0)
+    stream.seek(0)
+    if bytes_ > MOST_BYTES or cells > MOST_CELLS:
+        raise SourceInvalid(
+            "The spreadsheet is too large.",
+            where=name,
+            got=f"{bytes_ / 1e6:,.0f} MB unpacked" if bytes_ > MOST_BYTES else f"a sheet of {cells:,} cells",
+            expected=f"at most {MOST_BYTES / 1e6:,.0f} MB and {MOST_CELLS:,} cells, with the empty ones between them",
+            todo="delete what is far from the table, or save the sheet as CSV, which is read slice by slice",
+        )
+
+
+def _count_cells(archive: zipfile.ZipFile, sheet: str) -> int:
+    """The cells up to the last row and the last column of a sheet."""
+    last_row, last_column, rest = 0, 0, b""
+    with archive.open(sheet) as file:
+        while block := file.read(1 << 20):
+            for letters, row in CELL.findall(rest + block):
+                column = 0
+                for letter in letters:
+                    column = 26 * column + letter - 64
+                last_row, last_column = max(last_row, int(row)), max(last_column, column)
+            rest = block[-20:]
+    return last_row * last_column
+
+
 def _open_sheets(stream: IO[bytes], name: str) -> dict[str, Iterator[list[Cell]]]:
     from python_calamine import CalamineError, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
+    check_size(stream, name)
     try:
         book = CalamineWorkbook.from_filelike(stream)
         tables = [sheet.name for sheet in book.sheets_metadata

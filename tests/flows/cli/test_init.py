@@ -17,7 +17,7 @@ from flows.cli.main import execute
 from flows.config.params import load_detector
 from flows.config.write import insert_section, name_query
 from tasks.errors import ParamsInvalid, SourceInvalid
-from tasks.sources.files import name_files
+from tasks.sources.files import FilesSource, name_files
 from tasks.stores.lake import Lake
 from tasks.stores.warehouse import Warehouse
 
@@ -361,3 +361,21 @@ def test_init_shows_its_choices_with_reasons(folder: Path, capsys: pytest.Captur
     for part in [*decided, "dealt at random over", "nightjar run machines"]:
         assert part in shown
     assert execute(["init", "others", "--source", "machines.csv", "--normal", "fine"]) == 2
+
+
+def test_a_file_without_a_header_line_gets_the_names_that_people_give(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bare.csv").write_text("".join(f"s{n % 3},t{n % 7}\n" for n in range(200)))
+    init = ("init", "bare", "--source", "bare.csv", "--force")
+    for options, names in [
+        (("--header", "site, kind"), ("site", "kind")),
+        (("--no-header",), ("column_1", "column_2")),
+    ]:
+        found = answer(capsys, *init, *options)
+        assert [column["column"] for column in found["columns"]] == list(names)
+        params = load_detector(folder, "bare").detector.ingest
+        assert isinstance(params.source, FilesSource)
+        assert (params.source.header, params.first_row) == (names, 1)
+    assert execute([*init, "--header", "a,b", "--has-header"]) == 2
+    assert execute(["init", "bare", "--source", "with a as (select 1) select * from a", "--no-header"]) == 2

@@ -380,3 +380,37 @@ def test_what_a_writer_quotes_is_read_as_it_was(rows: list[list[str]], separator
     found = [row for arrival in list_files(source, "") for table in arrival.read() for row in table.to_pylist()]
     assert [[value or "" for value in row.values()] for row in found] == rows
     assert all(UNPARSED not in row for row in found)
+
+
+def test_a_spreadsheet_that_would_not_fit_into_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = '<row r="{0}"><c r="{1}{0}"><v>1</v></c></row>'
+    far = xlsx(Data=[["a"], [1]])
+    spread = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(far)) as old, zipfile.ZipFile(spread, "w") as new:
+        for name in old.namelist():
+            text = old.read(name).decode()
+            new.writestr(name, text.replace("</sheetData>", row.format(1_048_576, "XFD") + "</sheetData>"))
+    with pytest.raises(SourceInvalid, match="too large") as caught:
+        read(tmp_path, spread.getvalue())
+    assert "17,179,869,184 cells" in str(caught.value)
+    monkeypatch.setattr("tasks.sources.workbook.MOST_BYTES", 100)
+    with pytest.raises(SourceInvalid, match="MB unpacked"):
+        read(tmp_path, far)
+
+
+def test_a_sheet_and_a_header_that_people_name_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "book.xlsx").write_bytes(xlsx(Orders=SHEET, Returns=SHEET[:2]))
+    source, notes = find_settings(FilesSource(kind="files", path="book.xlsx", sheet="Returns"), str(tmp_path))
+    assert (source.sheet, notes) == ("Returns", [])
+    (tmp_path / "rows.csv").write_text("a,b\nc,d\ne,f\n")
+    source = FilesSource(kind="files", path="rows.csv")
+    assert find_settings(source, str(tmp_path))[0].header == ()
+    assert find_settings(source, str(tmp_path), is_headed=False)[0].header == ("column_1", "column_2")
+    assert find_settings(source, str(tmp_path), is_headed=True)[0].header == ()
+    named = source.model_copy(update={"header": ("x", "y")})
+    assert find_settings(named, str(tmp_path))[0].header == ("x", "y")
+    assert [list(table.column_names) for one in list_files(named, str(tmp_path)) for table in one.read()] == [
+        ["x", "y"]
+    ]
