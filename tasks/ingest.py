@@ -34,6 +34,7 @@ from tasks.sources.kinds import Window, list_arrivals
 from tasks.stores import warehouse
 from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
 from tasks.stores.site import Site
+from tasks.stores.tables import MOST_KEY_BYTES
 
 SUFFIXES = re.compile(r"(\.(csv|parquet|pq|gz|bz2|xz|zst|zip))+$")
 SHOWN_BAD = 20  # files named in one error
@@ -341,6 +342,8 @@ def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: 
         if rule.column not in lake.columns(part):
             continue  # tonight's rows may come before anybody has judged them
         for table in lake.slices(part, ["record_id", "event_time", rule.column]):
+            # A longer id is quarantined.
+            table = table.filter(pc.less_equal(pc.binary_length(table["record_id"]), MOST_KEY_BYTES))
             # Cast to text first, because pandas would turn 1 into 1.0 in a column with missing labels.
             texts = table.set_column(2, "label", cast_column(table[rule.column], pa.string()))
             frame = texts.to_pandas()

@@ -35,8 +35,10 @@ from tasks.stores.faults import writing
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import SLICE_BYTES, SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
 from tasks.stores.site import Site
+from tasks.stores.tables import MOST_KEY_BYTES
 
 DUPLICATE = "record_id shared by rows that differ"
+LONG_ID = f"record_id: longer than {MOST_KEY_BYTES:,} bytes"
 STRAY = "event_time: after tomorrow, or far from the other rows of its file"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows given to Great Expectations at once; each call takes a quarter of a second
 PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
@@ -162,6 +164,7 @@ def sort_rows(piece: _Piece, broken: dict[ContractExpectation, Mask]) -> None:
     reason = different.astype(np.int64)  # index in `reasons` for each row; the first reason counts
     critical = {describe_unreadable(name, contract): mask for name, mask in piece.unreadable.items()}
     critical[STRAY] = piece.strays
+    critical[LONG_ID] = pc.greater(pc.binary_length(ids), MOST_KEY_BYTES).fill_null(False).to_numpy()
     for expectation, mask in broken.items():
         batch.broken[expectation.text] += int((mask & ~exclude).sum())
         if expectation.severity == "critical":

@@ -5,6 +5,7 @@ by a column such as a frequency, and its percentile rank among the groups of ear
 per group, however many records it has.
 """
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -13,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.calibration import percentile_ranks
 from tasks.errors import BatchRejected
 from tasks.params import HOUR, GroupsParams
+from tasks.stores.bulk import NO_NUL
+from tasks.stores.tables import MOST_KEY_BYTES
 
 Floats = npt.NDArray[np.float64]
 QUARTER_S = 900  # every time zone's offset from UTC is a multiple of a quarter of an hour
@@ -71,8 +75,17 @@ def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.N
 
 def name_values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.intp]]:
     """The distinct values of a column (N,) as text, and the index of each row's value (N,)."""
-    encoded = column.cast(pa.string()).fill_null(MISSING).combine_chunks().dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.intp)
+    texts = column.cast(pa.string()).fill_null(MISSING).combine_chunks()
+    encoded = pc.replace_substring(texts, "\0", NO_NUL).dictionary_encode()
+    return [_shorten(name) for name in encoded.dictionary.to_pylist()], encoded.indices.to_numpy().astype(np.intp)
+
+
+def _shorten(name: str) -> str:
+    """A name that is a key in every warehouse; that of a long text ends in its hash."""
+    text = name.encode()
+    if len(text) <= MOST_KEY_BYTES:
+        return name
+    return f"{text[:200].decode(errors='ignore')}... {hashlib.sha256(text).hexdigest()}"
 
 
 def _read_weights(rows: pa.Table, name: str) -> Floats:

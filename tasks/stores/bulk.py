@@ -12,10 +12,11 @@ from tasks.stores.faults import explain_database, lacks_right
 from tasks.stores.tables import Instant
 
 COPY_ROWS = 10_000
+NO_NUL = "\ufffd"
 
 
 def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:
-    """Append the frame's rows to the table with the engine's bulk loader. NaN and None become NULL.
+    """Append the frame's rows to the table with the engine's bulk loader. NaN and None become NULL, and NUL U+FFFD.
 
     The frame has the table's columns, in any order. Text columns hold only text; datetimes have a time zone.
     """
@@ -80,6 +81,10 @@ def _to_arrow_array(values: pd.Series, column: sa.Column[Any]) -> Any:
     import pyarrow as pa
 
     kind = _arrow_type(column)
+    if isinstance(column.type, sa.Text):  # PostgreSQL cannot store NUL
+        import pyarrow.compute as pc
+
+        return pc.replace_substring(pa.array(values, kind, from_pandas=True), "\0", NO_NUL)
     if not isinstance(column.type, Instant):
         return pa.array(values, kind, from_pandas=True)
     if len(values) and getattr(values.dtype, "tz", None) is None:

@@ -19,6 +19,7 @@ from tasks.stores.roles import WRITER
 
 FILES = ("duckdb", "sqlite")  # warehouses that are a single file
 NO_RIGHT = "42501"  # SQLSTATE insufficient_privilege
+READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction: a standby server
 HOLDER = re.compile(r"[Cc]onflicting lock is held in .*?\(PID (?P<pid>\d+)\)")  # DuckDB's words
 SHOWN = 500  # characters shown of an MLflow error, which may list every file
 
@@ -108,9 +109,10 @@ def reaching_warehouse(url: sa.URL) -> Iterator[None]:
         yield
     except sa.exc.DBAPIError as error:
         # Operational: a lost server, a refused lock, a full disk. Anything else is a bug of ours.
-        if error.connection_invalidated or isinstance(error, sa.exc.OperationalError):
+        state = getattr(error.orig, "sqlstate", None)
+        if error.connection_invalidated or isinstance(error, sa.exc.OperationalError) or state == READ_ONLY:
             raise explain_database(url, error) from error
-        if getattr(error.orig, "sqlstate", None) == NO_RIGHT:
+        if state == NO_RIGHT:
             raise lacks_right(url, error.orig) from error
         raise
 

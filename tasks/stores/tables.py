@@ -36,6 +36,9 @@ class Instant(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+MOST_KEY_BYTES = 2000  # of a text in a key: PostgreSQL's indexes hold 2,700 bytes in a row
+
+
 def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
     return sa.Column(name, kind, primary_key=True, autoincrement=False)
 

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
 from tasks.errors import BatchMissing, Failure, NightjarError, SchemaMismatch, SourceInvalid
-from tasks.stores.bulk import load_rows, read_frame
+from tasks.stores.bulk import NO_NUL, load_rows, read_frame
 from tasks.stores.faults import FILES, describe_place, explain_database, invalid_url, lacks_driver, reaching_warehouse
 from tasks.stores.owner import find_holder, is_dead, is_elsewhere, name_process
 from tasks.stores.roles import grant_roles, may_migrate
@@ -623,7 +623,7 @@ def _upgrade_schema(connection: sa.Connection, version: str) -> None:
 def _describe_outcome(failure: Failure, now: datetime | None) -> dict[str, Any]:
     return {
         "status": "failed",
-        "cause": failure.line,
+        "cause": failure.line.replace("\0", NO_NUL),
         "error": failure.error,
         "parts": json.dumps(dict(failure.parts), ensure_ascii=False),
         "finished_at": now,

@@ -2,21 +2,25 @@
 
 import csv
 import dataclasses
+import secrets
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from fuzzing import HOSTILE
 
 from flows.config.params import parse_section
-from tasks.errors import ParamsInvalid
+from tasks.errors import Failure, ParamsInvalid
 from tasks.ingest import ingest_arrivals
 from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.publish import publish_night
 from tasks.rows.contract import Contract
+from tasks.rows.groups import name_values
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
+from tasks.stores.lake import Part
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
 from tasks.stores.warehouse import Warehouse
@@ -94,8 +98,15 @@ def test_records_and_groups_of_any_name_are_published_and_found_again(engine: Wa
     assert sorted(engine.read_labels(detector, NOW, pd.Series(VALUES))["record_id"]) == sorted(VALUES)
 
 
-def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(site: Site, engine: Warehouse) -> None:
-    (Path(site.sources) / "rows.csv").write_bytes(b"id,at,fraud\na\x00b,2026-03-01T12:00Z,1\nc,2026-03-01T12:00Z,1\n")
+LONG = secrets.token_hex(1 << 12)  # PostgreSQL compresses what repeats
+
+
+@pytest.mark.parametrize(("bad", "reason"), [("a\0b", "record_id"), (f"ü{LONG[:1999]}", "longer than 2,000 bytes")])
+def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(
+    site: Site, engine: Warehouse, bad: str, reason: str
+) -> None:
+    rows = f"id,at,fraud\n{bad},2026-03-01T12:00Z,1\nc,2026-03-01T12:00Z,1\n"
+    (Path(site.sources) / "rows.csv").write_text(rows, encoding="utf-8")
     params = IngestParams(
         source=FilesSource(kind="files", path="rows.csv"), record_id="id", event_time=EventTime(column="at"),
         labels=LabelColumn(column="fraud", anomalous=("1",)),
@@ -106,3 +117,34 @@ def test_an_id_that_postgresql_cannot_keep_is_quarantined_and_learns_no_label(si
     contract = parse_section(Contract, {"columns": {"fraud": {"type": "int"}}}, Path("toy.yaml"))
     [found] = validate_batches(site, contract, [DAY], ANY)
     assert (found.validated, found.quarantined) == (1, 1)
+    [why] = [row for part in site.lake.get("quarantine", "toy", DAY).parts for row in read_reasons(site, part)]
+    assert reason in why
+
+
+def read_reasons(site: Site, part: Part) -> list[str]:
+    return [reason for table in site.lake.slices(part) for reason in table["quarantine_reason"].to_pylist()]
+
+
+def test_texts_that_postgresql_cannot_keep_are_kept_alike_everywhere(engine: Warehouse) -> None:
+    texts = pa.chunked_array([[LONG, f"{LONG[:-1]}.", "a\0b", "short"]])
+    names, _ = name_values(texts)
+    assert len({*names}) == 4
+    assert names[2:] == ["a\ufffdb", "short"]
+    ids = ["a", f"ü{LONG[:1998]}"]
+    flags = pd.DataFrame({"record_id": ids}).assign(
+        event_time=pd.Timestamp(NOW), score=2.0, percentile_rank=99.0, p_value=0.01, causes="nul \0 here",
+        second_stage_probability=0.5, suppressed=False,
+    )  # fmt: skip
+    night = Night(
+        detector="toy", batch_date=DAY, attempt=engine.begin_attempt("toy", DAY, "validate", NOW), input_hash="h",
+        rows_in=2, quarantined=0, excluded=0, scored=2, flagged=2, unseen=0, threshold=1.0, model_name="m",
+        model_version=1, scored_at=NOW, seconds=1.0, scores=None,
+    )  # fmt: skip
+    groups = pd.DataFrame({"group": names, "score": 1.0, "records": 1})
+    publish_night(engine, night, flags, NOW, lambda: "h", groups)
+    assert sorted(engine.read_groups("toy", DAY)["group"]) == sorted(names)
+    found = engine.read_flags("toy", DAY)
+    assert (sorted(found["record_id"]), {*found["causes"]}) == (ids, {"nul \ufffd here"})
+    attempt = engine.begin_attempt("toy", DAY, "validate", NOW)
+    engine.fail_attempt("toy", DAY, attempt, Failure("SourceInvalid", {"what": "nul \0 here"}), NOW)
+    assert engine.read_attempts("toy", DAY)[-1].failure == Failure("SourceInvalid", {"what": "nul \0 here"})
