@@ -7,6 +7,7 @@ tests therefore depend on their order.
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -276,14 +277,12 @@ def silenced(stack: Stack, second_training: FlowRun) -> FlowRun:
 
 
 @pytest.fixture(scope="module")
-def page(stack: Stack) -> Iterator[Page]:
+def page() -> Iterator[Page]:
     with sync_playwright() as tool:
         # Without a GPU, a run's graph is rendered in software.
         options = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--enable-unsafe-swiftshader"]
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        login = {"username": "nightjar", "password": (stack.home / "stack/secrets/tracking_password").read_text()}
-        only = {"origin": f"http://127.0.0.1:{stack.ports['mlflow']}"}
-        yield browser.new_page(viewport={"width": 1100, "height": 640}, http_credentials=login | only)
+        yield browser.new_page(viewport={"width": 1100, "height": 640})
         browser.close()
 
 
@@ -341,6 +340,10 @@ def test_the_api_asks_for_the_password_and_answers_no_other_page(stack: Stack) -
         for path in ("flows/filter", "deployments/filter", "work_pools/filter"):
             assert httpx.post(f"{api}/{path}", json={}, auth=login).status_code == 401
     assert httpx.post(f"{api}/flows/filter", json={}, auth=tuple(stack.auth.split(":"))).status_code == 200
+    page = httpx.get(api.removesuffix("/api"), follow_redirects=True)
+    assert page.status_code == 200  # the page that asks for it
+    for asset in re.findall(r'(?:src|href)="(/[^"]*assets/[^"]+)"', page.text):
+        assert httpx.get(api.removesuffix("/api") + asset).status_code == 200, asset
     origin = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
     answer = httpx.options(f"{api}/flows/filter", headers=origin)
     assert "access-control-allow-origin" not in answer.headers
@@ -438,13 +441,17 @@ def test_up_with_a_running_stack_changes_nothing(stack: Stack, interrupted: tupl
 
 
 @pytest.mark.usefixtures("silenced")
-def test_the_pages_show_the_runs(stack: Stack, trained: FlowRun, show: Callable[..., None]) -> None:
+def test_the_pages_show_the_runs(stack: Stack, trained: FlowRun, page: Page, show: Callable[..., None]) -> None:
     prefect, mlflow = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("prefect", "mlflow"))
     show(f"{prefect}/deployments", "deployments", "weekly", "one-detector")
     with stack.client() as client:
         found = client.read_deployment_by_name("backfill-range/backfill")
     show(f"{prefect}/deployments/deployment/{found.id}/run", "form", "as_of", "first", "last", "only")
     show(f"{prefect}/runs/flow-run/{trained.id}", "training", "Task Runs", "train")
+    password = (stack.home / "stack/secrets/tracking_password").read_text()
+    page.goto(
+        mlflow.replace("//", f"//nightjar:{password}@")
+    )  # the browser keeps it; the page cannot have it in its URL
     show(f"{mlflow}/#/models/nightjar-{DETECTOR}", "registry", "Versions", "champion")
 
 
