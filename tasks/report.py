@@ -24,7 +24,7 @@ from tasks.rows.escaping import escape_markdown
 from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
-from tasks.stores.registry import MOST_FALSE_ALARMS, Version
+from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import PublishedNight
 from tasks.validate import Validation
@@ -108,7 +108,7 @@ def render_report(
         }
         for row in shown.to_dict("records")
     ]
-    night = batch.flagged, batch.scored, float(version.tags.get(MOST_FALSE_ALARMS, "inf"))
+    night = batch.flagged, batch.scored, version.most_false_alarms or math.inf
     environment = Environment(loader=PackageLoader("tasks.pages"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("night.html").render(
         batch=batch,

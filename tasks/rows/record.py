@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 PSEUDONYM_DIGITS = 16  # 64 bits: among 100 million entities, two share a pseudonym with a probability of 0.03 %
-MOST_TEXT = 1000  # characters of a published text
+MOST_TEXT = 500  # characters of a published text: at most 2,000 bytes, which an index of PostgreSQL can hold
 
 
 @dataclass(frozen=True)

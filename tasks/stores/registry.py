@@ -52,6 +52,29 @@ class Version:
         """The last batch date it learnt from. Raises BundleInvalid if no tag says so: Nightjar did not register it."""
         return self.read_date("trained_through")
 
+    @property
+    def column_types(self) -> dict[str, str]:
+        """The contract's types of the columns it learnt; empty if no tag says so. Raises BundleInvalid for garbage."""
+        text = self.tags.get(COLUMN_TYPES, "{}")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(kind, str) for kind in found.values()):
+            raise _not_a_bundle(
+                self, f"the tag {COLUMN_TYPES} {text!r}", f"the tag {COLUMN_TYPES} with a type per column"
+            )
+        return found
+
+    @property
+    def most_false_alarms(self) -> float | None:
+        """The upper end of the interval of its false-alarm rate; None if no tag says so."""
+        try:
+            found = float(self.tags.get(MOST_FALSE_ALARMS, ""))
+        except ValueError:
+            return None
+        return found if 0 < found <= 1 else None
+
     def read_date(self, tag: str) -> date:
         """The date in a tag. Raises BundleInvalid."""
         text = self.tags.get(tag)
@@ -63,13 +86,9 @@ class Version:
     def check_types(self, types: Mapping[str, str]) -> None:
         """Raise ParamsInvalid if the contract, with these types by column, has changed one since the training.
 
-        Versions without the tag are older than it and pass. Raises BundleInvalid for a tag that is no JSON.
+        Versions without the tag are older than it and pass. Raises BundleInvalid for garbage in the tag.
         """
-        text = self.tags.get(COLUMN_TYPES, "{}")
-        try:
-            learnt = dict(json.loads(text))
-        except (ValueError, TypeError):
-            raise _not_a_bundle(self, f"the tag {COLUMN_TYPES} {text!r}", "types by column, as JSON") from None
+        learnt = self.column_types
         now = {name: types.get(name, "no type") for name in learnt}
         if changed := [name for name in learnt if learnt[name] != now[name]]:
             raise ParamsInvalid(

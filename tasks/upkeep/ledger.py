@@ -11,7 +11,7 @@ from typing import Literal
 from tasks.errors import ChampionMissing
 from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.lake import Lake, Manifest
-from tasks.stores.registry import MOST_FALSE_ALARMS, Version
+from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Attempt, PublishedNight
 
@@ -135,8 +135,8 @@ def _judge(
     elif scorer and scorer.registered_at and scorer.registered_at > batch.scored_at:
         reasons.append(f"version {version} was registered again after it was scored")
     state: State = "stale" if reasons else "fresh"
-    if batch.model_version == version and scorer and (most := scorer.tags.get(MOST_FALSE_ALARMS)):
-        night = batch.flagged, batch.scored, float(most)
+    if batch.model_version == version and scorer and (most := scorer.most_false_alarms):
+        night = batch.flagged, batch.scored, most
         if is_excess(*night):
             reasons.append(describe_excess(*night, site.warehouse.read_flags(site.detector, day)["causes"]))
     if failure and newest and newest.attempt > batch.attempt:

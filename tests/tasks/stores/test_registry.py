@@ -25,7 +25,7 @@ from models.detector import Detector
 from tasks.errors import BundleInvalid, ServiceUnreachable
 from tasks.register import register_bundle
 from tasks.stores.owner import name_process
-from tasks.stores.registry import HASH_TAG, OWNER_TAG, Version, _ask_server
+from tasks.stores.registry import COLUMN_TYPES, HASH_TAG, MOST_FALSE_ALARMS, OWNER_TAG, Version, _ask_server
 from tasks.stores.site import Site
 
 
@@ -277,6 +277,15 @@ def test_two_at_once_both_get_a_whole_bundle(site: Site, version: Version, monke
     assert found[0] == found[1]
     assert [path.name for path in site.registry.bundles.iterdir()] == [found[0].name]
     assert (found[0] / HEADER).exists()
+
+
+@pytest.mark.parametrize("text", ["garbage", "", "[1]", '{"a": 1}', "null", "\x1b[31m", "nan", "-1", "1e999"])
+def test_a_foreign_value_of_a_tag_is_no_value(text: str) -> None:
+    version = Version("nightjar-orders", 1, (), {COLUMN_TYPES: text, MOST_FALSE_ALARMS: text})
+    assert version.most_false_alarms is None
+    with pytest.raises(BundleInvalid, match="is not a Nightjar bundle"):
+        _ = version.column_types
+    assert Version("nightjar-orders", 1, (), {}).column_types == {}
 
 
 class Refusing(BaseHTTPRequestHandler):
