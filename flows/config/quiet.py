@@ -43,6 +43,12 @@ def hide_passwords_in_logs() -> None:
     logging.setLogRecordFactory(make_hidden)
 
 
+def hush_lost_connections() -> None:
+    """Suppress the tracebacks of closing what a lost database has already closed; the error itself is reported."""
+    for name in ("sqlalchemy.pool", "psycopg"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def hush_great_expectations() -> None:
     """Suppress its note about a temporary folder. By a filter, because importing it resets the level."""
     logging.getLogger("great_expectations.data_context.types.base").addFilter(

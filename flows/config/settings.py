@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.config.quiet import hide_passwords_in_logs
+from flows.config.quiet import hide_passwords_in_logs, hush_lost_connections
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
 SHOWN = 300  # characters of a foreign error
@@ -224,6 +224,7 @@ def prepare_environment(settings: Settings) -> None:
     Variables that the user has set are kept, but telemetry is always off.
     """
     hide_passwords_in_logs()
+    hush_lost_connections()
     if is_cut_short(os.environ.get("PREFECT_API_URL", "")):
         raise ParamsInvalid("PREFECT_API_URL has a bad value.", expected=ESCAPE, todo="correct it")
     try:

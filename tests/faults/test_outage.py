@@ -1,8 +1,10 @@
 """PostgreSQL goes away after any of its answers: one typed error, which is tried again, and a whole result."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ import sqlalchemy as sa
 from network import CutProxy
 from racers import FLAGS, NOW, make_flags, make_night
 
+from flows.cli.main import execute
 from tasks.errors import Failure, ServiceUnreachable
 from tasks.publish import publish_night
 from tasks.stores.warehouse import Warehouse
@@ -67,6 +70,32 @@ def test_a_server_that_goes_away_at_any_answer_is_unreachable(
     assert answers > 100
     flags = Warehouse(postgres_warehouse_url).read_flags("race", DAY)
     assert (len(flags), flags["attempt"].nunique()) == (FLAGS, 1)
+
+
+# psycopg warns of its own cursor, whose connection is lost.
+@pytest.mark.filterwarnings("ignore:.*ServerCursor object:ResourceWarning")
+def test_a_command_whose_server_goes_away_shows_its_error_and_no_traceback(
+    postgres_warehouse_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    use_everything(Warehouse(postgres_warehouse_url))
+    monkeypatch.setenv("NIGHTJAR_PROJECT", str(tmp_path))
+    answers, code = 1, 1
+    while code:
+        with cut_after(postgres_warehouse_url, answers, None) as (warehouse, _):
+            monkeypatch.setenv("NIGHTJAR_WAREHOUSE", warehouse.url)
+            code = execute(["export", str(tmp_path / str(answers))])
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert code == 0 or err.startswith("error: ServiceUnreachable: The warehouse does not answer.")
+        answers += 1
+    assert answers > 40
+    assert not [record for record in caplog.records if record.name.startswith(("sqlalchemy", "psycopg"))]
+    caplog.clear()  # its tracebacks hold the cursors
+    gc.collect()
 
 
 def test_a_standby_server_is_unreachable(postgres_warehouse_url: str) -> None:
