@@ -97,7 +97,8 @@ def calibrate(name: str) -> None:
     """Set the threshold."""
     setup = load_experiment(name)
     rows = _read_rows(setup)
-    calibrate_bundle(setup.site, rows, setup.site.fitted(rows.cutoff), setup.configured.detector.calibrate)
+    params = setup.configured.detector
+    calibrate_bundle(setup.site, rows, setup.site.fitted(rows.cutoff), params.calibrate, params.ingest.has_labels)
 
 
 def evaluate(name: str) -> None:

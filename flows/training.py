@@ -44,7 +44,7 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     validate(site, setup.configured.contract, setup.landed_before(cutoff), params.validate_)
     rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)
     fitted = train_here_or_there(setup, rows)
-    calibrated = calibrate(site, rows, fitted, params.calibrate)
+    calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
     metrics = evaluate(site, rows, calibrated)
     return register(site, calibrated, metrics, setup.tags)
 

@@ -1,26 +1,34 @@
 """Thresholds, percentile ranks and p-values from the scores of clean rows that were not used for fitting.
 
 Input: float64 scores (n,). A record is flagged when its score is strictly greater than the threshold. The quantile
-threshold is exact for finite n: Vovk 2012, arXiv:1209.2673. p-values: Bates et al. 2023, arXiv:2104.08279.
+threshold is exact for finite n: Vovk 2012, arXiv:1209.2673. p-values: Bates et al. 2023, arXiv:2104.08279. Rows
+without labels may hide anomalies: scores beyond the tail of the others are left out, see `count_suspects`.
 """
 
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from models.errors import NightjarError, TooFewRows
 from models.params import AlarmBudgetPolicy, FixedPolicy, QuantilePolicy, ThresholdParams
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
+TAIL = 0.7, 0.9  # the scores whose tail is extended: above normal noise, below up to 10 % of anomalies
+SURE = 3  # standard deviations by which the highest scores must outnumber that tail
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows."""
+    """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows.
+
+    trimmed: how many of the highest scores were left out besides; the interval holds whether they are anomalies or not.
+    """
 
     value: float
     policy: ThresholdParams
@@ -28,6 +36,8 @@ class Threshold:
     false_alarm_rate: float
     interval_low: float
     interval_high: float
+    # Omitted at 0, so that bundles calibrated on all their rows keep their bytes.
+    trimmed: Annotated[int, Field(exclude_if=lambda given: not given)] = 0
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,18 @@ class Tuning:
 
 
 def fit_threshold(
-    scores: Floats, policy: ThresholdParams, tuning: Tuning | None = None, rows_per_night: float = math.nan
+    scores: Floats,
+    policy: ThresholdParams,
+    tuning: Tuning | None = None,
+    rows_per_night: float = math.nan,
+    trims: bool = False,
 ) -> Threshold:
     """Find the policy's threshold and the share of clean records above it.
 
-    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. Raises TooFewRows if there are too few rows for
-    the quantile, the requested width or the search, and NightjarError if a budget is not smaller than a night.
+    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. trims: the rows are not known to be normal, so
+    the highest scores are left out as `count_suspects` says, but never so many that the quantile fails. Raises
+    TooFewRows if there are too few rows for the quantile, the requested width or the search, and NightjarError if a
+    budget is not smaller than a night.
     """
     if len(scores) == 0:
         raise TooFewRows("There are no calibration rows.", got="0 rows", expected="at least 1 row")
@@ -55,15 +71,42 @@ def fit_threshold(
             expected="finite scores",
             todo="fit the detector again and check its losses",
         )
+    ordered = np.sort(scores)
+    trimmed = count_suspects(ordered) if trims else 0
     if isinstance(policy, QuantilePolicy):
-        return _fit_quantile(np.sort(scores), policy)
+        return _fit_quantile(ordered, policy, trimmed)
     if isinstance(policy, AlarmBudgetPolicy):
-        return replace(_fit_quantile(np.sort(scores), _spend(policy, rows_per_night)), policy=policy)
+        return replace(_fit_quantile(ordered, _spend(policy, rows_per_night), trimmed), policy=policy)
     value = policy.value if isinstance(policy, FixedPolicy) else _search_f_beta(tuning, policy.beta)
     # The value does not depend on these rows, so the number above it is binomial: Clopper & Pearson 1934.
-    n, above = len(scores), int(np.count_nonzero(scores > value))
-    low, high = _bound_low(above, n + 1 - above), _bound_high(above + 1, n - above)
-    return Threshold(value, policy, n, above / n, low, high)
+    n = len(scores) - trimmed
+    above = int(np.count_nonzero(ordered[:n] > value))
+    low, high = _bound_low(above, n + 1 - above), _bound_high(above + trimmed + 1, n - above)
+    return Threshold(value, policy, n, above / n, low, high, trimmed)
+
+
+def count_suspects(ordered: Floats) -> int:
+    """How many of the highest scores (sorted) are too many for the tail of the others; 0 unless it is beyond chance.
+
+    Between the quantiles of `TAIL`, scores are taken to fall like a Pareto tail, fitted by likelihood with the higher
+    scores as censored (Hill 1975, doi:10.1214/aos/1176343247). Scores of normal rows mostly fall faster further out, so
+    few are beyond the extended tail. The excess is counted where it is surest, by `SURE` standard deviations at least.
+    """
+    n = len(ordered)
+    start, end = (int(share * n) for share in TAIL)
+    if start == 0 or not 0 < ordered[start - 1] < ordered[end - 1]:
+        return 0  # too few rows, or a tail of equal scores
+    distances = np.log(ordered[start:]) - np.log(ordered[start - 1])
+    fitted = end - start
+    rate = fitted / (distances[:fitted].sum() + (n - end) * distances[fitted - 1])
+    beyond = distances[fitted:]
+    found = np.arange(n - end, 0, -1)  # scores at least as high
+    expected = (n - start) * np.exp(-rate * beyond)
+    # Chance in the count, of one at least, and in the rate, whose relative deviation is fitted ** -0.5.
+    deviation = np.sqrt(expected + 1 + (expected * rate * beyond) ** 2 / fitted)
+    excess = found - expected
+    place = int(np.argmax(excess - SURE * deviation))
+    return round(float(excess[place])) if excess[place] > SURE * deviation[place] else 0
 
 
 def percentile_ranks(scores: Floats, calibration: Floats) -> Floats:
@@ -78,13 +121,15 @@ def p_values(scores: Floats, calibration: Floats) -> Floats:
     return (1.0 + len(calibration) - below) / (len(calibration) + 1)
 
 
-def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
+def _fit_quantile(ordered: Floats, policy: QuantilePolicy, trimmed: int) -> Threshold:
     """Take the k-th smallest score; the false-alarm rate then follows Beta(n + 1 - k, k) for any score distribution.
 
     If the k-th score is tied with later ones, up to the u-th, fewer records exceed it: the upper bound stays valid, the
-    lower bound becomes that of the n - u scores above the tie, and the estimate counts from u.
+    lower bound becomes that of the n - u scores above the tie, and the estimate counts from u. The upper bound counts
+    the trimmed scores as normal ones above the threshold, the lower bound and the estimate do not.
     """
-    n = len(ordered)
+    trimmed = max(0, min(trimmed, len(ordered) - rows_for_quantile(policy.q)))
+    n = len(ordered) - trimmed
     k = _rank(n, policy.q)
     if k > n:
         needed = rows_for_quantile(policy.q)
@@ -96,9 +141,10 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy) -> Threshold:
         )
     _check_width(n, policy)
     value = float(ordered[k - 1])
-    u = int(np.searchsorted(ordered, value, side="right"))
+    u = int(np.searchsorted(ordered[:n], value, side="right"))
     low = _bound_low(n + 1 - k, k) if u == k else _bound_low(n - u, u + 1)
-    return Threshold(value, policy, n, (n + 1 - u) / (n + 1), low, _bound_high(n + 1 - k, k))
+    high = _bound_high(n + trimmed + 1 - k, k)
+    return Threshold(value, policy, n, (n + 1 - u) / (n + 1), low, high, trimmed)
 
 
 def _spend(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:

@@ -377,15 +377,17 @@ def calibrate_detector(
     policy: ThresholdParams,
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
     rows_per_night: float = math.nan,
+    trims: bool = False,
 ) -> Detector:
     """A new detector with the same weights, calibrated on clean records; tuning rows have is-anomaly (m,).
 
-    A reducer is dropped, because it was fitted on the flags of another threshold.
+    trims: see `fit_threshold`; scores that it leaves out do not count in ranks and p-values either. A reducer is
+    dropped, because it was fitted on the flags of another threshold.
     """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
-    threshold = fit_threshold(scores, policy, labelled, rows_per_night)
-    return replace(detector, calibration=Calibration(np.sort(scores), threshold), reducer=None)
+    threshold = fit_threshold(scores, policy, labelled, rows_per_night, trims)
+    return replace(detector, calibration=Calibration(np.sort(scores)[: threshold.n], threshold), reducer=None)
 
 
 def _prefix(i: int) -> str:

@@ -76,7 +76,8 @@ def register_bundle(
         ServedDetector(detector).predict(example),
         params | {"threads": str(detector.threads), "threshold_policy": threshold.policy.model_dump_json()},
         {f"test_{k}": float(v) for k, v in measured.items()}
-        | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate},
+        | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
+        | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
         name_tags(detector.lineage, site.commit)
         | {**tags, registry.MOST_FALSE_ALARMS: f"{threshold.interval_high:.6g}"},
     )

@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
 
-from models.calibration import Threshold, Tuning, fit_threshold, p_values, percentile_ranks
+from models.calibration import Threshold, Tuning, count_suspects, fit_threshold, p_values, percentile_ranks
 from models.errors import NightjarError, TooFewRows
 from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
 
@@ -134,3 +136,84 @@ def test_an_alarm_budget_is_the_quantile_that_leaves_that_many_clean_records_per
         fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=0.5), rows_per_night=1000)
     with pytest.raises(NightjarError, match="not smaller than a night"):
         fit_threshold(scores, AlarmBudgetPolicy(false_alarms_per_night=20), rows_per_night=20)
+
+
+def count_by_hand(scores: np.ndarray) -> int:
+    """As documented, row by row: the excess where it is the most deviations certain."""
+    ordered = sorted(scores.tolist())
+    n = len(ordered)
+    start, end = n * 7 // 10, n * 9 // 10
+    floor, ceiling = ordered[start - 1], ordered[end - 1]
+    exposure = sum(np.log(min(score, ceiling) / floor) for score in ordered[start:])
+    rate = (end - start) / exposure
+    most, found = 0.0, 0
+    for score in ordered[end:]:
+        distance = np.log(score / floor)
+        expected = (n - start) * (score / floor) ** -rate
+        excess = sum(other >= score for other in ordered) - expected
+        sure = excess - 3 * (expected + 1 + (expected * rate * distance) ** 2 / (end - start)) ** 0.5
+        if sure > most:
+            most, found = sure, round(excess)
+    return found
+
+
+@pytest.mark.parametrize("hidden", [0, 10, 40, 100])
+@pytest.mark.parametrize("tail", ["exponential", "lognormal", "pareto"])
+def test_suspects_agree_with_counting_row_by_row(tail: str, hidden: int) -> None:
+    rng = np.random.default_rng(hidden)
+    clean = {"exponential": rng.exponential, "lognormal": rng.lognormal, "pareto": lambda size: 1 + rng.pareto(4, size)}
+    scores = np.concatenate([clean[tail](size=2000 - hidden), 40 * rng.uniform(1, 5, hidden)])
+    assert count_suspects(np.sort(scores)) == count_by_hand(scores)
+
+
+@pytest.mark.parametrize("tail", ["exponential", "normal", "lognormal", "uniform", "pareto"])
+def test_scores_of_normal_rows_alone_are_not_suspected(tail: str) -> None:
+    draw = {
+        "exponential": lambda rng: rng.exponential(size=3000),
+        "normal": lambda rng: np.abs(rng.normal(size=3000)),
+        "lognormal": lambda rng: rng.lognormal(size=3000),
+        "uniform": lambda rng: rng.uniform(size=3000),
+        "pareto": lambda rng: 1 + rng.pareto(3, size=3000),
+    }[tail]
+    found = [count_suspects(np.sort(draw(np.random.default_rng(seed)))) for seed in range(100)]
+    assert np.count_nonzero(found) <= 5
+
+
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.02])
+def test_hidden_anomalies_hardly_move_the_threshold(share: float) -> None:
+    rng = np.random.default_rng(7)
+    clean, hidden = rng.lognormal(0, 0.4, 4000), 6 * rng.lognormal(0, 0.7, round(share * 4000))
+    scores, later = np.concatenate([clean, hidden]), 6 * rng.lognormal(0, 0.7, 4000)
+    threshold, known = fit_threshold(scores, QuantilePolicy(), trims=True), fit_threshold(clean, QuantilePolicy())
+    assert (later > threshold.value).mean() >= 0.8 * (later > known.value).mean()
+    assert threshold.n + threshold.trimmed == len(scores)
+
+
+def test_the_interval_covers_both_that_suspects_are_anomalies_and_that_they_are_normal() -> None:
+    rng = np.random.default_rng(3)
+    scores = np.concatenate([rng.lognormal(0, 0.4, 980), np.full(20, 1e3)])
+    threshold = fit_threshold(scores, QuantilePolicy(), trims=True)
+    n, k = threshold.n, math.ceil((threshold.n + 1) * 0.99)
+    assert (n + threshold.trimmed, threshold.trimmed) == (1000, 20)
+    assert threshold.value == np.sort(scores)[k - 1]
+    assert np.isclose(threshold.interval_low, beta.ppf(0.025, n + 1 - k, k))
+    assert np.isclose(threshold.interval_high, beta.ppf(0.975, 1001 - k, k))
+
+
+@pytest.mark.parametrize("policy", [QuantilePolicy(), AlarmBudgetPolicy(false_alarms_per_night=1)])
+def test_trimming_leaves_as_many_rows_as_the_quantile_needs(policy: QuantilePolicy | AlarmBudgetPolicy) -> None:
+    scores = np.concatenate([np.linspace(1, 1.2, 95), np.full(6, 1e6)])
+    threshold = fit_threshold(scores, policy, rows_per_night=100, trims=True)
+    assert (threshold.n, threshold.trimmed) == (99, 2)
+
+
+@pytest.mark.parametrize(
+    "scores", [[1.0], [1.0, 2.0], [0.0] * 500, [2.0] * 500, [0.0] * 450 + [5.0] * 50, [-1.0] * 200 + [3.0] * 5]
+)
+def test_no_tail_no_suspects(scores: list[float]) -> None:
+    assert count_suspects(np.array(scores)) == 0
+
+
+@given(st.lists(st.floats(-1e300, 1e300), max_size=60))
+def test_suspects_are_fewer_than_a_tenth_of_any_scores(scores: list[float]) -> None:
+    assert 0 <= count_suspects(np.sort(np.array(scores))) <= math.ceil(len(scores) / 10)

@@ -89,7 +89,9 @@ class TrainingSteps(Steps):
             "validate": lambda site: validate_batches(site, contract, days, params.validate_),
             "filter": lambda site: prepare_rows(site, CUTOFF, params.filter, numbers),
             "train": lambda site: fit_bundle(site, done["filter"], params.train, self.setup.hashes),
-            "calibrate": lambda site: calibrate_bundle(site, done["filter"], done["train"], params.calibrate)[0],
+            "calibrate": lambda site: calibrate_bundle(
+                site, done["filter"], done["train"], params.calibrate, params.ingest.has_labels
+            )[0],
             "register": lambda site: register_bundle(site, done["calibrate"], None),
         }
 

@@ -1,0 +1,70 @@
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.columns import Column
+from models.detector import Detector, ModelParams, fit_detector
+from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy, ResidualParams
+from tasks.calibrate import calibrate_bundle, describe_threshold
+from tasks.filter import prepare_rows
+from tasks.params import CalibrateParams, FilterParams, LeadingFraction
+from tasks.rows.columns import to_records
+
+DAY, N, HIDDEN = date(2026, 3, 1), 3000, 45
+COLUMNS = (Column("a", "numeric"), Column("b", "numeric"), Column("c", "numeric"))
+SPLITS = LeadingFraction(kind="leading_fraction", fit=0.3, stopping=0.1, tuning=0.0, test=0.1)
+
+
+@pytest.fixture
+def calibrate(site, put_validated):
+    """Calibrate on 1,500 rows, of which 45 break the rule of the others."""
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    rng = np.random.default_rng(1)
+    numbers = rng.normal(size=(N, 1)) @ np.array([[1.0, 0.5, -1.0]]) + rng.normal(0, 0.2, (N, 3))
+    numbers[1300 : 1300 + HIDDEN, 0] += rng.uniform(4, 8, HIDDEN)
+    table = pa.table(
+        {
+            "record_id": [str(n) for n in range(N)],
+            "event_time": pa.array([start + timedelta(seconds=n) for n in range(N)], pa.timestamp("us", tz="UTC")),
+            **dict(zip("abc", numbers.T, strict=True)),
+        }
+    )
+    put_validated(DAY, table)
+    rows = prepare_rows(site, DAY + timedelta(days=1), FilterParams(splits=SPLITS), list("abc"))
+    network = AutoencoderParams(layers=(8, 1, 8))
+    params = ModelParams(
+        networks=(network,),
+        fit=FitParams(epochs=60, learning_rate=0.01, batch_size=64),
+        score=ResidualParams(kind="mean_squared"),
+    )
+    fit, stopping = (to_records(table[start:end], COLUMNS)[0] for start, end in ((0, 900), (900, 1200)))
+    bundle = site.fitted(rows.cutoff)
+    fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu")).save(bundle)
+
+    def run(has_labels, policy):
+        folder, threshold = calibrate_bundle(site, rows, bundle, CalibrateParams(threshold=policy), has_labels)
+        return (folder / "detector.json").read_text(), Detector.load(folder), threshold
+
+    return run
+
+
+def test_without_labels_hidden_anomalies_are_left_out_of_the_calibration(calibrate):
+    header, known, labelled = calibrate(True, QuantilePolicy())
+    assert (labelled.n, labelled.trimmed) == (1500, 0) and '"trimmed"' not in header
+    header, found, unlabelled = calibrate(False, QuantilePolicy())
+    assert unlabelled.n + unlabelled.trimmed == 1500 and HIDDEN / 2 < unlabelled.trimmed <= 1.5 * HIDDEN
+    assert '"trimmed"' in header and found.threshold == unlabelled
+    assert len(found.calibration.scores) == unlabelled.n and len(known.calibration.scores) == 1500
+    assert unlabelled.value < labelled.value
+    assert f"(without {unlabelled.trimmed} suspected anomalies)" in describe_threshold(unlabelled)
+    assert "suspected" not in describe_threshold(labelled)
+
+
+def test_the_rate_of_a_fixed_threshold_does_not_count_suspects_but_its_interval_may(calibrate):
+    _, _, labelled = calibrate(True, FixedPolicy(value=1.0))
+    _, _, unlabelled = calibrate(False, FixedPolicy(value=1.0))
+    assert unlabelled.trimmed > 0
+    assert unlabelled.false_alarm_rate < labelled.false_alarm_rate <= unlabelled.interval_high
