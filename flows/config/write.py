@@ -126,7 +126,11 @@ def name_query(query: str, url: str | None, environment: Mapping[str, str]) -> S
 
 def _has_password(url: str) -> bool:
     try:
-        return sa.make_url(url).password is not None or hide_password(url) != url
+        parsed = sa.make_url(url)
+        bare = sa.URL.create(
+            parsed.drivername, host=parsed.host, port=parsed.port, database=parsed.database, query=parsed.query
+        ).render_as_string()  # a user is no secret
+        return parsed.password is not None or hide_password(bare) != bare
     except sa.exc.ArgumentError:
         return hide_password(url) != url
 

@@ -125,6 +125,17 @@ def count_labels(spelt: Counter[str]) -> Counter[str]:
     return counts
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise SourceInvalid for a column that a contract cannot name."""
+    if odd := [ascii(name) for name in names if not name.isprintable()]:
+        raise SourceInvalid(
+            "The name of a column holds unprintable characters.",
+            got=", ".join(odd),
+            expected="names of printable characters",
+            todo="rename the column where the data is written",
+        )
+
+
 def choose_record_id(sample: Sample, requested: str | None, is_query: bool) -> tuple[str | None, Choice]:
     """The column that identifies records: the requested one, or one named like an identifier that never repeats.
 
@@ -350,6 +361,7 @@ class Draft:
 def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival], request: Request) -> Draft:
     """Read a source and draft a detector. Raises SourceInvalid, TooFewRows, ParamsInvalid."""
     sample = draw_sample(arrivals, request.label)
+    check_names(sample.table.column_names)
     labels, anomalous, reserved = None, 0.0, {}
     choices = [_describe_rows(sample)]
     if request.label:

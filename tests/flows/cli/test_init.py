@@ -331,11 +331,30 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "is_kept"),
+    [
+        ("postgresql://reader@db/shop", True),
+        ("postgresql://db:5432/shop?sslmode=require", True),
+        ("sqlite:///shop.db", True),
+        ("postgresql://reader@db/shop?password=secret", False),
+        ("postgresql://reader:@db/shop", False),
+    ],
+)
+def test_a_user_alone_is_no_password(url: str, is_kept: bool) -> None:
+    if is_kept:
+        assert name_query("select 1", url, {}).url == url
+        return
+    with pytest.raises(SourceInvalid, match="contains a password"):
+        name_query("select 1", url, {})
+
+
+@pytest.mark.parametrize(
     ("content", "asked", "what"),
     [
         (b"", (), "empty"),
         (b"a,b\n", (), "no rows"),
         (b"a,a\n1,2\n", (), "two columns with the same name"),
+        (b"a,\x1b[31mred\n" + b"1,2\n" * 400, (), "The name of a column holds unprintable characters"),
         (b"a,b\n1,2\n3,4\n", (), "too few rows"),
         (b"a,b\n1,2\n3,4,5\n", (), "another number of values"),
         (b"a,b\n1,x\n2,y\n3,z\n", ("--label", "b"), "3 values"),
