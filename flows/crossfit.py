@@ -92,7 +92,8 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
     rows = prepare_rows(site, cutoff, filtered, params.train.columns.numbers)
     fitted = fit_bundle(site, rows, params.train, setup.hashes)
     policy = fit_policy(params.calibrate.threshold, rows.rows["calibration"])
-    folder, _ = calibrate_bundle(site, rows, fitted, params.calibrate.model_copy(update={"threshold": policy}))
+    calibrate = params.calibrate.model_copy(update={"threshold": policy})
+    folder, _ = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels)
     return Detector.load(folder)
 
 
