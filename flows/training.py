@@ -45,8 +45,8 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
-    metrics = evaluate(site, rows, calibrated)
-    return register(site, calibrated, metrics, setup.tags)
+    evaluation = evaluate(site, rows, calibrated)
+    return register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags)
 
 
 START_TIMEOUT_S = 900  # for a worker to take the run: a GPU machine may have to start first

@@ -77,7 +77,7 @@ def fit_threshold(
         return _fit_quantile(ordered, policy, trimmed)
     if isinstance(policy, AlarmBudgetPolicy):
         return replace(_fit_quantile(ordered, _spend(policy, rows_per_night), trimmed), policy=policy)
-    value = policy.value if isinstance(policy, FixedPolicy) else _search_f_beta(tuning, policy.beta)
+    value = policy.value if isinstance(policy, FixedPolicy) else search_f_beta(tuning, policy.beta)
     # The value does not depend on these rows, so the number above it is binomial: Clopper & Pearson 1934.
     n = len(scores) - trimmed
     above = int(np.count_nonzero(ordered[:n] > value))
@@ -206,8 +206,11 @@ def _beta_quantile(a: int, b: int, share: float) -> float:
     return float(betaincinv(a, b, share))
 
 
-def _search_f_beta(tuning: Tuning | None, beta: float) -> float:
-    """Search all gaps between tuning scores; return the middle of the best gap, of equal ones the highest."""
+def search_f_beta(tuning: Tuning | None, beta: float) -> float:
+    """Search all gaps between tuning scores; return the middle of the best gap, of equal ones the highest.
+
+    Raises TooFewRows without labelled rows of both kinds.
+    """
     anomalies = 0 if tuning is None else int(tuning.is_anomaly.sum())
     rows = 0 if tuning is None else len(tuning.scores)
     if tuning is None or anomalies == 0 or anomalies == rows:

@@ -4,6 +4,8 @@ The results are for people only; nothing flows back into training. This is the o
 the payments simulator.
 """
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -13,14 +15,38 @@ import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
 
+from models.calibration import Tuning, search_f_beta
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.params import IngestParams
 from tasks.policy import PURE
 from tasks.rows.measures import Metrics, measure, recall_by_kind
 from tasks.sources import payments
+from tasks.stores.registry import SEARCHED
 from tasks.stores.site import Site
 
 NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
+
+
+@dataclass(frozen=True)
+class BundleEvaluation:
+    """Metrics on the test rows, and there of another threshold: that with the best F1 on the tuning rows.
+
+    None where the split has no test rows; searched is None also if there are no tuning rows of both kinds, or if the
+    policy has searched already.
+    """
+
+    metrics: Metrics | None
+    searched: Metrics | None = None
+    searched_threshold: float = math.nan
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The comparison of both thresholds as a version's tag; none without a searched one."""
+        if self.metrics is None or self.searched is None:
+            return {}
+        now, best = ([m.precision, m.recall] for m in (self.metrics, self.searched))
+        found = {"threshold": self.searched_threshold, "precision": best[0], "recall": best[1], "now": now}
+        return {SEARCHED: json.dumps(found)}
 
 
 @dataclass(frozen=True)
@@ -32,17 +58,23 @@ class NightsEvaluation:
     rows_by_kind: dict[str, int]
 
 
-def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
-    """Metrics on the test rows, by the labels known at the cut-off; None if the split has no test rows."""
-    table = read_set(site.lake, site.detector, rows.cutoff, "test")
-    if not table.num_rows:
-        return None
+def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> BundleEvaluation:
+    """Evaluate a bundle by the labels known at the cut-off."""
+    test, tuning = (read_set(site.lake, site.detector, rows.cutoff, name) for name in ("test", "tuning"))
+    if not test.num_rows:
+        return BundleEvaluation(None)
     from models.detector import Detector  # imports torch, which evaluate_nights does not need
     from tasks.rows.columns import to_records
 
     detector = Detector.load(bundle)
-    records, _ = to_records(table, detector.columns)
-    return measure(detector.score(records), table[LABEL].to_numpy() == 1, detector.threshold.value)
+    scores = detector.score(to_records(test, detector.columns)[0])
+    is_anomaly, is_tuned = (table[LABEL].to_numpy() == 1 for table in (test, tuning))
+    metrics = measure(scores, is_anomaly, detector.threshold.value)
+    if detector.threshold.policy.kind == "best_f_beta" or is_tuned.all() or not is_tuned.any():
+        return BundleEvaluation(metrics)
+    tuned = Tuning(detector.score(to_records(tuning, detector.columns)[0]), is_tuned)
+    threshold = search_f_beta(tuned, beta=1.0)
+    return BundleEvaluation(metrics, measure(scores, is_anomaly, threshold), threshold)
 
 
 def read_anomalies(site: Site, params: IngestParams, day: date, now: datetime) -> pd.DataFrame:
@@ -81,8 +113,8 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
 
 
 @task(task_run_name="evaluate {site.detector}", **PURE)
-def evaluate(site: Site, rows: TrainingSet, bundle: Path) -> Metrics | None:
+def evaluate(site: Site, rows: TrainingSet, bundle: Path) -> BundleEvaluation:
     """Evaluate the calibrated bundle on the test rows."""
-    metrics = evaluate_bundle(site, rows, bundle)
-    get_run_logger().info("test rows: %s", asdict(metrics) if metrics else "none")
-    return metrics
+    found = evaluate_bundle(site, rows, bundle)
+    get_run_logger().info("test rows: %s", asdict(found.metrics) if found.metrics else "none")
+    return found

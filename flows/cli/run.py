@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.stores.registry import Version
 
 EXAMPLE = "nightjar run payments --json | jq .metrics"
+NAMES = ("precision", "recall")
 
 
 def run(
@@ -83,8 +84,24 @@ def show_summary(name: str, summary: dict[str, Any], as_json: bool) -> None:
     stdout.print(f"split      {summary['split']}", soft_wrap=True)
     if summary["metrics"]:
         print_metrics(summary)
+    if summary["searched"]:
+        stdout.print(f"threshold  {compare_thresholds(summary['searched'])}", soft_wrap=True, highlight=False)
     for label, text in summary["where"].items():
         stdout.print(f"{label:<10} {text}", soft_wrap=True, highlight=False)
+
+
+def compare_thresholds(searched: dict[str, Any]) -> str:
+    """Precision and recall on the test rows of the champion's threshold, and of the one with the best F1."""
+    now, best = (
+        ", ".join(
+            f"{name} {'none' if value is None else f'{value:.1%}'}" for name, value in zip(NAMES, pair, strict=True)
+        )
+        for pair in (searched["now"], (searched["precision"], searched["recall"]))
+    )
+    return (
+        f"{now} on the test rows; {best} with {searched['threshold']:.4g}, the best F1 of the tuning rows "
+        "(calibrate.threshold: {kind: best_f_beta})"
+    )
 
 
 def print_metrics(summary: dict[str, Any]) -> None:
@@ -174,6 +191,7 @@ def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
         "notes": list(filter(None, notes)),
         "split": champion.tags.get("split", ""),
         "nights": [asdict(batch) for batch in batches],
+        "searched": champion.searched,
         "metrics": asdict(evaluation.metrics) if evaluation else {},
         "recall_by_kind": evaluation.recall_by_kind if evaluation else {},
         "rows_by_kind": evaluation.rows_by_kind if evaluation else {},

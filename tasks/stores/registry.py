@@ -31,6 +31,7 @@ from tasks.stores.owner import is_dead, is_elsewhere, name_process
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 COLUMN_TYPES, THRESHOLD_POLICY, MOST_FALSE_ALARMS = "column_types", "threshold_policy", "most_false_alarms"
+SEARCHED = "searched_threshold"  # JSON: the threshold with the best F1, and both thresholds' precision and recall
 SINCE_TAG = "champion_since."  # followed by the instant; the value is the version that became champion then
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600
@@ -74,6 +75,20 @@ class Version:
         except ValueError:
             return None
         return found if 0 < found <= 1 else None
+
+    @property
+    def searched(self) -> dict[str, Any] | None:
+        """The threshold with the best F1 on tuning rows, its precision and recall on test rows, and `now` the own ones.
+
+        None if no tag says so.
+        """
+        try:
+            found = json.loads(self.tags.get(SEARCHED, ""))
+        except ValueError:
+            return None
+        return (
+            found if isinstance(found, dict) and found.keys() >= {"threshold", "precision", "recall", "now"} else None
+        )
 
     def read_date(self, tag: str) -> date:
         """The date in a tag. Raises BundleInvalid."""
