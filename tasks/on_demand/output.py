@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +17,7 @@ from tasks.stores.faults import writing
 from tasks.stores.files import appear
 
 PARQUET, CSV, EXCEL = (".parquet", ".pq"), (".csv",), (".xlsx",)
+MOST_EXCEL_ROWS, MOST_EXCEL_TEXT = 1_048_576, 32_767  # of a sheet, with its header; characters of a cell
 Write = Callable[[pa.Table], None]
 
 
@@ -26,8 +26,6 @@ def check_output(path: Path) -> None:
     got = expected = ""
     if path.suffix.lower() not in (*PARQUET, *CSV, *EXCEL):
         got, expected = f"the suffix {path.suffix!r}", "a name that ends in .parquet, .csv or .xlsx"
-    elif path.suffix.lower() in EXCEL and find_spec("openpyxl") is None:
-        got, expected = "no package openpyxl", "pip install openpyxl for .xlsx; or .csv or .parquet"
     elif not path.absolute().parent.is_dir():
         got, expected = f"no folder {path.absolute().parent}", "an existing folder"
     elif path.is_dir():
@@ -70,19 +68,36 @@ def _open_csv(file: IO[bytes], schema: pa.Schema) -> Write:
 
 
 def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
-    from openpyxl import Workbook  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as ILLEGAL  # type: ignore[import-untyped, unused-ignore]
+    """One sheet, written row by row. Its texts are texts: no formula, link or number is made of them."""
+    from xlsxwriter import Workbook
 
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet("rows")
-    sheet.append(schema.names)
+    options = {"strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
+    with Workbook(file, {"constant_memory": True, **options}) as book:
+        sheet = book.add_worksheet("rows")
+        sheet.write_row(0, 0, schema.names)
+        written = 0
 
-    def write(table: pa.Table) -> None:
-        for row in _to_rows(table):
-            sheet.append([ILLEGAL.sub("", value) if isinstance(value, str) else value for value in row])
+        def write(table: pa.Table) -> None:
+            nonlocal written
+            if written + table.num_rows >= MOST_EXCEL_ROWS:
+                raise ParamsInvalid(
+                    "An Excel sheet cannot hold so many rows; nothing was written.",
+                    expected=f"fewer than {MOST_EXCEL_ROWS:,} rows",
+                    todo="--output with a name that ends in .csv or .parquet",
+                )
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                written += 1
+                sheet.write_row(written, 0, [_to_cell(value) for value in row])
 
-    yield write
-    book.save(file)
+        yield write
+
+
+def _to_cell(value: Any) -> Any:
+    """A value as a cell holds it: Excel keeps 15 digits of a number, and so many characters of a text."""
+    if isinstance(value, int) and abs(value) >= 10**15:
+        return str(value)
+    is_plain = value is None or isinstance(value, int | float)
+    return value if is_plain else str(value)[:MOST_EXCEL_TEXT]
 
 
 def _to_rows(table: pa.Table) -> list[list[Any]]:

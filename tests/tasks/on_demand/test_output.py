@@ -1,10 +1,13 @@
 """The file of scores has the format of its name, or is refused before any work is done."""
 
+import zipfile
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+from python_calamine import CalamineWorkbook
 
 from tasks.errors import ParamsInvalid
 from tasks.on_demand.output import check_output, open_output
@@ -32,15 +35,34 @@ def test_a_name_that_ends_in_parquet_gives_parquet(tmp_path: Path, name: str) ->
 
 
 def test_a_name_that_ends_in_xlsx_gives_a_workbook(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
-    rows = list(openpyxl.load_workbook(write(tmp_path / "flags.xlsx")).active.values)
-    assert rows[:2] == [("record_id", "score"), ("'=1+1", 1.5)]
+    rows = CalamineWorkbook.from_path(write(tmp_path / "flags.xlsx")).get_sheet_by_index(0).to_python()
+    assert rows == [["record_id", "score"], ["=1+1", 1.5], ["a,b\r\nc", -2.0], ["", ""], ["-5", 0.1]]
+    with zipfile.ZipFile(tmp_path / "flags.xlsx") as book:  # a text that looks like a formula is a text
+        assert b"<f>" not in book.read("xl/worksheets/sheet1.xml")
 
 
-@pytest.mark.parametrize("name", ["flags.txt", "flags", "nowhere/flags.csv", "folder.csv", "flags.xlsx"])
-def test_what_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_values_that_a_cell_cannot_hold_are_texts_or_cut(tmp_path: Path) -> None:
+    table = pa.table(
+        {"value": pa.array(["x" * 40_000]), "id": [2**60], "rate": [float("inf")], "at": [date(2026, 3, 1)]}
+    )
+    with open_output(tmp_path / "flags.xlsx", table.schema) as append:
+        append(table)
+    [_, row] = CalamineWorkbook.from_path(tmp_path / "flags.xlsx").get_sheet_by_index(0).to_python()
+    assert row[0] == "x" * 32_767
+    assert row[1] == str(2**60)
+    assert row[3] == "2026-03-01"
+
+
+def test_more_rows_than_a_sheet_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.on_demand.output.MOST_EXCEL_ROWS", 4)
+    with pytest.raises(ParamsInvalid, match="cannot hold so many rows"):
+        write(tmp_path / "flags.xlsx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["flags.txt", "flags", "nowhere/flags.csv", "folder.csv"])
+def test_what_cannot_be_written_is_refused_first(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.csv").mkdir()
-    monkeypatch.setattr("tasks.on_demand.output.find_spec", lambda _: None)
     with pytest.raises(ParamsInvalid, match="nothing was done"):
         check_output(tmp_path / name)
 
