@@ -57,8 +57,7 @@ class Workers:
             futures = [runner.submit(task, piece) for piece in pieces]
             outcomes = []
             for number, future in enumerate(futures):
-                self._wait(runner, future)
-                outcomes.append(self._read(future))
+                outcomes.append(self._take(runner, future))
                 on_done(number)
         raise_failures([one for one in outcomes if isinstance(one, BaseException)], len(pieces))
         return outcomes
@@ -92,23 +91,26 @@ class Workers:
                 raise self._unreachable("Dask's scheduler does not answer.", str(error)) from error
             yield runner
 
-    def _wait(self, runner: Any, future: Future) -> None:
-        """Wait for a piece. Raises ServiceUnreachable if the cluster has had no workers for too long."""
-        seen = time.monotonic()
-        while not future.wrapped_future.done():
-            future.wait(timeout=WATCH_S)
-            if self.scheduler is None or self._count(runner):
-                seen = time.monotonic()
-            elif time.monotonic() > seen + PATIENCE_S:
-                raise self._unreachable("The Dask cluster has no workers.", f"none for {PATIENCE_S:g} s")
+    def _take(self, runner: Any, future: Future) -> Any:
+        """The result of a piece once it has finished, or its exception.
 
-    def _read(self, future: Future) -> Any:
-        """The result of a finished piece, or its exception."""
-        if future.wrapped_future.cancelled():
-            return self._unreachable("The Dask cluster was lost.", "its scheduler has ended or cannot be reached")
-        if error := future.wrapped_future.exception():  # not raised by the task, which did not finish
-            return self._unreachable("The Dask cluster could not finish a part.", f"{type(error).__name__}: {error}")
-        return future.result(raise_on_failure=False)
+        Raises ServiceUnreachable if the cluster has had no workers for too long. A finished piece also needs its worker,
+        which holds the result until it is read.
+        """
+        seen = time.monotonic()
+        while True:
+            try:
+                return future.result(timeout=WATCH_S, raise_on_failure=False)
+            except TimeoutError:
+                if self.scheduler is None or self._count(runner):
+                    seen = time.monotonic()
+                elif time.monotonic() > seen + PATIENCE_S:
+                    raise self._unreachable("The Dask cluster has no workers.", f"none for {PATIENCE_S:g} s") from None
+            except Exception as error:  # noqa: BLE001 - not the task's, which did not finish
+                if future.wrapped_future.cancelled():
+                    return self._unreachable("The Dask cluster was lost.", "its scheduler has ended or is unreachable")
+                got = f"{type(error).__name__}: {error}"
+                return self._unreachable("The Dask cluster could not finish a part.", got)
 
     def _count(self, runner: Any) -> int:
         try:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -198,3 +199,20 @@ def test_dask_that_cannot_be_used_says_what_is_missing(server: str, monkeypatch:
 
 def test_nothing_to_do_needs_no_cluster() -> None:
     assert Workers("tcp://127.0.0.1:9").run(score_parts, [], lambda done: None) == []
+
+
+def test_a_finished_piece_whose_result_died_with_its_worker_is_not_awaited_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dask says that it is done, and then waits for the result: the moment between cannot be met on purpose."""
+
+    class Lost:
+        wrapped_future = SimpleNamespace(done=lambda: True, cancelled=lambda: False)
+
+        def result(self, timeout: float, raise_on_failure: bool) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr("tasks.spread.PATIENCE_S", 0)
+    runner = SimpleNamespace(client=SimpleNamespace(scheduler_info=lambda: {"workers": {}}))
+    with pytest.raises(ServiceUnreachable, match="The Dask cluster has no workers"):
+        Workers("tcp://scheduler:8786")._take(runner, Lost())  # type: ignore[arg-type]
