@@ -24,6 +24,8 @@ from tasks.serving import ServedDetector
 from tasks.stores import registry
 from tasks.stores.site import Site
 
+REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -83,6 +85,16 @@ def register_bundle(
     )
     site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)
+
+
+def describe_lost_reducer(champion: registry.Version, version: registry.Version) -> str:
+    """Why a version would be worse without relearning the champion's second stage, and what to type; else ""."""
+    if REDUCER not in champion.tags or REDUCER in version.tags:
+        return ""
+    return (
+        f"version {champion.version} has a second stage, which version {version.version} lacks: "
+        f"nightjar reduce {champion.name.removeprefix('nightjar-')} --version {version.version} learns it again"
+    )
 
 
 def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:

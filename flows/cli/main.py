@@ -11,6 +11,7 @@ import typer
 from flows.cli import (
     backfill,
     backup,
+    compare,
     delete,
     deploy,
     doctor,
@@ -49,7 +50,7 @@ VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, metrics),
     "Past nights": (backfill, replay, verify),
     "Flags": (flags, explain, review, rank),
-    "Versions": (train, promote, rollback, reduce),
+    "Versions": (train, compare, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),
     "Detectors": (init, fetch, doctor, stage, delete),
     "Team": (deploy, up, down),

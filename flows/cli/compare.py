@@ -1,0 +1,116 @@
+"""`nightjar compare`."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.cli.options import Json, Name
+from flows.cli.screen import print_json, print_note, print_rows, showing_progress, stdout
+
+if TYPE_CHECKING:
+    from tasks.on_demand.compare import Comparison, Overlap, Share, Side
+
+EXAMPLE = "nightjar compare payments; nightjar compare payments 1 3"
+
+
+def compare(
+    name: Name,
+    first: Annotated[int | None, typer.Argument(help="A version (default: the champion).", metavar="A")] = None,
+    second: Annotated[int | None, typer.Argument(help="Another (default: the challenger).", metavar="B")] = None,
+    nights: Annotated[int, typer.Option(min=1, help="The newest common nights to judge, at most.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Judge the same later nights with two versions: alerts, errors, answers known, records that change side."""
+    from flows.config.setup import prepare_reading
+    from tasks.on_demand.compare import choose_versions, compare_versions
+    from tasks.policy import progress_of
+    from tasks.register import describe_lost_reducer
+
+    setup = prepare_reading(name)
+    pair = choose_versions(setup.site, first, second)
+    has_labels = setup.configured.detector.ingest.has_labels
+    with showing_progress():
+        now, progress = datetime.now(UTC), progress_of("compare")
+        found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress)
+    note = describe_lost_reducer(*pair)
+    if as_json:
+        print_json(asdict(found) | {"note": note})
+        return
+    show_comparison(found)
+    if note:
+        print_note(note)
+
+
+def show_comparison(found: "Comparison") -> None:
+    """Print both versions side by side, how far they agree, and the records that change side."""
+    first, second = found.first, found.second
+    names = (f"version {first.version}", f"version {second.version}")
+    span = f"{found.nights[0]} to {found.nights[-1]}" if len(found.nights) > 1 else f"{found.nights[0]}"
+    title = f"{found.detector}: {len(found.nights)} nights, {span}, {found.rows:,} rows that neither has learnt from"
+    rows = [
+        {"": label, names[0]: one, names[1]: two}
+        for (label, one), (_, two) in zip(describe_side(first), describe_side(second), strict=True)
+    ]
+    print_rows(Table(title=title, title_justify="left"), rows, ("", *names))
+    stdout.print(f"answers    {found.answers:,} rows have a verdict or label; {found.anomalies:,} are anomalies")
+    stdout.print(f"flags      {describe_overlap(found.flags, names)}", soft_wrap=True)
+    stdout.print(f"alerts     {describe_overlap(found.alerts, names)}", soft_wrap=True)
+    if not found.changed:
+        return
+    changed = [
+        {
+            "batch_date": record["batch_date"],
+            "record_id": record["record_id"],
+            "entity": record["entity"],
+            "answer": record["answer"],
+            names[0]: describe_record(record["first"]),
+            names[1]: describe_record(record["second"]),
+        }
+        for record in found.changed
+    ]
+    entity = ("entity",) if any(record["entity"] for record in found.changed) else ()
+    answer = ("answer",) if any(record["answer"] for record in found.changed) else ()
+    total = found.alerts.only_first + found.alerts.only_second
+    title = f"{len(changed)} of {total:,} records that change side, with score / threshold"
+    print_rows(Table(title=title, title_justify="left"), changed, ("batch_date", "record_id", *entity, *answer, *names))
+
+
+def describe_side(side: "Side") -> list[tuple[str, str]]:
+    """One version's figures, each with its name."""
+    return [
+        ("alias", ", ".join(side.aliases)),
+        ("learnt through", str(side.trained_through)),
+        ("second stage", "yes" if side.has_second_stage else "no"),
+        ("threshold", f"{side.threshold:.4g}"),
+        ("flags", f"{side.flags:,}"),
+        ("alerts per night", f"{side.alerts_per_night:,.1f}"),
+        ("clean error", "" if side.clean_error is None else f"{side.clean_error:.4g}"),
+        ("precision", describe_share(side.precision)),
+        ("recall", describe_share(side.recall)),
+    ]
+
+
+def describe_share(found: "Share") -> str:
+    """A share with its interval and counts, such as 25.2 % (21.0 to 29.8 %), 101 of 401."""
+    if found.share is None or found.low is None or found.high is None:
+        return "not known"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.share:.1f} % ({low:.1f} to {high:.1f} %), {found.hits:,} of {found.total:,}"
+
+
+def describe_overlap(found: "Overlap", names: tuple[str, str]) -> str:
+    """How far two sets of records agree."""
+    share = "none" if found.jaccard is None else f"{100 * found.jaccard:.1f} % in common"
+    return (
+        f"{share}: {found.both:,} of both, {found.only_first:,} only of {names[0]}, "
+        f"{found.only_second:,} only of {names[1]}"
+    )
+
+
+def describe_record(judged: dict[str, Any]) -> str:
+    """One version's judgement of a record, such as "1.3, alert"."""
+    mark = ", alert" if judged["is_alert"] else ", suppressed" if judged["is_suppressed"] else ""
+    return f"{judged['times_threshold']:.3g}{mark}"

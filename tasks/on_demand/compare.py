@@ -1,0 +1,322 @@
+"""Compare two versions on the same rows: published nights that neither has learnt from. Nothing is published.
+
+Rows are read and judged slice by slice, so memory holds one slice and the twenty records to show. An answer is known
+where a person gave a verdict, else where a label has arrived, or where the night has matured without one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models.detector import Detector
+from models.fitting import resolve_device
+from tasks.errors import BatchMissing, ChampionMissing, ParamsInvalid
+from tasks.on_demand.loose import SMALLEST
+from tasks.review import ANOMALY
+from tasks.rows.judge import Judgement, Mask, judge
+from tasks.rows.record import RecordRule
+from tasks.rows.worst import Floats, WorstRows
+from tasks.stores.lake import Manifest
+from tasks.stores.registry import CHALLENGER, Version
+from tasks.stores.site import Site
+
+MOST_NIGHTS = 7
+SHOWN = 20  # records that change side
+ANSWERS = {1.0: "anomaly", 0.0: "normal"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """`hits` of `total` as a share with its exact 95 % interval (Clopper-Pearson); None without any."""
+
+    hits: int
+    total: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one version makes of the rows. clean_error: the mean score of the rows that it does not flag.
+
+    precision: of its alerts with a known answer; recall: of the known anomalies, those that are alerts.
+    """
+
+    version: int
+    aliases: tuple[str, ...]
+    trained_through: date
+    has_second_stage: bool
+    threshold: float
+    flags: int
+    alerts: int
+    alerts_per_night: float
+    clean_error: float | None
+    precision: Share
+    recall: Share
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many records both versions chose, or only one; jaccard: both / any, None if none chose one."""
+
+    both: int
+    only_first: int
+    only_second: int
+    jaccard: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions on the same nights. changed: alerts of one version only, those furthest above a threshold first."""
+
+    detector: str
+    nights: list[date]
+    rows: int
+    answers: int
+    anomalies: int
+    first: Side
+    second: Side
+    flags: Overlap
+    alerts: Overlap
+    changed: list[dict[str, Any]]
+
+
+def choose_versions(site: Site, first: int | None = None, second: int | None = None) -> tuple[Version, Version]:
+    """The versions to compare; by default the champion and the challenger; with one, the champion and that one.
+
+    Raises ChampionMissing, and ParamsInvalid if both are the same.
+    """
+    registry = site.registry
+    if first is not None and second is not None:
+        pair = registry.get_version(first), registry.get_version(second)
+    else:
+        champion = registry.get_champion()
+        other = registry.find_version(CHALLENGER) if first is None else registry.get_version(first)
+        if other is None:
+            raise ChampionMissing(
+                f"{site.detector} has no challenger to compare with its champion.",
+                where=f"registered model {registry.model_name}",
+                got=f"versions {', '.join(str(version.version) for version in registry.list_versions())}",
+                todo=f"nightjar train {site.detector} registers a challenger; or name two versions",
+            )
+        pair = champion, other
+    if pair[0].version == pair[1].version:
+        raise ParamsInvalid(
+            f"Version {pair[0].version} cannot be compared with itself.",
+            where=f"registered model {registry.model_name}",
+            todo=f"nightjar compare {site.detector} A B, with two different versions",
+        )
+    return pair
+
+
+def find_nights(site: Site, pair: tuple[Version, Version], most: int = MOST_NIGHTS) -> list[Manifest]:
+    """The validated rows of the newest published nights that neither version has learnt from. Raises BatchMissing."""
+    learnt = max(version.trained_through for version in pair)
+    published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
+    later = [day for day in published if day > learnt]
+    found = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
+    if found:
+        return found[-most:]
+    a, b = pair
+    newest = f"; the newest published night is {published[-1]}" if published else "; no night is published"
+    pruned = f"; the validated rows of {len(later)} later nights were pruned" if later else newest
+    raise BatchMissing(
+        f"There is no published night that neither version {a.version} nor version {b.version} has learnt from.",
+        where=f"published nights of {site.detector}",
+        got=f"version {a.version} learnt through {a.trained_through}, version {b.version} through "
+        f"{b.trained_through}{pruned}",
+        expected=f"a published night after {learnt} whose validated rows are kept",
+        todo=f"wait for the next night; or nightjar train {site.detector} --cutoff DATE, with nights left after DATE",
+    )
+
+
+def compare_versions(
+    site: Site,
+    rule: RecordRule,
+    pair: tuple[Version, Version],
+    has_labels: bool,
+    now: datetime,
+    most: int = MOST_NIGHTS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Judge the same rows with two versions. has_labels: whether rows of matured nights without a label are normal.
+
+    on_progress is called with the rows judged so far, and all. Raises BatchMissing without common later nights, and
+    BundleInvalid for a version that cannot be loaded or does not fit the rows.
+    """
+    nights = find_nights(site, pair, most)
+    device = resolve_device(site.device)
+    detectors = [Detector.load(site.registry.fetch_bundle(version)).to(device) for version in pair]
+    tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
+    only_entity, answered = replace(rule, show=()), Counter[float]()
+    total, done = sum(night.rows for night in nights), 0
+    for night, table, truth in _read(site, nights, detectors, only_entity, has_labels, now):
+        first, second = (judge(detector, table) for detector in detectors)
+        for tally, judged in zip(tallies, (first, second), strict=True):
+            tally.add(judged, truth)
+        answered.update(truth[~np.isnan(truth)].tolist())
+        alerts = [judged.is_flagged & ~judged.is_suppressed for judged in (first, second)]
+        overlaps[0].add(first.is_flagged, second.is_flagged)
+        overlaps[1].add(*alerts)
+        _keep_changed(changed, night, table, truth, (first, second), only_entity)
+        done += table.num_rows
+        on_progress(done, total)
+    sides = [
+        tally.sum_up(version, detector, len(nights), int(answered[1.0]))
+        for tally, version, detector in zip(tallies, pair, detectors, strict=True)
+    ]
+    return Comparison(
+        detector=site.detector,
+        nights=[night.batch_date for night in nights],
+        rows=total,
+        answers=answered.total(),
+        anomalies=answered[1.0],
+        first=sides[0],
+        second=sides[1],
+        flags=overlaps[0].sum_up(),
+        alerts=overlaps[1].sum_up(),
+        changed=_describe_changed(changed),
+    )
+
+
+def estimate_share(hits: int, total: int) -> Share:
+    """A share of counted records with its exact 95 % interval."""
+    if total == 0:
+        return Share(0, 0, None, None, None)
+    from scipy.stats import binomtest  # type: ignore[import-untyped] # a second to import
+
+    interval = binomtest(hits, total).proportion_ci(method="exact")
+    return Share(hits, total, hits / total, float(interval.low), float(interval.high))
+
+
+def _read(
+    site: Site, nights: Sequence[Manifest], detectors: Sequence[Detector], rule: RecordRule, has_labels: bool,
+    now: datetime,
+) -> Iterator[tuple[Manifest, pa.Table, Floats]]:  # fmt: skip
+    """The validated rows slice by slice, with what is known of them: 1 anomaly, 0 normal, NaN unknown (N,)."""
+    columns = [column.name for detector in detectors for column in detector.columns]
+    names = list(dict.fromkeys(["record_id", *columns, *rule.columns]))
+    reviews, today = site.warehouse.read_reviews(site.detector), now.astimezone(site.zone).date()
+    for night in nights:
+        given = reviews[reviews["batch_date"] == night.batch_date].set_index("record_id")["verdict"]
+        verdicts = given.map(lambda verdict: float(verdict == ANOMALY))
+        unlabelled = 0.0 if has_labels and site.has_matured(night.batch_date, today) else np.nan
+        for part in night.parts:
+            for table in site.lake.slices(part, names):
+                ids = table["record_id"].to_pandas().astype("str")
+                truth = ids.map(verdicts).astype(float)
+                if has_labels:
+                    labels = site.warehouse.read_labels(site.detector, now, ids).set_index("record_id")["label"]
+                    truth = truth.fillna(ids.map(labels).astype(float)).fillna(unlabelled)
+                yield night, table, truth.to_numpy(dtype=np.float64)
+
+
+@dataclass
+class _Tally:
+    """The counts of one version over all slices."""
+
+    rows: int = 0
+    flags: int = 0
+    alerts: int = 0
+    answered: int = 0
+    hits: int = 0
+    clean_score: float = 0.0
+
+    def add(self, judged: Judgement, truth: Floats) -> None:
+        is_flag = judged.is_flagged
+        is_alert = is_flag & ~judged.is_suppressed
+        self.rows += len(is_flag)
+        self.flags += int(is_flag.sum())
+        self.alerts += int(is_alert.sum())
+        self.answered += int((is_alert & ~np.isnan(truth)).sum())
+        self.hits += int((is_alert & (truth == 1)).sum())
+        self.clean_score += float(judged.score[~is_flag].sum())
+
+    def sum_up(self, version: Version, detector: Detector, nights: int, anomalies: int) -> Side:
+        clean = self.rows - self.flags
+        return Side(
+            version=version.version,
+            aliases=version.aliases,
+            trained_through=version.trained_through,
+            has_second_stage=detector.reducer is not None,
+            threshold=detector.threshold.value,
+            flags=self.flags,
+            alerts=self.alerts,
+            alerts_per_night=self.alerts / nights,
+            clean_error=self.clean_score / clean if clean else None,
+            precision=estimate_share(self.hits, self.answered),
+            recall=estimate_share(self.hits, anomalies),
+        )
+
+
+@dataclass
+class _Both:
+    """The counts of an Overlap over all slices."""
+
+    counts: Counter[tuple[bool, bool]] = field(default_factory=Counter)
+
+    def add(self, first: Mask, second: Mask) -> None:
+        self.counts[True, True] += int((first & second).sum())
+        self.counts[True, False] += int((first & ~second).sum())
+        self.counts[False, True] += int((second & ~first).sum())
+
+    def sum_up(self) -> Overlap:
+        both, total = self.counts[True, True], self.counts.total()
+        jaccard = both / total if total else None
+        return Overlap(both, self.counts[True, False], self.counts[False, True], jaccard)
+
+
+def _keep_changed(
+    changed: WorstRows,
+    night: Manifest,
+    table: pa.Table,
+    truth: Floats,
+    pair: tuple[Judgement, Judgement],
+    rule: RecordRule,
+) -> None:
+    """Add the records that are an alert of one version only, ranked by the higher of their scores / thresholds."""
+    alerts = [judged.is_flagged & ~judged.is_suppressed for judged in pair]
+    chosen = alerts[0] != alerts[1]
+    if not chosen.any():
+        return
+    rows = table.filter(pa.array(chosen))
+    # The column may have been added to the contract after the night was validated.
+    known = {*rule.columns} <= {*rows.column_names}
+    entity = rule.describe(rows)["entity"].tolist() if known else [None] * rows.num_rows
+    kept = pa.table(
+        {
+            "batch_date": pa.array([night.batch_date] * rows.num_rows, pa.date32()),
+            "record_id": rows["record_id"].cast(pa.string()),
+            "entity": pa.array(entity, pa.string()),
+        }
+    )
+    times = [judged.score[chosen] / max(judged.threshold, SMALLEST) for judged in pair]
+    marks = [mask[chosen] for judged, alert in zip(pair, alerts, strict=True) for mask in (alert, judged.is_suppressed)]
+    changed.add(kept, np.maximum(*times), truth[chosen], *times, *marks)
+
+
+def _describe_changed(changed: WorstRows) -> list[dict[str, Any]]:
+    rows, *arrays = changed.take()
+    if rows is None:
+        return []
+    _, truth, first, second, first_alert, first_suppressed, second_alert, second_suppressed = arrays
+    return [
+        {
+            **row,
+            "answer": ANSWERS.get(truth[place]),
+            "first": _describe(first[place], first_alert[place], first_suppressed[place]),
+            "second": _describe(second[place], second_alert[place], second_suppressed[place]),
+        }
+        for place, row in enumerate(rows.to_pylist())
+    ]
+
+
+def _describe(times: float, is_alert: bool, is_suppressed: bool) -> dict[str, Any]:
+    """One version's judgement of a record; times_threshold: score / threshold."""
+    return {"times_threshold": float(times), "is_alert": bool(is_alert), "is_suppressed": bool(is_suppressed)}

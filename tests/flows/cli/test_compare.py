@@ -1,0 +1,203 @@
+"""Two versions on the same later nights, and what a promotion would lose."""
+
+import json
+import shutil
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny import add_reducer
+from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
+
+from flows.cli.main import execute
+from flows.config.setup import load_setup
+from models.detector import Detector
+from tasks.on_demand.compare import choose_versions, compare_versions, estimate_share
+from tasks.register import register_bundle
+from tasks.stores import lake
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+FRAUDS = {
+    record for day in (LAST - timedelta(days=1), LAST) for record in make_rows(day).query("fraud == 1")["order_id"]
+}
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert execute([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert execute(list(arguments)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return " ".join(captured.err[captured.err.index("error: ") :].split())
+
+
+def register_reduced(folder: Path, cut: float, version: int | None = None) -> int:
+    """Register a version (default: the champion) with an untrained second stage: a cut above 1 suppresses all."""
+    site = load_setup("orders").site
+    base = site.registry.get_champion() if version is None else site.registry.get_version(version)
+    detector = add_reducer(Detector.load(site.registry.fetch_bundle(base)), cut)
+    detector.with_lineage({**detector.lineage, "reducer": {"from_version": base.version}}).save(folder)
+    return register_bundle(site, folder, None).version
+
+
+def review(capsys: pytest.CaptureFixture[str], folder: Path, night: date, **verdicts: str) -> None:
+    frame = pd.DataFrame(
+        {"batch_date": str(night), "record_id": list(verdicts), "inclusion": 1.0, "verdict": verdicts.values()}
+    )
+    frame.to_csv(folder / "answers.csv", index=False)
+    answer(capsys, "review", "orders", "--take", str(folder / "answers.csv"), "--by", "ada")
+
+
+def test_both_versions_judge_the_same_later_nights_and_nothing_is_published(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    before = load_setup("orders").site.warehouse.read_nights("orders")
+    found = answer(capsys, "compare", "orders")
+    assert load_setup("orders").site.warehouse.read_nights("orders") == before
+    assert found["nights"] == [str(LAST - timedelta(days=1)), str(LAST)]
+    assert (found["rows"], found["answers"], found["anomalies"], found["note"]) == (2 * ROWS, 2 * ROWS, 6, "")
+    first, second = found["first"], found["second"]
+    assert (first["version"], first["aliases"]) == (1, ["champion"])
+    assert (second["version"], second["aliases"]) == (2, ["challenger"])
+    assert first["flags"] == first["alerts"] == sum(night.flagged for night in before)
+    for side in (first, second):
+        assert side["alerts_per_night"] == side["alerts"] / 2
+        assert (side["recall"]["hits"], side["recall"]["total"]) == (6, 6)
+        assert (side["precision"]["hits"], side["precision"]["total"]) == (6, side["alerts"])
+        assert 0 < side["precision"]["low"] < side["precision"]["share"] < side["precision"]["high"] < 1
+        assert 0 < side["clean_error"] < side["threshold"]
+    assert found["flags"] == found["alerts"]
+    assert found["flags"]["both"] + found["flags"]["only_first"] == first["flags"]
+    assert found["flags"]["both"] + found["flags"]["only_second"] == second["flags"]
+    assert len(found["changed"]) == min(20, found["alerts"]["only_first"] + found["alerts"]["only_second"]) > 0
+    for record in found["changed"]:
+        one, two = record["first"], record["second"]
+        assert one["is_alert"] != two["is_alert"]
+        assert all(judged["is_alert"] == (judged["times_threshold"] > 1) for judged in (one, two))
+        assert (record["entity"], record["answer"]) == (None, "normal")
+
+    # The challenger's figures are those that its nights would have.
+    answer(capsys, "promote", "orders")
+    answer(capsys, "run", "orders")
+    after = load_setup("orders").site.warehouse.read_nights("orders")
+    assert second["flags"] == sum(night.flagged for night in after)
+
+
+def test_the_comparison_does_not_depend_on_slices_and_takes_the_newest_nights(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = str(register_reduced(tmp_path / "reduced", 0.5))
+    whole = answer(capsys, "compare", "orders", version)
+    monkeypatch.setattr(lake, "SLICE_ROWS", 17)
+    pieces = answer(capsys, "compare", "orders", "1", version)
+    for side in ("first", "second"):
+        assert pieces[side].pop("clean_error") == pytest.approx(whole[side].pop("clean_error"))
+    assert pieces == whole
+    turned = answer(capsys, "compare", "orders", version, "1", "--nights", "1")
+    assert turned["nights"] == [str(LAST)]
+    assert [turned[side]["version"] for side in ("first", "second")] == [int(version), 1]
+
+
+def test_a_second_stage_counts_and_a_verdict_overrules_a_label(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_PSEUDONYM_KEY", "secret")
+    trained.change("params.yaml", "detectors", "orders", "entity", value="customer")
+    trained.change("params.yaml", "detectors", "orders", "publish", value={"pseudonymise": ["customer"]})
+    register_reduced(tmp_path / "reduced", cut=1.1)
+    missed, wrong = sorted(FRAUDS)[0], f"{LAST:%m%d}-0000"
+    review(capsys, tmp_path, LAST - timedelta(days=1), **{missed: "normal"})
+    review(capsys, tmp_path, LAST, **{wrong: "anomaly"})
+    found = answer(capsys, "compare", "orders")
+    assert found["anomalies"] == 6
+    first, second = found["first"], found["second"]
+    assert [side["has_second_stage"] for side in (first, second)] == [False, True]
+    assert first["flags"] == second["flags"] == first["alerts"] > 0 == second["alerts"]
+    assert first["recall"]["hits"] == 5  # not the row below the threshold that a person calls an anomaly
+    assert (second["precision"]["total"], second["precision"]["share"]) == (0, None)
+    assert (found["flags"]["jaccard"], found["alerts"]["jaccard"]) == (1, 0)
+    answers = {record["record_id"]: record["answer"] for record in found["changed"]}
+    assert answers[missed] == "normal"
+    assert {record for record, known in answers.items() if known == "anomaly"} == FRAUDS - {missed}
+    for record in found["changed"]:
+        assert record["first"]["times_threshold"] == record["second"]["times_threshold"] > 1
+        assert record["second"]["is_suppressed"]
+        assert len(record["entity"]) == 16
+    scores = [record["first"]["times_threshold"] for record in found["changed"]]
+    assert scores == sorted(scores, reverse=True)
+
+    assert execute(["compare", "orders"]) == 0
+    shown = capsys.readouterr().out
+    assert "600 rows that neither has learnt from" in shown
+    assert "alerts     0.0 % in common: 0 of both" in shown
+    for part in (f"{len(scores)} of {len(scores)} records that change side", ", alert", ", suppressed", "not known"):
+        assert part in shown
+    assert execute(["compare", "orders", "2", "1"]) == 0
+    assert "nightjar reduce orders --version 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_labels_only_verdicts_are_answers(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_reduced(tmp_path / "reduced", cut=0)
+    review(capsys, tmp_path, LAST, **{sorted(FRAUDS)[-1]: "anomaly"})
+    site = load_setup("orders").site
+    found = compare_versions(site, load_setup("orders").record_rule, choose_versions(site), False, datetime.now(UTC))
+    assert (found.answers, found.anomalies) == (1, 1)
+    assert (found.first.precision.hits, found.first.precision.total) == (1, 1)
+    assert found.changed == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "orders has no challenger to compare with its champion."),
+        (["1"], "Version 1 cannot be compared with itself."),
+        (["1", "1"], "Version 1 cannot be compared with itself."),
+        (["9"], "orders has no version 9"),
+    ],
+)
+def test_versions_that_cannot_be_compared_are_refused(
+    trained: Project, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert expected in refuse(capsys, "compare", "orders", *arguments)
+
+
+def test_versions_without_a_common_later_night_are_refused_with_the_dates(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_reduced(tmp_path / "reduced", cut=0)
+    lake_folder = trained.folder / ".nightjar/lake"
+    shutil.rmtree(lake_folder / "validated/orders" / f"batch_date={LAST}")
+    assert answer(capsys, "compare", "orders")["nights"] == [str(LAST - timedelta(days=1))]
+    shutil.rmtree(lake_folder / "validated/orders" / f"batch_date={LAST - timedelta(days=1)}")
+    assert "the validated rows of 2 later nights were pruned" in refuse(capsys, "compare", "orders")
+    answer(capsys, "train", "orders", "--cutoff", str(LAST + timedelta(days=2)))
+    message = refuse(capsys, "compare", "orders", "1", "3")
+    assert f"through {LAST}; the newest published night is {LAST}" in message
+    assert "nightjar train orders --cutoff DATE" in message
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "expected"),
+    [
+        (0, 0, (None, None, None)),
+        (0, 10, (0, 0, 0.3085)),  # Clopper and Pearson 1934
+        (10, 10, (1, 0.6915, 1)),
+        (3, 10, (0.3, 0.0667, 0.6525)),
+    ],
+)
+def test_a_share_comes_with_its_exact_interval(
+    hits: int, total: int, expected: tuple[float | None, float | None, float | None]
+) -> None:
+    found = estimate_share(hits, total)
+    assert (found.hits, found.total) == (hits, total)
+    for value, wanted in zip((found.share, found.low, found.high), expected, strict=True):
+        assert value == (None if wanted is None else pytest.approx(wanted, abs=5e-5))
