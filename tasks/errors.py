@@ -12,6 +12,7 @@ NightjarError                anything a user can fix
 ├── MemoryExhausted           the machine or its GPU has too little memory for a fit or a batch
 ├── ProcessLost              a process of a night, or of a fit on several devices, died without a message
 ├── ReducerRefused           the second stage would lose too much recall
+├── PromotionRefused         a version may not become champion: it would lose what the champion has
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             the record is not in the published nights
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
@@ -72,6 +73,10 @@ class BatchRejected(NightjarError):
 
 class ChampionMissing(NightjarError):
     """No model version is registered, or none has the requested alias."""
+
+
+class PromotionRefused(NightjarError):
+    """A version may not become champion without --force: it would lose what the champion has."""
 
 
 class RecordInvalid(NightjarError):

@@ -6,6 +6,7 @@ A bundle is registered only once; its content hash identifies the version.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,7 +17,7 @@ from pydantic import JsonValue
 from models.bundle import read_bundle_manifest
 from models.columns import Column
 from models.detector import Detector
-from tasks.errors import ChampionMissing
+from tasks.errors import ChampionMissing, PromotionRefused
 from tasks.policy import IO
 from tasks.rows.kinds import KINDS
 from tasks.rows.measures import Metrics
@@ -24,6 +25,7 @@ from tasks.serving import ServedDetector
 from tasks.stores import registry
 from tasks.stores.site import Site
 
+FORCED = "promoted_by_force"  # the tag that says when, and despite what
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
 
 
@@ -88,7 +90,7 @@ def register_bundle(
 
 
 def describe_lost_reducer(champion: registry.Version, version: registry.Version) -> str:
-    """Why a version would be worse without relearning the champion's second stage, and what to type; else ""."""
+    """That the champion has a second stage and the version lacks one, and what to type; else ""."""
     if REDUCER not in champion.tags or REDUCER in version.tags:
         return ""
     return (
@@ -97,10 +99,18 @@ def describe_lost_reducer(champion: registry.Version, version: registry.Version)
     )
 
 
-def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
+def describe_challenge(site: Site, version: int) -> str:
+    """What a version lacks that the champion has, and what to type; "" if nothing."""
+    versions = {v.version: v for v in site.registry.list_versions()}
+    champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
+    return describe_lost_reducer(champion, versions[version]) if champion else ""
+
+
+def promote(site: Site, version: int | None = None, force: bool = False) -> tuple[int, int | None]:
     """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces.
 
-    Raises ChampionMissing, or BundleInvalid for a version that Nightjar did not register.
+    Raises ChampionMissing, BundleInvalid for a version that cannot be loaded, and PromotionRefused if the champion's
+    second stage would be lost; with `force` a tag of the version says so instead.
     """
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
@@ -113,7 +123,19 @@ def promote(site: Site, version: int | None = None) -> tuple[int, int | None]:
             got=f"versions {', '.join(map(str, versions)) or 'none'}",
             todo=f"nightjar train {site.detector} registers a challenger",
         )
-    site.registry.check_tags(versions[chosen])
+    Detector.load(site.registry.fetch_bundle(versions[chosen]))
+    if champion and (lost := describe_lost_reducer(champion, versions[chosen])):
+        if not force:
+            raise PromotionRefused(
+                f"Version {chosen} would become champion without the second stage of version {champion.version}: "
+                "every flag that it suppresses would be an alert again.",
+                where=f"registered model {site.registry.model_name}",
+                got=f"version {chosen} without a second stage",
+                expected="a second stage, as the champion has",
+                todo=f"nightjar reduce {site.detector} --version {chosen}, then nightjar promote {site.detector}; "
+                f"or nightjar promote {site.detector} {chosen} --force drops it",
+            )
+        site.registry.tag_version(chosen, {FORCED: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {lost}"})
     site.registry.set_alias(registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
         site.registry.clear_alias(registry.CHALLENGER)
@@ -139,6 +161,8 @@ def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[st
     """Register the bundle and give it its alias."""
     registered = register_bundle(site, bundle, metrics, tags)
     get_run_logger().info("version %d is %s", registered.version, registered.alias)
+    if note := describe_challenge(site, registered.version):
+        get_run_logger().warning(note)
     return registered
 
 

@@ -55,7 +55,9 @@ def show_comparison(found: "Comparison") -> None:
         for (label, one), (_, two) in zip(describe_side(first), describe_side(second), strict=True)
     ]
     print_rows(Table(title=title, title_justify="left"), rows, ("", *names))
-    stdout.print(f"answers    {found.answers:,} rows have a verdict or label; {found.anomalies:,} are anomalies")
+    stdout.print(
+        f"answers    {found.answers:,} rows have a verdict or a matured night; {found.anomalies:,} anomalies are known"
+    )
     stdout.print(f"flags      {describe_overlap(found.flags, names)}", soft_wrap=True)
     stdout.print(f"alerts     {describe_overlap(found.alerts, names)}", soft_wrap=True)
     if not found.changed:

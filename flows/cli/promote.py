@@ -1,11 +1,14 @@
 """`nightjar promote`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, stdout
+from flows.cli.screen import print_json, print_note, stdout
+
+if TYPE_CHECKING:
+    from tasks.stores.site import Site
 
 EXAMPLE = "nightjar promote payments 3"
 
@@ -13,21 +16,30 @@ EXAMPLE = "nightjar promote payments 3"
 def promote(
     name: Name,
     version: Annotated[int | None, typer.Argument(help="The version (default: the challenger).")] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Even if it loses the champion's second stage; a tag of the version says so."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a version the champion, which scores from the next night on."""
     from flows.config.setup import prepare_reading
     from tasks import register
 
-    champion, before = register.promote(prepare_reading(name).site, version)
-    print_alias(name, champion, before, as_json)
+    site = prepare_reading(name).site
+    print_change(site, *register.promote(site, version, force), as_json)
 
 
-def print_alias(name: str, champion: int, before: int | None, as_json: bool) -> None:
-    """Show which version is the champion now, and which was before."""
+def print_change(site: "Site", champion: int, before: int | None, as_json: bool) -> None:
+    """Show which version is the champion now, which was before, and what the new one lacks."""
+    from tasks.register import describe_lost_reducer
+
+    old = site.registry.get_version(before) if before else None
+    note = describe_lost_reducer(old, site.registry.get_version(champion)) if old else ""
     if as_json:
-        print_json({"detector": name, "champion": champion, "before": before})
-    else:
-        stdout.print(
-            f"version {champion} of {name} is the champion" + (f"; version {before} was before" if before else "")
-        )
+        print_json({"detector": site.detector, "champion": champion, "before": before, "note": note})
+        return
+    replaced = f"; version {before} was before" if before else ""
+    stdout.print(f"version {champion} of {site.detector} is the champion{replaced}")
+    if note:
+        print_note(note)

@@ -1,7 +1,7 @@
 """`nightjar rollback`."""
 
 from flows.cli.options import Json, Name
-from flows.cli.promote import print_alias
+from flows.cli.promote import print_change
 
 EXAMPLE = "nightjar rollback payments"
 
@@ -11,5 +11,5 @@ def rollback(name: Name, as_json: Json = False) -> None:
     from flows.config.setup import prepare_reading
     from tasks import register
 
-    champion, before = register.rollback(prepare_reading(name).site)
-    print_alias(name, champion, before, as_json)
+    site = prepare_reading(name).site
+    print_change(site, *register.rollback(site), as_json)

@@ -136,19 +136,52 @@ def run_detector(name: str, retrain: bool = False) -> tuple[dict[str, Any], "Sou
                 raise
             bad_files = error
         nights = setup.nights()
+        notes = []
         if retrain or setup.site.registry.find_version() is None:
             with temporary_server():
-                from flows.training import training
-                from tasks.register import promote
-
-                promote(setup.site, training(name, nights[0]).version)
+                notes = train_and_promote(setup, nights[0])
         champion = setup.site.registry.get_champion()
         if todo := list_todo(setup, champion):
             with temporary_server():
                 from flows.backfill import backfill
 
                 backfill(name, todo)
-    return summarise_run(setup, champion), bad_files
+    summary = summarise_run(setup, champion)
+    return summary | {"notes": [*notes, *summary["notes"]]}, bad_files
+
+
+def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
+    """Train a version, learn the champion's second stage again if it has one, and promote; returns what to know.
+
+    If the verdicts do not suffice, the version is promoted without a second stage, and a tag says so.
+    """
+    from flows.training import training
+    from tasks.errors import ReducerRefused, TooFewRows
+    from tasks.register import describe_challenge, promote
+    from tasks.stores.registry import CHALLENGER
+    from tasks.upkeep.reduce import register_reducer
+
+    site, notes = setup.site, []
+    trained = version = training(setup.site.detector, cutoff).version
+    if describe_challenge(site, version):
+        try:
+            reduced = register_reducer(site, setup.configured.detector.review, version)
+            version = reduced.registered.version
+            through = site.registry.get_version(version).trained_through
+            notes.append(
+                f"the second stage of version {version} was learnt again from {reduced.gain.verdicts:,} verdicts"
+                + (f"; nights through {through}, which have verdicts, stay as they are" if through >= cutoff else "")
+            )
+        except (TooFewRows, ReducerRefused) as error:
+            notes.append(
+                f"version {version} has no second stage, which the champion before it had: {error.what} After more "
+                f"verdicts (nightjar review {site.detector}): nightjar reduce {site.detector}"
+            )
+    promote(site, version, force=True)
+    waiting = site.registry.find_version(CHALLENGER)
+    if waiting and waiting.version == trained:  # its version with a second stage was registered before
+        site.registry.clear_alias(CHALLENGER)
+    return notes
 
 
 def list_todo(setup: "Setup", champion: "Version") -> list[date]:

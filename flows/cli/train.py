@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_json, running, stdout
+from flows.cli.screen import print_json, print_note, running, stdout
 
 EXAMPLE = "nightjar train payments --cutoff 2026-11-14"
 
@@ -20,12 +20,16 @@ def train(
 
     setup = prepare(name)
     from flows.training import training
+    from tasks.register import describe_challenge
 
     day = cutoff.date() if cutoff else setup.newest_cutoff()
     with running():
         registered = training(name, day)
+    note = describe_challenge(setup.site, registered.version)
     if as_json:
-        print_json({"detector": name, "cutoff": day, **asdict(registered)})
+        print_json({"detector": name, "cutoff": day, **asdict(registered), "note": note})
     else:
         state = f"is the {registered.alias}" if registered.is_new else "already holds exactly this bundle"
         stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {state}")
+        if note:
+            print_note(note)

@@ -1,7 +1,8 @@
 """Compare two versions on the same rows: published nights that neither has learnt from. Nothing is published.
 
-Rows are read and judged slice by slice, so memory holds one slice and the twenty records to show. An answer is known
-where a person gave a verdict, else where a label has arrived, or where the night has matured without one.
+Rows are read and judged slice by slice, so memory holds one slice and the twenty records to show. A row is an anomaly
+or normal by its verdict, else by its label, else, in a matured night, normal. Rows with a verdict and rows of matured
+nights are answered. Labels that come early are mostly of anomalies: they count for recall, not for precision.
 """
 
 from collections import Counter
@@ -45,7 +46,7 @@ class Share:
 class Side:
     """What one version makes of the rows. clean_error: the mean score of the rows that it does not flag.
 
-    precision: of its alerts with a known answer; recall: of the known anomalies, those that are alerts.
+    precision: of its answered alerts, the anomalies; recall: of the known anomalies, those that are alerts.
     """
 
     version: int
@@ -73,7 +74,11 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions on the same nights. changed: alerts of one version only, those furthest above a threshold first."""
+    """Two versions on the same nights.
+
+    answers: the answered rows; anomalies: the known ones. changed: alerts of one version only, those furthest above a
+    threshold first.
+    """
 
     detector: str
     nights: list[date]
@@ -154,13 +159,13 @@ def compare_versions(
     device = resolve_device(site.device)
     detectors = [Detector.load(site.registry.fetch_bundle(version)).to(device) for version in pair]
     tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
-    only_entity, answered = replace(rule, show=()), Counter[float]()
+    only_entity, answers, anomalies = replace(rule, show=()), 0, 0
     total, done = sum(night.rows for night in nights), 0
-    for night, table, truth in _read(site, nights, detectors, only_entity, has_labels, now):
+    for night, table, truth, is_answered in _read(site, nights, detectors, only_entity, has_labels, now):
         first, second = (judge(detector, table) for detector in detectors)
         for tally, judged in zip(tallies, (first, second), strict=True):
-            tally.add(judged, truth)
-        answered.update(truth[~np.isnan(truth)].tolist())
+            tally.add(judged, truth, is_answered)
+        answers, anomalies = answers + int(is_answered.sum()), anomalies + int((truth == 1).sum())
         alerts = [judged.is_flagged & ~judged.is_suppressed for judged in (first, second)]
         overlaps[0].add(first.is_flagged, second.is_flagged)
         overlaps[1].add(*alerts)
@@ -168,15 +173,15 @@ def compare_versions(
         done += table.num_rows
         on_progress(done, total)
     sides = [
-        tally.sum_up(version, detector, len(nights), int(answered[1.0]))
+        tally.sum_up(version, detector, len(nights), anomalies)
         for tally, version, detector in zip(tallies, pair, detectors, strict=True)
     ]
     return Comparison(
         detector=site.detector,
         nights=[night.batch_date for night in nights],
         rows=total,
-        answers=answered.total(),
-        anomalies=answered[1.0],
+        answers=answers,
+        anomalies=anomalies,
         first=sides[0],
         second=sides[1],
         flags=overlaps[0].sum_up(),
@@ -198,23 +203,24 @@ def estimate_share(hits: int, total: int) -> Share:
 def _read(
     site: Site, nights: Sequence[Manifest], detectors: Sequence[Detector], rule: RecordRule, has_labels: bool,
     now: datetime,
-) -> Iterator[tuple[Manifest, pa.Table, Floats]]:  # fmt: skip
-    """The validated rows slice by slice, with what is known of them: 1 anomaly, 0 normal, NaN unknown (N,)."""
+) -> Iterator[tuple[Manifest, pa.Table, Floats, Mask]]:  # fmt: skip
+    """The validated rows by slices, what they are (1 anomaly, 0 normal, NaN unknown; N,), and the answered (N,)."""
     columns = [column.name for detector in detectors for column in detector.columns]
     names = list(dict.fromkeys(["record_id", *columns, *rule.columns]))
     reviews, today = site.warehouse.read_reviews(site.detector), now.astimezone(site.zone).date()
     for night in nights:
         given = reviews[reviews["batch_date"] == night.batch_date].set_index("record_id")["verdict"]
         verdicts = given.map(lambda verdict: float(verdict == ANOMALY))
-        unlabelled = 0.0 if has_labels and site.has_matured(night.batch_date, today) else np.nan
+        has_matured = has_labels and site.has_matured(night.batch_date, today)
         for part in night.parts:
             for table in site.lake.slices(part, names):
                 ids = table["record_id"].to_pandas().astype("str")
                 truth = ids.map(verdicts).astype(float)
+                is_answered = truth.notna() | has_matured
                 if has_labels:
                     labels = site.warehouse.read_labels(site.detector, now, ids).set_index("record_id")["label"]
-                    truth = truth.fillna(ids.map(labels).astype(float)).fillna(unlabelled)
-                yield night, table, truth.to_numpy(dtype=np.float64)
+                    truth = truth.fillna(ids.map(labels).astype(float)).fillna(0.0 if has_matured else np.nan)
+                yield night, table, truth.to_numpy(dtype=np.float64), is_answered.to_numpy(dtype=bool)
 
 
 @dataclass
@@ -225,16 +231,18 @@ class _Tally:
     flags: int = 0
     alerts: int = 0
     answered: int = 0
+    confirmed: int = 0  # of the answered
     hits: int = 0
     clean_score: float = 0.0
 
-    def add(self, judged: Judgement, truth: Floats) -> None:
+    def add(self, judged: Judgement, truth: Floats, is_answered: Mask) -> None:
         is_flag = judged.is_flagged
         is_alert = is_flag & ~judged.is_suppressed
         self.rows += len(is_flag)
         self.flags += int(is_flag.sum())
         self.alerts += int(is_alert.sum())
-        self.answered += int((is_alert & ~np.isnan(truth)).sum())
+        self.answered += int((is_alert & is_answered).sum())
+        self.confirmed += int((is_alert & is_answered & (truth == 1)).sum())
         self.hits += int((is_alert & (truth == 1)).sum())
         self.clean_score += float(judged.score[~is_flag].sum())
 
@@ -250,7 +258,7 @@ class _Tally:
             alerts=self.alerts,
             alerts_per_night=self.alerts / nights,
             clean_error=self.clean_score / clean if clean else None,
-            precision=estimate_share(self.hits, self.answered),
+            precision=estimate_share(self.confirmed, self.answered),
             recall=estimate_share(self.hits, anomalies),
         )
 

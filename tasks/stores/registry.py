@@ -268,6 +268,12 @@ class Registry:
         if alias == CHAMPION and [number for _, number in history][-1:] != [version]:
             self.record_champions([*history, (datetime.now(UTC), version)])
 
+    def tag_version(self, version: int, tags: Mapping[str, str]) -> None:
+        """Add tags to a version."""
+        with self._client() as client:
+            for name, value in tags.items():
+                client.set_model_version_tag(self.model_name, str(version), name, value)
+
     def record_champions(self, champions: Sequence[tuple[datetime, int]]) -> None:
         """Record when (with a time zone) each version became champion; existing records are not changed."""
         with self._client() as client:

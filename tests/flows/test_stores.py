@@ -53,7 +53,7 @@ def test_a_project_restored_in_another_home_or_its_own_continues_to_work(
     assert read_tables(other) == tables
     assert answer(capsys, "status", "orders") == status
     assert answer(capsys, "explain", "orders", record) == explained
-    assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1}
+    assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1, "note": ""}
     late = LAST + timedelta(days=1)
     trained.write_day(late, make_rows(late))
     assert answer(capsys, "score", "orders", "--date", str(late))["model_version"] == 2

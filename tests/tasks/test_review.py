@@ -277,6 +277,23 @@ def test_nights_whose_rows_were_pruned_are_not_learnt_from(site, detector, publi
         read_verdicts(site, detector)
 
 
+@pytest.mark.parametrize("change", ["absent", "text"])
+def test_nights_whose_rows_do_not_fit_the_version_are_not_learnt_from(
+    site, detector, publish, put_validated, change: str
+) -> None:
+    publish(detector, *DAYS[:2])
+    asked = judge(ask_about_all(site, DAYS[:2], 20))
+    keep_verdicts(site, asked, "ada", NOW)
+    rows = make_rows(DAYS[0])
+    name = next(column.name for column in COLUMNS if column.kind == "numeric")
+    place = rows.column_names.index(name)
+    other = rows.remove_column(place) if change == "absent" else rows.set_column(place, name, rows[name].cast("string"))
+    put_validated(DAYS[0], other)
+    verdicts, nights = read_verdicts(site, detector)
+    assert nights == [DAYS[1]]
+    assert len(verdicts) == (asked["batch_date"] == DAYS[1]).sum()
+
+
 def test_a_later_night_keeps_its_suppressed_flags_with_their_probability(site, detector, reduced, publish) -> None:
     plain = publish(detector, DAYS[2])
     flags = publish(reduced, DAYS[2])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 from flows.cli.main import execute
 from flows.config.setup import load_setup
 from models.detector import Detector
-from tasks.on_demand.compare import choose_versions, compare_versions, estimate_share
+from tasks.on_demand.compare import Share, choose_versions, compare_versions, estimate_share
 from tasks.register import register_bundle
 from tasks.stores import lake
 
@@ -183,6 +184,130 @@ def test_versions_without_a_common_later_night_are_refused_with_the_dates(
     message = refuse(capsys, "compare", "orders", "1", "3")
     assert f"through {LAST}; the newest published night is {LAST}" in message
     assert "nightjar train orders --cutoff DATE" in message
+
+
+def test_labels_of_a_night_that_has_not_matured_count_for_recall_only(trained: Project, tmp_path: Path) -> None:
+    register_reduced(tmp_path / "reduced", cut=0)
+    setup = load_setup("orders")
+    pair, early = choose_versions(setup.site), datetime.combine(LAST + timedelta(days=1), datetime.min.time(), UTC)
+    found = compare_versions(setup.site, setup.record_rule, pair, True, early)
+    assert (found.answers, found.anomalies) == (ROWS, 3)  # of the first night; no label of the second has arrived
+    assert found.first.precision.total < found.first.flags
+    site = replace(setup.site, label_delay=timedelta(days=90))
+    found = compare_versions(site, setup.record_rule, pair, True, datetime(2026, 4, 10, tzinfo=UTC))
+    assert (found.answers, found.anomalies) == (0, 6)
+    assert found.first.precision == Share(0, 0, None, None, None)
+    assert found.first.recall.share == 1
+
+
+# --- promotion and the second stage ---
+
+
+def version_tags(number: int) -> Any:
+    return load_setup("orders").site.registry.get_version(number).tags
+
+
+def champion() -> int:
+    return load_setup("orders").site.registry.get_champion().version
+
+
+def promote_reduced(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Make version 2, the champion with a second stage that has learnt nothing, the champion."""
+    assert register_reduced(folder, cut=0.5) == 2
+    answer(capsys, "promote", "orders")
+
+
+def learn_again(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verdicts that suffice for a second stage."""
+    limits = {"min_verdicts": 10, "min_confirmed": 5, "max_recall_loss": 0.5}
+    review = {"sample": 10, "reducer": {"kind": "forest", "trees": 20}, "limits": limits}
+    trained.change("params.yaml", "detectors", "orders", "review", value=review)
+    answer(capsys, "review", "orders", "--from-labels")
+
+
+def test_a_version_without_the_champions_second_stage_is_refused_and_force_is_recorded(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote_reduced(capsys, tmp_path / "reduced")
+    assert execute(["train", "orders", "--cutoff", str(LAST)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    advice = "version 2 has a second stage, which version 3 lacks: nightjar reduce orders --version 3 learns it again"
+    assert shown.endswith(f"version 3 of nightjar-orders is the challenger note {advice}")
+    assert answer(capsys, "train", "orders", "--cutoff", str(LAST))["note"] == advice
+    for arguments in ([], ["3"], ["1"]):
+        message = refuse(capsys, "promote", "orders", *arguments)
+        number = (*arguments, "3")[0]
+        assert f"PromotionRefused: Version {number} would become champion without the second stage" in message
+        assert f"nightjar reduce orders --version {number}, then nightjar promote orders" in message
+    assert champion() == 2
+    assert "promoted_by_force" not in version_tags(3)
+    assert answer(capsys, "promote", "orders", "--force") == {
+        "detector": "orders", "champion": 3, "before": 2, "note": advice,
+    }  # fmt: skip
+    assert version_tags(3)["promoted_by_force"].endswith(f" UTC: {advice}")
+    assert answer(capsys, "rollback", "orders")["note"] == ""  # a second stage comes back
+    answer(capsys, "promote", "orders", "2", "--force")  # nothing is lost, so nothing is recorded
+    assert "promoted_by_force" not in version_tags(2)
+    assert answer(capsys, "rollback", "orders")["note"].startswith("version 2 has a second stage, which version 1")
+
+
+def test_the_second_stage_is_learnt_again_for_a_challenger_which_then_is_promoted(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote_reduced(capsys, tmp_path / "reduced")
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    assert "has no verdicts that it can learn from" in refuse(capsys, "reduce", "orders", "--version", "3")
+    assert "has no version 9" in refuse(capsys, "reduce", "orders", "--version", "9")
+    learn_again(trained, capsys)
+    reduced = answer(capsys, "reduce", "orders", "--version", "3")
+    assert reduced["registered"] == {"version": 4, "alias": "challenger", "is_new": True}
+    assert reduced["flags_per_night"] is reduced["alerts_per_night"] is None
+    assert json.loads(version_tags(4)["reducer"])["from_version"] == 3
+    assert version_tags(4)["cutoff"] == str(CUTOFF)
+    assert execute(["reduce", "orders", "--version", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "of its flags stay alerts" in shown
+    assert "version 4 of nightjar-orders already holds exactly this bundle" in shown
+    assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 4, "before": 2, "note": ""}
+
+
+@pytest.mark.parametrize("has_verdicts", [True, False])
+def test_run_retrain_learns_the_second_stage_again_or_says_why_not(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], has_verdicts: bool
+) -> None:
+    promote_reduced(capsys, tmp_path / "reduced")
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    if has_verdicts:
+        learn_again(trained, capsys)
+    summary = answer(capsys, "run", "orders", "--retrain")
+    note = summary["notes"][0]
+    registered = load_setup("orders").site.registry
+    assert summary["version"] == champion() == (4 if has_verdicts else 3)
+    assert registered.find_version("challenger") is None
+    if has_verdicts:
+        assert note.startswith("the second stage of version 4 was learnt again from ")
+        assert note.endswith(f"; nights through {LAST}, which have verdicts, stay as they are")
+        assert "promoted_by_force" not in version_tags(4)
+    else:
+        assert note.startswith(
+            "version 3 has no second stage, which the champion before it had: orders has no verdicts"
+        )
+        assert "nightjar reduce orders" in note
+        assert "version 2 has a second stage" in version_tags(3)["promoted_by_force"]
+        assert {night["model_version"] for night in summary["nights"]} == {3}
+
+
+def test_a_version_that_cannot_be_loaded_is_not_promoted(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = register_reduced(tmp_path / "reduced", cut=0)
+    registered = load_setup("orders").site.registry
+    bundle = registered.fetch_bundle(registered.get_version(number))
+    next(bundle.glob("*.safetensors")).write_bytes(b"")
+    for force in ([], ["--force"]):
+        assert "BundleInvalid" in refuse(capsys, "promote", "orders", *force)
+    assert champion() == 1
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,9 @@ def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_ba
     assert answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))["alias"] == "challenger"
     again = answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
     assert (again["version"], again["is_new"]) == (2, False)
-    assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1}
+    assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1, "note": ""}
     assert answer(capsys, "status", "orders")["nights"][-1]["state"] == "stale"
-    assert answer(capsys, "rollback", "orders") == {"detector": "orders", "champion": 1, "before": 2}
+    assert answer(capsys, "rollback", "orders") == {"detector": "orders", "champion": 1, "before": 2, "note": ""}
     assert "challenger" in refuse(capsys, "promote", "orders")
     assert "nothing to go back to" in refuse(capsys, "rollback", "orders")
 
