@@ -345,6 +345,22 @@ class ReviewParams(Section):
     limits: ReducerLimits = ReducerLimits()
 
 
+class GateParams(Section):
+    """What a version must meet to become champion, on the nights on which `nightjar compare` judges it.
+
+    None for max_alerts_per_night: any number.
+    """
+
+    min_nights: int = Field(default=1, ge=1, le=366)
+    max_alerts_per_night: float | None = Field(default=None, gt=0)
+
+
+class PromoteParams(Section):
+    """The gate before a promotion; None: only what a version would lose is checked."""
+
+    gate: GateParams | None = None
+
+
 class RetentionParams(Section):
     """Number of days after which data is pruned, by batch date, cut-off or time of writing; None: never.
 
@@ -405,4 +421,5 @@ class DetectorParams(Section):
     score: ScoreParams = ScoreParams()
     publish: PublishParams = PublishParams()
     review: ReviewParams = ReviewParams()
+    promote: PromoteParams = PromoteParams()
     retention: RetentionParams = RetentionParams()

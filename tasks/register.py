@@ -4,7 +4,7 @@ A bundle is registered only once; its content hash identifies the version.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,11 +106,14 @@ def describe_challenge(site: Site, version: int) -> str:
     return describe_lost_reducer(champion, versions[version]) if champion else ""
 
 
-def promote(site: Site, version: int | None = None, force: bool = False) -> tuple[int, int | None]:
+def promote(
+    site: Site, version: int | None = None, force: bool = False, refusals: Sequence[str] = ()
+) -> tuple[int, int | None]:
     """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces.
 
-    Raises ChampionMissing, BundleInvalid for a version that cannot be loaded, and PromotionRefused if the champion's
-    second stage would be lost; with `force` a tag of the version says so instead.
+    refusals: why the gate refuses it. Raises ChampionMissing, BundleInvalid for a version that cannot be loaded, and
+    PromotionRefused if the gate refuses or the champion's second stage would be lost; with `force` a tag of the
+    version says so instead.
     """
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
@@ -124,18 +127,18 @@ def promote(site: Site, version: int | None = None, force: bool = False) -> tupl
             todo=f"nightjar train {site.detector} registers a challenger",
         )
     Detector.load(site.registry.fetch_bundle(versions[chosen]))
-    if champion and (lost := describe_lost_reducer(champion, versions[chosen])):
+    lost = describe_lost_reducer(champion, versions[chosen]) if champion else ""
+    if reasons := [*([lost] if lost else []), *refusals]:
         if not force:
             raise PromotionRefused(
-                f"Version {chosen} would become champion without the second stage of version {champion.version}: "
-                "every flag that it suppresses would be an alert again.",
+                f"Version {chosen} may not become champion"
+                + (": every flag that the second stage suppresses would be an alert again." if lost else "."),
                 where=f"registered model {site.registry.model_name}",
-                got=f"version {chosen} without a second stage",
-                expected="a second stage, as the champion has",
-                todo=f"nightjar reduce {site.detector} --version {chosen}, then nightjar promote {site.detector}; "
-                f"or nightjar promote {site.detector} {chosen} --force drops it",
+                got="; ".join(reasons),
+                todo=(f"learn it again, then nightjar promote {site.detector}" if lost else "wait, or train another")
+                + f"; or nightjar promote {site.detector} {chosen} --force, which a tag records",
             )
-        site.registry.tag_version(chosen, {FORCED: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {lost}"})
+        site.registry.tag_version(chosen, {FORCED: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {'; '.join(reasons)}"})
     site.registry.set_alias(registry.CHAMPION, chosen)
     if challenger and challenger.version == chosen:
         site.registry.clear_alias(registry.CHALLENGER)

@@ -25,7 +25,7 @@ def compare(
 ) -> None:
     """Judge the same later nights with two versions: alerts, errors, answers known, records that change side."""
     from flows.config.setup import prepare_reading
-    from tasks.on_demand.compare import choose_versions, compare_versions
+    from tasks.on_demand.compare import choose_versions, compare_versions, list_refusals
     from tasks.policy import progress_of
     from tasks.register import describe_lost_reducer
 
@@ -35,11 +35,14 @@ def compare(
     with showing_progress():
         now, progress = datetime.now(UTC), progress_of("compare")
         found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress)
-    note = describe_lost_reducer(*pair)
+    note, gate = describe_lost_reducer(*pair), setup.configured.detector.promote.gate
+    refusals = list_refusals(gate, found)
     if as_json:
-        print_json(asdict(found) | {"note": note})
+        print_json(asdict(found) | {"note": note, "refusals": refusals})
         return
     show_comparison(found)
+    if gate:
+        stdout.print(f"gate       {'; '.join(refusals) or 'passed'}", soft_wrap=True)
     if note:
         print_note(note)
 

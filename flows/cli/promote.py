@@ -1,11 +1,12 @@
 """`nightjar promote`."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, print_note, stdout
+from flows.cli.screen import print_json, print_note, showing_progress, stdout
 
 if TYPE_CHECKING:
     from tasks.stores.site import Site
@@ -18,7 +19,7 @@ def promote(
     version: Annotated[int | None, typer.Argument(help="The version (default: the challenger).")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Even if it loses the champion's second stage; a tag of the version says so."),
+        typer.Option("--force", help="Although it is refused; a tag of the version says so."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -26,8 +27,15 @@ def promote(
     from flows.config.setup import prepare_reading
     from tasks import register
 
-    site = prepare_reading(name).site
-    print_change(site, *register.promote(site, version, force), as_json)
+    setup = prepare_reading(name)
+    site, gate, refusals = setup.site, setup.configured.detector.promote.gate, list[str]()
+    if gate:
+        from tasks.on_demand.compare import check_gate
+        from tasks.policy import progress_of
+
+        with showing_progress():
+            refusals = check_gate(site, setup.record_rule, gate, version, datetime.now(UTC), progress_of("compare"))
+    print_change(site, *register.promote(site, version, force, refusals), as_json)
 
 
 def print_change(site: "Site", champion: int, before: int | None, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,10 +153,12 @@ def run_detector(name: str, retrain: bool = False) -> tuple[dict[str, Any], "Sou
 def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
     """Train a version, learn the champion's second stage again if it has one, and promote; returns what to know.
 
-    If the verdicts do not suffice, the version is promoted without a second stage, and a tag says so.
+    If the verdicts do not suffice, the version is promoted without a second stage, and a tag says so. If the gate of
+    params refuses it, it stays the challenger.
     """
     from flows.training import training
     from tasks.errors import ReducerRefused, TooFewRows
+    from tasks.on_demand.compare import check_gate
     from tasks.register import describe_challenge, promote
     from tasks.stores.registry import CHALLENGER
     from tasks.upkeep.reduce import register_reducer
@@ -177,6 +179,13 @@ def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
                 f"version {version} has no second stage, which the champion before it had: {error.what} After more "
                 f"verdicts (nightjar review {site.detector}): nightjar reduce {site.detector}"
             )
+    gate = setup.configured.detector.promote.gate
+    if refusals := check_gate(site, setup.record_rule, gate, version, datetime.now(UTC)):
+        notes.append(
+            f"version {version} is registered and not promoted: {'; '.join(refusals)}; nightjar promote "
+            f"{site.detector} {version} tries again, and with --force promotes it all the same"
+        )
+        return notes
     promote(site, version, force=True)
     waiting = site.registry.find_version(CHALLENGER)
     if waiting and waiting.version == trained:  # its version with a second stage was registered before

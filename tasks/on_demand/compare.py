@@ -16,14 +16,15 @@ import pyarrow as pa
 
 from models.detector import Detector
 from models.fitting import resolve_device
-from tasks.errors import BatchMissing, ChampionMissing, ParamsInvalid
+from tasks.errors import BatchMissing, ChampionMissing, NightjarError, ParamsInvalid
 from tasks.on_demand.loose import SMALLEST
+from tasks.params import GateParams
 from tasks.review import ANOMALY
 from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.record import RecordRule
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
-from tasks.stores.registry import CHALLENGER, Version
+from tasks.stores.registry import CHALLENGER, CHAMPION, Version
 from tasks.stores.site import Site
 
 MOST_NIGHTS = 7
@@ -187,6 +188,51 @@ def compare_versions(
         flags=overlaps[0].sum_up(),
         alerts=overlaps[1].sum_up(),
         changed=_describe_changed(changed),
+    )
+
+
+def list_refusals(gate: GateParams | None, found: Comparison) -> list[str]:
+    """Why the gate refuses the second version; empty if it passes, or if there is no gate."""
+    if gate is None:
+        return []
+    version, nights, limit = found.second.version, len(found.nights), gate.max_alerts_per_night
+    refusals = [_describe_nights(version, nights, gate)] if nights < gate.min_nights else []
+    if limit is not None and found.second.alerts_per_night > limit:
+        refusals.append(
+            f"version {version} raises {found.second.alerts_per_night:,.1f} alerts per night, and "
+            f"promote.gate.max_alerts_per_night is {limit:,g}"
+        )
+    return refusals
+
+
+def check_gate(
+    site: Site, rule: RecordRule, gate: GateParams | None, number: int | None, now: datetime,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:  # fmt: skip
+    """Compare a version (default: the challenger) with the champion; why the gate refuses it, empty if it passes.
+
+    Without a gate, a champion or the version there is nothing to check. A failed comparison is a refusal.
+    """
+    versions = {version.version: version for version in site.registry.list_versions()}
+    champion = next((v for v in versions.values() if CHAMPION in v.aliases), None)
+    challenger = next((v for v in versions.values() if CHALLENGER in v.aliases), None)
+    chosen = challenger if number is None else versions.get(number)
+    if gate is None or champion is None or chosen is None or chosen.version == champion.version:
+        return []
+    try:
+        most = max(MOST_NIGHTS, gate.min_nights)
+        found = compare_versions(site, rule, (champion, chosen), False, now, most, on_progress)
+    except BatchMissing:
+        return [_describe_nights(chosen.version, 0, gate)]
+    except NightjarError as error:
+        return [f"version {chosen.version} cannot be compared with the champion: {error.line}"]
+    return list_refusals(gate, found)
+
+
+def _describe_nights(version: int, nights: int, gate: GateParams) -> str:
+    return (
+        f"only {nights:,} published nights are new to both version {version} and the champion, and "
+        f"promote.gate.min_nights is {gate.min_nights:,}"
     )
 
 

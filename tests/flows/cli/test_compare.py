@@ -237,8 +237,9 @@ def test_a_version_without_the_champions_second_stage_is_refused_and_force_is_re
     for arguments in ([], ["3"], ["1"]):
         message = refuse(capsys, "promote", "orders", *arguments)
         number = (*arguments, "3")[0]
-        assert f"PromotionRefused: Version {number} would become champion without the second stage" in message
-        assert f"nightjar reduce orders --version {number}, then nightjar promote orders" in message
+        assert f"PromotionRefused: Version {number} may not become champion: every flag that the second" in message
+        assert f"nightjar reduce orders --version {number} learns it again" in message
+        assert f"nightjar promote orders {number} --force" in message
     assert champion() == 2
     assert "promoted_by_force" not in version_tags(3)
     assert answer(capsys, "promote", "orders", "--force") == {
@@ -296,6 +297,62 @@ def test_run_retrain_learns_the_second_stage_again_or_says_why_not(
         assert "nightjar reduce orders" in note
         assert "version 2 has a second stage" in version_tags(3)["promoted_by_force"]
         assert {night["model_version"] for night in summary["nights"]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("gate", "refusal"),
+    [
+        ({"max_alerts_per_night": 1000, "min_nights": 2}, ""),
+        ({"max_alerts_per_night": 0.5}, "alerts per night, and promote.gate.max_alerts_per_night is 0.5"),
+        ({"min_nights": 3}, "only 2 published nights are new to both version 2 and the champion, and promote.gate.min"),
+    ],
+)
+def test_the_gate_refuses_by_the_numbers_of_the_comparison_and_force_is_recorded(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, float], refusal: str
+) -> None:
+    register_reduced(tmp_path / "reduced", cut=0)
+    trained.change("params.yaml", "detectors", "orders", "promote", value={"gate": gate})
+    refusals = answer(capsys, "compare", "orders")["refusals"]
+    assert len(refusals) == bool(refusal)
+    assert execute(["compare", "orders"]) == 0
+    assert f"gate {refusals[0] if refusals else 'passed'}" in " ".join(capsys.readouterr().out.split())
+    if refusals:
+        assert refusal in refusals[0]
+        message = refuse(capsys, "promote", "orders")
+        assert (
+            f"Version 2 may not become champion. where: registered model nightjar-orders got: {refusals[0]}" in message
+        )
+        assert champion() == 1
+    assert answer(capsys, "promote", "orders", "--force")["champion"] == 2
+    assert version_tags(2).get("promoted_by_force", "UTC: ").endswith(f"UTC: {''.join(refusals)}")
+    answer(capsys, "promote", "orders", "2")  # the champion itself passes any gate
+    assert answer(capsys, "rollback", "orders")["champion"] == 1  # so does going back
+
+
+def test_a_retrained_version_that_the_gate_refuses_stays_the_challenger(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "promote", value={"gate": {"min_nights": 3}})
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    summary = answer(capsys, "run", "orders", "--retrain")
+    assert summary["version"] == champion() == 1
+    assert summary["notes"][0].startswith("version 2 is registered and not promoted: only 2 published nights")
+    challenger = load_setup("orders").site.registry.find_version("challenger")
+    assert challenger is not None and challenger.version == 2
+    # Nights that it has learnt from do not count.
+    answer(capsys, "train", "orders", "--cutoff", str(LAST + timedelta(days=2)))
+    assert "only 0 published nights are new to both version 3" in refuse(capsys, "promote", "orders")
+
+
+def test_a_comparison_that_fails_is_a_refusal_which_force_overrides(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_reduced(tmp_path / "reduced", cut=0)
+    trained.change("params.yaml", "detectors", "orders", "promote", value={"gate": {}})
+    registered = load_setup("orders").site.registry
+    next(registered.fetch_bundle(registered.get_champion()).glob("*.safetensors")).write_bytes(b"")
+    assert "version 2 cannot be compared with the champion: BundleInvalid" in refuse(capsys, "promote", "orders")
+    assert answer(capsys, "promote", "orders", "--force")["champion"] == 2
 
 
 def test_a_version_that_cannot_be_loaded_is_not_promoted(
