@@ -26,7 +26,10 @@ def name_run() -> str:
 def backfill(name: str, dates: list[date], versions: list[int] | None = None) -> None:
     """Score and publish batches in order, and fail if any of them failed.
 
-    versions: the model version for each date; by default the champion.
+    Args:
+        name: The detector, as in params.yaml.
+        dates: The nights to score, in order.
+        versions: The model version for each date. Default: the champion.
     """
     setup = prepare(name)
     # One pass over all dates costs far less than one pass per night. Each night reports its own rejected batch.
@@ -40,7 +43,12 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
 def backfill_range(name: str, first: date, last: date, only: Only = "unpublished", as_of: bool = False) -> None:
     """Score and publish a range of batch dates, by default those that are not published. Like `nightjar backfill`.
 
-    as_of: use the version that was champion when each date ended.
+    Args:
+        name: The detector, as in params.yaml.
+        first: The first batch date.
+        last: The last batch date.
+        only: The nights to score: all, or those in one state; unpublished are the missing and the failed ones.
+        as_of: Score each date with the version that was champion when it ended, not with today's champion.
     """
     plan = make_plan(name, first, last, only, as_of)
     if plan.dates:

@@ -67,6 +67,10 @@ def score_every(batch_date: date | None = None, time_zone: str | None = None) ->
     """Score a batch of every detector, or of those in one time zone; red, with who failed and why, if any did.
 
     Without a date: yesterday's, and those since the newest published night that no run has scored.
+
+    Args:
+        batch_date: The night to score. Default: yesterday and the missed nights before it.
+        time_zone: Only detectors of this time zone, such as Europe/Berlin. Default: all.
     """
     names = list_in_service(time_zone)
     return conclude([night for name in names for night in score_due(name, batch_date)], "published")

@@ -22,8 +22,10 @@ DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yeste
 def watch_freshness(max_days_behind: int = 0) -> State[None]:
     """Check every detector in service. Fails if one is late, and lists each late detector with the cause.
 
-    max_days_behind: how many days older than the night that is due the newest published night may be. Yesterday's night
-    is due from 06:00 in the detector's time zone.
+    Yesterday's night is due from 06:00 in the detector's time zone.
+
+    Args:
+        max_days_behind: How many days older than the night that is due the newest published night may be.
     """
     lines = [read_line(name) for name in list_in_service()]
     late = [f"{line.detector}: {cause}" for line in lines if (cause := find_lateness(line, max_days_behind))]

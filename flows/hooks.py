@@ -40,8 +40,10 @@ RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}
 
 
 def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Label this run with its process, and mark running runs of dead processes as crashed."""
+    """Label this run with its process, tag it with its detector, and mark running runs of dead processes as crashed."""
     with get_client(sync_client=True) as client:
+        if detector := flow_run.parameters.get("name"):
+            client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, detector}))
         client.update_flow_run_labels(flow_run.id, {OWNER: name_process()})
         if flow_run.parent_task_run_id:
             return

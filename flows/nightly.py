@@ -52,6 +52,11 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     """Score and publish one batch (default: yesterday's) with the champion or a given version.
 
     A bad file of the source, whose ingest task is red, does not stop a night whose rows have landed from other files.
+
+    Args:
+        name: The detector, as in params.yaml.
+        batch_date: The night to score, in the detector's time zone. Default: yesterday.
+        version: The model version to score with. Default: the champion.
     """
     setup = prepare(name)
     site, params, rule = setup.site, setup.configured.detector, setup.record_rule

@@ -36,7 +36,12 @@ def name_run() -> str:
 @flow(name="training", flow_run_name=name_run, on_running=[mark_crashed])
 @taking_turns("train")
 def training(name: str, cutoff: date | None = None) -> Registered:
-    """Fit, calibrate, evaluate and register a detector on what was known at `cutoff` (default: today)."""
+    """Fit, calibrate, evaluate and register a detector on what was known at `cutoff` (default: today).
+
+    Args:
+        name: The detector, as in params.yaml.
+        cutoff: Only batches before this date are learnt. Default: all up to yesterday.
+    """
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     cutoff = cutoff or setup.newest_cutoff()
@@ -57,7 +62,12 @@ POLL_S = 2
 def train_there(name: str, cutoff: date, hashes: dict[str, JsonValue]) -> None:
     """Fit on the clean rows that the training flow has prepared, and send it the bundle.
 
-    hashes: of the caller's params and contract. Raises ParamsInvalid if they differ here.
+    Raises ParamsInvalid if the hashes differ here.
+
+    Args:
+        name: The detector, as in params.yaml.
+        cutoff: The date before which the training flow has prepared batches.
+        hashes: Of the caller's params and contract.
     """
     setup = prepare(name)
     if setup.hashes != hashes:

@@ -158,8 +158,11 @@ def write_report(
     return path
 
 
-def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
-    """The night as Markdown, for the Prefect UI: counts and the five worst alerts."""
+def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path) -> str:
+    """The night as Markdown, for the Prefect UI: counts, the five worst alerts, and where the report is.
+
+    Its path is text: browsers open no link from a server's page to a file.
+    """
     alerts = flags[~flags["suppressed"]]
     suppressed = len(flags) - len(alerts)
     lines = [
@@ -175,7 +178,7 @@ def summarise_night(batch: PublishedNight, flags: pd.DataFrame) -> str:
         worst = next(iter(describe_causes(json.loads(row["causes"]))), "")
         cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
         lines.append("| " + " | ".join(map(escape_markdown, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"Report: {escape_markdown(str(page))}"]) + "\n"
 
 
 @task(task_run_name="report {site.detector} {validation.batch_date}", **IO)
@@ -185,6 +188,6 @@ def report(site: Site, validation: Validation, version: Version, params: ScorePa
     batch, flags = read_night(site, day)
     path = write_report(site, batch, flags, validation, version, params)
     create_markdown_artifact(
-        summarise_night(batch, flags), key=f"night-{site.artifact_key}", description=f"{site.detector} {day}"
+        summarise_night(batch, flags, path), key=f"night-{site.artifact_key}", description=f"{site.detector} {day}"
     )
     return path

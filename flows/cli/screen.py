@@ -125,8 +125,10 @@ def showing_progress() -> Iterator[None]:
 
     Heartbeats are off: their thread delays the end of each flow by a second.
     """
+    from prefect.logging.configuration import ensure_logging_setup
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    ensure_logging_setup()  # otherwise done by the first flow, too late for the filter
     hush_great_expectations()
     consoles = list(logging.getLogger().handlers)  # Prefect's among them
     for console in consoles:

@@ -1,13 +1,18 @@
-"""Keep noise from other libraries off stderr, and passwords out of logs."""
+"""Keep noise from other libraries off stderr, and passwords and repetitions out of logs."""
 
 import atexit
 import logging
 import os
+import re
 import sys
 from functools import cache
 from typing import Any
 
-from models.errors import hide_password
+from models.errors import NightjarError, hide_password
+
+LOGGED = "_nightjar_logged"  # an attribute of an error that Prefect has logged
+# The last record of a run that an error ended: the record before it has the error.
+REPEATED = re.compile(r"^(Finished in state \w+\()['\"](?:Task|Flow) run encountered an exception.*", re.DOTALL)
 
 
 @cache
@@ -24,23 +29,40 @@ def hush_at_exit() -> None:
 
 
 @cache
-def hide_passwords_in_logs() -> None:
-    """Hide the passwords of URLs in every log record and its traceback, which shows other libraries' errors too."""
+def clean_logs() -> None:
+    """Hide the passwords of URLs in every log record and its traceback, and shorten Prefect's records of errors."""
     make = logging.getLogRecordFactory()
 
-    def make_hidden(*arguments: Any, **named: Any) -> logging.LogRecord:
+    def make_clean(*arguments: Any, **named: Any) -> logging.LogRecord:
         record = make(*arguments, **named)
         if record.exc_info and record.exc_info[1]:
-            record.exc_text = hide_password(logging.Formatter().formatException(record.exc_info))  # formatters use it
+            record.exc_text = hide_password(_describe(record, record.exc_info[1]))  # formatters use it
         try:
             text = record.getMessage()
         except (TypeError, ValueError):  # the handler reports wrong arguments
             return record
-        if (hidden := hide_password(text)) != text:
+        hidden = hide_password(text)
+        if record.name.startswith("prefect."):
+            hidden = REPEATED.sub(r"\1)", hidden)
+        if hidden != text:
             record.msg, record.args = hidden, None
         return record
 
-    logging.setLogRecordFactory(make_hidden)
+    logging.setLogRecordFactory(make_clean)
+
+
+def _describe(record: logging.LogRecord, error: BaseException) -> str:
+    """What follows the message of a record of an error: our own need no traceback.
+
+    Prefect logs an error with the task and again with the flow; the second record refers to the first.
+    """
+    if record.name.startswith("prefect."):
+        if getattr(error, LOGGED, False):
+            return "The details are above."
+        setattr(error, LOGGED, True)
+        if isinstance(error, NightjarError):
+            return str(error).partition("\n")[2] or str(error)
+    return logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]  # of this error
 
 
 def hush_lost_connections() -> None:

@@ -20,9 +20,16 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.config.quiet import hide_passwords_in_logs, hush_lost_connections
+from flows.config.quiet import clean_logs, hush_lost_connections
 from tasks.errors import ParamsInvalid, ServiceUnreachable
 
+# Prefect's pages show what a run logs, and the terminal only what a person must know.
+QUIET_LOGS = {
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
+}
 SHOWN = 300  # characters of a foreign error
 ESCAPE = "in a user or password, @ written as %40, / as %2F, # as %23 and ? as %3F"
 
@@ -223,7 +230,7 @@ def prepare_environment(settings: Settings) -> None:
 
     Variables that the user has set are kept, but telemetry is always off.
     """
-    hide_passwords_in_logs()
+    clean_logs()
     hush_lost_connections()
     if is_cut_short(os.environ.get("PREFECT_API_URL", "")):
         raise ParamsInvalid("PREFECT_API_URL has a bad value.", expected=ESCAPE, todo="correct it")
@@ -245,13 +252,14 @@ def prepare_environment(settings: Settings) -> None:
         "PREFECT_HOME": str(settings.home_path / "prefect"),
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_API_REQUEST_TIMEOUT": "120",  # the first request waits until the temporary server has started
-        "PREFECT_LOGGING_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:  # else it holds for the terminal and for the pages
+        defaults |= QUIET_LOGS
     secrets = Path(os.environ.get("NIGHTJAR_SECRETS", "/nowhere"))
     if os.environ.get("PREFECT_API_URL") and (auth := secrets / "prefect_auth").is_file():
         defaults["PREFECT_API_AUTH_STRING"] = auth.read_text().strip()

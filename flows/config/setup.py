@@ -13,7 +13,7 @@ from urllib.parse import quote
 from pydantic import JsonValue
 
 from flows.config.params import Configured, load_detector
-from flows.config.quiet import hide_passwords_in_logs, hush_at_exit, hush_lost_connections
+from flows.config.quiet import clean_logs, hush_at_exit, hush_lost_connections
 from flows.config.settings import Settings, load_settings
 from tasks.errors import BatchMissing, ParamsInvalid
 from tasks.params import IngestParams
@@ -177,7 +177,7 @@ def prepare(name: str) -> Setup:
 def prepare_reading(name: str) -> Setup:
     """The same for what writes nothing to the warehouse: it changes only a missing or an older one."""
     hush_at_exit()  # it would clutter a worker's log
-    hide_passwords_in_logs()
+    clean_logs()
     hush_lost_connections()
     setup = load_setup(name)
     setup.site.warehouse.migrate()

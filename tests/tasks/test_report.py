@@ -4,6 +4,7 @@ import json
 import re
 from datetime import UTC, date, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_suppressed_flags_are_counted_and_only_alerts_are_shown():
         assert shown in text, shown
     assert "pay-1" in text
     assert "pay-2" not in text
-    summary = summarise_night(make_batch(published=3), flags)
+    summary = summarise_night(make_batch(published=3), flags, Path("page.html"))
     assert "2 of them suppressed" in summary
     assert "pay-2" not in summary
     assert "suppressed" not in Page(render()).text
@@ -244,7 +245,9 @@ def test_causes_are_described_in_words_and_add_up_to_100_per_cent():
 
 
 def test_the_summary_counts_rows_and_cannot_break_its_table():
-    text = summarise_night(make_batch(), make_flags("a|b", EVIL, "c", "d", "e", "f"))
+    page = Path("/reports/*toy*/2026-03-01.html")
+    text = summarise_night(make_batch(), make_flags("a|b", EVIL, "c", "d", "e", "f"), page)
+    assert text.endswith("\n\nReport: /reports/\\*toy\\*/2026-03-01.html\n")
     assert "1,012 rows in = 1,008 scored + 3 quarantined + 1 excluded; 5 flagged above 2.5 by version 4" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 5

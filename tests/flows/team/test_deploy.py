@@ -96,6 +96,10 @@ def test_parameters_show_as_a_typed_form(deployed: list[dict[str, str]], client:
     assert fields["only"]["enum"] == ["all", "unpublished", "missing", "failed", "stale"]
     assert fields["as_of"]["type"] == "boolean"
     assert schema["required"] == ["name", "first", "last"]
+    for row in deployed:
+        schema = client.read_deployment_by_name(row["deployment"]).parameter_openapi_schema or {}
+        fields = schema.get("properties", {})
+        assert all(field.get("description") for field in fields.values()), (row["deployment"], fields)
 
 
 def test_the_limits_exist_before_anything_queues_behind_them(
