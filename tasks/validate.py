@@ -23,7 +23,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import TypeAdapter
 
 from tasks.errors import BatchMissing, BatchRejected
-from tasks.pages.docs import build_docs
+from tasks.pages.docs import DocsBatch, build_docs
 from tasks.params import ValidateParams
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
@@ -225,7 +225,8 @@ def validate_batches(
         fresh = _validate(lake, site.zone, contract, todo, params, on_progress)
         shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
         with writing(site.docs):
-            build_docs(site.docs, site.detector, contract, {v.batch_date: (v.rows_in, v.results) for v in shown})
+            batches = {v.batch_date: DocsBatch(v.rows_in, v.results, not v.failures) for v in shown}
+            build_docs(site.docs, site.detector, contract, batches)
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
 

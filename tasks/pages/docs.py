@@ -1,19 +1,31 @@
 """The Data Docs of batches: pages with the result of each expectation."""
 
 import html
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.rows.contract import Contract
+from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractExpectation
 from tasks.rows.expectations import Outcome, configure
 
+BOUNDS = ("min_value", "max_value")
 
-def build_docs(
-    folder: Path, detector: str, contract: Contract, batches: dict[date, tuple[int, tuple[Outcome, ...]]]
-) -> None:
-    """Add batches (rows and outcomes by date) to the Data Docs under `folder`, one page each, and rebuild the index.
 
+@dataclass(frozen=True)
+class DocsBatch:
+    """What a batch's page shows: the number of rows, the outcomes, and whether the batch was accepted."""
+
+    rows: int
+    outcomes: tuple[Outcome, ...]
+    is_accepted: bool
+
+
+def build_docs(folder: Path, detector: str, contract: Contract, batches: Mapping[date, DocsBatch]) -> None:
+    """Add batches to the Data Docs under `folder`, one page each, and rebuild the index.
+
+    A page says "Succeeded" if the batch was accepted, even if some expectations were not met.
     The pages are built from counts, not from values, so masked columns cannot leak into them.
     """
     import great_expectations as gx
@@ -48,38 +60,53 @@ def build_docs(
         for e in (*contract.row_expectations, *contract.batch_expectations)
     ]
     context.suites.add_or_update(
-        gx.ExpectationSuite(name=detector, expectations=[configure(e, n) for n, e in enumerate(shown)])
+        gx.ExpectationSuite(name=detector, expectations=[_configure(e, n) for n, e in enumerate(shown)])
     )
     suite_key = ExpectationSuiteIdentifier(detector)
     keys = []
-    for day, (rows, found) in batches.items():
+    for day, batch in batches.items():
         results = [
             ExpectationValidationResult(
                 success=outcome.success,
-                expectation_config=configure(expectation, n),
-                result=_docs_result(outcome, rows),
+                expectation_config=_configure(expectation, n),
+                result=_docs_result(outcome, batch.rows),
                 exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
             )
-            for n, (expectation, outcome) in enumerate(zip(shown, found, strict=True))
+            for n, (expectation, outcome) in enumerate(zip(shown, batch.outcomes, strict=True))
         ]
-        met = sum(outcome.success for outcome in found)
+        evaluated, met = len(results), sum(outcome.success for outcome in batch.outcomes)
+        run = RunIdentifier(run_name=f"{detector} {day.isoformat()}", run_time=datetime.now(UTC))
         page = ExpectationSuiteValidationResult(
-            success=met == len(found),
+            success=batch.is_accepted,
             results=results,
             suite_name=detector,
             statistics={
-                "evaluated_expectations": len(found),
+                "evaluated_expectations": evaluated,
                 "successful_expectations": met,
-                "unsuccessful_expectations": len(found) - met,
-                "success_percent": 100 * met / len(found),
+                "unsuccessful_expectations": evaluated - met,
+                "success_percent": 100 * met / evaluated,
             },
-            meta={"batch_date": day.isoformat(), "active_batch_definition": {"data_asset_name": detector}},
+            meta={
+                "batch_date": day.isoformat(),
+                "run_id": run,
+                "great_expectations_version": gx.__version__,
+                "active_batch_definition": {"data_asset_name": detector},
+                "batch_spec": {"data_asset_name": detector, "batch_date": day.isoformat(), "rows": batch.rows},
+            },
         )
-        run = RunIdentifier(run_name=f"{detector} {day.isoformat()}", run_time=datetime.now(UTC))
         key = ValidationResultIdentifier(suite_key, run, f"{detector}-{day.isoformat()}")
         context.validation_results_store.add(key, page)
         keys.append(key)
     context.build_data_docs(resource_identifiers=[*keys, suite_key])
+
+
+def _configure(expectation: ContractExpectation, position: int) -> Any:
+    """The Great Expectations object to show: limits that only exclude infinity become words."""
+    configured = configure(expectation, position)
+    limits = [expectation.kwargs.get(name) for name in BOUNDS]
+    if limits == [-FLOAT_LIMIT, FLOAT_LIMIT]:
+        configured.description = "values must be finite."
+    return configured
 
 
 def _keep_files(folder: Path, name: str) -> dict[str, Any]:
