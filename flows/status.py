@@ -90,7 +90,7 @@ def read_line(name: str) -> StatusLine:
     return StatusLine(name, status.champion, max(published, default=None), status.days_behind, counts, None)
 
 
-Only = Literal["all", "unpublished", "missing", "failed", "stale"]  # unpublished: missing or failed
+Only = Literal["all", "unpublished", "missing", "failed", "stale"]  # unpublished: missing, failed or early
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
     asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
     found = [day for day in asked if day in landed]
     ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, site.registry.find_version())
-    chosen = {"all": get_args(State), "unpublished": ("missing", "failed")}.get(only, (only,))
+    chosen = {"all": get_args(State), "unpublished": ("missing", "failed", "early")}.get(only, (only,))
     nights = [night for night in ledger if night.state in chosen]
     return Plan(nights, len(found), [day for day in asked if day not in known])
 

@@ -18,7 +18,9 @@ def backfill(
     last: Annotated[datetime, date_option("The last batch date.", "--to")],
     only: Annotated[
         str,
-        typer.Option(help="Only batch dates in this state: unpublished (missing or failed), missing, failed, stale."),
+        typer.Option(
+            help="Only batch dates in this state: unpublished (missing, failed or early), missing, failed, stale."
+        ),
     ] = "all",
     as_of: Annotated[
         bool, typer.Option("--as-of", help="Score each date with the version that was champion when that date ended.")

@@ -1,7 +1,7 @@
 """`nightjar status`."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -9,16 +9,23 @@ from rich.table import Table
 from flows.cli.options import Json
 from flows.cli.screen import print_json, print_note, print_rows, stdout
 
+if TYPE_CHECKING:
+    from flows.status import Status
+
 EXAMPLE = "nightjar status; nightjar status payments --json"
 
 
 def status(
     name: Annotated[str | None, typer.Argument(help="The detector (default: all).", metavar="NAME")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a night has failed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show every batch date since training: fresh, stale, failed or missing. Without NAME, one line per detector."""
+    """Show every batch date since training: fresh, stale, failed, missing or early (before the first cut-off).
+
+    Without NAME, one line per detector.
+    """
     if name is None:
-        show_all(as_json)
+        show_all(as_json, check)
         return
     from flows.status import read_status
 
@@ -30,7 +37,14 @@ def status(
     ]  # fmt: skip
     if as_json:
         print_json(asdict(found) | {"nights": rows})
-        return
+    else:
+        show_one(name, found, rows)
+    if check and any(night.state == "failed" for night in found.nights):
+        raise typer.Exit(1)
+
+
+def show_one(name: str, found: "Status", rows: list[dict[str, Any]]) -> None:
+    """Show one line per batch date, and what has changed since the training."""
     if found.outdated:
         print_note(found.outdated)
     title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
@@ -40,8 +54,8 @@ def status(
         stdout.print(f"the newest landed batch is {found.days_behind:,} days older than yesterday", highlight=False)
 
 
-def show_all(as_json: bool) -> None:
-    """Show one line per detector. Exit code 1 if one cannot be read."""
+def show_all(as_json: bool, check: bool) -> None:
+    """Show one line per detector. Exit code 1 if one cannot be read or, with check, has a failed night."""
     from flows.config.settings import load_settings
     from flows.status import read_lines
 
@@ -54,5 +68,5 @@ def show_all(as_json: bool) -> None:
         columns = ["detector", "champion", "newest_night", "days_behind", *lines[0].counts] if lines else []
         columns += ["error"] if any(line.error for line in lines) else []
         print_rows(Table(title="all detectors", title_justify="left"), rows, tuple(columns))
-    if any(line.error for line in lines):
+    if any(line.error or (check and line.counts["failed"]) for line in lines):
         raise typer.Exit(1)

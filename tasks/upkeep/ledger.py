@@ -1,21 +1,24 @@
-"""The state of each batch date: fresh, stale, failed or missing, from landing, the warehouse and the champion.
+"""The state of each batch date: fresh, stale, failed, missing or early, from landing, the warehouse and the champion.
 
 The version that should have scored a date is today's champion, or the one that was champion when the night was due.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Literal
 
-from tasks.errors import ChampionMissing
+from tasks.errors import BundleInvalid, ChampionMissing
 from tasks.rows.excess import describe_excess, is_excess
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Attempt, PublishedNight
 
-State = Literal["fresh", "stale", "failed", "missing"]
+State = Literal["fresh", "stale", "failed", "missing", "early"]
+NEVER_SCORED = "never scored"
+EARLY = "its labels had not arrived at the first training"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> 
     """The state of batch dates, in order, as today's champion should have scored them.
 
     stale: published, but from older landing or by another version. failed: the newest attempt failed and nothing is
-    published. missing: never published, or nothing has landed.
+    published. missing: never published, or nothing has landed. early: as missing, but before the first
+    cut-off: no version existed that could have scored it, and it was too young to be learnt.
     """
     return _read(site, dates, dict.fromkeys(dates, champion))
 
@@ -108,10 +112,27 @@ def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | No
     engine, lake = site.warehouse, site.lake
     published = {batch.batch_date: batch for batch in engine.read_nights(site.detector)}
     newest = {attempt.batch_date: attempt for attempt in engine.read_attempts(site.detector)}
-    return [
+    states = [
         _judge(site, day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
         for day in dates
     ]
+    if not any(one.state == "missing" for one in states):
+        return states
+    cutoff = find_first_cutoff(site)
+    return [_forgive(one) if one.state == "missing" and one.batch_date < cutoff else one for one in states]
+
+
+def _forgive(missing: BatchState) -> BatchState:
+    return replace(missing, state="early", why=EARLY if missing.why == NEVER_SCORED else missing.why)
+
+
+def find_first_cutoff(site: Site) -> date:
+    """The earliest cut-off of a registered version, before which no night was due."""
+    cutoffs = []
+    for version in site.registry.list_versions():
+        with suppress(BundleInvalid):  # Nightjar did not register it
+            cutoffs.append(version.read_date("cutoff"))
+    return min(cutoffs, default=date.min)
 
 
 def _judge(
@@ -125,7 +146,7 @@ def _judge(
     version = scorer.version if scorer else None
     failure = newest.failure if newest and newest.status == "failed" else None
     if batch is None:
-        why = failure.line if failure else "never scored" if landing else "nothing has landed"
+        why = failure.line if failure else NEVER_SCORED if landing else "nothing has landed"
         return BatchState(day, "failed" if failure else "missing", why, None, version)
     reasons = []
     if landing and landing.hash != batch.input_hash:

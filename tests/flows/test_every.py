@@ -16,7 +16,7 @@ from flows.freshness import find_lateness, watch_freshness
 from flows.status import StatusLine, list_in_service
 
 LAST = FIRST + timedelta(days=DAYS - 1)
-FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0}
+FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0, "early": 0}
 
 
 def test_the_freshness_flow_fails_for_a_late_detector_and_says_since_when(trained: Project) -> None:

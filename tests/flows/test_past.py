@@ -174,14 +174,22 @@ def test_status_shows_one_line_per_detector_and_fails_if_one_is_broken(
     answer(capsys, "ingest", "orders")
     [line] = answer(capsys, "status")["detectors"]
     assert (line["champion"], line["newest_night"], line["error"]) == (1, str(LAST), None)
-    assert {state: line[state] for state in ("fresh", "stale", "failed", "missing")} == {
+    assert {state: line[state] for state in ("fresh", "stale", "failed", "missing", "early")} == {
         "fresh": 2,
         "stale": 0,
         "failed": 0,
-        "missing": 2,  # NEW, and the day before the two that `run` covers
+        "missing": 1,  # NEW
+        "early": 1,  # the day before the two that `run` covers
     }
     assert execute(["status"]) == 0
     assert "orders" in capsys.readouterr().out
+    assert execute(["status", "--check"]) == 0
+    warehouse, now = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb"), datetime.now(UTC)
+    attempt = warehouse.begin_attempt("orders", NEW, "score", now)
+    warehouse.fail_attempt("orders", NEW, attempt, Failure("ProcessLost", {"what": "killed"}), now)
+    for command in (["status"], ["status", "orders"]):
+        assert [execute([*command, *check]) for check in ([], ["--check"], ["--check", "--json"])] == [0, 1, 1]
+    capsys.readouterr()
     params = trained.folder / "params.yaml"  # a second detector, without a contract
     params.write_text(params.read_text() + params.read_text().partition("\n")[2].replace("  orders:", "  returns:", 1))
     first, second = answer(capsys, "status", code=1)["detectors"]

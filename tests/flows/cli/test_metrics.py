@@ -82,7 +82,7 @@ def test_the_metrics_equal_the_tables(trained: Project, capsys: pytest.CaptureFi
     assert found["nightjar_night_model_version", "orders"] == version == found["nightjar_champion_version", "orders"]
     assert execute(["status", "orders", "--json"]) == 0
     states = Counter(night["state"] for night in json.loads(capsys.readouterr().out)["nights"])
-    for state in ("fresh", "stale", "failed", "missing"):
+    for state in ("fresh", "stale", "failed", "missing", "early"):
         assert found["nightjar_nights", "orders", state] == states[state]
     [(nights,)] = ask(trained, "select count(*) from scoring_batches")
     assert found["nightjar_attempts_total", "orders", "published"] == nights == states["fresh"] == 2
@@ -173,7 +173,7 @@ def test_before_the_first_run_nothing_is_wrong_and_nothing_is_created(
 
 
 def test_labels_contain_only_detectors_and_our_own_states(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    names = {"orders", "published", "failed", "scored", "quarantined", "excluded", "fresh", "stale", "missing"}
+    names = {"orders", "published", "failed", "scored", "quarantined", "excluded", "fresh", "stale", "missing", "early"}
     assert {label for key in read_metrics(capsys) for label in key[1:]} == names
 
 

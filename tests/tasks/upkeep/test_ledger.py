@@ -83,6 +83,22 @@ def test_each_state_says_why(site, land_days, put_published):
     ]
 
 
+def test_dates_before_the_first_cutoff_are_early_whatever_is_trained_later(site, land_days, monkeypatch):
+    land_days(*DAYS[:2], DAYS[3])
+    fail_newest(site, DAYS[1], "no way")
+    first = replace(make_version(1), tags={"cutoff": str(DAYS[3])})
+    later = replace(make_version(2), tags={"cutoff": str(DAYS[5])})
+    foreign = replace(make_version(3), tags={"cutoff": "soon"})
+    for versions in ([first], [later, first, make_version(4), foreign]):
+        monkeypatch.setattr(registry.Registry, "list_versions", lambda self, found=versions: found)
+        found = read_ledger(site, DAYS[:5], versions[0])
+        assert [night.state for night in found] == ["early", "failed", "early", "missing", "missing"]
+        assert found[0].why == "its labels had not arrived at the first training"
+        assert found[2].why == found[4].why == "nothing has landed"
+    monkeypatch.setattr(registry.Registry, "list_versions", lambda self: [foreign])
+    assert {night.state for night in read_ledger(site, DAYS[:1], foreign)} == {"missing"}
+
+
 def test_a_version_of_the_same_number_that_was_registered_again_is_another_version(site, land_days, put_published):
     land_days(DAYS[0])
     put_published(DAYS[0], version=1)
