@@ -51,7 +51,7 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
     evaluation = evaluate(site, rows, calibrated)
-    return register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags)
+    return register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, params.train.fit)
 
 
 START_TIMEOUT_S = 900  # for a worker to take the run: a GPU machine may have to start first

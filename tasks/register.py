@@ -17,8 +17,10 @@ from pydantic import JsonValue
 from models.bundle import read_bundle_manifest
 from models.columns import Column
 from models.detector import Detector
+from models.params import FitParams, NetworkParams, VariationalParams
 from tasks.errors import ChampionMissing, PromotionRefused
 from tasks.policy import IO
+from tasks.rows.escaping import escape_markdown
 from tasks.rows.kinds import KINDS
 from tasks.rows.measures import Metrics
 from tasks.serving import ServedDetector
@@ -27,6 +29,8 @@ from tasks.stores.site import Site
 
 FORCED = "promoted_by_force"  # the tag that says when, and despite what
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
+LONGEST_TAG = 250  # characters
+SHOWN_COLUMNS = 50
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,71 @@ def name_tags(lineage: Mapping[str, JsonValue], commit: str) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
 
 
+def drop_long(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that a page shows on a line or that a night reads; the others are in the run's lineage.json."""
+    return {key: value for key, value in tags.items() if len(value) <= LONGEST_TAG or key == registry.COLUMN_TYPES}
+
+
+def name_params(detector: Detector, fit: FitParams | None) -> dict[str, str]:
+    """What a version's run shows of its training, one param each; without `fit`, the weights are another version's."""
+    networks = [network.model_dump(mode="json") for network in detector.network_params]
+    fitted = fit.model_dump(mode="json") if fit else {}
+    return {key: str(value) for key, value in fitted.items()} | {
+        "layers": ", ".join(map(describe_layers, detector.network_params)),
+        "columns": list_columns(detector.columns),
+        "networks": json.dumps(networks),
+        "score": detector.score_params.model_dump_json(),
+        "threads": str(detector.threads),
+        "threshold_policy": detector.threshold.policy.model_dump_json(),
+    }
+
+
+def describe_layers(network: NetworkParams) -> str:
+    """The widths of a network's layers, such as 20-8-20."""
+    if isinstance(network, VariationalParams):
+        widths = (*network.hidden, network.latent, *reversed(network.hidden))
+    else:
+        widths = network.layers
+    return "-".join(map(str, widths))
+
+
+def list_columns(columns: Sequence[Column]) -> str:
+    """The names of the columns; of more than SHOWN_COLUMNS only the first, and the number."""
+    names = [column.name for column in columns]
+    more = f" and {len(names) - SHOWN_COLUMNS:,} more" if len(names) > SHOWN_COLUMNS else ""
+    return f"{', '.join(names[:SHOWN_COLUMNS])}{more}"
+
+
+def describe_version(detector: Detector, metrics: Metrics | None) -> str:
+    """A version in words, as Markdown: network, columns, training data, threshold and metrics."""
+    lineage, threshold, columns = detector.lineage, detector.threshold, detector.columns
+    networks = ", ".join(f"{network.kind} {describe_layers(network)}" for network in detector.network_params)
+    rows = lineage.get("rows")
+    fitted = f", {rows['fit']:,} rows to fit on" if isinstance(rows, dict) and isinstance(rows.get("fit"), int) else ""
+    parts = [
+        f"Network: {networks}.",
+        f"Columns ({len(columns):,}): {escape_markdown(list_columns(columns))}.",
+        f"Trained on: {escape_markdown(str(lineage.get('split', 'unknown rows')))}{fitted}.",
+        f"Threshold: {threshold.value:.4g}, which {threshold.false_alarm_rate:.2%} of normal rows exceed "
+        f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%}).",
+    ]
+    if detector.reducer:
+        parts.append("A second stage suppresses false alarms.")
+    if metrics:
+        found = {name.replace("_", " "): value for name, value in asdict(metrics).items()}
+        shown = [f", {name} {value:.4g}" for name, value in found.items() if isinstance(value, float)]
+        parts.append(f"Test rows: {metrics.rows:,}, {metrics.anomalies:,} of them anomalies{''.join(shown)}.")
+    return "\n\n".join(parts)
+
+
 def register_bundle(
-    site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str] = MappingProxyType({})
+    site: Site,
+    bundle: Path,
+    metrics: Metrics | None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    fit: FitParams | None = None,
 ) -> Registered:
-    """Log a bundle as a model version with these tags, unless a version already has it."""
+    """Log a bundle as a model version with these tags, unless a version already has it. fit: how it was fitted."""
     content_hash = read_bundle_manifest(bundle).content_hash
     site.registry.end_dead_runs()
     versions = site.registry.list_versions()
@@ -71,19 +136,22 @@ def register_bundle(
     example = make_example(detector.columns)
     measured = {k: v for k, v in asdict(metrics).items() if v is not None} if metrics else {}
     threshold = detector.threshold
-    networks = [network.model_dump(mode="json") for network in detector.network_params]
-    params = {"networks": json.dumps(networks), "score": detector.score_params.model_dump_json()}
+    named = name_tags(detector.lineage, site.commit) | {
+        **tags,
+        registry.MOST_FALSE_ALARMS: f"{threshold.interval_high:.6g}",
+    }
     version = site.registry.log_version(
         bundle,
         content_hash,
         example,
         ServedDetector(detector).predict(example),
-        params | {"threads": str(detector.threads), "threshold_policy": threshold.policy.model_dump_json()},
+        name_params(detector, fit),
         {f"test_{k}": float(v) for k, v in measured.items()}
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
         | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
-        name_tags(detector.lineage, site.commit)
-        | {**tags, registry.MOST_FALSE_ALARMS: f"{threshold.interval_high:.6g}"},
+        drop_long(named),
+        describe_version(detector, metrics),
+        {"lineage.json": {"tags": named, "columns": {column.name: column.kind for column in detector.columns}}},
     )
     site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)
@@ -160,9 +228,9 @@ def rollback(site: Site) -> tuple[int, int]:
 
 
 @task(task_run_name="register {site.detector}", **IO)
-def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str]) -> Registered:
+def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str], fit: FitParams) -> Registered:
     """Register the bundle and give it its alias."""
-    registered = register_bundle(site, bundle, metrics, tags)
+    registered = register_bundle(site, bundle, metrics, tags, fit)
     get_run_logger().info("version %d is %s", registered.version, registered.alias)
     if note := describe_challenge(site, registered.version):
         get_run_logger().warning(note)

@@ -94,7 +94,7 @@ class Workers:
     def _take(self, runner: Any, future: Future) -> Any:
         """The result of a piece once it has finished, or its exception.
 
-        Raises ServiceUnreachable if the cluster has had no workers for too long. A finished piece also needs its worker,
+        Raises ServiceUnreachable if the cluster has had no workers for too long. A finished piece needs its worker too,
         which holds the result until it is read.
         """
         seen = time.monotonic()

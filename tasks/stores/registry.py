@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -296,8 +297,13 @@ class Registry:
         params: Mapping[str, str],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
+        description: str = "",
+        documents: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     ) -> Version:
-        """Register a bundle as a new version, with a run that records its params, metrics and tags."""
+        """Register a bundle as a new version, with a run that records its params, metrics, tags and documents by name.
+
+        description: of the version, in Markdown.
+        """
         import mlflow
         from mlflow.models import infer_signature
 
@@ -312,6 +318,8 @@ class Registry:
             ):
                 mlflow.log_params(dict(params))
                 mlflow.log_metrics(dict(metrics))
+                for name, document in documents.items():
+                    mlflow.log_dict(document, name)
                 model = mlflow.pyfunc.log_model(
                     name="bundle",
                     loader_module=LOADER,
@@ -322,6 +330,7 @@ class Registry:
                 )
                 # Created together with its tags: wherever this process dies, no version exists without its hash.
                 version = mlflow.register_model(model.model_uri, self.model_name, tags=named)
+            client.update_model_version(self.model_name, version.version, description)
         return Version(self.model_name, int(version.version), (), named)
 
     def delete_model(self) -> None:

@@ -1,6 +1,20 @@
-"""A version's tags say where it comes from; the bundle itself does not depend on the commit."""
+"""What MLflow shows of a version: tags that say where it comes from, the params of its training, and a description."""
 
-from tasks.register import name_tags
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from tiny import add_reducer, make_tiny_detector
+
+from models.columns import Column
+from models.params import AutoencoderParams, FitParams, NetworkParams, VariationalParams
+from tasks.register import describe_layers, describe_version, drop_long, list_columns, name_tags, register_bundle
+from tasks.rows.measures import Metrics
+from tasks.stores.site import Site
 
 
 def test_a_version_is_tagged_with_the_lineage_and_the_commit_that_registered_it() -> None:
@@ -15,3 +29,59 @@ def test_a_version_is_tagged_with_the_lineage_and_the_commit_that_registered_it(
 
 def test_the_commit_that_an_old_bundle_holds_stays() -> None:
     assert name_tags({"commit": "0ddba11"}, "c0ffee") == {"commit": "0ddba11"}
+
+
+def test_long_tags_are_left_to_the_lineage_but_those_that_a_night_reads_stay() -> None:
+    tags = {"rows": "r" * 250, "nullable": "n" * 251, "column_types": "c" * 5000}
+    assert drop_long(tags).keys() == {"rows", "column_types"}
+
+
+@pytest.mark.parametrize(
+    ("network", "layers"),
+    [
+        (AutoencoderParams(layers=(8, 2, 8)), "8-2-8"),
+        (VariationalParams(hidden=(20, 10), latent=3), "20-10-3-10-20"),
+    ],
+)
+def test_layers_are_widths_from_the_first_to_the_last(network: NetworkParams, layers: str) -> None:
+    assert describe_layers(network) == layers
+
+
+def test_of_many_columns_the_first_are_named() -> None:
+    columns = [Column(f"c{n}", "numeric") for n in range(1052)]
+    assert list_columns(columns).endswith(", c49 and 1,002 more")
+    assert list_columns(columns[:2]) == "c0, c1"
+
+
+def test_a_version_is_described_in_words() -> None:
+    lineage = {"split": "by_date, 2026-03-01 to 2026-03-10", "rows": {"fit": 1200}}
+    detector = add_reducer(make_tiny_detector().with_lineage(lineage), 0.5)
+    text = describe_version(detector, Metrics(0.5, 0.25, None, None, None, 0.01, 2000, 40))
+    network, columns, trained, threshold, second, test = text.split("\n\n")
+    assert network == "Network: autoencoder 4-2-4."
+    assert columns == "Columns (3): amount, country, at."
+    assert trained == "Trained on: by\\_date, 2026-03-01 to 2026-03-10, 1,200 rows to fit on."
+    assert "of normal rows exceed (" in threshold
+    assert second == "A second stage suppresses false alarms."
+    assert test == "Test rows: 2,000, 40 of them anomalies, precision 0.5, recall 0.25, false alarm rate 0.01."
+    assert "Trained on: unknown rows." in describe_version(make_tiny_detector(), None)
+
+
+def test_mlflow_shows_the_training_params_one_by_one_and_the_lineage_in_full(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site, long = make_site(), "x" * 300
+    site = replace(site, registry=replace(site.registry, artifacts=str(tmp_path / "artifacts")))
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "formats": long}).save(tmp_path / "bundle")
+    registered = register_bundle(site, tmp_path / "bundle", None, fit=FitParams(epochs=2, batch_size=32, seed=7))
+    client = MlflowClient(site.registry.uri)
+    version = client.get_model_version(site.registry.model_name, str(registered.version))
+    assert version.description.startswith("Network: autoencoder 4-2-4.")
+    assert "formats" not in version.tags
+    params = client.get_run(version.run_id).data.params
+    wanted = {"epochs": "2", "batch_size": "32", "learning_rate": "0.003", "seed": "7", "layers": "4-2-4"}
+    assert {**params, **wanted, "columns": "amount, country, at"} == params
+    path = download_artifacts(run_id=version.run_id, artifact_path="lineage.json", dst_path=str(tmp_path))
+    lineage = json.loads(Path(path).read_text())
+    assert lineage["tags"]["formats"] == long
+    assert lineage["columns"]["amount"] == "numeric"
