@@ -98,7 +98,7 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
 
 
 def fit_policy(policy: Policy, rows: int) -> Policy:
-    """The policy with the highest quantile that so many calibration rows carry: a night's threshold may have more."""
+    """The policy, with a lower quantile if its own needs more calibration rows: a fold has fewer than a night."""
     if not isinstance(policy, QuantilePolicy):
         return policy
     q = next((q for q in (policy.q, *QUANTILES) if q <= policy.q and rows_for_quantile(q) <= rows), policy.q)

@@ -169,9 +169,8 @@ def describe_lost_reducer(champion: registry.Version, version: registry.Version)
 
 def describe_challenge(site: Site, version: int) -> str:
     """What a version lacks that the champion has, and what to type; "" if nothing."""
-    versions = {v.version: v for v in site.registry.list_versions()}
-    champion = next((v for v in versions.values() if registry.CHAMPION in v.aliases), None)
-    return describe_lost_reducer(champion, versions[version]) if champion else ""
+    champion = site.registry.find_version()
+    return describe_lost_reducer(champion, site.registry.get_version(version)) if champion else ""
 
 
 def promote(

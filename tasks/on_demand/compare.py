@@ -24,7 +24,7 @@ from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.record import RecordRule
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
-from tasks.stores.registry import CHALLENGER, CHAMPION, Version
+from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
 
 MOST_NIGHTS = 7
@@ -213,10 +213,10 @@ def check_gate(
 
     Without a gate, a champion or the version there is nothing to check. A failed comparison is a refusal.
     """
-    versions = {version.version: version for version in site.registry.list_versions()}
-    champion = next((v for v in versions.values() if CHAMPION in v.aliases), None)
-    challenger = next((v for v in versions.values() if CHALLENGER in v.aliases), None)
-    chosen = challenger if number is None else versions.get(number)
+    registry = site.registry
+    champion = registry.find_version()
+    named = (version for version in registry.list_versions() if version.version == number)
+    chosen = registry.find_version(CHALLENGER) if number is None else next(named, None)
     if gate is None or champion is None or chosen is None or chosen.version == champion.version:
         return []
     try:

@@ -81,7 +81,7 @@ def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
             nonlocal written
             if written + table.num_rows >= MOST_EXCEL_ROWS:
                 raise ParamsInvalid(
-                    "An Excel sheet cannot hold so many rows; nothing was written.",
+                    "There are more rows than an Excel sheet can hold; nothing was written.",
                     expected=f"fewer than {MOST_EXCEL_ROWS:,} rows",
                     todo="--output with a name that ends in .csv or .parquet",
                 )
@@ -93,7 +93,7 @@ def _open_excel(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
 
 
 def _to_cell(value: Any) -> Any:
-    """A value as a cell holds it: Excel keeps 15 digits of a number, and so many characters of a text."""
+    """A value for an Excel cell, which keeps 15 digits of a number and MOST_EXCEL_TEXT characters of a text."""
     if isinstance(value, int) and abs(value) >= 10**15:
         return str(value)
     is_plain = value is None or isinstance(value, int | float)

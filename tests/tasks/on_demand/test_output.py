@@ -55,7 +55,7 @@ def test_values_that_a_cell_cannot_hold_are_texts_or_cut(tmp_path: Path) -> None
 
 def test_more_rows_than_a_sheet_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.on_demand.output.MOST_EXCEL_ROWS", 4)
-    with pytest.raises(ParamsInvalid, match="cannot hold so many rows"):
+    with pytest.raises(ParamsInvalid, match="more rows than an Excel sheet can hold"):
         write(tmp_path / "flags.xlsx")
     assert list(tmp_path.iterdir()) == []
 
