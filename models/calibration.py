@@ -57,8 +57,8 @@ def fit_threshold(
 ) -> Threshold:
     """Find the policy's threshold and the share of clean records above it.
 
-    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. trims: the rows are not known to be normal, so
-    the highest scores are left out as `count_suspects` says, but never so many that the quantile fails. Raises
+    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. trims: some rows may be
+    anomalies, so the suspects of `count_suspects` are left out, as long as enough rows for the quantile remain. Raises
     TooFewRows if there are too few rows for the quantile, the requested width or the search, and NightjarError if a
     budget is not smaller than a night.
     """

@@ -167,7 +167,7 @@ def compare_versions(
         for tally, judged in zip(tallies, (first, second), strict=True):
             tally.add(judged, truth, is_answered)
         answers, anomalies = answers + int(is_answered.sum()), anomalies + int((truth == 1).sum())
-        alerts = [judged.is_flagged & ~judged.is_suppressed for judged in (first, second)]
+        alerts = [judged.is_alert for judged in (first, second)]
         overlaps[0].add(first.is_flagged, second.is_flagged)
         overlaps[1].add(*alerts)
         _keep_changed(changed, night, table, truth, (first, second), only_entity)
@@ -283,7 +283,7 @@ class _Tally:
 
     def add(self, judged: Judgement, truth: Floats, is_answered: Mask) -> None:
         is_flag = judged.is_flagged
-        is_alert = is_flag & ~judged.is_suppressed
+        is_alert = judged.is_alert
         self.rows += len(is_flag)
         self.flags += int(is_flag.sum())
         self.alerts += int(is_alert.sum())
@@ -335,7 +335,7 @@ def _keep_changed(
     rule: RecordRule,
 ) -> None:
     """Add the records that are an alert of one version only, ranked by the higher of their scores / thresholds."""
-    alerts = [judged.is_flagged & ~judged.is_suppressed for judged in pair]
+    alerts = [judged.is_alert for judged in pair]
     chosen = alerts[0] != alerts[1]
     if not chosen.any():
         return

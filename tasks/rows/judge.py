@@ -60,6 +60,11 @@ class Judgement:
             return np.zeros(len(self.score), dtype=bool)
         return self.detector.reducer.suppresses(self.second_stage_probability)
 
+    @property
+    def is_alert(self) -> Mask:
+        """Flags that the second stage does not suppress."""
+        return self.is_flagged & ~self.is_suppressed
+
     def __getitem__(self, chosen: Mask) -> "Judgement":
         """Take rows by a bool mask (N,)."""
         return replace(
