@@ -1,8 +1,11 @@
 """Faults as a user and Prefect see them: a short outage, a persistent fault, and a home that cannot be created."""
 
-from datetime import UTC, datetime, timedelta
+import re
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from toy import DAYS, FIRST, Project
@@ -32,26 +35,25 @@ def test_a_registry_that_is_unreachable_for_a_moment_costs_one_retry(
     assert f"{LAST}: 300 rows scored" in capsys.readouterr().out
 
 
-NEVER = datetime.min.replace(tzinfo=UTC)
-
-
-def read_run(name: str) -> tuple[Any, list[str]]:
-    """The newest flow run of this name, and what it and its tasks have logged."""
+def read_run(shown: str) -> tuple[Any, list[str]]:
+    """The flow run whose page the log names, and what it and its tasks have logged."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+    from prefect.client.schemas.filters import LogFilter
     from prefect.client.schemas.sorting import LogSort
     from prefect.logging.handlers import APILogWorker
 
+    [run_id] = re.findall(r"/runs/flow-run/(\S+)", shown)
     APILogWorker.drain_all()
     with get_client(sync_client=True) as client:
-        named = FlowRunFilter.model_validate({"name": {"any_": [name]}})
-        run = max(client.read_flow_runs(flow_run_filter=named), key=lambda found: found.expected_start_time or NEVER)
-        wanted = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
-        return run, [log.message for log in client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC)]
+        wanted = LogFilter.model_validate({"flow_run_id": {"any_": [run_id]}})
+        deadline = time.monotonic() + 60  # a busy server may store them later than it answers
+        while not (logs := client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return client.read_flow_run(UUID(run_id)), [log.message for log in logs]
 
 
 def test_a_persistent_fault_fails_the_night_with_one_message_and_marks_its_attempt(
-    trained: Project, capsys: pytest.CaptureFixture[str]
+    trained: Project, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     lake = trained.folder / ".nightjar" / "lake"
     [part] = (lake / "landing" / "orders" / f"batch_date={LAST}").rglob("*.parquet")
@@ -64,7 +66,7 @@ def test_a_persistent_fault_fails_the_night_with_one_message_and_marks_its_attem
     assert "to do: " in error
     assert "Traceback" not in error
     assert error.count("A part of the lake is missing or damaged.") == 1
-    run, logs = read_run(f"score orders {LAST}")
+    run, logs = read_run(caplog.text)
     assert run.tags == ["orders"]
     assert "landed 0 arrivals, 0 rows, 0 labels" in logs
     assert sum("  to do: " in text for text in logs) == 1
