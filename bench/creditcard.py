@@ -21,8 +21,8 @@ from models.encoders import choose_kinds, encode_records
 from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
 from models.records import Records, make_records
 from tasks.filter import split_by_fractions
-from tasks.params import RandomFraction
 from tasks.rows.measures import measure
+from tasks.rows.params import RandomFraction
 from tasks.rows.sampling import draw_order
 
 RECALL, PREVALENCE = 0.433, 0.0141

@@ -26,8 +26,8 @@ from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.errors import TooFewRows
 from models.params import QuantilePolicy
 from models.records import Records
-from tasks.params import Fractions
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import Fractions
 
 DETECTOR = load_detector(Path(), "hdfs").detector
 BUDGETS = (0.005, 0.01)  # false-alarm rates at which recall is measured

@@ -19,8 +19,8 @@ from models.detector import Detector, ModelParams, calibrate_detector, fit_detec
 from models.fitting import EpochLog
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records
-from tasks.params import ColumnsParams, TrainParams
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import ColumnsParams, TrainParams
 from tasks.sources.images import make_field, to_arrow
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -29,8 +29,8 @@ from models.params import ForestReducerParams, NetworkReducerParams, QuantilePol
 from models.records import Records
 from models.reducer import Verdicts, fit_classifier, fit_reducer, predict
 from tasks.filter import find_outliers
-from tasks.params import TrainParams
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import TrainParams
 from tasks.sources import payments
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -32,9 +32,9 @@ from models.encoders import choose_kinds
 from models.params import ThresholdParams
 from models.records import Records
 from tasks.ingest import add_identity
-from tasks.params import TrainParams
 from tasks.publish import Begun, publish_scored
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import TrainParams
 from tasks.score import score_night
 from tasks.sources import payments
 from tasks.stores.files import read_ahead

@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 
 from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, NeighboursParams, QuantilePolicy, ResidualParams, ScoringParams
-from tasks.params import ColumnsParams
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import ColumnsParams
 
 SIZES = (20, 250, 2_000, 20_000, 100_000)
 COLUMNS = ColumnsParams(numeric=("a", "b", "c", "d"), categorical=("shop", "channel"))

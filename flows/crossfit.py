@@ -24,8 +24,8 @@ from tasks.ingest import land_arrivals
 from tasks.on_demand.loose import FOLD_SCHEMA, collect_scores, score_folds
 from tasks.on_demand.output import check_output
 from tasks.onboarding.days import QUANTILES
-from tasks.params import EventTime
 from tasks.policy import progress_of
+from tasks.rows.params import EventTime
 from tasks.sources.kinds import list_arrivals
 from tasks.train import fit_bundle
 from tasks.validate import check_accepted, validate_batches

@@ -8,9 +8,9 @@ from prefect.artifacts import create_markdown_artifact
 from models.calibration import Threshold
 from models.detector import Detector, calibrate_detector
 from tasks.filter import LABEL, TrainingSet, read_set
-from tasks.params import CalibrateParams
 from tasks.policy import PURE
 from tasks.rows.columns import to_records
+from tasks.rows.params import CalibrateParams
 from tasks.stores.faults import writing
 from tasks.stores.site import Site
 

@@ -17,9 +17,9 @@ from prefect import get_run_logger, task
 
 from models.calibration import Tuning, search_f_beta
 from tasks.filter import LABEL, TrainingSet, read_set
-from tasks.params import IngestParams
 from tasks.policy import PURE
 from tasks.rows.measures import Metrics, measure, recall_by_kind
+from tasks.rows.params import IngestParams
 from tasks.sources import payments
 from tasks.stores.registry import SEARCHED
 from tasks.stores.site import Site

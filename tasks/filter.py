@@ -19,8 +19,8 @@ from prefect import get_run_logger, task
 from pydantic import TypeAdapter
 
 from tasks.errors import LeakageFound, ParamsInvalid, TooFewRows
-from tasks.params import ByDate, FilterParams, Fractions, RandomFraction
 from tasks.policy import IO
+from tasks.rows.params import ByDate, FilterParams, Fractions, RandomFraction
 from tasks.rows.sampling import draw_order
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site

@@ -22,10 +22,10 @@ from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 
 from tasks.errors import SourceInvalid
-from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import TYPES
 from tasks.rows.labels import interpret_labels
+from tasks.rows.params import EventTime, IngestParams, LabelColumn
 from tasks.rows.sampling import draw_order
 from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments

@@ -17,11 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.params import ScoreParams
 from tasks.policy import IO
 from tasks.rows.describe import describe_causes, describe_values
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.excess import describe_excess, is_excess
+from tasks.rows.params import ScoreParams
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version

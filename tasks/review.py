@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import SourceInvalid
-from tasks.params import IngestParams
 from tasks.rows.escaping import unguard
+from tasks.rows.params import IngestParams
 from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
 from tasks.stores.lake import Lake, Manifest

@@ -25,12 +25,12 @@ from models.bundle import read_bundle_manifest
 from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.errors import LeakageFound, PublishConflict
-from tasks.params import ScoreParams
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
 from tasks.rows.judge import Judgement, judge
 from tasks.rows.kinds import KINDS
+from tasks.rows.params import ScoreParams
 from tasks.rows.worst import WorstRows
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter

@@ -22,9 +22,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable
-from tasks.params import ScoreParams
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
+from tasks.rows.params import ScoreParams
 from tasks.score import Scoring, open_batch
 from tasks.stores.lake import Lake, Part
 from tasks.stores.registry import Registry, Version

@@ -18,9 +18,9 @@ from models.detector import Detector, ModelParams, fit_detector
 from models.encoders import choose_kinds
 from models.fitting import EpochLog, resolve_device, watch_memory
 from tasks.filter import TrainingSet, read_set
-from tasks.params import TrainParams
 from tasks.policy import PURE, progress_of
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import TrainParams
 from tasks.stores.faults import writing
 from tasks.stores.site import Site
 

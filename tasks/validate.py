@@ -24,12 +24,12 @@ from pydantic import TypeAdapter
 
 from tasks.errors import BatchMissing, BatchRejected
 from tasks.pages.docs import DocsBatch, build_docs
-from tasks.params import ValidateParams
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
 from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
+from tasks.rows.params import ValidateParams
 from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.stores.faults import writing
 from tasks.stores.files import read_ahead

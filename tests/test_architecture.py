@@ -67,12 +67,11 @@ FLOORS = (
     ("ingest", "filter", "publish", "review", "serving"),
     ("pages",),
     ("rows",),
-    ("params",),
     ("sources",),
     ("stores", "policy"),
     ("errors",),
 )
-NAMED = ("spread", "serving", "errors", "policy", "params")  # files of tasks/ that are no steps
+NAMED = ("spread", "serving", "errors", "policy")  # files of tasks/ that are no steps
 
 
 def rooms_of_tasks() -> dict[str, set[str]]:
@@ -90,7 +89,7 @@ def rooms_of_tasks() -> dict[str, set[str]]:
     return found
 
 
-def test_files_of_tasks_are_the_steps_and_five_named_ones() -> None:
+def test_files_of_tasks_are_the_steps_and_four_named_ones() -> None:
     files = {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__"}
     assert files == {*STEPS, *NAMED}
 
@@ -186,7 +185,7 @@ def sections(kind: Any, seen: set[type]) -> Iterator[type[BaseModel]]:
 
 def test_every_params_key_is_read_somewhere() -> None:
     from flows.config.settings import Settings
-    from tasks.params import DetectorParams
+    from tasks.rows.params import DetectorParams
 
     code = "\n".join(path.read_text() for room in BELOW for path in modules(room))
     found = list(sections(DetectorParams, set()))

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 from flows.config.documents import read_yaml, refuse_yaml
 from models.params import Section
 from tasks.errors import ParamsInvalid, hide_password
-from tasks.params import DetectorParams
 from tasks.rows.contract import Contract
+from tasks.rows.params import DetectorParams
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists them too.

@@ -16,7 +16,7 @@ from flows.config.params import Configured, load_detector
 from flows.config.quiet import clean_logs, hush_at_exit, hush_lost_connections
 from flows.config.settings import Settings, load_settings
 from tasks.errors import BatchMissing, ParamsInvalid
-from tasks.params import IngestParams
+from tasks.rows.params import IngestParams
 from tasks.rows.record import RecordRule
 from tasks.sources.codes import CodesSource
 from tasks.sources.files import FilesSource

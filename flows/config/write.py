@@ -20,8 +20,8 @@ from models.params import QuantilePolicy
 from tasks.errors import ParamsInvalid, SourceInvalid, hide_password
 from tasks.onboarding.draft import Draft, Request, draft_detector
 from tasks.onboarding.profile import Choice
-from tasks.params import CalibrateParams, DetectorParams, PublishParams, RunParams
 from tasks.rows.contract import Contract
+from tasks.rows.params import CalibrateParams, DetectorParams, PublishParams, RunParams
 from tasks.sources.files import find_settings, list_files, name_files
 from tasks.sources.sql import SqlSource, read_query
 from tasks.stores.lake import Lake

@@ -18,9 +18,9 @@ from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.errors import BatchMissing, ChampionMissing, NightjarError, ParamsInvalid
 from tasks.on_demand.loose import SMALLEST
-from tasks.params import GateParams
 from tasks.review import ANOMALY
 from tasks.rows.judge import Judgement, Mask, judge
+from tasks.rows.params import GateParams
 from tasks.rows.record import RecordRule
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest

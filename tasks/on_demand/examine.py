@@ -14,9 +14,9 @@ from models.records import Records
 from tasks.errors import TooFewRows
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.pages import pictures
-from tasks.params import LabelColumn
 from tasks.rows.columns import to_records
 from tasks.rows.measures import Flags, Floats, measure, recall_by_kind, trace_thresholds
+from tasks.rows.params import LabelColumn
 from tasks.stores.site import Site
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from tasks.errors import BatchMissing
-from tasks.params import ScoreParams
 from tasks.rows.describe import describe_causes
+from tasks.rows.params import ScoreParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
 

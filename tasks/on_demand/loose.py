@@ -25,10 +25,10 @@ from models.detector import Detector
 from tasks.errors import SourceInvalid, hide_password
 from tasks.ingest import add_identity
 from tasks.on_demand.output import check_output, open_output
-from tasks.params import DetectorParams, IngestParams
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
 from tasks.rows.judge import judge
+from tasks.rows.params import DetectorParams, IngestParams
 from tasks.rows.schema import batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
 from tasks.sources.files import FilesSource, find_settings, list_files, name_files

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from models.detector import Detector
 from tasks.errors import RecordInvalid
-from tasks.params import ScoreParams
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Suite
 from tasks.rows.judge import judge
+from tasks.rows.params import ScoreParams
 from tasks.rows.schema import find_unreadable, type_rows
 from tasks.stores import registry
 from tasks.stores.site import Site

@@ -19,7 +19,7 @@ from tasks.errors import SourceInvalid, TooFewRows
 from tasks.ingest import find_strays, read_event_times
 from tasks.onboarding.profile import ENOUGH_ROWS, Choice, ColumnProfile, Sample, check_column
 from tasks.onboarding.reading import EPOCH_S, find_epoch
-from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
+from tasks.rows.params import ByDate, EventTime, LeadingFraction, RandomFraction, ValidateParams
 from tasks.rows.schema import batch_dates_of
 from tasks.sources.arrival import UNPARSED, Arrival
 

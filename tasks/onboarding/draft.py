@@ -42,7 +42,9 @@ from tasks.onboarding.profile import (
     profile_columns,
 )
 from tasks.onboarding.reading import Type
-from tasks.params import (
+from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
+from tasks.rows.labels import NO_LABEL, interpret_labels
+from tasks.rows.params import (
     ColumnsParams,
     FilterParams,
     IngestParams,
@@ -51,8 +53,6 @@ from tasks.params import (
     ValidateParams,
     normalise_label,
 )
-from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
-from tasks.rows.labels import NO_LABEL, interpret_labels
 from tasks.rows.schema import cast_column, shorten
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource

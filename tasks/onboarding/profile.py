@@ -23,8 +23,8 @@ from models.params import EncodeParams
 from tasks.errors import SourceInvalid
 from tasks.ingest import check_names
 from tasks.onboarding.reading import Reading, Type, find_reading
-from tasks.params import ColumnsParams
 from tasks.rows.contract import RESERVED, Contract, ContractColumn
+from tasks.rows.params import ColumnsParams
 from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, to_python, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from models.columns import MISSING_TIME, Column
 from models.records import Records, make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
-from tasks.params import ColumnsParams
 from tasks.rows.images import read_pixels
 from tasks.rows.kinds import KINDS
+from tasks.rows.params import ColumnsParams
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
 

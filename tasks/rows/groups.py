@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from models.calibration import percentile_ranks
 from tasks.errors import BatchRejected
-from tasks.params import HOUR, GroupsParams
+from tasks.rows.params import HOUR, GroupsParams
 from tasks.stores.bulk import NO_NUL
 from tasks.stores.tables import MOST_KEY_BYTES
 

@@ -1,7 +1,7 @@
 """The kinds of columns: what the steps must know of each.
 
 A new kind is one more line here, its records in
-tasks/rows/columns.py, its slots in models/encoders.py, and its key in tasks/params.py.
+tasks/rows/columns.py, its slots in models/encoders.py, and its key in tasks/rows/params.py.
 """
 
 import base64

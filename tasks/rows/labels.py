@@ -3,7 +3,7 @@
 import pandas as pd
 
 from tasks.errors import SourceInvalid
-from tasks.params import LabelColumn, normalise_label
+from tasks.rows.params import LabelColumn, normalise_label
 from tasks.rows.schema import MISSING_WORDS
 
 # As a label, "missing" or "unknown" may be a kind of anomaly.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from models.columns import PADDING, Column, Tokens
 from tasks.errors import TooFewRows
-from tasks.params import SequenceParams
+from tasks.rows.params import SequenceParams
 
 Ints = npt.NDArray[np.int64]
 

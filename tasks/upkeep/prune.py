@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from tasks.params import RetentionParams
+from tasks.rows.params import RetentionParams
 from tasks.stores import registry
 from tasks.stores.files import UNFINISHED
 from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest

@@ -14,12 +14,12 @@ from models.columns import Column
 from models.detector import Detector
 from models.reducer import Gain, Verdicts, fit_reducer
 from tasks.errors import TooFewRows
-from tasks.params import ReviewParams
 from tasks.register import Registered, register_bundle
 from tasks.review import ANOMALY
 from tasks.rows.columns import to_records
 from tasks.rows.judge import judge
 from tasks.rows.kinds import KINDS
+from tasks.rows.params import ReviewParams
 from tasks.stores.registry import CHAMPION
 from tasks.stores.site import Site
 

@@ -19,9 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import SourceInvalid
 from tasks.ingest import commit_parts, extract_labels, keep_labels
-from tasks.params import IngestParams, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.escaping import unguard
+from tasks.rows.params import IngestParams, ValidateParams
 from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources.arrival import UNPARSED
 from tasks.sources.content import read_file

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from models.detector import Detector
 from tasks.errors import NightjarError
-from tasks.params import RetentionParams
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_replaced
 from tasks.rows.judge import judge
+from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site

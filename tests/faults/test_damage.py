@@ -19,7 +19,7 @@ from models.fitting import watch_memory
 from tasks.errors import BundleInvalid, SourceInvalid
 from tasks.filter import read_training_set
 from tasks.ingest import ingest_arrivals
-from tasks.params import EventTime, IngestParams
+from tasks.rows.params import EventTime, IngestParams
 from tasks.sources.files import FilesSource
 from tasks.stores.lake import Manifest
 

@@ -20,9 +20,9 @@ from sites import open_site
 
 from tasks.errors import NightjarError
 from tasks.ingest import extract_labels, land
-from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
+from tasks.rows.params import EventTime, IngestParams, LabelColumn
 from tasks.rows.schema import Landed, find_unreadable, type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.content import read_file

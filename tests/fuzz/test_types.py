@@ -23,9 +23,9 @@ from tasks.errors import NightjarError, SourceInvalid
 from tasks.ingest import land
 from tasks.onboarding.draft import Request, draft_detector
 from tasks.onboarding.profile import decide_kind, profile_column
-from tasks.params import EventTime, IngestParams
 from tasks.rows.columns import to_records
 from tasks.rows.contract import TYPES, Contract
+from tasks.rows.params import EventTime, IngestParams
 from tasks.rows.schema import Landed, find_unreadable, read_times, type_rows
 from tasks.sources.arrival import Arrival
 from tasks.sources.content import read_file

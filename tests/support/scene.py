@@ -27,7 +27,7 @@ from victims import Victim, start
 from flows.config.settings import Settings
 from flows.config.setup import load_setup
 from models.detector import Detector
-from tasks.params import RetentionParams
+from tasks.rows.params import RetentionParams
 from tasks.stores.lake import Lake
 from tasks.stores.tables import flagged_anomalies, group_scores, labels, scoring_batches
 from tasks.stores.warehouse import Warehouse

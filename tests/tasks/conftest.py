@@ -11,7 +11,7 @@ import pytest
 from sites import open_site
 
 from tasks.ingest import land
-from tasks.params import EventTime, IngestParams
+from tasks.rows.params import EventTime, IngestParams
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource
 from tasks.stores.lake import Lake, Manifest

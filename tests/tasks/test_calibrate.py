@@ -10,8 +10,8 @@ from models.detector import Detector, ModelParams, fit_detector
 from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy, ResidualParams
 from tasks.calibrate import calibrate_bundle, describe_threshold
 from tasks.filter import prepare_rows
-from tasks.params import CalibrateParams, FilterParams, LeadingFraction
 from tasks.rows.columns import to_records
+from tasks.rows.params import CalibrateParams, FilterParams, LeadingFraction
 
 DAY, N, HIDDEN = date(2026, 3, 1), 3000, 45
 COLUMNS = (Column("a", "numeric"), Column("b", "numeric"), Column("c", "numeric"))

@@ -10,9 +10,9 @@ import pytest
 import tasks
 from tasks.evaluate import evaluate_nights
 from tasks.on_demand.examine import find_repeats
-from tasks.params import EventTime, IngestParams, LabelColumn
 from tasks.publish import FLAG_COLUMNS, Night, publish_night
 from tasks.rows.measures import measure, recall_by_kind, trace_thresholds
+from tasks.rows.params import EventTime, IngestParams, LabelColumn
 from tasks.sources import payments
 from tasks.sources.files import FilesSource
 

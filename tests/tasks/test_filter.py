@@ -22,7 +22,15 @@ from tasks.filter import (
     split_by_fractions,
 )
 from tasks.ingest import ingest_arrivals
-from tasks.params import ByDate, EventTime, FilterParams, IngestParams, LabelColumn, LeadingFraction, RandomFraction
+from tasks.rows.params import (
+    ByDate,
+    EventTime,
+    FilterParams,
+    IngestParams,
+    LabelColumn,
+    LeadingFraction,
+    RandomFraction,
+)
 from tasks.rows.sampling import draw_order
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window

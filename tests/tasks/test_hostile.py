@@ -14,10 +14,10 @@ from fuzzing import HOSTILE
 from flows.config.params import parse_section
 from tasks.errors import Failure, ParamsInvalid
 from tasks.ingest import ingest_arrivals
-from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.publish import publish_night
 from tasks.rows.contract import Contract
 from tasks.rows.groups import name_values
+from tasks.rows.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
 from tasks.stores.lake import Part

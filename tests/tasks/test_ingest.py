@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 
 from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.ingest import find_strays, ingest_arrivals, land
-from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.labels import interpret_labels
+from tasks.rows.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.rows.schema import batch_dates_of
 from tasks.sources import payments
 from tasks.sources.arrival import Arrival

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks.params import ScoreParams
 from tasks.publish import Night, publish_night
 from tasks.report import (
     BINS,
@@ -27,6 +26,7 @@ from tasks.report import (
 )
 from tasks.rows.describe import describe_causes
 from tasks.rows.expectations import Outcome
+from tasks.rows.params import ScoreParams
 from tasks.stores.registry import Version
 from tasks.stores.tables import PublishedNight
 from tasks.validate import Validation

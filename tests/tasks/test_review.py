@@ -14,7 +14,6 @@ from models.columns import Column
 from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, ForestReducerParams, QuantilePolicy, ReducerLimits
 from tasks.errors import BatchMissing, LeakageFound, SourceInvalid, TooFewRows
-from tasks.params import EventTime, IngestParams, LabelColumn, ReviewParams, ScoreParams
 from tasks.publish import publish_night
 from tasks.review import (
     ANOMALY,
@@ -28,6 +27,7 @@ from tasks.review import (
 )
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
+from tasks.rows.params import EventTime, IngestParams, LabelColumn, ReviewParams, ScoreParams
 from tasks.score import COUNTS, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.sources.files import FilesSource

@@ -17,10 +17,10 @@ from models.detector import Detector, Explanation, ModelParams, calibrate_detect
 from models.encoders import UNSEEN, Unit
 from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy
 from tasks.errors import LeakageFound, PublishConflict
-from tasks.params import GroupsParams, ScoreParams
 from tasks.rows.causes import MASKED, name_causes
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
+from tasks.rows.params import GroupsParams, ScoreParams
 from tasks.rows.worst import WorstRows
 from tasks.score import COUNTS, Scoring, check_out_of_sample, hash_inputs, refuse_other_input, score_batch
 from tasks.stores.files import read_ahead

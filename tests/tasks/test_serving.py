@@ -31,11 +31,11 @@ from models.detector import Detector, ModelParams, calibrate_detector, fit_detec
 from models.params import AutoencoderParams, FitParams, ForestReducerParams, QuantilePolicy
 from models.reducer import Gain, Reducer, ReducerHeader, Verdicts, fit_classifier
 from tasks.errors import RecordInvalid
-from tasks.params import ScoreParams
 from tasks.publish import publish_night
 from tasks.register import register_bundle
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
+from tasks.rows.params import ScoreParams
 from tasks.score import COUNTS, score_batch
 from tasks.serving import MOST_ROWS, ServedDetector, type_values
 from tasks.sources.images import make_field

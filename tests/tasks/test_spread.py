@@ -23,8 +23,8 @@ from models.fitting import pin_arithmetic, resolve_device
 from models.params import AutoencoderParams, FitParams
 from models.records import make_records
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, SourceInvalid
-from tasks.params import ScoreParams
 from tasks.rows.contract import Contract
+from tasks.rows.params import ScoreParams
 from tasks.score import score_night
 from tasks.spread import Workers, find_unscored, raise_failures, score_parts, score_pieces, share_out
 from tasks.stores.lake import Manifest, Part

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tasks.errors import BatchMissing, BatchRejected, MemoryExhausted, ParamsInvalid
 from tasks.ingest import commit_parts
-from tasks.params import ValidateParams
 from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
+from tasks.rows.params import ValidateParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Lake, Manifest
 from tasks.validate import DUPLICATE, Validation, check_accepted, make_row, validate_batches

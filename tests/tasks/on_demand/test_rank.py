@@ -10,9 +10,9 @@ from models.detector import Detector, ModelParams, calibrate_detector, fit_detec
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from tasks.errors import RecordInvalid
 from tasks.on_demand.rank import rank_record
-from tasks.params import ScoreParams
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
+from tasks.rows.params import ScoreParams
 from tasks.stores.registry import Version
 
 COLUMNS = (Column("amount", "numeric"), Column("items", "numeric"), Column("country", "categorical", ("DE", "FR")))

@@ -12,7 +12,7 @@ from models.calibration import rows_for_quantile
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
 from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import Draft, Request, draft_detector
-from tasks.params import ByDate, EventTime, LeadingFraction, RandomFraction
+from tasks.rows.params import ByDate, EventTime, LeadingFraction, RandomFraction
 from tasks.rows.sampling import draw_order
 from tasks.sources.arrival import Arrival
 from tasks.sources.files import FilesSource

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from models.columns import MISSING_TIME, Column, Tokens
 from tasks.errors import BatchRejected, BundleInvalid
-from tasks.params import ColumnsParams, SequenceParams
 from tasks.rows.columns import describe_columns, encode_text, to_records
+from tasks.rows.params import ColumnsParams, SequenceParams
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from tasks.errors import BatchRejected
-from tasks.params import GroupsParams
 from tasks.rows.groups import MISSING, GroupScores, combine_groups, name_hours, rank_groups
+from tasks.rows.params import GroupsParams
 
 BERLIN = ZoneInfo("Europe/Berlin")
 BY_SHOP = GroupsParams(by="shop", weight="times")

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from models.columns import Column
 from tasks.errors import BatchRejected, ParamsInvalid, SourceInvalid
 from tasks.ingest import ingest_arrivals
-from tasks.params import ColumnsParams, EventTime, IngestParams, ValidateParams
 from tasks.register import make_example
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.contract import Contract
 from tasks.rows.images import read_pixels
+from tasks.rows.params import ColumnsParams, EventTime, IngestParams, ValidateParams
 from tasks.sources import images
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, read_shape, to_arrow

@@ -19,11 +19,11 @@ from models.records import Records
 from tasks.on_demand.explain import explain_record
 from tasks.on_demand.loose import score_file
 from tasks.on_demand.rank import rank_by_champion
-from tasks.params import RetentionParams
 from tasks.register import register_bundle
 from tasks.report import read_night
 from tasks.rows.columns import to_records
 from tasks.rows.judge import Judgement, judge
+from tasks.rows.params import RetentionParams
 from tasks.serving import ServedDetector
 from tasks.stores import registry
 from tasks.upkeep.verify import CheckedNight, judge_again, read_landed, verify_nights

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from models.columns import PADDING, Column, Tokens
 from tasks.errors import TooFewRows
-from tasks.params import SequenceParams
+from tasks.rows.params import SequenceParams
 from tasks.rows.tokens import describe_sequence, encode_tokens, list_unseen, tokenise
 
 TEXTS = st.lists(st.one_of(st.text("ab \t", max_size=9), st.sampled_from(["AB 21 xR GB132", "ÄB ß#5"])), max_size=6)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.ingest import ingest_arrivals
-from tasks.params import EventTime, IngestParams, LabelColumn
+from tasks.rows.params import EventTime, IngestParams, LabelColumn
 from tasks.sources.codes import FAULTS, FORMATS, WELL_FORMED, WORDS, CodesSource, draw_day, spoil
 from tasks.sources.kinds import Window
 

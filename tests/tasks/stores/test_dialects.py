@@ -23,8 +23,8 @@ from sites import open_site
 from texts import AWKWARD
 
 from tasks.errors import Failure, ParamsInvalid, PublishConflict, StoreNotEmpty
-from tasks.params import RetentionParams
 from tasks.publish import publish_night
+from tasks.rows.params import RetentionParams
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, metadata, superseded_anomalies
 from tasks.stores.warehouse import (

@@ -17,8 +17,8 @@ from psycopg import sql
 from racers import make_flags, make_night
 
 from tasks.errors import Failure, ParamsInvalid, SchemaMismatch
-from tasks.params import RetentionParams
 from tasks.publish import publish_night
+from tasks.rows.params import RetentionParams
 from tasks.stores.lake import Lake
 from tasks.stores.roles import READER, RIGHTS, WRITER
 from tasks.stores.site import Site

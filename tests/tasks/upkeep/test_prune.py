@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tasks.errors import BatchMissing, Failure
 from tasks.ingest import ingest_arrivals
-from tasks.params import EventTime, IngestParams, RetentionParams
+from tasks.rows.params import EventTime, IngestParams, RetentionParams
 from tasks.sources.files import FilesSource
 from tasks.sources.kinds import Window
 from tasks.stores.lake import Zone

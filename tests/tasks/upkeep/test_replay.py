@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from tasks.errors import SourceInvalid
-from tasks.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.rows.contract import Contract
+from tasks.rows.params import EventTime, IngestParams, LabelColumn, ValidateParams
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, to_arrow
 from tasks.upkeep.replay import fill_columns, find_quarantine, list_quarantined, read_partition, take_repairs
