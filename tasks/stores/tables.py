@@ -1,7 +1,8 @@
 """The warehouse's tables, and their rows as records.
 
 Published results (flagged_anomalies, scoring_batches, group_scores), attempts, replaced results
-(superseded_anomalies), knowledge gained (labels, reviews) and monitoring (drift).
+(superseded_anomalies), knowledge gained (labels, reviews), and what follows a night: monitoring (drift, findings),
+cases and their events, suppressions, and messages (deliveries).
 A change here needs a migration in migrations/versions; a test compares the two.
 """
 
@@ -62,6 +63,7 @@ def _flag_values() -> list[sa.Column[Any]]:
         _value("suppressed", sa.Boolean),
         _value("entity", sa.Text, nullable=True),  # whom the record is about; null: unknown
         _value("record", sa.Text, nullable=True),  # JSON: the record's values that publish.show names
+        _value("suppressed_by", sa.Text, nullable=True),  # second_stage, or the number of a suppression
     ]
 
 
@@ -153,6 +155,7 @@ reviews = sa.Table(
     _value("verdict", sa.Text),  # anomaly, normal, or withdrawn
     _value("note", sa.Text, nullable=True),
     _value("inclusion", sa.Double),  # the probability with which such a record was selected for review
+    _value("attempt", sa.Integer, nullable=True),  # whose flag was judged; null: none, or given before schema 0009
 )
 drift = sa.Table(
     "drift",
@@ -161,6 +164,81 @@ drift = sa.Table(
     _key("column", sa.Text),
     _key("statistic", sa.Text),
     _value("value", sa.Double),
+    _value("bound", sa.Double, nullable=True),  # beyond it the statistic counts as changed; null: it has none
+)
+findings = sa.Table(
+    "findings",
+    metadata,
+    *_night_key(),
+    _value("attempt", sa.Integer),
+    _value("finding", sa.Text),
+    _value("evidence", sa.Text),  # JSON: sentences
+    _value("todo", sa.Text),
+    _value("found_at", Instant),
+)
+cases = sa.Table(
+    "cases",
+    metadata,
+    _key("detector", sa.Text),
+    _key("case_id", sa.Integer),  # from 1 on
+    _value("entity", sa.Text, nullable=True),
+    _value("record_id", sa.Text, nullable=True),  # of the one flag, if its entity is unknown
+    _value("state", sa.Text),
+    _value("assignee", sa.Text, nullable=True),
+    _value("severity", sa.Text),
+    _value("opened_at", Instant),
+    _value("due_at", Instant),
+    _value("snoozed_until", Instant, nullable=True),
+    _value("closed_at", Instant, nullable=True),
+    _value("verdict", sa.Text, nullable=True),
+)
+case_flags = sa.Table(
+    "case_flags",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _value("case_id", sa.Integer),
+    _value("attempt", sa.Integer),  # the newest that flagged the record
+)
+case_events = sa.Table(
+    "case_events",
+    metadata,
+    _key("detector", sa.Text),
+    _key("case_id", sa.Integer),
+    _key("number", sa.Integer),  # from 1 on
+    _value("happened_at", Instant),
+    _value("kind", sa.Text),
+    _value("actor", sa.Text),
+    _value("note", sa.Text, nullable=True),
+    _value("details", sa.Text, nullable=True),  # JSON
+)
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    _key("delivery_id", sa.Text),
+    _value("delivered_at", Instant),
+    _value("rule", sa.Text),
+    _value("about", sa.Text),  # what it is about: the same text is one message
+    _value("detector", sa.Text, nullable=True),
+    _value("channel", sa.Text),
+    _value("status", sa.Text),  # sent, failed or held
+    _value("reason", sa.Text, nullable=True),  # why it failed or was held back
+    _value("title", sa.Text),
+    _value("body", sa.Text),
+    _value("tries", sa.Integer),
+)
+suppressions = sa.Table(
+    "suppressions",
+    metadata,
+    _key("detector", sa.Text),
+    _key("suppression_id", sa.Integer),  # from 1 on
+    _value("entity", sa.Text, nullable=True),  # null: any
+    _value("cause", sa.Text, nullable=True),  # the first cause's column; null: any
+    _value("reason", sa.Text),
+    _value("author", sa.Text),
+    _value("added_at", Instant),
+    _value("expires_at", Instant),
+    _value("ended_at", Instant, nullable=True),  # ended earlier than it expired
 )
 
 
