@@ -95,11 +95,15 @@ Only = Literal["all", "unpublished", "missing", "failed", "stale"]  # unpublishe
 
 @dataclass(frozen=True)
 class Plan:
-    """The nights to score, the number of landed dates in the range, and the dates without data."""
+    """The nights to score, the number of landed dates in the range, the dates without data, and the learnt ones.
+
+    learnt: landed dates that the champion has learnt from, which it would refuse to score.
+    """
 
     nights: list[BatchState]
     landed: int
     not_landed: list[date]
+    learnt: list[date]
 
     @property
     def dates(self) -> list[date]:
@@ -122,10 +126,13 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
     landed = site.lake.dates("landing", name)
     asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
     found = [day for day in asked if day in landed]
-    ledger = read_ledger_as_of(site, found) if as_of else read_ledger(site, found, site.registry.find_version())
+    champion = site.registry.find_version()
+    learnt = [day for day in found if champion and not as_of and day <= champion.trained_through]
+    due = [day for day in found if day not in learnt]
+    ledger = read_ledger_as_of(site, due) if as_of else read_ledger(site, due, champion)
     chosen = {"all": get_args(State), "unpublished": ("missing", "failed", "early")}.get(only, (only,))
     nights = [night for night in ledger if night.state in chosen]
-    return Plan(nights, len(found), [day for day in asked if day not in known])
+    return Plan(nights, len(found), [day for day in asked if day not in known], learnt)
 
 
 def list_in_service(time_zone: str | None = None) -> Iterator[str]:

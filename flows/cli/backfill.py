@@ -45,12 +45,15 @@ def backfill(
     ]
     if as_json:
         facts = {"detector": name, "dates": plan.dates, "dry_run": dry_run, "as_of": as_of}
-        print_json(facts | {"nights": rows, "not_landed": plan.not_landed})
+        print_json(facts | {"nights": rows, "not_landed": plan.not_landed, "learnt": plan.learnt})
         return
     if dry_run and rows:
         print_rows(Table(title=f"{name}: plan", title_justify="left"), rows, tuple(rows[0]))
     dates = "" if dry_run else ": " + (", ".join(map(str, plan.dates)) or "none")
     verb = "would score" if dry_run else "scored"
     stdout.print(f"{verb} {len(rows)} of {plan.landed} landed dates{dates}", highlight=False)
+    if plan.learnt:
+        span = f"{plan.learnt[0]} to {plan.learnt[-1]}" if len(plan.learnt) > 1 else f"{plan.learnt[0]}"
+        stdout.print(f"the champion has learnt from {span}, so it does not score them", highlight=False)
     if plan.not_landed:
         stdout.print(f"no data has landed for {', '.join(map(str, plan.not_landed))}", highlight=False)

@@ -246,6 +246,22 @@ def test_backfill_as_of_scores_each_night_with_the_champion_of_that_date(
         site.registry.get_version(9)
 
 
+def test_status_and_backfill_agree_on_the_due_nights_after_a_promotion(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "label_delay_days", value=0)
+    answer(capsys, "train", "orders", "--cutoff", str(LAST))
+    answer(capsys, "promote", "orders")
+    span = ("--from", str(FIRST), "--to", str(LAST))
+    plan = answer(capsys, "backfill", "orders", *span, "--dry-run")
+    assert [night["batch_date"] for night in plan["nights"]] == list(read_states(capsys)) == [str(LAST)]
+    assert plan["learnt"] == [str(FIRST + timedelta(days=n)) for n in range(DAYS - 1)]
+    assert execute(["backfill", "orders", *span]) == 0
+    learnt = f"the champion has learnt from {FIRST} to {LAST - timedelta(days=1)}, so it does not score them"
+    assert learnt in capsys.readouterr().out
+    assert read_states(capsys)[str(LAST)] == ("fresh", "")
+
+
 def test_repaired_rows_are_replayed_into_their_night(
     trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
