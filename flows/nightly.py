@@ -15,7 +15,7 @@ from tasks.ingest import check_landed, ingest
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
-from tasks.score import score
+from tasks.score import score, shadow
 from tasks.spread import Workers, spread_parts
 from tasks.stores.tables import Night
 from tasks.validate import validate
@@ -51,7 +51,8 @@ def name_run() -> str:
 def nightly(name: str, batch_date: date | None = None, version: int | None = None) -> Night:
     """Score and publish one batch (default: yesterday's) with the champion or a given version.
 
-    A bad file of the source, whose ingest task is red, does not stop a night whose rows have landed from other files.
+    A bad file of the source, whose ingest task is red, does not stop a night whose rows have landed from other files;
+    nor does a challenger that cannot score it, whose shadow task is red.
 
     Args:
         name: The detector, as in params.yaml.
@@ -73,4 +74,5 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
         night = at(publish)(site, begun, scored, rule)
         report(site, validation, scorer, params.score)
+        shadow(site, setup.configured.contract, validation, params.score, begun.started_at, return_state=True)
     return night

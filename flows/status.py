@@ -12,6 +12,8 @@ from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
+from tasks.stores.registry import CHALLENGER, DECISION
+from tasks.stores.site import Site
 from tasks.upkeep.ledger import (
     BatchState,
     State,
@@ -22,6 +24,17 @@ from tasks.upkeep.ledger import (
     read_ledger,
     read_ledger_as_of,
 )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The challenger, and the nights that it has scored in shadow; of those, flags per night of both; None without."""
+
+    version: int
+    nights: list[date]
+    flags_per_night: float | None
+    champions_flags_per_night: float | None
+    decision: str  # of the last promotion that was tried
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Status:
     newest_landed: date | None
     days_behind: int | None
     outdated: str
+    challenger: Waiting | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,25 @@ def read_nights(setup: Setup) -> Status:
     is_bounded = setup.configured.detector.run.last_date is not None or not site.has_times
     behind = None if is_bounded else count_days_behind(landed, yesterday)
     newest, outdated = landed[-1] if landed else None, setup.changes_since(champion) if champion else ""
-    return Status(name, champion.version if champion else None, nights, newest, behind, outdated)
+    challenger = read_challenger(site)
+    return Status(name, champion.version if champion else None, nights, newest, behind, outdated, challenger)
+
+
+def read_challenger(site: Site) -> Waiting | None:
+    """The challenger, if there is one, and what it makes of the published nights that it has scored in shadow."""
+    challenger = site.registry.find_version(CHALLENGER)
+    if challenger is None:
+        return None
+    published = {night.batch_date: night for night in site.warehouse.read_nights(site.detector)}
+    shadow = site.lake.scored_by(site.detector, site.registry.check_tags(challenger), challenger.trained_through)
+    both = [
+        (scores.facts["flagged"], published[day].flagged)
+        for scores in shadow
+        if (day := scores.batch_date) in published
+    ]
+    mine, champions = (sum(flags) / len(both) for flags in zip(*both, strict=True)) if both else (None, None)
+    days = [scores.batch_date for scores in shadow if scores.batch_date in published]
+    return Waiting(challenger.version, days, mine, champions, challenger.tags.get(DECISION, ""))
 
 
 def read_lines(project: Path) -> list[StatusLine]:

@@ -27,7 +27,6 @@ from tasks.serving import ServedDetector
 from tasks.stores import registry
 from tasks.stores.site import Site
 
-FORCED = "promoted_by_force"  # the tag that says when, and despite what
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
 LONGEST_TAG = 250  # characters
 SHOWN_COLUMNS = 50
@@ -146,7 +145,7 @@ def register_bundle(
         example,
         ServedDetector(detector).predict(example),
         name_params(detector, fit),
-        {f"test_{k}": float(v) for k, v in measured.items()}
+        {f"{registry.TEST}{k}": float(v) for k, v in measured.items()}
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
         | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
         drop_long(named),
@@ -178,9 +177,9 @@ def promote(
 ) -> tuple[int, int | None]:
     """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces.
 
-    refusals: why the gate refuses it. Raises ChampionMissing, BundleInvalid for a version that cannot be loaded, and
-    PromotionRefused if the gate refuses or the champion's second stage would be lost; with `force` a tag of the
-    version says so instead.
+    refusals: why the gate refuses it. A tag of the version, registry.DECISION, says what was decided and why. Raises
+    ChampionMissing, BundleInvalid for a version that cannot be loaded, and PromotionRefused if, without `force`, the
+    gate refuses or the champion's second stage would be lost.
     """
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
@@ -195,21 +194,29 @@ def promote(
         )
     Detector.load(site.registry.fetch_bundle(versions[chosen]))
     lost = describe_lost_reducer(champion, versions[chosen]) if champion else ""
-    if reasons := [*([lost] if lost else []), *refusals]:
-        if not force:
-            raise PromotionRefused(
-                f"Version {chosen} may not become champion"
-                + (": every flag that the second stage suppresses would be an alert again." if lost else "."),
-                where=f"registered model {site.registry.model_name}",
-                got="; ".join(reasons),
-                todo=(f"learn it again, then nightjar promote {site.detector}" if lost else "wait, or train another")
-                + f"; or nightjar promote {site.detector} {chosen} --force, which a tag records",
-            )
-        site.registry.tag_version(chosen, {FORCED: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {'; '.join(reasons)}"})
+    reasons = [*([lost] if lost else []), *refusals]
+    if reasons and not force:
+        site.registry.tag_version(chosen, {registry.DECISION: describe_decision("refused", reasons)})
+        raise PromotionRefused(
+            f"Version {chosen} may not become champion"
+            + (": every flag that the second stage suppresses would be an alert again." if lost else "."),
+            where=f"registered model {site.registry.model_name}",
+            got="; ".join(reasons),
+            todo=(f"learn it again, then nightjar promote {site.detector}" if lost else "wait, or train another")
+            + f"; or nightjar promote {site.detector} {chosen} --force, which a tag records",
+        )
     site.registry.set_alias(registry.CHAMPION, chosen)
+    if not champion or champion.version != chosen:
+        decision = describe_decision("promoted by force" if reasons else "promoted", reasons)
+        site.registry.tag_version(chosen, {registry.DECISION: decision})
     if challenger and challenger.version == chosen:
         site.registry.clear_alias(registry.CHALLENGER)
     return chosen, champion.version if champion else None
+
+
+def describe_decision(what: str, reasons: Sequence[str]) -> str:
+    """What was decided of a promotion now, and why, in one line."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {'; '.join([what, *reasons])}"
 
 
 def rollback(site: Site) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from tasks.rows.params import ScoreParams
 from tasks.rows.worst import WorstRows
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter
-from tasks.stores.registry import Version
+from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Scored
 from tasks.validate import Validation
@@ -141,11 +141,12 @@ def score_batch(
     params: ScoreParams,
     inputs: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    bundle_hash: str | None = None,
 ) -> Manifest:
     """Write the scores of a validated batch under their key, with the flags and groups to publish.
 
-    Parts finished by an earlier attempt are not computed again. Facts: input_hash, validated (its hash), scored,
-    flagged, unseen, and the paths of flags and groups.
+    Parts finished by an earlier attempt are not computed again. Facts: input_hash, validated (its hash), bundle (its
+    hash), scored, flagged, unseen, and the paths of flags and groups.
     """
     key = (site.detector, validated.batch_date)
     if finished := site.lake.find("scores", *key, inputs):
@@ -168,7 +169,7 @@ def score_batch(
     partition.parts = [receipt.part for receipt in receipts.values()]
     counts = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
     origin = {"input_hash": validated.facts["validation"]["input_hash"], "validated": validated.hash}
-    return partition.commit({**origin, **counts, **paths})
+    return partition.commit({**origin, "bundle": bundle_hash, **counts, **paths})
 
 
 def _report_rows(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
@@ -250,7 +251,8 @@ def score_night(
     """Score one validated batch with one version. Raises LeakageFound, PublishConflict."""
     detector, day = Detector.load(bundle).to(resolve_device(site.device)), validation.batch_date
     validated, inputs = open_batch(site, contract, validation, detector, bundle, params)
-    scores = score_batch(site, detector, contract, validated, params, inputs, progress_of(f"score {day}"))
+    progress, bundle_hash = progress_of(f"score {day}"), read_bundle_manifest(bundle).content_hash
+    scores = score_batch(site, detector, contract, validated, params, inputs, progress, bundle_hash)
     return Scored(
         detector=site.detector,
         batch_date=day,
@@ -281,3 +283,18 @@ def score(
     scored = score_night(site, contract, validation, version, bundle, params, now)
     get_run_logger().info("%d rows scored, %d flagged, %d with an unseen category", *(vars(scored)[n] for n in COUNTS))
     return scored
+
+
+@task(task_run_name="shadow {site.detector} {validation.batch_date}", **IO)
+def shadow(site: Site, contract: Contract, validation: Validation, params: ScoreParams, now: datetime) -> int | None:
+    """Score a night with the challenger too, into the lake only; its version, or None if nothing is to be scored.
+
+    The champion has published by then: a challenger that cannot score costs this task, not the night.
+    """
+    challenger = site.registry.find_version(CHALLENGER)
+    if challenger is None or validation.batch_date <= challenger.trained_through:
+        return None
+    challenger.check_types(contract.types)
+    scored = score_night(site, contract, validation, challenger, site.registry.fetch_bundle(challenger), params, now)
+    get_run_logger().info("version %d would flag %d of %d rows", challenger.version, scored.flagged, scored.scored)
+    return challenger.version

@@ -36,7 +36,7 @@ def compare(
         now, progress = datetime.now(UTC), progress_of("compare")
         found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress)
     note, gate = describe_lost_reducer(*pair), setup.configured.detector.promote.gate
-    refusals = list_refusals(gate, found)
+    refusals = list_refusals(setup.site, gate, found)
     if as_json:
         print_json(asdict(found) | {"note": note, "refusals": refusals})
         return
@@ -95,6 +95,7 @@ def describe_side(side: "Side") -> list[tuple[str, str]]:
         ("clean error", "" if side.clean_error is None else f"{side.clean_error:.4g}"),
         ("precision", describe_share(side.precision)),
         ("recall", describe_share(side.recall)),
+        ("recall of verdicts", describe_share(side.verdict_recall)),
     ]
 
 

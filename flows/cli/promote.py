@@ -1,12 +1,11 @@
 """`nightjar promote`."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Json, Name
-from flows.cli.screen import print_json, print_note, showing_progress, stdout
+from flows.cli.screen import print_json, print_note, running, stdout
 
 if TYPE_CHECKING:
     from tasks.stores.site import Site
@@ -25,17 +24,13 @@ def promote(
 ) -> None:
     """Make a version the champion, which scores from the next night on."""
     from flows.config.setup import prepare_reading
-    from tasks import register
 
-    setup = prepare_reading(name)
-    site, gate, refusals = setup.site, setup.configured.detector.promote.gate, list[str]()
-    if gate:
-        from tasks.on_demand.compare import check_gate
-        from tasks.policy import progress_of
+    site = prepare_reading(name).site  # before the flow, whose start takes seconds
+    from flows.promotion import promotion
 
-        with showing_progress():
-            refusals = check_gate(site, setup.record_rule, gate, version, datetime.now(UTC), progress_of("compare"))
-    print_change(site, *register.promote(site, version, force, refusals), as_json)
+    with running():
+        champion, before = promotion(name, version, force)
+    print_change(site, champion, before, as_json)
 
 
 def print_change(site: "Site", champion: int, before: int | None, as_json: bool) -> None:

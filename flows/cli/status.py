@@ -10,7 +10,7 @@ from flows.cli.options import Json
 from flows.cli.screen import print_json, print_note, print_rows, stdout
 
 if TYPE_CHECKING:
-    from flows.status import Status
+    from flows.status import Status, Waiting
 
 EXAMPLE = "nightjar status; nightjar status payments --json"
 
@@ -50,8 +50,20 @@ def show_one(name: str, found: "Status", rows: list[dict[str, Any]]) -> None:
     title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
     columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
+    if waiting := found.challenger:
+        stdout.print(f"challenger: {describe_challenger(waiting)}", soft_wrap=True, highlight=False)
     if found.days_behind:
         stdout.print(f"the newest landed batch is {found.days_behind:,} days older than yesterday", highlight=False)
+
+
+def describe_challenger(waiting: "Waiting") -> str:
+    """The challenger's nights in shadow, its flags beside the champion's, and what was decided of it."""
+    scored = f"version {waiting.version}, {len(waiting.nights):,} nights scored in shadow"
+    if waiting.flags_per_night is not None:
+        scored += (
+            f", {waiting.flags_per_night:,.1f} flags per night (champion {waiting.champions_flags_per_night:,.1f})"
+        )
+    return f"{scored}; {waiting.decision}" if waiting.decision else scored
 
 
 def show_all(as_json: bool, check: bool) -> None:

@@ -5,9 +5,10 @@ or normal by its verdict, else by its label, else, in a matured night, normal. R
 nights are answered. Labels that come early are mostly of anomalies: they count for recall, not for precision.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.errors import BatchMissing, ChampionMissing, NightjarError, ParamsInvalid
+from tasks.evaluate import evaluate_bundle
+from tasks.filter import read_training_set
 from tasks.on_demand.loose import SMALLEST
 from tasks.review import ANOMALY
 from tasks.rows.judge import Judgement, Mask, judge
@@ -24,11 +27,12 @@ from tasks.rows.params import GateParams
 from tasks.rows.record import RecordRule
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
-from tasks.stores.registry import CHALLENGER, Version
+from tasks.stores.registry import CHALLENGER, TEST, Version
 from tasks.stores.site import Site
 
 MOST_NIGHTS = 7
 SHOWN = 20  # records that change side
+SAME = 1e-3  # of a metric, absolute and relative: scores on another processor differ in the last bits
 ANSWERS = {1.0: "anomaly", 0.0: "normal"}
 
 
@@ -47,7 +51,8 @@ class Share:
 class Side:
     """What one version makes of the rows. clean_error: the mean score of the rows that it does not flag.
 
-    precision: of its answered alerts, the anomalies; recall: of the known anomalies, those that are alerts.
+    precision: of its answered alerts, the anomalies; recall: of the known anomalies, those that are alerts;
+    verdict_recall: the same of those that a verdict names.
     """
 
     version: int
@@ -61,6 +66,7 @@ class Side:
     clean_error: float | None
     precision: Share
     recall: Share
+    verdict_recall: Share
 
 
 @dataclass(frozen=True)
@@ -160,13 +166,14 @@ def compare_versions(
     device = resolve_device(site.device)
     detectors = [Detector.load(site.registry.fetch_bundle(version)).to(device) for version in pair]
     tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
-    only_entity, answers, anomalies = replace(rule, show=()), 0, 0
+    only_entity, answers, anomalies, confirmed = replace(rule, show=()), 0, 0, 0
     total, done = sum(night.rows for night in nights), 0
-    for night, table, truth, is_answered in _read(site, nights, detectors, only_entity, has_labels, now):
+    for night, table, truth, is_answered, is_judged in _read(site, nights, detectors, only_entity, has_labels, now):
         first, second = (judge(detector, table) for detector in detectors)
         for tally, judged in zip(tallies, (first, second), strict=True):
-            tally.add(judged, truth, is_answered)
+            tally.add(judged, truth, is_answered, is_judged)
         answers, anomalies = answers + int(is_answered.sum()), anomalies + int((truth == 1).sum())
+        confirmed += int((is_judged & (truth == 1)).sum())
         alerts = [judged.is_alert for judged in (first, second)]
         overlaps[0].add(first.is_flagged, second.is_flagged)
         overlaps[1].add(*alerts)
@@ -174,7 +181,7 @@ def compare_versions(
         done += table.num_rows
         on_progress(done, total)
     sides = [
-        tally.sum_up(version, detector, len(nights), anomalies)
+        tally.sum_up(version, detector, len(nights), anomalies, confirmed)
         for tally, version, detector in zip(tallies, pair, detectors, strict=True)
     ]
     return Comparison(
@@ -191,12 +198,19 @@ def compare_versions(
     )
 
 
-def list_refusals(gate: GateParams | None, found: Comparison) -> list[str]:
-    """Why the gate refuses the second version; empty if it passes, or if there is no gate."""
+def list_refusals(site: Site, gate: GateParams | None, found: Comparison) -> list[str]:
+    """Why the gate refuses the second version by the comparison and its nights in shadow; empty if it passes."""
     if gate is None:
         return []
     version, nights, limit = found.second.version, len(found.nights), gate.max_alerts_per_night
     refusals = [_describe_nights(version, nights, gate)] if nights < gate.min_nights else []
+    refusals += _check_shadow(site, gate, version)
+    before, after = found.first.verdict_recall, found.second.verdict_recall
+    if before.hits - after.hits > gate.max_recall_loss * before.total:
+        refusals.append(
+            f"of {before.total:,} anomalies with a verdict, version {version} alerts on {after.hits:,} and version "
+            f"{found.first.version} on {before.hits:,}, and promote.gate.max_recall_loss is {gate.max_recall_loss:g}"
+        )
     if limit is not None and found.second.alerts_per_night > limit:
         refusals.append(
             f"version {version} raises {found.second.alerts_per_night:,.1f} alerts per night, and "
@@ -226,7 +240,39 @@ def check_gate(
         return [_describe_nights(chosen.version, 0, gate)]
     except NightjarError as error:
         return [f"version {chosen.version} cannot be compared with the champion: {error.line}"]
-    return list_refusals(gate, found)
+    return [*list_refusals(site, gate, found), *_check_metrics(site, chosen)]
+
+
+def _check_shadow(site: Site, gate: GateParams, number: int) -> list[str]:
+    if not gate.min_shadow_nights:
+        return []
+    version = site.registry.get_version(number)
+    nights = len(site.lake.scored_by(site.detector, site.registry.check_tags(version), version.trained_through))
+    if nights >= gate.min_shadow_nights:
+        return []
+    return [
+        f"version {number} has scored {nights:,} nights in shadow, and promote.gate.min_shadow_nights is "
+        f"{gate.min_shadow_nights:,}"
+    ]
+
+
+def _check_metrics(site: Site, version: Version) -> list[str]:
+    """Which of the metrics that MLflow shows of a version its bundle does not give again on the same test rows.
+
+    Nothing is checked without such metrics, or if the rows are not kept any more.
+    """
+    recorded, cutoff = site.registry.read_metrics(version), version.read_date("cutoff")
+    if not recorded or not site.lake.find("clean", site.detector, cutoff):
+        return []
+    rows = read_training_set(site.lake, site.detector, cutoff)
+    found = evaluate_bundle(site, rows, site.registry.fetch_bundle(version)).metrics
+    again = {f"{TEST}{name}": value for name, value in asdict(found).items()} if found else {}
+    unlike = [
+        f"{name} is {again.get(name)}, not {value:g}"
+        for name, value in recorded.items()
+        if name.startswith(TEST) and not math.isclose(value, again.get(name) or math.nan, rel_tol=SAME, abs_tol=SAME)
+    ]
+    return [f"version {version.version} does not give its own metrics again: {', '.join(unlike)}"] if unlike else []
 
 
 def _describe_nights(version: int, nights: int, gate: GateParams) -> str:
@@ -249,8 +295,11 @@ def estimate_share(hits: int, total: int) -> Share:
 def _read(
     site: Site, nights: Sequence[Manifest], detectors: Sequence[Detector], rule: RecordRule, has_labels: bool,
     now: datetime,
-) -> Iterator[tuple[Manifest, pa.Table, Floats, Mask]]:  # fmt: skip
-    """The validated rows by slices, what they are (1 anomaly, 0 normal, NaN unknown; N,), and the answered (N,)."""
+) -> Iterator[tuple[Manifest, pa.Table, Floats, Mask, Mask]]:  # fmt: skip
+    """The validated rows by slices, what they are (1 anomaly, 0 normal, NaN unknown; N,), the answered and the judged.
+
+    Those two are masks (N,): with a verdict or of a matured night, and with a verdict.
+    """
     columns = [column.name for detector in detectors for column in detector.columns]
     names = list(dict.fromkeys(["record_id", *columns, *rule.columns]))
     reviews, today = site.warehouse.read_reviews(site.detector), now.astimezone(site.zone).date()
@@ -262,11 +311,13 @@ def _read(
             for table in site.lake.slices(part, names):
                 ids = table["record_id"].to_pandas().astype("str")
                 truth = ids.map(verdicts).astype(float)
-                is_answered = truth.notna() | has_matured
+                is_judged = truth.notna()
+                is_answered = is_judged | has_matured
                 if has_labels:
                     labels = site.warehouse.read_labels(site.detector, now, ids).set_index("record_id")["label"]
                     truth = truth.fillna(ids.map(labels).astype(float)).fillna(0.0 if has_matured else np.nan)
-                yield night, table, truth.to_numpy(dtype=np.float64), is_answered.to_numpy(dtype=bool)
+                masks = (mask.to_numpy(dtype=bool) for mask in (is_answered, is_judged))
+                yield night, table, truth.to_numpy(dtype=np.float64), *masks
 
 
 @dataclass
@@ -279,9 +330,10 @@ class _Tally:
     answered: int = 0
     confirmed: int = 0  # of the answered
     hits: int = 0
+    verdict_hits: int = 0
     clean_score: float = 0.0
 
-    def add(self, judged: Judgement, truth: Floats, is_answered: Mask) -> None:
+    def add(self, judged: Judgement, truth: Floats, is_answered: Mask, has_verdict: Mask) -> None:
         is_flag = judged.is_flagged
         is_alert = judged.is_alert
         self.rows += len(is_flag)
@@ -290,9 +342,10 @@ class _Tally:
         self.answered += int((is_alert & is_answered).sum())
         self.confirmed += int((is_alert & is_answered & (truth == 1)).sum())
         self.hits += int((is_alert & (truth == 1)).sum())
+        self.verdict_hits += int((is_alert & has_verdict & (truth == 1)).sum())
         self.clean_score += float(judged.score[~is_flag].sum())
 
-    def sum_up(self, version: Version, detector: Detector, nights: int, anomalies: int) -> Side:
+    def sum_up(self, version: Version, detector: Detector, nights: int, anomalies: int, confirmed: int) -> Side:
         clean = self.rows - self.flags
         return Side(
             version=version.version,
@@ -306,6 +359,7 @@ class _Tally:
             clean_error=self.clean_score / clean if clean else None,
             precision=estimate_share(self.confirmed, self.answered),
             recall=estimate_share(self.hits, anomalies),
+            verdict_recall=estimate_share(self.verdict_hits, confirmed),
         )
 
 

@@ -241,6 +241,17 @@ class Lake(Files):
         folder = f"{zone}/{detector}/batch_date=*"
         return sorted(path for below in ("", "/inputs=*") for path in self.glob(f"{folder}{below}/{MANIFEST}"))
 
+    def scored_by(self, detector: str, bundle: str, after: date) -> list[Manifest]:
+        """The scores that a bundle, named by its hash, has given to batches after a date as they are now, by date."""
+        found = []
+        for path in self.manifests("scores", detector):
+            day = date.fromisoformat(path.split("/batch_date=")[1][:10])
+            scores = self.read_manifest(path) if day > after else None
+            if scores and scores.facts.get("bundle") == bundle:
+                validated = self.find("validated", detector, day)
+                found += [scores] if validated and validated.hash == scores.facts["validated"] else []
+        return sorted(found, key=lambda scores: scores.batch_date)
+
     def read_manifest(self, path: str) -> Manifest:
         """The manifest at a path."""
         return decode_manifest(self.read(path))

@@ -33,6 +33,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
 COLUMN_TYPES, THRESHOLD_POLICY, MOST_FALSE_ALARMS = "column_types", "threshold_policy", "most_false_alarms"
 SEARCHED = "searched_threshold"  # JSON: the threshold with the best F1, and both thresholds' precision and recall
+DECISION = "promotion"  # what was decided of it the last time: when, what and why
+TEST = "test_"  # begins the names of metrics on test rows
 SINCE_TAG = "champion_since."  # followed by the instant; the value is the version that became champion then
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600
@@ -274,6 +276,12 @@ class Registry:
         with self._client() as client:
             for name, value in tags.items():
                 client.set_model_version_tag(self.model_name, str(version), name, value)
+
+    def read_metrics(self, version: Version) -> dict[str, float]:
+        """The metrics that a version's run shows; {} if Nightjar did not register it from a run."""
+        with self._client() as client:
+            run = client.get_model_version(version.name, str(version.version)).run_id
+            return dict(client.get_run(run).data.metrics) if run else {}
 
     def record_champions(self, champions: Sequence[tuple[datetime, int]]) -> None:
         """Record when (with a time zone) each version became champion; existing records are not changed."""

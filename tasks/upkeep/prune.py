@@ -28,6 +28,7 @@ from tasks.upkeep.inventory import Inventory, list_named, take_inventory
 GRACE = timedelta(hours=24)  # a younger file may belong to a running attempt
 ORPHANS = "orphans"
 SUPERSEDED = "superseded scores"
+ALIASES = (registry.CHAMPION, registry.CHALLENGER)
 BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 
 
@@ -62,6 +63,7 @@ class Kept:
     trained_through: date | None
     cutoffs: frozenset[date]
     versions: frozenset[int]
+    challenger: str | None = None  # the hash of its bundle
 
     def needs_landing(self, landing: Manifest) -> bool:
         """Whether a night or a training has not used this landing yet."""
@@ -94,13 +96,14 @@ def read_kept(site: Site) -> Kept:
     with site.warehouse.begin_reading() as connection:
         rows = connection.execute(nights.where(scoring_batches.c.detector == site.detector)).all()
     used = [v for v in site.registry.list_versions() if v.aliases]
-    champion = next((v for v in used if registry.CHAMPION in v.aliases), None)
+    champion, challenger = (next((v for v in used if name in v.aliases), None) for name in ALIASES)
     return Kept(
         scores={row.batch_date: row.scores for row in rows},
         landed={row.batch_date: row.input_hash for row in rows},
         trained_through=champion.trained_through if champion else None,
         cutoffs=frozenset(v.read_date("cutoff") for v in used),
         versions=frozenset(v.version for v in used),
+        challenger=challenger.tags.get(registry.HASH_TAG) if challenger else None,
     )
 
 
@@ -122,10 +125,11 @@ def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Re
 
 
 def plan_superseded(lake: Lake, inventory: Inventory, now: datetime, kept: Kept) -> Iterator[Removal]:
-    """Scores that no published night uses and that are older than any running attempt."""
+    """Scores of no published night and not of the challenger, older than any running attempt."""
     for path, manifest in inventory.manifests.items():
         is_published = kept.scores.get(manifest.batch_date) == manifest.inputs
-        if manifest.zone == "scores" and not is_published and lake.modified(path) < now - GRACE:
+        is_shadow = kept.challenger is not None and manifest.facts.get("bundle") == kept.challenger
+        if manifest.zone == "scores" and not (is_published or is_shadow) and lake.modified(path) < now - GRACE:
             yield Removal(SUPERSEDED, manifest.batch_date, order_files(path, inventory), manifest.rows, manifest.inputs)
 
 

@@ -241,14 +241,14 @@ def test_a_version_without_the_champions_second_stage_is_refused_and_force_is_re
         assert f"nightjar reduce orders --version {number} learns it again" in message
         assert f"nightjar promote orders {number} --force" in message
     assert champion() == 2
-    assert "promoted_by_force" not in version_tags(3)
+    assert version_tags(3)["promotion"].endswith(f" UTC: refused; {advice}")
     assert answer(capsys, "promote", "orders", "--force") == {
         "detector": "orders", "champion": 3, "before": 2, "note": advice,
     }  # fmt: skip
-    assert version_tags(3)["promoted_by_force"].endswith(f" UTC: {advice}")
+    assert version_tags(3)["promotion"].endswith(f" UTC: promoted by force; {advice}")
     assert answer(capsys, "rollback", "orders")["note"] == ""  # a second stage comes back
     answer(capsys, "promote", "orders", "2", "--force")  # nothing is lost, so nothing is recorded
-    assert "promoted_by_force" not in version_tags(2)
+    assert version_tags(2)["promotion"].endswith(" UTC: promoted")
     assert answer(capsys, "rollback", "orders")["note"].startswith("version 2 has a second stage, which version 1")
 
 
@@ -289,13 +289,13 @@ def test_run_retrain_learns_the_second_stage_again_or_says_why_not(
     if has_verdicts:
         assert note.startswith("the second stage of version 4 was learnt again from ")
         assert note.endswith(f"; nights through {LAST}, which have verdicts, stay as they are")
-        assert "promoted_by_force" not in version_tags(4)
+        assert version_tags(4)["promotion"].endswith(" UTC: promoted")
     else:
         assert note.startswith(
             "version 3 has no second stage, which the champion before it had: orders has no verdicts"
         )
         assert "nightjar reduce orders" in note
-        assert "version 2 has a second stage" in version_tags(3)["promoted_by_force"]
+        assert "version 2 has a second stage" in version_tags(3)["promotion"]
         assert {night["model_version"] for night in summary["nights"]} == {3}
 
 
@@ -324,7 +324,8 @@ def test_the_gate_refuses_by_the_numbers_of_the_comparison_and_force_is_recorded
         )
         assert champion() == 1
     assert answer(capsys, "promote", "orders", "--force")["champion"] == 2
-    assert version_tags(2).get("promoted_by_force", "UTC: ").endswith(f"UTC: {''.join(refusals)}")
+    forced = ["promoted by force", *refusals] if refusals else ["promoted"]
+    assert version_tags(2)["promotion"].endswith(f" UTC: {'; '.join(forced)}")
     answer(capsys, "promote", "orders", "2")  # the champion itself passes any gate
     assert answer(capsys, "rollback", "orders")["champion"] == 1  # so does going back
 

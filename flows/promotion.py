@@ -1,0 +1,49 @@
+"""The promotion flow: a version becomes the champion if the gate of params lets it."""
+
+from datetime import UTC, datetime
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run as current
+
+from flows.config.setup import prepare
+from flows.hooks import mark_crashed
+from tasks.errors import PromotionRefused
+from tasks.on_demand.compare import check_gate
+from tasks.policy import progress_of
+from tasks.register import promote
+from tasks.rows.escaping import escape_markdown
+from tasks.stores.registry import DECISION
+
+
+def name_run() -> str:
+    """Name the run after the version, if one is named."""
+    parameters = current.get_parameters()
+    return f"promote version {parameters['version'] or 'challenger'} of {parameters['name']}"
+
+
+@flow(name="promotion", flow_run_name=name_run, on_running=[mark_crashed])
+def promotion(name: str, version: int | None = None, force: bool = False) -> tuple[int, int | None]:
+    """Make a version the champion, unless the gate refuses it. Returns the champion and the version it replaces.
+
+    Args:
+        name: The detector, as in params.yaml.
+        version: The version. Default: the challenger.
+        force: Promote it although it is refused; a tag of the version records it.
+    """
+    setup = prepare(name)
+    site, gate, now = setup.site, setup.configured.detector.promote.gate, datetime.now(UTC)
+    refusals = check_gate(site, setup.record_rule, gate, version, now, progress_of("compare"))
+    try:
+        promoted = promote(site, version, force, refusals)
+    except PromotionRefused as error:
+        show_decision(site.artifact_key, error.line)
+        raise
+    decision = site.registry.get_version(promoted[0]).tags.get(DECISION, "")
+    show_decision(site.artifact_key, f"version {promoted[0]} of {name}, {decision}")
+    return promoted
+
+
+def show_decision(key: str, decision: str) -> None:
+    """What was decided, as an artifact of the run."""
+    create_markdown_artifact(escape_markdown(decision), key=f"promotion-{key}", description=decision)

@@ -1,0 +1,145 @@
+"""A challenger beside the champion: its nights in shadow, what the gate asks of it, and what was decided."""
+
+import json
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from toy import CUTOFF, DAYS, FIRST, Project
+
+from flows.cli.main import execute
+from flows.config.setup import load_setup
+from tasks.stores.registry import Registry, Version
+from tasks.upkeep.prune import GRACE, plan_superseded, read_kept, take_inventory
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+NEW = LAST + timedelta(days=1)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert execute([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert execute(list(arguments)) == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+def read_artifacts(key: str) -> Iterator[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter
+
+    wanted = ArtifactFilter.model_validate({"key": {"any_": [key]}})
+    with get_client(sync_client=True) as client:
+        yield from client.read_artifacts(artifact_filter=wanted)
+
+
+@pytest.fixture
+def challenged(trained: Project, capsys: pytest.CaptureFixture[str]) -> Project:
+    """Version 1 is the champion, version 2 the challenger, and a new day has arrived."""
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    trained.write_day(NEW)
+    return trained
+
+
+def score(capsys: pytest.CaptureFixture[str], day: date) -> Any:
+    return answer(capsys, "score", "orders", "--date", str(day))
+
+
+def test_a_night_is_scored_in_shadow_by_the_challenger_and_published_by_the_champion_only(
+    challenged: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(capsys, "status", "orders")["challenger"] == {
+        "version": 2, "nights": [], "flags_per_night": None, "champions_flags_per_night": None, "decision": "",
+    }  # fmt: skip
+    night = score(capsys, NEW)
+    assert night["model_version"] == 1
+    waiting = answer(capsys, "status", "orders")["challenger"]
+    assert (waiting["version"], waiting["nights"]) == (2, [str(NEW)])
+    assert waiting["champions_flags_per_night"] == night["flagged"]
+    assert execute(["status", "orders"]) == 0
+    assert "challenger: version 2, 1 nights scored in shadow, " in capsys.readouterr().out
+
+    # Old enough to be pruned, the scores stay while the version is the challenger.
+    site = load_setup("orders").site
+    inventory, later = take_inventory(site.lake, "orders"), load_setup("orders").window().now + 2 * GRACE
+    assert not list(plan_superseded(site.lake, inventory, later, read_kept(site)))
+    [shadow] = site.lake.scored_by("orders", site.registry.get_version(2).tags["bundle_hash"], LAST)
+    assert shadow.facts["flagged"] == waiting["flags_per_night"]
+
+    # The promoted version publishes exactly what it scored in shadow.
+    answer(capsys, "promote", "orders")
+    assert not list(plan_superseded(site.lake, inventory, later, read_kept(site)))[1:]
+    after = score(capsys, NEW)
+    assert (after["model_version"], after["flagged"]) == (2, shadow.facts["flagged"])
+    assert answer(capsys, "status", "orders")["challenger"] is None
+
+
+def test_a_challenger_that_cannot_be_loaded_costs_its_shadow_and_not_the_night(
+    challenged: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = Registry.fetch_bundle
+
+    def fail(registry: Registry, version: Version) -> Path:
+        bundle = fetch(registry, version)
+        if version.version == 2:
+            (bundle / "weights.safetensors").write_bytes(b"")
+        return bundle
+
+    monkeypatch.setattr(Registry, "fetch_bundle", fail)
+    night = score(capsys, NEW)
+    assert (night["model_version"], night["scored"] > 0) == (1, True)
+    assert answer(capsys, "status", "orders")["challenger"]["nights"] == []
+    assert "BundleInvalid" in refuse(capsys, "promote", "orders")
+
+
+def test_the_gate_asks_for_nights_in_shadow_and_the_decision_is_shown(
+    challenged: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    challenged.change("params.yaml", "detectors", "orders", "promote", value={"gate": {"min_shadow_nights": 1}})
+    reason = "version 2 has scored 0 nights in shadow, and promote.gate.min_shadow_nights is 1"
+    assert reason in refuse(capsys, "promote", "orders")
+    assert answer(capsys, "status", "orders")["challenger"]["decision"].endswith(f" UTC: refused; {reason}")
+    score(capsys, NEW)
+    assert answer(capsys, "promote", "orders")["champion"] == 2
+    shown = [artifact.data for artifact in read_artifacts("promotion-orders")]
+    assert any("PromotionRefused" in text for text in shown)
+    assert any(text.startswith("version 2 of orders, ") and text.endswith("promoted") for text in shown)
+
+
+def test_the_gate_refuses_a_version_that_misses_confirmed_anomalies(
+    challenged: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = load_setup("orders").site.warehouse.read_flags("orders", LAST)["record_id"].tolist()
+    answers = challenged.folder / "answers.csv"
+    verdicts = {"batch_date": str(LAST), "record_id": flags, "inclusion": 1.0, "verdict": "anomaly"}
+    pd.DataFrame(verdicts).to_csv(answers, index=False)
+    answer(capsys, "review", "orders", "--take", str(answers), "--by", "ada")
+    found = answer(capsys, "compare", "orders")
+    first, second = (found[side]["verdict_recall"] for side in ("first", "second"))
+    assert (first["hits"], first["total"]) == (len(flags), len(flags))
+    assert second["hits"] < first["hits"]
+    challenged.change("params.yaml", "detectors", "orders", "promote", value={"gate": {}})
+    message = refuse(capsys, "promote", "orders")
+    assert f"of {len(flags)} anomalies with a verdict, version 2 alerts on {second['hits']} and version 1" in message
+    missed = 1 - second["hits"] / len(flags)
+    challenged.change("params.yaml", "detectors", "orders", "promote", value={"gate": {"max_recall_loss": missed}})
+    assert answer(capsys, "promote", "orders")["champion"] == 2
+
+
+def test_the_gate_refuses_a_version_that_does_not_give_its_own_metrics_again(
+    challenged: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    challenged.change("params.yaml", "detectors", "orders", "promote", value={"gate": {}})
+    recorded = load_setup("orders").site.registry.read_metrics(load_setup("orders").site.registry.get_version(2))
+    assert recorded["test_auroc"] > 0.5
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "read_metrics", lambda *_: recorded | {"test_auroc": 0.5})
+        message = refuse(capsys, "promote", "orders")
+    assert "version 2 does not give its own metrics again: test_auroc is " in message
+    assert answer(capsys, "promote", "orders")["champion"] == 2
