@@ -1,11 +1,14 @@
 """The training flow: from landing to a registered version, with every batch before the cut-off."""
 
 import time
-from datetime import date
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import cast
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
@@ -18,13 +21,24 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, prepare
 from flows.hooks import mark_crashed, taking_turns
 from tasks.calibrate import calibrate
-from tasks.errors import ParamsInvalid, RunFailed
+from tasks.errors import BatchMissing, ParamsInvalid, ReducerRefused, RunFailed, TooFewRows
 from tasks.evaluate import evaluate
 from tasks.filter import TrainingSet, filter_rows, read_training_set
 from tasks.ingest import ingest
-from tasks.register import Registered, register
+from tasks.on_demand.compare import Comparison, choose_versions, compare_versions, summarise_comparison
+from tasks.policy import progress_of
+from tasks.register import Registered, describe_lost_reducer, register
 from tasks.train import send_bundle, take_bundle, train
+from tasks.upkeep.reduce import register_reducer
 from tasks.validate import validate
+
+
+@dataclass(frozen=True)
+class Trained(Registered):
+    """A trained version, what it would change on later nights (None without any), and what to know of it."""
+
+    comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
 
 
 def name_run() -> str:
@@ -35,8 +49,8 @@ def name_run() -> str:
 
 @flow(name="training", flow_run_name=name_run, on_running=[mark_crashed])
 @taking_turns("train")
-def training(name: str, cutoff: date | None = None) -> Registered:
-    """Fit, calibrate, evaluate and register a detector on what was known at `cutoff` (default: today).
+def training(name: str, cutoff: date | None = None) -> Trained:
+    """Fit, calibrate, evaluate and register a detector on what was known at `cutoff`; compare it with the champion.
 
     Args:
         name: The detector, as in params.yaml.
@@ -51,7 +65,59 @@ def training(name: str, cutoff: date | None = None) -> Registered:
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
     evaluation = evaluate(site, rows, calibrated)
-    return register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, params.train.fit)
+    registered = register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, params.train.fit)
+    return challenge(setup, registered)
+
+
+def challenge(setup: Setup, registered: Registered) -> Trained:
+    """Learn the champion's second stage again for a new version, and compare it with the champion."""
+    site = setup.site
+    champion = site.registry.find_version()
+    if champion is None or champion.version == registered.version:
+        return Trained(**vars(registered))
+    latest, notes = learn_second_stage(setup, registered)
+    found = None
+    for number in dict.fromkeys((latest.version, registered.version)):  # the verdicts may be of the newest nights
+        with suppress(BatchMissing):
+            pair, has_labels = choose_versions(site, number), setup.configured.detector.ingest.has_labels
+            now, progress = datetime.now(UTC), progress_of("compare")
+            found = compare_versions(site, setup.record_rule, pair, has_labels, now, on_progress=progress)
+            break
+    if found:
+        text, key = summarise_comparison(found), f"comparison-{site.artifact_key}"
+        create_markdown_artifact(text, key=key, description=f"version {found.second.version}")
+    else:
+        again = f"nightjar compare {site.detector}"
+        notes.append(f"no published night is new to version {latest.version} and the champion; later: {again}")
+    for note in notes:
+        get_run_logger().warning(note)
+    return Trained(**vars(latest), comparison=found, notes=tuple(notes))
+
+
+def learn_second_stage(setup: Setup, registered: Registered) -> tuple[Registered, list[str]]:
+    """The version with the second stage that the champion has, if it lacks one; and what came of it, in words.
+
+    If the verdicts do not suffice, it stays as it is.
+    """
+    site, version = setup.site, registered.version
+    champion = site.registry.get_champion()
+    if not describe_lost_reducer(champion, site.registry.get_version(version)):
+        return registered, []
+    try:
+        reduced = register_reducer(site, setup.configured.detector.review, version)
+    except (TooFewRows, ReducerRefused) as error:
+        return registered, [
+            f"version {version} has no second stage, which version {champion.version} has: {error.what} After more "
+            f"verdicts (nightjar review {site.detector}): nightjar reduce {site.detector} --version {version}"
+        ]
+    latest = reduced.registered
+    learnt, through = (
+        site.registry.get_version(version).trained_through,
+        site.registry.get_version(latest.version).trained_through,
+    )
+    kept = f"; nights through {through}, which have verdicts, stay as they are" if through > learnt else ""
+    verdicts = f"{reduced.gain.verdicts:,} verdicts"
+    return latest, [f"the second stage of version {latest.version} was learnt again from {verdicts}{kept}"]
 
 
 START_TIMEOUT_S = 900  # for a worker to take the run: a GPU machine may have to start first

@@ -166,12 +166,6 @@ def describe_lost_reducer(champion: registry.Version, version: registry.Version)
     )
 
 
-def describe_challenge(site: Site, version: int) -> str:
-    """What a version lacks that the champion has, and what to type; "" if nothing."""
-    champion = site.registry.find_version()
-    return describe_lost_reducer(champion, site.registry.get_version(version)) if champion else ""
-
-
 def promote(
     site: Site, version: int | None = None, force: bool = False, refusals: Sequence[str] = ()
 ) -> tuple[int, int | None]:
@@ -238,8 +232,6 @@ def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[st
     """Register the bundle and give it its alias."""
     registered = register_bundle(site, bundle, metrics, tags, fit)
     get_run_logger().info("version %d is %s", registered.version, registered.alias)
-    if note := describe_challenge(site, registered.version):
-        get_run_logger().warning(note)
     return registered
 
 

@@ -11,7 +11,7 @@ from flows.cli.options import Json, Name
 from flows.cli.screen import print_json, print_note, print_rows, showing_progress, stdout
 
 if TYPE_CHECKING:
-    from tasks.on_demand.compare import Comparison, Overlap, Share, Side
+    from tasks.on_demand.compare import Comparison
 
 EXAMPLE = "nightjar compare payments; nightjar compare payments 1 3"
 
@@ -49,15 +49,12 @@ def compare(
 
 def show_comparison(found: "Comparison") -> None:
     """Print both versions side by side, how far they agree, and the records that change side."""
+    from tasks.on_demand.compare import describe_overlap, describe_sides, name_span
+
     first, second = found.first, found.second
     names = (f"version {first.version}", f"version {second.version}")
-    span = f"{found.nights[0]} to {found.nights[-1]}" if len(found.nights) > 1 else f"{found.nights[0]}"
-    title = f"{found.detector}: {len(found.nights)} nights, {span}, {found.rows:,} rows that neither has learnt from"
-    rows = [
-        {"": label, names[0]: one, names[1]: two}
-        for (label, one), (_, two) in zip(describe_side(first), describe_side(second), strict=True)
-    ]
-    print_rows(Table(title=title, title_justify="left"), rows, ("", *names))
+    rows = [dict(zip(("", *names), line, strict=True)) for line in describe_sides(found)]
+    print_rows(Table(title=name_span(found), title_justify="left"), rows, ("", *names))
     stdout.print(
         f"answers    {found.answers:,} rows have a verdict or a matured night; {found.anomalies:,} anomalies are known"
     )
@@ -81,39 +78,6 @@ def show_comparison(found: "Comparison") -> None:
     total = found.alerts.only_first + found.alerts.only_second
     title = f"{len(changed)} of {total:,} records that change side, with score / threshold"
     print_rows(Table(title=title, title_justify="left"), changed, ("batch_date", "record_id", *entity, *answer, *names))
-
-
-def describe_side(side: "Side") -> list[tuple[str, str]]:
-    """One version's figures, each with its name."""
-    return [
-        ("alias", ", ".join(side.aliases)),
-        ("learnt through", str(side.trained_through)),
-        ("second stage", "yes" if side.has_second_stage else "no"),
-        ("threshold", f"{side.threshold:.4g}"),
-        ("flags", f"{side.flags:,}"),
-        ("alerts per night", f"{side.alerts_per_night:,.1f}"),
-        ("clean error", "" if side.clean_error is None else f"{side.clean_error:.4g}"),
-        ("precision", describe_share(side.precision)),
-        ("recall", describe_share(side.recall)),
-        ("recall of verdicts", describe_share(side.verdict_recall)),
-    ]
-
-
-def describe_share(found: "Share") -> str:
-    """A share with its interval and counts, such as 25.2 % (21.0 to 29.8 %), 101 of 401."""
-    if found.share is None or found.low is None or found.high is None:
-        return "not known"
-    low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.share:.1f} % ({low:.1f} to {high:.1f} %), {found.hits:,} of {found.total:,}"
-
-
-def describe_overlap(found: "Overlap", names: tuple[str, str]) -> str:
-    """How far two sets of records agree."""
-    share = "none" if found.jaccard is None else f"{100 * found.jaccard:.1f} % in common"
-    return (
-        f"{share}: {found.both:,} of both, {found.only_first:,} only of {names[0]}, "
-        f"{found.only_second:,} only of {names[1]}"
-    )
 
 
 def describe_record(judged: dict[str, Any]) -> str:

@@ -157,28 +157,13 @@ def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
     params refuses it, it stays the challenger.
     """
     from flows.training import training
-    from tasks.errors import ReducerRefused, TooFewRows
     from tasks.on_demand.compare import check_gate
-    from tasks.register import describe_challenge, promote
+    from tasks.register import promote
     from tasks.stores.registry import CHALLENGER
-    from tasks.upkeep.reduce import register_reducer
 
-    site, notes = setup.site, []
-    trained = version = training(setup.site.detector, cutoff).version
-    if describe_challenge(site, version):
-        try:
-            reduced = register_reducer(site, setup.configured.detector.review, version)
-            version = reduced.registered.version
-            through = site.registry.get_version(version).trained_through
-            notes.append(
-                f"the second stage of version {version} was learnt again from {reduced.gain.verdicts:,} verdicts"
-                + (f"; nights through {through}, which have verdicts, stay as they are" if through >= cutoff else "")
-            )
-        except (TooFewRows, ReducerRefused) as error:
-            notes.append(
-                f"version {version} has no second stage, which the champion before it had: {error.what} After more "
-                f"verdicts (nightjar review {site.detector}): nightjar reduce {site.detector}"
-            )
+    site = setup.site
+    trained = training(site.detector, cutoff)
+    version, notes = trained.version, list(trained.notes)
     gate = setup.configured.detector.promote.gate
     if refusals := check_gate(site, setup.record_rule, gate, version, datetime.now(UTC)):
         notes.append(
@@ -188,7 +173,7 @@ def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
         return notes
     promote(site, version, force=True)
     waiting = site.registry.find_version(CHALLENGER)
-    if waiting and waiting.version == trained:  # its version with a second stage was registered before
+    if waiting and CHALLENGER in trained.alias:  # it is the version as it was before its second stage was learnt
         site.registry.clear_alias(CHALLENGER)
     return notes
 

@@ -15,21 +15,25 @@ def train(
     cutoff: Annotated[datetime | None, date_option("Learn from batches before this date (default: today).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on all batches before a cut-off and register the version: champion if first, else challenger."""
+    """Train on all batches before a cut-off and register the version: champion if first, else challenger.
+
+    A challenger gets the champion's second stage, learnt again, and both are compared on later nights.
+    """
     from flows.config.setup import prepare
 
     setup = prepare(name)
+    from flows.cli.compare import show_comparison
     from flows.training import training
-    from tasks.register import describe_challenge
 
     day = cutoff.date() if cutoff else setup.newest_cutoff()
     with running():
-        registered = training(name, day)
-    note = describe_challenge(setup.site, registered.version)
+        trained = training(name, day)
     if as_json:
-        print_json({"detector": name, "cutoff": day, **asdict(registered), "note": note})
-    else:
-        state = f"is the {registered.alias}" if registered.is_new else "already holds exactly this bundle"
-        stdout.print(f"version {registered.version} of {setup.site.registry.model_name} {state}")
-        if note:
-            print_note(note)
+        print_json({"detector": name, "cutoff": day, **asdict(trained)})
+        return
+    state = f"is the {trained.alias}" if trained.is_new else "already holds exactly this bundle"
+    stdout.print(f"version {trained.version} of {setup.site.registry.model_name} {state}")
+    if trained.comparison:
+        show_comparison(trained.comparison)
+    for note in trained.notes:
+        print_note(note)

@@ -22,6 +22,7 @@ from tasks.evaluate import evaluate_bundle
 from tasks.filter import read_training_set
 from tasks.on_demand.loose import SMALLEST
 from tasks.review import ANOMALY
+from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.params import GateParams
 from tasks.rows.record import RecordRule
@@ -195,6 +196,60 @@ def compare_versions(
         flags=overlaps[0].sum_up(),
         alerts=overlaps[1].sum_up(),
         changed=_describe_changed(changed),
+    )
+
+
+def name_span(found: Comparison) -> str:
+    """The nights and rows that were judged, in words."""
+    span = f"{found.nights[0]} to {found.nights[-1]}" if len(found.nights) > 1 else f"{found.nights[0]}"
+    return f"{found.detector}: {len(found.nights)} nights, {span}, {found.rows:,} rows that neither has learnt from"
+
+
+def describe_sides(found: Comparison) -> list[tuple[str, str, str]]:
+    """Each figure of the two versions: its name and both values."""
+    sides = zip(_describe_side(found.first), _describe_side(found.second), strict=True)
+    return [(label, one, two) for (label, one), (_, two) in sides]
+
+
+def summarise_comparison(found: Comparison) -> str:
+    """The comparison as Markdown, for Prefect's page."""
+    names = (f"version {found.first.version}", f"version {found.second.version}")
+    rows = [("", *names), ("---",) * 3, *(map(escape_markdown, line) for line in describe_sides(found))]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    agree = f"Alerts: {describe_overlap(found.alerts, names)}."
+    return f"**{escape_markdown(name_span(found))}**\n\n{table}\n\n{escape_markdown(agree)}\n"
+
+
+def _describe_side(side: Side) -> list[tuple[str, str]]:
+    """One version's figures, each with its name."""
+    return [
+        ("alias", ", ".join(side.aliases)),
+        ("learnt through", str(side.trained_through)),
+        ("second stage", "yes" if side.has_second_stage else "no"),
+        ("threshold", f"{side.threshold:.4g}"),
+        ("flags", f"{side.flags:,}"),
+        ("alerts per night", f"{side.alerts_per_night:,.1f}"),
+        ("clean error", "" if side.clean_error is None else f"{side.clean_error:.4g}"),
+        ("precision", describe_share(side.precision)),
+        ("recall", describe_share(side.recall)),
+        ("recall of verdicts", describe_share(side.verdict_recall)),
+    ]
+
+
+def describe_share(found: Share) -> str:
+    """A share with its interval and counts, such as 25.2 % (21.0 to 29.8 %), 101 of 401."""
+    if found.share is None or found.low is None or found.high is None:
+        return "not known"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.share:.1f} % ({low:.1f} to {high:.1f} %), {found.hits:,} of {found.total:,}"
+
+
+def describe_overlap(found: Overlap, names: tuple[str, str]) -> str:
+    """How far two sets of records agree."""
+    share = "none" if found.jaccard is None else f"{100 * found.jaccard:.1f} % in common"
+    return (
+        f"{share}: {found.both:,} of both, {found.only_first:,} only of {names[0]}, "
+        f"{found.only_second:,} only of {names[1]}"
     )
 
 

@@ -80,6 +80,24 @@ def test_a_night_is_scored_in_shadow_by_the_challenger_and_published_by_the_cham
     assert answer(capsys, "status", "orders")["challenger"] is None
 
 
+def test_training_ends_with_the_comparison_which_prefect_shows_too(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    found = answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    assert (found["version"], found["alias"], found["notes"]) == (2, "challenger", [])
+    assert found["comparison"] | {"note": "", "refusals": []} == answer(capsys, "compare", "orders")
+    shown = [artifact.data for artifact in read_artifacts("comparison-orders")]
+    assert any(
+        f"| alerts per night | {found['comparison']['first']['alerts_per_night']:,.1f} |" in text for text in shown
+    )
+    later = answer(capsys, "train", "orders", "--cutoff", str(NEW + timedelta(days=1)))
+    assert later["comparison"] is None
+    assert later["notes"] == [
+        "no published night is new to version 3 and the champion; later: nightjar compare orders",
+    ]
+
+
 def test_a_challenger_that_cannot_be_loaded_costs_its_shadow_and_not_the_night(
     challenged: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

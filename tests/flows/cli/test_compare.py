@@ -232,8 +232,12 @@ def test_a_version_without_the_champions_second_stage_is_refused_and_force_is_re
     assert execute(["train", "orders", "--cutoff", str(LAST)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     advice = "version 2 has a second stage, which version 3 lacks: nightjar reduce orders --version 3 learns it again"
-    assert shown.endswith(f"version 3 of nightjar-orders is the challenger note {advice}")
-    assert answer(capsys, "train", "orders", "--cutoff", str(LAST))["note"] == advice
+    missing = "version 3 has no second stage, which version 2 has: orders has no verdicts that it can learn from."
+    assert shown.startswith("version 3 of nightjar-orders is the challenger orders: 2 nights, ")
+    assert f"note {missing} After more verdicts" in shown
+    again = answer(capsys, "train", "orders", "--cutoff", str(LAST))
+    assert again["notes"][0].startswith(missing)
+    assert (again["comparison"]["first"]["version"], again["comparison"]["second"]["version"]) == (2, 3)
     for arguments in ([], ["3"], ["1"]):
         message = refuse(capsys, "promote", "orders", *arguments)
         number = (*arguments, "3")[0]
@@ -291,9 +295,7 @@ def test_run_retrain_learns_the_second_stage_again_or_says_why_not(
         assert note.endswith(f"; nights through {LAST}, which have verdicts, stay as they are")
         assert version_tags(4)["promotion"].endswith(" UTC: promoted")
     else:
-        assert note.startswith(
-            "version 3 has no second stage, which the champion before it had: orders has no verdicts"
-        )
+        assert note.startswith("version 3 has no second stage, which version 2 has: orders has no verdicts")
         assert "nightjar reduce orders" in note
         assert "version 2 has a second stage" in version_tags(3)["promotion"]
         assert {night["model_version"] for night in summary["nights"]} == {3}
