@@ -309,6 +309,7 @@ def test_deploying_again_has_no_prompts_and_creates_no_duplicates(stack: Stack, 
     assert first == second
     assert {row["deployment"]: row["pool"] for row in first["deployments"]} == {
         "backfill-range/backfill": "cpu",
+        "promotion/one-version": "cpu",
         "every/nightly": "cpu",
         "freshness/hourly": "cpu",
         "nightly/one-night": "cpu",

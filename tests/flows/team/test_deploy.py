@@ -47,6 +47,7 @@ def client() -> Iterator[SyncPrefectClient]:
 def test_nights_trainings_and_the_watch_have_their_schedules_and_pools(deployed: list[dict[str, str]]) -> None:
     assert {row["deployment"]: (row["pool"], row["schedule"]) for row in deployed} == {
         "backfill-range/backfill": ("cpu", ""),
+        "promotion/one-version": ("cpu", ""),
         "every/nightly": ("cpu", "0 4 * * * Europe/Berlin"),
         "freshness/hourly": ("cpu", "0 * * * * UTC"),
         "nightly/one-night": ("cpu", ""),
