@@ -67,12 +67,12 @@ def alter(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
 
 def fit(parts: dict[str, Records], learn: TrainParams, network: AutoencoderParams, fit_params: FitParams) -> Detector:
     """Fit and calibrate a detector, and print one line about the training."""
-    params = ModelParams(network=network, fit=fit_params, score=learn.score, threads=torch.get_num_threads())
+    params = ModelParams(networks=(network,), fit=fit_params, score=learn.score, threads=torch.get_num_threads())
     logs: list[EpochLog] = []
     columns = describe_columns(ColumnsParams(image=("images",)), to_table(np.zeros((1, SIDE, SIDE), np.uint8)))
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fitted = fit_detector(columns, parts["fit"], parts["stopping"], params, device, logs.append)
+    fitted = fit_detector(columns, parts["fit"], parts["stopping"], params, device, lambda _, log: logs.append(log))
     took, best = time.perf_counter() - started, max(log.epoch for log in logs if log.is_best)
     print(f"{'-'.join(map(str, network.layers))}: best of {len(logs)} epochs {best}, {took:.0f} s on {device.type}")
     return calibrate_detector(fitted, parts["calibration"], QuantilePolicy(q=0.99))
@@ -98,10 +98,11 @@ def main() -> None:
     tested |= alter(rng, tested["held-out digits"][:EACH])
     parts = {name: to_records(to_table(piece), columns)[0] for name, piece in pieces.items()}
 
-    bottleneck = min(learn.network.layers)
-    single = learn.network.model_copy(update={"layers": (bottleneck,)})
-    detectors = [fit(parts, learn, network, fit_params) for network in (learn.network, single)]
-    print(f"\n{'':40}" + "".join(f"{'-'.join(map(str, d.network_params.layers)):>26}" for d in detectors))
+    [own] = learn.networks
+    single = own.model_copy(update={"layers": (min(own.layers),)})
+    networks = own, single
+    detectors = [fit(parts, learn, network, fit_params) for network in networks]
+    print(f"\n{'':40}" + "".join(f"{'-'.join(map(str, network.layers)):>26}" for network in networks))
     print(f"{'':40}" + f"{'mean abs. error  flagged':>26}" * len(detectors))
     for name, found in tested.items():
         records, _ = to_records(to_table(found), columns)
