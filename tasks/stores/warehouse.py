@@ -196,7 +196,8 @@ class Warehouse:
     def end_dead_attempts(self, detector: str, now: datetime) -> list[Attempt]:
         """Mark every attempt as failed whose process is dead, and return them as they were.
 
-        A process of this host is dead if it has ended, one of another host if its heartbeat stopped `lost_after_s` ago.
+        A process of this host is dead if it has ended, one of another host or container if its heartbeat stopped
+        `lost_after_s` ago.
         """
         running = sa.select(attempts).where(*_match(attempts, {"detector": detector, "status": "running"}))
         with self.begin() as connection:
@@ -215,7 +216,7 @@ class Warehouse:
             is_lost = clock and is_elsewhere(one.owner) and clock - sign > timedelta(seconds=self.lost_after_s)
             if is_lost or is_dead(one.owner):
                 how = f"has sent no heartbeat since {sign:%Y-%m-%d %H:%M} UTC" if is_lost else "died without a message"
-                what = f"The process of this attempt {how}: {one.owner} (host, process, start)."
+                what = f"The process of this attempt {how}: {one.owner} (host, process, start, PID namespace)."
                 dead.append((one, Failure("ProcessLost", {"what": what})))
         return dead
 
