@@ -88,11 +88,12 @@ def render_report(
     version: Version,
     params: ScoreParams,
     groups: pd.DataFrame,
-    zone: ZoneInfo | None,
+    zone: ZoneInfo,
+    has_times: bool = True,
 ) -> str:
     """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores.
 
-    Times of events are shown in the zone; None: they are invented, and not shown.
+    Times are shown in the zone; those of events only if the table has times.
     """
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
@@ -100,9 +101,9 @@ def render_report(
         {
             **row,
             "entity": row["entity"] if isinstance(row["entity"], str) else "",
-            "values": describe_values(json.loads(row["record"])) if isinstance(row["record"], str) else "",
-            "event_time": row["event_time"].astimezone(zone) if zone else None,
-            "causes": describe_causes(json.loads(row["causes"])),
+            "values": describe_values(json.loads(row["record"]), zone) if isinstance(row["record"], str) else "",
+            "event_time": row["event_time"].astimezone(zone) if has_times else None,
+            "causes": describe_causes(json.loads(row["causes"]), zone),
             "share": row["score"] / batch.threshold if batch.threshold else math.inf,
             "band": params.name_band(row["percentile_rank"]),
         }
@@ -115,7 +116,7 @@ def render_report(
         flags=rows,
         has_entity=any(row["entity"] for row in rows),
         has_values=any(row["values"] for row in rows),
-        zone=zone.key if zone else "",
+        zone=zone.key if has_times else "",
         groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
         hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
@@ -149,8 +150,7 @@ def write_report(
     lake, day = site.lake, batch.batch_date
     histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
     groups = site.warehouse.read_groups(site.detector, day)
-    zone = site.zone if site.has_times else None
-    page = render_report(batch, flags, histogram, validation, version, params, groups, zone)
+    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone, site.has_times)
     path = site.reports / f"{day.isoformat()}.html"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def write_report(
     return path
 
 
-def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path) -> str:
+def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path, zone: ZoneInfo) -> str:
     """The night as Markdown, for the Prefect UI: counts, the five worst alerts, and where the report is.
 
     Its path is text: browsers open no link from a server's page to a file.
@@ -175,7 +175,7 @@ def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path) -> s
         "|---|---|---|---|",
     ]
     for row in alerts.head(5).to_dict("records"):
-        worst = next(iter(describe_causes(json.loads(row["causes"]))), "")
+        worst = next(iter(describe_causes(json.loads(row["causes"]), zone)), "")
         cells = [str(row["record_id"]), f"{row['score']:.4g}", f"{row['percentile_rank']:.2f}", worst]
         lines.append("| " + " | ".join(map(escape_markdown, cells)) + " |")
     return "\n".join([*lines, "", f"Report: {escape_markdown(str(page))}"]) + "\n"
@@ -188,6 +188,8 @@ def report(site: Site, validation: Validation, version: Version, params: ScorePa
     batch, flags = read_night(site, day)
     path = write_report(site, batch, flags, validation, version, params)
     create_markdown_artifact(
-        summarise_night(batch, flags, path), key=f"night-{site.artifact_key}", description=f"{site.detector} {day}"
+        summarise_night(batch, flags, path, site.zone),
+        key=f"night-{site.artifact_key}",
+        description=f"{site.detector} {day}",
     )
     return path

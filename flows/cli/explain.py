@@ -33,7 +33,9 @@ def explain(
     flag = describe_flag(found.is_flagged, found.is_suppressed)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
     stdout.print(", ".join(filter(None, (record_id, found.event_time, f"batch {found.batch_date}"))), markup=False)
-    about = ", ".join(filter(None, [found.entity and f"entity {found.entity}", describe_values(found.record)]))
+    about = ", ".join(
+        filter(None, [found.entity and f"entity {found.entity}", describe_values(found.record, setup.site.zone)])
+    )
     if about:
         stdout.print(about, markup=False, soft_wrap=True)
     stdout.print(
@@ -41,6 +43,6 @@ def explain(
         f"rank {found.percentile_rank:.2f}, band {band}, {probabilities}",
         soft_wrap=True,
     )
-    print_causes(found.causes)
+    print_causes(found.causes, setup.site.zone)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
                  f"input {found.input_hash[:12]}")  # fmt: skip

@@ -3,6 +3,7 @@
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -40,15 +41,15 @@ def flags(
     if as_json:
         print_json({"detector": name, "flags": found})
     elif as_csv:
-        print_csv(flatten(found))
+        print_csv(flatten(found, setup.site.zone))
     elif output:
-        write_frame(output, flatten(found))
+        write_frame(output, flatten(found, setup.site.zone))
         stdout.print(f"{len(found):,} flags written to {output}", soft_wrap=True)
     else:
-        show_flags(name, found)
+        show_flags(name, found, setup.site.zone)
 
 
-def show_flags(name: str, found: list[dict[str, Any]]) -> None:
+def show_flags(name: str, found: list[dict[str, Any]], zone: ZoneInfo) -> None:
     """Print the worst flags, each in up to three lines: what it is, the record's values, and the causes."""
     from tasks.rows.describe import describe_values
 
@@ -66,7 +67,7 @@ def show_flags(name: str, found: list[dict[str, Any]]) -> None:
         ]
         stdout.print()
         stdout.print("  ".join(" ".join(fact.split()) for fact in facts if fact), soft_wrap=True)
-        for line in (describe_values(flag["record"]), "; ".join(flag["causes"])):
+        for line in (describe_values(flag["record"], zone), "; ".join(flag["causes"])):
             if line:
                 stdout.print(f"  {' '.join(line.split())}", soft_wrap=True, style="dim")
     if len(found) > SHOWN_FLAGS:

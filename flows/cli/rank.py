@@ -36,5 +36,5 @@ def rank(
     flag = describe_flag(found.is_flagged, found.is_suppressed)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
     stdout.print(f"threshold {found.threshold:.4g}: {flag}; {probabilities}", soft_wrap=True)
-    print_causes(found.causes)
+    print_causes(found.causes, setup.site.zone)
     stdout.print(f"{found.model} version {found.model_version}")

@@ -54,6 +54,8 @@ def run(
 
 def run_all(name: str, limit: int | None, output: Path | None, as_json: bool) -> None:
     """Score every row of a table without times, and show the worst as a table, or all as JSON."""
+    from flows.config.setup import load_setup
+
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     with showing_progress():
         from flows.crossfit import score_every_row
@@ -63,7 +65,13 @@ def run_all(name: str, limit: int | None, output: Path | None, as_json: bool) ->
         print_json(found)
         return
     title = f"{name}: each row scored by one of {found['folds']} models, fitted on the rows of the others"
-    print_scored(found, title, ("record_id", "times_threshold", "rank", "p_value", "flag", "causes"), output)
+    print_scored(
+        found,
+        title,
+        ("record_id", "times_threshold", "rank", "p_value", "flag", "causes"),
+        output,
+        load_setup(name).site.zone,
+    )
     rate = found["false_alarm_rate"]
     stdout.print(
         f"of normal rows, up to {rate:.1%} are flagged, here about {rate * found['scored']:,.0f}", highlight=False

@@ -107,4 +107,4 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     title = (
         f"{found['source']}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
     )
-    print_scored(found, title, ("record_id", "score", "rank", "p_value", "flag", "causes"), output)
+    print_scored(found, title, ("record_id", "score", "rank", "p_value", "flag", "causes"), output, setup.site.zone)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -80,9 +81,11 @@ def print_rows(table: Table, rows: list[dict[str, Any]], columns: tuple[str, ...
     stdout.print(table, markup=False, crop=False)
 
 
-def print_causes(causes: list[dict[str, Any]]) -> None:
+def print_causes(causes: list[dict[str, Any]], zone: ZoneInfo) -> None:
     """Print the causes of one record, with their parts if they have any."""
-    rows = [{"part": "", "actual": "", "expected": ""} | cause for cause in causes]
+    from tasks.rows.describe import localise_causes
+
+    rows = [{"part": "", "actual": "", "expected": ""} | cause for cause in localise_causes(causes, zone)]
     parts = ("part",) if any(row["part"] for row in rows) else ()
     columns = ("column", *parts, "share", "actual", "expected")
     print_rows(Table(title="causes: shares of the score", title_justify="left"), rows, columns)
@@ -180,7 +183,9 @@ class _Bars(logging.Handler):
         self.bars.update(self.steps[step], completed=done, total=total)
 
 
-def print_scored(found: dict[str, Any], title: str, columns: tuple[str, ...], output: Path | None) -> None:
+def print_scored(
+    found: dict[str, Any], title: str, columns: tuple[str, ...], output: Path | None, zone: ZoneInfo
+) -> None:
     """Print the worst rows of a file, its counts and its bad rows."""
     from tasks.rows.describe import describe_causes
 
@@ -189,7 +194,7 @@ def print_scored(found: dict[str, Any], title: str, columns: tuple[str, ...], ou
         | {
             "rank": f"{row['percentile_rank']:.2f}",
             "flag": describe_flag(True, row["is_suppressed"]) if row["is_flagged"] else "",
-            "causes": "; ".join(describe_causes(row["causes"])[:2]),
+            "causes": "; ".join(describe_causes(row["causes"], zone)[:2]),
         }
         for row in found["records"]
     ]

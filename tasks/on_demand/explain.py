@@ -73,7 +73,7 @@ def get_scorer(site: Site, batch: PublishedNight, record_id: str) -> Version:
     except ChampionMissing as error:
         flags = site.warehouse.read_flags(site.detector, batch.batch_date)
         flag = next(iter(flags[flags["record_id"] == record_id].to_dict("records")), None)
-        causes = "; ".join(describe_causes(json.loads(flag["causes"]))) if flag else ""
+        causes = "; ".join(describe_causes(json.loads(flag["causes"]), site.zone)) if flag else ""
         raise ChampionMissing(
             f"Version {batch.model_version} of {site.detector}, which scored this record, was deleted.",
             where=f"registered model {site.registry.model_name}",

@@ -3,11 +3,12 @@
 import json
 from datetime import date
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 
 from tasks.errors import BatchMissing
-from tasks.rows.describe import describe_causes
+from tasks.rows.describe import describe_causes, localise
 from tasks.rows.params import ScoreParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
@@ -50,7 +51,7 @@ def list_flags(
             "band": params.name_band(row["percentile_rank"]),
             "suppressed": row["suppressed"],
             "record": json.loads(row["record"]) if row["record"] else None,
-            "causes": describe_causes(json.loads(row["causes"])),
+            "causes": describe_causes(json.loads(row["causes"]), site.zone),
             "verdict": row["verdict"],
             "note": row["note"],
             "model_version": row["model_version"],
@@ -59,11 +60,12 @@ def list_flags(
     ]
 
 
-def flatten(flags: list[dict[str, Any]]) -> pd.DataFrame:
-    """The flags for a spreadsheet: causes as one text, and each value of the record in a column of its own."""
+def flatten(flags: list[dict[str, Any]], zone: ZoneInfo) -> pd.DataFrame:
+    """The flags for a spreadsheet: causes as one text, and each value of the record, times in the zone, in a column."""
     rows = []
     for flag in flags:
-        values = {f"record.{name}" if name in flag else name: value for name, value in (flag["record"] or {}).items()}
+        shown = localise(flag["record"] or {}, zone)
+        values = {f"record.{name}" if name in flag else name: value for name, value in shown.items()}
         named = {name: value for name, value in flag.items() if name != "record"}
         rows.append({**named, "causes": "; ".join(flag["causes"]), **values})
     return pd.DataFrame(rows)

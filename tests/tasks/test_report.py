@@ -24,7 +24,6 @@ from tasks.report import (
     summarise_night,
     write_report,
 )
-from tasks.rows.describe import describe_causes
 from tasks.rows.expectations import Outcome
 from tasks.rows.params import ScoreParams
 from tasks.stores.registry import Version
@@ -172,7 +171,7 @@ def test_suppressed_flags_are_counted_and_only_alerts_are_shown():
         assert shown in text, shown
     assert "pay-1" in text
     assert "pay-2" not in text
-    summary = summarise_night(make_batch(published=3), flags, Path("page.html"))
+    summary = summarise_night(make_batch(published=3), flags, Path("page.html"), BERLIN)
     assert "2 of them suppressed" in summary
     assert "pay-2" not in summary
     assert "suppressed" not in Page(render()).text
@@ -228,25 +227,9 @@ def test_a_batch_without_scores_has_no_histogram(site):
     assert count_scores(site.lake, site.lake.write("scores", "toy", DAY).commit({})) is None
 
 
-def test_causes_are_described_in_words_and_add_up_to_100_per_cent():
-    causes = [
-        {"column": "a", "share": 1.2, "actual": 1234567.0, "expected": 2.125},
-        {"column": "b", "share": 0.4, "actual": None, "expected": "DE"},
-        {"column": "code", "part": "XR", "share": 0.2, "actual": 1.0, "expected": 0.25},
-        {"column": "other", "share": 0.2},
-    ]
-    assert describe_causes(causes) == [
-        "a 60% (1,234,567, expected 2.125)",
-        "b 20% (None, expected DE)",
-        "code XR 10% (1, expected 0.25)",
-        "other 10%",
-    ]
-    assert describe_causes([{"column": "other", "share": 0.0}]) == []
-
-
 def test_the_summary_counts_rows_and_cannot_break_its_table():
     page = Path("/reports/*toy*/2026-03-01.html")
-    text = summarise_night(make_batch(), make_flags("a|b", EVIL, "c", "d", "e", "f"), page)
+    text = summarise_night(make_batch(), make_flags("a|b", EVIL, "c", "d", "e", "f"), page, BERLIN)
     assert text.endswith("\n\nReport: /reports/\\*toy\\*/2026-03-01.html\n")
     assert "1,012 rows in = 1,008 scored + 3 quarantined + 1 excluded; 5 flagged above 2.5 by version 4" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
