@@ -1,13 +1,16 @@
-"""The freshness flow: fails while a detector's newest published night is too old, or a night has failed."""
+"""The freshness flow: fails when a due night is not published or a night has failed, once for each cause."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
 from flows.config.setup import load_setup
@@ -20,41 +23,60 @@ DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yeste
 
 @flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])
 def watch_freshness(max_days_behind: int = 0) -> State[None]:
-    """Check every detector in service. Fails if one is late, and lists each late detector with the cause.
+    """Check every detector in service, and list each late one with the causes.
 
-    Yesterday's night is due from 06:00 in the detector's time zone.
+    Yesterday's night is due from 06:00 in the detector's time zone. The run fails if the previous one did not know one
+    of the causes; otherwise it completes as StillLate.
 
     Args:
         max_days_behind: How many days older than the night that is due the newest published night may be.
     """
     lines = [read_line(name) for name in list_in_service()]
-    late = [f"{line.detector}: {cause}" for line in lines if (cause := find_lateness(line, max_days_behind))]
-    create_table_artifact([make_row(line, late) for line in lines], key="freshness", description=describe(late))
-    if late:
-        return Failed(message="\n".join(late))
-    return Completed(message=f"{len(lines)} fresh")
+    key = f"freshness-{max_days_behind}" if max_days_behind else "freshness"
+    known = read_known(key)
+    rows = [make_row(line, find_causes(line, max_days_behind)) for line in lines]
+    late = list_late(rows)
+    create_table_artifact(rows, key=key, description=describe(late))
+    if not late:
+        return Completed(message=f"{len(lines)} fresh")
+    message = "\n".join(late)
+    return Completed(name="StillLate", message=message) if {*late} <= {*known} else Failed(message=message)
 
 
-def find_lateness(line: StatusLine, max_days_behind: int) -> str:
-    """Why a detector is late; empty if it is not."""
+def read_known(key: str) -> list[str]:
+    """What the previous run has found late, by its table on Prefect's page."""
+    named = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=named, sort=ArtifactSort.UPDATED_DESC, limit=1)
+    return [line for one in found for line in list_late(json.loads(str(one.data)))]
+
+
+def list_late(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each cause in a table of the watch; one of an earlier version has none."""
+    return [f"{row['detector']}: {cause}" for row in rows for cause in row.get("causes", "").splitlines()]
+
+
+def find_causes(line: StatusLine, max_days_behind: int) -> list[str]:
+    """Why a detector is late: failed nights with their errors, and a night that is due; empty if it is not.
+
+    A cause reads the same in every run, for as long as it lasts.
+    """
     if line.error:
-        return line.error
-    if line.newest_night is None:
-        return "no night is published yet"
+        return [line.error]
+    failed = {night.batch_date: f"{night.batch_date} failed: {night.why}" for night in line.nights
+              if night.state == "failed"}  # fmt: skip
     due = load_setup(line.detector).yesterday(datetime.now(UTC) - DUE_BY)
-    behind = (due - line.newest_night).days
-    if behind > max_days_behind:
-        days = "day" if behind == 1 else "days"
-        return f"the newest published night is {line.newest_night}, and {due} was due: {behind} {days} late"
-    failed = line.counts["failed"]
-    return f"{failed} nights failed: nightjar status {line.detector}" if failed else ""
+    is_late = line.newest_night is None or (due - line.newest_night).days > max_days_behind
+    if not is_late or due in failed:
+        return list(failed.values())
+    why = next((night.why for night in line.nights if night.batch_date == due), "nothing has landed")
+    return [*failed.values(), f"{due} was due and is not published: {why}"]
 
 
-def make_row(line: StatusLine, late: Sequence[str]) -> dict[str, Any]:
+def make_row(line: StatusLine, causes: Sequence[str]) -> dict[str, Any]:
     """A detector's row in the table on Prefect's page."""
-    facts = {key: value for key, value in asdict(line).items() if key not in ("counts", "error")}
-    row = {key: str(value) if isinstance(value, date) else value for key, value in facts.items()} | line.counts
-    return row | {"late": any(cause.startswith(f"{line.detector}: ") for cause in late)}
+    row = {key: str(value) if isinstance(value, date) else value for key, value in line.facts.items() if key != "error"}
+    return row | {"causes": "\n".join(causes)}
 
 
 def describe(late: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from flows.config.params import detector_names
 from flows.config.settings import load_settings
@@ -57,7 +57,10 @@ class Status:
 
 @dataclass(frozen=True)
 class StatusLine:
-    """A detector in one line: champion, newest published night, nights by state, or its error."""
+    """A detector in one line: champion, newest published night, nights by state, or its error.
+
+    nights: those that are counted.
+    """
 
     detector: str
     champion: int | None
@@ -65,6 +68,13 @@ class StatusLine:
     days_behind: int | None
     counts: dict[State, int]
     error: str | None
+    nights: tuple[BatchState, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its row in a table of detectors."""
+        names = ("detector", "champion", "newest_night", "days_behind", "error")
+        return {name: getattr(self, name) for name in names} | self.counts
 
 
 def read_status(name: str) -> Status:
@@ -119,7 +129,8 @@ def read_line(name: str) -> StatusLine:
     found = Counter(night.state for night in status.nights)
     published = [night.batch_date for night in status.nights if night.batch]
     counts = {state: found[state] for state in states}
-    return StatusLine(name, status.champion, max(published, default=None), status.days_behind, counts, None)
+    newest = max(published, default=None)
+    return StatusLine(name, status.champion, newest, status.days_behind, counts, None, tuple(status.nights))
 
 
 Only = Literal["all", "unpublished", "missing", "failed", "stale"]  # unpublished: missing, failed or early

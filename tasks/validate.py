@@ -360,12 +360,21 @@ def check_accepted(detector: str, validations: Iterable[Validation]) -> None:
     rejected = [v for v in validations if v.failures]
     if rejected:
         raise BatchRejected(
-            f"{len(rejected)} batch(es) of {detector} broke the contract; their rows are not scored or trained on.",
+            f"{name_rejected(rejected)}; nothing of it is scored or trained on.",
             where=f"contracts/{detector}.yaml, {', '.join(str(v.batch_date) for v in rejected)}",
             got="; ".join(f"{v.batch_date}: {', '.join(v.failures)}" for v in rejected),
             expected="every critical expectation met",
             todo="deliver the batch again, change the contract, or list the date in filter.exclude_dates",
         )
+
+
+def name_rejected(rejected: Sequence[Validation]) -> str:
+    """Which batches broke the contract; of a single one, the first expectation that it broke."""
+    if len(rejected) > 1:
+        return f"{len(rejected)} batches broke the contract"
+    [(first, *others)] = [one.failures for one in rejected]
+    more = f" and {len(others)} more" if others else ""
+    return f"The batch broke the contract: {first}{more}"
 
 
 def make_row(v: Validation) -> dict[str, str | int]:

@@ -72,9 +72,9 @@ def show_all(as_json: bool, check: bool) -> None:
     from flows.status import read_lines
 
     lines = read_lines(load_settings().project)
-    rows = [asdict(line) | line.counts for line in lines]
+    rows = [line.facts for line in lines]
     if as_json:
-        print_json({"detectors": [{key: value for key, value in row.items() if key != "counts"} for row in rows]})
+        print_json({"detectors": rows})
     else:
         rows = [row | {"error": row["error"] or ""} for row in rows]
         columns = ["detector", "champion", "newest_night", "days_behind", *lines[0].counts] if lines else []

@@ -72,8 +72,8 @@ def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
 def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[BatchState]:
     """The state of batch dates, in order, as today's champion should have scored them.
 
-    stale: published, but from older landing or by another version. failed: the newest attempt failed and nothing is
-    published. missing: never published, or nothing has landed. early: as missing, but before the first
+    stale: published, but from older landing or by another version. failed: nothing is published, and the newest attempt
+    that has ended failed. missing: never published, or nothing has landed. early: as missing, but before the first
     cut-off: no version existed that could have scored it, and it was too young to be learnt.
     """
     return _read(site, dates, dict.fromkeys(dates, champion))
@@ -111,7 +111,9 @@ def find_champions(site: Site, dates: Sequence[date]) -> dict[date, Version | No
 def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | None]) -> list[BatchState]:
     engine, lake = site.warehouse, site.lake
     published = {batch.batch_date: batch for batch in engine.read_nights(site.detector)}
-    newest = {attempt.batch_date: attempt for attempt in engine.read_attempts(site.detector)}
+    # A failed night that is tried again is failed until it is published.
+    ended = (attempt for attempt in engine.read_attempts(site.detector) if attempt.status != "running")
+    newest = {attempt.batch_date: attempt for attempt in ended}
     states = [
         _judge(site, day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
         for day in dates

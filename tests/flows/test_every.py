@@ -1,41 +1,82 @@
 """The flows over all detectors: freshness and the weekly training. For their nights, see test_past."""
 
-from datetime import date, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pytest
 from prefect.client.schemas.objects import State
-from toy import DAYS, FIRST, Project
+from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
 from flows.config.setup import Setup, load_setup
 from flows.every import list_missed, prune_every, retrain_every, score_every
-from flows.freshness import find_lateness, watch_freshness
+from flows.freshness import DUE_BY, find_causes, read_known, watch_freshness
 from flows.status import StatusLine, list_in_service
+from tasks.upkeep.ledger import BatchState
 
 LAST = FIRST + timedelta(days=DAYS - 1)
+NEXT = LAST + timedelta(days=1)
 FRESH = {"fresh": 1, "stale": 0, "failed": 0, "missing": 0, "early": 0}
 
 
-def test_the_freshness_flow_fails_for_a_late_detector_and_says_since_when(trained: Project) -> None:
-    state: State[Any] = watch_freshness(return_state=True)
-    assert state.is_failed()
-    assert state.message is not None
-    assert state.message.startswith("orders: the newest published night is 2026-04-02, ")
-    assert watch_freshness(max_days_behind=100_000, return_state=True).is_completed()
+def test_the_freshness_watch_names_rejected_and_missing_nights_and_is_red_once_for_each_cause(
+    trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Setup, "yesterday", lambda setup, now=None: NEXT)
+    missing = f"orders: {NEXT} was due and is not published: nothing has landed"
+    assert watch() == ("Failed", missing)
+    assert watch() == ("StillLate", missing)
+    assert watch(max_days_behind=100_000) == ("Completed", "1 fresh")
+    assert watch() == ("StillLate", missing)
+
+    trained.write_day(NEXT, make_rows(NEXT).head(3))
+    assert execute(["score", "orders", "--date", str(NEXT)]) == 1
+    name, rejected = watch()
+    assert name == "Failed"
+    assert rejected.startswith(f"orders: {NEXT} failed: BatchRejected: The batch broke the contract: rows ")
+    assert rejected.endswith(": got 3; nothing of it is scored or trained on.")
+    assert "\n" not in rejected
+    assert execute(["score", "orders", "--date", str(NEXT)]) == 1  # the same cause
+    assert watch() == ("StillLate", rejected)
+    assert execute(["status", "orders", "--check"]) == 1
+    assert read_known("freshness") == [rejected]
+
+    later = NEXT + timedelta(days=1)
+    monkeypatch.setattr(Setup, "yesterday", lambda setup, now=None: later)
+    name, both = watch()
+    assert (name, both.splitlines()[0]) == ("Failed", rejected)
+    assert both.splitlines()[1] == f"orders: {later} was due and is not published: nothing has landed"
+    trained.write_day(NEXT)
+    trained.write_day(later)
+    for day in (NEXT, later):
+        assert execute(["score", "orders", "--date", str(day)]) == 0, capsys.readouterr().err
+    assert watch() == ("Completed", "1 fresh")
+    monkeypatch.setattr(Setup, "yesterday", lambda setup, now=None: later + timedelta(days=1))
+    assert watch()[0] == "Failed"
 
 
-def test_the_cause_of_lateness_is_readable(trained: Project) -> None:
+def watch(**parameters: int) -> tuple[str, str]:
+    """The name and the message of the watch's final state."""
+    state: State[Any] = watch_freshness(**parameters, return_state=True)
+    return str(state.name), str(state.message)
+
+
+def test_the_causes_of_lateness_are_readable(trained: Project) -> None:
+    due = load_setup("orders").yesterday(datetime.now(UTC) - DUE_BY)
     line = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH, None)  # type: ignore[arg-type]
-    assert find_lateness(line, 100_000) == ""
-    never = StatusLine("orders", 1, None, None, FRESH, None)  # type: ignore[arg-type]
-    assert find_lateness(never, 0) == "no night is published yet"
-    broken = StatusLine("orders", None, None, None, FRESH, "params.yaml: no")  # type: ignore[arg-type]
-    assert find_lateness(broken, 0) == "params.yaml: no"
-    failed = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH | {"failed": 2}, None)  # type: ignore[arg-type]
-    assert find_lateness(failed, 100_000) == "2 nights failed: nightjar status orders"
+    assert find_causes(line, 100_000) == []
+    never = replace(line, newest_night=None)
+    assert find_causes(never, 0) == [f"{due} was due and is not published: nothing has landed"]
+    unscored = replace(line, nights=(BatchState(due, "missing", "never scored", None, 1),))
+    assert find_causes(unscored, 0) == [f"{due} was due and is not published: never scored"]
+    broken = replace(line, error="params.yaml: no")
+    assert find_causes(broken, 0) == ["params.yaml: no"]
+    failed = replace(line, nights=(BatchState(due, "failed", "BatchRejected: no rows", None, 1),))
+    for behind in (0, 100_000):
+        assert find_causes(failed, behind) == [f"{due} failed: BatchRejected: no rows"]
 
 
 @pytest.mark.parametrize(("hour", "is_late"), [(5, False), (6, True), (23, True)])
@@ -46,8 +87,8 @@ def test_a_night_is_due_from_six_in_the_detectors_own_time_zone(
     trained.change("params.yaml", "detectors", "orders", "time_zone", value=zone.key)
     monkeypatch.setattr("flows.freshness.datetime", Mock(now=lambda _: datetime(2026, 4, 4, hour, 30, tzinfo=zone)))
     line = StatusLine("orders", 1, date(2026, 4, 2), None, FRESH, None)  # type: ignore[arg-type]
-    expected = "the newest published night is 2026-04-02, and 2026-04-03 was due: 1 day late" if is_late else ""
-    assert find_lateness(line, 0) == expected
+    expected = ["2026-04-03 was due and is not published: nothing has landed"] if is_late else []
+    assert find_causes(line, 0) == expected
 
 
 def test_a_scheduled_run_scores_the_detectors_of_its_time_zone(trained: Project) -> None:

@@ -66,6 +66,18 @@ def fail_newest(site, day: date, what: str) -> None:
     engine.fail_attempt("toy", day, number, Failure("BatchRejected", {"what": what}), NOW)
 
 
+def test_a_failed_night_that_is_tried_again_stays_failed_until_it_is_published(site, land_days):
+    land_days(*DAYS[:2])
+    fail_newest(site, DAYS[0], "no way")
+    for day in DAYS[:2]:
+        site.warehouse.begin_attempt("toy", day, "begin", NOW)
+    found = read_ledger(site, DAYS[:2], None)
+    assert [(night.state, night.why) for night in found] == [
+        ("failed", "BatchRejected: no way"),
+        ("missing", "never scored"),
+    ]
+
+
 def test_each_state_says_why(site, land_days, put_published):
     land_days(*DAYS[:5])
     for day, version in ((DAYS[0], 2), (DAYS[1], 2), (DAYS[2], 1)):
