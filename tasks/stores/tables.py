@@ -155,7 +155,8 @@ reviews = sa.Table(
     _value("verdict", sa.Text),  # anomaly, normal, or withdrawn
     _value("note", sa.Text, nullable=True),
     _value("inclusion", sa.Double),  # the probability with which such a record was selected for review
-    _value("attempt", sa.Integer, nullable=True),  # whose flag was judged; null: none, or given before schema 0009
+    _value("attempt", sa.Integer, nullable=True),  # the published one that was judged; null: given before schema 0009
+    _value("said", sa.Text, nullable=True),  # the reviewer's word, if it says more than `verdict`: see tasks/review.py
 )
 drift = sa.Table(
     "drift",
@@ -183,14 +184,15 @@ cases = sa.Table(
     _key("case_id", sa.Integer),  # from 1 on
     _value("entity", sa.Text, nullable=True),
     _value("record_id", sa.Text, nullable=True),  # of the one flag, if its entity is unknown
-    _value("state", sa.Text),
+    _value("state", sa.Text),  # open, snoozed or closed
     _value("assignee", sa.Text, nullable=True),
     _value("severity", sa.Text),
     _value("opened_at", Instant),
     _value("due_at", Instant),
     _value("snoozed_until", Instant, nullable=True),
     _value("closed_at", Instant, nullable=True),
-    _value("verdict", sa.Text, nullable=True),
+    _value("verdict", sa.Text, nullable=True),  # with which it was closed
+    _value("merged_into", sa.Integer, nullable=True),  # the case that has its flags now
 )
 case_flags = sa.Table(
     "case_flags",
@@ -207,10 +209,10 @@ case_events = sa.Table(
     _key("case_id", sa.Integer),
     _key("number", sa.Integer),  # from 1 on
     _value("happened_at", Instant),
-    _value("kind", sa.Text),
-    _value("actor", sa.Text),
+    _value("kind", sa.Text),  # opened, joined, left, taken, verdict, note, snoozed, reopened, merged or closed
+    _value("actor", sa.Text),  # a person, or nightjar by rule
     _value("note", sa.Text, nullable=True),
-    _value("details", sa.Text, nullable=True),  # JSON
+    _value("details", sa.Text, nullable=True),  # JSON, without ids of records
 )
 deliveries = sa.Table(
     "deliveries",

@@ -28,6 +28,9 @@ from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import (
     attempts,
+    case_events,
+    case_flags,
+    cases,
     flagged_anomalies,
     group_scores,
     labels,
@@ -35,6 +38,7 @@ from tasks.stores.tables import (
     scoring_batches,
     superseded_anomalies,
 )
+from tasks.stores.warehouse import lock_key
 from tasks.upkeep.inventory import Inventory, list_results, take_inventory
 from tasks.upkeep.prune import GRACE, hold_batch, read_batch_date
 
@@ -45,9 +49,12 @@ NAMED_BY = {
     labels: labels.c.record_id,
     reviews: reviews.c.record_id,
     group_scores: group_scores.c.group,
+    case_flags: case_flags.c.record_id,
+    cases: cases.c.record_id,
 }
-TOLD_IN = (attempts.c.cause, attempts.c.parts, reviews.c.note)
+TOLD_IN = (attempts.c.cause, attempts.c.parts, reviews.c.note, case_events.c.note)
 KEYS = {
+    case_events: (case_events.c.detector, case_events.c.case_id, case_events.c.number),
     attempts: (attempts.c.detector, attempts.c.batch_date, attempts.c.attempt),
     reviews: (reviews.c.detector, reviews.c.batch_date, reviews.c.record_id, reviews.c.reviewer, reviews.c.reviewed_at),
 }
@@ -233,10 +240,16 @@ def _remove_with_receipts(lake: Lake, path: str, inventory: Inventory) -> None:
 
 
 def erase_rows(site: Site, record_id: str) -> list[Place]:
-    """Delete the record's rows from every table, and its id from free text, in one transaction."""
+    """Delete the record's rows from every table, and its id from free text, in one transaction.
+
+    A case that held nothing else goes with its history: it names the entity.
+    """
     counts: Counter[tuple[str, date | None]] = Counter()
     with site.warehouse.begin() as connection:
         for table, column in NAMED_BY.items():
+            if table is case_flags:
+                lock_key(connection, site.detector, "cases")  # after the flags, as publishing does
+                counts.update(erase_cases(connection, site.detector, record_id))
             found = (table.c.detector == site.detector, column == record_id)
             rows = connection.execute(sa.select(table).where(*found)).mappings()
             counts.update((table.name, row.get("batch_date")) for row in rows)
@@ -247,7 +260,40 @@ def erase_rows(site: Site, record_id: str) -> list[Place]:
     return [Place(what, day, rows) for (what, day), rows in counts.items()]
 
 
-def erase_mentions(connection: sa.Connection, column: sa.Column[Any], detector: str, record_id: str) -> list[date]:
+def erase_cases(connection: sa.Connection, detector: str, record_id: str) -> Counter[tuple[str, date | None]]:
+    """Delete the cases that hold nothing but flags of this record, with their history; returns the numbers of rows.
+
+    Others forget that they were opened for it.
+    """
+    held = find_cases_of(connection, detector, record_id)
+    counts: Counter[tuple[str, date | None]] = Counter()
+    for table in (cases, case_events):
+        of_case = (table.c.detector == detector, table.c.case_id.in_(held))
+        counts[table.name, None] = len(connection.execute(sa.select(table).where(*of_case)).all())
+        connection.execute(sa.delete(table).where(*of_case))
+    opened_for = (cases.c.detector == detector, cases.c.record_id == record_id)
+    connection.execute(sa.update(cases).where(*opened_for).values(record_id=ERASED))
+    return +counts
+
+
+def find_cases_of(connection: sa.Connection, detector: str, record_id: str) -> set[int]:
+    """The cases that are about nothing but this record, and those merged into them."""
+    flags = sa.select(case_flags.c.case_id).where(case_flags.c.detector == detector)
+    opened = sa.select(cases.c.case_id).where(cases.c.detector == detector, cases.c.record_id == record_id)
+    found = {*connection.scalars(flags.where(case_flags.c.record_id == record_id)), *connection.scalars(opened)}
+    found -= set(connection.scalars(flags.where(case_flags.c.record_id != record_id)))
+    merged = sa.select(cases.c.case_id, cases.c.merged_into).where(
+        cases.c.detector == detector, cases.c.merged_into.is_not(None)
+    )
+    into = {row.case_id: row.merged_into for row in connection.execute(merged)}
+    while more := {case for case, other in into.items() if other in found} - found:
+        found |= more
+    return found
+
+
+def erase_mentions(
+    connection: sa.Connection, column: sa.Column[Any], detector: str, record_id: str
+) -> list[date | None]:
     """Replace the id in a column of free text, as a whole word only; returns the rows' batch dates."""
     table: Any = column.table
     is_json = column is attempts.c.parts  # with escaped quotes and backslashes
@@ -261,7 +307,7 @@ def erase_mentions(connection: sa.Connection, column: sa.Column[Any], detector: 
         if (text := word.sub(ERASED, row[column.name])) != row[column.name]:
             same = (key == row[key.name] for key in KEYS[table])
             connection.execute(sa.update(table).where(*same).values({column.name: text}))
-            days.append(row["batch_date"])
+            days.append(row.get("batch_date"))
     return days
 
 

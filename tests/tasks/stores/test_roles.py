@@ -246,7 +246,10 @@ def test_going_back_revokes_every_right_and_leaves_the_roles(engines: dict[str, 
         command.downgrade(config, "0004")
     with engines[OWNER].begin() as connection:
         connection.execute(sa.text("create table of_a_later_version (x int)"))
-    for table in (*TABLES, "of_a_later_version"):
+    with engines[OWNER].begin() as connection:
+        tables = sa.inspect(connection).get_table_names()
+    assert {"labels", "of_a_later_version"} < set(tables)
+    for table in tables:
         assert is_refused(engines["test_writer"], f"select * from {table}")
         assert is_refused(engines["test_reader"], f"select * from {table}")
     assert engines[OWNER].migrate() == "0004"

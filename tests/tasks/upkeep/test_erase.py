@@ -21,7 +21,7 @@ from tasks.errors import Failure, RecordMissing
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.site import Site
-from tasks.stores.tables import attempts, group_scores, labels, metadata, reviews
+from tasks.stores.tables import attempts, case_events, case_flags, cases, group_scores, labels, metadata, reviews
 from tasks.stores.warehouse import Warehouse
 from tasks.upkeep import erase
 from tasks.upkeep.erase import ERASED, Erased, Place, erase_record, erase_rows
@@ -211,6 +211,35 @@ def test_a_record_is_erased_from_every_table_and_from_texts_that_mention_it(engi
             ("toy", OTHER),
         ]
     assert erase_rows(site, VICTIM) == []
+
+
+CASE = {"detector": "toy", "state": "open", "severity": "low", "opened_at": NOW, "due_at": NOW}
+
+
+def test_a_case_that_held_nothing_else_goes_with_its_history_and_others_keep_their_flags(
+    engine: Warehouse, site: Site
+) -> None:
+    """Case 1 holds two records, 2 only the victim, 3 was merged into 2, 4 is another's, 5 was opened for the victim."""
+    entities, into = {1: None, 2: "victim's", 3: "victim's too", 4: "other's", 5: None}, {3: 2}
+    flags = [(1, VICTIM), (1, OTHER), (2, VICTIM), (4, OTHER)]
+    with engine.begin() as connection:
+        for number, entity in entities.items():
+            row = CASE | {"case_id": number, "entity": entity, "merged_into": into.get(number)}
+            row["record_id"] = None if entity else VICTIM
+            connection.execute(sa.insert(cases).values(row))
+            event = {"detector": "toy", "case_id": number, "number": 1, "happened_at": NOW, "kind": "note"}
+            connection.execute(sa.insert(case_events).values(**event, actor="kim", note=f"see {VICTIM}"))
+        for number, (case, record) in enumerate(flags):
+            key = {"detector": "toy", "batch_date": DAY + timedelta(days=number), "record_id": record}
+            connection.execute(sa.insert(case_flags).values(**key, case_id=case, attempt=1))
+    places = {place.what: place.rows for place in erase_rows(replace(site, warehouse=engine), VICTIM)}
+    assert places == {"case_flags": 1, "cases": 3, "case_events": 3, "case_events.note": 2}
+    with engine.begin() as connection:
+        left = sa.select(cases.c.case_id, cases.c.entity, cases.c.record_id).order_by(cases.c.case_id)
+        assert connection.execute(left).all() == [(1, None, ERASED), (4, "other's", None)]
+        found = connection.execute(sa.select(case_events.c.case_id, case_events.c.note).order_by(case_events.c.case_id))
+        assert found.all() == [(1, f"see {ERASED}"), (4, f"see {ERASED}")]
+        assert set(connection.scalars(sa.select(case_flags.c.record_id))) == {OTHER}
 
 
 def test_pages_that_show_the_record_go(site: Site) -> None:

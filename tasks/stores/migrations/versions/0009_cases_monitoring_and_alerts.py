@@ -1,8 +1,8 @@
 """Add what follows a published night: cases and their events, findings, deliveries and suppressions.
 
-A review also says on which attempt's flag it was given, a flag which suppression holds it back, and a drift statistic
-its bound. All are null for rows of before. A migration is frozen once released: it defines its own columns and does not
-import tasks.stores.warehouse.
+A review also says on which attempt it was given and in which word, a flag which suppression holds it back, and a drift
+statistic its bound. All are null for rows of before. A migration is frozen once released: it defines its own columns
+and does not import tasks.stores.warehouse.
 """
 
 from typing import Any
@@ -33,12 +33,14 @@ def upgrade() -> None:
         sa.Column("snoozed_until", Instant),
         sa.Column("closed_at", Instant),
         sa.Column("verdict", sa.Text),
+        sa.Column("merged_into", sa.Integer),
     )
+    many_writers = op.get_context().dialect.name == "postgresql"  # see 0001: an index makes DuckDB's deletions slow
     op.create_table(
         "case_flags",
-        _key("detector", sa.Text),
-        _key("batch_date", sa.Date),
-        _key("record_id", sa.Text),
+        _key("detector", sa.Text, many_writers),
+        _key("batch_date", sa.Date, many_writers),
+        _key("record_id", sa.Text, many_writers),
         sa.Column("case_id", sa.Integer, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
     )
@@ -90,6 +92,7 @@ def upgrade() -> None:
         sa.Column("ended_at", Instant),
     )
     op.add_column("reviews", sa.Column("attempt", sa.Integer))
+    op.add_column("reviews", sa.Column("said", sa.Text))
     op.add_column("drift", sa.Column("bound", sa.Double))
     for table in FLAGS:
         op.add_column(table, sa.Column("suppressed_by", sa.Text))
@@ -99,10 +102,11 @@ def downgrade() -> None:
     for table in FLAGS:
         op.drop_column(table, "suppressed_by")
     op.drop_column("drift", "bound")
+    op.drop_column("reviews", "said")
     op.drop_column("reviews", "attempt")
     for table in reversed(ADDED):
         op.drop_table(table)
 
 
-def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
-    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+def _key(name: str, kind: type[sa.types.TypeEngine[Any]], is_key: bool = True) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=is_key, autoincrement=False, nullable=False)
