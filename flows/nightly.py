@@ -72,7 +72,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         workers = Workers(setup.scheduler, setup.workers)
         at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
         scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
-        night = at(publish)(site, begun, scored, rule)
+        night = at(publish)(site, begun, scored, rule, params.cases)
         report(site, validation, scorer, params.score)
         shadow(site, setup.configured.contract, validation, params.score, begun.started_at, return_state=True)
     return night

@@ -15,6 +15,8 @@ NightjarError                anything a user can fix
 ├── PromotionRefused         a version may not become champion: it would lose what the champion has
 ├── RecordInvalid             a record given by hand lacks columns, or breaks the contract
 ├── RecordMissing             the record is not in the published nights
+├── CaseMissing               the detector has no case of this number
+├── CaseRefused               the state of a case does not allow what was asked
 ├── PublishConflict           a newer attempt, or newer input, overtook this one
 ├── ReconciliationFailed      rows in differ from scored + quarantined + excluded
 ├── LeakageFound              two sets share records, or a label was used before it was known
@@ -85,6 +87,14 @@ class RecordInvalid(NightjarError):
 
 class RecordMissing(NightjarError):
     """No published night has the record."""
+
+
+class CaseMissing(NightjarError):
+    """The detector has no case of this number."""
+
+
+class CaseRefused(NightjarError):
+    """The state of a case does not allow what was asked; nothing was changed."""
 
 
 class PublishConflict(NightjarError):

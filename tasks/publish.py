@@ -1,4 +1,4 @@
-"""Publish one night: its flags, groups and counts replace the batch's earlier ones in one transaction.
+"""Publish one night: its flags, groups and counts replace the batch's earlier ones in one transaction, cases included.
 
 Whether it runs twice, concurrently in two processes, or is killed, readers see the complete old or new result.
 An attempt overtaken by a newer one, or whose input has changed, is refused; replaced rows are archived.
@@ -16,8 +16,10 @@ from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
 from tasks.errors import Failure, PublishConflict, ReconciliationFailed
+from tasks.follow_up.cases import place_alerts
 from tasks.policy import IO
 from tasks.rows.groups import rank_groups
+from tasks.rows.params import CasesParams
 from tasks.rows.record import RecordRule
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Manifest, quote
@@ -45,7 +47,7 @@ FLAG_COLUMNS = [
     "suppressed",
 ]
 RECORD_COLUMNS = ["entity", "record"]  # looked up when the night is published; null without them
-NO_RECORD = RecordRule()
+NO_RECORD, CASES = RecordRule(), CasesParams()
 NIGHT_COLUMNS = ["detector", "batch_date", "attempt", "threshold", "model_name", "model_version", "scored_at"]
 
 
@@ -83,13 +85,14 @@ def publish_night(
     now: datetime,
     current_input_hash: Callable[[], str],
     groups: pd.DataFrame | None = None,
+    cases: CasesParams = CASES,
 ) -> None:
     """Replace the batch's published result with this night's, completely or not at all.
 
     flags: one row per alert or suppressed flag, FLAG_COLUMNS and optionally RECORD_COLUMNS. `current_input_hash` reads
     the landing manifest; it is called while the batch is locked. groups: group, score, records; their ranks among the
-    detector's groups of earlier batch dates are computed now. Raises ReconciliationFailed, PublishConflict and
-    ServiceUnreachable.
+    detector's groups of earlier batch dates are computed now. cases: how severe the cases are that alerts join or open.
+    Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
     """
     reconcile_counts(night, flags)
     rows = build_rows(night, flags)
@@ -102,6 +105,7 @@ def publish_night(
         _replace_groups(connection, night, groups)
         _replace_batch(connection, night, len(flags))
         _finish_attempt(connection, night, now)
+        place_alerts(connection, night, cases, now)
 
 
 def _refuse_overtaken(connection: sa.Connection, night: Night, input_hash: str) -> None:
@@ -231,7 +235,9 @@ def add_records(lake: Lake, validated: Manifest, flags: pd.DataFrame, rule: Reco
     return flags.merge(records, on="record_id", how="left", validate="one_to_one")
 
 
-def publish_scored(site: Site, begun: Begun, scored: Scored, rule: RecordRule = NO_RECORD) -> Night:
+def publish_scored(
+    site: Site, begun: Begun, scored: Scored, rule: RecordRule = NO_RECORD, cases: CasesParams = CASES
+) -> Night:
     """Publish a scored batch from the lake; returns the night as published."""
     now, lake = datetime.now(UTC), site.lake
     night = Night(**vars(scored), attempt=begun.attempt, seconds=(now - begun.started_at).total_seconds())
@@ -239,13 +245,13 @@ def publish_scored(site: Site, begun: Begun, scored: Scored, rule: RecordRule = 
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
     flags = add_records(lake, lake.get("validated", site.detector, scored.batch_date), flags, rule)
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
-    publish_night(site.warehouse, night, flags, now, landing_hash, groups)
+    publish_night(site.warehouse, night, flags, now, landing_hash, groups, cases)
     return night
 
 
 @task(task_run_name="publish {site.detector} {scored.batch_date}", **IO)
-def publish(site: Site, begun: Begun, scored: Scored, rule: RecordRule) -> Night:
+def publish(site: Site, begun: Begun, scored: Scored, rule: RecordRule, cases: CasesParams) -> Night:
     """Publish a scored batch; returns its row of scoring_batches."""
-    night = publish_scored(site, begun, scored, rule)
+    night = publish_scored(site, begun, scored, rule, cases)
     get_run_logger().info("published %s: %d flagged", _describe_batch(night), night.flagged)
     return night

@@ -6,10 +6,10 @@ must not wait. flows/config/params.py reads the file and builds a detector from 
 
 import hashlib
 import json
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from zoneinfo import available_timezones
 
 import pyarrow as pa
@@ -403,6 +403,47 @@ class PublishParams(Section):
     pseudonymise: tuple[str, ...] = ()
 
 
+Severity = Literal["low", "medium", "high", "critical"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+RANKS: dict[Severity, float] = {"low": 0, "medium": 99.9, "high": 99.99, "critical": 99.999}
+DUE_HOURS: dict[Severity, float] = {"low": 168, "medium": 72, "high": 24, "critical": 4}
+
+
+class CasesParams(Section):
+    """How severe a case is, and how soon a person should have looked at it.
+
+    ranks: the percentile rank of the worst flag at which a severity begins. raised_by: a case of this many flags is one
+    severity higher. due_hours: by severity. A severity that is not named keeps its default.
+    """
+
+    ranks: dict[Severity, float] = Field(default=RANKS)
+    raised_by: int = Field(default=3, ge=2)
+    due_hours: dict[Severity, Annotated[float, Field(gt=0, le=8784)]] = Field(default=DUE_HOURS)
+
+    @field_validator("ranks")
+    @classmethod
+    def _fill_ranks(cls, given: dict[Severity, float]) -> dict[Severity, float]:
+        ranks = {severity: given.get(severity, RANKS[severity]) for severity in SEVERITIES}
+        values = list(ranks.values())
+        if values[0] != 0 or values[-1] > 100 or any(low > high for low, high in pairwise(values)):
+            raise ValueError("ranks must rise from low, which is 0, to critical, at most 100")
+        return ranks
+
+    @field_validator("due_hours")
+    @classmethod
+    def _fill_due_hours(cls, given: dict[Severity, float]) -> dict[Severity, float]:
+        return {severity: given.get(severity, DUE_HOURS[severity]) for severity in SEVERITIES}
+
+    def find_severity(self, worst_rank: float, flags: int) -> Severity:
+        """The severity of a case by the rank of its worst flag, 0 to 100, and the number of its flags."""
+        level = sum(rank <= worst_rank for rank in self.ranks.values()) - 1
+        return SEVERITIES[min(level + (flags >= self.raised_by), len(SEVERITIES) - 1)]
+
+    def find_due(self, severity: Severity, since: datetime) -> datetime:
+        """When a case that became this severe at an instant is due."""
+        return since + timedelta(hours=self.due_hours[severity])
+
+
 def _known_zone(name: str) -> str:
     if name not in available_timezones():
         raise ValueError(f"{name!r} is not a time zone of the IANA database, such as Europe/Berlin")
@@ -423,6 +464,7 @@ class DetectorParams(Section):
     calibrate: CalibrateParams = CalibrateParams()
     score: ScoreParams = ScoreParams()
     publish: PublishParams = PublishParams()
+    cases: CasesParams = CasesParams()
     review: ReviewParams = ReviewParams()
     promote: PromoteParams = PromoteParams()
     retention: RetentionParams = RetentionParams()

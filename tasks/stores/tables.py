@@ -152,11 +152,11 @@ reviews = sa.Table(
     _key("record_id", sa.Text),
     _key("reviewer", sa.Text),
     _key("reviewed_at", Instant),
-    _value("verdict", sa.Text),  # anomaly, normal, or withdrawn
+    _value("verdict", sa.Text),  # anomaly, normal, unresolved, or withdrawn
     _value("note", sa.Text, nullable=True),
     _value("inclusion", sa.Double),  # the probability with which such a record was selected for review
     _value("attempt", sa.Integer, nullable=True),  # the published one that was judged; null: given before schema 0009
-    _value("said", sa.Text, nullable=True),  # the reviewer's word, if it says more than `verdict`: see tasks/review.py
+    _value("said", sa.Text, nullable=True),  # the reviewer's word, if it says more than `verdict`
 )
 drift = sa.Table(
     "drift",
@@ -183,7 +183,8 @@ cases = sa.Table(
     _key("detector", sa.Text),
     _key("case_id", sa.Integer),  # from 1 on
     _value("entity", sa.Text, nullable=True),
-    _value("record_id", sa.Text, nullable=True),  # of the one flag, if its entity is unknown
+    _value("batch_date", sa.Date, nullable=True),  # of the one flag, if its entity is unknown
+    _value("record_id", sa.Text, nullable=True),
     _value("state", sa.Text),  # open, snoozed or closed
     _value("assignee", sa.Text, nullable=True),
     _value("severity", sa.Text),
@@ -207,7 +208,7 @@ case_events = sa.Table(
     metadata,
     _key("detector", sa.Text),
     _key("case_id", sa.Integer),
-    _key("number", sa.Integer),  # from 1 on
+    _key("number", sa.Integer),  # in order, among all events of the detector
     _value("happened_at", Instant),
     _value("kind", sa.Text),  # opened, joined, left, taken, verdict, note, snoozed, reopened, merged or closed
     _value("actor", sa.Text),  # a person, or nightjar by rule
@@ -281,6 +282,31 @@ class PublishedNight(Night):
     """A published night. `published` rows were written; a cap on alerts may make them fewer than `flagged`."""
 
     published: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case; see tasks/follow_up/cases.py."""
+
+    detector: str
+    case_id: int
+    entity: str | None
+    batch_date: date | None
+    record_id: str | None
+    state: str
+    assignee: str | None
+    severity: str
+    opened_at: datetime
+    due_at: datetime
+    snoozed_until: datetime | None
+    closed_at: datetime | None
+    verdict: str | None
+    merged_into: int | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits for a person, now or once it is no longer snoozed."""
+        return self.closed_at is None
 
 
 @dataclass(frozen=True)

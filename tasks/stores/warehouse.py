@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -49,7 +49,18 @@ NOT_A_WAREHOUSE = {
     **dict.fromkeys(("mysql", "mariadb", "mssql", "oracle"), "its keys cannot be text of any length, as ids are"),
 }
 WITHDRAWN = "withdrawn"  # in place of a verdict: the record has none any more
-REVIEW_COLUMNS = ("batch_date", "record_id", "reviewer", "reviewed_at", "verdict", "note", "inclusion")
+UNRESOLVED = "unresolved"  # a verdict from which nothing is learnt
+REVIEW_COLUMNS = (
+    "batch_date",
+    "record_id",
+    "reviewer",
+    "reviewed_at",
+    "verdict",
+    "note",
+    "inclusion",
+    "attempt",
+    "said",
+)
 
 
 @dataclass(frozen=True)
@@ -334,36 +345,47 @@ class Warehouse:
         with self.begin_reading() as connection:
             return read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
 
-    def add_reviews(self, detector: str, frame: pd.DataFrame) -> int:
+    def add_reviews(
+        self, detector: str, frame: pd.DataFrame, then: Callable[[sa.Connection], None] = lambda connection: None
+    ) -> int:
         """Add verdicts and return how many were new; existing ones are skipped.
 
-        frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict (anomaly, normal or withdrawn),
-        inclusion (0, 1], and note, which may be absent or null.
+        frame: batch_date, record_id, reviewer, reviewed_at (instant), verdict (anomaly, normal, unresolved or
+        withdrawn), inclusion (0, 1], and note, attempt and said, which may be absent or null. `then` is called in the
+        same transaction, which has the detector's cases locked.
         """
         with self.begin() as connection:
             staged = _stage_rows(connection, reviews, frame.assign(detector=detector))
-            lock_key(connection, detector, "reviews")
-            return _insert_new(connection, reviews, staged)
+            lock_cases(connection, detector)
+            added = _insert_new(connection, reviews, staged)
+            then(connection)
+        return added
 
-    def read_reviews(self, detector: str, known_by: datetime | None = None) -> pd.DataFrame:
+    def read_reviews(self, detector: str, known_by: datetime | None = None, learnt: bool = True) -> pd.DataFrame:
         """The latest verdict per record, as of `known_by` if given: REVIEW_COLUMNS, ordered by date and record.
 
-        A record whose latest verdict was withdrawn has none.
+        A record whose latest verdict was withdrawn has none. learnt: nor has one that is unresolved.
         """
-        record = [reviews.c.batch_date, reviews.c.record_id]
-        # Of two reviewers at the same instant, always the same one counts.
-        order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
-        recency = sa.func.row_number().over(partition_by=record, order_by=order).label("recency")
-        columns = [reviews.c[name] for name in REVIEW_COLUMNS]
-        given = sa.select(*columns, recency).where(reviews.c.detector == detector)
-        if known_by is not None:
-            given = given.where(reviews.c.reviewed_at <= known_by)
-        ranked = given.subquery()
-        current = sa.select(*(ranked.c[name] for name in REVIEW_COLUMNS)).where(
-            ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN
-        )
+        current = select_verdicts(detector, known_by).subquery()
+        found = sa.select(current).order_by(current.c.batch_date, current.c.record_id)
+        if learnt:
+            found = found.where(current.c.verdict != UNRESOLVED)
         with self.begin_reading() as connection:
-            return read_frame(connection, current.order_by(ranked.c.batch_date, ranked.c.record_id))
+            return read_frame(connection, found)
+
+
+def select_verdicts(detector: str, known_by: datetime | None = None) -> sa.Select[Any]:
+    """The latest verdict per record, REVIEW_COLUMNS, without those that were withdrawn."""
+    record = [reviews.c.batch_date, reviews.c.record_id]
+    # Of two reviewers at the same instant, always the same one counts.
+    order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
+    recency = sa.func.row_number().over(partition_by=record, order_by=order).label("recency")
+    given = sa.select(*(reviews.c[name] for name in REVIEW_COLUMNS), recency).where(reviews.c.detector == detector)
+    if known_by is not None:
+        given = given.where(reviews.c.reviewed_at <= known_by)
+    ranked = given.subquery()
+    columns = [ranked.c[name] for name in REVIEW_COLUMNS]
+    return sa.select(*columns).where(ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN)
 
 
 def open_engine(url: str, to_write: bool = True) -> sa.Engine:
@@ -458,6 +480,11 @@ def lock_key(connection: sa.Connection, *key: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
     elif connection.dialect.name != "duckdb":
         connection.execute(sa.update(SCHEMA).values(version_num=SCHEMA.c.version_num))
+
+
+def lock_cases(connection: sa.Connection, detector: str) -> None:
+    """Block others that change a detector's cases or verdicts. Lock it after a batch, never before."""
+    lock_key(connection, detector, "cases")
 
 
 def _refuse_mismatch(connection: sa.Connection, found: str | None, version: str) -> None:

@@ -38,7 +38,7 @@ from tasks.stores.tables import (
     scoring_batches,
     superseded_anomalies,
 )
-from tasks.stores.warehouse import lock_key
+from tasks.stores.warehouse import lock_cases
 from tasks.upkeep.inventory import Inventory, list_results, take_inventory
 from tasks.upkeep.prune import GRACE, hold_batch, read_batch_date
 
@@ -248,7 +248,7 @@ def erase_rows(site: Site, record_id: str) -> list[Place]:
     with site.warehouse.begin() as connection:
         for table, column in NAMED_BY.items():
             if table is case_flags:
-                lock_key(connection, site.detector, "cases")  # after the flags, as publishing does
+                lock_cases(connection, site.detector)  # after the flags, as publishing does
                 counts.update(erase_cases(connection, site.detector, record_id))
             found = (table.c.detector == site.detector, column == record_id)
             rows = connection.execute(sa.select(table).where(*found)).mappings()

@@ -24,6 +24,7 @@ def upgrade() -> None:
         _key("detector", sa.Text),
         _key("case_id", sa.Integer),
         sa.Column("entity", sa.Text),
+        sa.Column("batch_date", sa.Date),
         sa.Column("record_id", sa.Text),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("assignee", sa.Text),

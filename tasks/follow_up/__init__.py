@@ -1,0 +1,1 @@
+"""What happens after a night is published: cases, suppressions and alerts."""
