@@ -66,7 +66,7 @@ FLOORS = (
     ("on_demand",),
     ("train", "calibrate", "register", "evaluate", "onboarding"),
     ("ingest", "filter", "publish", "review", "serving"),
-    ("pages",),
+    ("pages", "follow_up"),
     ("rows",),
     ("sources",),
     ("stores", "policy"),

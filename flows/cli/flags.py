@@ -50,12 +50,17 @@ def flags(
 
 
 def show_flags(name: str, found: list[dict[str, Any]], zone: ZoneInfo) -> None:
-    """Print the worst flags, each in up to three lines: what it is, the record's values, and the causes."""
-    from tasks.rows.describe import describe_values
-
+    """Print the worst flags: what they are, the records' values, and the causes."""
     days = [flag["batch_date"] for flag in found]
     of = f" of {min(days)}" + (f" to {max(days)}" if max(days) > min(days) else "") if days else ""
     stdout.print(f"{name}: {len(found):,} flags{of}", style="bold")
+    print_flags(found, zone)
+
+
+def print_flags(found: list[dict[str, Any]], zone: ZoneInfo) -> None:
+    """Print the first flags, each in up to three lines."""
+    from tasks.rows.describe import describe_values
+
     for flag in found[:SHOWN_FLAGS]:
         facts = [
             flag["event_time"] and flag["event_time"][:19].replace("T", " "),

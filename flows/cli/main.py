@@ -11,6 +11,8 @@ import typer
 from flows.cli import (
     backfill,
     backup,
+    case,
+    cases,
     compare,
     delete,
     deploy,
@@ -50,6 +52,7 @@ VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, metrics),
     "Past nights": (backfill, replay, verify),
     "Flags": (flags, explain, review, rank),
+    "Cases": (cases, case),
     "Versions": (train, compare, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),
     "Detectors": (init, fetch, doctor, stage, delete),

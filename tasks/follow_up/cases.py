@@ -16,7 +16,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from tasks.rows.params import SEVERITIES, CasesParams
-from tasks.stores.bulk import load_rows
+from tasks.stores.bulk import load_rows, read_frame
 from tasks.stores.tables import Case, Night, case_events, case_flags, cases, flagged_anomalies
 from tasks.stores.warehouse import UNRESOLVED, lock_cases, select_verdicts
 
@@ -36,7 +36,7 @@ STATES = (OPEN, SNOOZED, CLOSED)
 CHUNK = 5000  # ids in one statement
 FLAG_KEY = ("detector", "batch_date", "record_id")
 AWAKE: dict[str, Any] = {"state": OPEN, "snoozed_until": None}
-Key = tuple[Any, ...]  # of a case: its entity, or the batch date and id of its record
+Key = tuple[Any, ...]
 
 
 @dataclass
@@ -83,7 +83,7 @@ def place_alerts(connection: sa.Connection, night: Night, params: CasesParams, n
     for kind, moved in (("left", left), ("joined", joined)):
         for case, flags in sorted(moved.items()):
             log.add(case, kind, batch_date=night.batch_date, attempt=night.attempt, flags=flags)
-    _raise_severity(connection, [known[case] for case in sorted(joined)], params, log)
+    raise_severity(connection, [known[case] for case in sorted(joined)], params, log)
     close_settled(connection, {*opened, *joined, *left}, log)
     log.write(connection)
 
@@ -126,10 +126,11 @@ def _read_known(connection: sa.Connection, night: Night) -> dict[int, Case]:
         c.merged_into.is_not(None),
         c.case_id.in_(merged),
     )
-    return {case.case_id: case for case in _read_cases(connection, c.detector == night.detector, concerned)}
+    return {case.case_id: case for case in read_cases(connection, c.detector == night.detector, concerned)}
 
 
-def _read_cases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> list[Case]:
+def read_cases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> list[Case]:
+    """The cases that meet all conditions, by number."""
     found = sa.select(cases).where(*which).order_by(cases.c.case_id)
     return [Case(**row) for row in connection.execute(found).mappings().all()]
 
@@ -151,9 +152,9 @@ def _find_cases(
     open_of: dict[Key, int] = {}
     for case in sorted(known.values(), key=lambda one: one.merged_into is not None):  # a key's own case comes first
         root = _root(case, known)
-        keys.setdefault(root.case_id, set()).add(_key(case))
+        keys.setdefault(root.case_id, set()).add(key_of(case))
         if root.is_open:
-            open_of.setdefault(_key(case), root.case_id)
+            open_of.setdefault(key_of(case), root.case_id)
     placed: dict[str, int] = {}
     for record, alert in alerts.items():
         key = _key_of_alert(alert, batch_date)
@@ -165,7 +166,8 @@ def _find_cases(
     return placed
 
 
-def _key(case: Case) -> Key:
+def key_of(case: Case) -> Key:
+    """What all flags of a case share: its entity, or else the batch date and id of its one record."""
     return (case.entity,) if case.entity is not None else (case.batch_date, case.record_id)
 
 
@@ -195,7 +197,7 @@ def _open_cases(
     if not new:
         return set()
     first = _next(connection, cases.c.case_id, night.detector)
-    former = {_key(case): _root(case, known).case_id for case in known.values()}  # all are closed: see placed
+    former = {key_of(case): _root(case, known).case_id for case in known.values()}  # all are closed: see placed
     rows = []
     for number, (key, flags) in enumerate(new.items(), first):
         severity = params.find_severity(max(flag.percentile_rank for flag in flags), len(flags))
@@ -217,7 +219,7 @@ def _replace_members(connection: sa.Connection, night: Night, placed: Mapping[st
     load_rows(connection, case_flags, named)
 
 
-def _raise_severity(connection: sa.Connection, joined: Sequence[Case], params: CasesParams, log: Log) -> None:
+def raise_severity(connection: sa.Connection, joined: Sequence[Case], params: CasesParams, log: Log) -> None:
     """Raise the severity of open cases, and their due dates; a snoozed case opens. Severity never falls."""
     worst = _read_worst(connection, log.detector, [case.case_id for case in joined])
     for case in joined:
@@ -229,7 +231,7 @@ def _raise_severity(connection: sa.Connection, joined: Sequence[Case], params: C
         if case.state == SNOOZED:
             changes |= AWAKE
             log.add(case.case_id, "reopened", reason=f"severity rose from {case.severity} to {severity}")
-        _change(connection, case, changes)
+        change(connection, case, changes)
 
 
 def _read_worst(connection: sa.Connection, detector: str, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
@@ -260,7 +262,7 @@ def close_settled(connection: sa.Connection, numbers: Collection[int], log: Log)
             judged.setdefault(case, []).append(word or meaning)
         acted = sa.select(case_events.c.case_id).where(*_of(case_events, log.detector, chunk), by_person)
         touched = set(connection.scalars(acted))
-        for case in _read_cases(connection, *_of(cases, log.detector, chunk), cases.c.closed_at.is_(None)):
+        for case in read_cases(connection, *_of(cases, log.detector, chunk), cases.c.closed_at.is_(None)):
             words = judged.get(case.case_id, [])
             if given := [word for word in words if word is not None]:
                 if len(given) == len(words):
@@ -282,7 +284,7 @@ def close(
     reason: str | None = None,
 ) -> None:  # fmt: skip
     """Close a case, with a verdict or without."""
-    _change(connection, case, AWAKE | {"state": CLOSED, "closed_at": log.now, "verdict": verdict})
+    change(connection, case, AWAKE | {"state": CLOSED, "closed_at": log.now, "verdict": verdict})
     log.add(case.case_id, "closed", actor, note, verdict=verdict, reason=reason)
 
 
@@ -290,7 +292,8 @@ def _of(table: sa.Table, detector: str, numbers: Sequence[int]) -> tuple[sa.Colu
     return table.c.detector == detector, table.c.case_id.in_(numbers)
 
 
-def _change(connection: sa.Connection, case: Case, values: Mapping[str, Any]) -> None:
+def change(connection: sa.Connection, case: Case, values: Mapping[str, Any]) -> None:
+    """Set columns of a case. The caller has the detector's cases locked."""
     of_case = (cases.c.detector == case.detector, cases.c.case_id == case.case_id)
     connection.execute(sa.update(cases).where(*of_case).values(**values))
 
@@ -298,3 +301,21 @@ def _change(connection: sa.Connection, case: Case, values: Mapping[str, Any]) ->
 def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(numbers), CHUNK):
         yield numbers[start : start + CHUNK]
+
+
+def read_members(connection: sa.Connection, detector: str, *which: sa.ColumnElement[bool]) -> pd.DataFrame:
+    """The flags of the cases that meet all conditions: case_id and the columns of flagged_anomalies, worst first."""
+    of_flag = sa.and_(*(case_flags.c[name] == flagged_anomalies.c[name] for name in FLAG_KEY))
+    of_case = sa.and_(*(case_flags.c[name] == cases.c[name] for name in ("detector", "case_id")))
+    joined = sa.join(sa.join(case_flags, cases, of_case), flagged_anomalies, of_flag)
+    found = sa.select(case_flags.c.case_id, flagged_anomalies).select_from(joined)
+    order = (flagged_anomalies.c.score.desc(), flagged_anomalies.c.batch_date, flagged_anomalies.c.record_id)
+    return read_frame(connection, found.where(cases.c.detector == detector, *which).order_by(*order))
+
+
+def read_events(connection: sa.Connection, detector: str, number: int) -> list[dict[str, Any]]:
+    """What happened to a case, in order: happened_at, kind, actor, note and details."""
+    c = case_events.c
+    found = sa.select(c.happened_at, c.kind, c.actor, c.note, c.details).where(*_of(case_events, detector, [number]))
+    rows = connection.execute(found.order_by(c.number)).mappings().all()
+    return [{**row, "details": json.loads(row["details"] or "{}")} for row in rows]

@@ -13,6 +13,8 @@ from tasks.rows.params import ScoreParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
 
+RECORD = ["batch_date", "record_id"]
+
 
 def list_flags(
     site: Site, params: ScoreParams, rule: RecordRule, first: date | None, last: date | None, entity: str | None
@@ -34,10 +36,20 @@ def list_flags(
             expected=f"dates from {nights[0]} to {nights[-1]}",
             todo=f"nightjar status {site.detector} shows what is published",
         )
-    entities = None if entity is None else {entity, *([rule.pseudonym(entity)] if rule.hides_entity else [])}
-    found = site.warehouse.read_flags(site.detector, chosen[0], chosen[-1], entities)
-    verdicts = site.warehouse.read_reviews(site.detector)[["batch_date", "record_id", "verdict", "note"]]
-    flags = found.merge(verdicts, "left", ["batch_date", "record_id"]).astype(object)
+    found = site.warehouse.read_flags(site.detector, chosen[0], chosen[-1], name_entity(rule, entity))
+    return describe_flags(site, params, found)
+
+
+def name_entity(rule: RecordRule, entity: str | None) -> set[str] | None:
+    """An entity as it may be in the tables: as given, or as its pseudonym. None: any."""
+    return None if entity is None else {entity, *([rule.pseudonym(entity)] if rule.hides_entity else [])}
+
+
+def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of flagged_anomalies as people read them, with the latest verdict in the reviewer's word: see list_flags."""
+    reviews = site.warehouse.read_reviews(site.detector, learnt=False)
+    given = reviews.assign(verdict=reviews["said"].fillna(reviews["verdict"]))
+    flags = found.merge(given[["batch_date", "record_id", "verdict", "note"]], "left", RECORD).astype(object)
     return [
         {
             "batch_date": row["batch_date"],

@@ -439,9 +439,9 @@ class CasesParams(Section):
         level = sum(rank <= worst_rank for rank in self.ranks.values()) - 1
         return SEVERITIES[min(level + (flags >= self.raised_by), len(SEVERITIES) - 1)]
 
-    def find_due(self, severity: Severity, since: datetime) -> datetime:
+    def find_due(self, severity: str, since: datetime) -> datetime:
         """When a case that became this severe at an instant is due."""
-        return since + timedelta(hours=self.due_hours[severity])
+        return since + timedelta(hours=next(hours for name, hours in self.due_hours.items() if name == severity))
 
 
 def _known_zone(name: str) -> str:
