@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from prefect import flow
@@ -13,12 +13,12 @@ from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
+from flows.alerts import tell
 from flows.config.setup import load_setup
 from flows.hooks import mark_crashed
 from flows.status import StatusLine, list_in_service, read_line
+from tasks.follow_up.facts import DUE_BY
 from tasks.rows.escaping import escape_markdown
-
-DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yesterday's night must be published
 
 
 @flow(name="freshness", flow_run_name="watch freshness", on_running=[mark_crashed])
@@ -26,7 +26,8 @@ def watch_freshness(max_days_behind: int = 0) -> State[None]:
     """Check every detector in service, and list each late one with the causes.
 
     Yesterday's night is due from 06:00 in the detector's time zone. The run fails if the previous one did not know one
-    of the causes; otherwise it completes as StillLate.
+    of the causes; otherwise it completes as StillLate. Also tells what alerts.yaml asks for: late nights, digests, and
+    messages that a channel did not take before.
 
     Args:
         max_days_behind: How many days older than the night that is due the newest published night may be.
@@ -37,6 +38,7 @@ def watch_freshness(max_days_behind: int = 0) -> State[None]:
     rows = [make_row(line, find_causes(line, max_days_behind)) for line in lines]
     late = list_late(rows)
     create_table_artifact(rows, key=key, description=describe(late))
+    tell()
     if not late:
         return Completed(message=f"{len(lines)} fresh")
     message = "\n".join(late)

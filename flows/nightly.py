@@ -8,6 +8,7 @@ from prefect import Flow, flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as current
 
+from flows.alerts import tell
 from flows.config.setup import load_setup, prepare
 from flows.hooks import follow_steps, mark_crashed, taking_turns
 from tasks.errors import Failure, NightjarError, describe_failure, hide_password
@@ -24,11 +25,12 @@ LOOK_BACK = timedelta(days=3)  # also land late files of these days; their night
 
 
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Mark the attempt as failed in the warehouse, so that `nightjar status` shows it without Prefect."""
+    """Mark the attempt as failed in the warehouse, so that `nightjar status` shows it without Prefect, and tell."""
     error = state.result(raise_on_failure=False) if state.is_failed() else None
     crashed = Failure("ProcessLost", {"what": hide_password(str(state.message))})
     failure = describe_failure(error) if isinstance(error, BaseException) else crashed
     fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), failure)
+    tell([flow_run.parameters["name"]])
 
 
 def name_run() -> str:
@@ -75,4 +77,5 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         night = at(publish)(site, begun, scored, rule, params.cases)
         report(site, validation, scorer, params.score)
         shadow(site, setup.configured.contract, validation, params.score, begun.started_at, return_state=True)
+    tell([name])
     return night

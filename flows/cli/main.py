@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import (
+    alerts,
     backfill,
     backup,
     case,
@@ -49,7 +50,7 @@ from models.errors import NightjarError, hide_password
 
 # A verb is the name of its file and of the function in it. --help ends with that file's EXAMPLE.
 VERBS: dict[str, tuple[ModuleType, ...]] = {
-    "Nights": (run, ingest, score, status, metrics),
+    "Nights": (run, ingest, score, status, alerts, metrics),
     "Past nights": (backfill, replay, verify),
     "Flags": (flags, explain, review, rank),
     "Cases": (cases, case),

@@ -27,17 +27,20 @@ def status(
     if name is None:
         show_all(as_json, check)
         return
+    from flows.alerts import list_problems
     from flows.status import read_status
 
-    found = read_status(name)
+    found, untold = read_status(name), list_problems()
     rows = [
         {"batch_date": n.batch_date, "state": n.state, "why": n.why, "attempt": n.batch.attempt if n.batch else None,
          "flagged": n.batch.flagged if n.batch else None, "version": n.batch.model_version if n.batch else None}
         for n in found.nights
     ]  # fmt: skip
     if as_json:
-        print_json(asdict(found) | {"nights": rows})
+        print_json(asdict(found) | {"nights": rows, "alerts": untold})
     else:
+        for problem in untold:
+            print_note(problem)
         show_one(name, found, rows)
     if check and any(night.state == "failed" for night in found.nights):
         raise typer.Exit(1)
@@ -68,14 +71,17 @@ def describe_challenger(waiting: "Waiting") -> str:
 
 def show_all(as_json: bool, check: bool) -> None:
     """Show one line per detector. Exit code 1 if one cannot be read or, with check, has a failed night."""
+    from flows.alerts import list_problems
     from flows.config.settings import load_settings
     from flows.status import read_lines
 
-    lines = read_lines(load_settings().project)
+    lines, untold = read_lines(load_settings().project), list_problems()
     rows = [line.facts for line in lines]
     if as_json:
-        print_json({"detectors": rows})
+        print_json({"detectors": rows, "alerts": untold})
     else:
+        for problem in untold:
+            print_note(problem)
         rows = [row | {"error": row["error"] or ""} for row in rows]
         columns = ["detector", "champion", "newest_night", "days_behind", *lines[0].counts] if lines else []
         columns += ["error"] if any(line.error for line in lines) else []

@@ -444,7 +444,8 @@ class CasesParams(Section):
         return since + timedelta(hours=next(hours for name, hours in self.due_hours.items() if name == severity))
 
 
-def _known_zone(name: str) -> str:
+def known_zone(name: str) -> str:
+    """The name of a time zone, if it is one. Raises ValueError."""
     if name not in available_timezones():
         raise ValueError(f"{name!r} is not a time zone of the IANA database, such as Europe/Berlin")
     return name
@@ -453,7 +454,7 @@ def _known_zone(name: str) -> str:
 class DetectorParams(Section):
     """One configured anomaly-detection job."""
 
-    time_zone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
+    time_zone: Annotated[str, AfterValidator(known_zone)] = "UTC"
     label_delay_days: int = Field(default=0, ge=0, le=365)
     entity: str | None = None  # the column that names whom a record is about, such as a card or a host
     run: RunParams

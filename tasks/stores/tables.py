@@ -218,17 +218,19 @@ case_events = sa.Table(
 deliveries = sa.Table(
     "deliveries",
     metadata,
-    _key("delivery_id", sa.Text),
-    _value("delivered_at", Instant),
+    _key("delivery_id", sa.Text),  # of rule, channel and about: the same is told once
     _value("rule", sa.Text),
-    _value("about", sa.Text),  # what it is about: the same text is one message
-    _value("detector", sa.Text, nullable=True),
     _value("channel", sa.Text),
+    _value("detector", sa.Text),
+    _value("about", sa.Text),
+    _value("raised_at", Instant),  # when what it is about became known
     _value("status", sa.Text),  # sent, failed or held
-    _value("reason", sa.Text, nullable=True),  # why it failed or was held back
+    _value("reason", sa.Text, nullable=True),  # why it failed or is held
     _value("title", sa.Text),
     _value("body", sa.Text),
     _value("tries", sa.Integer),
+    _value("due_at", Instant, nullable=True),  # when it is sent, or tried again; null: sent, or never
+    _value("sent_at", Instant, nullable=True),
 )
 suppressions = sa.Table(
     "suppressions",

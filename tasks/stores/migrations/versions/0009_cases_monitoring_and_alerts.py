@@ -69,16 +69,18 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         _key("delivery_id", sa.Text),
-        sa.Column("delivered_at", Instant, nullable=False),
         sa.Column("rule", sa.Text, nullable=False),
-        sa.Column("about", sa.Text, nullable=False),
-        sa.Column("detector", sa.Text),
         sa.Column("channel", sa.Text, nullable=False),
+        sa.Column("detector", sa.Text, nullable=False),
+        sa.Column("about", sa.Text, nullable=False),
+        sa.Column("raised_at", Instant, nullable=False),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("reason", sa.Text),
         sa.Column("title", sa.Text, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
         sa.Column("tries", sa.Integer, nullable=False),
+        sa.Column("due_at", Instant),
+        sa.Column("sent_at", Instant),
     )
     op.create_table(
         "suppressions",

@@ -1,0 +1,200 @@
+"""What the rules of alerts.yaml ask about: facts of a detector's nights and cases, read from the warehouse's tables."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from tasks.follow_up.alerts import Fact
+from tasks.stores.site import Site
+from tasks.stores.tables import (
+    Attempt,
+    PublishedNight,
+    case_flags,
+    cases,
+    drift,
+    findings,
+    flagged_anomalies,
+)
+
+DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yesterday's night must be published
+CANARY_RECALL = "canary_recall"  # a statistic of `drift`; its column is the canary's name
+NOTHING = "nothing"  # a finding
+IS_NO_FAILURE = {"BatchMissing", "PublishConflict"}  # a late file; another attempt's night is the valid one
+CAUSES = {"data_broke": "the data broke", "world_changed": "the world has changed", "attack": "it may be an attack"}
+
+
+def read_facts(site: Site, now: datetime, is_nightly: bool) -> list[Fact]:
+    """All facts of a detector, in the order in which they became known.
+
+    is_nightly: a night is due every day, so that one may be late.
+    """
+    engine, name = site.warehouse, site.detector
+    attempts, nights = engine.read_attempts(name), engine.read_nights(name)
+    found = [
+        *list_failures(attempts, now),
+        *list_budgets(nights, _count_alerts(site)),
+        *_list_findings(site),
+        *_list_recalls(site, nights),
+        *_list_cases(site),
+        *(list_late(site, attempts, now) if is_nightly else ()),
+    ]
+    return sorted(found, key=lambda fact: fact.at)
+
+
+def list_failures(attempts: Iterable[Attempt], now: datetime) -> list[Fact]:
+    """The attempts that failed or were rejected, whatever became of their nights later."""
+    facts = []
+    for one in attempts:
+        failure = one.failure if one.status == "failed" else None
+        if failure is None or failure.error in IS_NO_FAILURE:
+            continue
+        is_rejected = failure.error == "BatchRejected"
+        what = "was rejected by its contract" if is_rejected else "failed"
+        parts = [failure.line, *(f"{name}: {failure.parts[name]}" for name in ("got", "todo") if name in failure.parts)]
+        facts.append(
+            Fact(
+                kind="night_rejected" if is_rejected else "night_failed",
+                detector=one.detector,
+                about=f"{one.detector} {one.batch_date} {failure.error}",
+                day=one.batch_date,
+                at=one.finished_at or now,
+                title=f"{one.detector}: the night of {one.batch_date} {what}",
+                body="\n".join([*parts, f"nightjar status {one.detector}"]),
+            )
+        )
+    return facts
+
+
+def list_late(site: Site, attempts: Sequence[Attempt], now: datetime) -> list[Fact]:
+    """The nights that were not published by six in the morning, since the first attempt at any night."""
+    if not attempts:
+        return []
+    published: dict[date, datetime] = {}
+    for one in attempts:
+        if one.status == "published" and one.finished_at:
+            published[one.batch_date] = min(one.finished_at, published.get(one.batch_date, one.finished_at))
+    day, facts = min(one.started_at for one in attempts).astimezone(site.zone).date(), []
+    while (due := site.start_of(day + timedelta(days=1)) + DUE_BY) <= now:
+        if day not in published or published[day] > due:
+            facts.append(
+                Fact(
+                    kind="night_late",
+                    detector=site.detector,
+                    about=f"{site.detector} {day}",
+                    day=day,
+                    at=due,
+                    title=f"{site.detector}: the night of {day} is late",
+                    body=f"It was due at {due:%H:%M} ({site.time_zone}).\nnightjar status {site.detector}",
+                )
+            )
+        day += timedelta(days=1)
+    return facts
+
+
+def list_budgets(nights: Iterable[PublishedNight], alerts: Mapping[date, int]) -> list[Fact]:
+    """The alerts of each published night, and how many flags score.max_alerts left out."""
+    return [
+        Fact(
+            kind="over_budget",
+            detector=one.detector,
+            about=f"{one.detector} {one.batch_date}",
+            day=one.batch_date,
+            at=one.scored_at,
+            title=f"{one.detector}: {alerts.get(one.batch_date, 0):,} alerts in the night of {one.batch_date}",
+            body=f"{one.flagged:,} of {one.scored:,} rows are flagged"
+            + (f"; score.max_alerts left out {cut:,} of them" if (cut := one.flagged - one.published) else "")
+            + f".\nnightjar flags {one.detector} --date {one.batch_date}",
+            number=alerts.get(one.batch_date, 0),
+            cut=one.flagged - one.published,
+        )
+        for one in nights
+    ]
+
+
+def _count_alerts(site: Site) -> dict[date, int]:
+    table = flagged_anomalies
+    counted = sa.select(table.c.batch_date, sa.func.count()).where(
+        table.c.detector == site.detector, sa.not_(table.c.suppressed)
+    )
+    with site.warehouse.begin_reading() as connection:
+        return {row[0]: row[1] for row in connection.execute(counted.group_by(table.c.batch_date))}
+
+
+def _list_findings(site: Site) -> list[Fact]:
+    rows = _select(site, sa.select(findings).where(findings.c.detector == site.detector, findings.c.finding != NOTHING))
+    return [
+        Fact(
+            kind="drifted",
+            detector=site.detector,
+            about=f"{site.detector} {row['batch_date']} {row['finding']}",
+            day=row["batch_date"],
+            at=row["found_at"],
+            title=f"{site.detector}: {CAUSES.get(row['finding'], row['finding'])} (night of {row['batch_date']})",
+            body="\n".join([*map(str, json.loads(row["evidence"])), row["todo"]]),
+            finding=row["finding"],
+        )
+        for row in rows
+    ]
+
+
+def _list_recalls(site: Site, nights: Iterable[PublishedNight]) -> list[Fact]:
+    table = drift
+    recalls: dict[date, dict[str, float]] = {}
+    for row in _select(
+        site, sa.select(table).where(table.c.detector == site.detector, table.c.statistic == CANARY_RECALL)
+    ):
+        recalls.setdefault(row["batch_date"], {})[row["column"]] = row["value"]
+    facts = []
+    for night in nights:
+        if found := recalls.get(night.batch_date):
+            worst = min(found, key=lambda name: (found[name], name))
+            listed = [f"{name}: {value:.0%}" for name, value in sorted(found.items(), key=lambda pair: pair[1])]
+            facts.append(
+                Fact(
+                    kind="canary_recall",
+                    detector=site.detector,
+                    about=f"{site.detector} {night.batch_date}",
+                    day=night.batch_date,
+                    at=night.scored_at,
+                    title=f"{site.detector}: only {found[worst]:.0%} of the canaries {worst} were found in the night "
+                    f"of {night.batch_date}",
+                    body="\n".join(["Recall by canary:", *listed, f"nightjar status {site.detector}"]),
+                    number=found[worst],
+                )
+            )
+    return facts
+
+
+def _list_cases(site: Site) -> list[Fact]:
+    join = case_flags.join(
+        flagged_anomalies,
+        sa.and_(*(case_flags.c[key] == flagged_anomalies.c[key] for key in ("detector", "batch_date", "record_id"))),
+    )
+    columns = (case_flags.c.case_id, case_flags.c.batch_date, flagged_anomalies.c.record)
+    flags: dict[int, list[Mapping[str, Any]]] = {}
+    for row in _select(site, sa.select(*columns).select_from(join).where(case_flags.c.detector == site.detector)):
+        flags.setdefault(row["case_id"], []).append(row)
+    return [
+        Fact(
+            kind="case",
+            detector=site.detector,
+            about=f"{site.detector} case {row['case_id']} {row['severity']}",
+            day=min(flag["batch_date"] for flag in of_case),
+            at=row["opened_at"],
+            title=f"{site.detector}: case {row['case_id']} is {row['severity']}: "
+            f"{row['entity'] or row['record_id'] or 'unknown entity'}",
+            body=f"flags: {len(of_case):,}; due {row['due_at'].astimezone(site.zone):%Y-%m-%d %H:%M}, {site.time_zone}",
+            severity=row["severity"],
+            records=[json.loads(flag["record"]) for flag in of_case if flag["record"]],
+        )
+        for row in _select(site, sa.select(cases).where(cases.c.detector == site.detector))
+        if (of_case := flags.get(row["case_id"]))
+    ]
+
+
+def _select(site: Site, query: sa.Select[Any]) -> list[Mapping[str, Any]]:
+    with site.warehouse.begin_reading() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
