@@ -17,6 +17,7 @@ from prefect.context import TaskRunContext
 
 from tasks.errors import Failure, PublishConflict, ReconciliationFailed
 from tasks.follow_up.cases import place_alerts
+from tasks.follow_up.suppressions import suppress_flags
 from tasks.policy import IO
 from tasks.rows.groups import rank_groups
 from tasks.rows.params import CasesParams
@@ -46,7 +47,7 @@ FLAG_COLUMNS = [
     "second_stage_probability",
     "suppressed",
 ]
-RECORD_COLUMNS = ["entity", "record"]  # looked up when the night is published; null without them
+RECORD_COLUMNS = ["entity", "record", "suppressed_by"]  # looked up when the night is published; null without them
 NO_RECORD, CASES = RecordRule(), CasesParams()
 NIGHT_COLUMNS = ["detector", "batch_date", "attempt", "threshold", "model_name", "model_version", "scored_at"]
 
@@ -218,7 +219,7 @@ def fail_night(site: Site, run_id: str, failure: Failure) -> None:
 
 
 def add_records(lake: Lake, validated: Manifest, flags: pd.DataFrame, rule: RecordRule) -> pd.DataFrame:
-    """The flags with RECORD_COLUMNS, from the rows that were scored. Raises PublishConflict if one is gone."""
+    """The flags with entity and record, from the rows that were scored. Raises PublishConflict if one is gone."""
     if flags.empty or not rule.columns:
         return flags
     wanted = pa.table({"record_id": pa.array(flags["record_id"], pa.string())})
@@ -244,6 +245,7 @@ def publish_scored(
     facts = lake.get("scores", site.detector, scored.batch_date, scored.scores).facts
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
     flags = add_records(lake, lake.get("validated", site.detector, scored.batch_date), flags, rule)
+    flags = suppress_flags(site.warehouse, site.detector, flags, now)
     landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
     publish_night(site.warehouse, night, flags, now, landing_hash, groups, cases)
     return night

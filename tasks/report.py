@@ -26,7 +26,7 @@ from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
-from tasks.stores.tables import PublishedNight
+from tasks.stores.tables import SECOND_STAGE, PublishedNight
 from tasks.validate import Validation
 
 BINS = 60
@@ -123,7 +123,8 @@ def render_report(
         excess=describe_excess(*night, flags["causes"]) if is_excess(*night) else "",
         alerts=len(alerts),
         suppressed=len(flags) - len(alerts),
-        has_reducer=bool(alerts["second_stage_probability"].notna().any() or len(flags) > len(alerts)),
+        by_hand=int(flags["suppressed_by"].fillna(SECOND_STAGE).ne(SECOND_STAGE).sum()),
+        has_reducer=bool(flags["second_stage_probability"].notna().any()),
         capped=batch.flagged - batch.published,
         chart=lay_out_bars(histogram, batch.threshold) if histogram else None,
         validation=validation,

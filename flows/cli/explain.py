@@ -30,7 +30,7 @@ def explain(
     if as_json:
         print_json(asdict(found) | {"band": band})
         return
-    flag = describe_flag(found.is_flagged, found.is_suppressed)
+    flag = describe_flag(found.is_flagged, found.is_suppressed, found.suppressed_by)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
     stdout.print(", ".join(filter(None, (record_id, found.event_time, f"batch {found.batch_date}"))), markup=False)
     about = ", ".join(

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import print_csv, print_json, stdout
+from flows.cli.screen import describe_suppressed, print_csv, print_json, stdout
 
 EXAMPLE = "nightjar flags payments; nightjar flags payments --entity CARD; nightjar flags payments --output flags.xlsx"
 SHOWN_FLAGS = 20  # on screen; --csv, --output and --json have all
@@ -68,7 +68,7 @@ def print_flags(found: list[dict[str, Any]], zone: ZoneInfo) -> None:
             flag["entity"] and f"entity {flag['entity']}",
             f"score {flag['score']:.4g}",
             flag["band"],
-            flag["verdict"] or (flag["suppressed"] and "suppressed"),
+            flag["verdict"] or (flag["suppressed"] and describe_suppressed(flag["suppressed_by"])),
         ]
         stdout.print()
         stdout.print("  ".join(" ".join(fact.split()) for fact in facts if fact), soft_wrap=True)

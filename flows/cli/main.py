@@ -40,6 +40,7 @@ from flows.cli import (
     score,
     stage,
     status,
+    suppress,
     train,
     up,
     verify,
@@ -52,7 +53,7 @@ from models.errors import NightjarError, hide_password
 VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, alerts, metrics),
     "Past nights": (backfill, replay, verify),
-    "Flags": (flags, explain, review, rank),
+    "Flags": (flags, explain, review, suppress, rank),
     "Cases": (cases, case),
     "Versions": (train, compare, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),

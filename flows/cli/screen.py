@@ -91,10 +91,15 @@ def print_causes(causes: list[dict[str, Any]], zone: ZoneInfo) -> None:
     print_rows(Table(title="causes: shares of the score", title_justify="left"), rows, columns)
 
 
-def describe_flag(is_flagged: bool, is_suppressed: bool) -> str:
-    """Whether a record is flagged, and whether the flag is suppressed."""
-    if is_suppressed:
-        return "flagged, suppressed by the second stage"
+def describe_suppressed(by: str | None) -> str:
+    """What suppresses a flag; None: the second stage, which older nights do not name."""
+    return f"suppressed by suppression {by}" if by and by.isdigit() else "suppressed by the second stage"
+
+
+def describe_flag(is_flagged: bool, is_suppressed: bool, suppressed_by: str | None = None) -> str:
+    """Whether a record is flagged, and what suppresses the flag."""
+    if is_suppressed or suppressed_by:
+        return f"flagged, {describe_suppressed(suppressed_by)}"
     return "flagged" if is_flagged else "not flagged"
 
 

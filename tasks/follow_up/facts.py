@@ -184,8 +184,9 @@ def _list_cases(site: Site) -> list[Fact]:
             about=f"{site.detector} case {row['case_id']} {row['severity']}",
             day=min(flag["batch_date"] for flag in of_case),
             at=row["opened_at"],
-            title=f"{site.detector}: case {row['case_id']} is {row['severity']}: "
-            f"{row['entity'] or row['record_id'] or 'unknown entity'}",
+            # Never a record_id: erasing a record does not look into messages.
+            title=f"{site.detector}: case {row['case_id']} is {row['severity']}"
+            + (f": {row['entity']}" if row["entity"] else ""),
             body=f"flags: {len(of_case):,}; due {row['due_at'].astimezone(site.zone):%Y-%m-%d %H:%M}, {site.time_zone}",
             severity=row["severity"],
             records=[json.loads(flag["record"]) for flag in of_case if flag["record"]],

@@ -27,6 +27,7 @@ class RecordExplanation:
 
     event_time: in the detector's time zone, ISO 8601; None for a table without times. entity and record: what its night
     publishes of it, by params. second_stage_probability: None if it is not flagged or the version has no reducer.
+    is_suppressed: by the second stage; suppressed_by: what suppresses the published flag.
     """
 
     record_id: str
@@ -41,6 +42,7 @@ class RecordExplanation:
     is_flagged: bool
     second_stage_probability: float | None
     is_suppressed: bool
+    suppressed_by: str | None
     causes: list[dict[str, Any]]
     model: str
     model_version: int
@@ -85,6 +87,13 @@ def get_scorer(site: Site, batch: PublishedNight, record_id: str) -> Version:
         ) from error
 
 
+def find_suppression(site: Site, batch: PublishedNight, record_id: str) -> str | None:
+    """What suppresses the record's published flag; None if nothing does, or if it is not flagged."""
+    flags = site.warehouse.read_flags(site.detector, batch.batch_date)
+    by = flags.loc[flags["record_id"] == record_id, "suppressed_by"].dropna()
+    return str(by.iloc[0]) if len(by) else None
+
+
 def explain_record(
     site: Site, contract: Contract, rule: RecordRule, record_id: str, day: date | None = None
 ) -> RecordExplanation:
@@ -106,6 +115,7 @@ def explain_record(
         entity=entity,
         record=json.loads(record) if record else None,
         **judged.only(),
+        suppressed_by=find_suppression(site, batch, record_id),
         threshold=batch.threshold,
         causes=causes if causes[-1]["share"] else causes[:-1],
         model=version.name,

@@ -62,6 +62,7 @@ def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list
             "threshold": row["threshold"],
             "band": params.name_band(row["percentile_rank"]),
             "suppressed": row["suppressed"],
+            "suppressed_by": row["suppressed_by"],
             "record": json.loads(row["record"]) if row["record"] else None,
             "causes": describe_causes(json.loads(row["causes"]), site.zone),
             "verdict": row["verdict"],

@@ -37,6 +37,7 @@ class Instant(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+SECOND_STAGE = "second_stage"  # what suppresses a flag, in place of a suppression's number
 MOST_KEY_BYTES = 2000  # of a text in a key: PostgreSQL's indexes hold 2,700 bytes in a row
 
 

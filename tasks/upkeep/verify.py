@@ -25,7 +25,7 @@ from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import PublishedNight
+from tasks.stores.tables import SECOND_STAGE, PublishedNight
 
 Result = Literal["ok", "failed", "stale"]
 # Largest difference between processors, relative to the score or, if larger, to the threshold: float32 is less exact
@@ -216,7 +216,7 @@ def check_flags(night: CheckedNight) -> Finding:
     }
     problems = [f"{_name(flags.index[mask])} {what}" for what, mask in wrong.items() if mask.any()]
     left_out = above[~above.index.isin(flags.index)]
-    lowest = [group["score"].min() for _, group in flags.groupby("suppressed")]
+    lowest = [group["score"].min() for _, group in flags.groupby(find_second_stage(flags))]
     missing = left_out[left_out["score"] > max(lowest, default=-math.inf)]
     if len(missing):
         problems.append(f"{_name(missing.index)} above the threshold but not in the table")
@@ -261,8 +261,13 @@ def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) 
     is_other = (stored.isna() != found.isna()) | ((stored - found).abs() > TOLERANCE)
     return {
         "p-value": p_values != flags["p_value"],
-        "second stage": is_other | (again["is_suppressed"] != flags["suppressed"]),
+        "second stage": is_other | (again["is_suppressed"] != find_second_stage(flags)),
     }
+
+
+def find_second_stage(flags: pd.DataFrame) -> "pd.Series[bool]":
+    """Which flags the second stage suppresses; nights before schema 0009 do not name it."""
+    return flags["suppressed"] & flags["suppressed_by"].fillna(SECOND_STAGE).eq(SECOND_STAGE)
 
 
 def sample_rows(night: CheckedNight) -> pd.DataFrame:

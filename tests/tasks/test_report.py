@@ -77,6 +77,7 @@ def make_flags(*records: str) -> pd.DataFrame:
             "causes": [json.dumps(causes)] * n,
             "second_stage_probability": np.nan,
             "suppressed": False,
+            "suppressed_by": None,
             "entity": [EVIL, *[None] * n][:n],
             "record": [json.dumps({"country": "NL", "amount": 901.25, EVIL: EVIL}), *[None] * n][:n],
         }

@@ -1,0 +1,115 @@
+"""Suppressions: flags of an entity, or with a first cause, that count as no alerts for a while. Who said so, and why.
+
+The flags are published all the same, with suppressed_by: the number of the suppression, or SECOND_STAGE.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pandas as pd
+import sqlalchemy as sa
+
+from tasks.errors import ParamsInvalid
+from tasks.stores.tables import SECOND_STAGE, suppressions
+from tasks.stores.warehouse import Warehouse, lock_key
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """One row of `suppressions`. entity or cause None: any; with both, a flag must have both."""
+
+    detector: str
+    suppression_id: int
+    entity: str | None
+    cause: str | None
+    reason: str
+    author: str
+    added_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether it holds at an instant."""
+        return self.added_at <= now < min(self.expires_at, self.ended_at or self.expires_at)
+
+    def covers(self, entity: object, cause: str) -> bool:
+        """Whether it holds for a flag of this entity with this first cause."""
+        return self.entity in (None, entity) and self.cause in (None, cause)
+
+
+def mark_flags(flags: pd.DataFrame, active: Sequence[Suppression]) -> pd.DataFrame:
+    """The flags with `suppressed` and `suppressed_by`, of several suppressions the oldest.
+
+    flags: entity (optional), causes, and suppressed, which is true of those of the second stage.
+    """
+    ordered = sorted(active, key=lambda one: one.suppression_id)
+    entities = flags["entity"] if "entity" in flags else [None] * len(flags)
+    rows = zip(entities, flags["causes"].map(_find_first_cause), flags["suppressed"], strict=True)
+    by = [SECOND_STAGE if is_second else _find_first(ordered, entity, cause) for entity, cause, is_second in rows]
+    return flags.assign(
+        suppressed=pd.Series([one is not None for one in by], flags.index, bool),
+        suppressed_by=pd.Series(by, flags.index, object),
+    )
+
+
+def _find_first(ordered: Sequence[Suppression], entity: object, cause: str) -> str | None:
+    return next((str(one.suppression_id) for one in ordered if one.covers(entity, cause)), None)
+
+
+def _find_first_cause(causes: str) -> str:
+    """The column with the largest share of the score; "" without any."""
+    named = [cause for cause in json.loads(causes) if cause["column"] != "other"]
+    return str(max(named, key=lambda cause: cause["share"])["column"]) if named else ""
+
+
+def suppress_flags(warehouse: Warehouse, detector: str, flags: pd.DataFrame, now: datetime) -> pd.DataFrame:
+    """The flags of a night that is published now, marked by the suppressions that are active."""
+    found = read_suppressions(warehouse, detector)
+    return mark_flags(flags, [one for one in found if one.is_active(now)])
+
+
+def read_suppressions(warehouse: Warehouse, detector: str) -> list[Suppression]:
+    """All suppressions of a detector, ended ones included, by number."""
+    found = sa.select(suppressions).where(suppressions.c.detector == detector)
+    with warehouse.begin_reading() as connection:
+        rows = connection.execute(found.order_by(suppressions.c.suppression_id)).mappings()
+        return [Suppression(**row) for row in rows]
+
+
+def add_suppression(
+    warehouse: Warehouse,
+    detector: str,
+    entity: str | None,
+    cause: str | None,
+    reason: str,
+    author: str,
+    now: datetime,
+    expires_at: datetime,
+) -> Suppression:
+    """Add a suppression, which holds for nights published from now on, and return it with its number."""
+    if entity is None and cause is None:
+        raise ValueError("a suppression of everything")
+    with warehouse.begin() as connection:
+        lock_key(connection, detector, "suppressions")
+        column = suppressions.c.suppression_id
+        newest = connection.scalar(sa.select(sa.func.max(column)).where(suppressions.c.detector == detector))
+        one = Suppression(detector, (newest or 0) + 1, entity, cause, reason, author, now, expires_at, None)
+        connection.execute(sa.insert(suppressions).values(vars(one)))
+    return one
+
+
+def end_suppression(warehouse: Warehouse, detector: str, number: int, now: datetime) -> None:
+    """End a suppression before it expires; one that has ended stays as it is. Raises ParamsInvalid if unknown."""
+    known = {one.suppression_id: one for one in read_suppressions(warehouse, detector)}
+    if number not in known:
+        raise ParamsInvalid(
+            f"{detector} has no suppression {number}.",
+            expected=", ".join(map(str, known)) or "no suppression at all",
+            todo=f"nightjar suppress {detector} lists them",
+        )
+    if known[number].is_active(now):
+        of = (suppressions.c.detector == detector, suppressions.c.suppression_id == number)
+        with warehouse.begin() as connection:
+            connection.execute(sa.update(suppressions).where(*of).values(ended_at=now))
