@@ -24,7 +24,7 @@ from tasks.stores.warehouse import Warehouse
 LOGGER = logging.getLogger("nightjar.alerts")
 LOOK_BACK = timedelta(days=2)  # what became known earlier is news to nobody
 SCORED_BY = timedelta(hours=4)  # after midnight: when schedules score a night
-HORIZON_DAYS = 60  # of the calendars' events
+HORIZON_DAYS = 14  # of the calendars' events
 
 
 @dataclass

@@ -4,13 +4,14 @@ A fact is something that happened to a night or a case; `about` names it, and th
 Nothing here reads a table or sends anything.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from models.params import Section
 from tasks.follow_up.calendars import QuietHours, Window, find_next, find_sending
@@ -19,9 +20,20 @@ from tasks.rows.params import known_zone
 Severity = Literal["low", "medium", "high", "critical"]
 Finding = Literal["data_broke", "world_changed", "attack"]
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 Name = Annotated[str, Field(pattern=NAME)]
 MOST_LISTED = 50  # of the facts in one message
+
+
+def _read_moment(text: object) -> object:
+    """A date alone is its first moment."""
+    if not isinstance(text, str):
+        raise ValueError("give a date and a time, such as 2026-12-01T22:00")
+    return f"{text}T00:00" if DATE.fullmatch(text) else text
+
+
+Moment = Annotated[datetime, Field(strict=False), BeforeValidator(_read_moment)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class _Rule(Section):
     send: Literal["at_once", "digest"] = "at_once"
     at: time | None = None
     urgent: bool = False  # does not wait for the end of quiet hours or of a calendar's event
-    snoozed_until: datetime | None = None
+    snoozed_until: Moment | None = None
 
     @model_validator(mode="after")
     def _check_digest(self) -> "_Rule":
@@ -152,8 +164,8 @@ class ChannelParams(Section):
 class Maintenance(Section):
     """Planned work: of what happens meanwhile, nobody is told. `detectors`: none means all."""
 
-    begin: datetime
-    end: datetime
+    begin: Moment
+    end: Moment
     reason: str = "maintenance"
     detectors: tuple[str, ...] = ()
 

@@ -4,6 +4,7 @@ Windows are [begin, end) of instants, so that a change of clocks neither lengthe
 the clocks skip is the first instant after the gap, one that occurs twice is the first of the two.
 """
 
+import re
 import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tasks.errors import SourceInvalid, hide_password
 DAY = timedelta(days=1)
 MOST_BYTES = 10_000_000
 TIMEOUT_S = 10
+TOO_OFTEN = re.compile(rb"FREQ=(SECONDLY|MINUTELY)", re.IGNORECASE)  # millions of events
 MOST_WINDOWS = 1000  # one after another, without a gap between them
 
 
@@ -100,14 +102,16 @@ def list_events(data: bytes, path: str, now: datetime, days: int, zone: ZoneInfo
     import recurring_ical_events
 
     try:
+        if found := TOO_OFTEN.search(data):
+            raise ValueError(f"an event that repeats {found[1].decode().lower()}")
         calendars = icalendar.Calendar.from_ical(data, multiple=True)
         if not calendars:
             raise ValueError("no calendar in it")
         span = (now - DAY).astimezone(zone), (now + days * DAY).astimezone(zone)
-        found = [one for calendar in calendars for one in recurring_ical_events.of(calendar).between(*span)]
+        listed = [one for calendar in calendars for one in recurring_ical_events.of(calendar).between(*span)]
         events = [
             Window(_to_instant(one.start, zone), _to_instant(one.end, zone), str(one.get("SUMMARY") or "calendar"))
-            for one in found
+            for one in listed
             if one.get("STATUS") != "CANCELLED" and one.get("TRANSP") != "TRANSPARENT"
         ]
     except Exception as error:  # the parser raises what the bytes provoke

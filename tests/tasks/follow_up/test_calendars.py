@@ -187,6 +187,7 @@ def test_events_that_touch_hold_a_message_until_the_last_has_ended() -> None:
         make_calendar("DTSTART:yesterday"),
         make_calendar("DTSTART:20260302T080000Z\nRRULE:FREQ=OFTEN"),
         make_calendar("SUMMARY:an event without a time"),
+        make_calendar("DTSTART:20260101T000000Z\nDURATION:PT1S\nRRULE:FREQ=SECONDLY"),
     ],
 )
 def test_a_calendar_that_cannot_be_read_is_an_error_that_names_it(data: bytes) -> None:
