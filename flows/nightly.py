@@ -13,6 +13,7 @@ from flows.config.setup import load_setup, prepare
 from flows.hooks import follow_steps, mark_crashed, taking_turns
 from tasks.errors import Failure, NightjarError, describe_failure, hide_password
 from tasks.ingest import check_landed, ingest
+from tasks.monitor import monitor
 from tasks.publish import begin_night, fail_night, publish
 from tasks.register import resolve_champion
 from tasks.report import report
@@ -62,20 +63,21 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         version: The model version to score with. Default: the champion.
     """
     setup = prepare(name)
-    site, params, rule = setup.site, setup.configured.detector, setup.record_rule
+    site, params, contract = setup.site, setup.configured.detector, setup.configured.contract
     day = batch_date or setup.window().last
     begun = begin_night(site, day)
     with follow_steps(site, day, begun) as at:
         landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
         check_landed(site, day, landed)
         scorer, bundle = at(resolve_champion)(site, version)
-        scorer.check_types(setup.configured.contract.types)
-        [validation] = at(validate)(site, setup.configured.contract, [day], params.validate_)
+        scorer.check_types(contract.types)
+        [validation] = at(validate)(site, contract, [day], params.validate_)
         workers = Workers(setup.scheduler, setup.workers)
-        at(spread_parts)(site, setup.configured.contract, validation, scorer, bundle, params.score, workers)
-        scored = score(site, setup.configured.contract, validation, scorer, bundle, params.score, begun.started_at)
-        night = at(publish)(site, begun, scored, rule, params.cases)
+        at(spread_parts)(site, contract, validation, scorer, bundle, params.score, workers)
+        scored = score(site, contract, validation, scorer, bundle, params.score, begun.started_at)
+        night = at(publish)(site, begun, scored, setup.record_rule, params.cases)
         report(site, validation, scorer, params.score)
-        shadow(site, setup.configured.contract, validation, params.score, begun.started_at, return_state=True)
+        shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
+        monitor(site, contract, night, scorer, bundle, params.entity, params.monitor, params.filter.exclude_dates)
     tell([name])
     return night

@@ -12,6 +12,7 @@ from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
+from tasks.on_demand.findings import describe_finding
 from tasks.stores.registry import CHALLENGER, DECISION
 from tasks.stores.site import Site
 from tasks.upkeep.ledger import (
@@ -41,6 +42,7 @@ class Waiting:
 class Status:
     """The nights of a detector after the champion's training data.
 
+    `finding`: what monitor says of the newest published night, in one line; "" if it has not seen it.
     `days_behind`: how many days before yesterday the newest landed batch is; None if the source has a last date or no
     times, or nothing has landed. `outdated`: what has changed since the champion was trained, and the command; "" if
     nothing has.
@@ -53,6 +55,7 @@ class Status:
     days_behind: int | None
     outdated: str
     challenger: Waiting | None
+    finding: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,11 @@ def read_nights(setup: Setup) -> Status:
     is_bounded = setup.configured.detector.run.last_date is not None or not site.has_times
     behind = None if is_bounded else count_days_behind(landed, yesterday)
     newest, outdated = landed[-1] if landed else None, setup.changes_since(champion) if champion else ""
-    challenger = read_challenger(site)
-    return Status(name, champion.version if champion else None, nights, newest, behind, outdated, challenger)
+    published = max((night.batch_date for night in nights if night.batch), default=None)
+    finding = describe_finding(site.warehouse.read_findings(name), published)
+    number, challenger = champion.version if champion else None, read_challenger(site)
+    shown = finding and f"{published}: {finding}"
+    return Status(name, number, nights, newest, behind, outdated, challenger, shown)
 
 
 def read_challenger(site: Site) -> Waiting | None:

@@ -23,6 +23,7 @@ STEPS = (
     "score",
     "publish",
     "report",
+    "monitor",
     "review",
 )
 
@@ -61,7 +62,7 @@ def test_models_do_not_import_frames_registries_or_flows() -> None:
 # From the top down: each may import what comes after it, never what comes before.
 FLOORS = (
     ("spread",),
-    ("score", "report", "upkeep"),
+    ("score", "report", "monitor", "upkeep"),
     ("validate",),
     ("on_demand",),
     ("train", "calibrate", "register", "evaluate", "onboarding"),

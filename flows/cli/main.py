@@ -28,6 +28,7 @@ from flows.cli import (
     init,
     metrics,
     migrate,
+    monitor,
     promote,
     prune,
     rank,
@@ -51,7 +52,7 @@ from models.errors import NightjarError, hide_password
 
 # A verb is the name of its file and of the function in it. --help ends with that file's EXAMPLE.
 VERBS: dict[str, tuple[ModuleType, ...]] = {
-    "Nights": (run, ingest, score, status, alerts, metrics),
+    "Nights": (run, ingest, score, status, monitor, alerts, metrics),
     "Past nights": (backfill, replay, verify),
     "Flags": (flags, explain, review, suppress, rank),
     "Cases": (cases, case),

@@ -53,6 +53,8 @@ def show_one(name: str, found: "Status", rows: list[dict[str, Any]]) -> None:
     title = f"{name}: champion is version {found.champion}" if found.champion else f"{name}: no champion yet"
     columns = ("batch_date", "state", "why", "attempt", "flagged", "version")
     print_rows(Table(title=title, title_justify="left"), rows, columns)
+    if found.finding:
+        stdout.print(f"monitor, {found.finding}", soft_wrap=True, highlight=False)
     if waiting := found.challenger:
         stdout.print(f"challenger: {describe_challenger(waiting)}", soft_wrap=True, highlight=False)
     if found.days_behind:

@@ -364,6 +364,42 @@ class PromoteParams(Section):
     gate: GateParams | None = None
 
 
+class ShiftCanary(Section):
+    """A number is moved by this many of its spreads in the training rows; a log_numeric one on its logarithm."""
+
+    kind: Literal["shift"]
+    column: str
+    spreads: float = 8.0
+
+
+class SwapCanary(Section):
+    """Two numbers are exchanged."""
+
+    kind: Literal["swap"]
+    columns: tuple[str, str]
+
+
+class CategoryCanary(Section):
+    """A category comes from a row of another `segment`, a column; without one it is the night's rarest."""
+
+    kind: Literal["category"]
+    column: str
+    segment: str | None = None
+
+
+Canary = Annotated[ShiftCanary | SwapCanary | CategoryCanary, Field(discriminator="kind")]
+
+
+class MonitorParams(Section):
+    """What is watched after each published night.
+
+    canaries: None chooses some by the kinds of columns; an empty list makes none. ignore: columns that may drift.
+    """
+
+    canaries: tuple[Canary, ...] | None = None
+    ignore: tuple[str, ...] = ()
+
+
 class RetentionParams(Section):
     """Number of days after which data is pruned, by batch date, cut-off or time of writing; None: never.
 
@@ -466,6 +502,7 @@ class DetectorParams(Section):
     score: ScoreParams = ScoreParams()
     publish: PublishParams = PublishParams()
     cases: CasesParams = CasesParams()
+    monitor: MonitorParams = MonitorParams()
     review: ReviewParams = ReviewParams()
     promote: PromoteParams = PromoteParams()
     retention: RetentionParams = RetentionParams()

@@ -334,3 +334,37 @@ class Attempt:
     def failure(self) -> Failure | None:
         """Why it failed; None if it did not."""
         return Failure(self.error, json.loads(self.parts or "{}")) if self.error else None
+
+
+DATA_BROKE, WORLD_CHANGED, ATTACK, NOTHING = "data_broke", "world_changed", "attack", "nothing"
+BOUNDED_BELOW = ("canary_recall",)  # statistics that are beyond their bound when they are below it
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One statistic of a night. `column` is "" for the whole night; `bound`: see the table."""
+
+    column: str
+    statistic: str
+    value: float
+    bound: float | None
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it counts as changed."""
+        if self.bound is None:
+            return False
+        return self.value < self.bound if self.statistic in BOUNDED_BELOW else self.value > self.bound
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What monitor says of a published night: DATA_BROKE, WORLD_CHANGED, ATTACK or NOTHING. evidence: sentences."""
+
+    detector: str
+    batch_date: date
+    attempt: int
+    finding: str
+    evidence: tuple[str, ...]
+    todo: str
+    found_at: datetime

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -29,9 +29,13 @@ from tasks.stores.owner import find_holder, is_dead, is_elsewhere, name_process
 from tasks.stores.roles import grant_roles, may_migrate
 from tasks.stores.tables import (
     Attempt,
+    Drift,
+    Finding,
     Instant,
     PublishedNight,
     attempts,
+    drift,
+    findings,
     flagged_anomalies,
     group_scores,
     labels,
@@ -288,6 +292,41 @@ class Warehouse:
         groups = sa.select(group_scores).where(*_match(group_scores, key))
         with self.begin_reading() as connection:
             return read_frame(connection, groups.order_by(group_scores.c.group))
+
+    def replace_drift(self, finding: Finding, found: Sequence[Drift]) -> None:
+        """Replace a night's statistics and its finding in one transaction, unless a newer attempt has written its own.
+
+        One statistic of a column at most once.
+        """
+        night = {"detector": finding.detector, "batch_date": finding.batch_date}
+        rows = pd.DataFrame([night | vars(one) for one in found], columns=list(drift.c.keys()))
+        row = vars(finding) | {"evidence": json.dumps(finding.evidence, ensure_ascii=False).replace("\0", NO_NUL)}
+        with self.begin() as connection:
+            lock_key(connection, finding.detector, finding.batch_date.isoformat())
+            newest = connection.scalar(sa.select(findings.c.attempt).where(*_match(findings, night)))
+            if newest is not None and newest > finding.attempt:
+                return
+            for table in (drift, findings):
+                connection.execute(sa.delete(table).where(*_match(table, night)))
+            load_rows(connection, drift, rows)
+            connection.execute(sa.insert(findings).values(row))
+
+    def read_drift(self, detector: str, first: date, last: date) -> dict[date, list[Drift]]:
+        """The statistics of the nights from first to last, by batch date."""
+        chosen = sa.select(drift).where(drift.c.detector == detector, drift.c.batch_date.between(first, last))
+        found: dict[date, list[Drift]] = {}
+        with self.begin_reading() as connection:
+            for row in connection.execute(chosen.order_by(*drift.primary_key.columns)).mappings():
+                one = Drift(row["column"], row["statistic"], row["value"], row["bound"])
+                found.setdefault(row["batch_date"], []).append(one)
+        return found
+
+    def read_findings(self, detector: str) -> list[Finding]:
+        """The findings of a detector, by batch date."""
+        chosen = sa.select(findings).where(findings.c.detector == detector).order_by(findings.c.batch_date)
+        with self.begin_reading() as connection:
+            rows = [dict(row) for row in connection.execute(chosen).mappings()]
+        return [Finding(**row | {"evidence": tuple(json.loads(row["evidence"]))}) for row in rows]
 
     def add_labels(self, detector: str, frame: pd.DataFrame) -> int:
         """Add labels and return how many were new; existing ones are skipped.

@@ -1,0 +1,425 @@
+"""Watch a published night: are its rows still what the detector has learnt, and does it still see what it should?
+
+In: the night's validated rows and scores, the version's training rows, and the nights before. Out: the tables drift and
+findings. At most SAMPLE_ROWS rows (N) are measured, drawn by the date, so memory does not grow with the batch.
+What the training rows looked like is computed once per version, from the clean rows that it was fitted on, and kept in
+the lake: counts by bin, and the statistics of the last days before the cut-off as the first history.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+
+from models.bundle import read_bundle_manifest
+from models.detector import Detector
+from models.fitting import resolve_device
+from tasks.on_demand.findings import describe_labels, describe_version
+from tasks.policy import IO
+from tasks.rows.canaries import choose_canaries, make_canary, name_canary
+from tasks.rows.contract import Contract
+from tasks.rows.drift import (
+    SHIFT_EXPLAINS,
+    UNLEARNT,
+    Floats,
+    PastNight,
+    Values,
+    bound_values,
+    compare_counts,
+    compute_psi,
+    correct_p_values,
+    find_hour_shift,
+    find_renamed,
+    measure_scale,
+)
+from tasks.rows.escaping import escape_markdown
+from tasks.rows.excess import find_suspect
+from tasks.rows.finding import Watched, decide
+from tasks.rows.judge import Mask, judge
+from tasks.rows.params import Canary, MonitorParams
+from tasks.rows.reference import (
+    HOURS,
+    Reference,
+    load_reference,
+    make_reference,
+    measure_mode,
+    measure_spread,
+    read_values,
+    rescale,
+    unscale,
+)
+from tasks.stores.lake import Lake, Manifest, Part, count_slice_rows, quote
+from tasks.stores.registry import CHALLENGER, Version
+from tasks.stores.site import Site
+from tasks.stores.tables import ATTACK, DATA_BROKE, Drift, Finding, Night
+
+SAMPLE_ROWS = 50_000
+CANARY_ROWS = 200  # of each canary
+PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first history
+HISTORY_DAYS = 56
+SHOWN = 12  # statistics beyond their bounds in the artifact
+MOST_VALUE = 60  # characters of a value in evidence
+DECILES = np.array([*range(10, 100, 10), 99])  # of percentile ranks
+
+
+def measure_rows(
+    detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
+) -> Values:
+    """The statistics of rows and of their scores (N,), by column and statistic."""
+    columns = measure_columns(detector, reference, rows, score, zone, ignored) if reference else {}
+    return {**measure_scores(detector, score), **columns}
+
+
+def measure_columns(
+    detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
+) -> Values:
+    """How the values of each column differ from those of the training rows."""
+    found: dict[tuple[str, str], float] = {}
+    is_usual = score <= detector.threshold.value
+    values = {c.name: read_values(c, rows[c.name], zone) for c in detector.columns if c.name not in ignored}
+    p_values = []
+    for name, numbers in values.items():
+        bins = reference[name]
+        usual = np.array(bins.counts)
+        counts = bins.count(numbers)
+        known = numbers[~np.isnan(numbers)]
+        found[name, "psi"] = compute_psi(counts, usual)
+        found[name, "psi_unflagged"] = compute_psi(bins.count(numbers[is_usual]), usual)
+        p_values.append(compare_counts(counts, usual))
+        found[name, "null_share"] = 1 - len(known) / max(1, len(numbers))
+        found[name, "mode_share"] = measure_mode(known)
+        if bins.unseen is not None:
+            found[name, "unseen_share"] = float(counts[-1] / max(1, counts.sum()))
+            found[name, "renamed_share"] = find_renamed(counts, bins)
+        elif bins.kind == "datetime":
+            found[name, "hour_shift"] = abs(find_hour_shift(counts[:HOURS], usual[:HOURS]))
+        else:
+            median = measure_spread(rescale(bins.kind, known))[0]
+            now, then = unscale(bins.kind, np.array([median, bins.median]))
+            found[name, "scale"] = measure_scale(float(now), float(then))
+    for name, p_value in zip(values, correct_p_values(p_values), strict=True):
+        found[name, "p_value"] = p_value
+    for first, second in find_swaps(reference, values):
+        found[first, f"swapped with {second}"] = 1.0
+    return found
+
+
+def find_swaps(reference: Reference, values: Mapping[str, Floats]) -> Iterator[tuple[str, str]]:
+    """The pairs of columns of one kind whose values fit the training rows once they are exchanged."""
+    psi = {
+        name: compute_psi(reference[name].count(found), np.array(reference[name].counts))
+        for name, found in values.items()
+    }
+    moved = [name for name, value in psi.items() if value > UNLEARNT["psi"] and not reference[name].codes]
+    for place, first in enumerate(moved):
+        for second in moved[place + 1 :]:
+            back = [
+                compute_psi(reference[one].count(values[other]), np.array(reference[one].counts)) / psi[one]
+                for one, other in ((first, second), (second, first))
+            ]
+            if max(back) < SHIFT_EXPLAINS:
+                yield first, second
+
+
+def measure_scores(detector: Detector, score: Floats) -> Values:
+    """How the scores (N,) lie among those of the calibration, and the share above the threshold."""
+    if not len(score):
+        return {}
+    rank = detector.rank(score)
+    counts = np.bincount(np.searchsorted(DECILES, rank, side="right"), minlength=len(DECILES) + 1)
+    shares = np.diff([0, *DECILES, 100]) / 100
+    return {
+        ("", "score_psi"): compute_psi(counts, np.round(shares * 1_000_000).astype(np.int64)),
+        ("", "score_shift"): abs(float(np.median(rank)) - 50),
+        ("", "flag_rate"): float((score > detector.threshold.value).mean()),
+    }
+
+
+def measure_flags(flags: pa.Table, names: Sequence[str]) -> tuple[Values, dict[str, str]]:
+    """How many flags share one value of each column, and these values as text."""
+    found: dict[tuple[str, str], float] = {}
+    shared = {}
+    for name in names:
+        counted = Counter(value for value in flags[name].to_pylist() if value is not None)
+        [(value, count)] = counted.most_common(1) or [("", 0)]
+        found[name, "flags_of_one_value"], shared[name] = float(count), str(value)[:MOST_VALUE]
+    return found, shared
+
+
+def measure_canaries(
+    detector: Detector, reference: Reference, rows: pa.Table, canaries: Sequence[Canary], seed: int
+) -> Values:
+    """The share of each canary's rows that become alerts."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for canary in canaries:
+        if not rows.num_rows:
+            break
+        chosen = np.sort(rng.choice(rows.num_rows, min(CANARY_ROWS, rows.num_rows), replace=False))
+        judged = judge(detector, make_canary(rows.take(pa.array(chosen)), canary, detector.columns, reference, rng))
+        found[name_canary(canary), "canary_recall"] = float(judged.is_alert.mean())
+    return found
+
+
+def draw_rows(lake: Lake, parts: Sequence[Part], columns: Sequence[str], seed: int) -> tuple[pa.Table, list[Mask]]:
+    """About SAMPLE_ROWS rows of some parts, fewer of wide rows, drawn by the seed; and their mask in each part."""
+    rng = np.random.default_rng(seed)
+    rows = sum(part.rows for part in parts)
+    fitting = min(SAMPLE_ROWS, count_slice_rows(next(lake.slices(parts[0], list(columns)))))
+    masks = [rng.random(part.rows) < fitting / max(fitting, rows) for part in parts]
+    tables = []
+    for part, mask in zip(parts, masks, strict=True):
+        start = 0
+        for table in lake.slices(part, list(columns)):
+            tables.append(table.filter(pa.array(mask[start : start + table.num_rows])))
+            start += table.num_rows
+    return pa.concat_tables(tables), masks
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A version that is watched: what measures its nights. reference: empty if its clean rows are gone."""
+
+    site: Site
+    detector: Detector
+    contract: Contract
+    entity: str | None
+    params: MonitorParams
+    reference: Reference = field(default_factory=dict)
+    practice: tuple[PastNight, ...] = ()
+
+    @property
+    def cutoff(self) -> date:
+        """The date before which the version's training rows were taken."""
+        return date.fromisoformat(str(self.detector.lineage["cutoff"]))
+
+    @property
+    def trained_through(self) -> date:
+        """The last batch date that it learnt from."""
+        return date.fromisoformat(str(self.detector.lineage["trained_through"]))
+
+    @property
+    def canaries(self) -> tuple[Canary, ...]:
+        """The canaries that params name, or those chosen by the kinds of columns."""
+        given = self.params.canaries
+        return choose_canaries(self.detector.columns) if given is None else given
+
+    def read_reference(self) -> Reference:
+        """Count the rows that the version was fitted on; empty if the lake has them no more."""
+        lake, lineage = self.site.lake, self.detector.lineage
+        clean = lake.find("clean", self.site.detector, self.cutoff)
+        parts = [part for part in clean.parts if part.source == "fit"] if clean else []
+        if not clean or clean.hash != lineage["data_hash"] or not parts:
+            return {}
+        columns = [column.name for column in self.detector.columns]
+        rows, _ = draw_rows(lake, parts, columns, self.cutoff.toordinal())
+        return make_reference(self.detector.columns, rows, self.site.zone)
+
+    def practise(self, excluded: Collection[date]) -> tuple[PastNight, ...]:
+        """Measure the last days before the cut-off as if they were nights."""
+        lake, name = self.site.lake, self.site.detector
+        days = [day for day in lake.dates("validated", name) if day < self.cutoff and day not in excluded]
+        batches = [lake.get("validated", name, day) for day in days[-PRACTICE_DAYS:]]
+        return tuple(PastNight(batch.batch_date, self.measure(batch)[0]) for batch in batches)
+
+    def measure(self, batch: Manifest, scores: Manifest | None = None) -> tuple[Values, dict[str, str]]:
+        """The statistics of a validated batch, and the values that its flags share; without `scores` it is scored."""
+        facts = batch.facts["validation"]
+        rows_in = facts["rows_in"]
+        found: dict[tuple[str, str], float] = {("", "rows"): rows_in}
+        found["", "quarantine_share"] = facts["quarantined"] / max(1, rows_in)
+        if not batch.parts:
+            return found, {}
+        lake, columns, seed = self.site.lake, self.detector.columns, batch.batch_date.toordinal()
+        groups = self._choose_groups(lake.columns(batch.parts[0]))
+        wanted = dict.fromkeys([*(column.name for column in columns), *groups])
+        rows, masks = draw_rows(lake, batch.parts, list(wanted), seed)
+        score = _read_scores(lake, scores, masks) if scores else judge(self.detector, rows).score
+        found |= measure_rows(self.detector, self.reference, rows, score, self.site.zone, self.params.ignore)
+        if self.reference:
+            found |= measure_canaries(self.detector, self.reference, rows, self.canaries, seed)
+        flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
+        if rows.num_rows < batch.rows:
+            flags = _read_flags(lake, batch, scores, groups)
+        counted, shared = measure_flags(flags, groups) if flags else ({}, {})
+        return {**found, **counted}, {name: value for name, value in shared.items() if name not in self.contract.masked}
+
+    def _choose_groups(self, names: Collection[str]) -> list[str]:
+        """The columns by whose values flags are counted: the entity, and texts and booleans that are not masked."""
+        long = {column.name for column in self.detector.columns if column.kind == "sequence"}
+        types = self.contract.columns.items()
+        texts = [name for name, c in types if c.type in ("text", "bool") and not c.masked and name not in long]
+        return [name for name in dict.fromkeys([*([self.entity] if self.entity else []), *texts]) if name in names]
+
+
+def _read_scores(lake: Lake, scores: Manifest, masks: Sequence[Mask]) -> Floats:
+    """The scores of drawn rows: the parts of scores have the rows of the validated parts, in their order."""
+    chosen = []
+    for part, mask in zip(scores.parts, masks, strict=True):
+        pieces = [piece["score"].to_numpy() for piece in lake.slices(part, ["score"])]
+        chosen.append(np.concatenate(pieces)[mask])
+    return np.concatenate(chosen)
+
+
+def _read_flags(lake: Lake, batch: Manifest, scores: Manifest | None, groups: Sequence[str]) -> pa.Table | None:
+    """The groups' columns of the flags that were kept; None without scores."""
+    if scores is None or not groups:
+        return None
+    wanted = pa.table({"record_id": pa.array(lake.read_frame(scores.facts["flags"])["record_id"], pa.string())})
+    names = ", ".join(f"parts.{quote(name)}" for name in groups)
+    sql = f"select {names} from parts join wanted using (record_id)"  # noqa: S608 - quoted
+    return lake.query(sql, batch.parts, wanted=wanted)
+
+
+def open_watch(watch: Watch, bundle_hash: str, excluded: Collection[date]) -> Watch:
+    """The watch with what is known of its version, from the lake; for its first night it is measured and kept there.
+
+    excluded: dates that may not be learnt from.
+    """
+    lake = watch.site.lake
+    path = f"references/{watch.site.detector}/{bundle_hash[:32]}.json"
+    if (kept := lake.find_file(path)) is None:
+        watch = replace(watch, reference=watch.read_reference())
+        watch = replace(watch, practice=watch.practise(excluded))
+        lake.replace(path, dump_known(watch.reference, watch.practice))
+        return watch
+    reference, practice = load_known(kept)
+    return replace(watch, reference=reference, practice=practice)
+
+
+def dump_known(reference: Reference, practice: Sequence[PastNight]) -> bytes:
+    """What is known of a version, as JSON."""
+    days = [{"batch_date": one.batch_date.isoformat(), "values": list_values(one.values)} for one in practice]
+    columns = {name: asdict(bins) for name, bins in reference.items()}
+    return json.dumps({"columns": columns, "practice": days}, allow_nan=False).encode()
+
+
+def load_known(data: bytes) -> tuple[Reference, tuple[PastNight, ...]]:
+    """What is known of a version, from JSON."""
+    document = json.loads(data)
+    practice = tuple(
+        PastNight(date.fromisoformat(day["batch_date"]), {(c, s): value for c, s, value in day["values"]})
+        for day in document["practice"]
+    )
+    return load_reference(document["columns"]), practice
+
+
+def list_values(values: Values) -> list[list[Any]]:
+    """Statistics as JSON can hold them."""
+    return [[column, statistic, value] for (column, statistic), value in values.items()]
+
+
+def read_history(watch: Watch, day: date, version: int) -> list[PastNight]:
+    """The nights before a date that a version has scored, without those on which the data broke, and its practice."""
+    warehouse, name = watch.site.warehouse, watch.site.detector
+    scored = {n.batch_date for n in warehouse.read_nights(name) if n.model_version == version and n.batch_date < day}
+    broken = {one.batch_date for one in warehouse.read_findings(name) if one.finding == DATA_BROKE}
+    found = warehouse.read_drift(name, day - timedelta(days=HISTORY_DAYS), day - timedelta(days=1))
+    nights = [
+        PastNight(date_, {(one.column, one.statistic): one.value for one in drift})
+        for date_, drift in found.items()
+        if date_ in scored - broken
+    ]
+    return [*watch.practice, *nights]
+
+
+def measure_arrival(site: Site, day: date) -> Values:
+    """Hours from the end of the batch date to the arrival of its last part."""
+    landing = site.lake.find("landing", site.detector, day)
+    arrived = [datetime.fromisoformat(part.arrived_at) for part in landing.parts if part.arrived_at] if landing else []
+    if not arrived:
+        return {}
+    late = max(arrived) - site.start_of(day + timedelta(days=1))
+    return {("", "arrival_hours"): late.total_seconds() / 3600}
+
+
+def watch_night(watch: Watch, night: Night, most_false_alarms: float, now: datetime) -> tuple[list[Drift], Finding]:
+    """Measure a published night against the nights before, and decide what has happened."""
+    site, day = watch.site, night.batch_date
+    batch = site.lake.get("validated", site.detector, day)
+    scores = site.lake.get("scores", site.detector, day, night.scores)
+    values, shared = watch.measure(batch, scores)
+    values = {**values, **measure_arrival(site, day), ("", "champion_age_days"): (day - watch.trained_through).days}
+    history = read_history(watch, day, night.model_version)
+    drift = bound_values(values, history, day, most_false_alarms)
+    decision = decide(site.detector, day.isoformat(), Watched(drift, history, shared))
+    evidence = list(decision.evidence)
+    if decision.finding == ATTACK and (suspect := find_suspect(site.lake.read_frame(scores.facts["flags"])["causes"])):
+        evidence.insert(1, f"Of the flags, {suspect}.")
+    if not watch.reference:
+        evidence.append(describe_lack(site.detector, night.model_version))
+    finding = Finding(site.detector, day, night.attempt, decision.finding, tuple(evidence), decision.todo, now)
+    return drift, finding
+
+
+def describe_lack(detector: str, version: int) -> str:
+    """That a version has no training reference, and what to do."""
+    return (
+        f"Version {version} has no training reference, since the lake no longer has the rows that it was fitted on: "
+        f"columns and canaries were not checked; nightjar run {detector} --retrain makes a version that has one."
+    )
+
+
+def summarise_finding(finding: Finding, drift: Sequence[Drift], facts: Mapping[str, str]) -> str:
+    """The finding as Markdown, for the Prefect UI: evidence, what to do, and the statistics beyond their bounds."""
+    lines = [f"**{finding.detector} {finding.batch_date}: {finding.finding.replace('_', ' ')}**", ""]
+    lines += [f"- {escape_markdown(sentence)}" for sentence in finding.evidence]
+    lines += ["", escape_markdown(finding.todo)] if finding.todo else []
+    lines += ["", *(f"- {name}: {escape_markdown(text)}" for name, text in facts.items())]
+    beyond = [one for one in drift if one.is_beyond][:SHOWN]
+    if beyond:
+        lines += ["", "| column | statistic | value | bound |", "|---|---|---|---|"]
+    for one in beyond:
+        cells = [one.column or "the night", one.statistic, f"{one.value:.4g}", f"{one.bound:.4g}"]
+        lines.append("| " + " | ".join(map(escape_markdown, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def monitor_night(
+    site: Site,
+    contract: Contract,
+    night: Night,
+    bundle: Path,
+    entity: str | None,
+    params: MonitorParams,
+    excluded: Collection[date],
+) -> tuple[list[Drift], Finding]:
+    """Watch a published night and write its statistics and its finding to the warehouse."""
+    detector = Detector.load(bundle).to(resolve_device(site.device))
+    opened = Watch(site, detector, contract, entity, params)
+    watch = open_watch(opened, read_bundle_manifest(bundle).content_hash, excluded)
+    drift, finding = watch_night(watch, night, detector.threshold.interval_high, datetime.now(UTC))
+    site.warehouse.replace_drift(finding, drift)
+    return drift, finding
+
+
+@task(task_run_name="monitor {site.detector} {night.batch_date}", **IO)
+def monitor(
+    site: Site,
+    contract: Contract,
+    night: Night,
+    version: Version,
+    bundle: Path,
+    entity: str | None,
+    params: MonitorParams,
+    excluded: Collection[date],
+) -> Finding:
+    """Say of a published night whether its data broke, its world changed, or it was attacked."""
+    drift, finding = monitor_night(site, contract, night, bundle, entity, params, excluded)
+    challenger = site.registry.find_version(CHALLENGER)
+    facts = describe_version(version, challenger, night.batch_date)
+    page = summarise_finding(finding, drift, facts | {"labels": describe_labels(site, night.batch_date)})
+    create_markdown_artifact(
+        page, key=f"monitor-{site.artifact_key}", description=f"{site.detector} {night.batch_date}"
+    )
+    get_run_logger().info("%s: %s", finding.finding, " ".join(finding.evidence) or "no evidence of a change")
+    return finding

@@ -1,0 +1,71 @@
+"""Canaries: rows of tonight made anomalous in memory, to see whether the detector still notices. Never published.
+
+In: N rows and the training reference. Out: the rows with one thing wrong. Their recall is a figure of quality that
+needs no labels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from models.columns import Column
+from tasks.rows.params import Canary, CategoryCanary, ShiftCanary, SwapCanary
+from tasks.rows.reference import Reference, rescale, unscale
+
+SHIFTED_BY_DEFAULT = 3  # columns
+
+
+def name_canary(canary: Canary) -> str:
+    """A canary's name, such as "shift amount"."""
+    if isinstance(canary, SwapCanary):
+        return f"swap {canary.columns[0]} and {canary.columns[1]}"
+    return f"{canary.kind} {canary.column}"
+
+
+def choose_canaries(columns: Sequence[Column]) -> tuple[Canary, ...]:
+    """The canaries where params name none: numbers shifted, two numbers swapped, a rare category."""
+    numbers = [c.name for c in columns if c.kind in ("numeric", "log_numeric")]
+    categories = [c.name for c in columns if c.kind == "categorical" and len(c.vocabulary) > 1]
+    chosen: list[Canary] = [ShiftCanary(kind="shift", column=name) for name in numbers[-SHIFTED_BY_DEFAULT:]]
+    if len(numbers) > 1:
+        chosen.append(SwapCanary(kind="swap", columns=(numbers[0], numbers[-1])))
+    chosen += [CategoryCanary(kind="category", column=name) for name in categories[:1]]
+    return tuple(chosen)
+
+
+def make_canary(
+    rows: pa.Table, canary: Canary, columns: Sequence[Column], reference: Reference, rng: np.random.Generator
+) -> pa.Table:
+    """The rows with a column shifted, two columns swapped, or a category that does not belong to them."""
+    if isinstance(canary, SwapCanary):
+        first, second = canary.columns
+        return _replace(_replace(rows, first, rows[second]), second, rows[first])
+    if isinstance(canary, ShiftCanary):
+        bins = reference[canary.column]
+        values = rescale(bins.kind, rows[canary.column].cast(pa.float64(), safe=False).to_numpy())
+        moved = unscale(bins.kind, values + canary.spreads * (bins.spread or 1.0))
+        if pa.types.is_integer(rows.schema.field(canary.column).type):
+            moved = np.rint(moved)
+        return _replace(rows, canary.column, pa.array(moved, from_pandas=True))
+    if canary.segment is not None:
+        return _replace(rows, canary.column, _take_from_other_segments(rows, canary.column, canary.segment, rng))
+    vocabulary = next(column.vocabulary for column in columns if column.name == canary.column)
+    rarest = [vocabulary[code] for code in reference[canary.column].codes if code < len(vocabulary)][-1]
+    return _replace(rows, canary.column, pa.array([rarest] * rows.num_rows))
+
+
+def _take_from_other_segments(rows: pa.Table, column: str, segment: str, rng: np.random.Generator) -> pa.ChunkedArray:
+    """A column's values, each from a row of another segment, if there is one."""
+    segments = np.array(rows[segment].cast(pa.string()).to_pylist(), dtype=object)
+    order = rng.permutation(rows.num_rows)
+    source = np.arange(rows.num_rows)
+    for row in range(rows.num_rows):
+        others = order[segments[order] != segments[row]]
+        source[row] = others[row % len(others)] if len(others) else row
+    return rows[column].take(pa.array(source))
+
+
+def _replace(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    field = rows.schema.field(name)
+    return rows.set_column(rows.schema.get_field_index(name), field, values.cast(field.type, safe=False))

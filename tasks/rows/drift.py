@@ -1,0 +1,166 @@
+"""How far a night's rows are from the training rows and from the nights before: statistics and their bounds.
+
+A bound is learnt from the nights before, robustly and by weekday, and is never closer to the usual value than a floor:
+with enough rows every difference is significant, so only a difference that also matters counts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.rows.reference import HOURS, Bins
+from tasks.stores.tables import Drift
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Values = Mapping[tuple[str, str], float]  # by column and statistic
+MIN_NIGHTS = 5  # of history, before a bound is learnt from it
+MIN_OF_WEEKDAY = 3
+SPREADS = 5.0  # from the usual value to a bound
+ALPHA = 0.01  # of two-sample tests, after the correction for many columns
+ALMOST_SURE = 1e-5  # of counts: the chance to be beyond a control limit
+SHIFT_EXPLAINS = 0.3  # of the PSI may be left once times are moved back, or columns swapped back
+FLOORS: Mapping[str, float] = {  # the least distance from the usual value to a bound
+    "psi": 0.05,
+    "psi_unflagged": 0.05,
+    "score_psi": 0.05,
+    "null_share": 0.02,
+    "unseen_share": 0.01,
+    "mode_share": 0.15,
+    "quarantine_share": 0.01,
+    "arrival_hours": 3.0,
+    "score_shift": 10.0,
+}
+UNLEARNT: Mapping[str, float] = {  # bounds without a history
+    "psi": 0.1,
+    "psi_unflagged": 0.1,
+    "score_psi": 0.1,
+    "null_share": 0.05,
+    "unseen_share": 0.02,
+    "quarantine_share": 0.03,
+}
+FIXED: Mapping[str, float] = {"scale": 3.0, "hour_shift": 0.5, "renamed_share": 0.05, "swapped": 0.5}
+
+
+@dataclass(frozen=True)
+class PastNight:
+    """What was measured of an earlier night, or of a day before the training's cut-off."""
+
+    batch_date: date
+    values: Values
+
+
+def compute_psi(counts: Ints, usual: Ints) -> float:
+    """The population stability index of counts (B,) against those of the training rows; 0 without rows."""
+    if not counts.sum() or not usual.sum():
+        return 0.0
+    tonight, then = ((side + 0.5) / (side.sum() + 0.5 * len(side)) for side in (counts, usual))
+    return float(((tonight - then) * np.log(tonight / then)).sum())
+
+
+def compare_counts(counts: Ints, usual: Ints) -> float:
+    """The p-value of a chi-squared test of homogeneity; 1 if there is nothing to compare."""
+    from scipy.stats import chi2_contingency  # type: ignore[import-untyped] # slow to import
+
+    table = np.array([counts, usual])[:, (counts + usual) > 0]
+    if table.shape[1] < 2 or not table.sum(axis=1).all():
+        return 1.0
+    return float(chi2_contingency(table).pvalue)
+
+
+def correct_p_values(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Benjamini and Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    return [float(p) for p in false_discovery_control(p_values)] if p_values else []
+
+
+def find_hour_shift(counts: Ints, usual: Ints) -> int:
+    """By how many hours (-12 to 12) all times have moved, if that explains the change of the hours; else 0."""
+    now = compute_psi(counts, usual)
+    left = {shift: compute_psi(np.roll(counts, -shift), usual) for shift in range(-HOURS // 2, HOURS // 2) if shift}
+    shift = min(left, key=lambda one: left[one])
+    return shift if now > UNLEARNT["psi"] and left[shift] < SHIFT_EXPLAINS * now else 0
+
+
+def find_renamed(counts: Ints, bins: Bins) -> float:
+    """The share of rows that a category has lost to categories never seen in training; 0 if none has vanished."""
+    if bins.unseen is None or not counts.sum() or not bins.rows:
+        return 0.0
+    tonight, then = counts / counts.sum(), np.array(bins.counts) / bins.rows
+    lost = [before - now for now, before in zip(tonight[:-2], then[:-2], strict=True) if now < 0.2 * before]
+    return float(min(max(lost, default=0.0), max(0.0, tonight[-1] - then[-1])))
+
+
+def measure_scale(median_now: float, median_then: float) -> float:
+    """How many times as large numbers have become, or as small if that is more than 1; 1 if it cannot be said."""
+    if not median_now or not median_then or (median_now > 0) != (median_then > 0):
+        return 1.0
+    ratio = median_now / median_then
+    return max(ratio, 1 / ratio)
+
+
+def learn_usual(history: Sequence[PastNight], key: tuple[str, str], day: date) -> tuple[float, float] | None:
+    """The usual value of a statistic and its spread, by weekday where that has enough nights; None: too few nights.
+
+    The median, and the median absolute deviation of all nights from the medians of their weekdays.
+    """
+    found = [(past.batch_date.weekday(), past.values[key]) for past in history if key in past.values]
+    if len(found) < MIN_NIGHTS:
+        return None
+    whole = median(value for _, value in found)
+    by_weekday: dict[int, list[float]] = {}
+    for weekday, value in found:
+        by_weekday.setdefault(weekday, []).append(value)
+    usual = {weekday: median(values) for weekday, values in by_weekday.items() if len(values) >= MIN_OF_WEEKDAY}
+    spread = 1.4826 * median(abs(value - usual.get(weekday, whole)) for weekday, value in found)
+    return usual.get(day.weekday(), whole), spread
+
+
+def bound_statistic(
+    statistic: str, learnt: tuple[float, float] | None, rows: int, most_false_alarms: float
+) -> float | None:
+    """The bound of one statistic; None if it has none, or none yet. most_false_alarms: a share of rows."""
+    if statistic.split(" ")[0] in FIXED:
+        return FIXED[statistic.split(" ")[0]]
+    if learnt is None:
+        return UNLEARNT.get(statistic)
+    usual, spread = learnt
+    margin = SPREADS * spread
+    if statistic == "flag_rate":
+        from scipy.stats import binom
+
+        rate = max(usual, most_false_alarms)
+        return max(usual + margin, float(binom.ppf(1 - ALMOST_SURE, rows, min(rate, 1.0))) / max(rows, 1))
+    if statistic == "flags_of_one_value":
+        return usual + max(margin, 4 * math.sqrt(usual) + 4)
+    if statistic == "canary_recall":
+        return usual - max(margin, 0.15)
+    return usual + max(margin, FLOORS[statistic]) if statistic in FLOORS else None
+
+
+def bound_rows(rows: int, learnt: tuple[float, float] | None) -> list[Drift]:
+    """The night's rows, and the share by which they are fewer or more than usual, with its bound."""
+    found = [Drift("", "rows", rows, None)]
+    if learnt is None or learnt[0] <= 0:
+        return found
+    usual, spread = learnt
+    bound = max(SPREADS * spread, 4 * math.sqrt(usual), 0.1 * usual) / usual
+    lack, excess = max(0.0, 1 - rows / usual), max(0.0, rows / usual - 1)
+    return [*found, Drift("", "rows_lacking", lack, bound), Drift("", "rows_in_excess", excess, bound)]
+
+
+def bound_values(values: Values, history: Sequence[PastNight], day: date, most_false_alarms: float) -> list[Drift]:
+    """A night's statistics with their bounds, in their order."""
+    rows = int(values[("", "rows")])
+    found = bound_rows(rows, learn_usual(history, ("", "rows"), day))
+    for (column, statistic), value in values.items():
+        if statistic != "rows":
+            learnt = learn_usual(history, (column, statistic), day)
+            found.append(Drift(column, statistic, value, bound_statistic(statistic, learnt, rows, most_false_alarms)))
+    return found

@@ -1,0 +1,157 @@
+"""One finding per night, decided from its statistics: the data broke, an attack, the world changed, or nothing.
+
+Data that break do so overnight and in ways of their own. An attack adds flags and leaves the other rows as they were. A
+world that changes moves the other rows too. They are looked for in this order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tasks.rows.drift import ALPHA, PastNight
+from tasks.stores.tables import ATTACK, DATA_BROKE, NOTHING, WORLD_CHANGED, Drift
+
+GROSS = 1.0  # a PSI that only a fault of the data makes overnight
+MOSTLY_UNSEEN = 0.5
+RECENT = 3  # nights
+BREAKS = (
+    "rows_lacking",
+    "rows_in_excess",
+    "null_share",
+    "quarantine_share",
+    "mode_share",
+    "hour_shift",
+    "renamed_share",
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A finding, its evidence as sentences, and what to do."""
+
+    finding: str
+    evidence: tuple[str, ...]
+    todo: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The statistics of a night with their bounds, those of the nights before, and names for its evidence.
+
+    shared: of each column in which flags were counted, the value that most of them share.
+    """
+
+    drift: Sequence[Drift]
+    history: Sequence[PastNight]
+    shared: Mapping[str, str]
+
+    def find(self, column: str, statistic: str) -> float:
+        """The value of a statistic; 0 if it was not measured."""
+        return next((one.value for one in self.drift if (one.column, one.statistic) == (column, statistic)), 0.0)
+
+    def beyond(self, *statistics: str) -> list[Drift]:
+        """The statistics of these names that are beyond their bound."""
+        return [one for one in self.drift if one.statistic.split(" ")[0] in statistics and one.is_beyond]
+
+    def is_sudden(self, column: str) -> bool:
+        """Whether a column's change is far larger than on the recent nights."""
+        recent = sorted(self.history, key=lambda past: past.batch_date)[-RECENT:]
+        before = max((past.values.get((column, "psi"), 0.0) for past in recent), default=0.0)
+        return self.find(column, "psi") > 3 * before
+
+
+def decide(detector: str, day: str, night: Watched) -> Decision:
+    """The finding of a night."""
+    notes = tuple(list_notes(night))
+    if broken := list_breaks(night):
+        again = f"nightjar score {detector} --date {day}"
+        todo = f"stop: do not act on this night's flags; have the data delivered again, then {again}"
+        return Decision(DATA_BROKE, (*broken, *notes), todo)
+    changed, struck = list_changes(night), list_strikes(night)
+    if struck and not changed:
+        return Decision(ATTACK, (*struck, *notes), f"look now: nightjar flags {detector} --date {day}")
+    if changed:
+        todo = f"if it lasts, retrain: nightjar run {detector} --retrain, then nightjar compare {detector}"
+        return Decision(WORLD_CHANGED, (*changed, *struck, *notes), todo)
+    return Decision(NOTHING, notes, "")
+
+
+def list_breaks(night: Watched) -> list[str]:
+    """Signs that the data broke, as sentences."""
+    found = [describe_break(night, one) for one in night.beyond(*BREAKS, "swapped")]
+    found += [
+        f"{one.column}: {one.value:.0%} of its values never occurred in training."
+        for one in night.beyond("unseen_share")
+        if one.value > MOSTLY_UNSEEN
+    ]
+    for one in night.beyond("psi"):
+        if not night.is_sudden(one.column) or night.find(one.column, "p_value") >= ALPHA:
+            continue
+        scale = night.find(one.column, "scale")
+        if any(other.is_beyond for other in night.drift if (other.column, other.statistic) == (one.column, "scale")):
+            found.append(
+                f"{one.column}: its median is larger or smaller by a factor of {scale:.3g} overnight; look at its unit."
+            )
+        elif one.value > GROSS:
+            found.append(f"{one.column}: its values are others than in training overnight (PSI {one.value:.2f}).")
+    return list(dict.fromkeys(found))
+
+
+def describe_break(night: Watched, one: Drift) -> str:
+    """One sign that the data broke."""
+    value, bound = one.value, one.bound or 0.0
+    if one.statistic.startswith("swapped"):
+        return f"{one.column} and {one.statistic.removeprefix('swapped with ')} look swapped."
+    rows = f"{night.find('', 'rows'):,.0f} rows"
+    return {
+        "rows_lacking": f"{rows}, {value:.0%} fewer than usual on this weekday; up to {bound:.0%} is usual.",
+        "rows_in_excess": f"{rows}, {value:.0%} more than usual on this weekday; up to {bound:.0%} is usual.",
+        "null_share": f"{one.column}: missing in {value:.1%} of the rows; up to {bound:.1%} is usual.",
+        "quarantine_share": f"{value:.1%} of the rows are in quarantine; up to {bound:.1%} is usual.",
+        "mode_share": f"{one.column}: {value:.0%} of the rows have the same value; up to {bound:.0%} is usual.",
+        "hour_shift": f"{one.column}: all times look moved by {value:.0f} hours; look at its time zone.",
+        "renamed_share": f"{one.column}: a category has vanished, and {value:.0%} of the rows have a name never seen.",
+    }[one.statistic]
+
+
+def list_changes(night: Watched) -> list[str]:
+    """Signs that the rows as a whole have changed, as sentences."""
+    found = []
+    for one in night.beyond("psi_unflagged"):
+        if night.find(one.column, "p_value") < ALPHA:
+            scale = night.find(one.column, "scale")
+            more = f", its median by a factor of {scale:.3g}" if scale > 1.05 else ""
+            found.append(
+                f"{one.column}: PSI {one.value:.3f}, bound {one.bound:.3f}, also without the flagged rows{more}."
+            )
+    for one in night.beyond("unseen_share"):
+        found.append(f"{one.column}: {one.value:.1%} of its values never occurred in training, bound {one.bound:.1%}.")
+    return found
+
+
+def list_strikes(night: Watched) -> list[str]:
+    """Signs of more or more similar flags than usual, as sentences."""
+    found = [
+        f"{one.value:.2%} of the rows are flagged; up to {one.bound:.2%} is usual." for one in night.beyond("flag_rate")
+    ]
+    for one in night.beyond("flags_of_one_value"):
+        value = night.shared.get(one.column, "")
+        found.append(
+            f"{one.value:.0f} flags share one {one.column}{value and f', {value}'}; up to {one.bound:.0f} is usual."
+        )
+    return found
+
+
+def list_notes(night: Watched) -> list[str]:
+    """What else should be known, and makes no finding, as sentences."""
+    return [describe_note(one) for one in night.beyond("canary_recall", "arrival_hours", "score_psi", "score_shift")]
+
+
+def describe_note(one: Drift) -> str:
+    """A statistic beyond its bound that makes no finding."""
+    value, bound = one.value, one.bound or 0.0
+    return {
+        "canary_recall": f"Canary {one.column}: noticed in {value:.0%} of its rows, usually in more than {bound:.0%}.",
+        "arrival_hours": f"The last rows arrived {value:.0f} hours after the day's end, later than usual.",
+        "score_psi": f"Scores have moved away from the calibration's (PSI {value:.3f}).",
+        "score_shift": f"The median score is {value:.0f} ranks away from the calibration's.",
+    }[one.statistic]

@@ -1,0 +1,208 @@
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from steps import TrainingSteps, load, migrate
+from toy import CUTOFF, FIRST, Project, make_project, make_rows
+
+from flows.config.setup import Setup
+from tasks.ingest import ingest_arrivals
+from tasks.monitor import monitor_night, summarise_finding
+from tasks.on_demand.findings import describe_finding, read_watched
+from tasks.publish import Begun, publish_scored
+from tasks.score import score_night
+from tasks.stores.tables import Drift, Finding
+from tasks.validate import validate_batches
+
+DAY = CUTOFF
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained project without a published night; tests use copies."""
+    folder = tmp_path_factory.mktemp("learnt")
+    make_project(folder)
+    setup = load(folder)
+    migrate(setup)
+    TrainingSteps(setup).run_all()
+    return folder
+
+
+@pytest.fixture
+def project(learnt: Path, tmp_path: Path) -> Iterator[Project]:
+    shutil.copytree(learnt, tmp_path / "project")
+    yield Project(tmp_path / "project")
+
+
+def run_night(project: Project, day: date = DAY, frame: pd.DataFrame | None = None) -> tuple[list[Drift], Finding]:
+    """Deliver, score, publish and watch one night."""
+    if frame is not None:
+        project.write_day(day, frame)
+    setup = load(project.folder)
+    site, params, contract = setup.site, setup.configured.detector, setup.configured.contract
+    now = datetime.now(UTC)
+    begun = Begun(site.warehouse.begin_attempt("orders", day, "begin", now, None), now)
+    ingest_arrivals(site, setup.ingest_params, setup.window(last=day))
+    [validation] = validate_batches(site, contract, [day], params.validate_)
+    assert not validation.failures
+    version = site.registry.get_champion()
+    bundle = site.registry.fetch_bundle(version)
+    night = publish_scored(site, begun, score_night(site, contract, validation, version, bundle, params.score, now))
+    return monitor_night(site, contract, night, bundle, params.entity, params.monitor, params.filter.exclude_dates)
+
+
+def reopen(project: Project) -> Setup:
+    return load(project.folder)
+
+
+def find(drift: list[Drift], column: str, statistic: str) -> Drift:
+    [found] = [one for one in drift if (one.column, one.statistic) == (column, statistic)]
+    return found
+
+
+def test_an_ordinary_night_has_no_finding_and_every_column_its_statistics(project):
+    drift, finding = run_night(project)
+    assert (finding.finding, finding.todo) == ("nothing", "")
+    for column in ("items", "spend", "shop"):
+        for statistic in ("psi", "p_value", "null_share"):
+            assert np.isfinite(find(drift, column, statistic).value)
+    assert find(drift, "", "rows").value == 300
+    assert find(drift, "shop", "unseen_share").value == 0
+    assert {one.column for one in drift if one.statistic == "canary_recall"} >= {"shift spend", "swap items and spend"}
+    site = reopen(project).site
+    assert sorted(site.warehouse.read_drift("orders", DAY, DAY)[DAY], key=repr) == sorted(drift, key=repr)
+    assert site.warehouse.read_findings("orders") == [finding]
+
+
+def test_a_repeated_night_replaces_its_finding_and_an_older_attempt_does_not(project):
+    run_night(project)
+    _, second = run_night(project)
+    site = reopen(project).site
+    assert [one.attempt for one in site.warehouse.read_findings("orders")] == [2]
+    site.warehouse.replace_drift(replace(second, attempt=1, finding="attack"), [])
+    assert site.warehouse.read_findings("orders") == [second]
+    assert site.warehouse.read_drift("orders", DAY, DAY)
+
+
+def in_cents(frame):
+    return frame.assign(spend=frame["spend"] * 100)
+
+
+def half(frame):
+    return frame.iloc[::2]
+
+
+def swapped(frame):
+    return frame.assign(items=frame["spend"].round().astype(int), spend=frame["items"].astype(float))
+
+
+def stuck(frame):
+    return frame.assign(spend=21.5)
+
+
+def renamed(frame):
+    return frame.assign(shop=frame["shop"].replace("north", "NORTH"))
+
+
+@pytest.mark.parametrize("change", [in_cents, half, swapped, stuck, renamed])
+def test_broken_data_are_named(project, change):
+    frame = make_rows(DAY)
+    if change is in_cents:
+        project.change("contracts/orders.yaml", "expectations", value=[])
+    _, finding = run_night(project, frame=change(frame))
+    assert finding.finding == "data_broke", finding
+    assert f"nightjar score orders --date {DAY}" in finding.todo
+
+
+def test_a_changed_mix_of_all_rows_is_a_changed_world(project):
+    frame = make_rows(DAY)
+    rng = np.random.default_rng(1)
+    is_larger = (frame["fraud"] == 0) & (rng.random(len(frame)) < 0.5)
+    items = np.where(is_larger, rng.integers(5, 9, len(frame)), frame["items"])
+    frame = frame.assign(items=items, spend=(items * frame["spend"] / frame["items"]).round(4))
+    _, finding = run_night(project, frame=frame)
+    assert finding.finding == "world_changed", finding
+    assert "nightjar run orders --retrain" in finding.todo
+
+
+def test_many_similar_flags_among_ordinary_rows_are_an_attack(project):
+    frame = make_rows(DAY)
+    struck = frame.index % 10 == 0
+    frame.loc[struck, "spend"] = frame.loc[struck, "items"] * 200.0
+    _, finding = run_night(project, frame=frame)
+    assert finding.finding == "attack", finding
+    assert f"nightjar flags orders --date {DAY}" in finding.todo
+
+
+def test_a_night_without_rows_is_watched(project):
+    project.change("contracts/orders.yaml", "expectations", value=[])
+    run_night(project, DAY)
+    setup = reopen(project)
+    site = setup.site
+    frame = make_rows(DAY).assign(
+        placed_at=lambda f: f["placed_at"].str.replace(str(DAY), str(DAY + timedelta(days=1)))
+    )
+    frame["order_id"] += "-moved"
+    _, finding = run_night(project, DAY, frame)
+    assert finding.finding == "data_broke"
+    assert site.warehouse.get_nights("orders", DAY)[0].scored == 0
+
+
+def test_a_version_whose_training_rows_are_gone_says_so_and_is_watched_otherwise(project):
+    lake = reopen(project).site.lake
+    for path in lake.files("clean/orders"):
+        lake.remove(path)
+    drift, finding = run_night(project, frame=half(make_rows(DAY)))
+    assert finding.finding == "data_broke"
+    assert any("has no training reference" in sentence and "--retrain" in sentence for sentence in finding.evidence)
+    assert not any(one.statistic == "psi" for one in drift)
+
+
+def test_canaries_of_the_params_are_made_and_never_published(project):
+    canaries = [
+        {"kind": "shift", "column": "spend", "spreads": 50},
+        {"kind": "category", "column": "shop", "segment": "items"},
+    ]
+    project.change("params.yaml", "detectors", "orders", "monitor", value={"canaries": canaries, "ignore": ["items"]})
+    drift, _ = run_night(project)
+    recall = {one.column: one.value for one in drift if one.statistic == "canary_recall"}
+    assert recall.keys() == {"shift spend", "category shop"}
+    assert recall["shift spend"] > 0.9
+    assert not any(one.column == "items" for one in drift)
+    site = reopen(project).site
+    assert len(site.warehouse.read_flags("orders", DAY)) == site.warehouse.get_nights("orders")[0].flagged < 30
+
+
+def test_what_is_known_of_a_version_has_no_values_of_masked_columns(project):
+    run_night(project)
+    lake = reopen(project).site.lake
+    [path] = lake.files("references/orders")
+    assert b"customer-" not in lake.read(path)
+    assert b"order" not in lake.read(path)
+
+
+def test_status_and_monitor_read_what_was_found(project):
+    _, finding = run_night(project, frame=half(make_rows(DAY)))
+    site = reopen(project).site
+    night = read_watched(site)
+    assert (night.finding, night.note) == (finding, "")
+    assert night.facts["version"].startswith("1, trained through")
+    assert describe_finding([finding], DAY).startswith("data broke. 150 rows, 50% fewer than usual")
+    assert describe_finding([finding], FIRST) == ""
+    assert r"| the night | rows\_lacking | 0.5 |" in summarise_finding(finding, night.statistics, {})
+
+
+def test_a_published_night_that_was_not_monitored_says_what_to_do(project):
+    run_night(project)
+    site = reopen(project).site
+    [finding] = site.warehouse.read_findings("orders")
+    with site.warehouse.begin() as connection:
+        connection.exec_driver_sql("delete from findings")
+    assert f"nightjar score orders --date {DAY}" in read_watched(site).note
+    site.warehouse.replace_drift(replace(finding, attempt=0), [])
+    assert "the finding is of attempt 0" in read_watched(site).note
