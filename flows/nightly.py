@@ -64,7 +64,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     """
     setup = prepare(name)
     site, params, contract = setup.site, setup.configured.detector, setup.configured.contract
-    day = batch_date or setup.window().last
+    rule, day = setup.record_rule, batch_date or setup.window().last
     begun = begin_night(site, day)
     with follow_steps(site, day, begun) as at:
         landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
@@ -75,7 +75,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         workers = Workers(setup.scheduler, setup.workers)
         at(spread_parts)(site, contract, validation, scorer, bundle, params.score, workers)
         scored = score(site, contract, validation, scorer, bundle, params.score, begun.started_at)
-        night = at(publish)(site, begun, scored, setup.record_rule, params.cases)
+        night = at(publish)(site, begun, scored, rule, params.cases)
         report(site, validation, scorer, params.score)
         shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
         monitor(site, contract, night, scorer, bundle, params.entity, params.monitor, params.filter.exclude_dates)
