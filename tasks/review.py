@@ -2,13 +2,14 @@
 
 A night's questions are its alerts, and small seeded random samples of its suppressed flags and of its rows below the
 threshold, which show what both stages miss. One row per record: QUESTIONS; `inclusion` is the probability with which
-such a record is selected. Verdicts are `anomaly`, `normal`, or `withdrawn` for one that was wrong, each with an
-optional note. Out: rows of `reviews`.
+such a record is selected. Verdicts are VERDICTS, `withdrawn` for one that was wrong, each with an optional note. Out:
+rows of `reviews`, and what follows for the cases of the records.
 """
 
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import SourceInvalid
+from tasks.follow_up.cases import ANOMALY, MEANING, NORMAL, follow_verdicts
 from tasks.rows.escaping import unguard
 from tasks.rows.params import IngestParams
 from tasks.rows.sampling import draw_order
@@ -24,9 +26,9 @@ from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 from tasks.stores.warehouse import WITHDRAWN
 
-QUESTIONS = ["batch_date", "record_id", "score", "inclusion", "causes", "verdict", "note"]
-ANOMALY, NORMAL = "anomaly", "normal"
-VERDICTS = (ANOMALY, NORMAL, WITHDRAWN)
+QUESTIONS = ["batch_date", "attempt", "record_id", "score", "inclusion", "causes", "verdict", "note"]
+RECORD = ["batch_date", "record_id"]
+VERDICTS = (ANOMALY, NORMAL, *MEANING, WITHDRAWN)
 
 
 def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
@@ -45,7 +47,8 @@ def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
     ]
     if not questions:
         return pd.DataFrame(columns=QUESTIONS)
-    return pd.concat(questions, ignore_index=True).assign(batch_date=day, verdict="", note="")[QUESTIONS]
+    night: dict[str, Any] = {"batch_date": day, "attempt": batch.attempt, "verdict": "", "note": ""}
+    return pd.concat(questions, ignore_index=True).assign(**night)[QUESTIONS]
 
 
 def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame:
@@ -88,7 +91,7 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
 
 
 def read_answers(path: Path) -> pd.DataFrame:
-    """Read a file of questions with verdicts; rows without a verdict are skipped. A file without notes is fine.
+    """Read a file of questions with verdicts; rows without a verdict are skipped. Notes and attempts may be absent.
 
     Raises SourceInvalid.
     """
@@ -102,6 +105,8 @@ def read_answers(path: Path) -> pd.DataFrame:
         answers["batch_date"] = answers["batch_date"].map(date.fromisoformat)
         answers["inclusion"] = answers["inclusion"].astype(float)
         answers["note"] = answers["note"].str.strip() if "note" in answers else ""
+        attempts = answers["attempt"].str.strip() if "attempt" in answers else pd.Series("", answers.index)
+        answers["attempt"] = [int(attempt) if attempt else None for attempt in attempts]
         unknown = set(answers["verdict"]) - set(VERDICTS)
         if unknown:
             raise ValueError(f"verdicts {', '.join(sorted(unknown))}")
@@ -121,8 +126,12 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 
 def check_records(site: Site, answers: pd.DataFrame) -> None:
-    """Raise SourceInvalid if a verdict is about a record that no published night holds. Pruned nights are trusted."""
+    """Raise SourceInvalid if a verdict is about a record that no published night holds. Pruned nights are trusted.
+
+    A verdict on an earlier attempt counts as long as the newest still holds the record.
+    """
     nights = {night.batch_date: night for night in site.warehouse.read_nights(site.detector)}
+    judged = answers.dropna(subset="attempt").set_index(RECORD)["attempt"]
     strange: list[str] = []
     for day in sorted(answers["batch_date"].unique()):
         asked = pa.array(answers.loc[answers["batch_date"] == day, "record_id"], pa.string())
@@ -134,12 +143,17 @@ def check_records(site: Site, answers: pd.DataFrame) -> None:
             for part in scores.parts:
                 for table in site.lake.slices(part, ["record_id"]):
                     found.update(table["record_id"].filter(pc.is_in(table["record_id"], asked)).to_pylist())
-        strange += [f"{day} {record or 'without an id'}" for record in asked.to_pylist() if record not in found]
+        for record in asked.to_pylist():
+            given, published = judged.get((day, record)), night.attempt if night else 0
+            newer = given is not None and published > 0 and given > published
+            if record not in found or newer:
+                differs = f" of attempt {given:.0f}; published is {published}" if given not in (None, published) else ""
+                strange.append(f"{day} {record or 'without an id'}{differs if night else ''}")
     if strange:
         raise SourceInvalid(
             "Some verdicts are about records that no published night holds; none was stored.",
             where=f"reviews of {site.detector}",
-            got=", ".join(strange[:5]) + (f" and {len(strange) - 5:,} more" if len(strange) > 5 else ""),
+            got="; ".join(strange[:5]) + (f" and {len(strange) - 5:,} more" if len(strange) > 5 else ""),
             expected="the batch_date and record_id that nightjar review wrote",
             todo="correct these lines, or take them out, and use --take again",
         )
@@ -149,15 +163,27 @@ def keep_verdicts(site: Site, answers: pd.DataFrame, reviewer: str, now: datetim
     """Add verdicts to the warehouse; returns how many are new or changed. Raises SourceInvalid.
 
     The same verdict of the same reviewer with the same note, or with none, is not new; nor is withdrawing what is not
-    there. A changed verdict replaces the note too.
+    there. A changed verdict replaces the note too. A case whose every flag has a verdict now is closed.
     """
     check_records(site, answers)
-    record = ["batch_date", "record_id"]
-    given = answers.loc[answers["verdict"] != "", [*record, "verdict", "note", "inclusion"]]
-    known = site.warehouse.read_reviews(site.detector)[[*record, "reviewer", "verdict", "note"]].fillna("")
-    before = given.merge(known, "left", record, suffixes=("", "_before")).set_index(given.index).fillna("")
+    word = answers["verdict"]
+    attempts = {night.batch_date: night.attempt for night in site.warehouse.read_nights(site.detector)}
+    given = answers.loc[word != "", [*RECORD, "note", "inclusion"]].assign(
+        verdict=word.map(MEANING).fillna(word),
+        said=word.where(word.isin(MEANING), ""),
+        attempt=answers["attempt"].fillna(answers["batch_date"].map(attempts)),
+    )
+    known = site.warehouse.read_reviews(site.detector, learnt=False)[[*RECORD, "reviewer", "verdict", "note", "said"]]
+    before = given.merge(known, "left", RECORD, suffixes=("", "_before")).set_index(given.index)
+    before = before.astype(object).fillna("")
     is_same = (before["reviewer"] == reviewer) & (before["verdict"] == before["verdict_before"])
     is_same &= (given["note"] == "") | (given["note"] == before["note_before"])
+    is_same &= (given["said"] == "") | (given["said"] == before["said_before"])
     is_same |= (given["verdict"] == WITHDRAWN) & (before["verdict_before"] == "")
     new = given[~is_same].assign(reviewer=reviewer, reviewed_at=pd.Timestamp(now))
-    return site.warehouse.add_reviews(site.detector, new.assign(note=new["note"].replace("", None)))
+    words = dict(zip(zip(new["batch_date"], new["record_id"], strict=True), word[new.index], strict=True))
+    return site.warehouse.add_reviews(
+        site.detector,
+        new.assign(note=new["note"].replace("", None), said=new["said"].replace("", None)),
+        lambda connection: follow_verdicts(connection, site.detector, words, reviewer, now),
+    )

@@ -1,6 +1,5 @@
 """`nightjar case`."""
 
-import getpass
 from datetime import UTC, datetime, time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -8,7 +7,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flows.cli.cases import count, describe_due, describe_state
-from flows.cli.options import Json, Name, date_option
+from flows.cli.options import By, Json, Name, date_option, name_person
 from flows.cli.screen import print_json, stdout
 
 EXAMPLE = "nightjar case payments 12; nightjar case payments 12 --verdict confirmed --note 'card blocked'"
@@ -29,7 +28,7 @@ def case(
         int | None, typer.Option(min=1, metavar="OTHER", help="Move its flags into another open case.")
     ] = None,
     note: Annotated[str | None, typer.Option(help="A note, alone or with one of the above.")] = None,
-    by: Annotated[str | None, typer.Option(help="Who does it (default: the login name).")] = None,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
     """Show one case with its flags and its history; or take, judge, close, snooze, reopen or merge it."""
@@ -47,7 +46,7 @@ def case(
     site, params = setup.site, setup.configured.detector
     now = datetime.now(UTC)
     if acts:
-        desk = actions.Desk(site.warehouse, name, params.cases, by or find_login(), now)
+        desk = actions.Desk(site.warehouse, name, params.cases, name_person(by), now)
         if take:
             actions.take_case(desk, number, note)
         elif verdict:
@@ -70,14 +69,6 @@ def case(
         stdout.print(summarise(name, found), soft_wrap=True)
     else:
         print_case(name, found, site.zone)
-
-
-def find_login() -> str:
-    """The login name, or "analyst" where the system knows none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "analyst"
 
 
 def summarise(name: str, found: dict[str, Any]) -> str:

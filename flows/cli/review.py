@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Json, Name, date_option
+from flows.cli.options import By, Json, Name, date_option, name_person
 from flows.cli.screen import print_csv, print_json, stdout
 
 EXAMPLE = "nightjar review payments > asked.csv; nightjar review payments --take asked.csv"
@@ -19,22 +19,27 @@ def review(
         int | None, typer.Option(min=0, help="Number of rows in addition to the alerts (default: review.sample).")
     ] = None,
     take: Annotated[Path | None, typer.Option(help="A file written by this command, with verdicts filled in.")] = None,
-    by: Annotated[str, typer.Option(help="Who gave the verdicts of --take.")] = "analyst",
+    by: By = None,
     from_labels: Annotated[bool, typer.Option("--from-labels", help="Use known labels as verdicts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the records to review as CSV, or store their verdicts: anomaly, normal, or withdrawn if one was wrong."""
+    """List the records to review as CSV, or store their verdicts.
+
+    Verdicts are anomaly or normal; confirmed, expected, false_alarm, new_trend or unresolved; and withdrawn if one was
+    wrong.
+    """
     from flows.config.setup import prepare, prepare_reading
     from tasks import review as step
+    from tasks.follow_up.cases import LABELS
 
     setup = (prepare if take or from_labels else prepare_reading)(name)
     now, day = datetime.now(UTC), date.date() if date else None
     site, params = setup.site, setup.configured.detector.review
     asked = params.sample if sample is None else sample
     if take:
-        answers = step.read_answers(take)
+        answers, reviewer = step.read_answers(take), name_person(by)
     elif from_labels:
-        by = "labels"
+        reviewer = LABELS
         nights = [night.batch_date for night in site.warehouse.get_nights(name, day)]
         answers = step.judge_by_labels(step.ask_about_all(site, nights, asked), site, setup.ingest_params, now)
     else:
@@ -44,7 +49,7 @@ def review(
         else:
             print_csv(questions)
         return
-    added = step.keep_verdicts(site, answers, by, now)
+    added = step.keep_verdicts(site, answers, reviewer, now)
     given = answers["verdict"].value_counts()
     counts = {verdict: int(given.get(verdict, 0)) for verdict in step.VERDICTS}
     if as_json:

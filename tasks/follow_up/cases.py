@@ -271,6 +271,25 @@ def close_settled(connection: sa.Connection, numbers: Collection[int], log: Log)
                 close(connection, case, log, BY_RULE, None, reason="no record of it is flagged any more")
 
 
+def follow_verdicts(
+    connection: sa.Connection, detector: str, words: Mapping[tuple[date, str], str], reviewer: str, now: datetime
+) -> None:
+    """Note in the history of cases that some of their flags were judged, and close those whose every flag is.
+
+    words: the verdicts by batch date and record, as they were said; they are in `reviews` already.
+    """
+    log = Log(detector, now)
+    days = sorted({day for day, _ in words})
+    members = sa.select(case_flags.c.batch_date, case_flags.c.record_id, case_flags.c.case_id)
+    of_days = (case_flags.c.detector == detector, case_flags.c.batch_date.in_(days))
+    found = connection.execute(members.where(*of_days)).all()
+    judged = Counter((case, words[day, record]) for day, record, case in found if (day, record) in words)
+    for (case, word), flags in sorted(judged.items()):
+        log.add(case, "verdict", reviewer, verdict=word, flags=flags)
+    close_settled(connection, {case for case, _ in judged}, log)
+    log.write(connection)
+
+
 def summarise(words: Collection[str]) -> str:
     """The verdict on a case by those on its flags: confirmed if one is an anomaly, else the one that all have."""
     if {ANOMALY, "confirmed"} & set(words):

@@ -20,8 +20,8 @@ from models.fitting import resolve_device
 from tasks.errors import BatchMissing, ChampionMissing, NightjarError, ParamsInvalid
 from tasks.evaluate import evaluate_bundle
 from tasks.filter import read_training_set
+from tasks.follow_up.cases import ANOMALY
 from tasks.on_demand.loose import SMALLEST
-from tasks.review import ANOMALY
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.params import GateParams

@@ -14,8 +14,8 @@ from models.columns import Column
 from models.detector import Detector
 from models.reducer import Gain, Verdicts, fit_reducer
 from tasks.errors import TooFewRows
+from tasks.follow_up.cases import ANOMALY
 from tasks.register import Registered, register_bundle
-from tasks.review import ANOMALY
 from tasks.rows.columns import to_records
 from tasks.rows.judge import judge
 from tasks.rows.kinds import KINDS
