@@ -78,6 +78,6 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         night = at(publish)(site, begun, scored, rule, params.cases)
         report(site, validation, scorer, params.score)
         shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
-        monitor(site, contract, night, scorer, bundle, params.entity, params.monitor, params.filter.exclude_dates)
+        monitor(site, contract, night, scorer, bundle, rule, params.monitor, params.filter.exclude_dates)
     tell([name])
     return night

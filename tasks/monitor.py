@@ -35,17 +35,17 @@ from tasks.rows.drift import (
     Values,
     bound_values,
     compare_counts,
+    compare_medians,
     compute_psi,
     correct_p_values,
     find_hour_shift,
     find_renamed,
-    measure_scale,
 )
 from tasks.rows.escaping import escape_markdown
-from tasks.rows.excess import find_suspect
 from tasks.rows.finding import Watched, decide
 from tasks.rows.judge import Mask, judge
-from tasks.rows.params import Canary, MonitorParams
+from tasks.rows.params import Canary, CategoryCanary, MonitorParams
+from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
     HOURS,
     Reference,
@@ -60,9 +60,10 @@ from tasks.rows.reference import (
 from tasks.stores.lake import Lake, Manifest, Part, count_slice_rows, quote
 from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
-from tasks.stores.tables import ATTACK, DATA_BROKE, Drift, Finding, Night
+from tasks.stores.tables import DATA_BROKE, Drift, Finding, Night
 
 SAMPLE_ROWS = 50_000
+PRACTICE_ROWS = 10_000  # of a day before the cut-off, which has to be scored first
 CANARY_ROWS = 200  # of each canary
 PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first history
 HISTORY_DAYS = 56
@@ -105,7 +106,7 @@ def measure_columns(
         else:
             median = measure_spread(rescale(bins.kind, known))[0]
             now, then = unscale(bins.kind, np.array([median, bins.median]))
-            found[name, "scale"] = measure_scale(float(now), float(then))
+            found[name, "median_ratio"] = compare_medians(float(now), float(then))
     for name, p_value in zip(values, correct_p_values(p_values), strict=True):
         found[name, "p_value"] = p_value
     for first, second in find_swaps(reference, values):
@@ -144,14 +145,14 @@ def measure_scores(detector: Detector, score: Floats) -> Values:
     }
 
 
-def measure_flags(flags: pa.Table, names: Sequence[str]) -> tuple[Values, dict[str, str]]:
-    """How many flags share one value of each column, and these values as text."""
+def measure_flags(flags: pa.Table, names: Sequence[str]) -> tuple[Values, dict[str, object]]:
+    """How many flags share one value of each column, and these values."""
     found: dict[tuple[str, str], float] = {}
-    shared = {}
+    shared: dict[str, object] = {}
     for name in names:
         counted = Counter(value for value in flags[name].to_pylist() if value is not None)
         [(value, count)] = counted.most_common(1) or [("", 0)]
-        found[name, "flags_of_one_value"], shared[name] = float(count), str(value)[:MOST_VALUE]
+        found[name, "flags_of_one_value"], shared[name] = float(count), value
     return found, shared
 
 
@@ -170,11 +171,13 @@ def measure_canaries(
     return found
 
 
-def draw_rows(lake: Lake, parts: Sequence[Part], columns: Sequence[str], seed: int) -> tuple[pa.Table, list[Mask]]:
-    """About SAMPLE_ROWS rows of some parts, fewer of wide rows, drawn by the seed; and their mask in each part."""
+def draw_rows(
+    lake: Lake, parts: Sequence[Part], columns: Sequence[str], seed: int, most: int = SAMPLE_ROWS
+) -> tuple[pa.Table, list[Mask]]:
+    """About `most` rows of some parts, fewer of wide rows, drawn by the seed; and their mask in each part."""
     rng = np.random.default_rng(seed)
     rows = sum(part.rows for part in parts)
-    fitting = min(SAMPLE_ROWS, count_slice_rows(next(lake.slices(parts[0], list(columns)))))
+    fitting = min(most, count_slice_rows(next(lake.slices(parts[0], list(columns)))))
     masks = [rng.random(part.rows) < fitting / max(fitting, rows) for part in parts]
     tables = []
     for part, mask in zip(parts, masks, strict=True):
@@ -192,7 +195,7 @@ class Watch:
     site: Site
     detector: Detector
     contract: Contract
-    entity: str | None
+    rule: RecordRule
     params: MonitorParams
     reference: Reference = field(default_factory=dict)
     practice: tuple[PastNight, ...] = ()
@@ -241,8 +244,9 @@ class Watch:
             return found, {}
         lake, columns, seed = self.site.lake, self.detector.columns, batch.batch_date.toordinal()
         groups = self._choose_groups(lake.columns(batch.parts[0]))
-        wanted = dict.fromkeys([*(column.name for column in columns), *groups])
-        rows, masks = draw_rows(lake, batch.parts, list(wanted), seed)
+        segments = [canary.segment for canary in self.canaries if isinstance(canary, CategoryCanary) and canary.segment]
+        wanted = dict.fromkeys([*(column.name for column in columns), *groups, *segments])
+        rows, masks = draw_rows(lake, batch.parts, list(wanted), seed, SAMPLE_ROWS if scores else PRACTICE_ROWS)
         score = _read_scores(lake, scores, masks) if scores else judge(self.detector, rows).score
         found |= measure_rows(self.detector, self.reference, rows, score, self.site.zone, self.params.ignore)
         if self.reference:
@@ -251,14 +255,20 @@ class Watch:
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
         counted, shared = measure_flags(flags, groups) if flags else ({}, {})
-        return {**found, **counted}, {name: value for name, value in shared.items() if name not in self.contract.masked}
+        return {**found, **counted}, {name: self._name_shared(name, value) for name, value in shared.items()}
 
     def _choose_groups(self, names: Collection[str]) -> list[str]:
-        """The columns by whose values flags are counted: the entity, and texts and booleans that are not masked."""
-        long = {column.name for column in self.detector.columns if column.kind == "sequence"}
-        types = self.contract.columns.items()
-        texts = [name for name, c in types if c.type in ("text", "bool") and not c.masked and name not in long]
-        return [name for name in dict.fromkeys([*([self.entity] if self.entity else []), *texts]) if name in names]
+        """The columns by whose values flags are counted: the entity, what is published of a flag, and categories."""
+        categories = [column.name for column in self.detector.columns if column.kind == "categorical"]
+        types = self.contract.types
+        chosen = dict.fromkeys([*self.rule.columns, *categories])
+        return [name for name in chosen if name in names and types.get(name) in ("text", "bool", "int")]
+
+    def _name_shared(self, name: str, value: object) -> str:
+        """A value as evidence may show it: that of a masked column only as its pseudonym."""
+        if name in self.rule.pseudonymise:
+            return self.rule.pseudonym(value)
+        return "" if name in self.contract.masked else str(value)[:MOST_VALUE]
 
 
 def _read_scores(lake: Lake, scores: Manifest, masks: Sequence[Mask]) -> Floats:
@@ -352,12 +362,9 @@ def watch_night(watch: Watch, night: Night, most_false_alarms: float, now: datet
     history = read_history(watch, day, night.model_version)
     drift = bound_values(values, history, day, most_false_alarms)
     decision = decide(site.detector, day.isoformat(), Watched(drift, history, shared))
-    evidence = list(decision.evidence)
-    if decision.finding == ATTACK and (suspect := find_suspect(site.lake.read_frame(scores.facts["flags"])["causes"])):
-        evidence.insert(1, f"Of the flags, {suspect}.")
-    if not watch.reference:
-        evidence.append(describe_lack(site.detector, night.model_version))
-    finding = Finding(site.detector, day, night.attempt, decision.finding, tuple(evidence), decision.todo, now)
+    lack = () if watch.reference else (describe_lack(site.detector, night.model_version),)
+    evidence = (*decision.evidence, *lack)
+    finding = Finding(site.detector, day, night.attempt, decision.finding, evidence, decision.todo, now)
     return drift, finding
 
 
@@ -389,13 +396,13 @@ def monitor_night(
     contract: Contract,
     night: Night,
     bundle: Path,
-    entity: str | None,
+    rule: RecordRule,
     params: MonitorParams,
     excluded: Collection[date],
 ) -> tuple[list[Drift], Finding]:
     """Watch a published night and write its statistics and its finding to the warehouse."""
     detector = Detector.load(bundle).to(resolve_device(site.device))
-    opened = Watch(site, detector, contract, entity, params)
+    opened = Watch(site, detector, contract, rule, params)
     watch = open_watch(opened, read_bundle_manifest(bundle).content_hash, excluded)
     drift, finding = watch_night(watch, night, detector.threshold.interval_high, datetime.now(UTC))
     site.warehouse.replace_drift(finding, drift)
@@ -409,12 +416,12 @@ def monitor(
     night: Night,
     version: Version,
     bundle: Path,
-    entity: str | None,
+    rule: RecordRule,
     params: MonitorParams,
     excluded: Collection[date],
 ) -> Finding:
     """Say of a published night whether its data broke, its world changed, or it was attacked."""
-    drift, finding = monitor_night(site, contract, night, bundle, entity, params, excluded)
+    drift, finding = monitor_night(site, contract, night, bundle, rule, params, excluded)
     challenger = site.registry.find_version(CHALLENGER)
     facts = describe_version(version, challenger, night.batch_date)
     page = summarise_finding(finding, drift, facts | {"labels": describe_labels(site, night.batch_date)})

@@ -18,7 +18,7 @@ from flows.config.documents import read_yaml, refuse_yaml
 from models.params import Section
 from tasks.errors import ParamsInvalid, hide_password
 from tasks.rows.contract import Contract
-from tasks.rows.params import DetectorParams
+from tasks.rows.params import CategoryCanary, DetectorParams, SwapCanary
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists them too.
@@ -111,6 +111,7 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
     _check_columns(detector, contract, path)
     _check_groups(detector, contract, path)
     _check_record(detector, contract, path)
+    _check_monitor(detector, contract, path)
     learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
@@ -170,6 +171,28 @@ def _check_record(detector: DetectorParams, contract: Contract, path: Path) -> N
             expected="entity and publish.show: columns of the contract; those that it masks also in "
             "publish.pseudonymise, and no others there, since causes and pages show unmasked values",
             todo="correct entity and publish, or the contract",
+        )
+
+
+def _check_monitor(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse canaries and ignored columns that the detector does not read, or that are of another kind."""
+    columns, watched = detector.train.columns, detector.monitor
+    bad = [f"{name} is not in train.columns" for name in watched.ignore if name not in columns.names]
+    for canary in watched.canaries or ():
+        named = canary.columns if isinstance(canary, SwapCanary) else (canary.column,)
+        is_category = isinstance(canary, CategoryCanary)
+        fitting, kind = (columns.categorical, "category") if is_category else (columns.numbers, "number")
+        bad += [f"{name} is no {kind} of train.columns" for name in named if name not in fitting]
+        segment = canary.segment if isinstance(canary, CategoryCanary) else None
+        if segment is not None and (segment not in contract.columns or contract.columns[segment].shape):
+            bad.append(f"{segment} is not in the contract, or is an image")
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot be monitored as its params say.",
+            where=str(path),
+            got="; ".join(bad),
+            expected="columns of train.columns: numbers to shift and to swap, categories for category",
+            todo="correct monitor in params.yaml",
         )
 
 

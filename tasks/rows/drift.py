@@ -44,7 +44,7 @@ UNLEARNT: Mapping[str, float] = {  # bounds without a history
     "unseen_share": 0.02,
     "quarantine_share": 0.03,
 }
-FIXED: Mapping[str, float] = {"scale": 3.0, "hour_shift": 0.5, "renamed_share": 0.05, "swapped": 0.5}
+FIXED: Mapping[str, float] = {"hour_shift": 0.5, "renamed_share": 0.05, "swapped": 0.5}
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,9 @@ def find_renamed(counts: Ints, bins: Bins) -> float:
     return float(min(max(lost, default=0.0), max(0.0, tonight[-1] - then[-1])))
 
 
-def measure_scale(median_now: float, median_then: float) -> float:
-    """How many times as large numbers have become, or as small if that is more than 1; 1 if it cannot be said."""
-    if not median_now or not median_then or (median_now > 0) != (median_then > 0):
-        return 1.0
-    ratio = median_now / median_then
-    return max(ratio, 1 / ratio)
+def compare_medians(now: float, then: float) -> float:
+    """How many times as large numbers have become; 1 if it cannot be said."""
+    return now / then if now and then and (now > 0) == (then > 0) else 1.0
 
 
 def learn_usual(history: Sequence[PastNight], key: tuple[str, str], day: date) -> tuple[float, float] | None:

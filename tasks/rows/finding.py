@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tasks.rows.drift import ALPHA, PastNight
 from tasks.stores.tables import ATTACK, DATA_BROKE, NOTHING, WORLD_CHANGED, Drift
 
+RESCALED = 3.0  # times the usual median, or a third of it: more than a world changes overnight
 GROSS = 1.0  # a PSI that only a fault of the data makes overnight
 MOSTLY_UNSEEN = 0.5
 RECENT = 3  # nights
@@ -86,13 +87,11 @@ def list_breaks(night: Watched) -> list[str]:
     for one in night.beyond("psi"):
         if not night.is_sudden(one.column) or night.find(one.column, "p_value") >= ALPHA:
             continue
-        scale = night.find(one.column, "scale")
-        if any(other.is_beyond for other in night.drift if (other.column, other.statistic) == (one.column, "scale")):
-            found.append(
-                f"{one.column}: its median is larger or smaller by a factor of {scale:.3g} overnight; look at its unit."
-            )
+        ratio = night.find(one.column, "median_ratio") or 1.0
+        if max(ratio, 1 / ratio) > RESCALED:
+            found.append(f"{one.column}: its median is suddenly {ratio:.3g} times the training's; look at its unit.")
         elif one.value > GROSS:
-            found.append(f"{one.column}: its values are others than in training overnight (PSI {one.value:.2f}).")
+            found.append(f"{one.column}: suddenly its values differ grossly from the training's (PSI {one.value:.2f}).")
     return list(dict.fromkeys(found))
 
 
@@ -116,13 +115,11 @@ def describe_break(night: Watched, one: Drift) -> str:
 def list_changes(night: Watched) -> list[str]:
     """Signs that the rows as a whole have changed, as sentences."""
     found = []
-    for one in night.beyond("psi_unflagged"):
+    for one in sorted(night.beyond("psi_unflagged"), key=lambda one: -one.value):
         if night.find(one.column, "p_value") < ALPHA:
-            scale = night.find(one.column, "scale")
-            more = f", its median by a factor of {scale:.3g}" if scale > 1.05 else ""
-            found.append(
-                f"{one.column}: PSI {one.value:.3f}, bound {one.bound:.3f}, also without the flagged rows{more}."
-            )
+            ratio = night.find(one.column, "median_ratio")
+            more = f"; its median is {ratio:.3g} times the training's" if ratio and abs(ratio - 1) > 0.05 else ""
+            found.append(f"{one.column}: PSI {one.value:.3f} without the flagged rows, bound {one.bound:.3f}{more}.")
     for one in night.beyond("unseen_share"):
         found.append(f"{one.column}: {one.value:.1%} of its values never occurred in training, bound {one.bound:.1%}.")
     return found

@@ -113,7 +113,7 @@ def measure_spread(values: Floats) -> tuple[float, float]:
     if not len(values):
         return 0.0, 0.0
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return float(median), float((high - low) / 1.349 or values.std())
+    return float(median), float((high - low) / 1.349 or (values.std() if np.ptp(values) else 0.0))
 
 
 def measure_mode(values: Floats) -> float:

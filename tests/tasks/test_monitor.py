@@ -53,7 +53,7 @@ def run_night(project: Project, day: date = DAY, frame: pd.DataFrame | None = No
     version = site.registry.get_champion()
     bundle = site.registry.fetch_bundle(version)
     night = publish_scored(site, begun, score_night(site, contract, validation, version, bundle, params.score, now))
-    return monitor_night(site, contract, night, bundle, params.entity, params.monitor, params.filter.exclude_dates)
+    return monitor_night(site, contract, night, bundle, setup.record_rule, params.monitor, params.filter.exclude_dates)
 
 
 def reopen(project: Project) -> Setup:

@@ -1,0 +1,112 @@
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, chi2_contingency
+
+from models.columns import Column
+from tasks.rows.drift import (
+    PastNight,
+    bound_values,
+    compare_counts,
+    compute_psi,
+    correct_p_values,
+    find_hour_shift,
+    find_renamed,
+    learn_usual,
+)
+from tasks.rows.reference import make_bins
+
+MONDAY = date(2026, 11, 2)
+
+
+def make_history(statistic, *values, column="", first=MONDAY):
+    return [PastNight(first + timedelta(days=n), {(column, statistic): value}) for n, value in enumerate(values)]
+
+
+def bound(statistic, value, history, *, rows=5000, day=MONDAY + timedelta(days=28), column=""):
+    values = {("", "rows"): rows, (column, statistic): value}
+    found = bound_values(values, history, day, most_false_alarms=0.011)
+    return next(one for one in found if one.statistic == statistic)
+
+
+def test_psi_is_the_formula_and_zero_for_equal_shares():
+    counts, usual = np.array([500, 300, 200]), np.array([4000, 3000, 3000])
+    p, q = counts / 1000, usual / 10000
+    assert compute_psi(counts, usual) == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=0.01)
+    assert compute_psi(usual * 7, usual) == pytest.approx(0, abs=1e-6)
+    assert compute_psi(np.zeros(3, int), usual) == compute_psi(counts, np.zeros(3, int)) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=20))
+def test_psi_and_p_values_are_finite_for_any_counts(pairs):
+    counts, usual = np.array(pairs).T
+    assert 0 <= compute_psi(counts, usual) < 50
+    assert 0 <= compare_counts(counts, usual) <= 1
+
+
+def test_the_two_sample_test_is_that_of_scipy_and_leaves_out_empty_bins():
+    counts, usual = np.array([50, 30, 0, 20]), np.array([500, 250, 0, 250])
+    assert compare_counts(counts, usual) == chi2_contingency(np.array([counts, usual])[:, [0, 1, 3]]).pvalue
+    assert compare_counts(np.array([9]), np.array([9])) == 1
+    assert correct_p_values([]) == []
+    assert correct_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+
+
+@pytest.mark.parametrize("hours", [-6, -2, 1, 2, 11])
+def test_moved_times_are_found_and_other_changes_of_hours_are_not(hours):
+    usual = np.round(1000 * np.exp(-0.5 * ((np.arange(24) - 13) / 3) ** 2)).astype(int)
+    assert find_hour_shift(np.roll(usual, hours), usual) == hours
+    assert find_hour_shift(usual, usual) == 0
+    at_night = usual.copy()
+    at_night[:6] += 300
+    assert find_hour_shift(at_night, usual) == 0
+
+
+def test_a_renamed_category_is_told_from_a_new_one():
+    column = Column("shop", "categorical", ("north", "south"))
+    bins = make_bins(column, np.array([0.0] * 60 + [1.0] * 40))
+    renamed = bins.count(np.array([2.0] * 60 + [1.0] * 40))
+    grown = bins.count(np.array([0.0] * 50 + [1.0] * 30 + [2.0] * 20))
+    assert find_renamed(renamed, bins) == pytest.approx(0.6)
+    assert find_renamed(grown, bins) == 0
+
+
+def test_the_usual_value_goes_by_weekday_where_there_are_enough():
+    rows = [1000, 1000, 1000, 1000, 1000, 300, 300] * 4
+    history = make_history("rows", *rows)
+    assert learn_usual(history, ("", "rows"), MONDAY + timedelta(days=28)) == (1000, 0)
+    assert learn_usual(history, ("", "rows"), MONDAY + timedelta(days=33)) == (300, 0)
+    assert learn_usual(history[:4], ("", "rows"), MONDAY) is None
+
+
+@pytest.mark.parametrize(("rows", "is_beyond"), [(300, False), (280, False), (150, True), (1000, True)])
+def test_half_of_a_saturday_is_missed_and_an_ordinary_one_is_not(rows, is_beyond):
+    history = make_history("rows", *[1000, 1010, 990, 1000, 1005, 300, 305] * 4)
+    found = bound_values({("", "rows"): rows}, history, MONDAY + timedelta(days=33), 0.01)
+    assert any(one.is_beyond for one in found) == is_beyond
+
+
+def test_one_gross_night_does_not_move_a_bound():
+    quiet = make_history("psi", *[0.01] * 20, column="amount")
+    spoilt = [*quiet[:-1], PastNight(quiet[-1].batch_date, {("amount", "psi"): 9.0})]
+    bounds = [bound("psi", 0.02, history, column="amount").bound for history in (quiet, spoilt)]
+    assert bounds[0] == pytest.approx(bounds[1], abs=0.01)
+
+
+def test_the_flag_rate_may_vary_as_chance_lets_it_from_the_upper_end_of_the_thresholds_interval():
+    few, many = (bound("flag_rate", 0.02, [], rows=n) for n in (100, 100_000))
+    assert few.bound is None and many.bound is None  # the real anomalies are not known yet
+    history = make_history("flag_rate", *[0.005] * 10)
+    few, many = (bound("flag_rate", 0.02, history, rows=n) for n in (100, 100_000))
+    assert few.bound == pytest.approx(binom.ppf(1 - 1e-5, 100, 0.011) / 100)
+    assert not few.is_beyond and many.is_beyond
+
+
+def test_a_falling_canary_is_beyond_its_bound():
+    history = make_history("canary_recall", *[0.8] * 10, column="shift amount")
+    assert not bound("canary_recall", 0.7, history, column="shift amount").is_beyond
+    assert bound("canary_recall", 0.5, history, column="shift amount").is_beyond
+    assert bound("canary_recall", 0.0, [], column="shift amount").bound is None
