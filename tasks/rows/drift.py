@@ -81,11 +81,16 @@ def correct_p_values(p_values: Sequence[float]) -> list[float]:
 
 
 def find_hour_shift(counts: Ints, usual: Ints) -> int:
-    """By how many hours (-12 to 12) all times have moved, if that explains the change of the hours; else 0."""
-    now = compute_psi(counts, usual)
-    left = {shift: compute_psi(np.roll(counts, -shift), usual) for shift in range(-HOURS // 2, HOURS // 2) if shift}
-    shift = min(left, key=lambda one: left[one])
-    return shift if now > UNLEARNT["psi"] and left[shift] < SHIFT_EXPLAINS * now else 0
+    """By how many hours (-11 to 11) all times have moved, if that explains the change of the 24 hours; else 0.
+
+    Rows that have moved to another date are elsewhere: their hours are left out.
+    """
+    left = {}
+    for shift in (shift for shift in range(1 - HOURS // 2, HOURS // 2) if shift):
+        stayed = np.arange(HOURS) < HOURS - shift if shift > 0 else np.arange(HOURS) >= -shift
+        left[shift] = compute_psi(np.roll(counts, -shift)[stayed], usual[stayed])
+    shift, now = min(left, key=lambda one: left[one]), compute_psi(counts, usual)
+    return shift if now > FLOORS["psi"] and left[shift] < SHIFT_EXPLAINS * now else 0
 
 
 def find_renamed(counts: Ints, bins: Bins) -> float:
