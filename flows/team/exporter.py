@@ -95,13 +95,19 @@ def read_calendar(setup: Setup, reading: Reading) -> Reading:
 
 
 def read_warehouse(setup: Setup, reading: Reading) -> Reading:
-    """Add the newest published night and the attempts."""
+    """Add the newest published night, what monitor found on it, and the attempts."""
     warehouse = setup.site.warehouse
     batches = warehouse.read_nights(reading.detector)
     newest = batches[-1] if batches else None
     attempts = Counter(attempt.status for attempt in warehouse.read_attempts(reading.detector))
-    begins = setup.site.start_of(newest.batch_date) if newest else None
-    return replace(reading, newest=newest, published=begins, attempts=attempts)
+    reading = replace(reading, newest=newest, attempts=attempts)
+    if newest is None:
+        return reading
+    day = newest.batch_date
+    finding = next((one.finding for one in warehouse.read_findings(reading.detector) if one.batch_date == day), None)
+    drift = warehouse.read_drift(reading.detector, day, day).get(day, [])
+    canaries = {one.column: one.value for one in drift if one.statistic == "canary_recall"}
+    return replace(reading, published=setup.site.start_of(day), finding=finding, canaries=canaries)
 
 
 def read_ledger(setup: Setup, reading: Reading) -> Reading:

@@ -337,6 +337,7 @@ class Attempt:
 
 
 DATA_BROKE, WORLD_CHANGED, ATTACK, NOTHING = "data_broke", "world_changed", "attack", "nothing"
+FINDINGS = (DATA_BROKE, WORLD_CHANGED, ATTACK, NOTHING)
 BOUNDED_BELOW = ("canary_recall",)  # statistics that are beyond their bound when they are below it
 
 

@@ -1,17 +1,17 @@
 """The state of all detectors as Prometheus metrics: readings in, metric families out.
 
 Metrics are instants, not ages: `time()` minus an instant is right however old the reading is. Labels are names of
-detectors, outcomes, states and errors, never values of records.
+detectors, outcomes, states, findings, canaries and errors, never values of records.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from tasks.stores.tables import PublishedNight
+from tasks.stores.tables import FINDINGS, PublishedNight
 from tasks.upkeep.ledger import State
 
 
@@ -31,6 +31,8 @@ class Reading:
     attempts: Mapping[str, int] | None = None  # by status
     nights: Mapping[State, int] | None = None
     champion: int | None = None
+    finding: str | None = None  # of the newest published night
+    canaries: Mapping[str, float] = field(default_factory=dict)  # their recall on it
     error: Exception | None = None
 
 
@@ -101,6 +103,19 @@ def describe_detectors(readings: Sequence[Reading], schema: str | None, now: dat
         "Of the newest published night: rows by outcome; they add up to the rows in the batch.",
         ("detector", "outcome"),
         (((night.detector, outcome), getattr(night, outcome)) for night in newest for outcome in OUTCOMES),
+    )
+    found = [r for r in readings if r.finding]
+    yield _gauge(
+        "nightjar_night_finding",
+        "Of the newest published night: 1 for what monitor found, 0 for the other findings.",
+        ("detector", "finding"),
+        (((r.detector, finding), float(finding == r.finding)) for r in found for finding in FINDINGS),
+    )
+    yield _gauge(
+        "nightjar_night_canary_recall",
+        "Of the newest published night: the share of a canary's rows that would be alerts.",
+        ("detector", "canary"),
+        (((r.detector, canary), recall) for r in readings for canary, recall in r.canaries.items()),
     )
     states = (((r.detector, state), count) for r in readings for state, count in (r.nights or {}).items())
     yield _gauge("nightjar_nights", "Due batch dates by state.", ("detector", "state"), states)

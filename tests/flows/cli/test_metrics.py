@@ -77,6 +77,11 @@ def test_the_metrics_equal_the_tables(trained: Project, capsys: pytest.CaptureFi
     assert found["nightjar_night_flagged_rows", "orders"] == flagged
     assert found["nightjar_night_published_rows", "orders"] == published > 0
     assert found["nightjar_night_unseen_rows", "orders"] == unseen
+    assert found["nightjar_night_finding", "orders", "nothing"] == 1
+    assert found["nightjar_night_finding", "orders", "attack"] == 0
+    recall = f"select \"column\", value from drift where statistic = 'canary_recall' and batch_date = '{LAST}'"
+    [(canary, value), *_] = ask(trained, recall)
+    assert found["nightjar_night_canary_recall", canary, "orders"] == value
     assert found["nightjar_night_duration_seconds", "orders"] == seconds
     assert found["nightjar_night_threshold", "orders"] == threshold
     assert found["nightjar_night_model_version", "orders"] == version == found["nightjar_champion_version", "orders"]
@@ -174,6 +179,8 @@ def test_before_the_first_run_nothing_is_wrong_and_nothing_is_created(
 
 def test_labels_contain_only_detectors_and_our_own_states(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"orders", "published", "failed", "scored", "quarantined", "excluded", "fresh", "stale", "missing", "early"}
+    names |= {"data_broke", "world_changed", "attack", "nothing"}
+    names |= {"shift items", "shift spend", "swap items and spend", "category shop"}  # canaries of its columns
     assert {label for key in read_metrics(capsys) for label in key[1:]} == names
 
 
