@@ -59,21 +59,21 @@ def tell(names: Iterable[str] | None = None) -> Told:
 def _collect(alerts: Alerts, name: str, events: Mapping[str, list[Window]], now: datetime, problems: list[str]) -> int:
     try:
         setup = prepare_reading(name)
-        news = [fact for fact in read_setup_facts(setup, now) if now - LOOK_BACK < fact.at <= now]
+        news = read_setup_facts(setup, now - LOOK_BACK, now)
         return keep_messages(setup.site.warehouse, plan_messages(alerts, news, events, now))
     except Exception as error:  # noqa: BLE001 - one detector must not silence the others
         problems.append(f"{name}: {describe_failure(error).line}")
         return 0
 
 
-def read_setup_facts(setup: Setup, now: datetime) -> list[Fact]:
-    """The facts of a detector; a night of it may be late if it runs every night."""
-    return read_facts(setup.site, now, setup.configured.detector.run.every_night)
+def read_setup_facts(setup: Setup, since: datetime, now: datetime) -> list[Fact]:
+    """The news of a detector; a night of it may be late if it runs every night."""
+    return read_facts(setup.site, since, now, setup.configured.detector.run.every_night)
 
 
 def replay_facts(setup: Setup, nights: int, now: datetime) -> list[Fact]:
     """The facts of a detector's last nights, as if each had been scored when it was due."""
-    facts = read_setup_facts(setup, now)
+    facts = read_setup_facts(setup, datetime.min.replace(tzinfo=UTC), now)
     days = sorted({fact.day for fact in facts})[-nights:]
     due = {day: setup.site.start_of(day + timedelta(days=1)) + SCORED_BY for day in days}
     return [

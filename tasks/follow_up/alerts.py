@@ -41,7 +41,8 @@ class Fact:
     """What happened, when it became known, and what a rule may ask about it.
 
     day: the batch date; of a case, that of its first flag. number: a night's alerts, or its smallest canary recall.
-    cut: flags that score.max_alerts left out. records: the published values of a case's flags.
+    beyond: flags that score.max_alerts left out, or canaries below their bound. records: the published values of a
+    case's flags.
     """
 
     kind: str
@@ -52,7 +53,7 @@ class Fact:
     title: str
     body: str
     number: float = 0.0
-    cut: int = 0
+    beyond: int = 0
     finding: str = ""
     severity: str = ""
     records: Sequence[Mapping[str, Any]] = field(default=())
@@ -106,18 +107,18 @@ class BudgetRule(_Rule):
 
     def accepts(self, fact: Fact) -> bool:
         """Whether the rule tells of a fact of its kind."""
-        return fact.cut > 0 or (self.max_alerts is not None and fact.number > self.max_alerts)
+        return fact.beyond > 0 or (self.max_alerts is not None and fact.number > self.max_alerts)
 
 
 class CanaryRule(_Rule):
-    """A night in which too few of the planted anomalies of one kind were found."""
+    """A night in which a smaller share than `below` of a canary's rows was found, or than its bound in `drift`."""
 
     on: Literal["canary_recall"]
-    below: float = Field(gt=0, le=1)
+    below: float | None = Field(default=None, gt=0, le=1)
 
     def accepts(self, fact: Fact) -> bool:
         """Whether the rule tells of a fact of its kind."""
-        return fact.number < self.below
+        return fact.beyond > 0 if self.below is None else fact.number < self.below
 
 
 class Range(Section):

@@ -13,6 +13,7 @@ from itertools import groupby
 import sqlalchemy as sa
 
 from tasks.follow_up.alerts import Planned, write_message
+from tasks.stores.bulk import NO_NUL
 from tasks.stores.tables import deliveries
 from tasks.stores.warehouse import Warehouse, lock_key
 
@@ -58,8 +59,8 @@ def keep_messages(warehouse: Warehouse, planned: Sequence[Planned]) -> int:
             "raised_at": one.fact.at,
             "status": "held",
             "reason": one.reason or None,
-            "title": one.fact.title,
-            "body": one.fact.body,
+            "title": one.fact.title.replace("\0", NO_NUL),
+            "body": one.fact.body.replace("\0", NO_NUL),
             "tries": 0,
             "due_at": one.due_at,
         }

@@ -12,6 +12,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import (
     Attempt,
     PublishedNight,
+    case_events,
     case_flags,
     cases,
     drift,
@@ -21,27 +22,28 @@ from tasks.stores.tables import (
 
 DUE_BY = timedelta(hours=6)  # after midnight in the detector's time zone, yesterday's night must be published
 CANARY_RECALL = "canary_recall"  # a statistic of `drift`; its column is the canary's name
+JOINED = "joined"  # an event of a case
 NOTHING = "nothing"  # a finding
 IS_NO_FAILURE = {"BatchMissing", "PublishConflict"}  # a late file; another attempt's night is the valid one
 CAUSES = {"data_broke": "the data broke", "world_changed": "the world has changed", "attack": "it may be an attack"}
 
 
-def read_facts(site: Site, now: datetime, is_nightly: bool) -> list[Fact]:
-    """All facts of a detector, in the order in which they became known.
+def read_facts(site: Site, since: datetime, now: datetime, is_nightly: bool) -> list[Fact]:
+    """The facts of a detector that became known after an instant, in their order.
 
     is_nightly: a night is due every day, so that one may be late.
     """
-    engine, name = site.warehouse, site.detector
-    attempts, nights = engine.read_attempts(name), engine.read_nights(name)
+    attempts = site.warehouse.read_attempts(site.detector)
+    nights = [night for night in site.warehouse.read_nights(site.detector) if night.scored_at > since]
     found = [
         *list_failures(attempts, now),
-        *list_budgets(nights, _count_alerts(site)),
-        *_list_findings(site),
+        *list_budgets(nights, _count_alerts(site, [night.batch_date for night in nights])),
+        *_list_findings(site, since),
         *_list_recalls(site, nights),
-        *_list_cases(site),
+        *_list_cases(site, since),
         *(list_late(site, attempts, now) if is_nightly else ()),
     ]
-    return sorted(found, key=lambda fact: fact.at)
+    return sorted((fact for fact in found if since < fact.at <= now), key=lambda fact: fact.at)
 
 
 def list_failures(attempts: Iterable[Attempt], now: datetime) -> list[Fact]:
@@ -108,23 +110,24 @@ def list_budgets(nights: Iterable[PublishedNight], alerts: Mapping[date, int]) -
             + (f"; score.max_alerts left out {cut:,} of them" if (cut := one.flagged - one.published) else "")
             + f".\nnightjar flags {one.detector} --date {one.batch_date}",
             number=alerts.get(one.batch_date, 0),
-            cut=one.flagged - one.published,
+            beyond=one.flagged - one.published,
         )
         for one in nights
     ]
 
 
-def _count_alerts(site: Site) -> dict[date, int]:
+def _count_alerts(site: Site, days: Sequence[date]) -> dict[date, int]:
     table = flagged_anomalies
     counted = sa.select(table.c.batch_date, sa.func.count()).where(
-        table.c.detector == site.detector, sa.not_(table.c.suppressed)
+        table.c.detector == site.detector, table.c.batch_date.in_(days), sa.not_(table.c.suppressed)
     )
     with site.warehouse.begin_reading() as connection:
         return {row[0]: row[1] for row in connection.execute(counted.group_by(table.c.batch_date))}
 
 
-def _list_findings(site: Site) -> list[Fact]:
-    rows = _select(site, sa.select(findings).where(findings.c.detector == site.detector, findings.c.finding != NOTHING))
+def _list_findings(site: Site, since: datetime) -> list[Fact]:
+    of = (findings.c.detector == site.detector, findings.c.finding != NOTHING, findings.c.found_at > since)
+    rows = _select(site, sa.select(findings).where(*of))
     return [
         Fact(
             kind="drifted",
@@ -141,49 +144,43 @@ def _list_findings(site: Site) -> list[Fact]:
 
 
 def _list_recalls(site: Site, nights: Iterable[PublishedNight]) -> list[Fact]:
-    table = drift
-    recalls: dict[date, dict[str, float]] = {}
-    for row in _select(
-        site, sa.select(table).where(table.c.detector == site.detector, table.c.statistic == CANARY_RECALL)
-    ):
-        recalls.setdefault(row["batch_date"], {})[row["column"]] = row["value"]
-    facts = []
-    for night in nights:
-        if found := recalls.get(night.batch_date):
-            worst = min(found, key=lambda name: (found[name], name))
-            listed = [f"{name}: {value:.0%}" for name, value in sorted(found.items(), key=lambda pair: pair[1])]
-            facts.append(
-                Fact(
-                    kind="canary_recall",
-                    detector=site.detector,
-                    about=f"{site.detector} {night.batch_date}",
-                    day=night.batch_date,
-                    at=night.scored_at,
-                    title=f"{site.detector}: only {found[worst]:.0%} of the canaries {worst} were found in the night "
-                    f"of {night.batch_date}",
-                    body="\n".join(["Recall by canary:", *listed, f"nightjar status {site.detector}"]),
-                    number=found[worst],
-                )
-            )
-    return facts
+    of = (drift.c.detector == site.detector, drift.c.statistic == CANARY_RECALL)
+    recalls: dict[date, list[Mapping[str, Any]]] = {}
+    for row in _select(site, sa.select(drift).where(*of).order_by(drift.c.value, drift.c.column)):
+        recalls.setdefault(row["batch_date"], []).append(row)
+    return [
+        Fact(
+            kind="canary_recall",
+            detector=site.detector,
+            about=f"{site.detector} {night.batch_date}",
+            day=night.batch_date,
+            at=night.scored_at,
+            title=f"{site.detector}: only {found[0]['value']:.0%} of the canary {found[0]['column']} was found in the "
+            f"night of {night.batch_date}",
+            body="\n".join(["Recall by canary:", *(f"{row['column']}: {row['value']:.0%}" for row in found)]),
+            number=found[0]["value"],
+            beyond=sum(row["bound"] is not None and row["value"] < row["bound"] for row in found),
+        )
+        for night in nights
+        if (found := recalls.get(night.batch_date))
+    ]
 
 
-def _list_cases(site: Site) -> list[Fact]:
-    join = case_flags.join(
-        flagged_anomalies,
-        sa.and_(*(case_flags.c[key] == flagged_anomalies.c[key] for key in ("detector", "batch_date", "record_id"))),
-    )
-    columns = (case_flags.c.case_id, case_flags.c.batch_date, flagged_anomalies.c.record)
-    flags: dict[int, list[Mapping[str, Any]]] = {}
-    for row in _select(site, sa.select(*columns).select_from(join).where(case_flags.c.detector == site.detector)):
-        flags.setdefault(row["case_id"], []).append(row)
+def _list_cases(site: Site, since: datetime) -> list[Fact]:
+    """The cases that were opened, or joined by flags, which may have raised their severity."""
+    news = (case_events.c.detector == site.detector, case_events.c.kind == JOINED, case_events.c.happened_at > since)
+    latest = sa.select(case_events.c.case_id, sa.func.max(case_events.c.happened_at).label("at")).where(*news)
+    joined = {row["case_id"]: row["at"] for row in _select(site, latest.group_by(case_events.c.case_id))}
+    is_new = sa.or_(cases.c.opened_at > since, cases.c.case_id.in_(list(joined)))
+    found = _select(site, sa.select(cases).where(cases.c.detector == site.detector, is_new))
+    flags = _list_case_flags(site, [row["case_id"] for row in found])
     return [
         Fact(
             kind="case",
             detector=site.detector,
             about=f"{site.detector} case {row['case_id']} {row['severity']}",
             day=min(flag["batch_date"] for flag in of_case),
-            at=row["opened_at"],
+            at=max(row["opened_at"], joined.get(row["case_id"], row["opened_at"])),
             # Never a record_id: erasing a record does not look into messages.
             title=f"{site.detector}: case {row['case_id']} is {row['severity']}"
             + (f": {row['entity']}" if row["entity"] else ""),
@@ -191,9 +188,21 @@ def _list_cases(site: Site) -> list[Fact]:
             severity=row["severity"],
             records=[json.loads(flag["record"]) for flag in of_case if flag["record"]],
         )
-        for row in _select(site, sa.select(cases).where(cases.c.detector == site.detector))
+        for row in found
         if (of_case := flags.get(row["case_id"]))
     ]
+
+
+def _list_case_flags(site: Site, numbers: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
+    """The published flags of each case: batch_date and record."""
+    key = ("detector", "batch_date", "record_id")
+    joined = case_flags.join(flagged_anomalies, sa.and_(*(case_flags.c[k] == flagged_anomalies.c[k] for k in key)))
+    columns = (case_flags.c.case_id, case_flags.c.batch_date, flagged_anomalies.c.record)
+    of = (case_flags.c.detector == site.detector, case_flags.c.case_id.in_(numbers))
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for row in _select(site, sa.select(*columns).select_from(joined).where(*of)):
+        found.setdefault(row["case_id"], []).append(row)
+    return found
 
 
 def _select(site: Site, query: sa.Select[Any]) -> list[Mapping[str, Any]]:
