@@ -50,10 +50,15 @@ def tell(names: Iterable[str] | None = None) -> Told:
         told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now)
         told.problems += failed
     except Exception as error:  # noqa: BLE001 - a night that is published must not fail because nobody can be told
-        told.problems.append(describe_failure(error).line)
+        told.problems.append(describe(error))
     for problem in told.problems:
         LOGGER.warning("alerts: %s", problem)
     return told
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, whole if it is one of ours."""
+    return " ".join(str(error).split()) if isinstance(error, NightjarError) else describe_failure(error).line
 
 
 def _collect(alerts: Alerts, name: str, events: Mapping[str, list[Window]], now: datetime, problems: list[str]) -> int:
@@ -62,7 +67,7 @@ def _collect(alerts: Alerts, name: str, events: Mapping[str, list[Window]], now:
         news = read_setup_facts(setup, now - LOOK_BACK, now)
         return keep_messages(setup.site.warehouse, plan_messages(alerts, news, events, now))
     except Exception as error:  # noqa: BLE001 - one detector must not silence the others
-        problems.append(f"{name}: {describe_failure(error).line}")
+        problems.append(f"{name}: {describe(error)}")
         return 0
 
 
@@ -91,7 +96,7 @@ def read_events(alerts: Alerts, now: datetime, days: int = HORIZON_DAYS) -> tupl
                 data = read_calendar(path, load_settings().project)
                 events.setdefault(name, []).extend(list_events(data, path, now, days, alerts.zone))
             except NightjarError as error:
-                problems.append(f"calendar {path} of channel {name}: {error.what} {error.got}")
+                problems.append(f"channel {name}: {describe(error)}")
     return events, problems
 
 
@@ -119,7 +124,7 @@ def preview(nights: int) -> tuple[dict[str, dict[str, int]], list[str]]:
         try:
             facts += replay_facts(prepare_reading(name), nights, now)
         except NightjarError as error:
-            problems.append(f"{name}: {error.line}")
+            problems.append(f"{name}: {describe(error)}")
     first = min((fact.at for fact in facts), default=now)
     events, unread = read_events(alerts, first, (now - first).days + HORIZON_DAYS)
     problems += unread
@@ -139,7 +144,7 @@ def _try(look: Callable[[], list[str]]) -> list[str]:
     try:
         return look()
     except NightjarError as error:
-        return [f"alerts: {' '.join(str(error).split())}"]
+        return [describe(error)]
 
 
 def test_channel(name: str) -> None:

@@ -19,7 +19,7 @@ SOON_S = 2.0
 
 
 def doctor(name: Name, as_json: Json = False) -> None:
-    """Check params, contract, source, lake, warehouse, MLflow, champion and device.
+    """Check params, contract, source, lake, warehouse, MLflow, champion, device and the channels of alerts.
 
     Other detectors that cannot be loaded are listed too, but do not fail the check.
     """
@@ -65,7 +65,8 @@ def examine(name: str) -> list[Diagnosis]:
     ]
     findings += [_run_check(check, function, setup) for check, function in checks.items()]
     busy = _run_check("publishing", _check_publishing, setup, needed=False)
-    findings += [] if busy.ok else [busy]
+    untold = _run_check("alerts", _check_alerts, setup, needed=False)
+    findings += [finding for finding in (busy, untold) if not finding.ok]
     return findings + [
         Diagnosis(f"detector {other}", False, f"only its own nights are affected: {error}", needed=False)
         for other, error in find_broken(load_settings().project).items()
@@ -103,6 +104,17 @@ def _check_publishing(setup: "Setup") -> str:
     """Another program may have the file open; it need not when the night comes."""
     with setup.site.warehouse.begin(SOON_S):
         return ""
+
+
+def _check_alerts(setup: "Setup") -> str:
+    """Whether alerts.yaml is valid, and every channel that it names has an address."""
+    from flows.config.alerts import get_url, load_alerts
+    from tasks.follow_up.channels import check_url
+
+    alerts = load_alerts(setup.settings)
+    for name in alerts.channels if alerts else ():
+        check_url(name, get_url(name))
+    return ""
 
 
 def _check_champion(setup: "Setup") -> str:

@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from inboxes import Inbox, serve_mail, serve_webhook
 from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
+from tasks.stores.tables import attempts, deliveries
+from tasks.stores.warehouse import Warehouse
 
+BERLIN = ZoneInfo("Europe/Berlin")
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)
 BASIC: dict[str, Any] = {
@@ -79,3 +84,144 @@ def test_a_night_that_is_rejected_or_has_many_alerts_is_told_once_and_a_dead_cha
     assert execute(["status"]) == 0
     assert "channel mail did not take 1 message since" in capsys.readouterr().out
     assert "channel mail" in answer(capsys, "status", "orders")["alerts"][0]
+
+
+def change_rows(project: Project, table: sa.Table, **values: object) -> None:
+    with Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb").begin() as connection:
+        connection.execute(sa.update(table).values(values))
+
+
+def test_digests_retries_and_late_nights_are_sent_by_the_watch_and_by_hand(
+    trained: Project, capsys: pytest.CaptureFixture[str], mail: Inbox, hook: Inbox
+) -> None:
+    daily = {"on": "over_budget", "max_alerts": 0, "send": "digest", "at": "08:00", "channels": ["mail"]}
+    write_alerts(trained, BASIC | {"rules": {"daily": daily, "late": {"on": "night_late", "channels": ["hook"]}}})
+    assert answer(capsys, "alerts", "send") == {"new": 2, "sent": 0, "problems": []}
+    assert {(row["status"], row["reason"]) for row in answer(capsys, "alerts")["deliveries"]} == {("held", "digest")}
+    assert mail.titles == []
+
+    now = datetime.now(UTC)
+    change_rows(trained, attempts, started_at=now - timedelta(days=3))
+    change_rows(trained, deliveries, due_at=now)
+    mail.is_down = True
+    late = [now.astimezone(BERLIN).date() - timedelta(days=days) for days in (3, 2, 1)]
+    assert answer(capsys, "alerts", "send", code=1)["problems"] == [
+        'channel mail: Sending email to "oncall@example.org" failed.'
+    ]
+    expected = [f"orders: the night of {day} is late" for day in late if now - timedelta(days=2) < due_at(day) <= now]
+    body = "\n".join(f"{title}\n{text}" for title, text in hook.messages)
+    assert all(title in body for title in expected)
+    assert len(hook.titles) == 1
+
+    mail.is_down = False
+    change_rows(trained, deliveries, due_at=now)
+    from flows.freshness import watch_freshness
+
+    assert watch_freshness(return_state=True).is_failed()
+    assert mail.titles == ["2 messages of rule daily"]
+    assert len(hook.titles) == 2  # sent again, as its row was changed above
+    assert execute(["alerts"]) == 0
+    assert "2 messages" not in capsys.readouterr().out
+
+
+def due_at(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(6), BERLIN)
+
+
+def test_a_preview_counts_what_past_nights_would_have_sent(
+    trained: Project, capsys: pytest.CaptureFixture[str], hook: Inbox
+) -> None:
+    digest = {"on": "over_budget", "max_alerts": 0, "send": "digest", "at": "08:00", "channels": ["hook"]}
+    each = {"on": "over_budget", "max_alerts": 0, "channels": ["hook"]}
+    write_alerts(trained, BASIC | {"rules": {"each": each, "digest": digest, "never": BASIC["rules"]["broken"]}})
+    two = {"facts": 2, "messages": 2, "held": 0}
+    found = answer(capsys, "alerts", "preview")
+    assert found == {
+        "nights": 30,
+        "rules": {"each": two, "digest": two, "never": dict.fromkeys(two, 0)},
+        "problems": [],
+    }
+    assert answer(capsys, "alerts", "preview", "--nights", "1")["rules"]["each"]["messages"] == 1
+    assert execute(["alerts", "preview"]) == 0
+    assert "each" in capsys.readouterr().out
+    assert (hook.messages, answer(capsys, "alerts")["deliveries"]) == ([], [])
+
+
+def test_a_test_message_says_whether_a_channel_works(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mail: Inbox
+) -> None:
+    write_alerts(project, BASIC)
+    assert answer(capsys, "alerts", "test", "mail") == {"channel": "mail", "sent": True}
+    assert mail.titles == ["nightjar: a test"]
+    mail.is_down = True
+    for arguments, message in (
+        (("mail",), "Channel mail did not take the message."),
+        (("hook",), "The address of channel hook is not set."),
+        (("desk",), "The channel 'desk' does not exist."),
+    ):
+        assert execute(["alerts", "test", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert execute(["alerts", "test"]) == 2
+    assert execute(["alerts", "send", "mail"]) == 2
+    monkeypatch.setenv("NIGHTJAR_SECRETS", str(project.folder))
+    (project.folder / "nightjar_channel_hook").write_text("nonsense://sesame7f\n")
+    capsys.readouterr()
+    assert execute(["alerts", "test", "hook"]) == 1
+    said = capsys.readouterr().err
+    assert "is not one that Apprise knows" in said
+    assert "sesame7f" not in said
+    found = {check["check"]: check["detail"] for check in answer(capsys, "doctor", "orders", code=1)["checks"]}
+    assert "The address of channel hook is not one that Apprise knows." in found["alerts"]
+
+
+WORK = {"begin": "2026-03-01", "end": "2026-03-02"}
+PUBLISHED = {"on": "case", "channels": ["mail"], "where": {"customer": ["a"]}}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (BASIC | {"rules": {"r": {"on": "night_failed", "channels": ["pager"]}}}, "unknown channel pager"),
+        (BASIC | {"rules": {"r": BASIC["rules"]["broken"] | {"detectors": ["order"]}}}, "rule r: order"),
+        (BASIC | {"rules": {"r": PUBLISHED}}, "rules on columns that are not published"),
+        (BASIC | {"rules": {"r": PUBLISHED | {"detectors": ["orders"]}}}, "rule r: customer of orders"),
+        (
+            BASIC | {"maintenance": [{"begin": "2026-03-01", "end": "2026-03-02", "detectors": ["x"]}]},
+            "maintenance 1: x",
+        ),
+        ([], "alerts.yaml has 1 bad key"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_and_shown_by_status(
+    project: Project, capsys: pytest.CaptureFixture[str], document: object, message: str
+) -> None:
+    write_alerts(project, document)
+    for action in ("preview", "test"):
+        assert execute(["alerts", action, *(["mail"] if action == "test" else [])]) == 1
+        assert message in capsys.readouterr().err
+    assert message in answer(capsys, "alerts", "send", code=1)["problems"][0]
+    assert message in answer(capsys, "status", "orders")["alerts"][0]
+
+
+def test_a_calendar_that_cannot_be_read_or_a_broken_file_stops_neither_night_nor_message(
+    trained: Project, capsys: pytest.CaptureFixture[str], hook: Inbox
+) -> None:
+    rules = {"many": BASIC["rules"]["many"]}
+    write_alerts(trained, {"channels": {"hook": {"calendars": ["team.ics"]}}, "rules": rules})
+    trained.write_day(NEW)
+    assert execute(["score", "orders", "--date", str(NEW)]) == 0
+    assert len(hook.titles) == 1
+    capsys.readouterr()
+    assert "A calendar cannot be read. where: team.ics" in answer(capsys, "status")["alerts"][0]
+    write_alerts(trained, {"channels": 1})
+    assert execute(["score", "orders", "--date", str(NEW)]) == 0
+    assert len(hook.titles) == 1
+
+
+def test_without_a_file_nobody_is_told_and_nothing_is_wrong(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(capsys, "alerts", "send") == {"new": 0, "sent": 0, "problems": []}
+    assert answer(capsys, "status", "orders")["alerts"] == []
+    assert execute(["alerts", "preview"]) == 0
+    assert "nobody is told" in capsys.readouterr().out
