@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from prefect import flow, get_run_logger
@@ -26,15 +27,16 @@ from tasks.evaluate import evaluate
 from tasks.filter import TrainingSet, filter_rows, read_training_set
 from tasks.ingest import ingest
 from tasks.on_demand.compare import Comparison, choose_versions, compare_versions, summarise_comparison
+from tasks.on_demand.examine import draw_pictures
 from tasks.policy import progress_of
-from tasks.register import Registered, describe_lost_reducer, register
+from tasks.register import Registered, Trained, describe_lost_reducer, register
 from tasks.train import send_bundle, take_bundle, train
 from tasks.upkeep.reduce import register_reducer
 from tasks.validate import validate
 
 
 @dataclass(frozen=True)
-class Trained(Registered):
+class Compared(Registered):
     """A trained version, what it would change on later nights (None without any), and what to know of it."""
 
     comparison: Comparison | None = None
@@ -49,7 +51,7 @@ def name_run() -> str:
 
 @flow(name="training", flow_run_name=name_run, on_running=[mark_crashed])
 @taking_turns("train")
-def training(name: str, cutoff: date | None = None) -> Trained:
+def training(name: str, cutoff: date | None = None) -> Compared:
     """Fit, calibrate, evaluate and register a detector on what was known at `cutoff`; compare it with the champion.
 
     Args:
@@ -62,19 +64,23 @@ def training(name: str, cutoff: date | None = None) -> Trained:
     ingest(site, setup.ingest_params, setup.window(last=cutoff))
     validate(site, setup.configured.contract, setup.landed_before(cutoff), params.validate_)
     rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)
+    begun = datetime.now(UTC)
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
     evaluation = evaluate(site, rows, calibrated)
-    registered = register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, params.train.fit)
+    with TemporaryDirectory() as folder:
+        draw_pictures(site, rows, calibrated, Path(folder))
+        trained = Trained(cutoff, begun, params.train.fit, Path(folder))
+        registered = register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, trained)
     return challenge(setup, registered)
 
 
-def challenge(setup: Setup, registered: Registered) -> Trained:
+def challenge(setup: Setup, registered: Registered) -> Compared:
     """Learn the champion's second stage again for a new version, and compare it with the champion."""
     site = setup.site
     champion = site.registry.find_version()
     if champion is None or champion.version == registered.version:
-        return Trained(**vars(registered))
+        return Compared(**vars(registered))
     latest, notes = learn_second_stage(setup, registered)
     found = None
     for number in dict.fromkeys((latest.version, registered.version)):  # the verdicts may be of the newest nights
@@ -91,7 +97,7 @@ def challenge(setup: Setup, registered: Registered) -> Trained:
         notes.append(f"no published night is new to version {latest.version} and the champion; later: {again}")
     for note in notes:
         get_run_logger().warning(note)
-    return Trained(**vars(latest), comparison=found, notes=tuple(notes))
+    return Compared(**vars(latest), comparison=found, notes=tuple(notes))
 
 
 def learn_second_stage(setup: Setup, registered: Registered) -> tuple[Registered, list[str]]:

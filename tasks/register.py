@@ -5,8 +5,8 @@ A bundle is registered only once; its content hash identifies the version.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +30,16 @@ from tasks.stores.site import Site
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
 LONGEST_TAG = 250  # characters
 SHOWN_COLUMNS = 50
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training of a bundle: its cut-off, its begin, how it was fitted, and a folder of pictures."""
+
+    cutoff: date
+    begun: datetime
+    fit: FitParams
+    pictures: Path
 
 
 @dataclass(frozen=True)
@@ -114,14 +124,32 @@ def describe_version(detector: Detector, metrics: Metrics | None) -> str:
     return "\n\n".join(parts)
 
 
+def describe_training(site: Site, trained: Trained) -> registry.TrainingRun:
+    """What the version's run shows of the training: losses per network and epoch, and the sets in the lake."""
+    epochs = pd.read_csv(site.epochs(trained.cutoff))
+    losses: dict[str, list[float]] = {}
+    for network, found in epochs.groupby("network"):
+        prefix = f"network_{int(str(network)) + 1}/" if epochs["network"].max() else ""
+        losses |= {prefix + name: found[name].tolist() for name in ("fit_loss", "stopping_loss")}
+    clean = site.lake.get("clean", site.detector, trained.cutoff)
+    url = f"{site.lake.root}/{site.lake.partition('clean', site.detector, trained.cutoff)}"
+    names = dict.fromkeys(part.source for part in clean.parts)
+    own = {name: replace(clean, parts=tuple(part for part in clean.parts if part.source == name)) for name in names}
+    sets = [registry.RowSet(name, one.rows, one.hash, url) for name, one in own.items() if one.rows]
+    return registry.TrainingRun(trained.begun, losses, sets, trained.pictures)
+
+
 def register_bundle(
     site: Site,
     bundle: Path,
     metrics: Metrics | None,
     tags: Mapping[str, str] = MappingProxyType({}),
-    fit: FitParams | None = None,
+    trained: Trained | None = None,
 ) -> Registered:
-    """Log a bundle as a model version with these tags, unless a version already has it. fit: how it was fitted."""
+    """Log a bundle as a model version with these tags, unless a version already has it.
+
+    Without `trained`, the weights are another version's.
+    """
     content_hash = read_bundle_manifest(bundle).content_hash
     site.registry.end_dead_runs()
     versions = site.registry.list_versions()
@@ -144,13 +172,14 @@ def register_bundle(
         content_hash,
         example,
         ServedDetector(detector).predict(example),
-        name_params(detector, fit),
+        name_params(detector, trained.fit if trained else None),
         {f"{registry.TEST}{k}": float(v) for k, v in measured.items()}
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
         | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
         drop_long(named),
         describe_version(detector, metrics),
         {"lineage.json": {"tags": named, "columns": {column.name: column.kind for column in detector.columns}}},
+        describe_training(site, trained) if trained else None,
     )
     site.registry.set_alias(alias, version.version)
     return Registered(version.version, alias, is_new=True)
@@ -228,9 +257,11 @@ def rollback(site: Site) -> tuple[int, int]:
 
 
 @task(task_run_name="register {site.detector}", **IO)
-def register(site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str], fit: FitParams) -> Registered:
+def register(
+    site: Site, bundle: Path, metrics: Metrics | None, tags: Mapping[str, str], trained: Trained
+) -> Registered:
     """Register the bundle and give it its alias."""
-    registered = register_bundle(site, bundle, metrics, tags, fit)
+    registered = register_bundle(site, bundle, metrics, tags, trained)
     get_run_logger().info("version %d is %s", registered.version, registered.alias)
     return registered
 

@@ -24,6 +24,8 @@ from tasks.rows.params import TrainParams
 from tasks.stores.faults import writing
 from tasks.stores.site import Site
 
+EPOCHS = "epochs.csv"  # where a bundle is sent: next to its files
+
 
 def fit_bundle(
     site: Site,
@@ -74,26 +76,30 @@ def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
 
 @task(task_run_name="train {site.detector}", **PURE)
 def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, JsonValue]) -> Path:
-    """Fit the networks; each epoch is logged."""
+    """Fit the networks; each epoch is logged, and kept beside the bundle for MLflow."""
     logger, report = get_run_logger(), progress_of("train")
     networks, epochs = len(params.networks), params.fit.epochs
+    done: list[tuple[int, EpochLog]] = []
 
     def log(network: int, epoch: EpochLog) -> None:
+        done.append((network, epoch))
         report(network * epochs + epoch.epoch, networks * epochs)
         name = f"network {network + 1} of {networks}, " if networks > 1 else ""
         logger.info("%sepoch %d: fit %.5f, stopping %.5f", name, epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
 
     folder = fit_bundle(site, rows, params, hashes, log)
+    with writing(folder):
+        write_epochs(site.epochs(rows.cutoff), done)
     report(networks * epochs, networks * epochs)  # early stopping leaves the progress bar incomplete
     return folder
 
 
 def send_bundle(site: Site, cutoff: date, run_id: str) -> None:
-    """Upload the bundle that this machine has just fitted to the lake."""
+    """Upload the bundle that this machine has just fitted, and its epochs, to the lake."""
     folder = site.fitted(cutoff)
     read_bundle(folder)
-    for name in (*FILES, MANIFEST):
-        site.lake.replace(_path(site, cutoff, run_id, name), (folder / name).read_bytes())
+    for name, path in {**{name: folder / name for name in (*FILES, MANIFEST)}, EPOCHS: site.epochs(cutoff)}.items():
+        site.lake.replace(_path(site, cutoff, run_id, name), path.read_bytes())
 
 
 def take_bundle(site: Site, cutoff: date, run_id: str) -> Path:
@@ -103,7 +109,8 @@ def take_bundle(site: Site, cutoff: date, run_id: str) -> Path:
         for name in (*FILES, MANIFEST):
             (Path(arriving) / name).write_bytes(site.lake.read(_path(site, cutoff, run_id, name)))
         write_bundle(folder, read_bundle(Path(arriving)))
-    for name in (*FILES, MANIFEST):
+        site.epochs(cutoff).write_bytes(site.lake.read(_path(site, cutoff, run_id, EPOCHS)))
+    for name in (*FILES, MANIFEST, EPOCHS):
         site.lake.remove(_path(site, cutoff, run_id, name))
     return folder
 

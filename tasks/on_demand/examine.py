@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from prefect import get_run_logger, task
 
 from models.bundle import dump_json
 from models.detector import Detector
 from models.encoders import encode_records
 from models.records import Records
-from tasks.errors import TooFewRows
+from tasks.errors import TooFewRows, describe_failure
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.pages import pictures
+from tasks.policy import PURE
 from tasks.rows.columns import to_records
 from tasks.rows.measures import Flags, Floats, measure, recall_by_kind, trace_thresholds
 from tasks.rows.params import LabelColumn
@@ -42,7 +44,6 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
             expected="a share, or days, for test",
             todo="give filter.splits some test rows in params.yaml",
         )
-    tuning = _Judged.read(site, rows, detector, "tuning", labels)
     threshold = detector.threshold
     once = ~find_repeats(encode_records(detector.encoder, test.records).numpy())
     metrics = asdict(measure(test.scores, test.is_anomaly, threshold.value)) | {
@@ -53,12 +54,36 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
         "without_repeated_rows": asdict(measure(test.scores[once], test.is_anomaly[once], threshold.value)),
     }
     (site.home / "metrics.json").write_bytes(dump_json(metrics))
-    searched = tuning if tuning.is_anomaly.any() and not tuning.is_anomaly.all() else test
-    curve = trace_thresholds(searched.scores, searched.is_anomaly)
+    curve = trace_curve(site, rows, detector, test)
     curve.to_csv(site.home / "thresholds.csv", index=False)
     by_kind = recall_by_kind(test.scores > threshold.value, test.is_anomaly, test.kinds)
     by_kind.to_csv(site.home / "recall_by_kind.csv", index=False)
     pictures.draw_all(site.home / "plots", detector, test.records, test.scores, test.is_anomaly, curve)
+    pictures.draw_images(site.home / "plots" / "images.png", detector, test.records, test.scores)
+
+
+def trace_curve(site: Site, rows: TrainingSet, detector: Detector, test: "_Judged") -> pd.DataFrame:
+    """The metrics by threshold: on the tuning rows if they have anomalies, as a search would, else on the test rows."""
+    tuning = _Judged.read(site, rows, detector, "tuning", None)
+    searched = tuning if tuning.is_anomaly.any() and not tuning.is_anomaly.all() else test
+    return trace_thresholds(searched.scores, searched.is_anomaly)
+
+
+@task(task_run_name="examine {site.detector}", **PURE)
+def draw_pictures(site: Site, rows: TrainingSet, bundle: Path, folder: Path) -> None:
+    """Draw the pictures of a training into a folder: losses and, if there are test rows, what they show.
+
+    No picture shows a record, since an erased one would stay in MLflow. One that cannot be drawn is logged.
+    """
+    try:
+        pictures.draw_losses(folder / "losses.png", pd.read_csv(site.epochs(rows.cutoff)))
+        detector = Detector.load(bundle)
+        test = _Judged.read(site, rows, detector, "test", None)
+        if len(test.records):
+            curve = trace_curve(site, rows, detector, test)
+            pictures.draw_all(folder, detector, test.records, test.scores, test.is_anomaly, curve)
+    except Exception as error:  # noqa: BLE001 - the training is more important than its pictures
+        get_run_logger().warning("some pictures are missing: %s", describe_failure(error).line)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ SHOWN_POINTS = 4000  # in a scatter plot, sampled evenly from the rows
 def draw_all(
     folder: Path, detector: Detector, records: Records, scores: Floats, is_anomaly: Flags, curve: pd.DataFrame
 ) -> None:
-    """Draw all pictures that these rows allow into a folder."""
+    """Draw all pictures that these rows allow into a folder; none shows a record itself, which draw_images does."""
     folder.mkdir(parents=True, exist_ok=True)
     threshold = detector.threshold.value
     draw_scores(folder / "scores.png", scores, is_anomaly, threshold)
@@ -32,8 +32,20 @@ def draw_all(
         draw_thresholds(folder / "thresholds.png", curve, threshold)
         draw_ranking(folder / "ranking.png", scores, is_anomaly)
     draw_latent(folder / "latent.png", detector.encode(records), scores, is_anomaly, threshold)
-    if any(column.kind == "image" for column in detector.columns):
-        draw_images(folder / "images.png", detector, records, scores)
+
+
+def draw_losses(path: Path, epochs: pd.DataFrame) -> None:
+    """The losses of fit and stopping rows by epoch, and the epoch whose weights were kept; a panel for each network."""
+    own = [found for _, found in epochs.groupby("network")]
+    figure, panels = _figure(len(own))
+    for number, (axes, found) in enumerate(zip(panels, own, strict=True), start=1):
+        for name, colour in (("fit", NORMAL), ("stopping", ANOMALOUS)):
+            axes.plot(found["epoch"], found[f"{name}_loss"], color=colour, marker=".", label=f"{name} rows")
+        best = found.loc[found["is_best"], "epoch"].max()
+        axes.axvline(best, color=LINE, linestyle="--", label=f"kept: epoch {best}")
+        axes.set(yscale="log", xlabel="epoch", title="Loss" if len(own) == 1 else f"Loss of network {number}")
+        axes.legend(loc="upper right")
+    figure.savefig(path)
 
 
 def draw_scores(path: Path, scores: Floats, is_anomaly: Flags, threshold: float) -> None:
@@ -48,7 +60,7 @@ def draw_scores(path: Path, scores: Floats, is_anomaly: Flags, threshold: float)
             axes.hist(shown[mask], bins, weights=share, color=colour, alpha=0.6, label=f"{name} ({mask.sum():,})")
     axes.axvline(threshold, color=LINE, linestyle="--", label=f"threshold {threshold:.3g}")
     axes.set(xscale="log", xlabel="score", ylabel="% of its rows", title="Scores of the test rows")
-    axes.legend()
+    axes.legend(loc="upper left")  # Matplotlib takes long to find the best place
     figure.savefig(path)
 
 
@@ -59,7 +71,7 @@ def draw_thresholds(path: Path, curve: pd.DataFrame, threshold: float) -> None:
         axes.plot(curve["threshold"], curve[name], color=colour, label=name)
     axes.axvline(threshold, color=LINE, linestyle="--", label=f"threshold {threshold:.3g}")
     axes.set(xscale="log", xlabel="threshold", ylim=(0, 1.02), title="Metrics by threshold")
-    axes.legend()
+    axes.legend(loc="center left")
     figure.savefig(path)
 
 
@@ -97,7 +109,9 @@ def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, t
 
 
 def draw_images(path: Path, detector: Detector, records: Records, scores: Floats, each: int = 6) -> None:
-    """Typical and worst images of the first image column: the original, the reconstruction, and the difference."""
+    """Typical and worst images of the first image column, if any: original, reconstruction, and difference."""
+    if not any(column.kind == "image" for column in detector.columns):
+        return
     order = np.argsort(scores, kind="stable")
     middle = max(0, len(order) // 2 - each // 2)
     chosen = np.concatenate([order[middle : middle + each], order[-each:]])
@@ -123,9 +137,11 @@ def draw_images(path: Path, detector: Detector, records: Records, scores: Floats
 
 
 def project(latent: Floats) -> Floats:
-    """The first two principal components (N, 2) of (N, Z); a missing second one is zero."""
+    """The first two principal components (N, 2) of (N, Z); a missing second one is zero, and so is a single row."""
     from sklearn.decomposition import PCA
 
+    if len(latent) < 2:
+        return np.zeros((len(latent), 2))
     found = PCA(n_components=min(2, latent.shape[1]), random_state=0).fit_transform(latent)
     return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -31,6 +31,9 @@ from tasks.stores.owner import is_dead, is_elsewhere, name_process
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HASH_TAG, PREVIOUS_TAG, OWNER_TAG = "bundle_hash", "previous_champion", "process"
+REGISTERING_TAG = "registering_since"  # a run begins with the training, which may be hours earlier
+NOTE_TAG = "mlflow.note.content"  # the description of a run
+MOST_METRICS, DIGEST = 1000, 12  # of one request; digits of a digest, as shown elsewhere
 COLUMN_TYPES, THRESHOLD_POLICY, MOST_FALSE_ALARMS = "column_types", "threshold_policy", "most_false_alarms"
 SEARCHED = "searched_threshold"  # JSON: the threshold with the best F1, and both thresholds' precision and recall
 DECISION = "promotion"  # what was decided of it the last time: when, what and why
@@ -122,6 +125,26 @@ class Version:
         """The version that was champion before it, if a tag says so."""
         text = self.tags.get(PREVIOUS_TAG, "")
         return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A set of rows that a version was made with: how many, the SHA-256 of their parts, and where they lie."""
+
+    name: str
+    rows: int
+    sha256: str
+    url: str
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run shows of the training before its version: its begin, losses by name (E,), sets and pictures (PNG)."""
+
+    begun: datetime
+    losses: Mapping[str, Sequence[float]]
+    sets: Sequence[RowSet]
+    pictures: Path
 
 
 @dataclass(frozen=True)
@@ -307,23 +330,34 @@ class Registry:
         tags: Mapping[str, str],
         description: str = "",
         documents: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        training: TrainingRun | None = None,
     ) -> Version:
         """Register a bundle as a new version, with a run that records its params, metrics, tags and documents by name.
 
-        description: of the version, in Markdown.
+        description: of the version, in Markdown. The run begins when the training began, and ends now: MLflow may be
+        away until here.
         """
         import mlflow
         from mlflow.models import infer_signature
+        from mlflow.tracking.context.registry import resolve_tags
 
-        named = dict(tags) | {HASH_TAG: content_hash}
+        named, now = dict(tags) | {HASH_TAG: content_hash}, datetime.now(UTC)
+        begun = training.begun if training else now
+        own = {OWNER_TAG: name_process(), REGISTERING_TAG: now.isoformat(timespec="seconds"), NOTE_TAG: description}
+        signature = infer_signature(example, answer)
         with self._client() as client:
             if client.get_experiment_by_name(self.model_name) is None:
                 location = locate_artifacts(self.artifacts, self.detector) if self.artifacts else None
                 client.create_experiment(self.model_name, artifact_location=location)
-            mlflow.set_experiment(self.model_name)
-            with mlflow.start_run(
-                run_name=f"train {self.detector} {tags['cutoff']}", tags=named | {OWNER_TAG: name_process()}
-            ):
+            run = client.create_run(
+                mlflow.set_experiment(self.model_name).experiment_id,
+                int(begun.timestamp() * 1000),
+                resolve_tags(named | own),
+                f"train {self.detector} {tags['cutoff']}",
+            )
+            with mlflow.start_run(run.info.run_id):
+                if training:
+                    _log_training(client, run.info.run_id, training, signature)
                 mlflow.log_params(dict(params))
                 mlflow.log_metrics(dict(metrics))
                 for name, document in documents.items():
@@ -332,7 +366,7 @@ class Registry:
                     name="bundle",
                     loader_module=LOADER,
                     data_path=str(bundle),
-                    signature=infer_signature(example, answer),
+                    signature=signature,
                     input_example=example,
                     pip_requirements=["nightjar"],  # the package pins its own requirements
                 )
@@ -364,8 +398,11 @@ class Registry:
                 client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") if experiment else []
             )
             for run in found:
-                owner, age_s = run.data.tags.get(OWNER_TAG), time.time() - run.info.start_time / 1000
-                if is_dead(owner) or (owner and is_elsewhere(owner) and age_s > STALE_S):
+                owner, since = run.data.tags.get(OWNER_TAG), _to_instant(run.info.start_time)
+                with suppress(KeyError, ValueError):  # of an earlier version, whose run began here
+                    since = datetime.fromisoformat(run.data.tags[REGISTERING_TAG]).astimezone(UTC)
+                is_stale = datetime.now(UTC) - since > timedelta(seconds=STALE_S)
+                if is_dead(owner) or (owner and is_elsewhere(owner) and is_stale):
                     has_version = client.search_model_versions(f"run_id = '{run.info.run_id}'")
                     client.set_terminated(run.info.run_id, "FINISHED" if has_version else "KILLED")
 
@@ -381,6 +418,37 @@ class Registry:
                 since = datetime.strptime(name, f"{SINCE_TAG}%Y-%m-%dT%H.%M.%S.%f").replace(tzinfo=UTC)
                 recorded.append((since, int(number)))
         return sorted(recorded) or imply_champions(model.versions)
+
+
+def _log_training(client: Any, run_id: str, training: TrainingRun, signature: Any) -> None:
+    """Record the losses of each epoch, the sets of rows as datasets, and the pictures. No row is read."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+    now = int(time.time() * 1000)
+    losses = [
+        Metric(name, loss, now, epoch)
+        for name, found in training.losses.items()
+        for epoch, loss in enumerate(found, start=1)
+    ]
+    for first in range(0, len(losses), MOST_METRICS):
+        client.log_batch(run_id, losses[first : first + MOST_METRICS])
+    schema = json.dumps({"mlflow_colspec": signature.inputs.to_dict()})
+    datasets = [
+        DatasetInput(
+            Dataset(
+                name=one.name,
+                digest=one.sha256[:DIGEST],
+                source_type=one.url.partition("://")[0].replace("file", "local") if "://" in one.url else "local",
+                source=json.dumps({"uri": hide_password(one.url)}),
+                schema=schema,
+                profile=json.dumps({"num_rows": one.rows}),
+            ),
+            [InputTag("mlflow.data.context", one.name)],
+        )
+        for one in training.sets
+    ]
+    client.log_inputs(run_id, datasets)
+    client.log_artifacts(run_id, str(training.pictures), "pictures")
 
 
 def find_file(uri: str) -> Path | None:

@@ -48,6 +48,10 @@ class Site:
         """The bundle of a training cut-off, before calibration."""
         return self.registry.bundles / "fitted" / str(cutoff)
 
+    def epochs(self, cutoff: date) -> Path:
+        """The losses of the epochs of a training, as CSV."""
+        return self.registry.bundles / "fitted" / f"{cutoff}.csv"
+
     def calibrated(self, cutoff: date) -> Path:
         """The bundle of a training cut-off, ready to register."""
         return self.registry.bundles / "calibrated" / str(cutoff)

@@ -166,7 +166,7 @@ def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Ke
         is_cut_short = folder.name.startswith("downloading-")
         limit = GRACE if is_cut_short else _days(retention.bundles_days)
         if not is_used and limit is not None and _modified(folder) < now - limit:
-            yield Removal("bundles", None, ((str(folder), sum(_size(path) for path in folder.rglob("*"))),))
+            yield Removal("bundles", None, ((str(folder), _size(folder)),))
 
 
 def plan_pages(site: Site, retention: RetentionParams, today: date) -> Iterator[Removal]:

@@ -3,18 +3,32 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
+import mlflow
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from tiny import add_reducer, make_tiny_detector
 
 from models.columns import Column
+from models.fitting import EpochLog
 from models.params import AutoencoderParams, FitParams, NetworkParams, VariationalParams
-from tasks.register import describe_layers, describe_version, drop_long, list_columns, name_tags, register_bundle
+from tasks.register import (
+    Trained,
+    describe_layers,
+    describe_version,
+    drop_long,
+    list_columns,
+    name_tags,
+    register_bundle,
+)
 from tasks.rows.measures import Metrics
+from tasks.stores.registry import OWNER_TAG, REGISTERING_TAG
 from tasks.stores.site import Site
+from tasks.train import write_epochs
 
 
 def test_a_version_is_tagged_with_the_lineage_and_the_commit_that_registered_it() -> None:
@@ -67,13 +81,92 @@ def test_a_version_is_described_in_words() -> None:
     assert "Trained on: unknown rows." in describe_version(make_tiny_detector(), None)
 
 
+CUTOFF, BEGUN = date(2026, 3, 1), datetime(2026, 3, 1, 4, tzinfo=UTC)
+
+
+def make_trained(site: Site, folder: Path, networks: int = 1) -> Trained:
+    """A training of two epochs on 3 fit rows, 2 calibration rows and no test rows."""
+    partition = site.lake.write("clean", "toy", CUTOFF)
+    for name, rows in (("fit", 3), ("calibration", 2), ("test", 0)):
+        with partition.part(name, source=name) as part:
+            part.append(pa.table({"amount": [1.0] * rows}))
+    partition.commit({})
+    epochs = [(network, EpochLog(n, 0.5 / n, 0.75 / n, True, 1.0)) for network in range(networks) for n in (1, 2)]
+    site.epochs(CUTOFF).parent.mkdir(parents=True, exist_ok=True)
+    write_epochs(site.epochs(CUTOFF), epochs)
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "losses.png").write_bytes(b"a picture")
+    return Trained(CUTOFF, BEGUN, FitParams(epochs=2, batch_size=32, seed=7), folder / "pictures")
+
+
+@pytest.mark.parametrize(
+    ("networks", "losses"),
+    [
+        (1, ["fit_loss", "stopping_loss"]),
+        (2, ["network_1/fit_loss", "network_1/stopping_loss", "network_2/fit_loss", "network_2/stopping_loss"]),
+    ],
+)
+def test_the_run_spans_the_training_and_shows_its_losses_sets_and_pictures(
+    make_site: Callable[..., Site], tmp_path: Path, networks: int, losses: list[str]
+) -> None:
+    site = make_site()
+    site = replace(site, registry=replace(site.registry, artifacts=str(tmp_path / "artifacts")))
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01"}).save(tmp_path / "bundle")
+    registered = register_bundle(site, tmp_path / "bundle", None, trained=make_trained(site, tmp_path, networks))
+    client = MlflowClient(site.registry.uri)
+    run = client.get_run(client.get_model_version(site.registry.model_name, str(registered.version)).run_id)
+    assert run.info.start_time == BEGUN.timestamp() * 1000
+    assert run.info.end_time > run.info.start_time + 3600_000
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.note.content"].startswith("Network: autoencoder 4-2-4.")
+    for name in losses:
+        found = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+        assert found == [(n, (0.5 if "fit" in name else 0.75) / n) for n in (1, 2)]
+    clean = site.lake.get("clean", "toy", CUTOFF)
+    sets = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}
+    assert {name: json.loads(one.profile) for name, one in sets.items()} == {
+        "fit": {"num_rows": 3},
+        "calibration": {"num_rows": 2},
+    }
+    own = replace(clean, parts=tuple(part for part in clean.parts if part.source == "fit"))
+    assert own.hash.startswith(sets["fit"].digest)
+    assert len(sets["fit"].digest) == 12
+    assert "batch_date=2026-03-01" in mlflow.data.get_source(sets["fit"]).uri
+    assert [column["name"] for column in json.loads(sets["fit"].schema)["mlflow_colspec"]] == [
+        "amount",
+        "country",
+        "at",
+    ]
+    assert [one.path for one in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/losses.png"]
+
+
+@pytest.mark.slow
+def test_a_registration_that_began_just_now_is_alive_however_long_its_training_took(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site()
+    site = replace(site, registry=replace(site.registry, artifacts=str(tmp_path / "artifacts")))
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01"}).save(tmp_path / "bundle")
+    register_bundle(site, tmp_path / "bundle", None, trained=make_trained(site, tmp_path))
+    client = MlflowClient(site.registry.uri)
+    [run] = client.search_runs(["1"])
+    client.update_run(run.info.run_id, "RUNNING")
+    client.set_tag(run.info.run_id, OWNER_TAG, "another-host 1 1.00")
+    site.registry.end_dead_runs()
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    client.set_tag(run.info.run_id, REGISTERING_TAG, BEGUN.isoformat())
+    site.registry.end_dead_runs()
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
 def test_mlflow_shows_the_training_params_one_by_one_and_the_lineage_in_full(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:
     site, long = make_site(), "x" * 300
     site = replace(site, registry=replace(site.registry, artifacts=str(tmp_path / "artifacts")))
     make_tiny_detector().with_lineage({"cutoff": "2026-03-01", "formats": long}).save(tmp_path / "bundle")
-    registered = register_bundle(site, tmp_path / "bundle", None, fit=FitParams(epochs=2, batch_size=32, seed=7))
+    trained = make_trained(site, tmp_path)
+    registered = register_bundle(site, tmp_path / "bundle", None, trained=trained)
     client = MlflowClient(site.registry.uri)
     version = client.get_model_version(site.registry.model_name, str(registered.version))
     assert version.description.startswith("Network: autoencoder 4-2-4.")

@@ -361,13 +361,15 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     from tasks.train import send_bundle, take_bundle
 
     site = load_setup("orders").site
-    [cutoff] = [date.fromisoformat(folder.name) for folder in (site.registry.bundles / "fitted").iterdir()]
-    before = read_bundle_manifest(site.fitted(cutoff)).content_hash
+    [cutoff] = [date.fromisoformat(folder.name) for folder in (site.registry.bundles / "fitted").glob("*/")]
+    before, epochs = read_bundle_manifest(site.fitted(cutoff)).content_hash, site.epochs(cutoff).read_text()
     files = site.lake.files("clean/orders")
     send_bundle(site, cutoff, "a-run")
     for file in site.fitted(cutoff).iterdir():
         file.unlink()
+    site.epochs(cutoff).unlink()
     assert read_bundle_manifest(take_bundle(site, cutoff, "a-run")).content_hash == before
+    assert site.epochs(cutoff).read_text() == epochs
     assert site.lake.files("clean/orders") == files
 
 

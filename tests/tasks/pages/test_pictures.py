@@ -10,7 +10,7 @@ from models.columns import Column
 from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records, make_records
-from tasks.pages.pictures import draw_all, project
+from tasks.pages.pictures import draw_all, draw_images, draw_losses, project
 from tasks.rows.measures import trace_thresholds
 
 
@@ -27,6 +27,7 @@ def test_every_picture_that_the_rows_allow_is_drawn(tmp_path: Path) -> None:
     test, is_anomaly = make_images(30, 4), np.arange(30) % 5 == 0
     scores = detector.score(test)
     draw_all(tmp_path, detector, test, scores, is_anomaly, trace_thresholds(scores, is_anomaly))
+    draw_images(tmp_path / "images.png", detector, test, scores)
     drawn = {path.name: imread(path) for path in tmp_path.iterdir()}
     assert drawn.keys() == {"scores.png", "thresholds.png", "ranking.png", "latent.png", "images.png"}
     assert all(picture.std() > 0.01 for picture in drawn.values()), "a picture is blank"
@@ -39,8 +40,21 @@ def test_without_anomalies_there_is_nothing_to_rank(tmp_path: Path) -> None:
     fitted = fit_detector(columns, rows, rows, params, torch.device("cpu"))
     detector = calibrate_detector(fitted, rows, QuantilePolicy(q=0.9))
     draw_all(tmp_path, detector, rows, detector.score(rows), np.zeros(50, bool), pd.DataFrame())
+    draw_images(tmp_path / "images.png", detector, rows, detector.score(rows))
     assert {path.name for path in tmp_path.iterdir()} == {"scores.png", "latent.png"}
 
 
-def test_a_latent_space_of_one_dimension_is_drawn_on_a_line() -> None:
-    assert project(np.arange(5.0)[:, None])[:, 1].tolist() == [0.0] * 5
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)])
+def test_a_latent_space_of_one_dimension_or_row_is_drawn_on_a_line(shape: tuple[int, int]) -> None:
+    assert project(np.arange(float(np.prod(shape))).reshape(shape))[:, 1].tolist() == [0.0] * shape[0]
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_the_losses_of_each_network_have_a_panel(tmp_path: Path, networks: int) -> None:
+    epochs = [
+        {"network": network, "epoch": epoch, "fit_loss": 1 / epoch, "stopping_loss": 2 / epoch, "is_best": epoch < 4}
+        for network in range(networks)
+        for epoch in range(1, 6)
+    ]
+    draw_losses(tmp_path / "losses.png", pd.DataFrame(epochs))
+    assert imread(tmp_path / "losses.png").shape[1] == 560 * networks
