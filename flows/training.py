@@ -86,8 +86,11 @@ def challenge(setup: Setup, registered: Registered) -> Compared:
     for number in dict.fromkeys((latest.version, registered.version)):  # the verdicts may be of the newest nights
         with suppress(BatchMissing):
             pair, has_labels = choose_versions(site, number), setup.configured.detector.ingest.has_labels
-            now, progress = datetime.now(UTC), progress_of("compare")
-            found = compare_versions(site, setup.record_rule, pair, has_labels, now, on_progress=progress)
+            now, canaries = datetime.now(UTC), setup.configured.detector.monitor.canaries
+            progress = progress_of("compare")
+            found = compare_versions(
+                site, setup.record_rule, pair, has_labels, now, on_progress=progress, canaries=canaries
+            )
             break
     if found:
         text, key = summarise_comparison(found), f"comparison-{site.artifact_key}"

@@ -53,6 +53,7 @@ from tasks.rows.reference import (
     make_reference,
     measure_mode,
     measure_spread,
+    name_references,
     read_values,
     rescale,
     unscale,
@@ -296,7 +297,7 @@ def open_watch(watch: Watch, bundle_hash: str, excluded: Collection[date]) -> Wa
     excluded: dates that may not be learnt from.
     """
     lake = watch.site.lake
-    path = f"references/{watch.site.detector}/{bundle_hash[:32]}.json"
+    path = name_references(watch.site.detector, bundle_hash)
     if (kept := lake.find_file(path)) is None:
         watch = replace(watch, reference=watch.read_reference())
         watch = replace(watch, practice=watch.practise(excluded))

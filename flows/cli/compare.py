@@ -34,7 +34,8 @@ def compare(
     has_labels = setup.configured.detector.ingest.has_labels
     with showing_progress():
         now, progress = datetime.now(UTC), progress_of("compare")
-        found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress)
+        canaries = setup.configured.detector.monitor.canaries
+        found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress, canaries)
     note, gate = describe_lost_reducer(*pair), setup.configured.detector.promote.gate
     refusals = list_refusals(setup.site, gate, found)
     if as_json:

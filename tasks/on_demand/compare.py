@@ -5,6 +5,7 @@ or normal by its verdict, else by its label, else, in a matured night, normal. R
 nights are answered. Labels that come early are mostly of anomalies: they count for recall, not for precision.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +23,19 @@ from tasks.evaluate import evaluate_bundle
 from tasks.filter import read_training_set
 from tasks.follow_up.cases import ANOMALY
 from tasks.on_demand.loose import SMALLEST
+from tasks.rows.canaries import choose_canaries, make_canary, name_canary
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import Judgement, Mask, judge
-from tasks.rows.params import GateParams
+from tasks.rows.params import Canary, GateParams, SwapCanary
 from tasks.rows.record import RecordRule
+from tasks.rows.reference import load_reference, name_references
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
 from tasks.stores.registry import CHALLENGER, TEST, Version
 from tasks.stores.site import Site
 
 MOST_NIGHTS = 7
+CANARY_ROWS = 500
 SHOWN = 20  # records that change side
 SAME = 1e-3  # of a metric, absolute and relative: scores on another processor differ in the last bits
 ANSWERS = {1.0: "anomaly", 0.0: "normal"}
@@ -85,7 +89,8 @@ class Comparison:
     """Two versions on the same nights.
 
     answers: the answered rows; anomalies: the known ones. changed: alerts of one version only, those furthest above a
-    threshold first.
+    threshold first. canaries: by name, the share of rows made anomalous that each version alerts on; empty before the
+    first version was monitored.
     """
 
     detector: str
@@ -98,6 +103,7 @@ class Comparison:
     flags: Overlap
     alerts: Overlap
     changed: list[dict[str, Any]]
+    canaries: dict[str, tuple[float, float]]
 
 
 def choose_versions(site: Site, first: int | None = None, second: int | None = None) -> tuple[Version, Version]:
@@ -157,8 +163,11 @@ def compare_versions(
     now: datetime,
     most: int = MOST_NIGHTS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    canaries: Sequence[Canary] | None = None,
 ) -> Comparison:
     """Judge the same rows with two versions. has_labels: whether rows of matured nights without a label are normal.
+
+    canaries: of params; None chooses some.
 
     on_progress is called with the rows judged so far, and all. Raises BatchMissing without common later nights, and
     BundleInvalid for a version that cannot be loaded or does not fit the rows.
@@ -196,7 +205,30 @@ def compare_versions(
         flags=overlaps[0].sum_up(),
         alerts=overlaps[1].sum_up(),
         changed=_describe_changed(changed),
+        canaries=_judge_canaries(site, pair[0], detectors, nights[-1], canaries),
     )
+
+
+def _judge_canaries(
+    site: Site, first: Version, detectors: Sequence[Detector], night: Manifest, canaries: Sequence[Canary] | None
+) -> dict[str, tuple[float, float]]:
+    """The share of each canary, made of the first rows of a night, that either version alerts on."""
+    kept = site.lake.find_file(name_references(site.detector, site.registry.check_tags(first)))
+    reference = load_reference(json.loads(kept)["columns"]) if kept else {}
+    if not reference or not night.rows:
+        return {}
+    one, two = detectors
+    names = list(dict.fromkeys(column.name for detector in detectors for column in detector.columns))
+    rows = next(site.lake.slices(next(part for part in night.parts if part.rows), names)).slice(0, CANARY_ROWS)
+    found = {}
+    for canary in choose_canaries(one.columns) if canaries is None else canaries:
+        if not {*(canary.columns if isinstance(canary, SwapCanary) else (canary.column,))} <= reference.keys():
+            continue  # of columns that only the other version has learnt
+        rng = np.random.default_rng(night.batch_date.toordinal())
+        changed = make_canary(rows, canary, one.columns, reference, rng)
+        shares = [float(judge(detector, changed).is_alert.mean()) for detector in (one, two)]
+        found[name_canary(canary)] = (shares[0], shares[1])
+    return found
 
 
 def name_span(found: Comparison) -> str:
@@ -208,7 +240,8 @@ def name_span(found: Comparison) -> str:
 def describe_sides(found: Comparison) -> list[tuple[str, str, str]]:
     """Each figure of the two versions: its name and both values."""
     sides = zip(_describe_side(found.first), _describe_side(found.second), strict=True)
-    return [(label, one, two) for (label, one), (_, two) in sides]
+    canaries = [(f"canary, {name}", f"{one:.0%}", f"{two:.0%}") for name, (one, two) in found.canaries.items()]
+    return [*((label, one, two) for (label, one), (_, two) in sides), *canaries]
 
 
 def summarise_comparison(found: Comparison) -> str:

@@ -69,6 +69,11 @@ class Bins:
 Reference = Mapping[str, Bins]
 
 
+def name_references(detector: str, bundle_hash: str) -> str:
+    """Where the lake keeps the reference of a bundle, which `monitor` writes on its first night."""
+    return f"references/{detector}/{bundle_hash[:32]}.json"
+
+
 def load_reference(document: Mapping[str, Any]) -> Reference:
     """A reference from JSON: the fields of each column's bins."""
     return TypeAdapter(dict[str, Bins]).validate_python(document)

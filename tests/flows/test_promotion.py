@@ -65,6 +65,12 @@ def test_a_night_is_scored_in_shadow_by_the_challenger_and_published_by_the_cham
     assert execute(["status", "orders"]) == 0
     assert "challenger: version 2, 1 nights scored in shadow, " in capsys.readouterr().out
 
+    compared = answer(capsys, "compare", "orders")["canaries"]
+    assert compared
+    assert all(0 <= share <= 1 for shares in compared.values() for share in shares)
+    assert execute(["compare", "orders"]) == 0
+    assert "canary, shift spend" in capsys.readouterr().out
+
     # Old enough to be pruned, the scores stay while the version is the challenger.
     site = load_setup("orders").site
     inventory, later = take_inventory(site.lake, "orders"), load_setup("orders").window().now + 2 * GRACE
