@@ -332,6 +332,12 @@ def read_members(connection: sa.Connection, detector: str, *which: sa.ColumnElem
     return read_frame(connection, found.where(cases.c.detector == detector, *which).order_by(*order))
 
 
+def read_numbers(connection: sa.Connection, detector: str, days: Collection[date]) -> pd.DataFrame:
+    """The case of each record of these batch dates that is in one: batch_date, record_id, case_id."""
+    found = sa.select(case_flags.c.batch_date, case_flags.c.record_id, case_flags.c.case_id)
+    return read_frame(connection, found.where(case_flags.c.detector == detector, case_flags.c.batch_date.in_(days)))
+
+
 def read_events(connection: sa.Connection, detector: str, number: int) -> list[dict[str, Any]]:
     """What happened to a case, in order: happened_at, kind, actor, note and details."""
     c = case_events.c

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 
 from tasks.errors import BatchMissing
+from tasks.follow_up.cases import read_numbers
 from tasks.rows.describe import describe_causes, localise
 from tasks.rows.params import ScoreParams
 from tasks.rows.record import RecordRule
@@ -23,7 +24,8 @@ def list_flags(
 
     By default those of the newest night; with an entity, those of all nights. An entity whose column is pseudonymised
     may be given as itself or as its pseudonym. event_time: in the detector's time zone, ISO 8601, or None for a table
-    without times. record: the values by column, or None; causes: texts, largest share first; verdict: the latest.
+    without times. case: its number, or None; record: the values by column, or None; causes: texts, largest share first;
+    verdict: the latest, in the reviewer's word.
     """
     nights = [night.batch_date for night in site.warehouse.get_nights(site.detector)]
     if first is None and last is None and entity is None:
@@ -49,6 +51,9 @@ def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list
     """Rows of flagged_anomalies as people read them, with the latest verdict in the reviewer's word: see list_flags."""
     reviews = site.warehouse.read_reviews(site.detector, learnt=False)
     given = reviews.assign(verdict=reviews["said"].fillna(reviews["verdict"]))
+    with site.warehouse.begin_reading() as connection:
+        numbers = read_numbers(connection, site.detector, sorted(set(found["batch_date"])))
+    found = found.merge(numbers, "left", RECORD)
     flags = found.merge(given[["batch_date", "record_id", "verdict", "note"]], "left", RECORD).astype(object)
     return [
         {
@@ -63,6 +68,7 @@ def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list
             "band": params.name_band(row["percentile_rank"]),
             "suppressed": row["suppressed"],
             "suppressed_by": row["suppressed_by"],
+            "case": None if row["case_id"] is None else int(row["case_id"]),
             "record": json.loads(row["record"]) if row["record"] else None,
             "causes": describe_causes(json.loads(row["causes"]), site.zone),
             "verdict": row["verdict"],

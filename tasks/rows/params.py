@@ -448,8 +448,9 @@ DUE_HOURS: dict[Severity, float] = {"low": 168, "medium": 72, "high": 24, "criti
 class CasesParams(Section):
     """How severe a case is, and how soon a person should have looked at it.
 
-    ranks: the percentile rank of the worst flag at which a severity begins. raised_by: a case of this many flags is one
-    severity higher. due_hours: by severity. A severity that is not named keeps its default.
+    ranks: the percentile rank of the worst flag at which a severity begins. raised_by: with this many flags, a case
+    above low is one severity higher; many weak flags say little (docs/cases.md). due_hours: by severity. A severity
+    that is not named keeps its default.
     """
 
     ranks: dict[Severity, float] = Field(default=RANKS)
@@ -473,7 +474,7 @@ class CasesParams(Section):
     def find_severity(self, worst_rank: float, flags: int) -> Severity:
         """The severity of a case by the rank of its worst flag, 0 to 100, and the number of its flags."""
         level = sum(rank <= worst_rank for rank in self.ranks.values()) - 1
-        return SEVERITIES[min(level + (flags >= self.raised_by), len(SEVERITIES) - 1)]
+        return SEVERITIES[min(level + (level > 0 and flags >= self.raised_by), len(SEVERITIES) - 1)]
 
     def find_due(self, severity: str, since: datetime) -> datetime:
         """When a case that became this severe at an instant is due."""

@@ -23,8 +23,10 @@ from sites import open_site
 from texts import AWKWARD
 
 from tasks.errors import Failure, ParamsInvalid, PublishConflict, StoreNotEmpty
+from tasks.follow_up import actions, cases
 from tasks.publish import publish_night
-from tasks.rows.params import RetentionParams
+from tasks.rows.params import CasesParams, RetentionParams
+from tasks.stores import tables
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, metadata, superseded_anomalies
 from tasks.stores.warehouse import (
@@ -90,7 +92,11 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     verdict = {"batch_date": DAY, "reviewer": "kim", "reviewed_at": NOW, "verdict": "normal", "inclusion": 0.1}
     verdicts = pd.DataFrame([verdict | {"record_id": record} for record in ("r2-0", "r2-1", "r2-1")])
     read["reviews"] = [engine.add_reviews(DETECTOR, verdicts) for _ in range(2)]
-    read |= read_everything(engine)
+    desk = actions.Desk(engine, DETECTOR, CasesParams(), "kim", NOW + timedelta(seconds=1))
+    actions.merge_case(desk, 8, 7)
+    actions.judge_case(desk, 7, "confirmed")
+    actions.reopen_case(desk, 7)
+    read |= read_everything(engine) | read_cases(engine)
     site = replace(site, detector=DETECTOR)
     with hold_batch(site, DAY, NOW) as held:
         read["held"] = held
@@ -125,6 +131,16 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
         "unknown": engine.read_labels(DETECTOR, NOW).to_dict("records"),
         "verdicts": [engine.read_reviews(DETECTOR, by).to_dict("records") for by in (None, NOW)],
     }
+
+
+def read_cases(engine: Warehouse) -> dict[str, Any]:
+    with engine.begin_reading() as connection:
+        return {
+            "cases": cases.read_cases(connection, tables.cases.c.detector == DETECTOR),
+            "members": cases.read_members(connection, DETECTOR, tables.cases.c.case_id < 9).to_dict("records"),
+            "numbers": cases.read_numbers(connection, DETECTOR, [DAY]).sort_values("record_id").to_dict("records"),
+            "events": [cases.read_events(connection, DETECTOR, number) for number in (1, 7, 8)],
+        }
 
 
 def read_tables(engine: Warehouse) -> dict[str, list[str]]:

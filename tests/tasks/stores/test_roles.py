@@ -17,8 +17,9 @@ from psycopg import sql
 from racers import make_flags, make_night
 
 from tasks.errors import Failure, ParamsInvalid, SchemaMismatch
+from tasks.follow_up.actions import Desk, judge_case
 from tasks.publish import publish_night
-from tasks.rows.params import RetentionParams
+from tasks.rows.params import CasesParams, RetentionParams
 from tasks.stores.lake import Lake
 from tasks.stores.roles import READER, RIGHTS, WRITER
 from tasks.stores.site import Site
@@ -108,6 +109,7 @@ def fill(engine: Warehouse) -> None:
     assert [engine.add_labels("race", labels) for _ in range(2)] == [2, 0]
     verdict = {"batch_date": DAY, "record_id": "r2-0", "reviewer": "kim", "reviewed_at": NOW, "inclusion": 1.0}
     assert engine.add_reviews("race", pd.DataFrame([verdict | {"verdict": "normal"}])) == 1
+    judge_case(Desk(engine, "race", CasesParams(), "kim", NOW), 7, "confirmed")
 
 
 def read(engine: Warehouse) -> None:
@@ -118,7 +120,7 @@ def read(engine: Warehouse) -> None:
     assert [batch.attempt for batch in engine.read_nights("race")] == [2]
     assert [attempt.attempt for attempt in engine.read_attempts("race")] == [1, 2, 3, 4]
     assert engine.read_labels("race", NOW, pd.Series(["x"]))["label"].tolist() == [0]
-    assert engine.read_reviews("race")["verdict"].tolist() == ["normal"]
+    assert engine.read_reviews("race")["verdict"].tolist() == ["normal", "anomaly"]
     with engine.begin() as connection:
         for table in metadata.tables.values():
             connection.execute(sa.select(table)).all()
@@ -138,7 +140,7 @@ def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[st
     removed = prune_tables(as_writer, RetentionParams(superseded_days=1, attempts_days=1), later, dry_run=False)
     assert removed == {"superseded_anomalies": 5, "attempts": 2}
     erased = {place.what for place in erase_rows(as_writer, "r2-0")}
-    assert erased == {"flagged_anomalies", "labels", "reviews"}
+    assert erased == {"flagged_anomalies", "labels", "reviews", "cases", "case_flags", "case_events"}
     assert Lake(site.lake.root).dates("landing", "race") == []
 
 
