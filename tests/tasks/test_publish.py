@@ -17,7 +17,7 @@ from texts import AWKWARD
 
 from tasks.errors import Failure, PublishConflict, ReconciliationFailed, ServiceUnreachable
 from tasks.publish import FLAG_COLUMNS, Night, publish, publish_night, reconcile_counts
-from tasks.stores.tables import superseded_anomalies
+from tasks.stores.tables import case_events, case_flags, cases, superseded_anomalies
 from tasks.stores.warehouse import (
     Warehouse,
 )
@@ -73,8 +73,9 @@ def publish_new(engine: Warehouse, *record_ids: str, now: datetime = NOW) -> Nig
 
 
 def read_everything(engine: Warehouse, detector: str) -> tuple[object, ...]:
+    tables = (superseded_anomalies, cases, case_flags, case_events)
     with engine.begin() as connection:
-        archived = connection.execute(sa.select(superseded_anomalies).order_by(*superseded_anomalies.c)).all()
+        archived = [connection.execute(sa.select(table).order_by(*table.c)).all() for table in tables]
     flags = engine.read_flags(detector, DAY).to_json(date_format="iso")
     return flags, archived, engine.read_nights(detector), engine.read_attempts(detector)
 
@@ -215,7 +216,7 @@ def test_counts_are_checked_before_anything_is_written(engine):
     assert engine.read_flags(night.detector, DAY).record_id.tolist() == ["a"]
 
 
-@pytest.mark.parametrize("step", ["_archive_flags", "load_rows", "_replace_batch", "_finish_attempt"])
+@pytest.mark.parametrize("step", ["_archive_flags", "load_rows", "_replace_batch", "_finish_attempt", "place_alerts"])
 def test_a_failure_after_any_step_leaves_the_old_result_whole(engine, monkeypatch, step):
     night = publish_new(engine, "a", "b")
     newer = make_night(engine.begin_attempt(night.detector, DAY, "validate", NOW))
@@ -237,7 +238,8 @@ import os, pickle, sys
 import tasks.publish as p
 from tasks.stores.warehouse import Warehouse
 url, night, flags, now = pickle.load(sys.stdin.buffer)
-p._finish_attempt = lambda *_: os.kill(os.getpid(), 9)
+place = p.place_alerts
+p.place_alerts = lambda *given: place(*given) or os.kill(os.getpid(), 9)
 p.publish_night(Warehouse(url), night, flags, now, lambda: "h1")
 """
 
