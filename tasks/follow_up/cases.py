@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from tasks.rows.params import SEVERITIES, CasesParams
 from tasks.stores.bulk import load_rows, read_frame
-from tasks.stores.tables import Case, Night, case_events, case_flags, cases, flagged_anomalies
+from tasks.stores.tables import Case, Night, case_events, case_flags, cases, flagged_anomalies, reviews
 from tasks.stores.warehouse import UNRESOLVED, lock_cases, select_verdicts
 
 BY_RULE = "nightjar"  # the actor of what no person did
@@ -78,13 +78,15 @@ def place_alerts(connection: sa.Connection, night: Night, params: CasesParams, n
     opened = _open_cases(connection, night, alerts, placed, known, params, log)
     if held != {record: (case, night.attempt) for record, case in placed.items()}:
         _replace_members(connection, night, placed)
+    moved = {record: case for record, case in placed.items() if before.get(record) != case}
     left = Counter(case for record, case in before.items() if placed.get(record) != case)
-    joined = Counter(case for record, case in placed.items() if before.get(record) != case and case not in opened)
-    for kind, moved in (("left", left), ("joined", joined)):
-        for case, flags in sorted(moved.items()):
+    joined = Counter(case for case in moved.values() if case not in opened)
+    for kind, changed in (("left", left), ("joined", joined)):
+        for case, flags in sorted(changed.items()):
             log.add(case, kind, batch_date=night.batch_date, attempt=night.attempt, flags=flags)
     raise_severity(connection, [known[case] for case in sorted(joined)], params, log)
-    close_settled(connection, {*opened, *joined, *left}, log)
+    judged = _read_judged(connection, night)
+    close_settled(connection, {*left, *(case for record, case in moved.items() if record in judged)}, log)
     log.write(connection)
 
 
@@ -109,6 +111,12 @@ def _read_held(connection: sa.Connection, night: Night) -> dict[str, tuple[int, 
     """The case, and the attempt that flagged it, of each record of the batch that is in a case."""
     found = sa.select(case_flags.c.record_id, case_flags.c.case_id, case_flags.c.attempt).where(*_members_of(night))
     return {row.record_id: (row.case_id, row.attempt) for row in connection.execute(found)}
+
+
+def _read_judged(connection: sa.Connection, night: Night) -> set[str]:
+    """The records of the batch that were ever judged."""
+    of_batch = (reviews.c.detector == night.detector, reviews.c.batch_date == night.batch_date)
+    return set(connection.scalars(sa.select(reviews.c.record_id).where(*of_batch)).all())
 
 
 def _members_of(night: Night) -> tuple[sa.ColumnElement[bool], ...]:
