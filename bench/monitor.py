@@ -154,7 +154,6 @@ def open_project(folder: Path, seed: int) -> Setup:
     document = yaml.safe_load((PROJECT / "params.yaml").read_text())
     section = document["detectors"]["payments"]
     section["ingest"]["source"]["seed"] = seed
-    section["publish"]["pseudonymise"], section["entity"] = [], None  # which needs a key
     (folder / "contracts").mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump({"detectors": {"payments": section}}))
     (folder / "contracts" / "payments.yaml").write_bytes((PROJECT / "contracts" / "payments.yaml").read_bytes())
@@ -208,15 +207,8 @@ class Nights:
         begun = Begun(site.warehouse.begin_attempt(site.detector, day, "begin", now), now)
         known = (site, setup.configured.contract, validation, self.version, self.bundle, params.score)
         night = publish_scored(site, begun, score_night(*known, now), setup.record_rule)
-        return monitor_night(
-            site,
-            setup.configured.contract,
-            night,
-            self.bundle,
-            params.entity,
-            params.monitor,
-            params.filter.exclude_dates,
-        )
+        watched = (setup.record_rule, params.monitor, params.filter.exclude_dates)
+        return monitor_night(site, setup.configured.contract, night, self.bundle, *watched)
 
 
 def measure(seed: int) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:

@@ -43,7 +43,7 @@ from tasks.rows.drift import (
 )
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.finding import Watched, decide
-from tasks.rows.judge import Mask, judge
+from tasks.rows.judge import judge
 from tasks.rows.params import Canary, CategoryCanary, MonitorParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
@@ -173,20 +173,31 @@ def measure_canaries(
 
 
 def draw_rows(
-    lake: Lake, parts: Sequence[Part], columns: Sequence[str], seed: int, most: int = SAMPLE_ROWS
-) -> tuple[pa.Table, list[Mask]]:
-    """About `most` rows of some parts, fewer of wide rows, drawn by the seed; and their mask in each part."""
+    lake: Lake,
+    parts: Sequence[Part],
+    columns: Sequence[str],
+    seed: int,
+    most: int = SAMPLE_ROWS,
+    scores: Sequence[Part] = (),
+) -> tuple[pa.Table, Floats]:
+    """About `most` rows of some parts, fewer of wide rows, drawn by the seed; and their scores (N,), if there are any.
+
+    scores: one part for each of the others, with its rows in their order.
+    """
     rng = np.random.default_rng(seed)
     rows = sum(part.rows for part in parts)
     fitting = min(most, count_slice_rows(next(lake.slices(parts[0], list(columns)))))
-    masks = [rng.random(part.rows) < fitting / max(fitting, rows) for part in parts]
-    tables = []
-    for part, mask in zip(parts, masks, strict=True):
+    tables, found = [], [np.empty(0)]
+    for number, part in enumerate(parts):
+        chosen = rng.random(part.rows) < fitting / max(fitting, rows)
         start = 0
         for table in lake.slices(part, list(columns)):
-            tables.append(table.filter(pa.array(mask[start : start + table.num_rows])))
+            tables.append(table.filter(pa.array(chosen[start : start + table.num_rows])))
             start += table.num_rows
-    return pa.concat_tables(tables), masks
+        if scores:
+            pieces = [piece["score"].to_numpy() for piece in lake.slices(scores[number], ["score"])]
+            found.append(np.concatenate(pieces)[chosen])
+    return pa.concat_tables(tables), np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -213,9 +224,12 @@ class Watch:
 
     @property
     def canaries(self) -> tuple[Canary, ...]:
-        """The canaries that params name, or those chosen by the kinds of columns."""
-        given = self.params.canaries
-        return choose_canaries(self.detector.columns) if given is None else given
+        """The canaries that params name and this version reads, or those chosen by the kinds of columns."""
+        columns, given = self.detector.columns, self.params.canaries
+        if given is None:
+            return choose_canaries(columns)
+        known = {column.name for column in columns}  # of a version that may be older than the params
+        return tuple(canary for canary in given if known.issuperset(canary.changes))
 
     def read_reference(self) -> Reference:
         """Count the rows that the version was fitted on; empty if the lake has them no more."""
@@ -245,10 +259,13 @@ class Watch:
             return found, {}
         lake, columns, seed = self.site.lake, self.detector.columns, batch.batch_date.toordinal()
         groups = self._choose_groups(lake.columns(batch.parts[0]))
-        segments = [canary.segment for canary in self.canaries if isinstance(canary, CategoryCanary) and canary.segment]
+        segments = [c.segment for c in self.canaries if isinstance(c, CategoryCanary) and c.segment]
         wanted = dict.fromkeys([*(column.name for column in columns), *groups, *segments])
-        rows, masks = draw_rows(lake, batch.parts, list(wanted), seed, SAMPLE_ROWS if scores else PRACTICE_ROWS)
-        score = _read_scores(lake, scores, masks) if scores else judge(self.detector, rows).score
+        if scores:
+            rows, score = draw_rows(lake, batch.parts, list(wanted), seed, scores=scores.parts)
+        else:
+            rows, _ = draw_rows(lake, batch.parts, list(wanted), seed, PRACTICE_ROWS)
+            score = judge(self.detector, rows).score
         found |= measure_rows(self.detector, self.reference, rows, score, self.site.zone, self.params.ignore)
         if self.reference:
             found |= measure_canaries(self.detector, self.reference, rows, self.canaries, seed)
@@ -270,15 +287,6 @@ class Watch:
         if name in self.rule.pseudonymise:
             return self.rule.pseudonym(value)
         return "" if name in self.contract.masked else str(value)[:MOST_VALUE]
-
-
-def _read_scores(lake: Lake, scores: Manifest, masks: Sequence[Mask]) -> Floats:
-    """The scores of drawn rows: the parts of scores have the rows of the validated parts, in their order."""
-    chosen = []
-    for part, mask in zip(scores.parts, masks, strict=True):
-        pieces = [piece["score"].to_numpy() for piece in lake.slices(part, ["score"])]
-        chosen.append(np.concatenate(pieces)[mask])
-    return np.concatenate(chosen)
 
 
 def _read_flags(lake: Lake, batch: Manifest, scores: Manifest | None, groups: Sequence[str]) -> pa.Table | None:
@@ -358,7 +366,8 @@ def watch_night(watch: Watch, night: Night, most_false_alarms: float, now: datet
     site, day = watch.site, night.batch_date
     batch = site.lake.get("validated", site.detector, day)
     scores = site.lake.get("scores", site.detector, day, night.scores)
-    values, shared = watch.measure(batch, scores)
+    is_whole = scores.facts["validated"] == batch.hash  # otherwise another run has validated the rows again
+    values, shared = watch.measure(batch, scores if is_whole else None)
     values = {**values, **measure_arrival(site, day), ("", "champion_age_days"): (day - watch.trained_through).days}
     history = read_history(watch, day, night.model_version)
     drift = bound_values(values, history, day, most_false_alarms)

@@ -18,7 +18,7 @@ from flows.config.documents import read_yaml, refuse_yaml
 from models.params import Section
 from tasks.errors import ParamsInvalid, hide_password
 from tasks.rows.contract import Contract
-from tasks.rows.params import CategoryCanary, DetectorParams, SwapCanary
+from tasks.rows.params import CategoryCanary, DetectorParams
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists them too.
@@ -179,10 +179,9 @@ def _check_monitor(detector: DetectorParams, contract: Contract, path: Path) -> 
     columns, watched = detector.train.columns, detector.monitor
     bad = [f"{name} is not in train.columns" for name in watched.ignore if name not in columns.names]
     for canary in watched.canaries or ():
-        named = canary.columns if isinstance(canary, SwapCanary) else (canary.column,)
         is_category = isinstance(canary, CategoryCanary)
         fitting, kind = (columns.categorical, "category") if is_category else (columns.numbers, "number")
-        bad += [f"{name} is no {kind} of train.columns" for name in named if name not in fitting]
+        bad += [f"{name} is no {kind} of train.columns" for name in canary.changes if name not in fitting]
         segment = canary.segment if isinstance(canary, CategoryCanary) else None
         if segment is not None and (segment not in contract.columns or contract.columns[segment].shape):
             bad.append(f"{segment} is not in the contract, or is an image")

@@ -14,13 +14,12 @@ from tasks.rows.params import Canary, CategoryCanary, ShiftCanary, SwapCanary
 from tasks.rows.reference import Reference, rescale, unscale
 
 SHIFTED_BY_DEFAULT = 3  # columns
+LARGEST = 2.0**31 - 1  # of a shifted whole number
 
 
 def name_canary(canary: Canary) -> str:
     """A canary's name, such as "shift amount"."""
-    if isinstance(canary, SwapCanary):
-        return f"swap {canary.columns[0]} and {canary.columns[1]}"
-    return f"{canary.kind} {canary.column}"
+    return f"{canary.kind} {' and '.join(canary.changes)}"
 
 
 def choose_canaries(columns: Sequence[Column]) -> tuple[Canary, ...]:
@@ -46,13 +45,13 @@ def make_canary(
         values = rescale(bins.kind, rows[canary.column].cast(pa.float64(), safe=False).to_numpy())
         moved = unscale(bins.kind, values + canary.spreads * (bins.spread or 1.0))
         if pa.types.is_integer(rows.schema.field(canary.column).type):
-            moved = np.rint(moved)
+            moved = np.clip(np.rint(moved), -LARGEST, LARGEST)
         return _replace(rows, canary.column, pa.array(moved, from_pandas=True))
     if canary.segment is not None:
         return _replace(rows, canary.column, _take_from_other_segments(rows, canary.column, canary.segment, rng))
     vocabulary = next(column.vocabulary for column in columns if column.name == canary.column)
-    rarest = [vocabulary[code] for code in reference[canary.column].codes if code < len(vocabulary)][-1]
-    return _replace(rows, canary.column, pa.array([rarest] * rows.num_rows))
+    known = [vocabulary[code] for code in reference[canary.column].codes if code < len(vocabulary)]
+    return _replace(rows, canary.column, pa.array(known[-1:] * rows.num_rows)) if known else rows
 
 
 def _take_from_other_segments(rows: pa.Table, column: str, segment: str, rng: np.random.Generator) -> pa.ChunkedArray:

@@ -44,6 +44,8 @@ UNLEARNT: Mapping[str, float] = {  # bounds without a history
     "unseen_share": 0.02,
     "quarantine_share": 0.03,
 }
+SHARES = ("null_share", "unseen_share", "mode_share", "renamed_share", "quarantine_share")
+FEW = 5  # rows that may always differ
 FIXED: Mapping[str, float] = {"hour_shift": 0.5, "renamed_share": 0.05, "swapped": 0.5}
 
 
@@ -128,12 +130,16 @@ def bound_statistic(
     statistic: str, learnt: tuple[float, float] | None, rows: int, most_false_alarms: float
 ) -> float | None:
     """The bound of one statistic; None if it has none, or none yet. most_false_alarms: a share of rows."""
-    if statistic.split(" ")[0] in FIXED:
-        return FIXED[statistic.split(" ")[0]]
+    name = statistic.split(" ")[0]
+    if name in FIXED:
+        return max(FIXED[name], FEW / max(rows, 1)) if name in SHARES else FIXED[name]
     if learnt is None:
-        return UNLEARNT.get(statistic)
+        unlearnt = UNLEARNT.get(statistic)
+        return max(unlearnt, FEW / max(rows, 1)) if unlearnt and statistic in SHARES else unlearnt
     usual, spread = learnt
     margin = SPREADS * spread
+    if statistic in SHARES:
+        margin = max(margin, SPREADS * math.sqrt(usual * (1 - usual) / max(rows, 1)) + FEW / max(rows, 1))
     if statistic == "flag_rate":
         from scipy.stats import binom
 

@@ -20,7 +20,6 @@ BREAKS = (
     "null_share",
     "quarantine_share",
     "mode_share",
-    "hour_shift",
     "renamed_share",
 )
 
@@ -78,7 +77,9 @@ def decide(detector: str, day: str, night: Watched) -> Decision:
 
 def list_breaks(night: Watched) -> list[str]:
     """Signs that the data broke, as sentences."""
-    found = [describe_break(night, one) for one in night.beyond(*BREAKS, "swapped")]
+    found = [describe_break(night, one) for one in night.beyond(*BREAKS)]
+    moved = night.beyond("hour_shift", "swapped")
+    found += [describe_break(night, one) for one in moved if night.find(one.column, "p_value") < ALPHA]
     found += [
         f"{one.column}: {one.value:.0%} of its values never occurred in training."
         for one in night.beyond("unseen_share")

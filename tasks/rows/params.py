@@ -371,12 +371,22 @@ class ShiftCanary(Section):
     column: str
     spreads: float = 8.0
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The columns that it changes."""
+        return (self.column,)
+
 
 class SwapCanary(Section):
     """Two numbers are exchanged."""
 
     kind: Literal["swap"]
     columns: tuple[str, str]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The columns that it changes."""
+        return self.columns
 
 
 class CategoryCanary(Section):
@@ -385,6 +395,11 @@ class CategoryCanary(Section):
     kind: Literal["category"]
     column: str
     segment: str | None = None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The columns that it changes."""
+        return (self.column,)
 
 
 Canary = Annotated[ShiftCanary | SwapCanary | CategoryCanary, Field(discriminator="kind")]

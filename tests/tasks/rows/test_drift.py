@@ -110,3 +110,10 @@ def test_a_falling_canary_is_beyond_its_bound():
     assert not bound("canary_recall", 0.7, history, column="shift amount").is_beyond
     assert bound("canary_recall", 0.5, history, column="shift amount").is_beyond
     assert bound("canary_recall", 0.0, [], column="shift amount").bound is None
+
+
+@pytest.mark.parametrize("statistic", ["null_share", "unseen_share", "mode_share", "quarantine_share", "renamed_share"])
+def test_a_few_rows_of_a_small_night_are_never_beyond_a_bound(statistic):
+    for history in ([], make_history(statistic, *[0.0] * 10, column="shop")):
+        assert not bound(statistic, 5 / 30, history, rows=30, column="shop").is_beyond
+    assert bound("null_share", 0.5, history, rows=30, column="shop").is_beyond
