@@ -300,7 +300,7 @@ class Warehouse:
         """
         night = {"detector": finding.detector, "batch_date": finding.batch_date}
         rows = pd.DataFrame([night | vars(one) for one in found], columns=list(drift.c.keys()))
-        row = vars(finding) | {"evidence": json.dumps(finding.evidence, ensure_ascii=False).replace("\0", NO_NUL)}
+        row = vars(finding) | {"evidence": json.dumps(finding.evidence, ensure_ascii=False)}
         with self.begin() as connection:
             lock_key(connection, finding.detector, finding.batch_date.isoformat())
             newest = connection.scalar(sa.select(findings.c.attempt).where(*_match(findings, night)))

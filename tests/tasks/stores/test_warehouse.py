@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from texts import AWKWARD
 
 from tasks.errors import Failure, ParamsInvalid, SchemaMismatch, ServiceUnreachable, SourceInvalid
 from tasks.stores.bulk import load_rows
-from tasks.stores.tables import attempts, labels, metadata, reviews
+from tasks.stores.tables import Drift, Finding, attempts, labels, metadata, reviews
 from tasks.stores.warehouse import (
     SCHEMA_VERSION,
     Warehouse,
@@ -228,6 +229,20 @@ def test_two_labels_of_one_record_at_one_instant_are_refused(engine):
     with pytest.raises(SourceInvalid, match="1 contradictory"):
         engine.add_labels("cards", make_labels(("a", 1, NOW), ("b", 1, NOW)))
     assert engine.read_labels("cards", NOW)[["record_id", "label"]].values.tolist() == [["a", 0]]
+
+
+def test_a_nights_statistics_and_finding_replace_the_former_unless_a_newer_attempt_has_found(engine):
+    finding = Finding("cards", DAY, 1, "attack", ("one", "a \0 value"), "look now", NOW)
+    first = [Drift("", "rows", 5.0, None), Drift(AWKWARD[0], "psi", 0.3, 0.1)]
+    engine.replace_drift(finding, first)
+    assert engine.read_drift("cards", DAY, DAY) == {DAY: first}
+    assert engine.read_findings("cards") == [finding]
+    engine.replace_drift(dataclasses.replace(finding, attempt=2, finding="nothing", evidence=()), first[:1])
+    engine.replace_drift(finding, first)
+    assert engine.read_drift("cards", DAY, DAY) == {DAY: first[:1]}
+    assert [(one.attempt, one.finding) for one in engine.read_findings("cards")] == [(2, "nothing")]
+    assert engine.read_findings("others") == []
+    assert engine.read_drift("cards", DAY + timedelta(days=1), DAY + timedelta(days=2)) == {}
 
 
 def test_a_night_that_was_never_published_has_no_flags(engine):
