@@ -215,7 +215,8 @@ class Watch:
     @property
     def cutoff(self) -> date:
         """The date before which the version's training rows were taken."""
-        return date.fromisoformat(str(self.detector.lineage["cutoff"]))
+        cutoff = self.detector.lineage.get("cutoff")
+        return date.fromisoformat(str(cutoff)) if cutoff else self.trained_through + timedelta(days=1)
 
     @property
     def trained_through(self) -> date:
@@ -236,7 +237,7 @@ class Watch:
         lake, lineage = self.site.lake, self.detector.lineage
         clean = lake.find("clean", self.site.detector, self.cutoff)
         parts = [part for part in clean.parts if part.source == "fit"] if clean else []
-        if not clean or clean.hash != lineage["data_hash"] or not parts:
+        if not clean or clean.hash != lineage.get("data_hash") or not parts:
             return {}
         columns = [column.name for column in self.detector.columns]
         rows, _ = draw_rows(lake, parts, columns, self.cutoff.toordinal())
@@ -272,7 +273,7 @@ class Watch:
         flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
-        counted, shared = measure_flags(flags, groups) if flags else ({}, {})
+        counted, shared = ({}, {}) if flags is None else measure_flags(flags, groups)
         return {**found, **counted}, {name: self._name_shared(name, value) for name, value in shared.items()}
 
     def _choose_groups(self, names: Collection[str]) -> list[str]:
@@ -286,7 +287,7 @@ class Watch:
         """A value as evidence may show it: that of a masked column only as its pseudonym."""
         if name in self.rule.pseudonymise:
             return self.rule.pseudonym(value)
-        return "" if name in self.contract.masked else str(value)[:MOST_VALUE]
+        return "" if name in self.contract.masked else " ".join(str(value).split())[:MOST_VALUE]
 
 
 def _read_flags(lake: Lake, batch: Manifest, scores: Manifest | None, groups: Sequence[str]) -> pa.Table | None:

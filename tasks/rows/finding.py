@@ -7,7 +7,7 @@ world that changes moves the other rows too. They are looked for in this order.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.rows.drift import ALPHA, PastNight
+from tasks.rows.drift import ALPHA, MIN_NIGHTS, PastNight
 from tasks.stores.tables import ATTACK, DATA_BROKE, NOTHING, WORLD_CHANGED, Drift
 
 RESCALED = 3.0  # times the usual median, or a third of it: more than a world changes overnight
@@ -141,7 +141,10 @@ def list_strikes(night: Watched) -> list[str]:
 
 def list_notes(night: Watched) -> list[str]:
     """What else should be known, and makes no finding, as sentences."""
-    return [describe_note(one) for one in night.beyond("canary_recall", "arrival_hours", "score_psi", "score_shift")]
+    found = [describe_note(one) for one in night.beyond("canary_recall", "arrival_hours", "score_psi", "score_shift")]
+    if not any(one.statistic == "rows_lacking" for one in night.drift):
+        found.append(f"Fewer than {MIN_NIGHTS} earlier nights are known, too few to learn how many rows are usual.")
+    return found
 
 
 def describe_note(one: Drift) -> str:

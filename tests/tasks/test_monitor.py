@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from steps import TrainingSteps, load, migrate
+from tiny import make_tiny_detector
 from toy import CUTOFF, FIRST, Project, make_project, make_rows
 
 from flows.config.setup import Setup
 from tasks.ingest import ingest_arrivals
-from tasks.monitor import monitor_night, summarise_finding
+from tasks.monitor import Watch, draw_rows, monitor_night, summarise_finding
 from tasks.on_demand.findings import describe_finding, read_watched
 from tasks.publish import Begun, publish_scored
+from tasks.rows.params import MonitorParams
+from tasks.rows.record import RecordRule
 from tasks.score import score_night
+from tasks.stores.lake import Lake
 from tasks.stores.tables import Drift, Finding
 from tasks.validate import validate_batches
 
@@ -161,6 +166,28 @@ def test_a_version_whose_training_rows_are_gone_says_so_and_is_watched_otherwise
     assert finding.finding == "data_broke"
     assert any("has no training reference" in sentence and "--retrain" in sentence for sentence in finding.evidence)
     assert not any(one.statistic == "psi" for one in drift)
+
+
+def test_a_version_older_than_the_lineage_of_its_rows_has_no_reference(project):
+    setup = reopen(project)
+    watch = Watch(setup.site, make_tiny_detector(), setup.configured.contract, RecordRule(), MonitorParams())
+    assert (watch.read_reference(), watch.cutoff) == ({}, date(2026, 3, 1))
+
+
+def test_rows_of_a_large_batch_are_drawn_with_their_own_scores(tmp_path):
+    lake, day = Lake(str(tmp_path)), date(2026, 3, 1)
+    parts = {}
+    for zone, name in (("validated", "amount"), ("scores", "score")):
+        partition = lake.write(zone, "toy", day)
+        for number in range(3):
+            with partition.part(f"part-{number}") as part:
+                part.append(pa.table({name: np.arange(1000.0) + 1000 * number}))
+        parts[zone] = partition.commit({}).parts
+    rows, scores = draw_rows(lake, parts["validated"], ["amount"], seed=1, most=300, scores=parts["scores"])
+    assert 200 < rows.num_rows < 400
+    assert rows["amount"].to_pylist() == scores.tolist()
+    again, _ = draw_rows(lake, parts["validated"], ["amount"], seed=1, most=300)
+    assert again == rows
 
 
 def test_canaries_of_the_params_are_made_and_never_published(project):

@@ -22,8 +22,11 @@ def changed(column, psi, p_value=0.0, median_ratio=1.0, bound=0.05):
 FLAGS = [Drift("", "flag_rate", 0.05, 0.02), Drift("terminal", "flags_of_one_value", 40, 12)]
 
 
+USUAL_ROWS = Drift("", "rows_lacking", 0.0, 0.1)
+
+
 def find(*drift, history=()):
-    return decide("cards", "2026-11-20", Watched(list(drift), history, {"terminal": "T-7"}))
+    return decide("cards", "2026-11-20", Watched([USUAL_ROWS, *drift], history, {"terminal": "T-7"}))
 
 
 def past(column, *psi):
@@ -92,3 +95,9 @@ def test_some_statistics_are_evidence_but_no_finding(statistic):
     found = find(Drift("shift amount", statistic, value, bound))
     assert (found.finding, found.todo) == ("nothing", "")
     assert len(found.evidence) == 1
+
+
+def test_too_few_nights_to_know_what_is_usual_are_said():
+    found = decide("cards", "2026-11-20", Watched([], (), {}))
+    assert found.finding == "nothing"
+    assert "Fewer than 5 earlier nights" in found.evidence[0]
