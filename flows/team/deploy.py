@@ -1,7 +1,8 @@
 """`nightjar deploy`: create or update everything Nightjar needs on a Prefect server, without prompts.
 
 In this order, so that nothing is used before it exists: work pools, one limit per detector and kind of work, the
-deployments of infra/prefect.yaml, and the automations that mark a run as crashed if its worker died.
+deployments of infra/prefect.yaml, the automations that mark a run as crashed if its worker died, and those that tell
+the channels of alerts.yaml.
 """
 
 import os
@@ -14,16 +15,20 @@ from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
+from uuid import UUID
 
 import yaml
+from prefect.blocks.notifications import SlackWebhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
+from pydantic import SecretStr
 
+from flows.config.alerts import get_url, load_alerts
 from flows.config.documents import read_yaml
 from flows.config.params import detector_names, load_detector
 from flows.config.settings import Settings, prefect_is_away
@@ -35,6 +40,10 @@ NIGHTLY = "nightly"  # the deployment whose schedule each time zone gets
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+# The flows whose runs' failures and crashes are told: not freshness, which tells of late nights itself, and not train,
+# without which the training that called it fails.
+TOLD = ["every", "nightly", "backfill-range", "retrain", "training", "prune"]
+NOTICE = "nightjar: a run that failed or crashed is told to "
 STILLBORN_AFTER = timedelta(minutes=5)  # for a run that a worker has taken but that never sent a heartbeat
 
 
@@ -48,6 +57,7 @@ def deploy(settings: Settings) -> list[dict[str, str]]:
     make_limits(settings.project)
     make_deployments(settings.project, server)
     make_automations(timedelta(seconds=settings.silent_after_s))
+    make_notices(settings)
     return list_deployments()
 
 
@@ -164,17 +174,63 @@ def make_automations(silent_after: timedelta) -> None:
     expected = {"prefect.flow-run.Running", HEARTBEAT, *ENDS}
     begun = {"match_related": from_a_pool, "after": BEGINNINGS, "expect": expected, "within": STILLBORN_AFTER}
     stillborn = silent.model_copy(update=begun)
-    make_automation("nightjar: a run without heartbeats has crashed", silent)
-    make_automation("nightjar: a run that never had a heartbeat has crashed", stillborn)
+    make_automation(mark_crashed("nightjar: a run without heartbeats has crashed", silent))
+    make_automation(mark_crashed("nightjar: a run that never had a heartbeat has crashed", stillborn))
 
 
-def make_automation(name: str, trigger: EventTrigger) -> None:
-    """Create or update the automation of this name, which marks runs as crashed."""
+def mark_crashed(name: str, trigger: EventTrigger) -> AutomationCore:
+    """The automation of this name, which marks runs as crashed."""
     reason = f"no heartbeat for {trigger.within.total_seconds():.0f} s: its worker died"
     action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=reason, force=False)
-    wanted = AutomationCore(name=name, description=reason, enabled=True, trigger=trigger, actions=[action])
+    return AutomationCore(name=name, description=reason, enabled=True, trigger=trigger, actions=[action])
+
+
+def make_notices(settings: Settings) -> None:
+    """Let Prefect tell the channels of the rules on failed nights of every deployed run that fails or crashes.
+
+    It does so where a night cannot: its worker died, or the warehouse is away. Raises ParamsInvalid.
+    """
+    alerts = load_alerts(settings)
+    rules = alerts.rules.values() if alerts else ()
+    channels = sorted({channel for rule in rules if rule.on == "night_failed" for channel in rule.channels})
+    for channel in channels:
+        # Of Prefect's notification blocks, the one that passes any URL on to Apprise.
+        block = SlackWebhook(url=SecretStr(get_url(channel)))
+        block_id = block.save(f"nightjar-{channel.replace('_', '-')}", overwrite=True)
+        make_automation(tell_channel(channel, UUID(str(block_id))))
+    wanted = {NOTICE + channel for channel in channels}
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(name)
+        for automation in client.read_automations():
+            if automation.name.startswith(NOTICE) and automation.name not in wanted:
+                client.delete_automation(automation.id)
+
+
+def tell_channel(channel: str, block_id: UUID) -> AutomationCore:
+    """The automation that sends a message to a channel when a deployed run fails or crashes."""
+    trigger = EventTrigger(
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        match_related=[
+            {"prefect.resource.role": "work-pool"},
+            {"prefect.resource.role": "flow", "prefect.resource.name": TOLD},
+        ],
+        expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(),
+    )
+    action = SendNotification(
+        block_document_id=block_id,
+        subject="nightjar: the run {{ flow_run.name }} has {{ flow_run.state.name | lower }}",
+        body="{{ flow_run.state.message }}\n{{ flow_run | ui_url }}",
+    )
+    what = "sends a message when a deployed run fails or crashes"
+    return AutomationCore(name=NOTICE + channel, description=what, enabled=True, trigger=trigger, actions=[action])
+
+
+def make_automation(wanted: AutomationCore) -> None:
+    """Create or update the automation of this name."""
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(wanted.name)
         if not known:
             client.create_automation(wanted)
         for automation in known[:1]:

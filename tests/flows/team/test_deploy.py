@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inboxes import serve_webhook
 from prefect import flow
+from prefect.blocks.notifications import SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from toy import CUTOFF, Project
 
 from flows.cli.main import execute
-from flows.team.deploy import list_deployments, list_zones, make_deployments, schedule_by_zone
+from flows.team.deploy import TOLD, list_deployments, list_zones, make_deployments, schedule_by_zone
 from tasks.errors import ParamsInvalid
 
 ROOT = Path(__file__).parents[3]
@@ -108,6 +110,39 @@ def test_the_limits_exist_before_anything_queues_behind_them(
 ) -> None:
     found = {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=100, offset=0)}
     assert found["nightjar-score-payments"] == found["nightjar-train-hdfs"] == 1
+
+
+def test_prefect_tells_the_channels_of_failed_nights_of_runs_that_fail_or_crash(
+    project: Project, deployed: list[dict[str, str]], client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.config.settings import Settings
+    from flows.team.deploy import NOTICE, make_notices
+
+    def list_notices() -> list[Any]:
+        return [one for one in client.read_automations() if one.name.startswith(NOTICE)]
+
+    assert {*TOLD, "freshness", "train"} == {row["deployment"].partition("/")[0] for row in deployed}
+    settings, file = Settings(project=project.folder), project.folder / "alerts.yaml"
+    make_notices(settings)
+    assert list_notices() == []
+    rule = "rules: {r: {on: night_failed, channels: [on_call]}, late: {on: night_late, channels: [mail]}}"
+    file.write_text(f"channels: {{on_call: , mail: }}\n{rule}\n")
+    with pytest.raises(ParamsInvalid, match="The address of channel on_call is not set"):
+        make_notices(settings)
+    with serve_webhook() as inbox:
+        monkeypatch.setenv("NIGHTJAR_CHANNEL_ON_CALL", inbox.url)
+        for _ in range(2):
+            make_notices(settings)
+        [made] = list_notices()
+        assert made.name == f"{NOTICE}on_call"
+        assert made.trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
+        block = client.read_block_document(made.actions[0].block_document_id, include_secrets=True)
+        assert (block.name, block.data["url"]) == ("nightjar-on-call", inbox.url)
+        SlackWebhook.load("nightjar-on-call").notify(subject="T", body="B")
+        assert inbox.messages == [("T", "B")]
+    file.unlink()
+    make_notices(settings)
+    assert list_notices() == []
 
 
 def test_automations_mark_runs_without_heartbeats_as_crashed(
