@@ -444,3 +444,22 @@ def test_a_missing_password_stops_the_databases_script(server: dict[str, str]) -
     code, output = make_databases(server)
     assert code == 1
     assert "prefect_password is missing or empty" in output
+
+
+def test_the_alertmanager_example_routes_what_the_rules_raise() -> None:
+    example = yaml.safe_load((INFRA / "prometheus" / "alertmanager.yml").read_text())
+    rules = yaml.safe_load((INFRA / "prometheus" / "rules.yml").read_text())["groups"][0]["rules"]
+    names = {rule["alert"] for rule in rules}
+    receivers = {one["name"] for one in example["receivers"]}
+    routes = [example["route"], *example["route"]["routes"]]
+    assert {route["receiver"] for route in routes} <= receivers
+    assert {f'severity="{rule["labels"]["severity"]}"' for rule in rules} == {
+        matcher for route in example["route"]["routes"] for matcher in route["matchers"]
+    }
+    for inhibited in example["inhibit_rules"]:
+        for matcher in inhibited["source_matchers"] + inhibited["target_matchers"]:
+            label, pattern = re.fullmatch(r'(\w+)(?:=|!=|=~)"(.+)"', matcher).groups()  # type: ignore[union-attr]
+            assert label == "alertname"
+            assert any(re.fullmatch(pattern, name) for name in names), matcher
+    intervals = {one["name"] for one in example["time_intervals"]}
+    assert {name for route in routes for name in route.get("mute_time_intervals", [])} == intervals
