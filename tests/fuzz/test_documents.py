@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -13,10 +14,24 @@ from toy import CONTRACT, PARAMS
 from flows.config.documents import read_yaml
 from flows.config.params import combine, load_detector, parse_detector, parse_section
 from tasks.errors import ParamsInvalid
+from tasks.follow_up.alerts import Alerts, Fact, plan_messages
 from tasks.rows.contract import Contract
 from tasks.rows.schema import type_rows
 
 PATH = Path("params.yaml")
+ALERTS = {
+    "time_zone": "Europe/Berlin",
+    "channels": {"mail": None, "phone": {"quiet": {"begin": "22:00", "end": "07:00"}, "calendars": ["a.ics"]}},
+    "rules": {
+        "late": {"on": "night_late", "channels": ["mail"], "send": "digest", "at": "08:00", "detectors": ["toy"]},
+        "drift": {"on": "drifted", "channels": ["phone"], "findings": ["attack"], "snoozed_until": "2026-03-01"},
+        "many": {"on": "over_budget", "channels": ["phone"], "max_alerts": 5, "urgent": True},
+        "canary": {"on": "canary_recall", "channels": ["mail"], "below": 0.5},
+        "case": {"on": "case", "channels": ["mail"], "severity": "high", "where": {"a": [1, "b"], "c": {"least": 2}}},
+    },
+    "maintenance": [{"begin": "2026-03-01T10:00", "end": "2026-03-01T12:00", "reason": "r", "detectors": ["toy"]}],
+}
+NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
 SHORT = {"detectors": {"orders": {"run": {"nights": 2}, "when": "2026-03-01", "a": [1, 2.5, None, True]}}}
 
 
@@ -32,6 +47,25 @@ def test_params(document: object) -> None:
     again = json.loads(found.detector.model_dump_json(by_alias=True))
     assert parse_detector({"detectors": {"orders": again}}, PATH, "orders") == found.detector
     assert len(found.params_hash) == 64
+
+
+@cases(4)
+@given(st.one_of(spoilt(ALERTS), JUNK))
+@example(ALERTS | {"maintenance": [{"begin": "0001-01-01T00:00", "end": "9999-12-31T23:59"}]})
+@example(ALERTS | {"maintenance": [{"begin": "0001-01-01T00:00+14:00", "end": "9999-12-31T23:59-12:00"}]})
+def test_alerts(document: object) -> None:
+    try:
+        alerts = parse_section(Alerts, document, PATH)
+    except ParamsInvalid as error:
+        assert "params.yaml" in str(error)
+        return
+    assert parse_section(Alerts, json.loads(alerts.model_dump_json()), PATH) == alerts
+    kinds = ("night_failed", "night_rejected", "night_late", "drifted", "over_budget", "canary_recall", "case")
+    more = {"severity": "critical", "finding": "attack", "records": [{"a": "b", "c": 3}, {}]}
+    facts = [Fact(kind, "toy", kind, NOW.date(), NOW, "title", "body", 10, 1, **more) for kind in kinds]
+    planned = plan_messages(alerts, facts, {})
+    assert all(one.due_at is None or one.due_at >= NOW for one in planned)
+    assert all(one.due_at is not None or one.reason for one in planned)
 
 
 @cases(3)
