@@ -36,8 +36,11 @@ class Told:
     problems: list[str] = field(default_factory=list)
 
 
-def tell(names: Iterable[str] | None = None) -> Told:
-    """Tell of what is new of these detectors (default: all), and send what is due. Raises nothing."""
+def tell(names: Iterable[str] | None = None, is_whole: bool = True) -> Told:
+    """Note what is new of these detectors (default: all), and send what is due. Raises nothing.
+
+    is_whole: False for a part of a larger run, which sends the messages of all its parts together at its end.
+    """
     told, now = Told(), datetime.now(UTC)
     try:
         settings = load_settings()
@@ -47,13 +50,23 @@ def tell(names: Iterable[str] | None = None) -> Told:
         events, told.problems = read_events(alerts, now)
         for name in detector_names(settings.project) if names is None else names:
             told.new += _collect(alerts, name, events, now, told.problems)
-        told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now)
-        told.problems += failed
+        if is_whole:
+            told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now)
+            told.problems += failed
     except Exception as error:  # noqa: BLE001 - a night that is published must not fail because nobody can be told
         told.problems.append(describe(error))
-    for problem in told.problems:
-        LOGGER.warning("alerts: %s", problem)
+    if told.problems:
+        _log(told.problems)
     return told
+
+
+def _log(problems: list[str]) -> None:
+    from prefect import get_run_logger  # takes long to import, and is needed by flows only
+    from prefect.context import FlowRunContext
+
+    logger = get_run_logger() if FlowRunContext.get() else LOGGER
+    for problem in problems:
+        logger.warning("alerts: %s", problem)
 
 
 def describe(error: Exception) -> str:

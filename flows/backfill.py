@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.alerts import tell
 from flows.config.setup import prepare
 from flows.hooks import mark_crashed
 from flows.nightly import nightly
@@ -36,6 +37,7 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
     validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
     scorers: Sequence[int | None] = versions or [None] * len(dates)
     states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
+    tell([name])
     raise_failed_nights(name, dates, states)
 
 

@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as current
 from prefect.states import Completed, Failed
 
+from flows.alerts import tell
 from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import load_setup, prepare
@@ -73,7 +74,9 @@ def score_every(batch_date: date | None = None, time_zone: str | None = None) ->
         time_zone: Only detectors of this time zone, such as Europe/Berlin. Default: all.
     """
     names = list_in_service(time_zone)
-    return conclude([night for name in names for night in score_due(name, batch_date)], "published")
+    nights = [night for name in names for night in score_due(name, batch_date)]
+    tell()
+    return conclude(nights, "published")
 
 
 @flow(name="retrain", flow_run_name="train all", on_running=[mark_crashed])

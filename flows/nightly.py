@@ -31,7 +31,7 @@ def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     crashed = Failure("ProcessLost", {"what": hide_password(str(state.message))})
     failure = describe_failure(error) if isinstance(error, BaseException) else crashed
     fail_night(prepare(flow_run.parameters["name"]).site, str(flow_run.id), failure)
-    tell([flow_run.parameters["name"]])
+    tell([flow_run.parameters["name"]], flow_run.parent_task_run_id is None)
 
 
 def name_run() -> str:
@@ -79,5 +79,5 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         report(site, validation, scorer, params.score)
         shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
         monitor(site, contract, night, scorer, bundle, rule, params.monitor, params.filter.exclude_dates)
-    tell([name])
+    tell([name], current.parent_flow_run_id is None)
     return night

@@ -31,12 +31,14 @@ from tasks.stores.tables import (
     case_events,
     case_flags,
     cases,
+    deliveries,
     flagged_anomalies,
     group_scores,
     labels,
     reviews,
     scoring_batches,
     superseded_anomalies,
+    suppressions,
 )
 from tasks.stores.warehouse import lock_cases
 from tasks.upkeep.inventory import Inventory, list_results, take_inventory
@@ -52,8 +54,18 @@ NAMED_BY = {
     case_flags: case_flags.c.record_id,
     cases: cases.c.record_id,
 }
-TOLD_IN = (attempts.c.cause, attempts.c.parts, reviews.c.note, case_events.c.note)
+TOLD_IN = (
+    attempts.c.cause,
+    attempts.c.parts,
+    reviews.c.note,
+    case_events.c.note,
+    deliveries.c.title,
+    deliveries.c.body,
+    suppressions.c.reason,
+)
 KEYS = {
+    deliveries: (deliveries.c.delivery_id,),
+    suppressions: (suppressions.c.detector, suppressions.c.suppression_id),
     case_events: (case_events.c.detector, case_events.c.case_id, case_events.c.number),
     attempts: (attempts.c.detector, attempts.c.batch_date, attempts.c.attempt),
     reviews: (reviews.c.detector, reviews.c.batch_date, reviews.c.record_id, reviews.c.reviewer, reviews.c.reviewed_at),

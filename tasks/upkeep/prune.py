@@ -21,7 +21,7 @@ from tasks.stores import registry
 from tasks.stores.files import UNFINISHED
 from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import attempts, scoring_batches, superseded_anomalies
+from tasks.stores.tables import attempts, deliveries, scoring_batches, superseded_anomalies
 from tasks.stores.warehouse import lock_key
 from tasks.upkeep.inventory import Inventory, list_named, take_inventory
 
@@ -253,9 +253,10 @@ def _remove_from_disk(removal: Removal) -> None:
 
 
 def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run: bool) -> dict[str, int]:
-    """Delete, or only count, old rows of superseded_anomalies and attempts; returns the number of rows by table.
+    """Delete, or only count, old rows of superseded_anomalies, attempts and deliveries; returns the number by table.
 
-    A batch's published attempt is kept, and its newest one, from which the next attempt number follows.
+    A batch's published attempt is kept, and its newest one, from which the next attempt number follows; of deliveries,
+    those that are still to be sent.
     """
     old: dict[sa.Table, list[sa.ColumnElement[bool]]] = {}
     if (limit := _days(retention.superseded_days)) is not None:
@@ -270,6 +271,7 @@ def prune_tables(site: Site, retention: RetentionParams, now: datetime, dry_run:
             published.attempt == attempts.c.attempt,
         )
         old[attempts] = [attempts.c.started_at < now - limit, newer, ~is_published.exists()]
+        old[deliveries] = [deliveries.c.raised_at < now - limit, deliveries.c.due_at.is_(None)]
     counts = {}
     with site.warehouse.begin_reading() if dry_run else site.warehouse.begin() as connection:
         for table, conditions in old.items():

@@ -86,6 +86,20 @@ def test_a_night_that_is_rejected_or_has_many_alerts_is_told_once_and_a_dead_cha
     assert "channel mail" in answer(capsys, "status", "orders")["alerts"][0]
 
 
+def test_the_nights_of_one_run_are_told_together(
+    trained: Project, capsys: pytest.CaptureFixture[str], hook: Inbox
+) -> None:
+    write_alerts(trained, BASIC | {"rules": {"many": BASIC["rules"]["many"]}})
+    for days in (1, 2):
+        trained.write_day(LAST + timedelta(days=days))
+    span = ("--from", str(LAST - timedelta(days=1)), "--to", str(LAST + timedelta(days=2)))
+    assert execute(["ingest", "orders"]) == 0
+    assert execute(["backfill", "orders", *span]) == 0
+    assert hook.titles == ["4 messages of rule many"]
+    assert execute(["score", "--all"]) in (0, 1)  # yesterday has no rows
+    assert hook.titles == ["4 messages of rule many"]
+
+
 def change_rows(project: Project, table: sa.Table, **values: object) -> None:
     with Warehouse(f"duckdb:///{project.folder}/.nightjar/warehouse.duckdb").begin() as connection:
         connection.execute(sa.update(table).values(values))

@@ -24,6 +24,10 @@ from texts import AWKWARD
 
 from tasks.errors import Failure, ParamsInvalid, PublishConflict, StoreNotEmpty
 from tasks.follow_up import actions, cases
+from tasks.follow_up.alerts import Planned
+from tasks.follow_up.deliveries import find_failing, keep_messages, list_deliveries, send_due
+from tasks.follow_up.facts import read_facts
+from tasks.follow_up.suppressions import add_suppression, end_suppression, read_suppressions
 from tasks.publish import publish_night
 from tasks.rows.params import CasesParams, RetentionParams
 from tasks.stores import tables
@@ -102,6 +106,7 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         read["held"] = held
     read["published"] = read_published(site)
     read["kept"] = prune.read_kept(site)
+    read["told"] = follow_up(site)
     limits = RetentionParams(superseded_days=1, attempts_days=1)
     read["pruned"] = prune_tables(site, limits, NOW + timedelta(days=9), dry_run=False)
     read["erased"] = erase_rows(site, "r2-0")
@@ -116,6 +121,17 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         connection.execute(sa.update(attempts).where(attempts.c.status == "running").values(status="failed"))
     read["deleted"] = delete_rows(site, dry_run=False)
     return read
+
+
+def follow_up(site: Site) -> list[Any]:
+    """Suppress, tell of what happened to nights, and fail to tell."""
+    engine, facts = site.warehouse, read_facts(site, NOW - timedelta(days=9), NOW + timedelta(days=1), is_nightly=True)
+    plan = [Planned("rule", name, fact, NOW if name else None) for fact in facts for name in ("up", "down", "")]
+    kept = [keep_messages(engine, plan) for _ in range(2)]
+    sent = [send_due(engine, lambda name, *_: "" if name == "up" else "no route", NOW) for _ in range(2)]
+    add_suppression(engine, DETECTOR, "card", None, "why", "kim", NOW, NOW + timedelta(days=1))
+    end_suppression(engine, DETECTOR, 1, NOW)
+    return [facts, kept, sent, list_deliveries(engine), find_failing(engine), read_suppressions(engine, DETECTOR)]
 
 
 def read_everything(engine: Warehouse) -> dict[str, Any]:
@@ -211,11 +227,12 @@ def test_sqlite_holds_and_answers_all_that_duckdb_does(campaigns: dict[str, tupl
         assert repr(sqlite[name]) == repr(duckdb[name]), name
     assert sqlite["copy"] == sqlite["tables"]
     assert sqlite["migrated"] == (True, None, SCHEMA_VERSION)
+    told = {fact.about for fact in sqlite["told"][0]}
     assert sqlite["labels"] == [25_000 + len(AWKWARD), 0, 0]
     assert (sqlite["reviews"], sqlite["dead"], sqlite["pruned"]) == (
         [2, 0],
         [4],
-        {"superseded_anomalies": 5, "attempts": 2},
+        {"superseded_anomalies": 5, "attempts": 2, "deliveries": 2 * len(told)},
     )
 
 

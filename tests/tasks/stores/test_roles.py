@@ -138,7 +138,7 @@ def test_a_writer_does_all_that_nights_do_and_a_reader_reads_it(engines: dict[st
         assert held.is_idle
     later = NOW + timedelta(days=9)
     removed = prune_tables(as_writer, RetentionParams(superseded_days=1, attempts_days=1), later, dry_run=False)
-    assert removed == {"superseded_anomalies": 5, "attempts": 2}
+    assert removed == {"superseded_anomalies": 5, "attempts": 2, "deliveries": 0}
     erased = {place.what for place in erase_rows(as_writer, "r2-0")}
     assert erased == {"flagged_anomalies", "labels", "reviews", "cases", "case_flags", "case_events"}
     assert Lake(site.lake.root).dates("landing", "race") == []

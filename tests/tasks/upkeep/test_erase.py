@@ -18,6 +18,9 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.errors import Failure, RecordMissing
+from tasks.follow_up.alerts import Fact, Planned
+from tasks.follow_up.deliveries import keep_messages, list_deliveries
+from tasks.follow_up.suppressions import add_suppression
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.site import Site
@@ -240,6 +243,17 @@ def test_a_case_that_held_nothing_else_goes_with_its_history_and_others_keep_the
         found = connection.execute(sa.select(case_events.c.case_id, case_events.c.note).order_by(case_events.c.case_id))
         assert found.all() == [(1, f"see {ERASED}"), (4, f"see {ERASED}")]
         assert set(connection.scalars(sa.select(case_flags.c.record_id))) == {OTHER}
+
+
+def test_messages_and_reasons_that_mention_the_record_forget_it(engine: Warehouse, site: Site) -> None:
+    site = replace(site, warehouse=engine)
+    fact = Fact("night_failed", "toy", "toy 1", DAY, NOW, f"bad {VICTIM}", f"got: {VICTIM}, {VICTIM}2")
+    keep_messages(engine, [Planned("rule", "mail", fact, NOW)])
+    add_suppression(engine, "toy", "card", None, f"see {VICTIM}", "kim", NOW, NOW + timedelta(days=1))
+    places = {place.what: place.rows for place in erase_rows(site, VICTIM)}
+    assert places == {"deliveries.title": 1, "deliveries.body": 1, "suppressions.reason": 1}
+    [kept] = list_deliveries(engine)
+    assert (kept.title, kept.body) == (f"bad {ERASED}", f"got: {ERASED}, {VICTIM}2")
 
 
 def test_pages_that_show_the_record_go(site: Site) -> None:

@@ -13,6 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.errors import BatchMissing, Failure
+from tasks.follow_up.alerts import Fact, Planned
+from tasks.follow_up.deliveries import keep_messages, list_deliveries
 from tasks.ingest import ingest_arrivals
 from tasks.rows.params import EventTime, IngestParams, RetentionParams
 from tasks.sources.files import FilesSource
@@ -217,12 +219,20 @@ def test_of_old_attempts_the_newest_and_the_published_one_stay(
         columns = {c.name: 0 for c in scoring_batches.c} | {"detector": "toy", "batch_date": OLD, "attempt": 2}
         texts = dict.fromkeys(("input_hash", "model_name"), "x")
         connection.execute(sa.insert(scoring_batches).values(columns | texts | {"scored_at": NOW}))
+    old = Fact("night_failed", "toy", "a", OLD, NOW - timedelta(days=9), "title", "body")
+    facts = [(old, None), (replace(old, about="b"), NOW), (replace(old, about="c", at=NOW), None)]
+    keep_messages(engine, [Planned("rule", "mail", fact, due) for fact, due in facts])
     retention = RetentionParams(attempts_days=3, superseded_days=3)
-    assert prune_tables(site, retention, NOW, dry_run=True) == {"attempts": 2, "superseded_anomalies": 0}
+    assert prune_tables(site, retention, NOW, dry_run=True) == {
+        "attempts": 2,
+        "deliveries": 1,
+        "superseded_anomalies": 0,
+    }
     assert len(engine.read_attempts("toy")) == 4
     prune_tables(site, retention, NOW, dry_run=False)
     assert [attempt.attempt for attempt in engine.read_attempts("toy")] == [2, 4]
     assert len(engine.read_attempts("other")) == 1
+    assert {one.about for one in list_deliveries(engine)} == {"b", "c"}
 
 
 def test_prune_works_on_an_object_store(make_site: Callable[..., Site], tmp_path: Path) -> None:
