@@ -68,7 +68,7 @@ def ingest(name: str) -> None:
 def validate(name: str) -> None:
     """Check every landed batch against the contract."""
     setup = load_experiment(name)
-    shutil.rmtree(setup.site.docs, ignore_errors=True)  # Data Docs contain times, so DVC does not manage them
+    shutil.rmtree(setup.site.validations, ignore_errors=True)
     params, dates = setup.configured.detector.validate_, setup.landed_before(date.max)
     validations = validate_batches(setup.site, setup.configured.contract, dates, params, progress_of("validate"))
     check_accepted(name, validations)

@@ -6,6 +6,7 @@ resources, and all values are escaped.
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.pages.validation import ENVIRONMENT
 from tasks.policy import IO
 from tasks.rows.describe import describe_causes, describe_values
 from tasks.rows.escaping import escape_markdown
@@ -90,10 +91,12 @@ def render_report(
     groups: pd.DataFrame,
     zone: ZoneInfo,
     has_times: bool = True,
+    validation_page: str = "",
 ) -> str:
     """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores.
 
-    Times are shown in the zone; those of events only if the table has times.
+    Times are shown in the zone; those of events only if the table has times. validation_page: its URL, if
+    there is one.
     """
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
@@ -110,8 +113,7 @@ def render_report(
         for row in shown.to_dict("records")
     ]
     night = batch.flagged, batch.scored, version.most_false_alarms or math.inf
-    environment = Environment(loader=PackageLoader("tasks.pages"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("night.html").render(
+    return ENVIRONMENT.get_template("night.html").render(
         batch=batch,
         flags=rows,
         has_entity=any(row["entity"] for row in rows),
@@ -128,6 +130,7 @@ def render_report(
         capped=batch.flagged - batch.published,
         chart=lay_out_bars(histogram, batch.threshold) if histogram else None,
         validation=validation,
+        validation_page=validation_page,
         lineage={key: version.tags[key] for key in LINEAGE if key in version.tags},
         version=version,
     )
@@ -151,8 +154,10 @@ def write_report(
     lake, day = site.lake, batch.batch_date
     histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
     groups = site.warehouse.read_groups(site.detector, day)
-    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone, site.has_times)
     path = site.reports / f"{day.isoformat()}.html"
+    checked = site.validations / path.name  # on another machine, if that one validated the batch
+    link = Path(os.path.relpath(checked, site.reports)).as_posix() if checked.exists() else ""
+    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone, site.has_times, link)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")

@@ -23,7 +23,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import TypeAdapter
 
 from tasks.errors import BatchMissing, BatchRejected
-from tasks.pages.docs import DocsBatch, build_docs
+from tasks.pages.validation import render_validations
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
 from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
@@ -42,7 +42,6 @@ LONG_ID = f"record_id: longer than {MOST_KEY_BYTES:,} bytes"
 STRAY = "event_time: after tomorrow, or far from the other rows of its file"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows given to Great Expectations at once; each call takes a quarter of a second
 PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
-DOCS_PAGES = 7  # a page takes a third of a second: only the latest batches and all rejected ones get one
 
 
 @dataclass(frozen=True)
@@ -223,10 +222,11 @@ def validate_batches(
     if todo:
         check_whole(lake, todo)
         fresh = _validate(lake, site.zone, contract, todo, params, on_progress)
-        shown = [v for v in fresh[:-DOCS_PAGES] if v.failures] + fresh[-DOCS_PAGES:]
-        with writing(site.docs):
-            batches = {v.batch_date: DocsBatch(v.rows_in, v.results, not v.failures) for v in shown}
-            build_docs(site.docs, site.detector, contract, batches)
+        with writing(site.validations):
+            site.validations.mkdir(parents=True, exist_ok=True)
+            pages = render_validations(site.detector, contract, map(vars, fresh))
+            for found, page in zip(fresh, pages, strict=True):
+                (site.validations / f"{found.batch_date}.html").write_text(page, encoding="utf-8")
         done |= {validation.batch_date: validation for validation in fresh}
     return [done[day] for day in dates]
 

@@ -122,4 +122,4 @@ def test_the_closure_follows_imports_inside_functions_and_of_names() -> None:
     names = {str(path.relative_to(ROOT)) for path in find_code("ingest")}
     assert {"flows/experiment.py", "tasks/ingest.py", "tasks/sources/payments.py", "tasks/stores/lake.py"} <= names
     assert not names & {"tasks/train.py", "models/detector.py", "flows/config/write.py"}
-    assert "tasks/pages/docs.py" in {str(path.relative_to(ROOT)) for path in find_code("validate")}
+    assert "tasks/pages/validation.py" in {str(path.relative_to(ROOT)) for path in find_code("validate")}

@@ -33,5 +33,5 @@ def backup(
         print_json({"folder": str(folder), "files": len(made.files), "bytes": made.size, "rows": made.rows})
     else:
         stdout.print(f"{len(made.files):,} files, {made.size / 1e6:,.1f} MB, {sum(made.rows.values()):,} table rows")
-        stdout.print("not included: sources, params.yaml, contracts, reports, Data Docs"
+        stdout.print("not included: sources, params.yaml, contracts, reports, validation pages"
                      + (", MLflow" if without_mlflow else ""), soft_wrap=True)  # fmt: skip

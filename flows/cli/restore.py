@@ -32,4 +32,4 @@ def restore(
     else:
         stdout.print(f"restored the backup of {held.made_at}: {len(held.files):,} files, "
                      f"{sum(held.rows.values()):,} table rows", highlight=False)  # fmt: skip
-        stdout.print("next: nightjar status NAME; the next nights write new reports and Data Docs", soft_wrap=True)
+        stdout.print("next: nightjar status NAME; the next nights write new reports and pages", soft_wrap=True)

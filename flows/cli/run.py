@@ -232,7 +232,7 @@ def summarise_run(setup: "Setup", champion: "Version") -> dict[str, Any]:
         "rows_by_kind": evaluation.rows_by_kind if evaluation else {},
         "where": {
             "report": str(site.reports / f"{nights[-1]}.html"),
-            "Data Docs": str(site.docs / "gx/uncommitted/data_docs/local_site/index.html"),
+            "validation": str(site.validations / f"{nights[-1]}.html"),
             "table": f"flagged_anomalies in {site.warehouse.place}",
             **find_pages(site.registry.uri),
         },

@@ -1,1 +1,1 @@
-"""Pages for people: Data Docs, pictures and the template of the nightly report."""
+"""Pages for people: the template of the nightly report, the page of a validated batch, and pictures."""

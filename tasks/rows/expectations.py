@@ -5,8 +5,10 @@ rows are then fetched for the failed expectations, which is several times cheape
 Great Expectations is imported when first used: that takes seconds and 250 MB.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from tasks.errors import BatchRejected, ParamsInvalid
-from tasks.rows.contract import ContractExpectation
+from tasks.rows.contract import FLOAT_LIMIT, ContractExpectation
 
 Mask = npt.NDArray[np.bool_]
+LIST = re.compile(r"\$\w+_\d+(?: \$\w+_\d+)+")  # several values in Great Expectations' words
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,25 @@ def configure(expectation: ContractExpectation, position: int = 0) -> Any:
         severity=expectation.severity,
         meta={"level": expectation.level, "position": position},
     )
+
+
+def describe_in_words(expectation: ContractExpectation) -> str:
+    """An expectation as Great Expectations words it for people; as in the contract where it has no words for it."""
+    from great_expectations.expectations.registry import get_renderer_impl
+
+    limits = [expectation.kwargs.get(name) for name in ("min_value", "max_value")]
+    if limits == [-FLOAT_LIMIT, FLOAT_LIMIT]:
+        return f"{expectation.kwargs['column']} values must be finite."
+    try:
+        _, render = get_renderer_impl(expectation.type, "atomic.prescriptive.summary")
+        words = render(configuration=configure(expectation)).value
+        values = {name: param.get("value") for name, param in (words.params or {}).items()}
+    except Exception:  # noqa: BLE001 - a batch is more important than its page
+        return expectation.text
+    template = LIST.sub(lambda found: found[0].replace(" ", ", "), words.template)
+    if expectation.level == "batch":
+        template = template.replace("$column values ", "$column ")
+    return Template(template).safe_substitute(values)
 
 
 def describe_rows(expectation: ContractExpectation, unexpected: int) -> Outcome:

@@ -427,7 +427,7 @@ class RetentionParams(Section):
     quarantine_days: int | None = Field(default=None, ge=1)
     clean_days: int | None = Field(default=None, ge=1)
     scores_days: int | None = Field(default=None, ge=1)
-    reports_days: int | None = Field(default=None, ge=1)  # and Data Docs
+    reports_days: int | None = Field(default=None, ge=1)  # and validation pages
     bundles_days: int | None = Field(default=None, ge=1)  # local copies; registered bundles stay
     superseded_days: int | None = Field(default=None, ge=1)
     attempts_days: int | None = Field(default=None, ge=1)

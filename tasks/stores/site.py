@@ -35,8 +35,8 @@ class Site:
         return ZoneInfo(self.time_zone)
 
     @property
-    def docs(self) -> Path:
-        """The Great Expectations project; its Data Docs are in gx/uncommitted/data_docs/local_site."""
+    def validations(self) -> Path:
+        """The folder of the validation's pages, one HTML page per batch."""
         return self.home / "validation" / self.detector
 
     @property

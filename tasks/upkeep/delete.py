@@ -63,14 +63,14 @@ def delete_rows(site: Site, dry_run: bool) -> list[Deleted]:
 
 
 def delete_files(site: Site, keep_versions: bool, dry_run: bool) -> list[Deleted]:
-    """Remove the detector's files in the lake, its reports and Data Docs, and its bundles on this machine."""
+    """Remove the detector's files in the lake, its pages, and its bundles on this machine."""
     done = []
     for zone in (*ZONES, "references"):
         files = sorted(site.lake.files(f"{zone}/{site.detector}"), key=lambda path: not path.endswith(".json"))
         done.append(Deleted(f"files of {zone}", len(files)))
         for path in [] if dry_run else files:
             site.lake.remove(path)
-    folders = {"reports": site.reports, "Data Docs": site.docs}
+    folders = {"reports": site.reports, "validation": site.validations}
     if not keep_versions:
         folders["bundles"] = site.registry.bundles
         artifacts = site.registry.artifacts

@@ -332,9 +332,9 @@ def merge_places(places: list[Place]) -> tuple[Place, ...]:
 
 
 def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
-    """Delete the reports and Data Docs that show the id in a table cell; returns their paths below the home."""
+    """Delete the pages of nights and batches that show the id in a table cell; returns their paths below the home."""
     shown = (f">{html.escape(record_id)}<", f'"{record_id}"', f">{record_id}<")
-    pages = [*site.reports.glob("*.html"), *site.docs.rglob("*.html"), *site.docs.rglob("*.json")]
+    pages = [*site.reports.glob("*.html"), *site.validations.rglob("*.html"), *site.validations.rglob("*.json")]
     found = [page for page in pages if any(text in page.read_text(encoding="utf-8") for text in shown)]
     for page in found:
         page.unlink()

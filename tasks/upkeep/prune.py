@@ -170,17 +170,17 @@ def plan_bundles(site: Site, retention: RetentionParams, now: datetime, kept: Ke
 
 
 def plan_pages(site: Site, retention: RetentionParams, today: date) -> Iterator[Removal]:
-    """Reports and Data Docs of batch dates past retention."""
+    """Reports and validation pages of batch dates past retention, and the Data Docs of earlier versions."""
     limit = _days(retention.reports_days)
     if limit is None:
         return
-    docs = site.docs / "gx" / "uncommitted"
-    found = {path: path.stem for path in site.reports.glob("????-??-??.html")}
-    for below in ("validations", "data_docs/local_site/validations"):
-        found |= {path: path.name[-10:] for path in (docs / below / site.detector).glob(f"{site.detector} ????-??-??")}
+    pages = [page for folder in (site.reports, site.validations) for page in folder.glob("????-??-??.html")]
+    found = {page: date.fromisoformat(page.stem) for page in pages}
+    if (data_docs := site.validations / "gx").exists():
+        found[data_docs] = _modified(data_docs).date()
     for path, day in found.items():
-        if date.fromisoformat(day) < today - limit:
-            yield Removal("reports and Data Docs", None, ((str(path), _size(path)),))
+        if day < today - limit:
+            yield Removal("pages", None, ((str(path), _size(path)),))
 
 
 def _days(days: int | None) -> timedelta | None:

@@ -254,6 +254,13 @@ def test_a_published_night_is_written_next_to_the_others(site):
     assert "pay-1" in page
     assert "<svg" in page
     assert EVIL not in page
+    assert "href" not in page
+
+    site.validations.mkdir(parents=True)
+    (site.validations / "2026-03-01.html").write_text("checked")
+    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION, ScoreParams())
+    [link] = re.findall(r'href="([^"]+)"', path.read_text(encoding="utf-8"))
+    assert (path.parent / link).read_text() == "checked"
 
 
 def test_flags_carry_the_band_of_their_rank():

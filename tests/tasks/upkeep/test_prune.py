@@ -198,14 +198,18 @@ def test_bundles_that_carry_an_alias_stay_and_downloads_that_were_cut_short_go(s
 
 
 def test_pages_of_old_nights_go(site: Site) -> None:
-    docs = site.docs / "gx/uncommitted/data_docs/local_site/validations/toy" / f"toy {OLD}" / "run"
-    docs.mkdir(parents=True)
-    (docs / "page.html").write_text("page")
-    site.reports.mkdir(parents=True)
-    for day in (OLD, NEW):
-        (site.reports / f"{day}.html").write_text("page")
-    assert prune_detector(site, RetentionParams(reports_days=7), NOW) == [Removed("reports and Data Docs", 2, 8, 0)]
+    for folder in (site.reports, site.validations):
+        folder.mkdir(parents=True)
+        for day in (OLD, NEW):
+            (folder / f"{day}.html").write_text("page")
+    data_docs = site.validations / "gx/uncommitted"  # of an earlier version
+    data_docs.mkdir(parents=True)
+    (data_docs / "page.html").write_text("page")
+    assert prune_detector(site, RetentionParams(reports_days=7), NOW) == [Removed("pages", 2, 8, 0)]
     assert [path.stem for path in site.reports.iterdir()] == [str(NEW)]
+    os.utime(site.validations / "gx", (0, 0))
+    assert prune_detector(site, RetentionParams(reports_days=7), NOW) == [Removed("pages", 1, 4, 0)]
+    assert [path.stem for path in site.validations.iterdir()] == [str(NEW)]
 
 
 def test_of_old_attempts_the_newest_and_the_published_one_stay(

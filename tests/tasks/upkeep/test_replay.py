@@ -43,11 +43,6 @@ CONTRACT = Contract.model_validate(
 )
 
 
-@pytest.fixture(autouse=True)
-def no_docs(monkeypatch) -> None:
-    monkeypatch.setattr("tasks.validate.build_docs", lambda *_: None)
-
-
 def make_rows(n: int = 6, **bad: dict[int, object]) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
