@@ -20,7 +20,7 @@ from uuid import UUID
 import yaml
 from prefect.blocks.notifications import SlackWebhook
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -37,6 +37,7 @@ from tasks.errors import ParamsInvalid, RunFailed
 
 FILE = "infra/prefect.yaml"
 NIGHTLY = "nightly"  # the deployment whose schedule each time zone gets
+TRAINING = ("flows.training:train_there", "gpu")  # may be called for a detector that is newer than the deployments
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -117,6 +118,7 @@ def make_deployments(project: Path, server: str) -> None:
             todo="correct the file; existing deployments are kept",
         )
     remove_schedules(document)
+    offer_detectors(document, detector_names(project))
 
 
 def remove_schedules(document: Any) -> None:
@@ -130,6 +132,17 @@ def remove_schedules(document: Any) -> None:
             for schedule in one.schedules:
                 if schedule.slug and schedule.slug not in wanted.get((one.entrypoint, one.name), {schedule.slug}):
                     client.delete_deployment_schedule(one.id, schedule.id)
+
+
+def offer_detectors(document: Any, names: Sequence[str]) -> None:
+    """Make the detector a choice in the forms of the document's deployments, but where a flow calls the deployment."""
+    offered = {(each["entrypoint"], each["name"]) for each in document["deployments"]} - {TRAINING}
+    with get_client(sync_client=True) as client:
+        for one in client.read_deployments():
+            schema = one.parameter_openapi_schema or {}
+            if (one.entrypoint, one.name) in offered and names and "name" in schema.get("properties", {}):
+                schema["properties"]["name"]["enum"] = list(names)
+                client.update_deployment(one.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 def list_zones(project: Path) -> list[str]:

@@ -20,9 +20,11 @@ from prefect import flow
 from prefect.blocks.notifications import SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import PrefectHTTPStatusError
 from toy import CUTOFF, Project
 
 from flows.cli.main import execute
+from flows.config.params import detector_names
 from flows.team.deploy import TOLD, list_deployments, list_zones, make_deployments, schedule_by_zone
 from tasks.errors import ParamsInvalid
 
@@ -103,6 +105,30 @@ def test_parameters_show_as_a_typed_form(deployed: list[dict[str, str]], client:
         schema = client.read_deployment_by_name(row["deployment"]).parameter_openapi_schema or {}
         fields = schema.get("properties", {})
         assert all(field.get("description") for field in fields.values()), (row["deployment"], fields)
+
+
+def test_the_detector_is_a_choice_but_where_a_flow_calls_the_deployment(
+    deployed: list[dict[str, str]], client: SyncPrefectClient
+) -> None:
+    names = detector_names(ROOT)
+    assert len(names) > 3
+    schemas = {row["deployment"]: read_schema(client, row["deployment"]) for row in deployed}
+    named = {one: schema["properties"] for one, schema in schemas.items() if "name" in schema["properties"]}
+    choices = {one: fields["name"].get("enum") for one, fields in named.items()}
+    offered = ["nightly/one-night", "backfill-range/backfill", "training/one-detector"]
+    assert choices == {"train/gpu": None, **dict.fromkeys(offered, names)}
+    for one in offered:
+        assert schemas[one]["properties"]["name"]["type"] == "string"
+        assert "name" in schemas[one]["required"]
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            client.create_flow_run_from_deployment(
+                client.read_deployment_by_name(one).id,
+                parameters={"name": "unknown", "first": "2026-01-01", "last": "2026-01-01"},
+            )
+
+
+def read_schema(client: SyncPrefectClient, deployment: str) -> dict[str, Any]:
+    return client.read_deployment_by_name(deployment).parameter_openapi_schema or {}
 
 
 def test_the_limits_exist_before_anything_queues_behind_them(
