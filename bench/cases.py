@@ -96,7 +96,7 @@ def main() -> None:
                 found.append(read_flags(project))
     cards = pd.concat([flags.groupby(["batch_date", "entity"])["is_fraud"].agg(["size", "any"]) for flags, _ in found])
     cards = cards.reset_index().rename(columns={"any": "is_fraud"}).sort_values("size")
-    cases: Any = pd.concat([cases for _, cases in found])
+    cases: Any = pd.concat([cases for _, cases in found], ignore_index=True)
     groups = {
         "flags of a card in one night": share(cards, cards["size"].clip(upper=3)),
         "flags of a case": share(cases.sort_values("flags"), cases["flags"].clip(upper=3)),

@@ -14,6 +14,8 @@ from models.columns import Column
 from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, ForestReducerParams, QuantilePolicy, ReducerLimits
 from tasks.errors import BatchMissing, LeakageFound, SourceInvalid, TooFewRows
+from tasks.follow_up.cases import LABELS
+from tasks.on_demand.cases import list_cases
 from tasks.publish import publish_night
 from tasks.review import (
     ANOMALY,
@@ -28,6 +30,7 @@ from tasks.review import (
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.params import EventTime, IngestParams, LabelColumn, ReviewParams, ScoreParams
+from tasks.rows.record import RecordRule
 from tasks.score import COUNTS, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.sources.files import FilesSource
@@ -189,6 +192,39 @@ def test_a_note_is_kept_and_a_wrong_verdict_can_be_withdrawn(site, detector, pub
     assert take(4, verdict="withdrawn") == 0
     assert take(5, verdict="normal") == 2
     assert read() == [("normal", "")] * 2
+
+
+def test_all_words_of_a_verdict_are_taken_and_what_is_learnt_from_them(site, detector, publish, tmp_path: Path) -> None:
+    publish(detector, DAYS[0])
+    words = ["anomaly", "normal", "confirmed", "expected", "False_Alarm", "new_trend", "unresolved"]
+    asked = ask_about(site, DAYS[0], 0).head(len(words)).assign(verdict=words)
+    asked.to_csv(tmp_path / "asked.csv", index=False)
+
+    def take(hour: int) -> int:
+        return keep_verdicts(site, read_answers(tmp_path / "asked.csv"), "ada", NOW + timedelta(hours=hour))
+
+    assert [take(0), take(1)] == [len(words), 0]
+    reviews = site.warehouse.read_reviews("toy", learnt=False).set_index("record_id").loc[asked["record_id"]]
+    learnt = ["anomaly", "normal", "anomaly", "normal", "normal", "normal"]
+    assert reviews["verdict"].tolist() == [*learnt, "unresolved"]
+    assert reviews["said"].fillna("").tolist() == ["", "", *map(str.lower, words[2:])]
+    assert set(reviews["attempt"]) == {1}
+    assert sorted(site.warehouse.read_reviews("toy")["verdict"]) == sorted(learnt)
+    asked.assign(verdict=[*learnt, "withdrawn"]).to_csv(tmp_path / "asked.csv", index=False)
+    assert [take(2), take(3)] == [1, 0]  # the plain words say nothing new
+
+
+def test_known_labels_close_cases_by_rule_and_do_not_count_as_a_persons_work(site, detector, publish) -> None:
+    publish(detector, DAYS[0])
+    asked = judge(ask_about(site, DAYS[0], 0))
+    keep_verdicts(site, asked.iloc[1:], LABELS, NOW)
+    [case] = list_cases(site, RecordRule(), NOW, "open")
+    closed = list_cases(site, RecordRule(), NOW, "closed")
+    assert {one["verdict"] for one in closed} == {"confirmed", "false_alarm"}
+    assert case["record_id"] == asked["record_id"][0]
+    keep_verdicts(site, asked.iloc[:1].assign(verdict="withdrawn"), LABELS, NOW + timedelta(hours=1))
+    publish(detector.with_lineage({}), DAYS[0])
+    assert [one["case"] for one in list_cases(site, RecordRule(), NOW, "open")] == [case["case"]]
 
 
 @pytest.mark.parametrize(
