@@ -33,6 +33,7 @@ from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
 from tasks.stores.registry import CHALLENGER, TEST, Version
 from tasks.stores.site import Site
+from tasks.stores.tables import DATA_BROKE
 
 MOST_NIGHTS = 7
 CANARY_ROWS = 500
@@ -135,10 +136,14 @@ def choose_versions(site: Site, first: int | None = None, second: int | None = N
 
 
 def find_nights(site: Site, pair: tuple[Version, Version], most: int = MOST_NIGHTS) -> list[Manifest]:
-    """The validated rows of the newest published nights that neither version has learnt from. Raises BatchMissing."""
+    """The validated rows of the newest published nights that neither version has learnt from. Raises BatchMissing.
+
+    Nights whose data broke are left out: what a version makes of them says nothing of it.
+    """
     learnt = max(version.trained_through for version in pair)
     published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
-    later = [day for day in published if day > learnt]
+    broken = {one.batch_date for one in site.warehouse.read_findings(site.detector) if one.finding == DATA_BROKE}
+    later = [day for day in published if day > learnt and day not in broken]
     found = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
     if found:
         return found[-most:]
@@ -219,7 +224,7 @@ def _judge_canaries(
         return {}
     one, two = detectors
     names = list(dict.fromkeys(column.name for detector in detectors for column in detector.columns))
-    rows = next(site.lake.slices(next(part for part in night.parts if part.rows), names)).slice(0, CANARY_ROWS)
+    rows = _read_first(site, night, names)
     found = {}
     for canary in choose_canaries(one.columns) if canaries is None else canaries:
         if not {*(canary.columns if isinstance(canary, SwapCanary) else (canary.column,))} <= reference.keys():
@@ -229,6 +234,17 @@ def _judge_canaries(
         shares = [float(judge(detector, changed).is_alert.mean()) for detector in (one, two)]
         found[name_canary(canary)] = (shares[0], shares[1])
     return found
+
+
+def _read_first(site: Site, night: Manifest, names: list[str]) -> pa.Table:
+    """The first CANARY_ROWS rows of a night."""
+    tables, missing = [], CANARY_ROWS
+    for table in (table for part in night.parts for table in site.lake.slices(part, names)):
+        tables.append(table.slice(0, missing))
+        missing -= tables[-1].num_rows
+        if not missing:
+            break
+    return pa.concat_tables(tables)
 
 
 def name_span(found: Comparison) -> str:

@@ -18,6 +18,7 @@ from models.detector import Detector
 from tasks.on_demand.compare import Share, choose_versions, compare_versions, estimate_share
 from tasks.register import register_bundle
 from tasks.stores import lake
+from tasks.stores.tables import DATA_BROKE, WORLD_CHANGED, Finding
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 FRAUDS = {
@@ -104,6 +105,16 @@ def test_the_comparison_does_not_depend_on_slices_and_takes_the_newest_nights(
     turned = answer(capsys, "compare", "orders", version, "1", "--nights", "1")
     assert turned["nights"] == [str(LAST)]
     assert [turned[side]["version"] for side in ("first", "second")] == [int(version), 1]
+
+
+def test_nights_whose_data_broke_are_left_out(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_reduced(tmp_path / "reduced", 0.5)
+    warehouse = load_setup("orders").site.warehouse
+    for finding, nights in ((WORLD_CHANGED, 2), (DATA_BROKE, 1)):
+        warehouse.replace_drift(Finding("orders", LAST, 1, finding, (), "", datetime.now(UTC)), [])
+        assert len(answer(capsys, "compare", "orders")["nights"]) == nights
 
 
 def test_a_second_stage_counts_and_a_verdict_overrules_a_label(
