@@ -32,8 +32,9 @@ def promotion(name: str, version: int | None = None, force: bool = False) -> tup
         force: Promote it although it is refused; a tag of the version records it.
     """
     setup = prepare(name)
-    site, gate, now = setup.site, setup.configured.detector.promote.gate, datetime.now(UTC)
-    refusals = check_gate(site, setup.record_rule, gate, version, now, progress_of("compare"))
+    site, params, now = setup.site, setup.configured.detector, datetime.now(UTC)
+    judged = version, params.ingest.has_labels, now, progress_of("compare")
+    refusals = check_gate(site, setup.record_rule, params.promote.gate, *judged)
     try:
         promoted = promote(site, version, force, refusals)
     except PromotionRefused as error:

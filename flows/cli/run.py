@@ -172,8 +172,9 @@ def train_and_promote(setup: "Setup", cutoff: date) -> list[str]:
     site = setup.site
     trained = training(site.detector, cutoff)
     version, notes = trained.version, list(trained.notes)
-    gate = setup.configured.detector.promote.gate
-    if refusals := check_gate(site, setup.record_rule, gate, version, datetime.now(UTC)):
+    params = setup.configured.detector
+    judged = version, params.ingest.has_labels, datetime.now(UTC)
+    if refusals := check_gate(site, setup.record_rule, params.promote.gate, *judged):
         notes.append(
             f"version {version} is registered and not promoted: {'; '.join(refusals)}; nightjar promote "
             f"{site.detector} {version} tries again, and with --force promotes it all the same"

@@ -57,8 +57,7 @@ class Share:
 class Side:
     """What one version makes of the rows. clean_error: the mean score of the rows that it does not flag.
 
-    precision: of its answered alerts, the anomalies; recall: of the known anomalies, those that are alerts;
-    verdict_recall: the same of those that a verdict names.
+    precision: of its answered alerts, the anomalies; recall: of the known anomalies, those that are alerts.
     """
 
     version: int
@@ -72,7 +71,6 @@ class Side:
     clean_error: float | None
     precision: Share
     recall: Share
-    verdict_recall: Share
 
 
 @dataclass(frozen=True)
@@ -181,14 +179,13 @@ def compare_versions(
     device = resolve_device(site.device)
     detectors = [Detector.load(site.registry.fetch_bundle(version)).to(device) for version in pair]
     tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
-    only_entity, answers, anomalies, confirmed = replace(rule, show=()), 0, 0, 0
+    only_entity, answers, anomalies = replace(rule, show=()), 0, 0
     total, done = sum(night.rows for night in nights), 0
-    for night, table, truth, is_answered, is_judged in _read(site, nights, detectors, only_entity, has_labels, now):
+    for night, table, truth, is_answered in _read(site, nights, detectors, only_entity, has_labels, now):
         first, second = (judge(detector, table) for detector in detectors)
         for tally, judged in zip(tallies, (first, second), strict=True):
-            tally.add(judged, truth, is_answered, is_judged)
+            tally.add(judged, truth, is_answered)
         answers, anomalies = answers + int(is_answered.sum()), anomalies + int((truth == 1).sum())
-        confirmed += int((is_judged & (truth == 1)).sum())
         alerts = [judged.is_alert for judged in (first, second)]
         overlaps[0].add(first.is_flagged, second.is_flagged)
         overlaps[1].add(*alerts)
@@ -196,7 +193,7 @@ def compare_versions(
         done += table.num_rows
         on_progress(done, total)
     sides = [
-        tally.sum_up(version, detector, len(nights), anomalies, confirmed)
+        tally.sum_up(version, detector, len(nights), anomalies)
         for tally, version, detector in zip(tallies, pair, detectors, strict=True)
     ]
     return Comparison(
@@ -281,7 +278,6 @@ def _describe_side(side: Side) -> list[tuple[str, str]]:
         ("clean error", "" if side.clean_error is None else f"{side.clean_error:.4g}"),
         ("precision", describe_share(side.precision)),
         ("recall", describe_share(side.recall)),
-        ("recall of verdicts", describe_share(side.verdict_recall)),
     ]
 
 
@@ -309,10 +305,10 @@ def list_refusals(site: Site, gate: GateParams | None, found: Comparison) -> lis
     version, nights, limit = found.second.version, len(found.nights), gate.max_alerts_per_night
     refusals = [_describe_nights(version, nights, gate)] if nights < gate.min_nights else []
     refusals += _check_shadow(site, gate, version)
-    before, after = found.first.verdict_recall, found.second.verdict_recall
+    before, after = found.first.recall, found.second.recall
     if before.hits - after.hits > gate.max_recall_loss * before.total:
         refusals.append(
-            f"of {before.total:,} anomalies with a verdict, version {version} alerts on {after.hits:,} and version "
+            f"of {before.total:,} known anomalies, version {version} alerts on {after.hits:,} and version "
             f"{found.first.version} on {before.hits:,}, and promote.gate.max_recall_loss is {gate.max_recall_loss:g}"
         )
     if limit is not None and found.second.alerts_per_night > limit:
@@ -324,7 +320,7 @@ def list_refusals(site: Site, gate: GateParams | None, found: Comparison) -> lis
 
 
 def check_gate(
-    site: Site, rule: RecordRule, gate: GateParams | None, number: int | None, now: datetime,
+    site: Site, rule: RecordRule, gate: GateParams | None, number: int | None, has_labels: bool, now: datetime,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:  # fmt: skip
     """Compare a version (default: the challenger) with the champion; why the gate refuses it, empty if it passes.
@@ -339,7 +335,7 @@ def check_gate(
         return []
     try:
         most = max(MOST_NIGHTS, gate.min_nights)
-        found = compare_versions(site, rule, (champion, chosen), False, now, most, on_progress)
+        found = compare_versions(site, rule, (champion, chosen), has_labels, now, most, on_progress)
     except BatchMissing:
         return [_describe_nights(chosen.version, 0, gate)]
     except NightjarError as error:
@@ -399,11 +395,8 @@ def estimate_share(hits: int, total: int) -> Share:
 def _read(
     site: Site, nights: Sequence[Manifest], detectors: Sequence[Detector], rule: RecordRule, has_labels: bool,
     now: datetime,
-) -> Iterator[tuple[Manifest, pa.Table, Floats, Mask, Mask]]:  # fmt: skip
-    """The validated rows by slices, what they are (1 anomaly, 0 normal, NaN unknown; N,), the answered and the judged.
-
-    Those two are masks (N,): with a verdict or of a matured night, and with a verdict.
-    """
+) -> Iterator[tuple[Manifest, pa.Table, Floats, Mask]]:  # fmt: skip
+    """The validated rows by slices, what they are (1 anomaly, 0 normal, NaN unknown; N,), and the answered (N,)."""
     columns = [column.name for detector in detectors for column in detector.columns]
     names = list(dict.fromkeys(["record_id", *columns, *rule.columns]))
     reviews, today = site.warehouse.read_reviews(site.detector), now.astimezone(site.zone).date()
@@ -415,13 +408,11 @@ def _read(
             for table in site.lake.slices(part, names):
                 ids = table["record_id"].to_pandas().astype("str")
                 truth = ids.map(verdicts).astype(float)
-                is_judged = truth.notna()
-                is_answered = is_judged | has_matured
+                is_answered = truth.notna() | has_matured
                 if has_labels:
                     labels = site.warehouse.read_labels(site.detector, now, ids).set_index("record_id")["label"]
                     truth = truth.fillna(ids.map(labels).astype(float)).fillna(0.0 if has_matured else np.nan)
-                masks = (mask.to_numpy(dtype=bool) for mask in (is_answered, is_judged))
-                yield night, table, truth.to_numpy(dtype=np.float64), *masks
+                yield night, table, truth.to_numpy(dtype=np.float64), is_answered.to_numpy(dtype=bool)
 
 
 @dataclass
@@ -434,10 +425,9 @@ class _Tally:
     answered: int = 0
     confirmed: int = 0  # of the answered
     hits: int = 0
-    verdict_hits: int = 0
     clean_score: float = 0.0
 
-    def add(self, judged: Judgement, truth: Floats, is_answered: Mask, has_verdict: Mask) -> None:
+    def add(self, judged: Judgement, truth: Floats, is_answered: Mask) -> None:
         is_flag = judged.is_flagged
         is_alert = judged.is_alert
         self.rows += len(is_flag)
@@ -446,10 +436,9 @@ class _Tally:
         self.answered += int((is_alert & is_answered).sum())
         self.confirmed += int((is_alert & is_answered & (truth == 1)).sum())
         self.hits += int((is_alert & (truth == 1)).sum())
-        self.verdict_hits += int((is_alert & has_verdict & (truth == 1)).sum())
         self.clean_score += float(judged.score[~is_flag].sum())
 
-    def sum_up(self, version: Version, detector: Detector, nights: int, anomalies: int, confirmed: int) -> Side:
+    def sum_up(self, version: Version, detector: Detector, nights: int, anomalies: int) -> Side:
         clean = self.rows - self.flags
         return Side(
             version=version.version,
@@ -463,7 +452,6 @@ class _Tally:
             clean_error=self.clean_score / clean if clean else None,
             precision=estimate_share(self.confirmed, self.answered),
             recall=estimate_share(self.hits, anomalies),
-            verdict_recall=estimate_share(self.verdict_hits, confirmed),
         )
 
 

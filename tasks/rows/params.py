@@ -349,13 +349,13 @@ class GateParams(Section):
     """What a version must meet to become champion, on the nights on which `nightjar compare` judges it.
 
     min_shadow_nights: nights that it has scored beside the champion, as they came. max_alerts_per_night: None for any
-    number. max_recall_loss: of the anomalies with a verdict, the share that it may miss more than the champion.
+    number. max_recall_loss: of the known anomalies, the share that it may miss more than the champion.
     """
 
     min_nights: int = Field(default=1, ge=1, le=366)
     min_shadow_nights: int = Field(default=0, ge=0, le=366)
     max_alerts_per_night: float | None = Field(default=None, gt=0)
-    max_recall_loss: float = Field(default=0.0, ge=0, le=1)
+    max_recall_loss: float = Field(default=0.05, ge=0, le=1)
 
 
 class PromoteParams(Section):
