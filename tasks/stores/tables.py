@@ -203,6 +203,7 @@ case_flags = sa.Table(
     _key("record_id", sa.Text),
     _value("case_id", sa.Integer),
     _value("attempt", sa.Integer),  # the newest that flagged the record
+    sa.Index("case_flags_case", "detector", "case_id"),  # PostgreSQL only
 )
 case_events = sa.Table(
     "case_events",

@@ -136,6 +136,10 @@ def test_suppressed_flags_are_in_no_case(engine: Warehouse, monkeypatch: pytest.
     monkeypatch.setattr("tasks.publish.build_rows", lambda *given: loaded(*given).assign(suppressed_by="7"))
     publish(engine, {"c1": "cid"}, NEXT)
     assert read_members(engine) == {1: {"a1"}}
+    monkeypatch.undo()
+    publish(engine, {"a1": "ann", "a2": "ann", "b1": "bob"}, suppressed=["a1", "a2"])  # by a newer second stage
+    assert read_members(engine) == {2: {"b1"}}
+    assert [case.state for case in read_cases(engine).values()] == ["closed", "open"]
 
 
 def test_a_rerun_keeps_what_is_flagged_again_and_lets_go_what_is_not(engine: Warehouse) -> None:

@@ -45,6 +45,8 @@ def upgrade() -> None:
         sa.Column("case_id", sa.Integer, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
     )
+    if many_writers:
+        op.create_index("case_flags_case", "case_flags", ["detector", "case_id"])
     op.create_table(
         "case_events",
         _key("detector", sa.Text),
