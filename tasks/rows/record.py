@@ -46,12 +46,13 @@ class RecordRule:
     def describe(self, rows: pa.Table) -> pd.DataFrame:
         """entity (text or None) and record (JSON text or None) of N rows, in their order.
 
-        A row without a value in the entity's column has no entity.
+        A row without a value in the entity's column has no entity; nor has one with NaN or blank text there.
         """
         values = {name: [self._show(name, value) for value in rows[name].to_pylist()] for name in self.columns}
         entities: list[str | None] = [None] * rows.num_rows
         if self.entity:
-            entities = [None if value is None else str(value) for value in values[self.entity]]
+            given = zip(rows[self.entity].to_pylist(), values[self.entity], strict=True)
+            entities = [None if _is_missing(value) else str(shown) for value, shown in given]
         records: list[str | None] = [None] * rows.num_rows
         if self.show:
             shown = zip(*(values[name] for name in self.show), strict=True)
@@ -69,3 +70,9 @@ class RecordRule:
         if isinstance(value, datetime):
             return value.isoformat()
         return value[:MOST_TEXT] if isinstance(value, str) else value
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())

@@ -3,6 +3,7 @@ import json
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,13 @@ def test_without_a_rule_nothing_is_published():
 
 def test_an_entity_of_numbers_is_text():
     assert RecordRule("card").describe(pa.table({"card": [17, 2**60]}))["entity"].tolist() == ["17", str(2**60)]
+
+
+@pytest.mark.parametrize("hidden", [frozenset(), frozenset({"card"})])
+@pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+def test_a_row_without_a_value_for_the_entity_has_none_pseudonymised_or_not(missing: object, hidden) -> None:
+    rows = pa.table({"card": pa.array([missing], pa.float64() if isinstance(missing, float) else pa.string())})
+    assert RecordRule("card", pseudonymise=hidden, key=b"k").describe(rows)["entity"].tolist() == [None]
 
 
 def test_a_pseudonym_is_the_keyed_hash_of_the_value_and_the_same_in_both_places():
