@@ -39,6 +39,8 @@ def watched(trained: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     trained.change("params.yaml", "detectors", "orders", "entity", value="customer")
     publish = {"show": ["shop", "spend"], "pseudonymise": ["customer"]}
     trained.change("params.yaml", "detectors", "orders", "publish", value=publish)
+    due = {"due_hours": dict.fromkeys(("low", "medium", "high", "critical"), 1)}
+    trained.change("params.yaml", "detectors", "orders", "cases", value=due)
     trained.write_day(NEW)
     answer(capsys, "score", "orders", "--date", str(NEW))
     return trained
@@ -56,6 +58,8 @@ def test_a_case_is_found_read_taken_judged_and_learnt_from(
     assert ranks == sorted(ranks, reverse=True)
     site, dues = load_setup("orders").site, [datetime.fromisoformat(case["due_at"]) for case in of_night]
     assert [due.utcoffset() for due in dues] == [due.astimezone(site.zone).utcoffset() for due in dues]
+    opened = [datetime.fromisoformat(case["opened_at"]) for case in of_night]
+    assert [due - at for due, at in zip(dues, opened, strict=True)] == [timedelta(hours=1)] * len(of_night)
     number = str(of_night[0]["case"])
 
     assert answer(capsys, "case", "orders", number, "--take")["assignee"] == "kim"
