@@ -84,7 +84,7 @@ def place_alerts(connection: sa.Connection, night: Night, params: CasesParams, n
     for kind, changed in (("left", left), ("joined", joined)):
         for case, flags in sorted(changed.items()):
             log.add(case, kind, batch_date=night.batch_date, attempt=night.attempt, flags=flags)
-    raise_severity(connection, [known[case] for case in sorted(joined)], params, log)
+    raise_severity(connection, [known[case] for case in sorted({*placed.values()} - opened)], params, log)
     judged = _read_judged(connection, night)
     close_settled(connection, {*left, *(case for record, case in moved.items() if record in judged)}, log)
     log.write(connection)
@@ -227,18 +227,22 @@ def _replace_members(connection: sa.Connection, night: Night, placed: Mapping[st
     load_rows(connection, case_flags, named)
 
 
-def raise_severity(connection: sa.Connection, joined: Sequence[Case], params: CasesParams, log: Log) -> None:
-    """Raise the severity of open cases, and their due dates; a snoozed case opens. Severity never falls."""
-    worst = _read_worst(connection, log.detector, [case.case_id for case in joined])
-    for case in joined:
+def raise_severity(connection: sa.Connection, some: Sequence[Case], params: CasesParams, log: Log) -> None:
+    """Raise the severity of those that are open, and their due dates; a snoozed case opens. Severity never falls."""
+    still = [case for case in some if case.is_open]
+    worst = _read_worst(connection, log.detector, [case.case_id for case in still])
+    for case in still:
         severity = params.find_severity(*worst[case.case_id])
-        if not case.is_open or SEVERITIES.index(severity) <= SEVERITIES.index(case.severity):
+        if SEVERITIES.index(severity) <= SEVERITIES.index(case.severity):
             continue
-        due = min(case.due_at, params.find_due(severity, log.now))
-        changes: dict[str, Any] = {"severity": severity, "due_at": due}
+        changes: dict[str, Any] = {
+            "severity": severity,
+            "due_at": min(case.due_at, params.find_due(severity, log.now)),
+        }
+        log.add(case.case_id, "raised", before=case.severity, severity=severity)
         if case.state == SNOOZED:
             changes |= AWAKE
-            log.add(case.case_id, "reopened", reason=f"severity rose from {case.severity} to {severity}")
+            log.add(case.case_id, "reopened", reason="its severity rose")
         change(connection, case, changes)
 
 
@@ -257,25 +261,30 @@ def _read_worst(connection: sa.Connection, detector: str, numbers: Sequence[int]
 def close_settled(connection: sa.Connection, numbers: Collection[int], log: Log) -> None:
     """Close, by rule, the open ones of some cases: one whose every flag has a verdict, and one without any flag.
 
-    A case without flags stays open if a person did something with it. The caller has the detector's cases locked.
+    A case without flags stays open if a person did something with it, and one that a person reopened until there is a
+    newer verdict. The caller has the detector's cases locked.
     """
     said = select_verdicts(log.detector).subquery()
     verdict = sa.and_(*(case_flags.c[name] == said.c[name] for name in ("batch_date", "record_id")))
-    by_person = case_events.c.actor.not_in((BY_RULE, LABELS))
+    flags = sa.select(case_flags.c.case_id, said.c.verdict, said.c.said, said.c.reviewed_at)
+    flags = flags.select_from(sa.outerjoin(case_flags, said, verdict))
+    reopened = sa.func.max(sa.case((case_events.c.kind == "reopened", case_events.c.happened_at)))
+    acts = sa.select(case_events.c.case_id, reopened.label("reopened_at")).where(
+        case_events.c.actor.not_in((BY_RULE, LABELS))
+    )
     for chunk in _chunks(sorted(numbers)):
-        judged: dict[int, list[str | None]] = {}
-        flags = sa.select(case_flags.c.case_id, said.c.verdict, said.c.said)
-        flags = flags.select_from(sa.outerjoin(case_flags, said, verdict))
-        for case, meaning, word in connection.execute(flags.where(*_of(case_flags, log.detector, chunk))):
-            judged.setdefault(case, []).append(word or meaning)
-        acted = sa.select(case_events.c.case_id).where(*_of(case_events, log.detector, chunk), by_person)
-        touched = set(connection.scalars(acted))
+        judged: dict[int, list[Any]] = {}
+        for flag in connection.execute(flags.where(*_of(case_flags, log.detector, chunk))).all():
+            judged.setdefault(flag.case_id, []).append(flag)
+        of_chunk = acts.where(*_of(case_events, log.detector, chunk)).group_by(case_events.c.case_id)
+        acted = {row.case_id: row.reopened_at for row in connection.execute(of_chunk).all()}
         for case in read_cases(connection, *_of(cases, log.detector, chunk), cases.c.closed_at.is_(None)):
-            words = judged.get(case.case_id, [])
-            if given := [word for word in words if word is not None]:
-                if len(given) == len(words):
-                    close(connection, case, log, BY_RULE, summarise(given), reason="every flag has a verdict")
-            elif not words and case.case_id not in touched:
+            rows, since = judged.get(case.case_id, []), acted.get(case.case_id)
+            words = [row.said or row.verdict for row in rows if row.verdict]
+            if rows and len(words) == len(rows):
+                if since is None or max(row.reviewed_at for row in rows) > since:
+                    close(connection, case, log, BY_RULE, summarise(words), reason="every flag has a verdict")
+            elif not rows and case.case_id not in acted:
                 close(connection, case, log, BY_RULE, None, reason="no record of it is flagged any more")
 
 

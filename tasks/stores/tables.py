@@ -212,7 +212,7 @@ case_events = sa.Table(
     _key("case_id", sa.Integer),
     _key("number", sa.Integer),  # in order, among all events of the detector
     _value("happened_at", Instant),
-    _value("kind", sa.Text),  # opened, joined, left, taken, verdict, note, snoozed, reopened, merged or closed
+    _value("kind", sa.Text),  # opened, joined, left, raised, taken, verdict, note, snoozed, reopened, merged or closed
     _value("actor", sa.Text),  # a person, or nightjar by rule
     _value("note", sa.Text, nullable=True),
     _value("details", sa.Text, nullable=True),  # JSON, without ids of records

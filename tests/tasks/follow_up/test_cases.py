@@ -260,7 +260,10 @@ def test_a_snoozed_case_takes_new_flags_and_opens_when_its_severity_rises(engine
     publish(engine, {"a3": "ann"}, NEXT + timedelta(days=1), rank=99.95)
     case = read_cases(engine)[1]
     assert (case.state, case.snoozed_until, case.severity) == ("open", None, "high")  # three flags
-    assert read_events(engine, 1)[-1] == ("reopened", "nightjar", {"reason": "severity rose from low to high"})
+    assert read_events(engine, 1)[-2:] == [
+        ("raised", "nightjar", {"before": "low", "severity": "high"}),
+        ("reopened", "nightjar", {"reason": "its severity rose"}),
+    ]
 
 
 # --- people ---
@@ -349,6 +352,29 @@ def test_a_closed_case_can_be_judged_anew_and_the_newest_verdict_counts(engine: 
     assert read_verdicts(engine) == {"a1": ("normal", "false_alarm", 1)}
     with engine.begin_reading() as connection:
         assert len(connection.execute(sa.select(reviews)).all()) == 2
+
+
+def test_a_case_that_a_person_reopened_waits_for_a_newer_verdict(engine: Warehouse) -> None:
+    publish(engine, {"a1": "ann", "a2": "ann"})
+    actions.judge_case(desk(engine), 1, "expected")
+    actions.reopen_case(desk(engine, NOW + timedelta(hours=1)), 1)
+    publish(engine, {"a1": "ann"}, now=NOW + timedelta(hours=2))
+    assert read_cases(engine)[1].state == "open"
+    later = NOW + timedelta(hours=3)
+    given = {"batch_date": DAY, "record_id": "a1", "reviewer": "ada", "reviewed_at": pd.Timestamp(later)}
+    frame = pd.DataFrame([given | {"verdict": "anomaly", "inclusion": 1.0}])
+    said = {(DAY, "a1"): "anomaly"}
+    engine.add_reviews("toy", frame, lambda connection: follow_verdicts(connection, "toy", said, "ada", later))
+    assert (read_cases(engine)[1].state, read_cases(engine)[1].verdict) == ("closed", "confirmed")
+
+
+def test_a_rerun_that_ranks_the_same_flags_higher_raises_the_severity(engine: Warehouse) -> None:
+    publish(engine, {"a1": "ann", "b1": "bob"})
+    actions.close_case(desk(engine), 2)
+    publish(engine, {"a1": "ann", "b1": "bob"}, rank=99.995)
+    found = read_cases(engine)
+    assert (found[1].severity, found[1].due_at, found[2].severity) == ("high", NOW + timedelta(days=1), "low")
+    assert kinds(engine, 1) == ["opened", "raised"]
 
 
 def test_two_cases_are_merged_and_later_flags_of_both_entities_follow(engine: Warehouse) -> None:
