@@ -30,7 +30,7 @@ def review(
     """
     from flows.config.setup import prepare, prepare_reading
     from tasks import review as step
-    from tasks.follow_up.cases import LABELS
+    from tasks.follow_up.cases import LABELS, MEANING
 
     setup = (prepare if take or from_labels else prepare_reading)(name)
     now, day = datetime.now(UTC), date.date() if date else None
@@ -51,7 +51,7 @@ def review(
         return
     added = step.keep_verdicts(site, answers, reviewer, now)
     given = answers["verdict"].value_counts()
-    counts = {verdict: int(given.get(verdict, 0)) for verdict in step.VERDICTS}
+    counts = {word: int(given.get(word, 0)) for word in step.VERDICTS if word in given or word not in MEANING}
     if as_json:
         print_json({"detector": name, "new": added, "given": counts})
     else:
