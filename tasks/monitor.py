@@ -69,6 +69,7 @@ CANARY_ROWS = 200  # of each canary
 PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first history
 HISTORY_DAYS = 56
 SHOWN = 12  # statistics beyond their bounds in the artifact
+TOGETHER = "all categories"  # in place of a column's name
 MOST_VALUE = 60  # characters of a value in evidence
 DECILES = np.array([*range(10, 100, 10), 99])  # of percentile ranks
 
@@ -146,13 +147,15 @@ def measure_scores(detector: Detector, score: Floats) -> Values:
     }
 
 
-def measure_flags(flags: pa.Table, names: Sequence[str]) -> tuple[Values, dict[str, object]]:
-    """How many flags share one value of each column, and these values."""
+def measure_flags(flags: pa.Table, names: Sequence[str], categories: Sequence[str]) -> tuple[Values, dict[str, object]]:
+    """How many flags share one value of each column, or of all categories together; and these values."""
+    values = {name: flags[name].to_pylist() for name in names}
+    if len(categories) > 1:
+        values[TOGETHER] = list(zip(*(values[name] for name in categories), strict=True))
     found: dict[tuple[str, str], float] = {}
     shared: dict[str, object] = {}
-    for name in names:
-        counted = Counter(value for value in flags[name].to_pylist() if value is not None)
-        [(value, count)] = counted.most_common(1) or [("", 0)]
+    for name, column in values.items():
+        [(value, count)] = Counter(one for one in column if one is not None).most_common(1) or [("", 0)]
         found[name, "flags_of_one_value"], shared[name] = float(count), value
     return found, shared
 
@@ -224,6 +227,11 @@ class Watch:
         return date.fromisoformat(str(self.detector.lineage["trained_through"]))
 
     @property
+    def categories(self) -> list[str]:
+        """The categorical columns that it reads."""
+        return [column.name for column in self.detector.columns if column.kind == "categorical"]
+
+    @property
     def canaries(self) -> tuple[Canary, ...]:
         """The canaries that params name and this version reads, or those chosen by the kinds of columns."""
         columns, given = self.detector.columns, self.params.canaries
@@ -273,21 +281,24 @@ class Watch:
         flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
-        counted, shared = ({}, {}) if flags is None else measure_flags(flags, groups)
+        categories = [name for name in groups if name in self.categories]
+        counted, shared = ({}, {}) if flags is None else measure_flags(flags, groups, categories)
         return {**found, **counted}, {name: self._name_shared(name, value) for name, value in shared.items()}
 
     def _choose_groups(self, names: Collection[str]) -> list[str]:
         """The columns by whose values flags are counted: the entity, what is published of a flag, and categories."""
-        categories = [column.name for column in self.detector.columns if column.kind == "categorical"]
         types = self.contract.types
-        chosen = dict.fromkeys([*self.rule.columns, *categories])
+        chosen = dict.fromkeys([*self.rule.columns, *self.categories])
         return [name for name in chosen if name in names and types.get(name) in ("text", "bool", "int")]
 
     def _name_shared(self, name: str, value: object) -> str:
         """A value as evidence may show it: that of a masked column only as its pseudonym."""
         if name in self.rule.pseudonymise:
             return self.rule.pseudonym(value)
-        return "" if name in self.contract.masked else " ".join(str(value).split())[:MOST_VALUE]
+        if name in self.contract.masked:
+            return ""
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return " ".join(text.split())[:MOST_VALUE]
 
 
 def _read_flags(lake: Lake, batch: Manifest, scores: Manifest | None, groups: Sequence[str]) -> pa.Table | None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from toy import DAYS, FIRST, Project, make_rows
 
 import tasks.monitor
@@ -15,6 +16,7 @@ from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
 NEW = LAST + timedelta(days=1)
+BY_KEY = {"artifacts": {"key": {"any_": ["monitor-orders"]}}}
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -41,6 +43,10 @@ def test_a_night_with_half_of_its_rows_says_stop(trained: Project, capsys: pytes
     assert execute(["monitor", "orders"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "orders, " in shown and "rows_lacking" in shown and f"nightjar score orders --date {NEW}" in shown
+    with get_client(sync_client=True) as client:
+        [artifact] = client.request("POST", "/artifacts/latest/filter", json={"limit": 1, **BY_KEY}).json()
+    assert artifact["data"].startswith(f"**orders {NEW}: data broke**")
+    assert "150 rows, 50% fewer than usual" in artifact["data"]
 
 
 def test_a_monitor_that_fails_leaves_the_night_published_and_the_run_red(
