@@ -14,7 +14,7 @@ from toy import CUTOFF, FIRST, Project, make_project, make_rows
 
 from flows.config.setup import Setup
 from tasks.ingest import ingest_arrivals
-from tasks.monitor import Watch, draw_rows, monitor_night, summarise_finding
+from tasks.monitor import Watch, draw_rows, measure_flags, monitor_night, summarise_finding
 from tasks.on_demand.findings import describe_finding, read_watched
 from tasks.publish import Begun, publish_scored
 from tasks.rows.params import MonitorParams
@@ -172,6 +172,16 @@ def test_a_version_older_than_the_lineage_of_its_rows_has_no_reference(project):
     setup = reopen(project)
     watch = Watch(setup.site, make_tiny_detector(), setup.configured.contract, RecordRule(), MonitorParams())
     assert (watch.read_reference(), watch.cutoff) == ({}, date(2026, 3, 1))
+
+
+def test_flags_are_counted_by_each_value_and_by_all_categories_together():
+    flags = pa.table({"card": ["a", "b", "a", None], "shop": ["x", "x", "x", "y"], "channel": ["p", "q", "p", "p"]})
+    found, shared = measure_flags(flags, ["card", "shop", "channel"], ["shop", "channel"])
+    assert {column: value for (column, _), value in found.items()} == {
+        "card": 2, "shop": 3, "channel": 3, "all categories": 2,
+    }  # fmt: skip
+    assert shared["all categories"] == ("x", "p")
+    assert measure_flags(flags.slice(0, 0), ["card"], []) == ({("card", "flags_of_one_value"): 0.0}, {"card": ""})
 
 
 def test_rows_of_a_large_batch_are_drawn_with_their_own_scores(tmp_path):
