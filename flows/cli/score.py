@@ -60,14 +60,18 @@ def score(
 
 
 def find_notes(name: str, night: "Night") -> list[str]:
-    """What people should know about a night: params that changed since the training, far too many flags."""
+    """What people should know about a night: changed params, far too many flags, and what monitor found."""
     from flows.config.setup import load_setup
+    from tasks.on_demand.findings import describe_finding
+    from tasks.stores.tables import NOTHING
     from tasks.upkeep.ledger import read_ledger
 
     setup = load_setup(name)
     version = setup.site.registry.get_version(night.model_version)
     [state] = read_ledger(setup.site, [night.batch_date], version)
-    return [note for note in (setup.changes_since(version), state.why) if note]
+    found = [one for one in setup.site.warehouse.read_findings(name) if one.finding != NOTHING]
+    finding = describe_finding(found, night.batch_date)
+    return [note for note in (setup.changes_since(version), state.why, finding) if note]
 
 
 def score_all(day: date | None, as_json: bool) -> None:

@@ -36,7 +36,8 @@ def test_each_published_night_is_monitored_and_shown(trained: Project, capsys: p
 
 def test_a_night_with_half_of_its_rows_says_stop(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     trained.write_day(NEW, make_rows(NEW).iloc[::2])
-    answer(capsys, "score", "orders", "--date", str(NEW))
+    assert execute(["score", "orders", "--date", str(NEW)]) == 0
+    assert "note data broke. 150 rows, 50% fewer than usual" in " ".join(capsys.readouterr().out.split())
     assert execute(["status", "orders"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"monitor, {NEW}: data broke. 150 rows, 50% fewer than usual" in shown
