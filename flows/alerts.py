@@ -6,8 +6,10 @@ not answer.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from flows.config.alerts import FILE, PREFIX, get_url, load_alerts
 from flows.config.params import detector_names
@@ -36,10 +38,11 @@ class Told:
     problems: list[str] = field(default_factory=list)
 
 
-def tell(names: Iterable[str] | None = None, is_whole: bool = True) -> Told:
+def tell(names: Iterable[str] | None = None, is_whole: bool = True, is_retry: bool = False) -> Told:
     """Note what is new of these detectors (default: all), and send what is due. Raises nothing.
 
-    is_whole: False for a part of a larger run, which sends the messages of all its parts together at its end.
+    is_whole: False for a part of a larger run, which sends the messages of all its parts together at its end. is_retry:
+    try again now what failed before.
     """
     told, now = Told(), datetime.now(UTC)
     try:
@@ -51,7 +54,7 @@ def tell(names: Iterable[str] | None = None, is_whole: bool = True) -> Told:
         for name in detector_names(settings.project) if names is None else names:
             told.new += _collect(alerts, name, events, now, told.problems)
         if is_whole:
-            told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now)
+            told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now, is_retry)
             told.problems += failed
     except Exception as error:  # noqa: BLE001 - a night that is published must not fail because nobody can be told
         told.problems.append(describe(error))
@@ -144,6 +147,14 @@ def preview(nights: int) -> tuple[dict[str, dict[str, int]], list[str]]:
     counts = count_messages(plan_messages(alerts, facts, events))
     empty = {"facts": 0, "messages": 0, "held": 0}
     return {rule: counts.get(rule, empty) for rule in alerts.rules}, problems
+
+
+def find_zone() -> ZoneInfo:
+    """The time zone of alerts.yaml; UTC without a valid one."""
+    with suppress(NightjarError):
+        if alerts := load_alerts(load_settings()):
+            return alerts.zone
+    return ZoneInfo("UTC")
 
 
 def list_problems() -> list[str]:

@@ -46,6 +46,7 @@ def alerts(
 
 def show_list(as_json: bool) -> None:
     """Show the deliveries, newest first."""
+    from flows.alerts import find_zone
     from flows.config.settings import load_settings
     from tasks.follow_up.deliveries import list_deliveries
     from tasks.stores.warehouse import Warehouse
@@ -56,9 +57,12 @@ def show_list(as_json: bool) -> None:
     if as_json:
         print_json({"deliveries": found})
         return
-    rows = [row | {"raised": f"{row['raised_at']:%Y-%m-%d %H:%M}", "message": row["title"]} for row in found]
-    columns = ("raised", "status", "rule", "channel", "message", "reason")
-    print_rows(Table(title="messages, newest first (times in UTC)", title_justify="left"), rows, columns)
+    zone, moments = find_zone(), {"raised": "raised_at", "due": "due_at"}
+    for row in found:
+        row |= {name: f"{row[of].astimezone(zone):%m-%d %H:%M}" if row[of] else "" for name, of in moments.items()}
+        row["message"] = row["title"]
+    columns = ("raised", "status", "due", "rule", "channel", "message", "reason")
+    print_rows(Table(title=f"messages, newest first (times in {zone})", title_justify="left"), found, columns)
 
 
 def show_preview(nights: int, as_json: bool) -> None:
@@ -82,7 +86,7 @@ def send(as_json: bool) -> None:
     """Send what is new or due; exit code 1 if something went wrong."""
     from flows.alerts import tell
 
-    told = tell()
+    told = tell(is_retry=True)
     if as_json:
         print_json(asdict(told))
     else:

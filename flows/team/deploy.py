@@ -34,6 +34,7 @@ from flows.config.params import detector_names, load_detector
 from flows.config.settings import Settings, prefect_is_away
 from flows.hooks import Work, name_limit
 from tasks.errors import ParamsInvalid, RunFailed
+from tasks.follow_up.channels import check_url
 
 FILE = "infra/prefect.yaml"
 NIGHTLY = "nightly"  # the deployment whose schedule each time zone gets
@@ -207,8 +208,9 @@ def make_notices(settings: Settings) -> None:
     rules = alerts.rules.values() if alerts else ()
     channels = sorted({channel for rule in rules if rule.on == "night_failed" for channel in rule.channels})
     for channel in channels:
-        # Of Prefect's notification blocks, the one that passes any URL on to Apprise.
-        block = SlackWebhook(url=SecretStr(get_url(channel)))
+        url = get_url(channel)
+        check_url(channel, url)
+        block = SlackWebhook(url=SecretStr(url))  # the block that passes any URL on to Apprise
         block_id = block.save(f"nightjar-{channel.replace('_', '-')}", overwrite=True)
         make_automation(tell_channel(channel, UUID(str(block_id))))
     wanted = {NOTICE + channel for channel in channels}

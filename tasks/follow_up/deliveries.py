@@ -78,10 +78,13 @@ def keep_messages(warehouse: Warehouse, planned: Sequence[Planned]) -> int:
     return len(new)
 
 
-def send_due(warehouse: Warehouse, send: Send, now: datetime) -> tuple[int, list[str]]:
-    """Send what is due, one message per rule and channel; returns how many were sent, and which failed and why."""
+def send_due(warehouse: Warehouse, send: Send, now: datetime, is_retry: bool = False) -> tuple[int, list[str]]:
+    """Send what is due, one message per rule and channel; returns how many were sent, and which failed and why.
+
+    is_retry: also what failed before, although its next try is not due yet.
+    """
     sent, failed = 0, []
-    for (rule, channel), group in groupby(_claim_due(warehouse, now), lambda one: (one.rule, one.channel)):
+    for (rule, channel), group in groupby(_claim_due(warehouse, now, is_retry), lambda one: (one.rule, one.channel)):
         claimed = list(group)
         title, body = write_message(rule, [(one.title, one.body) for one in claimed])
         reason = send(channel, title, body)
@@ -91,9 +94,11 @@ def send_due(warehouse: Warehouse, send: Send, now: datetime) -> tuple[int, list
     return sent, failed
 
 
-def _claim_due(warehouse: Warehouse, now: datetime) -> list[Delivery]:
+def _claim_due(warehouse: Warehouse, now: datetime, is_retry: bool) -> list[Delivery]:
     """The messages that are due, by rule and channel; nobody else is given them for a while."""
     due = deliveries.c.due_at <= now
+    if is_retry:
+        due = sa.or_(due, sa.and_(deliveries.c.status == "failed", deliveries.c.due_at.is_not(None)))
     with warehouse.begin_reading() as connection:
         if not connection.scalar(sa.select(sa.func.count()).select_from(deliveries).where(due)):
             return []
@@ -102,7 +107,8 @@ def _claim_due(warehouse: Warehouse, now: datetime) -> list[Delivery]:
         order = (deliveries.c.rule, deliveries.c.channel, deliveries.c.raised_at, deliveries.c.delivery_id)
         found = connection.execute(sa.select(deliveries).where(due).order_by(*order)).mappings()
         claimed = [Delivery(**row) for row in found]
-        connection.execute(sa.update(deliveries).where(due).values(due_at=now + LEASE, tries=deliveries.c.tries + 1))
+        claim = {"status": "held", "reason": "being sent", "due_at": now + LEASE, "tries": deliveries.c.tries + 1}
+        connection.execute(sa.update(deliveries).where(due).values(claim))
     return claimed
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,6 +14,9 @@ from inboxes import Inbox, serve_mail, serve_webhook
 from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
+from flows.config.documents import parse_yaml
+from flows.config.params import parse_section
+from tasks.follow_up.alerts import Alerts
 from tasks.stores.tables import attempts, deliveries
 from tasks.stores.warehouse import Warehouse
 
@@ -230,6 +234,14 @@ def test_a_calendar_that_cannot_be_read_or_a_broken_file_stops_neither_night_nor
     write_alerts(trained, {"channels": 1})
     assert execute(["score", "orders", "--date", str(NEW)]) == 0
     assert len(hook.titles) == 1
+
+
+def test_the_example_of_the_docs_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    alerts = parse_section(Alerts, parse_yaml(text.split("```yaml\n")[1].split("```")[0], Path("alerts.md")), Path())
+    assert {rule.on for rule in alerts.rules.values()} == {
+        "night_failed", "night_rejected", "night_late", "drifted", "over_budget", "canary_recall", "case",
+    }  # fmt: skip
 
 
 def test_without_a_file_nobody_is_told_and_nothing_is_wrong(

@@ -155,6 +155,9 @@ def test_prefect_tells_the_channels_of_failed_nights_of_runs_that_fail_or_crash(
     file.write_text(f"channels: {{on_call: , mail: }}\n{rule}\n")
     with pytest.raises(ParamsInvalid, match="The address of channel on_call is not set"):
         make_notices(settings)
+    monkeypatch.setenv("NIGHTJAR_CHANNEL_ON_CALL", "nonsense://")
+    with pytest.raises(ParamsInvalid, match="is not one that Apprise knows"):
+        make_notices(settings)
     with serve_webhook() as inbox:
         monkeypatch.setenv("NIGHTJAR_CHANNEL_ON_CALL", inbox.url)
         for _ in range(2):

@@ -91,8 +91,10 @@ def test_a_channel_that_works_again_gets_what_it_missed_and_is_no_longer_named(w
     keep_messages(warehouse, [plan("a"), plan("b")])
     send_due(warehouse, post, NOW)
     post.down.clear()
-    assert send_due(warehouse, post, NOW + HOUR) == (1, [])
+    assert send_due(warehouse, post, NOW + HOUR / 60) == (0, [])
+    assert send_due(warehouse, post, NOW + HOUR / 60, is_retry=True) == (1, [])
     assert post.sent == [("mail", "2 messages of rule rule")]
+    assert send_due(warehouse, post, NOW + HOUR, is_retry=True) == (0, [])
     assert find_failing(warehouse) == []
     assert read(warehouse)["mail a"].reason is None
 
@@ -101,7 +103,7 @@ def test_two_processes_do_not_both_send_and_a_dead_one_loses_nothing(warehouse: 
     post, inner = Post(), []
 
     def send_and_meet_another(channel: str, title: str, body: str) -> str:
-        inner.append(send_due(warehouse, post, NOW))
+        inner.append(send_due(warehouse, post, NOW, is_retry=True))
         raise KeyboardInterrupt
 
     keep_messages(warehouse, [plan("a")])
