@@ -5,6 +5,7 @@ not answer.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from zoneinfo import ZoneInfo
 from flows.config.alerts import FILE, PREFIX, get_url, load_alerts
 from flows.config.params import detector_names
 from flows.config.settings import load_settings
-from flows.config.setup import Setup, prepare_reading
+from flows.config.setup import Setup, fill_in, prepare_reading
 from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable, describe_failure
 from tasks.follow_up.alerts import Alerts, Fact, count_messages, plan_messages
 from tasks.follow_up.calendars import Window, list_events, read_calendar
@@ -109,7 +110,8 @@ def read_events(alerts: Alerts, now: datetime, days: int = HORIZON_DAYS) -> tupl
     for name, channel in alerts.channels.items():
         for path in channel.calendars if channel else ():
             try:
-                data = read_calendar(path, load_settings().project)
+                url = fill_in(path, os.environ) if "://" in path else path
+                data = read_calendar(url, load_settings().project, path)
                 events.setdefault(name, []).extend(list_events(data, path, now, days, alerts.zone))
             except NightjarError as error:
                 problems.append(f"channel {name}: {describe(error)}")

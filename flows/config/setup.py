@@ -150,7 +150,7 @@ def fill_in(url: str, environment: Mapping[str, str]) -> str:
         name = found[1] or found[2]
         if name not in environment:
             raise ParamsInvalid(
-                f"The source's URL needs the variable {name}, which is not set.",
+                f"A URL needs the variable {name}, which is not set.",
                 where=url,
                 todo=f"export {name}=VALUE, for workers too",
             )

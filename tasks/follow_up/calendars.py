@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -76,23 +77,29 @@ def find_free(now: datetime, windows: Iterable[Window]) -> tuple[datetime, str]:
     return free, why
 
 
-def read_calendar(path: str, folder: Path) -> bytes:
-    """The bytes of a calendar: a file, relative to the folder, or an http(s) URL. Raises SourceInvalid."""
+def read_calendar(path: str, folder: Path, name: str) -> bytes:
+    """The bytes of a calendar: a file, relative to the folder, or an http(s) URL. Raises SourceInvalid.
+
+    name: what errors call it, since a URL may hold a secret.
+    """
+    url = re.sub("^webcal://", "https://", path)
     try:
-        if path.startswith(("http://", "https://")):
-            with urllib.request.urlopen(path, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s) only
+        if url.startswith(("http://", "https://")):
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s) only
                 data: bytes = answer.read(MOST_BYTES + 1)
         else:
             with (folder / path).open("rb") as file:
                 data = file.read(MOST_BYTES + 1)
+    except HTTPException as error:  # its text may quote the URL
+        raise _unreadable(name, type(error).__name__) from None
     except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(name, str(error).replace(path, name)) from error
     if len(data) > MOST_BYTES:
-        raise _unreadable(path, f"more than {MOST_BYTES:,} bytes")
+        raise _unreadable(name, f"more than {MOST_BYTES:,} bytes")
     return data
 
 
-def list_events(data: bytes, path: str, now: datetime, days: int, zone: ZoneInfo) -> list[Window]:
+def list_events(data: bytes, name: str, now: datetime, days: int, zone: ZoneInfo) -> list[Window]:
     """The events of a calendar from a day before `now` on, repeated ones included. Raises SourceInvalid.
 
     An event of whole days, and one whose times have no zone, goes by the local time of `zone`. Cancelled events, and
@@ -115,7 +122,7 @@ def list_events(data: bytes, path: str, now: datetime, days: int, zone: ZoneInfo
             if one.get("STATUS") != "CANCELLED" and one.get("TRANSP") != "TRANSPARENT"
         ]
     except Exception as error:  # the parser raises what the bytes provoke
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise _unreadable(name, f"{type(error).__name__}: {error}") from error
     return [event for event in events if event.begin < event.end]
 
 
@@ -125,10 +132,10 @@ def _to_instant(moment: date | datetime, zone: ZoneInfo) -> datetime:
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
 
 
-def _unreadable(path: str, got: str) -> SourceInvalid:
+def _unreadable(name: str, got: str) -> SourceInvalid:
     return SourceInvalid(
         "A calendar cannot be read.",
-        where=hide_password(path),
+        where=hide_password(name),
         got=" ".join(got.split())[:300],
         expected="an iCalendar file (.ics), as calendars export it",
         todo="correct the path in alerts.yaml, or the file; until then messages are sent as if it had no events",

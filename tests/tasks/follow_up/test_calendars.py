@@ -1,5 +1,8 @@
+import functools
 from datetime import UTC, datetime, time, timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -197,14 +200,14 @@ def test_a_calendar_that_cannot_be_read_is_an_error_that_names_it(data: bytes) -
 
 def test_a_calendar_that_is_missing_or_too_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceInvalid, match=r"A calendar cannot be read(.|\n)*No such file"):
-        read_calendar("team.ics", tmp_path)
+        read_calendar("team.ics", tmp_path, "team.ics")
     (tmp_path / "team.ics").write_bytes(make_calendar())
-    assert read_calendar("team.ics", tmp_path) == make_calendar()
+    assert read_calendar("team.ics", tmp_path, "team.ics") == make_calendar()
     monkeypatch.setattr("tasks.follow_up.calendars.MOST_BYTES", 10)
     with pytest.raises(SourceInvalid, match="more than 10 bytes"):
-        read_calendar("team.ics", tmp_path)
+        read_calendar("team.ics", tmp_path, "team.ics")
     with pytest.raises(SourceInvalid, match=r"where: http://127\.0\.0\.1"):
-        read_calendar("http://127.0.0.1:1/team.ics", tmp_path)
+        read_calendar("http://127.0.0.1:1/sesame7f", tmp_path, "http://127.0.0.1:1/${KEY}")
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: ICS.format(text).encode()))
@@ -215,3 +218,37 @@ def test_any_bytes_are_events_or_an_error_that_names_the_calendar(data: bytes) -
         assert "team.ics" in str(error)
         return
     assert all(window.begin < window.end for window in found)
+
+
+@pytest.mark.parametrize("status", ["ICY nonsense", "HTTP/1.1 404 Not Found"])
+def test_a_calendar_on_the_web_is_read_or_named_without_its_secret(tmp_path: Path, status: str) -> None:
+    (tmp_path / "sesame7f.ics").write_bytes(make_calendar())
+    handler = functools.partial(_Files, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert read_calendar(f"{place}/sesame7f.ics", tmp_path, "${KEY}") == make_calendar()
+            _Files.status = status
+            for path in ("sesame7f.ics", "sesame7f ics"):
+                with pytest.raises(SourceInvalid, match=r"where: \$\{KEY\}") as refused:
+                    read_calendar(f"{place}/{path}", tmp_path, "${KEY}")
+                assert "sesame7f" not in str(refused.value)
+        finally:
+            _Files.status = ""
+            server.shutdown()
+            thread.join()
+
+
+class _Files(SimpleHTTPRequestHandler):
+    status = ""
+
+    def do_GET(self) -> None:
+        if self.status:
+            self.wfile.write(f"{self.status}\r\n\r\n".encode())
+        else:
+            super().do_GET()
+
+    def log_message(self, *args: object) -> None:
+        pass
