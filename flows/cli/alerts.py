@@ -24,15 +24,20 @@ class Action(StrEnum):
 
 
 def alerts(
-    action: Annotated[Action, typer.Argument(help="What to do; see above.")] = Action.LIST,
+    action: Annotated[Action, typer.Argument(help="What to do.")] = Action.LIST,
     channel: Annotated[str | None, typer.Argument(help="With test: the channel.", metavar="CHANNEL")] = None,
     nights: Annotated[int, typer.Option(min=1, max=366, help="With preview: the number of last nights.")] = 30,
     as_json: Json = False,
 ) -> None:
     """Show, preview, send or test the messages of alerts.yaml.
 
-    list: those sent, failed or held back. preview: how many each rule would have sent in the last nights. send: what is
-    new or due now, digests and failed ones too. test: one message to a channel.
+    list: those sent, failed or held back.
+
+    preview: how many each rule would have sent in the last nights.
+
+    send: what is new or due now, and what failed before.
+
+    test: one message to a channel.
     """
     if (channel is not None) != (action is Action.TEST):
         raise typer.BadParameter("test needs a channel, and only test takes one", param_hint="CHANNEL")

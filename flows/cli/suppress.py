@@ -1,5 +1,6 @@
 """`nightjar suppress`."""
 
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
@@ -47,12 +48,20 @@ def suppress(
         raise typer.BadParameter("--reason, --until and --by need --entity or --cause")
     setup = (prepare if is_new or end is not None else prepare_reading)(name)
     if is_new and until:
-        found = add(setup, entity, cause, reason.strip(), by or getuser(), until)
+        found = add(setup, entity, cause, reason.strip(), by or find_user(), until)
         show(setup, [found], as_json)
         return
     if end is not None:
         end_suppression(setup.site.warehouse, name, end, datetime.now(UTC))
     show(setup, None, as_json)
+
+
+def find_user() -> str:
+    """The user's name, or number if it has none, as in some containers."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def add(
