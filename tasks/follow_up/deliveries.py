@@ -137,6 +137,13 @@ def list_deliveries(warehouse: Warehouse, most: int | None = None, detector: str
         return [Delivery(**row) for row in connection.execute(found.limit(most)).mappings()]
 
 
+def count_failed(warehouse: Warehouse, detector: str) -> int:
+    """The number of a detector's messages that a channel did not take, and that are tried again."""
+    failed = (deliveries.c.detector == detector, deliveries.c.status == "failed", deliveries.c.due_at.is_not(None))
+    with warehouse.begin_reading() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(deliveries).where(*failed)) or 0
+
+
 def find_failing(warehouse: Warehouse) -> list[str]:
     """One sentence per channel that did not take its last messages: how many, why, and since when."""
     failed = sa.select(deliveries).where(deliveries.c.status == "failed")

@@ -33,6 +33,7 @@ class Reading:
     champion: int | None = None
     finding: str | None = None  # of the newest published night
     canaries: Mapping[str, float] = field(default_factory=dict)  # their recall on it
+    untold: int | None = None  # messages that a channel did not take, and that are tried again
     error: Exception | None = None
 
 
@@ -61,6 +62,10 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
     "nightjar_champion_version": (
         "The model version that scores tonight; absent without a champion.",
         lambda reading: reading.champion,
+    ),
+    "nightjar_messages_failed": (
+        "Messages of alerts.yaml that a channel did not take, and that are tried again.",
+        lambda reading: reading.untold,
     ),
 }
 NIGHT: Mapping[str, tuple[str, Callable[[PublishedNight], float]]] = {

@@ -92,6 +92,7 @@ def test_the_metrics_equal_the_tables(trained: Project, capsys: pytest.CaptureFi
     [(nights,)] = ask(trained, "select count(*) from scoring_batches")
     assert found["nightjar_attempts_total", "orders", "published"] == nights == states["fresh"] == 2
     assert found["nightjar_attempts_total", "orders", "failed"] == found["nightjar_attempts_running", "orders"] == 0
+    assert found["nightjar_messages_failed", "orders"] == 0
     assert found["nightjar_detector_up", "orders"] == 1
     [(schema,)] = ask(trained, "select version_num from alembic_version")
     assert found["nightjar_warehouse_schema_version",] == int(schema)

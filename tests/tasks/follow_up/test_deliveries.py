@@ -8,6 +8,7 @@ from tasks.follow_up.deliveries import (
     GIVE_UP_AFTER,
     LEASE,
     Delivery,
+    count_failed,
     find_delay,
     find_failing,
     keep_messages,
@@ -70,6 +71,7 @@ def test_a_channel_that_is_down_is_tried_again_until_a_week_is_over(warehouse: W
     post.down["mail"] = "no route"
     keep_messages(warehouse, [plan("a"), plan("a", channel="hook")])
     assert send_due(warehouse, post, NOW) == (1, ["channel mail: no route"])
+    assert (count_failed(warehouse, "toy"), count_failed(warehouse, "other")) == (1, 0)
     assert find_failing(warehouse) == ["channel mail did not take 1 message since 2026-03-02 04:00 UTC: no route"]
     now, tries = NOW, 1
     while (row := read(warehouse)["mail a"]).due_at:
@@ -79,6 +81,7 @@ def test_a_channel_that_is_down_is_tried_again_until_a_week_is_over(warehouse: W
     assert now - NOW > GIVE_UP_AFTER
     assert (row.status, row.tries, row.reason) == ("failed", tries, "no route")
     assert 20 < tries < 50
+    assert count_failed(warehouse, "toy") == 0
     post.down.clear()
     assert send_due(warehouse, post, now + 100 * HOUR) == (0, [])
     keep_messages(warehouse, [plan("b")])

@@ -25,7 +25,7 @@ from texts import AWKWARD
 from tasks.errors import Failure, ParamsInvalid, PublishConflict, StoreNotEmpty
 from tasks.follow_up import actions, cases
 from tasks.follow_up.alerts import Planned
-from tasks.follow_up.deliveries import find_failing, keep_messages, list_deliveries, send_due
+from tasks.follow_up.deliveries import count_failed, find_failing, keep_messages, list_deliveries, send_due
 from tasks.follow_up.facts import read_facts
 from tasks.follow_up.suppressions import add_suppression, end_suppression, read_suppressions
 from tasks.publish import publish_night
@@ -131,7 +131,8 @@ def follow_up(site: Site) -> list[Any]:
     sent = [send_due(engine, lambda name, *_: "" if name == "up" else "no route", NOW) for _ in range(2)]
     add_suppression(engine, DETECTOR, "card", None, "why", "kim", NOW, NOW + timedelta(days=1))
     end_suppression(engine, DETECTOR, 1, NOW)
-    return [facts, kept, sent, list_deliveries(engine), find_failing(engine), read_suppressions(engine, DETECTOR)]
+    failed = [find_failing(engine), count_failed(engine, DETECTOR)]
+    return [facts, kept, sent, list_deliveries(engine), failed, read_suppressions(engine, DETECTOR)]
 
 
 def read_everything(engine: Warehouse) -> dict[str, Any]:
