@@ -30,7 +30,7 @@ BATCH = PublishedNight(
 )  # fmt: skip
 FULL = Reading(
     "orders", newest=BATCH, published=NOW, landed=NOW, expected=NOW, attempts={"failed": 1},
-    nights={"fresh": 1, "stale": 0, "failed": 0, "missing": 0}, champion=1, error=ServiceUnreachable("away"),
+    nights={"fresh": 1, "stale": 0, "failed": 0, "missing": 0}, champion=1, untold=1, error=ServiceUnreachable("away"),
 )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_the_data_source_is_a_variable_and_every_panel_uses_it() -> None:
 
 
 def test_every_rule_has_a_name_a_severity_and_something_to_do() -> None:
-    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 7
+    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 8
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "todo"}
