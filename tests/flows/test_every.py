@@ -7,6 +7,7 @@ from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pytest
+from mlflow import MlflowClient
 from prefect.client.schemas.objects import State
 from toy import DAYS, FIRST, Project, make_rows
 
@@ -153,6 +154,14 @@ def test_the_weekly_training_registers_a_challenger_for_each_detector(
     assert state.is_completed(), state.message
     [made] = state.result()
     assert (made.detector, made.version, made.alias, made.cause) == ("orders", 2, "challenger", "")
+    site = load_setup("orders").site
+    client = MlflowClient(site.registry.uri)
+    run = client.get_run(str(client.get_model_version(site.registry.model_name, "2").run_id))
+    losses = client.get_metric_history(run.info.run_id, "stopping_loss")
+    assert [one.step for one in losses] == list(range(1, len(losses) + 1))
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} >= {"fit", "calibration", "test"}
+    pictures = {one.path for one in client.list_artifacts(run.info.run_id, "pictures")}
+    assert pictures >= {f"pictures/{name}.png" for name in ("losses", "scores", "ranking", "thresholds", "latent")}
     trained.change("params.yaml", "detectors", "orders", "train", "columns", "numeric", value=["items", "nothing"])
     state = retrain_every(return_state=True)
     assert state.is_failed()
