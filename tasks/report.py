@@ -115,6 +115,7 @@ def render_report(
     night = batch.flagged, batch.scored, version.most_false_alarms or math.inf
     return ENVIRONMENT.get_template("night.html").render(
         batch=batch,
+        scored_at=f"{batch.scored_at.astimezone(zone):%Y-%m-%d %H:%M %Z}",
         flags=rows,
         has_entity=any(row["entity"] for row in rows),
         has_values=any(row["values"] for row in rows),

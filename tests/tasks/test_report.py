@@ -145,7 +145,7 @@ def test_the_page_loads_nothing_from_anywhere():
 def test_flags_causes_threshold_validation_and_lineage_appear():
     text = " ".join(Page(render()).text.split())
     for shown in (
-        "toy, 2026-03-01", "5 of 1,008 records flagged by nightjar-toy version 4", "attempt 2", "2026-03-02 04:05 UTC",
+        "toy, 2026-03-01", "5 of 1,008 records flagged by nightjar-toy version 4", "attempt 2", "2026-03-02 05:05 CET",
         "1,012 rows in", "3 quarantined", "1 excluded", "2 unseen category", "2.5 threshold", "threshold 2.5",
         "pay-1", "4.0", "100.00", "amount 75% (901.25, expected 12)", f"{EVIL} 15% ({EVIL}, expected masked)",
         "other 10%", f"pay-1 {EVIL} 03-01 01:00:00", "event time (Europe/Berlin)",
