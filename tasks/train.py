@@ -25,6 +25,7 @@ from tasks.stores.faults import writing
 from tasks.stores.site import Site
 
 EPOCHS = "epochs.csv"  # where a bundle is sent: next to its files
+NO_EPOCHS = b"network,epoch,fit_loss,stopping_loss,is_best\n"  # of a worker with an older version
 
 
 def fit_bundle(
@@ -109,7 +110,7 @@ def take_bundle(site: Site, cutoff: date, run_id: str) -> Path:
         for name in (*FILES, MANIFEST):
             (Path(arriving) / name).write_bytes(site.lake.read(_path(site, cutoff, run_id, name)))
         write_bundle(folder, read_bundle(Path(arriving)))
-        site.epochs(cutoff).write_bytes(site.lake.read(_path(site, cutoff, run_id, EPOCHS)))
+        site.epochs(cutoff).write_bytes(site.lake.find_file(_path(site, cutoff, run_id, EPOCHS)) or NO_EPOCHS)
     for name in (*FILES, MANIFEST, EPOCHS):
         site.lake.remove(_path(site, cutoff, run_id, name))
     return folder

@@ -36,6 +36,8 @@ def draw_all(
 
 def draw_losses(path: Path, epochs: pd.DataFrame) -> None:
     """The losses of fit and stopping rows by epoch, and the epoch whose weights were kept; a panel for each network."""
+    if epochs.empty:
+        return
     own = [found for _, found in epochs.groupby("network")]
     figure, panels = _figure(len(own))
     for number, (axes, found) in enumerate(zip(panels, own, strict=True), start=1):

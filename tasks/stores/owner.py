@@ -50,13 +50,15 @@ def is_dead(owner: str | None) -> bool:
     """Whether a process has certainly ended; False for a process elsewhere and for None."""
     if owner is None or is_elsewhere(owner):
         return False
-    pid, born = owner.split(" ")[1:3]
     try:
+        pid, born = owner.split(" ")[1:3]
         found = psutil.Process(int(pid))
         is_another = abs(float(found.create_time()) - float(born)) > CLOCK_STEP_S
         return is_another or bool(found.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+    except ValueError:  # not a name of ours
+        return False
 
 
 def describe_process(pid: int) -> str:

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from prefect.logging import disable_run_logger
 from tiny import add_reducer, make_tiny_detector
 
 from models.columns import Column
 from models.fitting import EpochLog
 from models.params import AutoencoderParams, FitParams, NetworkParams, VariationalParams
+from tasks.filter import TrainingSet
+from tasks.on_demand.examine import draw_pictures
 from tasks.register import (
     Trained,
     describe_layers,
@@ -28,7 +31,7 @@ from tasks.register import (
 from tasks.rows.measures import Metrics
 from tasks.stores.registry import OWNER_TAG, REGISTERING_TAG
 from tasks.stores.site import Site
-from tasks.train import write_epochs
+from tasks.train import NO_EPOCHS, write_epochs
 
 
 def test_a_version_is_tagged_with_the_lineage_and_the_commit_that_registered_it() -> None:
@@ -138,6 +141,24 @@ def test_the_run_spans_the_training_and_shows_its_losses_sets_and_pictures(
         "at",
     ]
     assert [one.path for one in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/losses.png"]
+
+
+def test_a_training_whose_losses_and_pictures_are_missing_is_registered(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site()
+    site = replace(site, registry=replace(site.registry, artifacts=str(tmp_path / "artifacts")))
+    make_tiny_detector().with_lineage({"cutoff": "2026-03-01"}).save(tmp_path / "bundle")
+    trained = make_trained(site, tmp_path)
+    site.epochs(CUTOFF).write_bytes(NO_EPOCHS)
+    (trained.pictures / "losses.png").unlink()
+    with disable_run_logger():
+        draw_pictures.fn(site, read_empty_set(), tmp_path / "nowhere", trained.pictures)  # is only logged
+    assert register_bundle(site, tmp_path / "bundle", None, trained=trained).is_new
+
+
+def read_empty_set() -> TrainingSet:
+    return TrainingSet(CUTOFF, "", {}, {}, CUTOFF, CUTOFF, "", 0.0)
 
 
 @pytest.mark.slow

@@ -434,6 +434,14 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     site.epochs(cutoff).unlink()
     assert read_bundle_manifest(take_bundle(site, cutoff, "a-run")).content_hash == before
     assert site.epochs(cutoff).read_text() == epochs
+    for name in ("manifest.json", "detector.json", "weights.safetensors", "calibration.safetensors"):
+        site.lake.replace(
+            f"clean/orders/batch_date={cutoff}/fitted-old/{name}", (site.fitted(cutoff) / name).read_bytes()
+        )
+    assert (
+        read_bundle_manifest(take_bundle(site, cutoff, "old")).content_hash == before
+    )  # an older worker sends no epochs
+    assert site.epochs(cutoff).read_text().splitlines() == [epochs.splitlines()[0]]
     assert site.lake.files("clean/orders") == files
 
 

@@ -58,3 +58,5 @@ def test_the_losses_of_each_network_have_a_panel(tmp_path: Path, networks: int) 
     ]
     draw_losses(tmp_path / "losses.png", pd.DataFrame(epochs))
     assert imread(tmp_path / "losses.png").shape[1] == 560 * networks
+    draw_losses(tmp_path / "none.png", pd.DataFrame(epochs).head(0))
+    assert not (tmp_path / "none.png").exists()

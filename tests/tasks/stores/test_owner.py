@@ -1,4 +1,5 @@
 import shutil
+import socket
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
@@ -57,6 +58,8 @@ def test_processes_with_process_ids_of_their_own_do_not_call_each_other_dead():
 def test_nothing_is_known_of_other_hosts_and_unnamed_processes():
     assert not is_dead(None)
     assert not is_dead("another-host 1 1.00")
+    for text in (socket.gethostname(), f"{socket.gethostname()} me now", f"{socket.gethostname()} 1"):
+        assert not is_dead(text)
 
 
 def test_a_try_whose_process_died_is_marked_failed_and_others_are_left(engine, monkeypatch):
