@@ -184,7 +184,8 @@ def _list_cases(site: Site, since: datetime) -> list[Fact]:
             # Never a record_id: erasing a record does not look into messages.
             title=f"{site.detector}: case {row['case_id']} is {row['severity']}"
             + (f": {row['entity']}" if row["entity"] else ""),
-            body=f"flags: {len(of_case):,}; due {row['due_at'].astimezone(site.zone):%Y-%m-%d %H:%M}, {site.time_zone}",
+            body=f"flags: {len(of_case):,}; due {row['due_at'].astimezone(site.zone):%Y-%m-%d %H:%M}, {site.time_zone}"
+            f"\nnightjar case {site.detector} {row['case_id']}",
             severity=row["severity"],
             records=[json.loads(flag["record"]) for flag in of_case if flag["record"]],
         )

@@ -133,5 +133,5 @@ def test_a_case_is_news_when_it_is_opened_and_when_flags_join_it(site: Site) -> 
         ("toy case 3 critical", NOW, 0),
     ]
     assert (found[0].title, found[1].title) == ("toy: case 1 is high: card-7", "toy: case 3 is critical")
-    assert found[0].body == "flags: 2; due 2026-03-02 06:00, Europe/Berlin"
+    assert found[0].body == "flags: 2; due 2026-03-02 06:00, Europe/Berlin\nnightjar case toy 1"
     assert "secret-record" not in str(found)
