@@ -15,11 +15,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from models.params import Section
 from tasks.follow_up.calendars import QuietHours, Window, find_next, find_sending
-from tasks.rows.params import known_zone
+from tasks.rows.params import SEVERITIES, Severity, known_zone
 
-Severity = Literal["low", "medium", "high", "critical"]
 Finding = Literal["data_broke", "world_changed", "attack"]
-SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 Name = Annotated[str, Field(pattern=NAME)]
