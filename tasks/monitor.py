@@ -156,7 +156,8 @@ def measure_flags(flags: pa.Table, names: Sequence[str], categories: Sequence[st
     shared: dict[str, object] = {}
     for name, column in values.items():
         [(value, count)] = Counter(one for one in column if one is not None).most_common(1) or [("", 0)]
-        found[name, "flags_of_one_value"], shared[name] = float(count), value
+        of_what = "category" if name in (*categories, TOGETHER) else "value"
+        found[name, f"flags_of_one_{of_what}"], shared[name] = float(count), value
     return found, shared
 
 

@@ -147,6 +147,8 @@ def bound_statistic(
         return max(usual + margin, float(binom.ppf(1 - ALMOST_SURE, rows, min(rate, 1.0))) / max(rows, 1))
     if statistic == "flags_of_one_value":
         return usual + max(margin, 5 * math.sqrt(usual) + 5)  # one card's bursts come together
+    if statistic == "flags_of_one_category":
+        return usual + max(margin, 4 * math.sqrt(usual) + 4)
     if statistic == "canary_recall":
         return usual - max(margin, 0.15)
     return usual + max(margin, FLOORS[statistic]) if statistic in FLOORS else None

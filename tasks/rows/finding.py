@@ -131,7 +131,7 @@ def list_strikes(night: Watched) -> list[str]:
     found = [
         f"{one.value:.2%} of the rows are flagged; up to {one.bound:.2%} is usual." for one in night.beyond("flag_rate")
     ]
-    for one in night.beyond("flags_of_one_value"):
+    for one in night.beyond("flags_of_one_value", "flags_of_one_category"):
         value = night.shared.get(one.column, "")
         found.append(
             f"{one.value:.0f} flags share one {one.column}{value and f', {value}'}; up to {one.bound:.0f} is usual."

@@ -177,9 +177,12 @@ def test_a_version_older_than_the_lineage_of_its_rows_has_no_reference(project):
 def test_flags_are_counted_by_each_value_and_by_all_categories_together():
     flags = pa.table({"card": ["a", "b", "a", None], "shop": ["x", "x", "x", "y"], "channel": ["p", "q", "p", "p"]})
     found, shared = measure_flags(flags, ["card", "shop", "channel"], ["shop", "channel"])
-    assert {column: value for (column, _), value in found.items()} == {
-        "card": 2, "shop": 3, "channel": 3, "all categories": 2,
-    }  # fmt: skip
+    assert found == {
+        ("card", "flags_of_one_value"): 2,
+        ("shop", "flags_of_one_category"): 3,
+        ("channel", "flags_of_one_category"): 3,
+        ("all categories", "flags_of_one_category"): 2,
+    }
     assert shared["all categories"] == ("x", "p")
     assert measure_flags(flags.slice(0, 0), ["card"], []) == ({("card", "flags_of_one_value"): 0.0}, {"card": ""})
 
