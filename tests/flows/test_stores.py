@@ -96,7 +96,7 @@ def test_an_erased_record_is_found_nowhere_and_its_night_is_scored_again_without
     erased = answer(capsys, "erase", "orders", record)
     zones = {place["what"]: place["rows"] for place in erased["places"]}
     lake, tables = ("landing", "validated", "scores", "unused files in scores"), ("flagged_anomalies", "labels")
-    expected = (*lake, *tables, "superseded_anomalies")
+    expected = (*lake, *tables, "superseded_anomalies", "cases", "case_flags", "case_events")
     assert zones == dict.fromkeys(expected, 1)
     assert erased["pages"] == [f"reports/orders/{LAST}.html"]
     assert (erased["stale"], erased["fitted"], erased["left"]) == ([str(LAST)], [], [])

@@ -32,7 +32,9 @@ def test_verdicts_on_ids_that_are_formulas_come_back_with_these_ids(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     ids = [*HOSTILE, "'=1+1", "@SUM(A1)", "-5", "plain", "a,b\n=2", "\t+1"]
-    asked = pd.DataFrame({"record_id": ids}).assign(batch_date=date(2026, 3, 1), score=-1.5, inclusion=1.0, causes="=x")
+    asked = pd.DataFrame({"record_id": ids}).assign(
+        batch_date=date(2026, 3, 1), attempt=1, score=-1.5, inclusion=1.0, causes="=x"
+    )
     print_csv(asked.assign(verdict="normal", note="")[QUESTIONS])
     (tmp_path / "asked.csv").write_bytes(capsys.readouterr().out.encode())
     written = pd.read_csv(tmp_path / "asked.csv", dtype=str, keep_default_na=False)

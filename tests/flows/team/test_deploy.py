@@ -115,7 +115,7 @@ def test_the_detector_is_a_choice_but_where_a_flow_calls_the_deployment(
     schemas = {row["deployment"]: read_schema(client, row["deployment"]) for row in deployed}
     named = {one: schema["properties"] for one, schema in schemas.items() if "name" in schema["properties"]}
     choices = {one: fields["name"].get("enum") for one, fields in named.items()}
-    offered = ["nightly/one-night", "backfill-range/backfill", "training/one-detector"]
+    offered = ["nightly/one-night", "backfill-range/backfill", "training/one-detector", "promotion/one-version"]
     assert choices == {"train/gpu": None, **dict.fromkeys(offered, names)}
     for one in offered:
         assert schemas[one]["properties"]["name"]["type"] == "string"
@@ -147,7 +147,7 @@ def test_prefect_tells_the_channels_of_failed_nights_of_runs_that_fail_or_crash(
     def list_notices() -> list[Any]:
         return [one for one in client.read_automations() if one.name.startswith(NOTICE)]
 
-    assert {*TOLD, "freshness", "train"} == {row["deployment"].partition("/")[0] for row in deployed}
+    assert {*TOLD, "freshness", "train", "promotion"} == {row["deployment"].partition("/")[0] for row in deployed}
     settings, file = Settings(project=project.folder), project.folder / "alerts.yaml"
     make_notices(settings)
     assert list_notices() == []

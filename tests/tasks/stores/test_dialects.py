@@ -32,7 +32,7 @@ from tasks.publish import publish_night
 from tasks.rows.params import CasesParams, RetentionParams
 from tasks.stores import tables
 from tasks.stores.site import Site
-from tasks.stores.tables import attempts, metadata, superseded_anomalies
+from tasks.stores.tables import DATA_BROKE, Drift, Finding, attempts, metadata, superseded_anomalies
 from tasks.stores.warehouse import (
     SCHEMA_VERSION,
     Warehouse,
@@ -106,6 +106,10 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         read["held"] = held
     read["published"] = read_published(site)
     read["kept"] = prune.read_kept(site)
+    statistics = [Drift("amount", "psi", 0.5, 0.1), Drift("", "rows", 100.0, None)]
+    for _ in range(2):
+        engine.replace_drift(Finding(DETECTOR, DAY, 2, DATA_BROKE, ("in cents",), "stop", NOW), statistics)
+    read["watched"] = engine.read_drift(DETECTOR, DAY, DAY), engine.read_findings(DETECTOR)
     read["told"] = follow_up(site)
     limits = RetentionParams(superseded_days=1, attempts_days=1)
     read["pruned"] = prune_tables(site, limits, NOW + timedelta(days=9), dry_run=False)
