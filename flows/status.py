@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
+from tasks.on_demand.cases import OpenCases, count_open
 from tasks.on_demand.findings import describe_finding
 from tasks.stores.registry import CHALLENGER, DECISION
 from tasks.stores.site import Site
@@ -56,6 +57,7 @@ class Status:
     outdated: str
     challenger: Waiting | None
     finding: str = ""
+    cases: OpenCases | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def read_nights(setup: Setup) -> Status:
     finding = describe_finding(site.warehouse.read_findings(name), published)
     number, challenger = champion.version if champion else None, read_challenger(site)
     shown = finding and f"{published}: {finding}"
-    return Status(name, number, nights, newest, behind, outdated, challenger, shown)
+    cases = count_open(site, datetime.now(UTC))
+    return Status(name, number, nights, newest, behind, outdated, challenger, shown, cases)
 
 
 def read_challenger(site: Site) -> Waiting | None:

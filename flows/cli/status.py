@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from flows.cli.cases import count
 from flows.cli.options import Json
 from flows.cli.screen import print_json, print_note, print_rows, stdout
 
 if TYPE_CHECKING:
     from flows.status import Status, Waiting
+    from tasks.on_demand.cases import OpenCases
 
 EXAMPLE = "nightjar status; nightjar status payments --json"
 
@@ -55,15 +57,23 @@ def show_one(name: str, found: "Status", rows: list[dict[str, Any]]) -> None:
     print_rows(Table(title=title, title_justify="left"), rows, columns)
     if found.finding:
         stdout.print(f"monitor, {found.finding}", soft_wrap=True, highlight=False)
+    if found.cases and found.cases.open:
+        stdout.print(f"cases: {describe_cases(found.cases)}: nightjar cases {name}", soft_wrap=True, highlight=False)
     if waiting := found.challenger:
         stdout.print(f"challenger: {describe_challenger(waiting)}", soft_wrap=True, highlight=False)
     if found.days_behind:
         stdout.print(f"the newest landed batch is {found.days_behind:,} days older than yesterday", highlight=False)
 
 
+def describe_cases(found: "OpenCases") -> str:
+    """The open cases in words, such as "12 open, 2 critical, 1 overdue"."""
+    parts = {"open": found.open, "critical": found.critical, "overdue": found.overdue}
+    return ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+
+
 def describe_challenger(waiting: "Waiting") -> str:
     """The challenger's nights in shadow, its flags beside the champion's, and what was decided of it."""
-    scored = f"version {waiting.version}, {len(waiting.nights):,} nights scored in shadow"
+    scored = f"version {waiting.version}, {count(len(waiting.nights), 'night')} scored in shadow"
     if waiting.flags_per_night is not None:
         scored += (
             f", {waiting.flags_per_night:,.1f} flags per night (champion {waiting.champions_flags_per_night:,.1f})"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,25 @@ from tasks.rows.params import SEVERITIES, ScoreParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
 from tasks.stores.tables import Case, cases
+
+
+@dataclass(frozen=True)
+class OpenCases:
+    """How many cases are open, how many of them are of the highest severity, and how many are past their due date."""
+
+    open: int
+    critical: int
+    overdue: int
+
+
+def count_open(site: Site, now: datetime) -> OpenCases:
+    """The open cases of a detector, with the snoozed ones whose time has come."""
+    which = (cases.c.detector == site.detector, cases.c.closed_at.is_(None))
+    with site.warehouse.begin_reading() as connection:
+        found = read_cases(connection, *which)
+    awake = [case for case in found if case.snoozed_until is None or case.snoozed_until <= now]
+    critical = sum(case.severity == SEVERITIES[-1] for case in awake)
+    return OpenCases(len(awake), critical, sum(case.due_at <= now for case in awake))
 
 
 def list_cases(

@@ -63,7 +63,11 @@ def test_a_night_is_scored_in_shadow_by_the_challenger_and_published_by_the_cham
     assert (waiting["version"], waiting["nights"]) == (2, [str(NEW)])
     assert waiting["champions_flags_per_night"] == night["flagged"]
     assert execute(["status", "orders"]) == 0
-    assert "challenger: version 2, 1 nights scored in shadow, " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "challenger: version 2, 1 night scored in shadow, " in shown
+    found = answer(capsys, "status", "orders")["cases"]
+    assert len(answer(capsys, "cases", "orders")["cases"]) == found["open"] > 0 == found["overdue"]
+    assert f"cases: {found['open']} open" in shown
 
     compared = answer(capsys, "compare", "orders")["canaries"]
     assert compared
