@@ -82,6 +82,7 @@ def show_preview(nights: int, as_json: bool) -> None:
         print_note(problem)
     if not counts:
         print_note("without rules in alerts.yaml nobody is told of anything: docs/alerts.md")
+        return
     rows = [{"rule": rule} | row for rule, row in counts.items()]
     title = f"messages that each rule would have sent in the last {nights} nights"
     print_rows(Table(title=title, title_justify="left"), rows, ("rule", "facts", "messages", "held"))
