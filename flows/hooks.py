@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
 from flows.config.settings import load_settings
@@ -51,6 +52,12 @@ def mark_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
             owner = other.labels.get(OWNER)
             if is_dead(str(owner)):
                 client.set_flow_run_state(other.id, Crashed(message=f"its process died: {owner}"), force=True)
+
+
+def is_part_of_run() -> bool:
+    """Whether the current flow run is a part of a larger one. Asks no server."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.parent_task_run_id)
 
 
 def name_limit(work: Work, detector: str) -> str:

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run as current
 
 from flows.alerts import tell
 from flows.config.setup import load_setup, prepare
-from flows.hooks import follow_steps, mark_crashed, taking_turns
+from flows.hooks import follow_steps, is_part_of_run, mark_crashed, taking_turns
 from tasks.errors import Failure, NightjarError, describe_failure, hide_password
 from tasks.ingest import check_landed, ingest
 from tasks.monitor import monitor
@@ -79,5 +79,5 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         report(site, validation, scorer, params.score)
         shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
         monitor(site, contract, night, scorer, bundle, rule, params.monitor, params.filter.exclude_dates)
-    tell([name], current.parent_flow_run_id is None)
+    tell([name], not is_part_of_run())
     return night

@@ -13,7 +13,7 @@ from tasks.on_demand.compare import check_gate
 from tasks.policy import progress_of
 from tasks.register import promote
 from tasks.rows.escaping import escape_markdown
-from tasks.stores.registry import DECISION
+from tasks.stores.registry import CHALLENGER, DECISION
 
 
 def name_run() -> str:
@@ -33,6 +33,8 @@ def promotion(name: str, version: int | None = None, force: bool = False) -> tup
     """
     setup = prepare(name)
     site, params, now = setup.site, setup.configured.detector, datetime.now(UTC)
+    if version is None and (challenger := site.registry.find_version(CHALLENGER)):
+        version = challenger.version  # the one that is judged, even if another takes its place meanwhile
     judged = version, params.ingest.has_labels, now, progress_of("compare")
     refusals = check_gate(site, setup.record_rule, params.promote.gate, *judged)
     try:

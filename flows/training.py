@@ -1,7 +1,7 @@
 """The training flow: from landing to a registered version, with every batch before the cut-off."""
 
 import time
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, prepare
 from flows.hooks import mark_crashed, taking_turns
 from tasks.calibrate import calibrate
-from tasks.errors import BatchMissing, ParamsInvalid, ReducerRefused, RunFailed, TooFewRows
+from tasks.errors import BatchMissing, NightjarError, ParamsInvalid, RunFailed
 from tasks.evaluate import evaluate
 from tasks.filter import TrainingSet, filter_rows, read_training_set
 from tasks.ingest import ingest
@@ -82,25 +82,33 @@ def challenge(setup: Setup, registered: Registered) -> Compared:
     if champion is None or champion.version == registered.version:
         return Compared(**vars(registered))
     latest, notes = learn_second_stage(setup, registered)
-    found = None
-    for number in dict.fromkeys((latest.version, registered.version)):  # the verdicts may be of the newest nights
-        with suppress(BatchMissing):
-            pair, has_labels = choose_versions(site, number), setup.configured.detector.ingest.has_labels
-            now, canaries = datetime.now(UTC), setup.configured.detector.monitor.canaries
-            progress = progress_of("compare")
-            found = compare_versions(
-                site, setup.record_rule, pair, has_labels, now, on_progress=progress, canaries=canaries
-            )
-            break
+    found, note = compare_with_champion(setup, dict.fromkeys((latest.version, registered.version)))
     if found:
         text, key = summarise_comparison(found), f"comparison-{site.artifact_key}"
         create_markdown_artifact(text, key=key, description=f"version {found.second.version}")
-    else:
-        again = f"nightjar compare {site.detector}"
-        notes.append(f"no published night is new to version {latest.version} and the champion; later: {again}")
+    notes += [note] if note else []
     for note in notes:
         get_run_logger().warning(note)
     return Compared(**vars(latest), comparison=found, notes=tuple(notes))
+
+
+def compare_with_champion(setup: Setup, versions: Iterable[int]) -> tuple[Comparison | None, str]:
+    """The comparison of the first of these versions for which there are new nights, or why there is none.
+
+    Whatever is wrong with the champion or with old nights, the new version stays registered.
+    """
+    site, params, now = setup.site, setup.configured.detector, datetime.now(UTC)
+    for number in versions:
+        pair, judged = choose_versions(site, number), (params.ingest.has_labels, now)
+        progress, canaries = progress_of("compare"), params.monitor.canaries
+        try:
+            found = compare_versions(site, setup.record_rule, pair, *judged, on_progress=progress, canaries=canaries)
+        except BatchMissing:
+            continue  # the verdicts of a second stage may be of the newest nights
+        except NightjarError as error:
+            return None, f"version {number} could not be compared with the champion: {error.line}"
+        return found, ""
+    return None, f"no published night is new to the version and the champion; later: nightjar compare {site.detector}"
 
 
 def learn_second_stage(setup: Setup, registered: Registered) -> tuple[Registered, list[str]]:
@@ -114,7 +122,7 @@ def learn_second_stage(setup: Setup, registered: Registered) -> tuple[Registered
         return registered, []
     try:
         reduced = register_reducer(site, setup.configured.detector.review, version)
-    except (TooFewRows, ReducerRefused) as error:
+    except NightjarError as error:  # too few verdicts, or whatever else: the version is registered
         return registered, [
             f"version {version} has no second stage, which version {champion.version} has: {error.what} After more "
             f"verdicts (nightjar review {site.detector}): nightjar reduce {site.detector} --version {version}"

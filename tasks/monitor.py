@@ -282,7 +282,7 @@ class Watch:
         flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
-        categories = [name for name in groups if name in self.categories]
+        categories = [name for name in groups if name in self.categories and name not in self.contract.masked]
         counted, shared = ({}, {}) if flags is None else measure_flags(flags, groups, categories)
         return {**found, **counted}, {name: self._name_shared(name, value) for name, value in shared.items()}
 

@@ -232,6 +232,8 @@ def raise_severity(connection: sa.Connection, some: Sequence[Case], params: Case
     still = [case for case in some if case.is_open]
     worst = _read_worst(connection, log.detector, [case.case_id for case in still])
     for case in still:
+        if case.case_id not in worst:
+            continue  # none of its records is flagged any more
         severity = params.find_severity(*worst[case.case_id])
         if SEVERITIES.index(severity) <= SEVERITIES.index(case.severity):
             continue

@@ -17,6 +17,7 @@ from tasks.stores.bulk import NO_NUL
 from tasks.stores.tables import deliveries
 from tasks.stores.warehouse import Warehouse, lock_key
 
+CHUNK = 5000  # ids in one statement
 LEASE = timedelta(minutes=10)  # to send what was claimed
 FIRST_RETRY, LAST_RETRY = timedelta(minutes=10), timedelta(hours=6)
 GIVE_UP_AFTER = timedelta(days=7)
@@ -70,8 +71,10 @@ def keep_messages(warehouse: Warehouse, planned: Sequence[Planned]) -> int:
         return 0
     with warehouse.begin() as connection:
         lock_key(connection, "deliveries")
-        known = sa.select(deliveries.c.delivery_id).where(deliveries.c.delivery_id.in_(list(rows)))
-        there = set(connection.scalars(known))
+        ids, there = list(rows), set[str]()
+        for start in range(0, len(ids), CHUNK):
+            known = deliveries.c.delivery_id.in_(ids[start : start + CHUNK])
+            there |= set(connection.scalars(sa.select(deliveries.c.delivery_id).where(known)))
         new = [row | {"delivery_id": key} for key, row in rows.items() if key not in there]
         if new:
             connection.execute(sa.insert(deliveries), new)
@@ -115,7 +118,8 @@ def _claim_due(warehouse: Warehouse, now: datetime, is_retry: bool) -> list[Deli
 def _finish(warehouse: Warehouse, claimed: Sequence[Delivery], reason: str, now: datetime) -> None:
     with warehouse.begin() as connection:
         for one in claimed:
-            row = deliveries.c.delivery_id == one.delivery_id
+            # Only if nobody else has sent it meanwhile, after this process took longer than its claim.
+            row = sa.and_(deliveries.c.delivery_id == one.delivery_id, deliveries.c.status != "sent")
             outcome: dict[str, object] = {"status": "sent", "reason": None, "due_at": None, "sent_at": now}
             if reason:
                 again = None if now - one.raised_at > GIVE_UP_AFTER else now + find_delay(one.tries)

@@ -171,9 +171,10 @@ def _list_cases(site: Site, since: datetime) -> list[Fact]:
     news = (case_events.c.detector == site.detector, case_events.c.kind == JOINED, case_events.c.happened_at > since)
     latest = sa.select(case_events.c.case_id, sa.func.max(case_events.c.happened_at).label("at")).where(*news)
     joined = {row["case_id"]: row["at"] for row in _select(site, latest.group_by(case_events.c.case_id))}
-    is_new = sa.or_(cases.c.opened_at > since, cases.c.case_id.in_(list(joined)))
-    found = _select(site, sa.select(cases).where(cases.c.detector == site.detector, is_new))
-    flags = _list_case_flags(site, [row["case_id"] for row in found])
+    is_joined = cases.c.case_id.in_(sa.select(case_events.c.case_id).where(*news))  # a list may be too long to send
+    told = (cases.c.detector == site.detector, sa.or_(cases.c.opened_at > since, is_joined))
+    found = _select(site, sa.select(cases).where(*told))
+    flags = _list_case_flags(site, sa.select(cases.c.case_id).where(*told))
     return [
         Fact(
             kind="case",
@@ -194,7 +195,7 @@ def _list_cases(site: Site, since: datetime) -> list[Fact]:
     ]
 
 
-def _list_case_flags(site: Site, numbers: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
+def _list_case_flags(site: Site, numbers: sa.Select[Any]) -> dict[int, list[Mapping[str, Any]]]:
     """The published flags of each case: batch_date and record."""
     key = ("detector", "batch_date", "record_id")
     joined = case_flags.join(flagged_anomalies, sa.and_(*(case_flags.c[k] == flagged_anomalies.c[k] for k in key)))

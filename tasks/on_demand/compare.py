@@ -24,9 +24,10 @@ from tasks.filter import read_training_set
 from tasks.follow_up.cases import ANOMALY
 from tasks.on_demand.loose import SMALLEST
 from tasks.rows.canaries import choose_canaries, make_canary, name_canary
+from tasks.rows.columns import fits
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import Judgement, Mask, judge
-from tasks.rows.params import Canary, GateParams, SwapCanary
+from tasks.rows.params import Canary, CategoryCanary, GateParams, SwapCanary
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import load_reference, name_references
 from tasks.rows.worst import Floats, WorstRows
@@ -133,21 +134,27 @@ def choose_versions(site: Site, first: int | None = None, second: int | None = N
     return pair
 
 
-def find_nights(site: Site, pair: tuple[Version, Version], most: int = MOST_NIGHTS) -> list[Manifest]:
+def find_nights(
+    site: Site, pair: tuple[Version, Version], detectors: Sequence[Detector], most: int = MOST_NIGHTS
+) -> list[Manifest]:
     """The validated rows of the newest published nights that neither version has learnt from. Raises BatchMissing.
 
-    Nights whose data broke are left out: what a version makes of them says nothing of it.
+    Nights whose data broke are left out, since what a version makes of them says nothing of it, and nights that were
+    validated without a column that one of them has learnt.
     """
     learnt = max(version.trained_through for version in pair)
     published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
     broken = {one.batch_date for one in site.warehouse.read_findings(site.detector) if one.finding == DATA_BROKE}
     later = [day for day in published if day > learnt and day not in broken]
-    found = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
+    kept = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
+    columns = tuple(column for detector in detectors for column in detector.columns)
+    found = [night for night in kept if all(fits(site.lake.schema(part), columns) for part in night.parts)]
     if found:
         return found[-most:]
     a, b = pair
     newest = f"; the newest published night is {published[-1]}" if published else "; no night is published"
-    pruned = f"; the validated rows of {len(later)} later nights were pruned" if later else newest
+    lacking = "lack a column that one has learnt" if kept else "were pruned"
+    pruned = f"; the validated rows of {len(later)} later nights {lacking}" if later else newest
     raise BatchMissing(
         f"There is no published night that neither version {a.version} nor version {b.version} has learnt from.",
         where=f"published nights of {site.detector}",
@@ -175,9 +182,9 @@ def compare_versions(
     on_progress is called with the rows judged so far, and all. Raises BatchMissing without common later nights, and
     BundleInvalid for a version that cannot be loaded or does not fit the rows.
     """
-    nights = find_nights(site, pair, most)
     device = resolve_device(site.device)
     detectors = [Detector.load(site.registry.fetch_bundle(version)).to(device) for version in pair]
+    nights = find_nights(site, pair, detectors, most)
     tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
     only_entity, answers, anomalies = replace(rule, show=()), 0, 0
     total, done = sum(night.rows for night in nights), 0
@@ -220,12 +227,16 @@ def _judge_canaries(
     if not reference or not night.rows:
         return {}
     one, two = detectors
-    names = list(dict.fromkeys(column.name for detector in detectors for column in detector.columns))
+    segments = [canary.segment for canary in canaries or () if isinstance(canary, CategoryCanary) and canary.segment]
+    learnt = [column.name for detector in detectors for column in detector.columns]
+    names = list(dict.fromkeys([*learnt, *segments]))
     rows = _read_first(site, night, names)
     found = {}
     for canary in choose_canaries(one.columns) if canaries is None else canaries:
         if not {*(canary.columns if isinstance(canary, SwapCanary) else (canary.column,))} <= reference.keys():
             continue  # of columns that only the other version has learnt
+        if isinstance(canary, CategoryCanary) and canary.segment and canary.segment not in rows.column_names:
+            continue  # the night was validated without it
         rng = np.random.default_rng(night.batch_date.toordinal())
         changed = make_canary(rows, canary, one.columns, reference, rng)
         shares = [float(judge(detector, changed).is_alert.mean()) for detector in (one, two)]
@@ -336,11 +347,11 @@ def check_gate(
     try:
         most = max(MOST_NIGHTS, gate.min_nights)
         found = compare_versions(site, rule, (champion, chosen), has_labels, now, most, on_progress)
+        return [*list_refusals(site, gate, found), *_check_metrics(site, chosen)]
     except BatchMissing:
         return [_describe_nights(chosen.version, 0, gate)]
     except NightjarError as error:
         return [f"version {chosen.version} cannot be compared with the champion: {error.line}"]
-    return [*list_refusals(site, gate, found), *_check_metrics(site, chosen)]
 
 
 def _check_shadow(site: Site, gate: GateParams, number: int) -> list[str]:
@@ -362,7 +373,8 @@ def _check_metrics(site: Site, version: Version) -> list[str]:
     Nothing is checked without such metrics, or if the rows are not kept any more.
     """
     recorded, cutoff = site.registry.read_metrics(version), version.read_date("cutoff")
-    if not recorded or not site.lake.find("clean", site.detector, cutoff):
+    clean = site.lake.find("clean", site.detector, cutoff)
+    if not recorded or clean is None or clean.hash != version.tags.get("data_hash"):
         return []
     rows = read_training_set(site.lake, site.detector, cutoff)
     found = evaluate_bundle(site, rows, site.registry.fetch_bundle(version)).metrics
@@ -370,9 +382,13 @@ def _check_metrics(site: Site, version: Version) -> list[str]:
     unlike = [
         f"{name} is {again.get(name)}, not {value:g}"
         for name, value in recorded.items()
-        if name.startswith(TEST) and not math.isclose(value, again.get(name) or math.nan, rel_tol=SAME, abs_tol=SAME)
+        if name.startswith(TEST) and not _is_same(value, again.get(name))
     ]
     return [f"version {version.version} does not give its own metrics again: {', '.join(unlike)}"] if unlike else []
+
+
+def _is_same(recorded: float, again: float | None) -> bool:
+    return again is not None and math.isclose(recorded, again, rel_tol=SAME, abs_tol=SAME)
 
 
 def _describe_nights(version: int, nights: int, gate: GateParams) -> str:

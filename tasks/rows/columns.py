@@ -148,3 +148,12 @@ def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.in
         indices = chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
         chunks.append(table[indices])
     return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+
+
+def fits(schema: pa.Schema, columns: tuple[Column, ...]) -> bool:
+    """Whether rows have the columns. The contract may have changed since they were validated."""
+    return all(
+        column.name in schema.names
+        and (KINDS[column.kind].is_text or not pa.types.is_string(schema.field(column.name).type))
+        for column in columns
+    )

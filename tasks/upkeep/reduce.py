@@ -10,15 +10,13 @@ import pyarrow.compute as pc
 import torch
 from pydantic import JsonValue
 
-from models.columns import Column
 from models.detector import Detector
 from models.reducer import Gain, Verdicts, fit_reducer
 from tasks.errors import TooFewRows
 from tasks.follow_up.cases import ANOMALY
 from tasks.register import Registered, register_bundle
-from tasks.rows.columns import to_records
+from tasks.rows.columns import fits, to_records
 from tasks.rows.judge import judge
-from tasks.rows.kinds import KINDS
 from tasks.rows.params import ReviewParams
 from tasks.stores.registry import CHAMPION
 from tasks.stores.site import Site
@@ -52,7 +50,7 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
         of_night = reviews[reviews["batch_date"] == day]
         wanted = pa.array(of_night["record_id"], pa.string())
         for part in site.lake.get("validated", site.detector, day).parts:
-            if not _fits(site.lake.schema(part), detector.columns):
+            if not fits(site.lake.schema(part), detector.columns):
                 continue
             for table in site.lake.slices(part, names):
                 found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), wanted))
@@ -81,15 +79,6 @@ def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]
         times=np.concatenate(times),
     )
     return verdicts, list(nights)
-
-
-def _fits(schema: pa.Schema, columns: tuple[Column, ...]) -> bool:
-    """Whether rows have the columns. The contract may have changed since they were validated."""
-    return all(
-        column.name in schema.names
-        and (KINDS[column.kind].is_text or not pa.types.is_string(schema.field(column.name).type))
-        for column in columns
-    )
 
 
 def reduce_detector(

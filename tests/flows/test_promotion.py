@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -12,6 +13,10 @@ from toy import CUTOFF, DAYS, FIRST, Project
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
+from models.columns import Column
+from models.detector import Detector
+from tasks.errors import BatchMissing, BundleInvalid
+from tasks.on_demand.compare import find_nights
 from tasks.stores.registry import Registry, Version
 from tasks.upkeep.prune import GRACE, plan_superseded, read_kept, take_inventory
 
@@ -104,7 +109,7 @@ def test_training_ends_with_the_comparison_which_prefect_shows_too(
     later = answer(capsys, "train", "orders", "--cutoff", str(NEW + timedelta(days=1)))
     assert later["comparison"] is None
     assert later["notes"] == [
-        "no published night is new to version 3 and the champion; later: nightjar compare orders",
+        "no published night is new to the version and the champion; later: nightjar compare orders",
     ]
 
 
@@ -159,6 +164,42 @@ def test_the_gate_refuses_a_version_that_misses_known_anomalies(
     gate = {"gate": {"max_recall_loss": lost / first["total"]}}
     challenged.change("params.yaml", "detectors", "orders", "promote", value=gate)
     assert answer(capsys, "promote", "orders")["champion"] == 2
+
+
+def test_a_version_whose_metrics_are_zero_gives_them_again(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.change(
+        "params.yaml", "detectors", "orders", "calibrate", value={"threshold": {"kind": "fixed", "value": 1e9}}
+    )
+    trained.change("params.yaml", "detectors", "orders", "promote", value={"gate": {"max_recall_loss": 1}})
+    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    registry = load_setup("orders").site.registry
+    assert registry.read_metrics(registry.get_version(2))["test_recall"] == 0
+    assert answer(capsys, "promote", "orders")["champion"] == 2
+
+
+def test_a_training_stays_registered_if_it_cannot_be_compared(
+    trained: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise BundleInvalid("The bundle was altered.")
+
+    monkeypatch.setattr("flows.training.compare_versions", fail)
+    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    found = answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    assert (found["version"], found["comparison"]) == (2, None)
+    assert found["notes"][0].startswith("version 2 could not be compared with the champion: BundleInvalid")
+
+
+def test_nights_validated_without_a_column_that_was_learnt_are_not_compared(trained: Project) -> None:
+    site = load_setup("orders").site
+    champion = site.registry.get_champion()
+    detector = Detector.load(site.registry.fetch_bundle(champion))
+    assert len(find_nights(site, (champion, champion), [detector, detector])) == 2
+    wider = cast(Detector, SimpleNamespace(columns=(*detector.columns, Column("new", "numeric"))))
+    with pytest.raises(BatchMissing, match="2 later nights lack a column that one has learnt"):
+        find_nights(site, (champion, champion), [detector, wider])
 
 
 def test_the_gate_refuses_a_version_that_does_not_give_its_own_metrics_again(

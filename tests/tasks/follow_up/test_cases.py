@@ -399,6 +399,15 @@ def test_two_cases_are_merged_and_later_flags_of_both_entities_follow(engine: Wa
     assert read_events(engine, 5)[0][2]["former"] == 1
 
 
+def test_two_cases_without_flags_that_people_took_are_merged(engine: Warehouse) -> None:
+    publish(engine, {"a1": "ann", "b1": "bob"})
+    for number in (1, 2):
+        actions.take_case(desk(engine), number)
+    publish(engine, {})
+    actions.merge_case(desk(engine), 2, 1)
+    assert [(case.state, case.merged_into) for case in read_cases(engine).values()] == [("open", None), ("closed", 1)]
+
+
 def test_a_closed_case_is_merged_into_the_open_one_of_its_entity(engine: Warehouse) -> None:
     publish(engine, {"a1": "ann"})
     actions.judge_case(desk(engine), 1, "confirmed")
