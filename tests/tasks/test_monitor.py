@@ -226,6 +226,13 @@ def test_what_is_known_of_a_version_has_no_values_of_masked_columns(project):
     assert b"order" not in lake.read(path)
 
 
+def test_a_category_that_was_masked_after_it_was_learnt_is_in_no_evidence(project, monkeypatch):
+    monkeypatch.setattr(Watch, "categories", ("shop", "customer"))
+    drift, _ = run_night(project)
+    assert find(drift, "shop", "flags_of_one_category").value > 0
+    assert not any(one.column == "all categories" for one in drift)
+
+
 def test_status_and_monitor_read_what_was_found(project):
     _, finding = run_night(project, frame=half(make_rows(DAY)))
     site = reopen(project).site
