@@ -25,7 +25,7 @@ from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.on_demand.findings import describe_labels, describe_version
 from tasks.policy import IO
-from tasks.rows.canaries import choose_canaries, make_canary, name_canary
+from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.contract import Contract
 from tasks.rows.drift import (
     SHIFT_EXPLAINS,
@@ -44,7 +44,7 @@ from tasks.rows.drift import (
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.finding import Watched, decide
 from tasks.rows.judge import judge
-from tasks.rows.params import Canary, CategoryCanary, MonitorParams
+from tasks.rows.params import Canary, MonitorParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
     HOURS,
@@ -65,7 +65,6 @@ from tasks.stores.tables import DATA_BROKE, Drift, Finding, Night
 
 SAMPLE_ROWS = 50_000
 PRACTICE_ROWS = 10_000  # of a day before the cut-off, which has to be scored first
-CANARY_ROWS = 200  # of each canary
 PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first history
 HISTORY_DAYS = 56
 SHOWN = 12  # statistics beyond their bounds in the artifact
@@ -161,21 +160,6 @@ def measure_flags(flags: pa.Table, names: Sequence[str], categories: Sequence[st
     return found, shared
 
 
-def measure_canaries(
-    detector: Detector, reference: Reference, rows: pa.Table, canaries: Sequence[Canary], seed: int
-) -> Values:
-    """The share of each canary's rows that become alerts."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for canary in canaries:
-        if not rows.num_rows:
-            break
-        chosen = np.sort(rng.choice(rows.num_rows, min(CANARY_ROWS, rows.num_rows), replace=False))
-        judged = judge(detector, make_canary(rows.take(pa.array(chosen)), canary, detector.columns, reference, rng))
-        found[name_canary(canary), "canary_recall"] = float(judged.is_alert.mean())
-    return found
-
-
 def draw_rows(
     lake: Lake,
     parts: Sequence[Part],
@@ -235,11 +219,7 @@ class Watch:
     @property
     def canaries(self) -> tuple[Canary, ...]:
         """The canaries that params name and this version reads, or those chosen by the kinds of columns."""
-        columns, given = self.detector.columns, self.params.canaries
-        if given is None:
-            return choose_canaries(columns)
-        known = {column.name for column in columns}  # of a version that may be older than the params
-        return tuple(canary for canary in given if known.issuperset(canary.changes))
+        return list_canaries(self.params.canaries, self.detector.columns)
 
     def read_reference(self) -> Reference:
         """Count the rows that the version was fitted on; empty if the lake has them no more."""
@@ -269,8 +249,7 @@ class Watch:
             return found, {}
         lake, columns, seed = self.site.lake, self.detector.columns, batch.batch_date.toordinal()
         groups = self._choose_groups(lake.columns(batch.parts[0]))
-        segments = [c.segment for c in self.canaries if isinstance(c, CategoryCanary) and c.segment]
-        wanted = dict.fromkeys([*(column.name for column in columns), *groups, *segments])
+        wanted = dict.fromkeys([*(column.name for column in columns), *groups, *list_segments(self.canaries)])
         if scores:
             rows, score = draw_rows(lake, batch.parts, list(wanted), seed, scores=scores.parts)
         else:
@@ -278,7 +257,8 @@ class Watch:
             score = judge(self.detector, rows).score
         found |= measure_rows(self.detector, self.reference, rows, score, self.site.zone, self.params.ignore)
         if self.reference:
-            found |= measure_canaries(self.detector, self.reference, rows, self.canaries, seed)
+            recall = measure_recall(self.detector, columns, self.reference, rows, self.canaries, seed)
+            found |= {(name, "canary_recall"): share for name, share in recall.items()}
         flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)

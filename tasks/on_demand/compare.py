@@ -23,11 +23,11 @@ from tasks.evaluate import evaluate_bundle
 from tasks.filter import read_training_set
 from tasks.follow_up.cases import ANOMALY
 from tasks.on_demand.loose import SMALLEST
-from tasks.rows.canaries import choose_canaries, make_canary, name_canary
+from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.columns import fits
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import Judgement, Mask, judge
-from tasks.rows.params import Canary, CategoryCanary, GateParams, SwapCanary
+from tasks.rows.params import Canary, GateParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import load_reference, name_references
 from tasks.rows.worst import Floats, WorstRows
@@ -226,22 +226,13 @@ def _judge_canaries(
     reference = load_reference(json.loads(kept)["columns"]) if kept else {}
     if not reference or not night.rows:
         return {}
-    one, two = detectors
-    segments = [canary.segment for canary in canaries or () if isinstance(canary, CategoryCanary) and canary.segment]
+    columns = detectors[0].columns  # which the reference is of
+    chosen = list_canaries(canaries, columns)
     learnt = [column.name for detector in detectors for column in detector.columns]
-    names = list(dict.fromkeys([*learnt, *segments]))
-    rows = _read_first(site, night, names)
-    found = {}
-    for canary in choose_canaries(one.columns) if canaries is None else canaries:
-        if not {*(canary.columns if isinstance(canary, SwapCanary) else (canary.column,))} <= reference.keys():
-            continue  # of columns that only the other version has learnt
-        if isinstance(canary, CategoryCanary) and canary.segment and canary.segment not in rows.column_names:
-            continue  # the night was validated without it
-        rng = np.random.default_rng(night.batch_date.toordinal())
-        changed = make_canary(rows, canary, one.columns, reference, rng)
-        shares = [float(judge(detector, changed).is_alert.mean()) for detector in (one, two)]
-        found[name_canary(canary)] = (shares[0], shares[1])
-    return found
+    rows = _read_first(site, night, list(dict.fromkeys([*learnt, *list_segments(chosen)])))
+    made = (columns, reference, rows, chosen, night.batch_date.toordinal(), CANARY_ROWS)
+    one, two = (measure_recall(detector, *made) for detector in detectors)
+    return {name: (share, two[name]) for name, share in one.items()}
 
 
 def _read_first(site: Site, night: Manifest, names: list[str]) -> pa.Table:

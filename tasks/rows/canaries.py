@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from models.columns import Column
+from models.detector import Detector
+from tasks.rows.judge import judge
 from tasks.rows.params import Canary, CategoryCanary, ShiftCanary, SwapCanary
 from tasks.rows.reference import Reference, rescale, unscale
 
 SHIFTED_BY_DEFAULT = 3  # columns
+CANARY_ROWS = 200  # of each canary
 LARGEST = 2.0**31 - 1  # of a shifted whole number
 
 
@@ -31,6 +34,44 @@ def choose_canaries(columns: Sequence[Column]) -> tuple[Canary, ...]:
         chosen.append(SwapCanary(kind="swap", columns=(numbers[0], numbers[-1])))
     chosen += [CategoryCanary(kind="category", column=name) for name in categories[:1]]
     return tuple(chosen)
+
+
+def list_canaries(given: Sequence[Canary] | None, columns: Sequence[Column]) -> tuple[Canary, ...]:
+    """The canaries of params that a version with these columns reads, or, if given is None, those chosen by kind."""
+    if given is None:
+        return choose_canaries(columns)
+    known = {column.name for column in columns}  # of a version that may be older than the params
+    return tuple(canary for canary in given if known.issuperset(canary.changes))
+
+
+def list_segments(canaries: Sequence[Canary]) -> list[str]:
+    """The columns by which canaries choose their categories, in addition to those that a detector reads."""
+    return [canary.segment for canary in canaries if isinstance(canary, CategoryCanary) and canary.segment]
+
+
+def measure_recall(
+    detector: Detector,
+    columns: Sequence[Column],
+    reference: Reference,
+    rows: pa.Table,
+    canaries: Sequence[Canary],
+    seed: int,
+    most: int = CANARY_ROWS,
+) -> dict[str, float]:
+    """By name, the share of each canary's rows that become alerts; at most `most` rows each, drawn by the seed.
+
+    columns: of the version that the reference is of, so that two versions can be given the same canaries. A canary
+    whose segment the rows lack is left out: they were validated without it.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, float] = {}
+    for canary in canaries if rows.num_rows else ():
+        if not {*list_segments([canary])} <= {*rows.column_names}:
+            continue
+        chosen = np.sort(rng.choice(rows.num_rows, min(most, rows.num_rows), replace=False))
+        judged = judge(detector, make_canary(rows.take(pa.array(chosen)), canary, columns, reference, rng))
+        found[name_canary(canary)] = float(judged.is_alert.mean())
+    return found
 
 
 def make_canary(

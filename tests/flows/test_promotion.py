@@ -95,6 +95,14 @@ def test_a_night_is_scored_in_shadow_by_the_challenger_and_published_by_the_cham
     assert answer(capsys, "status", "orders")["challenger"] is None
 
 
+def test_a_canary_whose_segment_no_version_has_learnt_is_compared(
+    challenged: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = {"kind": "category", "column": "shop", "segment": "customer"}
+    challenged.change("params.yaml", "detectors", "orders", "monitor", value={"canaries": [canary]})
+    assert answer(capsys, "compare", "orders")["canaries"].keys() == {"category shop"}
+
+
 def test_training_ends_with_the_comparison_which_prefect_shows_too(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
