@@ -113,14 +113,10 @@ def read_challenger(site: Site) -> Waiting | None:
         return None
     published = {night.batch_date: night for night in site.warehouse.read_nights(site.detector)}
     shadow = site.lake.scored_by(site.detector, site.registry.check_tags(challenger), challenger.trained_through)
-    both = [
-        (scores.facts["flagged"], published[day].flagged)
-        for scores in shadow
-        if (day := scores.batch_date) in published
-    ]
-    mine, champions = (sum(flags) / len(both) for flags in zip(*both, strict=True)) if both else (None, None)
-    days = [scores.batch_date for scores in shadow if scores.batch_date in published]
-    return Waiting(challenger.version, days, mine, champions, challenger.tags.get(DECISION, ""))
+    both = {one.batch_date: (one.facts["flagged"], published[one.batch_date].flagged) for one in shadow
+            if one.batch_date in published}  # fmt: skip
+    mine, champions = (sum(flags) / len(both) for flags in zip(*both.values(), strict=True)) if both else (None, None)
+    return Waiting(challenger.version, list(both), mine, champions, challenger.tags.get(DECISION, ""))
 
 
 def read_lines(project: Path) -> list[StatusLine]:

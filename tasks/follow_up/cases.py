@@ -7,7 +7,7 @@ rule. Events are append-only. A verdict on a case is one on each of its records,
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from tasks.rows.params import SEVERITIES, CasesParams
-from tasks.stores.bulk import load_rows, read_frame
+from tasks.stores.bulk import in_chunks, load_rows, read_frame
 from tasks.stores.tables import Case, Night, case_events, case_flags, cases, flagged_anomalies, reviews
 from tasks.stores.warehouse import UNRESOLVED, lock_cases, select_verdicts
 
@@ -33,7 +33,6 @@ MEANING = {
 }
 OPEN, SNOOZED, CLOSED = "open", "snoozed", "closed"
 STATES = (OPEN, SNOOZED, CLOSED)
-CHUNK = 5000  # ids in one statement
 FLAG_KEY = ("detector", "batch_date", "record_id")
 AWAKE: dict[str, Any] = {"state": OPEN, "snoozed_until": None}
 Key = tuple[Any, ...]
@@ -254,7 +253,7 @@ def _read_worst(connection: sa.Connection, detector: str, numbers: Sequence[int]
     joined = sa.join(case_flags, flagged_anomalies, of_flag)
     worst = (sa.func.max(flagged_anomalies.c.percentile_rank), sa.func.count())
     found: dict[int, tuple[float, int]] = {}
-    for chunk in _chunks(numbers):
+    for chunk in in_chunks(numbers):
         rows = sa.select(case_flags.c.case_id, *worst).select_from(joined).where(*_of(case_flags, detector, chunk))
         found |= {case: (rank, flags) for case, rank, flags in connection.execute(rows.group_by(case_flags.c.case_id))}
     return found
@@ -274,7 +273,7 @@ def close_settled(connection: sa.Connection, numbers: Collection[int], log: Log)
     acts = sa.select(case_events.c.case_id, reopened.label("reopened_at")).where(
         case_events.c.actor.not_in((BY_RULE, LABELS))
     )
-    for chunk in _chunks(sorted(numbers)):
+    for chunk in in_chunks(sorted(numbers)):
         judged: dict[int, list[Any]] = {}
         for flag in connection.execute(flags.where(*_of(case_flags, log.detector, chunk))).all():
             judged.setdefault(flag.case_id, []).append(flag)
@@ -334,11 +333,6 @@ def change(connection: sa.Connection, case: Case, values: Mapping[str, Any]) -> 
     """Set columns of a case. The caller has the detector's cases locked."""
     of_case = (cases.c.detector == case.detector, cases.c.case_id == case.case_id)
     connection.execute(sa.update(cases).where(*of_case).values(**values))
-
-
-def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(numbers), CHUNK):
-        yield numbers[start : start + CHUNK]
 
 
 def read_members(connection: sa.Connection, detector: str, *which: sa.ColumnElement[bool]) -> pd.DataFrame:

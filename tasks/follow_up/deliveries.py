@@ -1,4 +1,4 @@
-"""The table `deliveries`: what each rule has told a channel, or is still to tell it, or was held back and why.
+"""The table `deliveries`: the messages that were sent, are still to be sent, or were held back, and why.
 
 A message is claimed before it is sent, so that two processes do not both send it; one whose process dies in between is
 sent again by the next. A failed one is tried again, at growing intervals, for a week.
@@ -13,11 +13,10 @@ from itertools import groupby
 import sqlalchemy as sa
 
 from tasks.follow_up.alerts import Planned, write_message
-from tasks.stores.bulk import NO_NUL
+from tasks.stores.bulk import NO_NUL, in_chunks
 from tasks.stores.tables import deliveries
 from tasks.stores.warehouse import Warehouse, lock_key
 
-CHUNK = 5000  # ids in one statement
 LEASE = timedelta(minutes=10)  # to send what was claimed
 FIRST_RETRY, LAST_RETRY = timedelta(minutes=10), timedelta(hours=6)
 GIVE_UP_AFTER = timedelta(days=7)
@@ -44,7 +43,7 @@ class Delivery:
 
 
 def name_delivery(planned: Planned) -> str:
-    """The key of a message: a rule tells a channel of the same thing once."""
+    """The key of a message: a rule notifies a channel about a fact once."""
     key = "\x1f".join((planned.rule, planned.channel, planned.fact.about))
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -71,10 +70,10 @@ def keep_messages(warehouse: Warehouse, planned: Sequence[Planned]) -> int:
         return 0
     with warehouse.begin() as connection:
         lock_key(connection, "deliveries")
-        ids, there = list(rows), set[str]()
-        for start in range(0, len(ids), CHUNK):
-            known = deliveries.c.delivery_id.in_(ids[start : start + CHUNK])
-            there |= set(connection.scalars(sa.select(deliveries.c.delivery_id).where(known)))
+        there = set[str]()
+        for ids in in_chunks(list(rows)):
+            known = sa.select(deliveries.c.delivery_id).where(deliveries.c.delivery_id.in_(ids))
+            there |= set(connection.scalars(known))
         new = [row | {"delivery_id": key} for key, row in rows.items() if key not in there]
         if new:
             connection.execute(sa.insert(deliveries), new)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import sqlalchemy as sa
@@ -13,6 +13,8 @@ from tasks.stores.tables import Instant
 
 COPY_ROWS = 10_000
 NO_NUL = "\ufffd"
+CHUNK = 5000  # values in one statement
+T = TypeVar("T")
 
 
 def load_rows(connection: sa.Connection, table: sa.Table, frame: pd.DataFrame) -> None:
@@ -159,3 +161,9 @@ def _arrow_type(column: sa.ColumnElement[Any]) -> Any:
 
 def _driver(connection: sa.Connection) -> Any:
     return connection.connection.driver_connection
+
+
+def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The values in pieces that one statement can name: PostgreSQL's driver sends at most 65,535."""
+    for start in range(0, len(values), CHUNK):
+        yield values[start : start + CHUNK]

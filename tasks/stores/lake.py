@@ -9,6 +9,7 @@ everything they depend on, so all writers write the same bytes, and a later atte
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ from tasks.stores.files import Files, passing_over_missing
 S = TypeVar("S", pa.Table, pa.Schema)
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
+BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 # Query errors that do not mean a damaged part: incompatible columns, or too little memory.
 NOT_OF_A_PART = (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException, MemoryError)
 SLICE_ROWS = 131_072  # rows held in memory at once, fewer of wide rows: a Parquet row group
@@ -200,6 +202,12 @@ class PartitionWriter:
         return manifest
 
 
+def read_batch_date(path: str) -> date | None:
+    """The batch date in a path of the lake."""
+    found = BATCH_DATE.search(path)
+    return date.fromisoformat(found[1]) if found else None
+
+
 class Lake(Files):
     """All zones under one root. Files and DuckDB are opened when first used; pickling keeps only the root.
 
@@ -245,10 +253,10 @@ class Lake(Files):
         """The scores that a bundle, named by its hash, has given to batches after a date as they are now, by date."""
         found = []
         for path in self.manifests("scores", detector):
-            day = date.fromisoformat(path.split("/batch_date=")[1][:10])
-            scores = self.read_manifest(path) if day > after else None
+            day = read_batch_date(path)
+            scores = self.read_manifest(path) if day and day > after else None
             if scores and scores.facts.get("bundle") == bundle:
-                validated = self.find("validated", detector, day)
+                validated = self.find("validated", detector, scores.batch_date)
                 found += [scores] if validated and validated.hash == scores.facts["validated"] else []
         return sorted(found, key=lambda scores: scores.batch_date)
 
@@ -271,7 +279,7 @@ class Lake(Files):
     def dates(self, zone: Zone, detector: str) -> list[date]:
         """The batch dates with a committed partition, in order."""
         found = self.glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
-        return sorted(date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("batch_date=")) for path in found)
+        return sorted(day for path in found if (day := read_batch_date(path)))
 
     def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
         """Landed parts that were pruned, by batch date: remembered so that they do not land again."""

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, ServiceUnreachable, SourceInvalid
 from tasks.rows.escaping import escape_markdown
-from tasks.stores.lake import Lake, Manifest, Part, Zone
+from tasks.stores.lake import Lake, Manifest, Part, Zone, read_batch_date
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import (
@@ -42,7 +42,7 @@ from tasks.stores.tables import (
 )
 from tasks.stores.warehouse import lock_cases
 from tasks.upkeep.inventory import Inventory, list_results, take_inventory
-from tasks.upkeep.prune import GRACE, hold_batch, read_batch_date
+from tasks.upkeep.prune import GRACE, hold_batch
 
 ERASED = "(erased)"
 NAMED_BY = {

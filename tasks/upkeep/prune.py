@@ -6,7 +6,6 @@ removed: landing that is not yet scored or trained on, the clean rows and bundle
 flags, labels, reviews and registered versions.
 """
 
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import sqlalchemy as sa
 from tasks.rows.params import RetentionParams
 from tasks.stores import registry
 from tasks.stores.files import UNFINISHED
-from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest
+from tasks.stores.lake import MANIFEST, PRUNED, Lake, Manifest, read_batch_date
 from tasks.stores.site import Site
 from tasks.stores.tables import attempts, deliveries, scoring_batches, superseded_anomalies
 from tasks.stores.warehouse import lock_key
@@ -29,7 +28,6 @@ GRACE = timedelta(hours=24)  # a younger file may belong to a running attempt
 ORPHANS = "orphans"
 SUPERSEDED = "superseded scores"
 ALIASES = (registry.CHAMPION, registry.CHALLENGER)
-BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 
 
 @dataclass(frozen=True)
@@ -138,12 +136,6 @@ def order_files(path: str, inventory: Inventory) -> tuple[tuple[str, int], ...]:
     names = set(list_named(path, inventory.manifests[path], inventory.named)) & inventory.named.keys()
     ordered = sorted(names, key=lambda name: (name != path, not name.endswith(".json"), name))
     return tuple((name, inventory.named[name]) for name in ordered)
-
-
-def read_batch_date(path: str) -> date | None:
-    """The batch date in a path of the lake."""
-    found = BATCH_DATE.search(path)
-    return date.fromisoformat(found[1]) if found else None
 
 
 def plan_partitions(inventory: Inventory, retention: RetentionParams, today: date, kept: Kept) -> Iterator[Removal]:
