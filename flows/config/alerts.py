@@ -1,4 +1,4 @@
-"""alerts.yaml (whom to tell of what), loaded into frozen types; without the file nobody is told.
+"""alerts.yaml (whom to notify about what), loaded into frozen types; without the file, nobody is notified.
 
 The address of a channel is a secret. It is in the environment variable NIGHTJAR_CHANNEL_NAME, or in the file of that
 name, in lower case, in the folder NIGHTJAR_SECRETS.

@@ -1,4 +1,4 @@
-"""alerts.yaml: whom to tell of what. In: facts of the nights. Out: one message per rule, fact and channel, and when.
+"""alerts.yaml: whom to notify about what. In: facts of the nights. Out: a message per rule, fact and channel, and when.
 
 A fact is something that happened to a night or a case; `about` names it, and the same rule tells a channel of it once.
 Nothing here reads a table or sends anything.
@@ -82,7 +82,7 @@ class NightRule(_Rule):
     on: Literal["night_failed", "night_rejected", "night_late"]
 
     def accepts(self, fact: Fact) -> bool:
-        """Whether the rule tells of a fact of its kind."""
+        """Whether the rule reports a fact of its kind."""
         return True
 
 
@@ -93,7 +93,7 @@ class DriftRule(_Rule):
     findings: Annotated[tuple[Finding, ...], Field(min_length=1)] = ("data_broke", "world_changed", "attack")
 
     def accepts(self, fact: Fact) -> bool:
-        """Whether the rule tells of a fact of its kind."""
+        """Whether the rule reports a fact of its kind."""
         return fact.finding in self.findings
 
 
@@ -104,7 +104,7 @@ class BudgetRule(_Rule):
     max_alerts: int | None = Field(default=None, ge=0)
 
     def accepts(self, fact: Fact) -> bool:
-        """Whether the rule tells of a fact of its kind."""
+        """Whether the rule reports a fact of its kind."""
         return fact.beyond > 0 or (self.max_alerts is not None and fact.number > self.max_alerts)
 
 
@@ -115,7 +115,7 @@ class CanaryRule(_Rule):
     below: float | None = Field(default=None, gt=0, le=1)
 
     def accepts(self, fact: Fact) -> bool:
-        """Whether the rule tells of a fact of its kind."""
+        """Whether the rule reports a fact of its kind."""
         return fact.beyond > 0 if self.below is None else fact.number < self.below
 
 
@@ -140,7 +140,7 @@ class CaseRule(_Rule):
     where: dict[str, Range | tuple[str | bool | int | float, ...]] = Field(default={})
 
     def accepts(self, fact: Fact) -> bool:
-        """Whether the rule tells of a fact of its kind."""
+        """Whether the rule reports a fact of its kind."""
         if SEVERITIES.index(fact.severity) < SEVERITIES.index(self.severity):
             return False
         return not self.where or any(all(self._has(record, name) for name in self.where) for record in fact.records)
@@ -161,7 +161,7 @@ class ChannelParams(Section):
 
 
 class Maintenance(Section):
-    """Planned work: of what happens meanwhile, nobody is told. `detectors`: none means all."""
+    """Planned work: events in this period send no notification. `detectors`: none means all."""
 
     begin: Moment
     end: Moment
@@ -197,7 +197,7 @@ class Alerts(Section):
         return ZoneInfo(self.time_zone)
 
     def find_mute(self, rule: Rule, fact: Fact) -> str:
-        """Why nobody is told of a fact; empty if somebody is."""
+        """Why a fact sends no notification; empty if it does."""
         until = rule.snoozed_until and self._in_zone(rule.snoozed_until)
         if until and fact.at < until:
             return f"snoozed until {until:%Y-%m-%d %H:%M}"
