@@ -2,7 +2,8 @@
 
 Published results (flagged_anomalies, scoring_batches, group_scores), attempts, replaced results
 (superseded_anomalies), knowledge gained (labels, reviews), and what follows a night: monitoring (drift, findings),
-cases and their events, suppressions, and messages (deliveries).
+cases and their events, suppressions, messages (deliveries), and what people at the desk keep (approvals, annotations,
+saved_filters, samples).
 A change here needs a migration in migrations/versions; a test compares the two.
 """
 
@@ -195,6 +196,8 @@ cases = sa.Table(
     _value("closed_at", Instant, nullable=True),
     _value("verdict", sa.Text, nullable=True),  # with which it was closed
     _value("merged_into", sa.Integer, nullable=True),  # the case that has its flags now
+    _value("locked_by", sa.Text, nullable=True),  # who has it open on the desk
+    _value("locked_until", Instant, nullable=True),
 )
 case_flags = sa.Table(
     "case_flags",
@@ -246,6 +249,48 @@ suppressions = sa.Table(
     _value("added_at", Instant),
     _value("expires_at", Instant),
     _value("ended_at", Instant, nullable=True),  # ended earlier than it expired
+)
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    _key("detector", sa.Text),
+    _key("approval_id", sa.Integer),  # from 1 on
+    _value("cases", sa.Text),  # JSON: the numbers of the cases
+    _value("verdict", sa.Text),
+    _value("note", sa.Text, nullable=True),
+    _value("asked_by", sa.Text),
+    _value("asked_at", Instant),
+    _value("decision", sa.Text, nullable=True),  # approved, refused or withdrawn; null: it waits
+    _value("decided_by", sa.Text, nullable=True),
+    _value("decided_at", Instant, nullable=True),
+)
+annotations = sa.Table(
+    "annotations",
+    metadata,
+    *_night_key(),
+    _key("author", sa.Text),
+    _key("written_at", Instant),
+    _value("note", sa.Text),
+)
+saved_filters = sa.Table(
+    "saved_filters",
+    metadata,
+    _key("detector", sa.Text),
+    _key("person", sa.Text),
+    _key("name", sa.Text),
+    _value("query", sa.Text),  # of the page's address
+)
+samples = sa.Table(
+    "samples",
+    metadata,
+    *_night_key(),
+    _key("record_id", sa.Text),
+    _value("attempt", sa.Integer),
+    _value("inclusion", sa.Double),  # as in reviews
+    _value("event_time", Instant),
+    _value("entity", sa.Text, nullable=True),
+    _value("record", sa.Text, nullable=True),  # as in flagged_anomalies
+    _value("drawn_at", Instant),
 )
 
 
@@ -306,6 +351,8 @@ class Case:
     closed_at: datetime | None
     verdict: str | None
     merged_into: int | None
+    locked_by: str | None
+    locked_until: datetime | None
 
     @property
     def is_open(self) -> bool:

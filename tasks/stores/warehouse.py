@@ -43,7 +43,7 @@ from tasks.stores.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0009"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0010"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
 LOST_AFTER_S = 600.0

@@ -27,6 +27,8 @@ from tasks.stores.lake import Lake, Manifest, Part, Zone, read_batch_date
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import (
+    annotations,
+    approvals,
     attempts,
     case_events,
     case_flags,
@@ -36,6 +38,8 @@ from tasks.stores.tables import (
     group_scores,
     labels,
     reviews,
+    samples,
+    saved_filters,
     scoring_batches,
     superseded_anomalies,
     suppressions,
@@ -53,6 +57,7 @@ NAMED_BY = {
     group_scores: group_scores.c.group,
     case_flags: case_flags.c.record_id,
     cases: cases.c.record_id,
+    samples: samples.c.record_id,
 }
 TOLD_IN = (
     attempts.c.cause,
@@ -62,11 +67,17 @@ TOLD_IN = (
     deliveries.c.title,
     deliveries.c.body,
     suppressions.c.reason,
+    approvals.c.note,
+    annotations.c.note,
+    saved_filters.c.query,
 )
 KEYS = {
     deliveries: (deliveries.c.delivery_id,),
     suppressions: (suppressions.c.detector, suppressions.c.suppression_id),
     case_events: (case_events.c.detector, case_events.c.case_id, case_events.c.number),
+    approvals: (approvals.c.detector, approvals.c.approval_id),
+    annotations: (annotations.c.detector, annotations.c.batch_date, annotations.c.author, annotations.c.written_at),
+    saved_filters: (saved_filters.c.detector, saved_filters.c.person, saved_filters.c.name),
     attempts: (attempts.c.detector, attempts.c.batch_date, attempts.c.attempt),
     reviews: (reviews.c.detector, reviews.c.batch_date, reviews.c.record_id, reviews.c.reviewer, reviews.c.reviewed_at),
 }
