@@ -1,12 +1,14 @@
-"""What people do with a case: take, judge, note, snooze, reopen, merge and close it. Each is one transaction.
+"""What people do with a case: take, judge, note, snooze, reopen, merge and close it, and undo that.
+
+Each is one transaction.
 
 All raise CaseMissing if the detector has no such case, and CaseRefused if its state does not allow it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -25,11 +27,14 @@ from tasks.follow_up.cases import (
     key_of,
     raise_severity,
     read_cases,
+    read_events,
 )
 from tasks.rows.params import SEVERITIES, CasesParams
 from tasks.stores.bulk import load_rows
 from tasks.stores.tables import Case, case_flags, cases, reviews
-from tasks.stores.warehouse import Warehouse, lock_cases
+from tasks.stores.warehouse import WITHDRAWN, Warehouse, lock_cases, select_verdicts
+
+UNDOABLE = ("taken", "verdict", "closed", "snoozed", "reopened")
 
 
 @dataclass(frozen=True)
@@ -64,35 +69,143 @@ def _get_case(connection: sa.Connection, desk: Desk, number: int) -> Case:
     return found[0]
 
 
-def take_case(desk: Desk, number: int, note: str | None = None) -> None:
-    """Make the actor the one who works on the case."""
+def take_case(desk: Desk, number: int, note: str | None = None, to: str | None = None) -> None:
+    """Make the actor, or the person `to`, the one who works on the case."""
     with _hold(desk, number) as (connection, case, log):
         _check_open(case)
-        change(connection, case, {"assignee": desk.actor})
-        log.add(number, "taken", desk.actor, note, before=case.assignee)
+        assignee = to or desk.actor
+        change(connection, case, {"assignee": assignee})
+        log.add(number, "taken", desk.actor, note, before=case.assignee, to=to)
+
+
+def lock_case(desk: Desk, number: int, minutes: float) -> Case:
+    """Lock an open case for the actor, unless another person has it locked; returns it as it is then.
+
+    A lock tells others that somebody reads the case; it keeps nobody from acting on it.
+    """
+    with _hold(desk, number) as (connection, case, _):
+        if not case.is_open or is_locked(case, desk.actor, desk.now):
+            return case
+        lock: dict[str, Any] = {"locked_by": desk.actor, "locked_until": desk.now + timedelta(minutes=minutes)}
+        change(connection, case, lock)
+        return replace(case, **lock)
+
+
+def is_locked(case: Case, actor: str, now: datetime) -> bool:
+    """Whether a person other than the actor has the case locked."""
+    return case.locked_until is not None and case.locked_until > now and case.locked_by != actor
 
 
 def judge_case(desk: Desk, number: int, verdict: str, note: str | None = None) -> int:
     """Give the verdict on every flag of the case and close it; returns their number. A closed case is judged anew."""
     with _hold(desk, number) as (connection, case, log):
-        _check_not_merged(case)
-        flags = sa.select(case_flags.c.batch_date, case_flags.c.record_id, case_flags.c.attempt)
-        of_case = (case_flags.c.detector == desk.detector, case_flags.c.case_id == number)
-        given = pd.DataFrame(connection.execute(flags.where(*of_case)).mappings().all())
-        if len(given):
-            said: dict[str, Any] = {"verdict": MEANING[verdict], "said": verdict, "note": note, "inclusion": 1.0}
-            by: dict[str, Any] = {
-                "detector": desk.detector,
-                "reviewer": desk.actor,
-                "reviewed_at": pd.Timestamp(desk.now),
-            }
-            load_rows(connection, reviews, given.assign(**said, **by))
-        log.add(number, "verdict", desk.actor, note, verdict=verdict, flags=len(given))
-        if case.is_open:
-            close(connection, case, log, desk.actor, verdict)
-        else:
-            change(connection, case, {"verdict": verdict})
+        return _judge(connection, desk, case, log, verdict, note)
+
+
+def judge_cases(desk: Desk, numbers: Collection[int], verdict: str, note: str | None = None) -> int:
+    """Give the verdict on every flag of several cases and close them, or change nothing; returns the number of flags.
+
+    Raises CaseMissing, and CaseRefused if one of them is closed already: somebody else was faster.
+    """
+    with desk.warehouse.begin() as connection:
+        lock_cases(connection, desk.detector)
+        return judge_all(connection, desk, numbers, verdict, note)
+
+
+def judge_all(connection: sa.Connection, desk: Desk, numbers: Collection[int], verdict: str, note: str | None) -> int:
+    """The same in a transaction that has the detector's cases locked."""
+    log, flags = Log(desk.detector, desk.now), 0
+    for number in sorted(set(numbers)):
+        case = _get_case(connection, desk, number)
+        _check_open(case)
+        flags += _judge(connection, desk, case, log, verdict, note)
+    log.write(connection)
+    return flags
+
+
+def _judge(connection: sa.Connection, desk: Desk, case: Case, log: Log, verdict: str, note: str | None) -> int:
+    _check_not_merged(case)
+    given = _read_records(connection, case)
+    if len(given):
+        said: dict[str, Any] = {"verdict": MEANING[verdict], "said": verdict, "note": note, "inclusion": 1.0}
+        load_rows(connection, reviews, given.assign(**said, **_by(desk)))
+    log.add(case.case_id, "verdict", desk.actor, note, verdict=verdict, flags=len(given), before=case.verdict)
+    if case.is_open:
+        close(connection, case, log, desk.actor, verdict)
+    else:
+        change(connection, case, {"verdict": verdict})
     return len(given)
+
+
+def _read_records(connection: sa.Connection, case: Case) -> pd.DataFrame:
+    """The records of a case: batch_date, record_id and attempt."""
+    flags = sa.select(case_flags.c.batch_date, case_flags.c.record_id, case_flags.c.attempt)
+    of_case = (case_flags.c.detector == case.detector, case_flags.c.case_id == case.case_id)
+    return pd.DataFrame(connection.execute(flags.where(*of_case)).mappings().all())
+
+
+def _by(desk: Desk) -> dict[str, Any]:
+    return {"detector": desk.detector, "reviewer": desk.actor, "reviewed_at": pd.Timestamp(desk.now)}
+
+
+def undo_case(desk: Desk, number: int) -> str:
+    """Take back what the actor did last with the case; returns what it was, as the kind of its event.
+
+    Verdicts that the case's records had before count again. Raises CaseRefused if somebody else, or a night, changed
+    the case since, or if what was done cannot be undone.
+    """
+    with _hold(desk, number) as (connection, case, log):
+        what = _find_last(read_events(connection, desk.detector, number), desk.actor)
+        if what is None:
+            raise _refused(case, "has no last step of yours that can be undone", "read its history")
+        kind, before = what["kind"], what["details"].get("before")
+        if kind in ("verdict", "closed") and before is None and (other := _find_open(connection, case)):
+            raise _refused(
+                case, f"cannot be reopened: case {other} is open for the same flags", f"merge it into {other}"
+            )
+        if kind == "verdict":
+            _take_back_verdicts(connection, desk, case, what["happened_at"])
+        changes: dict[str, Any] = {"taken": {"assignee": before}, "snoozed": AWAKE}.get(kind, {})
+        if kind in ("verdict", "closed"):
+            changes = {"verdict": before} if before else AWAKE | {"closed_at": None, "verdict": None}
+        if kind == "reopened":
+            changes = {"state": CLOSED, "closed_at": desk.now, "verdict": before}
+        change(connection, case, changes)
+        log.add(number, "undone", desk.actor, what=kind)
+    return str(kind)
+
+
+def _find_last(events: Sequence[dict[str, Any]], actor: str) -> dict[str, Any] | None:
+    """The last step of a case, if it is the actor's and can be undone. Notes do not count."""
+    steps = [one for one in events if one["kind"] != "note"]
+    if len(steps) > 1 and steps[-1]["kind"] == "closed" and steps[-2]["kind"] == "verdict":
+        steps = steps[:-1]  # a verdict closes its case
+    last = steps[-1] if steps else None
+    return last if last and last["kind"] in UNDOABLE and last["actor"] == actor else None
+
+
+def _take_back_verdicts(connection: sa.Connection, desk: Desk, case: Case, since: datetime) -> None:
+    """Let the verdicts count again that the records of a case had before an instant, or none."""
+    given = _read_records(connection, case)
+    if given.empty:
+        return
+    earlier = select_verdicts(desk.detector, since - timedelta(microseconds=1)).subquery()
+    of_case = sa.and_(*(case_flags.c[name] == earlier.c[name] for name in ("batch_date", "record_id")))
+    known = sa.select(earlier).join(case_flags, of_case)
+    found = connection.execute(
+        known.where(case_flags.c.detector == desk.detector, case_flags.c.case_id == case.case_id)
+    ).mappings()
+    was = {(row["batch_date"], row["record_id"]): row for row in found}
+    none = {"verdict": WITHDRAWN, "said": None, "note": "undone", "inclusion": 1.0}
+    rows = []
+    for row in given.to_dict("records"):
+        before = was.get((row["batch_date"], row["record_id"]))
+        if before is None:
+            rows.append(row | none)
+        else:
+            again = {name: before[name] for name in ("verdict", "said", "inclusion")}
+            rows.append(row | again | {"note": f"as {before['reviewer']} said before"})
+    load_rows(connection, reviews, pd.DataFrame(rows).assign(**_by(desk)))
 
 
 def note_case(desk: Desk, number: int, note: str) -> None:

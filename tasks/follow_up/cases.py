@@ -35,6 +35,7 @@ OPEN, SNOOZED, CLOSED = "open", "snoozed", "closed"
 STATES = (OPEN, SNOOZED, CLOSED)
 FLAG_KEY = ("detector", "batch_date", "record_id")
 AWAKE: dict[str, Any] = {"state": OPEN, "snoozed_until": None}
+UNLOCKED: dict[str, Any] = {"locked_by": None, "locked_until": None}
 Key = tuple[Any, ...]
 
 
@@ -321,7 +322,7 @@ def close(
     reason: str | None = None,
 ) -> None:  # fmt: skip
     """Close a case, with a verdict or without."""
-    change(connection, case, AWAKE | {"state": CLOSED, "closed_at": log.now, "verdict": verdict})
+    change(connection, case, AWAKE | UNLOCKED | {"state": CLOSED, "closed_at": log.now, "verdict": verdict})
     log.add(case.case_id, "closed", actor, note, verdict=verdict, reason=reason)
 
 
