@@ -67,5 +67,5 @@ def downgrade() -> None:
     op.drop_column("cases", "locked_by")
 
 
-def _key(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+def _key(name: str, kind: Any) -> sa.Column[Any]:
     return sa.Column(name, kind, primary_key=True, autoincrement=False, nullable=False)
