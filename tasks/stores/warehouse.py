@@ -427,10 +427,11 @@ def select_verdicts(detector: str, known_by: datetime | None = None) -> sa.Selec
     return sa.select(*columns).where(ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN)
 
 
-def open_engine(url: str, to_write: bool = True) -> sa.Engine:
+def open_engine(url: str, to_write: bool = True, connections: int = 0) -> sa.Engine:
     """The engine for `duckdb:///PATH`, `postgresql+psycopg://...` or another of DRIVERS; it does not connect yet.
 
-    Raises ParamsInvalid, and ServiceUnreachable if the file's folder cannot be created.
+    connections: how many stay open after use. Raises ParamsInvalid, and ServiceUnreachable if the file's folder cannot
+    be created.
     """
     parsed = _read_url(url)
     if parsed.drivername in FILES and to_write:
@@ -441,9 +442,13 @@ def open_engine(url: str, to_write: bool = True) -> sa.Engine:
         "duckdb": {} if to_write else {"read_only": True},
     }
     options = known.get(parsed.drivername, {})
+    # Without a pool, which would keep DuckDB's file lock, unless that is wanted.
+    pool: dict[str, Any] = {"poolclass": sa.NullPool}
+    if connections:
+        pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": -1, "pool_pre_ping": True}
     try:
-        # NullPool: a pool would keep DuckDB's file lock. Hidden parameters keep record ids and labels out of logs.
-        engine = sa.create_engine(parsed, poolclass=sa.NullPool, hide_parameters=True, connect_args=options)
+        # Hidden parameters keep record ids and labels out of logs.
+        engine = sa.create_engine(parsed, hide_parameters=True, connect_args=options, **pool)
     except (ImportError, sa.exc.NoSuchModuleError) as error:
         raise lacks_driver(parsed, error) from error
     if parsed.drivername == "sqlite":

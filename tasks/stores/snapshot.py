@@ -1,0 +1,97 @@
+"""The warehouse as a web server reads it: through pooled connections, and of a DuckDB file through a copy.
+
+An open DuckDB file keeps every writer out, so a page must not hold it open. `Snapshot.refresh` copies the file after it
+has changed, which takes milliseconds, and pages read the copy: nights and pages never wait for each other.
+"""
+
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tasks.errors import NightjarError
+from tasks.stores.warehouse import LOCK_TIMEOUT_S, Warehouse, open_engine
+
+CONNECTIONS = 8
+REST = 4  # times as long as the last copy took, before the next copy: of a large file at most a fifth of the time
+
+
+class Snapshot:
+    """Where to read a warehouse; safe for threads."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        """Raises what Warehouse.begin_reading raises."""
+        self._warehouse = warehouse
+        self._lock = threading.Lock()
+        self._seen: tuple[Any, ...] = ()
+        self._rests_until = 0.0
+        if warehouse.engine.dialect.name == "duckdb":
+            self._folder = tempfile.TemporaryDirectory(prefix="nightjar-desk-")
+            self.refresh()
+        else:
+            self._current: Warehouse = _Pooled(warehouse.url, warehouse.lost_after_s)
+
+    def latest(self) -> Warehouse:
+        """The newest state that can be had at once. A night that is being published does not hold a page up."""
+        if self._is_behind() and time.monotonic() >= self._rests_until and self._lock.acquire(blocking=False):
+            try:
+                with suppress(NightjarError):  # somebody writes: the next page tries again
+                    self._copy(0.0)
+            finally:
+                self._lock.release()
+        return self._current
+
+    def refresh(self, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """Wait for a state that holds everything written so far."""
+        with self._lock:
+            if self._is_behind():
+                self._copy(lock_timeout_s)
+
+    def _is_behind(self) -> bool:
+        return self._warehouse.engine.dialect.name == "duckdb" and self._seen != self._look()
+
+    def _look(self) -> tuple[Any, ...]:
+        return tuple(_stat(path) for path in self._files())
+
+    def _files(self) -> list[Path]:
+        path = Path(str(self._warehouse.engine.url.database))
+        return [path, path.with_name(f"{path.name}.wal")]  # the log is there after a crash
+
+    def _copy(self, lock_timeout_s: float) -> None:
+        began = time.monotonic()
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        with self._warehouse.begin_reading(lock_timeout_s):  # nobody writes meanwhile
+            seen = self._look()
+            for path in self._files():
+                if path.exists():
+                    shutil.copyfile(path, folder / path.name)
+        copy = folder / self._files()[0].name
+        url = self._warehouse.engine.url.set(database=str(copy))
+        fresh = _Pooled(url.render_as_string(hide_password=False), self._warehouse.lost_after_s)
+        weakref.finalize(fresh, shutil.rmtree, folder, ignore_errors=True)  # once its last page is done
+        self._current, self._seen = fresh, seen
+        self._rests_until = time.monotonic() + REST * (time.monotonic() - began)
+
+
+class _Pooled(Warehouse):
+    """A warehouse that is only read, through connections that stay open."""
+
+    @cached_property
+    def reading_engine(self) -> sa.Engine:
+        return open_engine(self.url, to_write=False, connections=CONNECTIONS)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
