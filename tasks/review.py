@@ -8,6 +8,7 @@ rows of `reviews`, and what follows for the cases of the records.
 
 from collections.abc import Sequence
 from datetime import date, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from tasks.rows.escaping import unguard
 from tasks.rows.params import IngestParams
 from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
+from tasks.sources.dialect import find_encoding
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
 from tasks.stores.warehouse import WITHDRAWN
 
 QUESTIONS = ["batch_date", "attempt", "record_id", "score", "inclusion", "causes", "verdict", "note"]
 RECORD = ["batch_date", "record_id"]
+HEAD_BYTES = 100_000  # of a file, which show its encoding
 VERDICTS = (ANOMALY, NORMAL, *MEANING, WITHDRAWN)
 
 
@@ -90,20 +93,26 @@ def judge_by_labels(questions: pd.DataFrame, site: Site, params: IngestParams, n
     return questions.assign(verdict=label.map({1: ANOMALY, 0: NORMAL}).fillna(""))
 
 
-def read_answers(path: Path) -> pd.DataFrame:
-    """Read a file of questions with verdicts; rows without a verdict are skipped. Notes and attempts may be absent.
+def read_answers(source: Path | bytes) -> pd.DataFrame:
+    """Read a file of questions with verdicts, or its bytes; rows without a verdict are skipped.
 
-    Raises SourceInvalid.
+    Notes and attempts may be absent, and columns in any order. What a spreadsheet makes of the file is
+    read too: semicolons or tabs, a byte-order mark, decimal commas, dates as 20.11.2026. Raises SourceInvalid.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False).map(unguard)
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        text = data.decode(find_encoding(data[:HEAD_BYTES])).removeprefix("\ufeff")
+        header = text.partition("\n")[0]
+        mark = max(",;\t", key=header.count)
+        frame = pd.read_csv(StringIO(text), sep=mark, dtype=str, keep_default_na=False).map(unguard)
+        frame = frame.rename(columns=lambda name: str(name).strip().lower())
         missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
         if missing:
             raise ValueError(f"no column {', '.join(sorted(missing))}")
         answers = frame[frame["verdict"].str.strip() != ""].reset_index(drop=True)
-        answers["verdict"] = answers["verdict"].str.strip().str.lower()
-        answers["batch_date"] = answers["batch_date"].map(date.fromisoformat)
-        answers["inclusion"] = answers["inclusion"].astype(float)
+        answers["verdict"] = answers["verdict"].str.strip().str.lower().str.replace(" ", "_")
+        answers["batch_date"] = answers["batch_date"].str.strip().map(_read_date)
+        answers["inclusion"] = answers["inclusion"].str.replace(",", ".").astype(float)
         answers["note"] = answers["note"].str.strip() if "note" in answers else ""
         attempts = answers["attempt"].str.strip() if "attempt" in answers else pd.Series("", answers.index)
         answers["attempt"] = [int(attempt) if attempt else None for attempt in attempts]
@@ -117,12 +126,18 @@ def read_answers(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise SourceInvalid(
             "The file of verdicts is invalid; none of it was stored.",
-            where=str(path),
+            where=str(source) if isinstance(source, Path) else "",
             got=str(error),
             expected=f"the file that nightjar review wrote, with each verdict {', '.join(VERDICTS)} or empty",
             todo="correct the file and use --take again",
         ) from error
     return answers
+
+
+def _read_date(text: str) -> date:
+    """A date as ISO 8601 writes it, or as 20.11.2026."""
+    parts = text.split(".")
+    return date(*map(int, reversed(parts))) if len(parts) == 3 else date.fromisoformat(text)
 
 
 def check_records(site: Site, answers: pd.DataFrame) -> None:

@@ -86,9 +86,40 @@ def lock_case(desk: Desk, number: int, minutes: float) -> Case:
     with _hold(desk, number) as (connection, case, _):
         if not case.is_open or is_locked(case, desk.actor, desk.now):
             return case
-        lock: dict[str, Any] = {"locked_by": desk.actor, "locked_until": desk.now + timedelta(minutes=minutes)}
-        change(connection, case, lock)
-        return replace(case, **lock)
+        change(connection, case, _lock(desk, minutes))
+        return replace(case, **_lock(desk, minutes))
+
+
+def lock_next(desk: Desk, minutes: float, after: Collection[int] = ()) -> Case | None:
+    """Lock the next case for the actor: open, not snoozed, not locked by others, and the actor's own or nobody's.
+
+    The most severe come first, then those due first. after: cases to leave out. None: all are done.
+    """
+    c = cases.c
+    severity = sa.case({name: level for level, name in enumerate(SEVERITIES)}, value=c.severity)
+    is_free = sa.or_(c.locked_until.is_(None), c.locked_until <= desk.now, c.locked_by == desk.actor)
+    is_awake = sa.or_(c.state == OPEN, c.snoozed_until <= desk.now)
+    found = sa.select(c.case_id).where(
+        c.detector == desk.detector,
+        c.closed_at.is_(None),
+        is_awake,
+        is_free,
+        sa.or_(c.assignee.is_(None), c.assignee == desk.actor),
+        c.case_id.not_in(list(after)),
+    )
+    with desk.warehouse.begin() as connection:
+        lock_cases(connection, desk.detector)
+        ordered = found.order_by(severity.desc(), c.due_at, c.case_id).limit(1)
+        number = connection.scalar(ordered)
+        if number is None:
+            return None
+        case = _get_case(connection, desk, number)
+        change(connection, case, _lock(desk, minutes))
+        return case
+
+
+def _lock(desk: Desk, minutes: float) -> dict[str, Any]:
+    return {"locked_by": desk.actor, "locked_until": desk.now + timedelta(minutes=minutes)}
 
 
 def is_locked(case: Case, actor: str, now: datetime) -> bool:

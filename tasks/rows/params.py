@@ -465,12 +465,15 @@ class CasesParams(Section):
 
     ranks: the percentile rank of the worst flag at which a severity begins. raised_by: with this many flags, a case
     above low is one severity higher; many weak flags say little (docs/cases.md). due_hours: by severity. A severity
-    that is not named keeps its default.
+    that is not named keeps its default. At the desk, lock_minutes: how long a case that somebody opened is theirs;
+    bulk_limit: the most cases on which one person may give a verdict at once, without a second one's approval.
     """
 
     ranks: dict[Severity, float] = Field(default=RANKS)
     raised_by: int = Field(default=3, ge=2)
     due_hours: dict[Severity, Annotated[float, Field(gt=0, le=8784)]] = Field(default=DUE_HOURS)
+    lock_minutes: float = Field(default=15, gt=0, le=1440)
+    bulk_limit: int = Field(default=20, ge=1)
 
     @field_validator("ranks")
     @classmethod

@@ -1,0 +1,139 @@
+"""Screen 2, Case: what happened, why it was flagged, and what people said and do about it."""
+
+from datetime import datetime, time, timedelta
+from http import HTTPStatus
+
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import PlainTextResponse
+
+from flows.desk.view import ENVIRONMENT, Act, Judge, Look
+from tasks.errors import ChampionMissing, ServiceUnreachable
+from tasks.follow_up import actions
+from tasks.follow_up.cases import MEANING
+from tasks.on_demand.case import Usual, read_usual, show_case_page
+
+router = APIRouter()
+SNOOZE_DAYS = (1, 3, 7, 30)
+KEYS = {"confirmed": "c", "expected": "e", "false_alarm": "f", "new_trend": "n", "unresolved": "u"}
+
+
+@router.get("/{detector}/case/{number}")
+def show(look: Look, number: int) -> Response:
+    """A case, with one page of its flags."""
+    page = look.query.get("page", "1")
+    facts = show_case_page(
+        look.site, look.params.score, number, look.now, lambda version: find_usual(look, version),
+        int(page) if page.isdecimal() else 1,
+    )  # fmt: skip
+    return look.render("case.html", keys=KEYS, snooze_days=SNOOZE_DAYS, then=look.query.get("then", ""), **facts)
+
+
+def find_usual(look: Look, version: int) -> Usual:
+    """Between which values a version's training rows lie; nothing where that cannot be known any more."""
+    site = look.site
+
+    def read() -> Usual:
+        try:
+            return read_usual(site, site.registry.get_version(version))
+        except (ChampionMissing, ServiceUnreachable):
+            return {}
+
+    return look.room.remember(("usual", site.detector, version), read)
+
+
+@router.get("/{detector}/case/{number}/text")
+def copy(look: Look, number: int) -> Response:
+    """The case as plain text, for a message or a ticket."""
+    facts = show_case_page(look.site, look.params.score, number, look.now, lambda version: find_usual(look, version))
+    return PlainTextResponse(ENVIRONMENT.get_template("case.txt").render(
+        **facts, detector=look.detector, link=str(look.request.url).removesuffix("/text"), zone=look.site.zone,
+    ))  # fmt: skip
+
+
+@router.post("/{detector}/case/{number}/lock")
+def lock(act: Judge, number: int) -> Response:
+    """Lock the case for whoever opened it, or say who has it open."""
+    minutes = act.params.cases.lock_minutes
+    case = actions.lock_case(act.desk, number, minutes)
+    return act.render("lock.html", case=case, is_others=actions.is_locked(case, act.person.name, act.now))
+
+
+@router.post("/{detector}/next")
+def go_next(act: Judge) -> Response:
+    """Open and lock the next case that waits."""
+    skipped = [int(number) for number in act.form.get("after", "").split(",") if number.isdecimal()]
+    return open_next(act, skipped, "")
+
+
+def open_next(act: Act, skipped: list[int], message: str) -> Response:
+    """Go to the next case, with a message about the last one."""
+    case = actions.lock_next(act.desk, act.params.cases.lock_minutes, skipped)
+    if case is None:
+        return act.done(act.url("queue"), f"{message} No other case waits.".strip())
+    return act.done(act.url("case", case.case_id, then="next"), message)
+
+
+@router.post("/{detector}/case/{number}/{what}")
+def change(act: Judge, number: int, what: str) -> Response:
+    """Take, assign, judge, note, snooze, close, reopen, merge or undo."""
+    note = act.form.get("note", "").strip() or None
+    message = act_on(act, number, what, note)
+    if act.form.get("then") == "next" and what in ("judge", "snooze", "close"):
+        return open_next(act, [number], message)
+    return act.done(act.url("case", act.form.get("into", number) if what == "merge" else number), message)
+
+
+def act_on(act: Act, number: int, what: str, note: str | None) -> str:
+    """Do what a form asks for; returns what was done, in a sentence."""
+    desk = act.desk
+    if what == "take":
+        actions.take_case(desk, number, note)
+        return f"Case {number} is yours."
+    if what == "assign":
+        to = act.form.get("to", "").strip()
+        if not to:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "Name the person.")
+        actions.take_case(desk, number, note, to)
+        return f"Case {number} was given to {to}."
+    if what == "judge":
+        verdict = act.form.get("verdict", "")
+        if verdict not in MEANING:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
+        flags = actions.judge_case(desk, number, verdict, note)
+        return f"Case {number}: {verdict.replace('_', ' ')}, for {flags:,} flag{'' if flags == 1 else 's'}."
+    if what == "note":
+        if note is None:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "The note is empty.")
+        actions.note_case(desk, number, note)
+        return "The note was kept."
+    if what == "snooze":
+        until = _read_until(act)
+        actions.snooze_case(desk, number, until, note)
+        return f"Case {number} is snoozed until {until:%Y-%m-%d %H:%M}."
+    if what == "close":
+        actions.close_case(desk, number, note)
+        return f"Case {number} was closed without a verdict."
+    if what == "reopen":
+        actions.reopen_case(desk, number, note)
+        return f"Case {number} is open again."
+    if what == "merge":
+        into = act.form.get("into", "")
+        if not into.isdecimal():
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "Give the number of the other case.")
+        actions.merge_case(desk, number, int(into), note)
+        return f"Case {number} was merged into case {into}."
+    if what == "undo":
+        return f"Undone: {actions.undo_case(desk, number)}."
+    raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found")
+
+
+def _read_until(act: Act) -> datetime:
+    """The morning of a day that is given, or some days from today, in the detector's time zone."""
+    zone = act.site.zone
+    try:
+        if given := act.form.get("until", ""):
+            return datetime.fromisoformat(given).replace(tzinfo=zone)
+        day = act.now.astimezone(zone).date() + timedelta(days=int(act.form.get("days", "")))
+    except (ValueError, OverflowError):
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "Give a date, such as 2026-12-24.") from None
+    return datetime.combine(day, time(8), zone)

@@ -1,0 +1,264 @@
+"""What every route gets: the detector, its stores to read, who asks, and how to answer."""
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode
+
+from fastapi import Depends, HTTPException, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from flows.config.params import detector_names
+from flows.config.settings import Settings
+from flows.config.setup import Setup, load_setup
+from flows.desk.access import COOKIE, ROLES, Access, Person, Role
+from tasks.follow_up.actions import Desk
+from tasks.rows.describe import show_value
+from tasks.rows.params import DetectorParams
+from tasks.stores.site import Site
+from tasks.stores.snapshot import Snapshot
+from tasks.stores.warehouse import Warehouse
+
+MOST_FORM_BYTES = 5_000_000
+Known = TypeVar("Known")
+ENVIRONMENT = Environment(
+    loader=ChoiceLoader([PackageLoader("flows.desk"), PackageLoader("tasks.pages")]),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters["value"] = show_value
+ENVIRONMENT.filters["thousands"] = lambda number: f"{number:,}"
+ENVIRONMENT.filters["quoted"] = lambda text: quote(str(text), safe="")
+
+
+@dataclass
+class Room:
+    """What all pages share: settings, people, and what was read of params.yaml and the warehouse."""
+
+    settings: Settings
+    access: Access
+    warehouse: Warehouse
+    snapshot: Snapshot
+    _names: tuple[int, list[str]] = (0, [])
+    _setups: dict[str, tuple[Any, Setup]] = field(default_factory=dict)
+    _known: dict[Hashable, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def remember(self, key: Hashable, read: Callable[[], Known]) -> Known:
+        """What never changes once it is there: read at most once, unless it was empty."""
+        if key not in self._known:
+            found = read()
+            if not found:
+                return found
+            self._known[key] = found
+        known: Known = self._known[key]
+        return known
+
+    @property
+    def detectors(self) -> list[str]:
+        """The names in params.yaml."""
+        stamp = _stamp(self.settings.project / "params.yaml")
+        if self._names[0] != stamp:
+            self._names = stamp, detector_names(self.settings.project)
+        return self._names[1]
+
+    def load(self, name: str) -> Setup:
+        """A detector, read again when its params or contract have changed. Raises ParamsInvalid."""
+        stamp = tuple(_stamp(path) for path in self._files(name))
+        known = self._setups.get(name)
+        if known is None or known[0] != stamp:
+            if name not in self.detectors:
+                raise HTTPException(HTTPStatus.NOT_FOUND, f"There is no detector {name}.")
+            with self._lock:
+                known = self._setups[name] = stamp, load_setup(name, self.settings)
+        return known[1]
+
+    def _files(self, name: str) -> tuple[Path, ...]:
+        project = self.settings.project
+        return project / "params.yaml", project / "contracts" / f"{name}.yaml"
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """One request for a page."""
+
+    request: Request
+    room: Room
+    person: Person
+    now: datetime
+    detector: str = ""
+
+    @cached_property
+    def setup(self) -> Setup:
+        """The detector. Its site's warehouse only reads."""
+        found = self.room.load(self.detector)
+        return replace(found, site=replace(found.site, warehouse=self.room.snapshot.latest()))
+
+    @property
+    def site(self) -> Site:
+        """The detector's stores."""
+        return self.setup.site
+
+    @property
+    def params(self) -> DetectorParams:
+        """The detector's params."""
+        return self.setup.configured.detector
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What follows the ? of the address; of several values of a name, the last."""
+        return dict(self.request.query_params)
+
+    def with_query(self, **changes: object) -> str:
+        """The query of the page's address with other values."""
+        return urlencode({**self.query, **changes})
+
+    def render(self, template: str, status: int = 200, **facts: Any) -> Response:
+        """The page as HTML, or the facts as JSON for a program that asks for it."""
+        if "application/json" in self.request.headers.get("accept", ""):
+            return JSONResponse(jsonable_encoder(facts), status)
+        key = self.request.cookies.get(COOKIE, "")
+        session = self.room.access.get_session(self.request)
+        is_new = session is None
+        if session is None:
+            key = self.room.access.begin_session(None)
+        messages = session.messages[:] if session else []
+        if session:
+            session.messages.clear()
+        shown = {
+            "page": self,
+            "person": self.person,
+            "detector": self.detector,
+            "zone": self.site.zone if self.detector else UTC,
+            "now": self.now,
+            "messages": messages,
+            "form_key": self.room.access.sign_form(key),
+            "url": self.url,
+        }
+        answer = HTMLResponse(ENVIRONMENT.get_template(template).render(**shown | facts), status)
+        if is_new:
+            set_cookie(answer, key, self.room.access.is_https)
+        return answer
+
+    def url(self, *parts: object, **query: object) -> str:
+        """The address of one of the detector's pages: url("case", 12) is /DETECTOR/case/12."""
+        path = "/".join(["", quote(self.detector, safe=""), *(quote(str(part), safe="") for part in parts)])
+        wanted = urlencode({name: value for name, value in query.items() if value not in (None, "")})
+        return f"{path}?{wanted}" if wanted else path
+
+
+@dataclass(frozen=True)
+class Act(Page):
+    """One request to do something. Its site's warehouse is the real one."""
+
+    form: Mapping[str, str] = field(default_factory=dict)
+    values: tuple[tuple[str, str], ...] = ()  # the form with all values of a name
+    body: bytes = b""
+
+    @cached_property
+    def setup(self) -> Setup:
+        """The detector."""
+        return self.room.load(self.detector)
+
+    @property
+    def desk(self) -> Desk:
+        """With what cases are judged."""
+        return Desk(self.room.warehouse, self.detector, self.params.cases, self.person.name, self.now)
+
+    def chosen(self, name: str) -> list[str]:
+        """All values of a name in the form."""
+        return [value for key, value in self.values if key == name]
+
+    def done(self, url: str, message: str) -> Response:
+        """Go to a page, which says what was done and shows what was written."""
+        self.room.snapshot.refresh()
+        return self.go(url, "done", message)
+
+    def go(self, url: str, kind: str, message: str) -> Response:
+        """Go to a page with a message."""
+        if "application/json" in self.request.headers.get("accept", ""):
+            return JSONResponse({kind: message})
+        if session := self.room.access.get_session(self.request):
+            session.messages.append((kind, message))
+        return RedirectResponse(url, HTTPStatus.SEE_OTHER)
+
+    @property
+    def back(self) -> str:
+        """The page with the form, or the detector's."""
+        given = self.form.get("back", "")
+        is_here = given.startswith("/") and not given.startswith("//") and "\\" not in given
+        return given if is_here else self.url()
+
+
+def set_cookie(answer: Response, key: str, is_https: bool) -> None:
+    """Let a browser keep its key."""
+    answer.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=is_https, path="/")
+
+
+class SignInNeeded(Exception):  # noqa: N818 - the name says the state, as ours do
+    """Nobody is signed in."""
+
+
+def get_person(request: Request) -> Person:
+    """Who asks. Raises SignInNeeded."""
+    room: Room = request.app.state.room
+    person = room.access.identify(request)
+    if person is None:
+        raise SignInNeeded
+    return person
+
+
+def look(request: Request, person: Annotated[Person, Depends(get_person)]) -> Page:
+    """A page of a detector, or of all."""
+    room: Room = request.app.state.room
+    return Page(request, room, person, datetime.now(UTC), request.path_params.get("detector", ""))
+
+
+async def read_act(request: Request, person: Annotated[Person, Depends(get_person)]) -> Act:
+    """What a person asks to do. Refuses a form of another site, and one that is too large."""
+    room: Room = request.app.state.room
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_FORM_BYTES:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
+    is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    values = tuple(parse_qsl(body.decode(errors="replace"), keep_blank_values=True)) if is_form else ()
+    form = dict(values)
+    given = form.pop("form_key", "") or request.headers.get("x-form-key", "")
+    if not person.is_sure and not room.access.is_own_form(request, given):
+        raise HTTPException(
+            HTTPStatus.FORBIDDEN, "This form is too old or comes from another site. Load its page again."
+        )
+    detector = request.path_params.get("detector", "")
+    return Act(request, room, person, datetime.now(UTC), detector, form, values, body)
+
+
+def _needing(role: Role) -> Any:
+    def check(act: Annotated[Act, Depends(read_act)]) -> Act:
+        if not act.person.may(role):
+            raise HTTPException(
+                HTTPStatus.FORBIDDEN, f"This needs the role {role}; {act.person.name} has the role {act.person.role}."
+            )
+        return act
+
+    return Depends(check)
+
+
+Look = Annotated[Page, Depends(look)]
+Read = Annotated[Act, _needing(ROLES[0])]
+Judge = Annotated[Act, _needing(ROLES[1])]
+Promote = Annotated[Act, _needing(ROLES[2])]

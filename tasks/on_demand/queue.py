@@ -1,0 +1,128 @@
+"""What waits for a person: cases by why they wait, approvals, and sampled records that nobody has judged yet."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from tasks.follow_up.approvals import read_approvals
+from tasks.follow_up.cases import OPEN
+from tasks.on_demand.night import summarise_case
+from tasks.rows.describe import localise
+from tasks.rows.params import SEVERITIES
+from tasks.stores.site import Site
+from tasks.stores.tables import approvals, case_flags, cases, reviews, samples
+
+MOST_CASES = 100  # on the page
+MINE, UNASSIGNED, DUE, CONFLICTING, ALL = "mine", "unassigned", "due", "conflicting", "all"
+VIEWS = (MINE, UNASSIGNED, DUE, CONFLICTING, ALL)
+
+
+def count_waiting(connection: sa.Connection, detector: str, now: datetime) -> dict[str, int]:
+    """The open cases of a detector, those of them that are overdue, and the most severe ones."""
+    c = cases.c
+    found = sa.select(
+        sa.func.count(),
+        sa.func.count(sa.case((c.due_at <= now, 1))),
+        sa.func.count(sa.case((c.severity == SEVERITIES[-1], 1))),
+    ).where(c.detector == detector, *_open(now))
+    waiting, overdue, critical = connection.execute(found).one()
+    return {"open": waiting, "overdue": overdue, "critical": critical}
+
+
+def _open(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return cases.c.closed_at.is_(None), sa.or_(cases.c.state == OPEN, cases.c.snoozed_until <= now)
+
+
+def show_queue(site: Site, person: str, view: str, now: datetime) -> dict[str, Any]:
+    """The cases of a view, most severe first, with the number of each view, approvals, and samples to judge."""
+    detector = site.detector
+    with site.warehouse.begin_reading() as connection:
+        counts = {name: _count(connection, _view(detector, name, person, now)) for name in VIEWS}
+        rows = _read(connection, detector, _view(detector, view, person, now), now)
+        waiting = read_approvals(connection, detector, approvals.c.decision.is_(None))
+        blind = count_samples(connection, detector, person)
+    return {"view": view, "counts": counts, "cases": rows, "approvals": waiting, "blind": blind}
+
+
+def _view(detector: str, name: str, person: str, now: datetime) -> list[sa.ColumnElement[bool]]:
+    c = cases.c
+    if name == CONFLICTING:
+        return [c.detector == detector, c.merged_into.is_(None), c.case_id.in_(_conflicting(detector))]
+    chosen: dict[str, list[sa.ColumnElement[bool]]] = {
+        MINE: [c.assignee == person],
+        UNASSIGNED: [c.assignee.is_(None)],
+        DUE: [c.due_at <= now],
+    }
+    return [c.detector == detector, *_open(now), *chosen.get(name, [])]
+
+
+def _conflicting(detector: str) -> sa.Select[Any]:
+    """The cases with a record of which two people have said the opposite, each by their latest verdict."""
+    r, m = reviews.c, case_flags.c
+    recency = sa.func.row_number().over(
+        partition_by=[r.batch_date, r.record_id, r.reviewer], order_by=r.reviewed_at.desc()
+    )
+    said = sa.select(r.batch_date, r.record_id, r.verdict, recency.label("recency")).where(r.detector == detector)
+    latest = said.subquery()
+    both = (
+        sa.select(latest.c.batch_date, latest.c.record_id)
+        .where(latest.c.recency == 1, latest.c.verdict.in_(("anomaly", "normal")))
+        .group_by(latest.c.batch_date, latest.c.record_id)
+        .having(sa.func.count(sa.distinct(latest.c.verdict)) > 1)
+        .subquery()
+    )
+    same = sa.and_(m.batch_date == both.c.batch_date, m.record_id == both.c.record_id)
+    return sa.select(m.case_id).select_from(sa.join(case_flags, both, same)).where(m.detector == detector)
+
+
+def _count(connection: sa.Connection, which: list[sa.ColumnElement[bool]]) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(cases).where(*which)) or 0
+
+
+def _read(
+    connection: sa.Connection, detector: str, which: list[sa.ColumnElement[bool]], now: datetime
+) -> list[dict[str, Any]]:
+    """One page of cases, with their flags and newest night."""
+    severity = sa.case({name: level for level, name in enumerate(SEVERITIES)}, value=cases.c.severity)
+    ordered = sa.select(cases).where(*which).order_by(severity.desc(), cases.c.due_at, cases.c.case_id)
+    rows = [summarise_case(dict(row), now) for row in connection.execute(ordered.limit(MOST_CASES)).mappings()]
+    m = case_flags.c
+    held = sa.select(m.case_id, sa.func.count(), sa.func.max(m.batch_date)).where(
+        m.detector == detector, m.case_id.in_([row["case"] for row in rows])
+    )
+    found = {number: (flags, night) for number, flags, night in connection.execute(held.group_by(m.case_id))}
+    for row in rows:
+        row["flags"], row["night"] = found.get(row["case"], (0, None))
+    return rows
+
+
+def _unjudged(detector: str, person: str) -> tuple[sa.ColumnElement[bool], ...]:
+    s, r = samples.c, reviews.c
+    judged = sa.select(sa.literal(1)).where(
+        r.detector == s.detector, r.batch_date == s.batch_date, r.record_id == s.record_id, r.reviewer == person
+    )
+    return s.detector == detector, ~judged.exists()
+
+
+def count_samples(connection: sa.Connection, detector: str, person: str) -> int:
+    """The sampled records that a person has not judged."""
+    return connection.scalar(sa.select(sa.func.count()).select_from(samples).where(*_unjudged(detector, person))) or 0
+
+
+def next_sample(site: Site, person: str) -> dict[str, Any] | None:
+    """The next sampled record that a person has not judged; None: all are.
+
+    Without its score: they must not know whether it is flagged.
+    batch_date, record_id, attempt, inclusion, event_time, entity and record.
+    """
+    s = samples.c
+    wanted = sa.select(samples).where(*_unjudged(site.detector, person)).order_by(s.drawn_at, s.batch_date, s.record_id)
+    with site.warehouse.begin_reading() as connection:
+        row = connection.execute(wanted.limit(1)).mappings().first()
+    if row is None:
+        return None
+    record: Mapping[str, Any] = json.loads(row["record"]) if row["record"] else {}
+    return {**row, "record": localise(record, site.zone)}
