@@ -16,17 +16,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 
 from tasks.errors import SourceInvalid
 from tasks.follow_up.cases import ANOMALY, MEANING, NORMAL, follow_verdicts
 from tasks.rows.escaping import unguard
 from tasks.rows.params import IngestParams
+from tasks.rows.record import RecordRule
 from tasks.rows.sampling import draw_order
 from tasks.rows.worst import WorstRows
 from tasks.sources.dialect import find_encoding
+from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Manifest
 from tasks.stores.site import Site
-from tasks.stores.warehouse import WITHDRAWN
+from tasks.stores.tables import samples
+from tasks.stores.warehouse import WITHDRAWN, lock_cases
 
 QUESTIONS = ["batch_date", "attempt", "record_id", "score", "inclusion", "causes", "verdict", "note"]
 RECORD = ["batch_date", "record_id"]
@@ -57,6 +61,50 @@ def ask_about(site: Site, day: date, sample: int) -> pd.DataFrame:
 def ask_about_all(site: Site, days: Sequence[date], sample: int) -> pd.DataFrame:
     """The questions of several published nights. Raises BatchMissing."""
     return pd.concat([ask_about(site, day, sample) for day in days], ignore_index=True)
+
+
+def draw_sample(site: Site, rule: RecordRule, day: date, most: int, now: datetime) -> int:
+    """Draw records of a published night to be judged blind, and keep them in `samples`; returns how many there are.
+
+    Up to `most` flags and as many rows below the threshold, each with its inclusion. A night keeps its first sample:
+    drawing again draws nothing. Raises BatchMissing.
+    """
+    [batch] = site.warehouse.get_nights(site.detector, day)
+    flags = site.warehouse.read_flags(site.detector, day)
+    some = flags.iloc[np.argsort(draw_order(flags["record_id"].tolist(), day.toordinal()))[:most]]
+    scores = site.lake.get("scores", site.detector, day, batch.scores)
+    below, rows_below = sample_below(site.lake, scores, batch.threshold, most)
+    parts = [
+        group[["record_id"]].assign(inclusion=len(group) / total, batch_date=day, attempt=batch.attempt)
+        for group, total in ((some, len(flags)), (below, rows_below))
+        if len(group)
+    ]
+    drawn = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if drawn.empty:
+        return 0
+    found = _read_validated(site, rule, day, drawn["record_id"].tolist())
+    rows = drawn.merge(found, on="record_id").assign(detector=site.detector, drawn_at=pd.Timestamp(now))
+    own = (samples.c.detector == site.detector, samples.c.batch_date == day)
+    with site.warehouse.begin() as connection:
+        lock_cases(connection, site.detector)
+        [known] = connection.scalars(sa.select(sa.func.count()).select_from(samples).where(*own)).all()
+        if not known:
+            load_rows(connection, samples, rows)
+    return known or len(rows)
+
+
+def _read_validated(site: Site, rule: RecordRule, day: date, record_ids: list[str]) -> pd.DataFrame:
+    """The event time and what is published of some rows of a batch: record_id, event_time, entity, record."""
+    wanted = pa.array(record_ids, pa.string())
+    found: list[pd.DataFrame] = []
+    columns = ["record_id", "event_time", *(name for name in rule.columns if name not in ("record_id", "event_time"))]
+    for part in site.lake.get("validated", site.detector, day).parts:
+        for table in site.lake.slices(part, columns):
+            rows = table.filter(pc.is_in(table["record_id"], wanted))
+            if rows.num_rows:
+                known = rows.select(["record_id", "event_time"]).to_pandas()
+                found.append(pd.concat([known, rule.describe(rows)], axis=1))
+    return pd.concat(found, ignore_index=True)
 
 
 def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> tuple[pd.DataFrame, int]:

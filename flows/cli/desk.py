@@ -22,9 +22,7 @@ def desk(
         str | None, typer.Option(help="The header with which a reverse proxy names who is signed in.", metavar="NAME")
     ] = None,
     proxy: Annotated[list[str] | None, typer.Option(help="The proxy's address (default: 127.0.0.1).")] = None,
-    https: Annotated[
-        bool, typer.Option("--https", help="People reach it by https: so do cookies.")
-    ] = False,
+    https: Annotated[bool, typer.Option("--https", help="People reach it by https: so do cookies.")] = False,
     hostname: Annotated[list[str] | None, typer.Option(help="A name under which people reach it.")] = None,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = False,
     new_token: Annotated[

@@ -1,6 +1,8 @@
 """One case as an analyst reads it: what happened in a sentence, its flags with causes and verdicts, and its history."""
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
@@ -22,6 +24,7 @@ from tasks.stores.warehouse import WITHDRAWN
 
 FLAGS_PER_PAGE = 25
 SAID_CAUSES = 3  # in the sentence
+LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*")
 Usual = Mapping[str, tuple[float, float]]
 Said = dict[tuple[date, str], list[dict[str, Any]]]  # verdicts by batch date and record, newest first
 
@@ -98,7 +101,7 @@ def tell(worst: Mapping[str, Any], flags: int, nights: int, usual: Usual) -> str
     if others:
         more = f"{others:,} more flag{'' if others == 1 else 's'}"
         text += f"; {more} in {nights} night{'' if nights == 1 else 's'}"
-    return text[:1].upper() + text[1:] + "."
+    return f"{text}."
 
 
 def _tell_cause(cause: Mapping[str, Any], usual: Usual) -> str:
@@ -107,10 +110,17 @@ def _tell_cause(cause: Mapping[str, Any], usual: Usual) -> str:
         return f"an unusual {column} ({cause['part']})" if "part" in cause else ""
     if "part" in cause:
         return f"{column} {cause['part']}: {show_value(actual)}, expected {show_value(cause['expected'])}"
-    if column in usual:
-        low, high = (show_value(bound) for bound in usual[column])
-        return f"{column} is {show_value(actual)}, usually {low}" + (f" to {high}" if high != low else "")
-    return f"{column} is {show_value(actual)}, expected {show_value(cause['expected'])}"
+    low, high = usual.get(column, (-math.inf, math.inf))
+    if isinstance(actual, int | float) and not low <= actual <= high:
+        usually = show_value(low) + (f" to {show_value(high)}" if high != low else "")
+        return f"{column} is {show_value(actual)}, usually {usually}"
+    return f"{column} is {_shorten(actual)}, expected {show_value(cause['expected'])}"
+
+
+def _shorten(actual: object) -> str:
+    """A value; of a local time not the seconds."""
+    text = show_value(actual)
+    return text[:16] if LOCAL_TIME.fullmatch(text) else text
 
 
 def _join(parts: Sequence[str]) -> str:
