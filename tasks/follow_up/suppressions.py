@@ -5,14 +5,14 @@ The flags are published all the same, with suppressed_by: the number of the supp
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import pandas as pd
 import sqlalchemy as sa
 
-from tasks.errors import ParamsInvalid
-from tasks.stores.tables import SECOND_STAGE, suppressions
+from tasks.errors import CaseRefused, ParamsInvalid
+from tasks.stores.tables import SECOND_STAGE, cases, suppressions
 from tasks.stores.warehouse import Warehouse, lock_key
 
 
@@ -92,12 +92,47 @@ def add_suppression(
     if entity is None and cause is None:
         raise ValueError("a suppression of everything")
     with warehouse.begin() as connection:
-        lock_key(connection, detector, "suppressions")
-        column = suppressions.c.suppression_id
-        newest = connection.scalar(sa.select(sa.func.max(column)).where(suppressions.c.detector == detector))
-        one = Suppression(detector, (newest or 0) + 1, entity, cause, reason, author, now, expires_at, None)
-        connection.execute(sa.insert(suppressions).values(vars(one)))
-    return one
+        return _insert(connection, Suppression(detector, 0, entity, cause, reason, author, now, expires_at, None))
+
+
+def mute_cause(
+    warehouse: Warehouse,
+    detector: str,
+    entity: str,
+    cause: str,
+    reason: str,
+    author: str,
+    now: datetime,
+    expires_at: datetime,
+) -> Suppression:
+    """Suppress a cause for an entity of which a case was judged, as add_suppression does. Raises CaseRefused."""
+    judged = (cases.c.detector == detector, cases.c.entity == entity, cases.c.verdict.is_not(None))
+    with warehouse.begin() as connection:
+        if not connection.scalar(sa.select(sa.func.count()).select_from(cases).where(*judged)):
+            raise CaseRefused(
+                "No case of this entity has a verdict, so its causes cannot be suppressed; nothing was changed.",
+                where=f"cases of {detector}",
+                expected="a verdict that says why its flags need no look",
+                todo="give a verdict on one of its cases first",
+            )
+        if not reason.strip() or expires_at <= now:
+            raise CaseRefused(
+                "A cause is suppressed with a reason, and until a date; nothing was changed.",
+                got=f"reason {reason.strip()!r}, until {expires_at:%Y-%m-%d %H:%M %Z}",
+                expected="a reason, and a date that is not over",
+            )
+        one = Suppression(detector, 0, entity, cause, reason.strip(), author, now, expires_at, None)
+        return _insert(connection, one)
+
+
+def _insert(connection: sa.Connection, one: Suppression) -> Suppression:
+    """Insert a suppression under the next number of its detector."""
+    lock_key(connection, one.detector, "suppressions")
+    column = suppressions.c.suppression_id
+    newest = connection.scalar(sa.select(sa.func.max(column)).where(suppressions.c.detector == one.detector))
+    numbered = replace(one, suppression_id=(newest or 0) + 1)
+    connection.execute(sa.insert(suppressions).values(vars(numbered)))
+    return numbered
 
 
 def end_suppression(warehouse: Warehouse, detector: str, number: int, now: datetime) -> None:

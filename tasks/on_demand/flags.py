@@ -50,11 +50,15 @@ def name_entity(rule: RecordRule, entity: str | None) -> set[str] | None:
 def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of flagged_anomalies as people read them, with the latest verdict in the reviewer's word: see list_flags."""
     reviews = site.warehouse.read_reviews(site.detector, learnt=False)
-    given = reviews.assign(verdict=reviews["said"].fillna(reviews["verdict"]))
     with site.warehouse.begin_reading() as connection:
         numbers = read_numbers(connection, site.detector, sorted(set(found["batch_date"])))
     found = found.merge(numbers, "left", RECORD)
-    flags = found.merge(given[["batch_date", "record_id", "verdict", "note"]], "left", RECORD).astype(object)
+    return describe_judged(site, params, found.merge(reviews[[*RECORD, "verdict", "said", "note"]], "left", RECORD))
+
+
+def describe_judged(site: Site, params: ScoreParams, found: pd.DataFrame) -> list[dict[str, Any]]:
+    """The same of rows that have case_id, verdict, said and note, which may be missing."""
+    flags = found.assign(verdict=found["said"].fillna(found["verdict"])).astype(object)
     return [
         {
             "batch_date": row["batch_date"],

@@ -413,8 +413,10 @@ class Warehouse:
             return read_frame(connection, found)
 
 
-def select_verdicts(detector: str, known_by: datetime | None = None) -> sa.Select[Any]:
-    """The latest verdict per record, REVIEW_COLUMNS, without those that were withdrawn."""
+def select_verdicts(
+    detector: str, known_by: datetime | None = None, records: sa.Select[tuple[str]] | None = None
+) -> sa.Select[Any]:
+    """The latest verdict per record, REVIEW_COLUMNS, without those that were withdrawn. records: only of these ids."""
     record = [reviews.c.batch_date, reviews.c.record_id]
     # Of two reviewers at the same instant, always the same one counts.
     order = [reviews.c.reviewed_at.desc(), reviews.c.reviewer]
@@ -422,6 +424,8 @@ def select_verdicts(detector: str, known_by: datetime | None = None) -> sa.Selec
     given = sa.select(*(reviews.c[name] for name in REVIEW_COLUMNS), recency).where(reviews.c.detector == detector)
     if known_by is not None:
         given = given.where(reviews.c.reviewed_at <= known_by)
+    if records is not None:
+        given = given.where(reviews.c.record_id.in_(records))
     ranked = given.subquery()
     columns = [ranked.c[name] for name in REVIEW_COLUMNS]
     return sa.select(*columns).where(ranked.c.recency == 1, ranked.c.verdict != WITHDRAWN)
