@@ -6,7 +6,7 @@ The flags are published all the same, with suppressed_by: the number of the supp
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pandas as pd
 import sqlalchemy as sa
@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from tasks.errors import CaseRefused, ParamsInvalid
 from tasks.stores.tables import SECOND_STAGE, cases, suppressions
 from tasks.stores.warehouse import Warehouse, lock_key
+
+LONGEST = timedelta(days=366)  # a cause is muted for an entity: then a person looks again
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,11 @@ def mute_cause(
                 expected="a verdict that says why its flags need no look",
                 todo="give a verdict on one of its cases first",
             )
-        if not reason.strip() or expires_at <= now:
+        if not reason.strip() or not now < expires_at <= now + LONGEST:
             raise CaseRefused(
-                "A cause is suppressed with a reason, and until a date; nothing was changed.",
+                "A cause is suppressed for a reason and until a date; nothing was changed.",
                 got=f"reason {reason.strip()!r}, until {expires_at:%Y-%m-%d %H:%M %Z}",
-                expected="a reason, and a date that is not over",
+                expected=f"a reason, and a date that is not over, at most {LONGEST.days} days from now",
             )
         one = Suppression(detector, 0, entity, cause, reason.strip(), author, now, expires_at, None)
         return _insert(connection, one)

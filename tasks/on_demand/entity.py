@@ -6,7 +6,7 @@ Reads only. An entity is named as in the tables: if its column is pseudonymised,
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tasks.errors import RecordMissing
 from tasks.follow_up.cases import FLAG_KEY, read_cases
 from tasks.follow_up.suppressions import Suppression
-from tasks.on_demand.explorer import describe_worst, name_first_cause, select_worst
+from tasks.on_demand.explorer import describe_worst, find_nights, name_first_cause, select_worst
 from tasks.on_demand.flags import RECORD, describe_judged, name_entity
 from tasks.rows.params import DetectorParams
 from tasks.rows.record import RecordRule
@@ -23,6 +23,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import Case, case_flags, cases, flagged_anomalies, suppressions
 from tasks.stores.warehouse import select_verdicts
 
+LEAST_DAYS = 30
 PAGE = 50  # flags on a page, and cases at most
 OWN_FLAGS = 200  # the newest of the entity, whose values are compared
 RECENT_FLAGS = 3000  # with those of the newest of all entities
@@ -35,11 +36,10 @@ FLAGS = flagged_anomalies.c
 class Entity:
     """What is known of an entity.
 
-    flags, suppressed, first_night, last_night: of all nights. nights: by date, each as explorer.describe_worst and its
-    batch_date, and height, 0 to 1, of its worst score. records: one page of its flags as list_flags has them, newest
-    first; of `night` only, if one is given. cases: newest first. causes: columns that were the first cause of a flag,
-    with the numbers of flags, most first. suppressions: those that hold now, of the entity or of any. may_suppress: one
-    of its cases has a verdict.
+    flags, suppressed: of all nights. nights: those with flags, by date, see lay_out. records: one page of its flags as
+    list_flags has them, newest first; of `night` only, if one is given. cases: newest first. causes: columns that were
+    the first cause of a flag, with the numbers of flags, most first. suppressions: those that hold now, of the entity
+    or of any. may_suppress: one of its cases has a verdict.
     """
 
     entity: str
@@ -74,18 +74,18 @@ def show_entity(
         of_entity = (FLAGS.detector == site.detector, FLAGS.entity == entity)
         worst = select_worst(FLAGS.batch_date).where(*of_entity).order_by(FLAGS.batch_date)
         nights = [{"batch_date": row.batch_date, **describe_worst(params, row)} for row in connection.execute(worst)]
+        newest = find_nights(connection, site.detector, 1)
         records, has_next = _read_records(connection, site, params, of_entity, page, night)
         found = read_cases(connection, *_of_cases(site.detector, entity))
         listed = sorted(found, key=lambda case: (case.opened_at, case.case_id), reverse=True)[:PAGE]
         flags = _count_flags(connection, site.detector, [case.case_id for case in listed])
         causes = _count_causes(connection, params, of_entity)
         active = _read_active(connection, site.detector, entity, now)
-    top = max((night["times"] or 0.0 for night in nights), default=0.0) or 1.0
     return Entity(
         entity=entity,
         flags=sum(night["flags"] for night in nights),
         suppressed=sum(night["suppressed"] for night in nights),
-        nights=[night | {"height": (night["times"] or 0.0) / top} for night in nights],
+        nights=lay_out(nights, newest),
         night=night,
         records=records,
         page=page,
@@ -95,6 +95,36 @@ def show_entity(
         suppressions=active,
         may_suppress=any(case.verdict for case in found),
     )
+
+
+def lay_out(nights: Sequence[dict[str, Any]], newest: Sequence[date] = ()) -> list[dict[str, Any]]:
+    """Give each night, as describe_worst has it, its place in pictures of at least LEAST_DAYS days, 0 to 1.
+
+    The pictures end with the newest published night. first, last: their days. x: the night's left edge. flags_y,
+    alerts_y, score_y, threshold_y: heights of the numbers of flags and of alerts, of the worst score, and of the
+    threshold beside it.
+    """
+    if not nights:
+        return []
+    last = max([nights[-1]["batch_date"], *newest])
+    first = min(nights[0]["batch_date"], last - timedelta(days=LEAST_DAYS - 1))
+    days = (last - first).days + 1
+    most = max(night["flags"] for night in nights)
+    top = max(1.0, *(night["times"] or 0.0 for night in nights))
+    return [
+        night
+        | {
+            "first": first,
+            "last": last,
+            "x": (night["batch_date"] - first).days / days,
+            "width": 1 / days,
+            "flags_y": night["flags"] / most,
+            "alerts_y": (night["flags"] - night["suppressed"]) / most,
+            "score_y": (night["times"] or 0.0) / top,
+            "threshold_y": 1 / top,
+        }
+        for night in nights
+    ]
 
 
 def _find_entity(connection: sa.Connection, site: Site, rule: RecordRule, given: str) -> str:

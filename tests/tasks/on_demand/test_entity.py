@@ -13,7 +13,7 @@ from tasks.errors import CaseRefused, RecordMissing
 from tasks.follow_up import actions
 from tasks.follow_up.suppressions import add_suppression, mute_cause, read_suppressions
 from tasks.on_demand import entity
-from tasks.on_demand.entity import find_others, read_others, show_entity
+from tasks.on_demand.entity import find_others, lay_out, read_others, show_entity
 from tasks.rows.params import CasesParams, DetectorParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
@@ -50,7 +50,6 @@ def test_an_entity_is_shown_with_its_nights_flags_verdicts_and_cases(site: Site)
     found = show_entity(site, PARAM, RULE, CARD, NOW)
     nights = [(n["batch_date"], n["flags"], n["suppressed"], n["times"], n["severity"]) for n in found.nights]
     assert nights == [(FIRST, 2, 1, 2.0, "medium"), (NEXT, 1, 0, 3.0, "medium")]
-    assert [night["height"] for night in found.nights] == [pytest.approx(2 / 3), 1.0]
     assert (found.flags, found.suppressed, found.causes) == (3, 1, [("spend", 2), ("shop", 1)])
     flags = [(flag["record_id"], flag["verdict"], flag["note"], flag["case"]) for flag in found.records]
     assert flags == [("d", None, None, 3), ("a", "expected", "a gift", 1), ("b", None, None, None)]
@@ -59,6 +58,25 @@ def test_an_entity_is_shown_with_its_nights_flags_verdicts_and_cases(site: Site)
     cases = [(case["case"], case["state"], case["verdict"], case["flags"]) for case in found.cases]
     assert cases == [(3, "open", None, 1), (1, "closed", "expected", 1)]
     assert found.cases[1]["closed_at"] == "2026-07-05T06:00:00+02:00"
+
+
+def test_nights_have_their_places_in_a_picture_of_a_month_or_more() -> None:
+    night = {"flags": 2, "suppressed": 1, "times": 3.0}
+    [one] = lay_out([{"batch_date": FIRST, **night}])
+    assert one["x"] == pytest.approx(29 / 30)
+    assert (one["flags_y"], one["alerts_y"], one["score_y"], one["threshold_y"]) == (
+        1.0,
+        0.5,
+        1.0,
+        pytest.approx(1 / 3),
+    )
+    early, late = lay_out(
+        [{"batch_date": FIRST, **night}, {"batch_date": FIRST + timedelta(days=39), **night, "flags": 8}]
+    )
+    assert (early["x"], late["x"], late["width"], early["flags_y"]) == (0.0, 39 / 40, 1 / 40, 0.25)
+    [old] = lay_out([{"batch_date": FIRST, **night}], [FIRST + timedelta(days=9)])
+    assert (old["first"], old["last"], old["x"]) == (FIRST - timedelta(days=20), FIRST + timedelta(days=9), 20 / 30)
+    assert lay_out([]) == []
 
 
 def test_an_entity_may_be_given_as_itself_and_is_shown_by_its_pseudonym(site: Site) -> None:
@@ -89,7 +107,9 @@ def test_a_cause_of_an_entity_is_muted_only_after_a_verdict_with_a_reason_and_an
     assert shown.may_suppress
     assert show_entity(site, PARAM, RULE, CARD, later).suppressions == []
     assert not show_entity(site, PARAM, RULE, "near", NOW).may_suppress
-    for name, reason, until in (("near", "gifts", later), (CARD, "  ", later), (CARD, "gifts", NOW)):
+    for name, reason, until in (
+        ("near", "gifts", later), (CARD, "  ", later), (CARD, "gifts", NOW), (CARD, "gifts", NOW + timedelta(days=400)),
+    ):  # fmt: skip
         with pytest.raises(CaseRefused):
             mute_cause(warehouse, "toy", name, "spend", reason, "kim", NOW, until)
     assert len(read_suppressions(warehouse, "toy")) == 3

@@ -1,0 +1,81 @@
+"""Screen 3, Entity: what one entity did, who shares its values, a cause muted for it; and the history of a case."""
+
+from datetime import UTC, date, timedelta
+
+from fastapi import APIRouter, Response
+from fastapi.responses import RedirectResponse
+
+from flows.desk.view import Judge, Look
+from tasks.errors import ParamsInvalid
+from tasks.follow_up.suppressions import LONGEST, mute_cause
+from tasks.on_demand.entity import read_others, show_entity
+from tasks.on_demand.history import read_case_history
+
+router = APIRouter()
+
+
+@router.get("/{detector}/entity/{entity:path}")
+def show(look: Look, entity: str) -> Response:
+    """An entity; one that is given by its own name goes to the page of its pseudonym."""
+    page, night = look.query.get("page", "1"), read_date(look.query.get("night", ""))
+    number = max(1, int(page)) if page.isdecimal() else 1
+    found = show_entity(look.site, look.params, look.setup.record_rule, entity, look.now, number, night)
+    if found.entity != entity:
+        return RedirectResponse(look.url("entity", found.entity), 303)
+    often = [name for name, _ in found.causes]
+    names = look.params.train.columns.names
+    today = look.now.astimezone(look.site.zone).date()
+    return look.render(
+        "entity.html",
+        entity=found,
+        causes=[*often, *(name for name in names if name not in often)],
+        today=today,
+        latest=today + LONGEST - timedelta(days=1),
+    )
+
+
+def read_date(text: str) -> date | None:
+    """A date of an address or a form, or None."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+@router.get("/{detector}/others/{entity:path}")
+def show_others(look: Look, entity: str) -> Response:
+    """The entities that share values with one: a part of its page, or a page where there is no JavaScript."""
+    found = read_others(look.site, look.setup.record_rule, entity)
+    return look.render("others.html", layout=choose_layout(look), entity=entity, others=found)
+
+
+@router.get("/{detector}/case/{number}/history")
+def show_history(look: Look, number: int) -> Response:
+    """What the entity of a case did before: a part of its page, or a page where there is no JavaScript."""
+    found = read_case_history(look.site, look.setup.record_rule, number)
+    return look.render("history.html", layout=choose_layout(look), number=number, history=found)
+
+
+def choose_layout(look: Look) -> str:
+    """What a part of a page extends: nothing of its own where htmx asks."""
+    return "part.html" if "hx-request" in look.request.headers else "base.html"
+
+
+@router.post("/{detector}/mute/{entity:path}")
+def mute(act: Judge, entity: str) -> Response:
+    """Suppress a cause for an entity, for nights published from now on."""
+    cause, until = act.form.get("cause", ""), read_date(act.form.get("until", ""))
+    names, page = act.params.train.columns.names, act.url("entity", entity)
+    if cause not in names:
+        raise ParamsInvalid(
+            f"{cause!r} is never a cause: {act.detector} does not read this column.",
+            where="train.columns in params.yaml",
+            expected=", ".join(names),
+        )
+    if until is None or until == date.max:
+        return act.go(page, "problem", "Choose the last day on which the cause is suppressed.")
+    end = act.site.start_of(until + timedelta(days=1)).astimezone(UTC)
+    reason = act.form.get("reason", "")
+    one = mute_cause(act.site.warehouse, act.detector, entity, cause, reason, act.person.name, act.now, end)
+    said = f"Suppression {one.suppression_id}: {cause} counts as no alert for this entity until {until}"
+    return act.done(page, f"{said}, in nights published from now on.")
