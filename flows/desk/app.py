@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.config.settings import Settings
-from flows.desk import case, queue, tonight
+from flows.desk import beside, case, entity, explorer, queue, tonight
 from flows.desk.access import COOKIE, Access
 from flows.desk.tonight import describe_detectors
 from flows.desk.view import ENVIRONMENT, Act, Look, Room, SignInNeeded, read_act, set_cookie
@@ -30,7 +30,7 @@ from tasks.errors import (
 from tasks.stores.snapshot import Snapshot
 from tasks.stores.warehouse import Warehouse
 
-SCREENS = (case, queue, tonight)  # tonight is last: its address matches what no other screen has
+SCREENS = (case, beside, entity, explorer, queue, tonight)  # tonight is last: its address matches what no other has
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"

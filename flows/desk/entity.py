@@ -1,15 +1,15 @@
-"""Screen 3, Entity: what one entity did, who shares its values, a cause muted for it; and the history of a case."""
+"""Screen 3, Entity: what one entity did, who shares its values, and a cause that is muted for it."""
 
 from datetime import UTC, date, timedelta
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
+from flows.desk.beside import choose_layout
 from flows.desk.view import Judge, Look
 from tasks.errors import ParamsInvalid
 from tasks.follow_up.suppressions import LONGEST, mute_cause
 from tasks.on_demand.entity import read_others, show_entity
-from tasks.on_demand.history import read_case_history
 
 router = APIRouter()
 
@@ -47,18 +47,6 @@ def show_others(look: Look, entity: str) -> Response:
     """The entities that share values with one: a part of its page, or a page where there is no JavaScript."""
     found = read_others(look.site, look.setup.record_rule, entity)
     return look.render("others.html", layout=choose_layout(look), entity=entity, others=found)
-
-
-@router.get("/{detector}/case/{number}/history")
-def show_history(look: Look, number: int) -> Response:
-    """What the entity of a case did before: a part of its page, or a page where there is no JavaScript."""
-    found = read_case_history(look.site, look.setup.record_rule, number)
-    return look.render("history.html", layout=choose_layout(look), number=number, history=found)
-
-
-def choose_layout(look: Look) -> str:
-    """What a part of a page extends: nothing of its own where htmx asks."""
-    return "part.html" if "hx-request" in look.request.headers else "base.html"
 
 
 @router.post("/{detector}/mute/{entity:path}")
