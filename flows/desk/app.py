@@ -1,12 +1,14 @@
 """Puts the desk together: the screens, signing in and out, headers, errors, and the files that pages load."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -35,6 +37,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
+THREADS = 4
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -60,7 +63,7 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
     """
     warehouse = Warehouse(settings.warehouse_url, settings.lost_after_s)
     warehouse.migrate()
-    app = FastAPI(title="Nightjar desk", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Nightjar desk", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_limit_threads)
     app.state.room = Room(settings, access, warehouse, Snapshot(warehouse))
     app.mount("/-/static", StaticFiles(packages=[("flows.desk", "static")]), name="static")
     app.include_router(common)
@@ -74,6 +77,13 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
     if hosts:  # a name that leads here and is not ours may be an attack from another page
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app
+
+
+@asynccontextmanager
+async def _limit_threads(app: FastAPI) -> AsyncIterator[None]:
+    """Pages that wait for their turn are done sooner than pages that hinder each other."""
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
 
 
 async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -1,6 +1,7 @@
 """One published night as an analyst works through it: its counts beside the usual ones, and its cases, worst first."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,15 @@ from tasks.errors import BatchMissing
 from tasks.follow_up.cases import CLOSED, OPEN, SNOOZED
 from tasks.rows.describe import describe_causes, describe_values, localise, localise_causes
 from tasks.rows.params import SEVERITIES
+from tasks.stores.bulk import in_chunks
 from tasks.stores.site import Site
 from tasks.stores.tables import annotations, case_flags, cases, findings, flagged_anomalies, scoring_batches
 
-MOST_FLAGS = 5000  # of a night that are read, the worst; the page says so
 CASES_PER_PAGE = 50
 TREND_NIGHTS = 60
 USUAL_NIGHTS = 28  # before a night, from which its usual band comes
 USUAL = (0.1, 0.9)  # quantiles of their flags
-FLAG_COLUMNS = ("record_id", "event_time", "score", "percentile_rank", "p_value", "threshold", "causes", "entity",
-                "record", "second_stage_probability", "model_version")  # fmt: skip
+FIRST_CAUSE = re.compile(r'\[\{"column": ("(?:[^"\\]|\\.)*")')  # of the JSON of causes
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,18 @@ def show_night(site: Site, day: date, wanted: Wanted, now: datetime) -> dict[str
         ).where(b.detector == detector)
         neighbours = connection.execute(around).mappings().one()
         trend = read_trend(connection, detector, day)
-        flags = _read_flags(connection, detector, day)
-        all_cases = _gather(flags, _read_cases(connection, detector, day), site, now)
-        found = [case for case in all_cases if _is_wanted(case, wanted)]
+        all_cases = _read_cases(connection, detector, day, now)
+        found = _choose(connection, detector, day, all_cases, wanted)
         pages = max(1, -(-len(found) // CASES_PER_PAGE))
         page = min(max(1, wanted.page), pages)
         shown = found[(page - 1) * CASES_PER_PAGE : page * CASES_PER_PAGE]
+        worst = _read_worst(connection, detector, day, shown)
         totals = read_totals(connection, detector, [case["case"] for case in shown])
         finding = _read_finding(connection, detector, day)
         notes = read_notes(connection, detector, day)
     for case in shown:
         case |= totals.get(case["case"], {"all_flags": 0, "nights": 0})
-        _describe(case, site.zone)
+        _describe(case, worst[case["record_id"]], site.zone)
     states = Counter(case["state"] for case in all_cases)
     return {
         "batch": dict(batch),
@@ -111,30 +111,25 @@ def show_night(site: Site, day: date, wanted: Wanted, now: datetime) -> dict[str
         "states": {state: states[state] for state in (OPEN, SNOOZED, CLOSED)},
         "severities": _count(all_cases, "severity", SEVERITIES[::-1], wanted),
         "causes": Counter(case["cause"] for case in all_cases if case["cause"]).most_common(20),
-        "is_cut": len(flags) == MOST_FLAGS,
     }
 
 
 def list_cases_of_night(site: Site, day: date, wanted: Wanted, now: datetime) -> list[dict[str, Any]]:
     """All cases of a night that are wanted, in the order of the page, for a table: flat values, local times."""
     with site.warehouse.begin_reading() as connection:
-        flags = _read_flags(connection, site.detector, day)
-        found = _gather(flags, _read_cases(connection, site.detector, day), site, now)
+        found = _choose(connection, site.detector, day, _read_cases(connection, site.detector, day, now), wanted)
+        worst = _read_worst(connection, site.detector, day, found)
     rows = []
+    times = ("opened_at", "due_at", "snoozed_until", "closed_at")
     for case in found:
-        if _is_wanted(case, wanted):
-            worst = case["own"][0]
-            times = ("opened_at", "due_at", "snoozed_until", "closed_at")
-            rows.append(
-                {name: case[name] for name in ("case", "severity", "state", "entity", "flags", "assignee", "verdict")}
-                | {
-                    name: case[name] and case[name].astimezone(site.zone).isoformat(timespec="seconds")
-                    for name in times
-                }
-                | {"worst_record": worst["record_id"], "score": worst["score"], "threshold": worst["threshold"]}
-                | {"causes": "; ".join(describe_causes(case["causes"], site.zone))}
-                | localise(json.loads(worst["record"]) if worst["record"] else {}, site.zone)
-            )
+        flag = worst[case["record_id"]]
+        rows.append(
+            {name: case[name] for name in ("case", "severity", "state", "entity", "flags", "assignee", "verdict")}
+            | {name: str(case[name].astimezone(site.zone)) if case[name] else None for name in times}
+            | {"worst_record": case["record_id"], "score": case["score"], "threshold": flag["threshold"]}
+            | {"causes": "; ".join(describe_causes(json.loads(flag["causes"]), site.zone))}
+            | localise(json.loads(flag["record"]) if flag["record"] else {}, site.zone)
+        )
     return rows
 
 
@@ -149,51 +144,96 @@ def _count(all_cases: Sequence[Mapping[str, Any]], name: str, values: Sequence[s
     return {value: counts[value] for value in values}
 
 
-def _read_flags(connection: sa.Connection, detector: str, day: date) -> list[dict[str, Any]]:
-    """The alerts of a night with the number of their case, worst first."""
+def _flags_of_cases(detector: str, day: date) -> tuple[sa.Join, tuple[sa.ColumnElement[bool], ...]]:
+    """The alerts of a night beside their cases."""
     f, m = flagged_anomalies.c, case_flags.c
     same = sa.and_(m.detector == f.detector, m.batch_date == f.batch_date, m.record_id == f.record_id)
-    found = (
-        sa.select(m.case_id, *(f[name] for name in FLAG_COLUMNS))
-        .select_from(sa.join(flagged_anomalies, case_flags, same))
-        .where(f.detector == detector, f.batch_date == day)
-        .order_by(f.score.desc(), f.record_id)
-        .limit(MOST_FLAGS)
-    )
-    return [dict(row) for row in connection.execute(found).mappings()]
+    return sa.join(flagged_anomalies, case_flags, same), (f.detector == detector, f.batch_date == day)
 
 
-def _read_cases(connection: sa.Connection, detector: str, day: date) -> dict[int, dict[str, Any]]:
-    """The cases that hold a flag of a night, by number."""
-    m = case_flags.c
-    held = sa.select(m.case_id).where(m.detector == detector, m.batch_date == day)
-    found = sa.select(cases).where(cases.c.detector == detector, cases.c.case_id.in_(held))
-    return {row["case_id"]: dict(row) for row in connection.execute(found).mappings()}
+def _read_cases(connection: sa.Connection, detector: str, day: date, now: datetime) -> list[dict[str, Any]]:
+    """The cases with alerts in a night, worst first: by severity, then by their worst alert.
+
+    flags: how many of the night. record_id, cause (a column) and multiple (of the threshold): those of the worst.
+    """
+    f, m = flagged_anomalies.c, case_flags.c
+    joined, of_night = _flags_of_cases(detector, day)
+    place = sa.func.row_number().over(partition_by=m.case_id, order_by=[f.score.desc(), f.record_id])
+    flags = sa.func.count().over(partition_by=m.case_id)
+    columns = (m.case_id, f.record_id, f.score, f.threshold, f.causes, place.label("place"), flags.label("flags"))
+    ranked = sa.select(*columns).select_from(joined).where(*of_night).subquery()
+    own = [column for column in cases.c if column.name not in ("detector", "record_id", "batch_date")]
+    same = sa.and_(cases.c.case_id == ranked.c.case_id, cases.c.detector == detector)
+    found = sa.select(*own, *(ranked.c[name] for name in ("record_id", "score", "threshold", "causes", "flags")))
+    rows = connection.execute(found.select_from(sa.join(ranked, cases, same)).where(ranked.c.place == 1)).all()
+    order = {severity: level for level, severity in enumerate(SEVERITIES)}
+    all_cases = []
+    for row in rows:
+        case = row._asdict()
+        multiple = case["score"] / case["threshold"] if case["threshold"] else None
+        worst = {"flags": case["flags"], "score": case["score"], "multiple": multiple}
+        all_cases.append(summarise_case(case, now) | worst | {"cause": _read_first_cause(case["causes"])})
+    return sorted(all_cases, key=lambda case: (-order[case["severity"]], -(case["multiple"] or 0), case["case"]))
 
 
-def _gather(
-    flags: Sequence[Mapping[str, Any]], known: Mapping[int, Mapping[str, Any]], site: Site, now: datetime
+def _read_first_cause(causes: str) -> str | None:
+    """The column with the largest share: the first. Reading the whole text of each case would take most of the time."""
+    first = FIRST_CAUSE.match(causes)
+    column = json.loads(first[1]) if first else None
+    return None if column == "other" else column
+
+
+def _choose(
+    connection: sa.Connection, detector: str, day: date, all_cases: Sequence[dict[str, Any]], wanted: Wanted
 ) -> list[dict[str, Any]]:
-    """The cases, worst first: by severity, then by their worst flag of the night."""
-    held: dict[int, list[Mapping[str, Any]]] = {}
-    for flag in flags:
-        held.setdefault(flag["case_id"], []).append(flag)
-    rows = []
-    for number, own in held.items():
-        case, worst = known[number], own[0]
-        causes = json.loads(worst["causes"])
-        rows.append(
-            summarise_case(case, now)
-            | {
-                "flags": len(own),
-                "causes": causes,
-                "cause": next((one["column"] for one in causes if one["share"] and one["column"] != "other"), None),
-                "score": worst["score"] / worst["threshold"] if worst["threshold"] else None,
-                "own": own,
-            }
-        )
-    order = list[str](SEVERITIES)
-    return sorted(rows, key=lambda row: (-order.index(row["severity"]), -(row["score"] or 0), row["case"]))
+    found = [case for case in all_cases if _is_wanted(case, wanted)]
+    for text in filter(None, (wanted.search, wanted.value)):
+        numbers = _search(connection, detector, day, text, is_value=text == wanted.value)
+        found = [case for case in found if case["case"] in numbers]
+    return found
+
+
+def _is_wanted(case: Mapping[str, Any], wanted: Wanted) -> bool:
+    return (
+        wanted.state in ("all", case["state"])
+        and wanted.severity in ("", case["severity"])
+        and wanted.cause in ("", case["cause"])
+        and (not wanted.assignee or wanted.assignee == (case["assignee"] or "nobody"))
+    )
+
+
+def _search(connection: sa.Connection, detector: str, day: date, text: str, *, is_value: bool) -> set[int]:
+    """The cases with an alert of the night that has a text in its id, its entity or its values; of these, which says
+    `column=value`, the whole value of one column."""
+    f = flagged_anomalies.c
+    joined, of_night = _flags_of_cases(detector, day)
+    column, mark, value = text.partition("=") if is_value else ("", "", text)
+    places = (f.record,) if mark else (f.record, f.entity, f.record_id)
+    part = json.dumps(value.strip())[1:-1] if mark else value.strip()  # as the record's JSON has it
+    has = sa.or_(*(sa.func.lower(place).contains(part.lower(), autoescape=True) for place in places))
+    found = connection.execute(
+        sa.select(case_flags.c.case_id, f.record).select_from(joined).where(*of_night, has)
+    ).all()
+    if not mark:
+        return {row.case_id for row in found}
+    return {row.case_id for row in found if _has_value(json.loads(row.record), column.strip(), value.strip())}
+
+
+def _has_value(record: Mapping[str, Any], column: str, value: str) -> bool:
+    return str(record.get(column)).casefold() == value.casefold()
+
+
+def _read_worst(
+    connection: sa.Connection, detector: str, day: date, some: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The worst flags of some cases, by record."""
+    f = flagged_anomalies.c
+    columns = (f.record_id, f.threshold, f.causes, f.record, f.second_stage_probability)
+    found: dict[str, dict[str, Any]] = {}
+    for chunk in in_chunks([case["record_id"] for case in some]):
+        wanted = (f.detector == detector, f.batch_date == day, f.record_id.in_(chunk))
+        found |= {row.record_id: row._asdict() for row in connection.execute(sa.select(*columns).where(*wanted)).all()}
+    return found
 
 
 def summarise_case(case: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -219,35 +259,10 @@ def summarise_case(case: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     }
 
 
-def _is_wanted(case: Mapping[str, Any], wanted: Wanted) -> bool:
-    column, is_column, text = wanted.value.partition("=")
-    return (
-        wanted.state in ("all", case["state"])
-        and wanted.severity in ("", case["severity"])
-        and wanted.cause in ("", case["cause"])
-        and (not wanted.assignee or wanted.assignee == (case["assignee"] or "nobody"))
-        and (not wanted.search or _has(case, wanted.search))
-        and (not wanted.value or (_has_value(case, column, text) if is_column else _has(case, wanted.value)))
-    )
-
-
-def _has(case: Mapping[str, Any], text: str) -> bool:
-    wanted = text.casefold()
-    texts = (case["entity"], *(flag[name] for flag in case["own"] for name in ("record_id", "record")))
-    return any(wanted in one.casefold() for one in texts if one)
-
-
-def _has_value(case: Mapping[str, Any], column: str, text: str) -> bool:
-    records = (json.loads(flag["record"]) for flag in case["own"] if flag["record"])
-    return any(str(record.get(column.strip())).casefold() == text.strip().casefold() for record in records)
-
-
-def _describe(case: dict[str, Any], zone: ZoneInfo) -> None:
-    worst = case.pop("own")[0]
+def _describe(case: dict[str, Any], worst: Mapping[str, Any], zone: ZoneInfo) -> None:
     record = json.loads(worst["record"]) if worst["record"] else {}
     case["values"] = describe_values(record, zone)
-    case["causes"] = localise_causes(case["causes"], zone)
-    case["record_id"] = case["record_id"] or worst["record_id"]
+    case["causes"] = localise_causes(json.loads(worst["causes"]), zone)
     case["probability"] = worst["second_stage_probability"]
 
 

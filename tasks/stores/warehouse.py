@@ -446,6 +446,8 @@ def open_engine(url: str, to_write: bool = True, connections: int = 0) -> sa.Eng
         "duckdb": {} if to_write else {"read_only": True},
     }
     options = known.get(parsed.drivername, {})
+    if connections and parsed.drivername == "duckdb":
+        options["config"] = {"threads": 1}  # each connection has a thread of its own
     # Without a pool, which would keep DuckDB's file lock, unless that is wanted.
     pool: dict[str, Any] = {"poolclass": sa.NullPool}
     if connections:
