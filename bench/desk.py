@@ -3,7 +3,7 @@
     python bench/desk.py                          # DuckDB, about two minutes
     python bench/desk.py --warehouse URL          # an empty PostgreSQL database
 
-Each client asks for the next page as soon as it has the last one, so eight clients are far more than eight people. The
+A client looks at each page for a second on average; --pause 0 asks for the next one at once, which no person does. The
 server runs in a process of its own. Printed are the median and the 95th percentile of the whole request, in ms.
 """
 
@@ -91,7 +91,7 @@ def make_night(day: date, flagged: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def ask(base: str, seed: int, pages: list[str], until: float, taken: dict[str, list[float]]) -> None:
+def ask(base: str, seed: int, pages: list[str], until: float, pause: float, taken: dict[str, list[float]]) -> None:
     """One client: pages in a random order, and a verdict and its undoing after every ten."""
     draw = random.Random(seed)
     with httpx.Client(base_url=base, timeout=60) as client:
@@ -99,6 +99,7 @@ def ask(base: str, seed: int, pages: list[str], until: float, taken: dict[str, l
         number = 0
         while time.monotonic() < until:
             number += 1
+            time.sleep(draw.expovariate(1 / pause) if pause else 0)
             name, path = draw.choice([page.split(" ") for page in pages])
             chosen = path.format(day=FIRST + timedelta(days=draw.randrange(60)), n=draw.randrange(1, 1001))
             began = time.monotonic()
@@ -118,7 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--warehouse", default="", help="URL of an empty database (default: a DuckDB file)")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--pause", type=float, default=1.0, help="mean seconds before each request of a client")
     parser.add_argument("--flags", type=int, default=100_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as folder:
@@ -145,7 +147,8 @@ def main() -> None:
             taken: dict[str, list[float]] = defaultdict(list)
             until = time.monotonic() + given.seconds
             people = [
-                threading.Thread(target=ask, args=(base, seed, pages, until, taken)) for seed in range(given.clients)
+                threading.Thread(target=ask, args=(base, seed, pages, until, given.pause, taken))
+                for seed in range(given.clients)
             ]
             for person in people:
                 person.start()
@@ -154,7 +157,9 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    print(f"{given.clients} clients, {given.flags:,} flags, {given.seconds:g} s: page, requests, median ms, 95 % ms")
+    print(
+        f"{given.clients} clients, {given.flags:,} flags, pause {given.pause:g} s: page, requests, median ms, 95 % ms"
+    )
     for name, seconds in taken.items():
         median, high = (1000 * float(np.quantile(seconds, q)) for q in (0.5, 0.95))
         print(f"{name:10} {len(seconds):6} {median:8.0f} {high:8.0f}")

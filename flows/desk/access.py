@@ -130,6 +130,11 @@ class Access:
         return bool(key in self._sessions and is_here and hmac.compare_digest(self.sign_form(key), given))
 
 
+def stay_here(address: str, otherwise: str) -> str:
+    """An address if it is a path of ours: browsers take //HOST and /\\HOST for another site."""
+    return address if address.startswith("/") and address[1:2] not in ("/", "\\") else otherwise
+
+
 def hash_token(token: str) -> str:
     """The SHA-256 of a token, hexadecimal."""
     return sha256(token.encode()).hexdigest()

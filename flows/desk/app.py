@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -17,7 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.config.settings import Settings
 from flows.desk import beside, case, entity, explorer, queue, tonight
-from flows.desk.access import COOKIE, Access
+from flows.desk.access import COOKIE, Access, stay_here
 from flows.desk.tonight import describe_detectors
 from flows.desk.view import ENVIRONMENT, Act, Look, Room, SignInNeeded, read_act, set_cookie
 from tasks.errors import (
@@ -64,7 +65,7 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
     warehouse = Warehouse(settings.warehouse_url, settings.lost_after_s)
     warehouse.migrate()
     app = FastAPI(title="Nightjar desk", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_limit_threads)
-    app.state.room = Room(settings, access, warehouse, Snapshot(warehouse))
+    app.state.room = Room(settings, access, warehouse, Snapshot(warehouse, settings.home_path / "desk"))
     app.mount("/-/static", StaticFiles(packages=[("flows.desk", "static")]), name="static")
     app.include_router(common)
     for screen in SCREENS:
@@ -72,6 +73,7 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
     app.add_exception_handler(SignInNeeded, ask_to_sign_in)
     app.add_exception_handler(NightjarError, show_error)
     app.add_exception_handler(StarletteHTTPException, show_refusal)
+    app.add_exception_handler(RequestValidationError, show_no_page)
     app.add_exception_handler(Exception, show_fault)
     app.middleware("http")(add_headers)
     if hosts:  # a name that leads here and is not ours may be an attack from another page
@@ -100,7 +102,7 @@ def list_detectors(look: Look) -> Response:
     """The detectors; the only one at once."""
     names = look.room.detectors
     if len(names) == 1:
-        return RedirectResponse(look.url(names[0]), HTTPStatus.SEE_OTHER)
+        return RedirectResponse(f"/{quote(names[0], safe='')}", HTTPStatus.SEE_OTHER)
     return look.render("detectors.html", detectors=describe_detectors(look))
 
 
@@ -135,7 +137,7 @@ async def sign_in(request: Request) -> Response:
     if name is None:
         return _show_sign_in(request, to, "Nobody has this token.", HTTPStatus.UNAUTHORIZED)
     room.access.end_session(request.cookies.get(COOKIE, ""))
-    answer = RedirectResponse(to if to.startswith("/") and not to.startswith("//") else "/", HTTPStatus.SEE_OTHER)
+    answer = RedirectResponse(stay_here(to, "/"), HTTPStatus.SEE_OTHER)
     set_cookie(answer, room.access.begin_session(name), room.access.is_https)
     return answer
 
@@ -181,6 +183,11 @@ def show_refusal(request: Request, error: Any) -> Response:
     """What the web says: not found, not allowed."""
     found = {"Not Found": "There is no such page."}.get(error.detail, error.detail)
     return _explain(request, error.status_code, {"what": found})
+
+
+def show_no_page(request: Request, error: Exception) -> Response:
+    """An address with a text where a number belongs."""
+    return _explain(request, HTTPStatus.NOT_FOUND, {"what": "There is no such page."})
 
 
 def show_fault(request: Request, error: Exception) -> Response:

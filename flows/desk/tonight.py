@@ -70,7 +70,8 @@ def _read_day(text: str) -> date:
 @router.get("/{detector}/{day}/cases.{kind}")
 def export(look: Look, day: str, kind: str) -> Response:
     """The cases that the page shows, all pages of them, as a table: csv or xlsx."""
-    found = pd.DataFrame(list_cases_of_night(look.site, _read_day(day), read_wanted(look.query), look.now))
+    rows = list_cases_of_night(look.site, _read_day(day), read_wanted(look.query), look.now)
+    found = pd.DataFrame(rows or {"case": []})
     name = f"{look.detector}-{day}-cases.{kind}"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
     if kind == "csv":

@@ -18,7 +18,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from flows.config.params import detector_names
 from flows.config.settings import Settings
 from flows.config.setup import Setup, load_setup
-from flows.desk.access import COOKIE, ROLES, Access, Person, Role
+from flows.desk.access import COOKIE, ROLES, Access, Person, Role, stay_here
 from tasks.follow_up.actions import Desk
 from tasks.rows.describe import show_value
 from tasks.rows.params import DetectorParams
@@ -198,9 +198,7 @@ class Act(Page):
     @property
     def back(self) -> str:
         """The page with the form, or the detector's."""
-        given = self.form.get("back", "")
-        is_here = given.startswith("/") and not given.startswith("//") and "\\" not in given
-        return given if is_here else self.url()
+        return stay_here(self.form.get("back", ""), self.url())
 
 
 def set_cookie(answer: Response, key: str, is_https: bool) -> None:

@@ -4,6 +4,7 @@ An open DuckDB file keeps every writer out, so a page must not hold it open. `Sn
 has changed, which takes milliseconds, and pages read the copy: nights and pages never wait for each other.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 
 from tasks.errors import NightjarError
@@ -24,16 +26,17 @@ REST = 4  # times as long as the last copy took, before the next copy: of a larg
 
 
 class Snapshot:
-    """Where to read a warehouse; safe for threads."""
+    """Where to read a warehouse; safe for threads. folder: for copies, which go when the process ends."""
 
-    def __init__(self, warehouse: Warehouse) -> None:
+    def __init__(self, warehouse: Warehouse, folder: Path) -> None:
         """Raises what Warehouse.begin_reading raises."""
         self._warehouse = warehouse
         self._lock = threading.Lock()
         self._seen: tuple[Any, ...] = ()
         self._rests_until = 0.0
         if warehouse.engine.dialect.name == "duckdb":
-            self._folder = tempfile.TemporaryDirectory(prefix="nightjar-desk-")
+            self._folder = _make_folder(folder)
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             self.refresh()
         else:
             self._current: Warehouse = _Pooled(warehouse.url, warehouse.lost_after_s)
@@ -66,7 +69,7 @@ class Snapshot:
 
     def _copy(self, lock_timeout_s: float) -> None:
         began = time.monotonic()
-        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
         with self._warehouse.begin_reading(lock_timeout_s):  # nobody writes meanwhile
             seen = self._look()
             for path in self._files():
@@ -86,6 +89,16 @@ class _Pooled(Warehouse):
     @cached_property
     def reading_engine(self) -> sa.Engine:
         return open_engine(self.url, to_write=False, connections=CONNECTIONS)
+
+
+def _make_folder(parent: Path) -> Path:
+    """A folder of this process; those of processes that were killed go."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in parent.iterdir():
+        number = left.name.partition("-")[0]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -32,14 +32,19 @@ def make_flag(record_id: str, entity: str | None, times: float = 2.0, **others: 
 
 
 def publish_flags(
-    warehouse: Warehouse, day: date, flags: list[dict[str, Any]], now: datetime, scores: str | None = None
+    warehouse: Warehouse,
+    day: date,
+    flags: list[dict[str, Any]],
+    now: datetime,
+    scores: str | None = None,
+    detector: str = "toy",
 ) -> None:
-    """Publish a night of the detector "toy" with these flags."""
+    """Publish a night of a detector with these flags."""
     noon = pd.Timestamp(day, tz="UTC") + pd.Timedelta(hours=12)
     frame = pd.DataFrame([{"event_time": noon} | flag for flag in flags])
-    attempt = warehouse.begin_attempt("toy", day, "score", now)
+    attempt = warehouse.begin_attempt(detector, day, "score", now)
     night = Night(
-        detector="toy", batch_date=day, input_hash="h", rows_in=len(flags), quarantined=0, excluded=0,
+        detector=detector, batch_date=day, input_hash="h", rows_in=len(flags), quarantined=0, excluded=0,
         scored=len(flags), flagged=len(flags), unseen=0, threshold=0.5, model_name="m", model_version=1,
         scored_at=now, scores=scores, attempt=attempt, seconds=1.0,
     )  # fmt: skip

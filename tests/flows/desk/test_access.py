@@ -1,0 +1,159 @@
+"""Who may see the desk, and who may act: by token, by a proxy's header, on this machine; and only by forms of ours."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from people import NIGHT, TOKENS, USERS, Browser
+
+from flows.config.settings import Settings
+from flows.desk.access import Access, User, check_access, hash_token, is_loopback, read_users
+from flows.desk.app import create_app
+from tasks.errors import ParamsInvalid
+
+SCREENS = ("/orders/2026-07-01", "/orders/case/1", "/orders/queue", "/orders/blind", "/orders/explorer")
+ACTS = (
+    "/orders/case/1/judge",
+    "/orders/case/1/undo",
+    "/orders/case/1/lock",
+    "/orders/next",
+    "/orders/verdicts",
+    "/orders/2026-07-01/note",
+    "/orders/sample",
+    "/orders/approval/1",
+)
+
+
+@pytest.mark.parametrize("path", SCREENS)
+def test_nobody_sees_a_page_without_signing_in(settings: Settings, path: str) -> None:
+    client = TestClient(create_app(settings, Access(USERS)))
+    answer = client.get(path, follow_redirects=False)
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("http://testserver/-/sign-in?to=%2Forders%2F")
+    assert client.get(path, headers={"accept": "application/json"}).status_code == 401
+    for wrong in ("", "x", hash_token(TOKENS["ann"])):  # the file's hash is no token
+        assert client.get(path, headers={"authorization": f"Bearer {wrong}"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", SCREENS)
+def test_every_page_forbids_what_it_does_not_need(ann: Browser, path: str) -> None:
+    answer = ann.get(path)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert " style=" not in answer.text and "<script>" not in answer.text and " onclick" not in answer.text
+
+
+def test_a_wrong_token_is_told_and_a_right_one_leads_to_the_page_that_was_asked_for(settings: Settings) -> None:
+    client = TestClient(create_app(settings, Access(USERS)))
+    browser = Browser(client)
+    form = client.get("/-/sign-in").text
+    key = form.split('name="form_key" value="')[1].split('"')[0]
+    wrong = client.post("/-/sign-in", data={"form_key": key, "token": "guess", "to": "/orders/case/1"})
+    assert wrong.status_code == 401 and "Nobody has this token" in wrong.text
+    right = client.post("/-/sign-in", data={"form_key": key, "token": TOKENS["ann"], "to": "/orders/case/1"})
+    assert right.url.path == "/orders/case/1"
+    assert "httponly" in str(right.history[0].headers["set-cookie"]).lower()
+    assert "samesite=strict" in str(right.history[0].headers["set-cookie"]).lower()
+    client.post("/-/sign-out", data={"form_key": browser.key()})
+    assert client.get("/orders/case/1", follow_redirects=False).status_code == 303
+
+
+@pytest.mark.parametrize("to", ["//evil.example", "https://evil.example", "/\\evil.example"])
+def test_signing_in_never_leads_to_another_site(settings: Settings, to: str) -> None:
+    client = TestClient(create_app(settings, Access(USERS)))
+    key = client.get("/-/sign-in").text.split('name="form_key" value="')[1].split('"')[0]
+    form = {"form_key": key, "token": TOKENS["ann"], "to": to}
+    answer = client.post("/-/sign-in", data=form, follow_redirects=False)
+    assert answer.headers["location"] == "/"
+
+
+@pytest.mark.parametrize("path", ACTS)
+def test_whoever_may_only_read_changes_nothing(open_browser: Callable[[str], Browser], path: str) -> None:
+    answer = open_browser("rex").post(path, verdict="confirmed", case="1", note="x", day=str(NIGHT))
+    assert answer.status_code == 403
+    assert "needs the role judge; rex has the role read" in answer.text
+
+
+@pytest.mark.parametrize("path", ACTS)
+def test_a_form_of_another_site_is_refused(ann: Browser, path: str) -> None:
+    form = {"verdict": "confirmed", "case": "1", "note": "x", "day": str(NIGHT)}
+    assert ann.client.post(path, data=form).status_code == 403
+    assert ann.client.post(path, data={**form, "form_key": "0" * 64}).status_code == 403
+    key = ann.key()
+    foreign = {"origin": "https://evil.example"}
+    assert ann.client.post(path, data={**form, "form_key": key}, headers=foreign).status_code == 403
+
+
+def test_a_form_of_one_browser_is_worth_nothing_in_another(ann: Browser, ben: Browser) -> None:
+    assert ben.client.post("/orders/case/1/take", data={"form_key": ann.key()}).status_code == 403
+
+
+def test_a_program_acts_with_its_token_alone(settings: Settings) -> None:
+    client = TestClient(create_app(settings, Access(USERS)))
+    headers = {"authorization": f"Bearer {TOKENS['ann']}", "accept": "application/json"}
+    answer = client.post("/orders/case/1/judge", data={"verdict": "confirmed"}, headers=headers)
+    assert answer.json() == {"done": "Case 1: confirmed, for 2 flags."}
+    case = client.get("/orders/case/1", headers=headers).json()["case"]
+    assert (case["verdict"], case["state"]) == ("confirmed", "closed")
+
+
+def test_a_header_counts_only_from_the_proxy_and_only_for_people_of_the_file(settings: Settings) -> None:
+    users = {"ann": User(role="judge")}
+    access = Access(users, header="x-remote-user", proxies=frozenset({"10.0.0.9"}))
+    app = create_app(settings, access)
+    behind, elsewhere = TestClient(app, client=("10.0.0.9", 1)), TestClient(app, client=("10.0.0.8", 1))
+    assert behind.get("/orders/case/1", headers={"x-remote-user": "ann"}).status_code == 200
+    assert behind.get("/orders/case/1", headers={"x-remote-user": "eve"}).status_code == 403
+    assert behind.get("/orders/case/1").status_code == 403
+    assert elsewhere.get("/orders/case/1", headers={"x-remote-user": "ann"}).status_code == 403
+
+
+def test_a_person_without_a_token_cannot_sign_in_with_an_empty_one(settings: Settings) -> None:
+    assert Access({"ann": User(role="judge")}).find_token("") is None
+
+
+def test_a_name_that_only_leads_here_is_refused(settings: Settings) -> None:
+    client = TestClient(create_app(settings, Access({}, local="kim"), ["localhost", "127.0.0.1"]))
+    assert client.get("/-/health", headers={"host": "localhost"}).text == "ok"
+    assert client.get("/orders/queue", headers={"host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("localhost", True), ("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("desk", False)]
+)
+def test_only_a_loopback_address_needs_no_sign_in(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+    check_access(host, USERS, None)
+    if expected:
+        check_access(host, {}, None)
+    else:
+        with pytest.raises(ParamsInvalid, match="without a sign-in"):
+            check_access(host, {}, "x-remote-user")
+
+
+@pytest.mark.parametrize(
+    "text", ["ann: judge", "ann: {role: boss}", "- ann", "ann: {role: judge, tokn: x}", "{", "\xff"]
+)
+def test_a_bad_file_of_people_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "desk.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ParamsInvalid) as raised:
+        read_users(path)
+    assert raised.value.where == str(path)
+    assert "new-token" in raised.value.todo
+
+
+def test_what_new_token_prints_is_a_line_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.cli.main import execute
+
+    execute(["desk", "--new-token", "ada", "--role", "promote"])
+    token, line = capsys.readouterr().out.splitlines()
+    (tmp_path / "desk.yaml").write_text(line.removeprefix("line for the file: "))
+    access = Access(read_users(tmp_path / "desk.yaml"))
+    assert access.find_token(token.removeprefix("token for ada: ")) == "ada"
+    assert access.users["ada"].role == "promote"
