@@ -6,6 +6,7 @@ Without torch, so that commands that read start at once.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,10 +15,45 @@ INSTANT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?\+00:00")  # how
 AROUND = re.compile(r"around (\d\d):00 UTC")  # and the hour that is expected of one
 
 
+@dataclass(frozen=True)
+class Cause:
+    """One cause: its column and part, its share of the score in whole per cent, and its values as texts.
+
+    actual and expected: None for what has no value of its own, such as "other".
+    """
+
+    name: str
+    percent: int
+    actual: str | None = None
+    expected: str | None = None
+
+    def __str__(self) -> str:
+        """The cause in one line."""
+        values = "" if self.actual is None else f" ({self.actual}, expected {self.expected})"
+        return f"{self.name} {self.percent}%{values}"
+
+
+def list_causes(causes: Sequence[dict[str, Any]], zone: ZoneInfo) -> list[Cause]:
+    """All causes of a record, whose shares add up to 100 per cent; those without a share are left out."""
+    found = [cause for cause in localise_causes(causes, zone) if cause["share"]]
+    percents = round_shares([cause["share"] for cause in found])
+    return [_show_cause(cause, percent) for cause, percent in zip(found, percents, strict=True)]
+
+
 def describe_causes(causes: Sequence[dict[str, Any]], zone: ZoneInfo) -> list[str]:
-    """All causes of a record as texts, each with its share of the score in per cent; those without one are left out."""
-    whole = sum(cause["share"] for cause in causes) or 1.0
-    return [_describe(cause, cause["share"] / whole) for cause in localise_causes(causes, zone) if cause["share"]]
+    """The causes of `list_causes`, each as a text."""
+    return [str(cause) for cause in list_causes(causes, zone)]
+
+
+def round_shares(shares: Sequence[float]) -> list[int]:
+    """Shares as whole per cents of their sum that add up to 100: those cut off most are rounded up."""
+    whole = sum(shares)
+    exact = [100 * share / whole for share in shares]
+    found = [int(share) for share in exact]
+    cut = sorted(range(len(exact)), key=lambda place: found[place] - exact[place])
+    for place in cut[: 100 - sum(found)]:
+        found[place] += 1
+    return found
 
 
 def describe_values(record: Mapping[str, Any] | None, zone: ZoneInfo) -> str:
@@ -50,11 +86,10 @@ def _localise_hour(cause: Mapping[str, Any], zone: ZoneInfo) -> Any:
     return cause["expected"]
 
 
-def _describe(cause: dict[str, Any], share: float) -> str:
-    what = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
-    if "actual" not in cause:
-        return f"{what} {share:.0%}"
-    return f"{what} {share:.0%} ({show_value(cause['actual'])}, expected {show_value(cause['expected'])})"
+def _show_cause(cause: Mapping[str, Any], percent: int) -> Cause:
+    name = f"{cause['column']} {cause['part']}" if "part" in cause else cause["column"]
+    values = (show_value(cause[key]) for key in ("actual", "expected") if key in cause)
+    return Cause(name, percent, *values)
 
 
 def show_value(value: object) -> str:

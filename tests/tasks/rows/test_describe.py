@@ -2,7 +2,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tasks.rows.describe import describe_causes, describe_values, localise_causes
+from tasks.rows.describe import describe_causes, describe_values, localise_causes, round_shares
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -75,3 +75,18 @@ def test_times_among_the_values_of_a_record_are_local():
     shown = describe_values(record, BERLIN)
     assert shown == "opened 2026-08-01 00:30:00+02:00, day 2026-07-31, amount 1.5, note None"
     assert describe_values(None, BERLIN) == ""
+
+
+@pytest.mark.parametrize(
+    ("shares", "percents"),
+    [
+        ([1, 1, 1], [34, 33, 33]),
+        ([0.796, 0.146, 0.02, 0.038], [80, 14, 2, 4]),
+        ([5.0], [100]),
+        ([0.994, 0.003, 0.003], [100, 0, 0]),
+        ([1e-300, 3e-300], [25, 75]),
+        ([], []),
+    ],
+)
+def test_per_cents_add_up_to_100(shares, percents):
+    assert round_shares(shares) == percents
