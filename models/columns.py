@@ -8,8 +8,8 @@ from pydantic import Field
 
 MISSING_TIME = int(np.iinfo(np.int64).min)  # what NumPy calls NaT
 
-
 PADDING = -1  # code of the positions after a sequence's last token
+UNSEEN = "<unseen>"  # the name of a sequence's last slot
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.columns import MISSING_TIME, PADDING, Column, Tokens
+from models.columns import MISSING_TIME, PADDING, UNSEEN, Column, Tokens
 from models.errors import NightjarError, TooFewRows
 from models.params import EncodeParams
 from models.records import BLOCK, Records, iterate_blocks
@@ -24,7 +24,6 @@ MAX_DEVIATION = 1e6
 HOUR = 3_600_000_000  # microseconds
 PERIODS = (24 * HOUR, 7 * 24 * HOUR)  # a day, a week
 PATCH = 7  # approximate side of a patch in pixels
-UNSEEN = "<unseen>"  # the name of a sequence's last slot
 
 
 def choose_kinds(columns: Sequence[Column], fit: Records, params: EncodeParams) -> tuple[Column, ...]:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.columns import Column
+from models.columns import UNSEEN, Column
 from models.detector import Explanation
-from models.encoders import UNSEEN
 from tasks.rows.kinds import KINDS, plain, round_value
 from tasks.rows.tokens import list_unseen
 

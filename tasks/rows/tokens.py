@@ -4,6 +4,8 @@ N texts, T tokens found in them, at most L tokens per text, V tokens in the voca
 Everything is Arrow and NumPy over whole columns, and each distinct text is split once.
 """
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.columns import PADDING, Column, Tokens
+from models.columns import PADDING, UNSEEN, Column, Tokens
 from tasks.errors import TooFewRows
 from tasks.rows.params import SequenceParams
 
@@ -122,3 +124,38 @@ def list_unseen(text: str, described: Column) -> list[str]:
     """The unseen tokens of a text, single words first."""
     found = tokenise(pa.array([text]), described.tokens).texts.to_pylist()
     return [token for token in found if token not in described.vocabulary]
+
+
+def find_tokens(text: str, tokens: Collection[str], described: Column) -> list[tuple[int, int]]:
+    """Where a text has some of the detector's tokens: the first and the last character but one of each run of words.
+
+    UNSEEN stands for every token that is not in the vocabulary. Runs that touch or overlap are joined.
+    """
+    how = described.tokens
+    ends = [0, *(place for found in re.finditer(how.separator, text) for place in found.span()), len(text)]
+    words = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end > start][: how.words]
+    found = tokenise(pa.array([text], pa.string()), how)
+    known = set(described.vocabulary)
+    covered: set[int] = set()
+    for token, place in zip(found.texts.to_pylist(), found.places.tolist(), strict=True):
+        if token in tokens or (UNSEEN in tokens and token not in known):
+            covered |= _cover(place, how)
+    spans: list[tuple[int, int]] = []
+    for word in sorted(covered & {*range(len(words))}):
+        start, end = words[word]
+        joins = word - 1 in covered and spans
+        spans = [*spans[:-1], (spans[-1][0], end)] if joins else [*spans, (start, end)]
+    return spans
+
+
+def _cover(place: int, tokens: Tokens) -> set[int]:
+    """The words that the token at a place covers, of which those at the edges of the text may not exist."""
+    if place < tokens.words:
+        return {place}
+    first = tokens.words
+    for k in range(2, tokens.ngrams + 1):
+        size = max(0, tokens.words + 3 - k)
+        if place < first + size:
+            return {place - first - 1 + n for n in range(k)}
+        first += size
+    return set()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from models.columns import PADDING, Column, Tokens
 from tasks.errors import TooFewRows
 from tasks.rows.params import SequenceParams
-from tasks.rows.tokens import describe_sequence, encode_tokens, list_unseen, tokenise
+from tasks.rows.tokens import describe_sequence, encode_tokens, find_tokens, list_unseen, tokenise
 
 TEXTS = st.lists(st.one_of(st.text("ab \t", max_size=9), st.sampled_from(["AB 21 xR GB132", "ÄB ß#5"])), max_size=6)
 
@@ -92,6 +92,44 @@ def test_an_empty_vocabulary_is_refused(texts):
 def test_the_unseen_tokens_of_a_text_are_listed_words_first():
     column = Column("t", "sequence", ("AB", "AB 21"), tokens=Tokens(ngrams=2, words=2))
     assert list_unseen("AB 77 21", column) == ["77", " AB", "AB 77", "77 "]
+
+
+def find(text: str, tokens: set[str], **how: object) -> list[str]:
+    column = Column("t", "sequence", ("AB", "21"), tokens=Tokens(words=6, **how))
+    return [text[start:end] for start, end in find_tokens(text, tokens, column)]
+
+
+def test_tokens_are_found_where_they_are_in_a_text():
+    assert find("  AB 21\tAB xR", {"AB"}) == ["AB", "AB"]
+    assert find("AB 21 xR", {"AB 21"}, ngrams=2) == ["AB 21"]
+    assert find("AB 21 xR", {"AB", "21 xR"}, ngrams=2) == ["AB 21 xR"]  # they touch
+    assert find("AB 21 xR", {" AB", "xR "}, ngrams=2) == ["AB", "xR"]  # with an edge of the text
+    assert find("AB 21 xR", {"AA 99"}, ngrams=2, shapes=True) == ["AB 21"]
+    assert find("AB 21 xR 21 7", {"21 xR 21"}, ngrams=3) == ["21 xR 21"]
+    assert find("AB 21 xR", {"<unseen>"}) == ["xR"]
+    assert find("AB;21,xR", {"21"}, separator="[;,]") == ["21"]
+    assert find("", {"AB"}) == []
+    assert find("1 2 3 4 5 6 AB", {"AB"}) == []  # beyond what is read
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.integers(0, 30))
+def test_every_token_is_found_where_a_loop_finds_it(texts, ngrams, words, shapes, choice):
+    tokens = Tokens(ngrams=ngrams, words=words, shapes=shapes)
+    for text in texts:
+        runs = runs_of(text, tokens)
+        if not runs:
+            continue
+        wanted, read = runs[choice % len(runs)], text.split()[:words]
+        drawn = ["", *(draw(word) if shapes else word for word in read), ""]
+        covered = {n for n, word in enumerate(read) if word == wanted}
+        for k in range(2, ngrams + 1):
+            for first in range(len(drawn) - k + 1):
+                if " ".join(drawn[first : first + k]) == wanted:
+                    covered |= {first + n - 1 for n in range(k)}
+        spans = find_tokens(text, {wanted}, Column("t", "sequence", (), tokens=tokens))
+        marked = [word for start, end in spans for word in text[start:end].split()]
+        assert marked == [word for n, word in enumerate(read) if n in covered]
 
 
 @pytest.mark.parametrize(
