@@ -119,6 +119,12 @@ class Warehouse:
         with _transact(engine, _beside_readers(engine, lock_timeout_s), lock_timeout_s, isolation_level) as connection:
             yield connection
 
+    @contextmanager
+    def hold(self) -> Iterator["Warehouse"]:
+        """The same warehouse, but all of its reading is in one transaction; raises what `begin` raises."""
+        with self.begin_reading(isolation_level="REPEATABLE READ") as connection:
+            yield _Held(self.url, self.lost_after_s, connection=connection)
+
     def migrate(self, version: str | None = None) -> str | None:
         """Bring the tables to SCHEMA_VERSION, or an older one, and return the version they had; None: no tables.
 
@@ -311,9 +317,13 @@ class Warehouse:
             load_rows(connection, drift, rows)
             connection.execute(sa.insert(findings).values(row))
 
-    def read_drift(self, detector: str, first: date, last: date) -> dict[date, list[Drift]]:
-        """The statistics of the nights from first to last, by batch date."""
+    def read_drift(
+        self, detector: str, first: date, last: date, statistic: str | None = None
+    ) -> dict[date, list[Drift]]:
+        """The statistics of the nights from first to last, or one of them, by batch date."""
         chosen = sa.select(drift).where(drift.c.detector == detector, drift.c.batch_date.between(first, last))
+        if statistic is not None:
+            chosen = chosen.where(drift.c.statistic == statistic)
         found: dict[date, list[Drift]] = {}
         with self.begin_reading() as connection:
             for row in connection.execute(chosen.order_by(*drift.primary_key.columns)).mappings():
@@ -411,6 +421,20 @@ class Warehouse:
             found = found.where(current.c.verdict != UNRESOLVED)
         with self.begin_reading() as connection:
             return read_frame(connection, found)
+
+
+@dataclass(frozen=True)
+class _Held(Warehouse):
+    """A warehouse that is only read, in a transaction that is open already."""
+
+    connection: sa.Connection = field(kw_only=True)
+
+    @contextmanager
+    def begin_reading(
+        self, lock_timeout_s: float = LOCK_TIMEOUT_S, isolation_level: str | None = None
+    ) -> Iterator[sa.Connection]:
+        """The open transaction."""
+        yield self.connection
 
 
 def select_verdicts(

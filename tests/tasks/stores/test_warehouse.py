@@ -425,3 +425,15 @@ def test_the_texts_of_old_failures_become_errors_with_parts(warehouse_url):
     parts = {"what": "1 batch broke it.", "where": "c.yaml", "got": "a\nb", "todo": "mend"}
     assert (first.error, dict(first.parts)) == ("BatchRejected", parts)
     assert (second.line, third) == (f"ProcessLost: {lost}", None)
+
+
+def test_a_held_warehouse_reads_one_state_in_one_transaction(engine):
+    engine.begin_attempt("cards", DAY, "validate", NOW, None)
+    with engine.hold() as held:
+        first = held.read_attempts("cards")
+        if engine.engine.dialect.name == "postgresql":  # a DuckDB file waits for its readers
+            engine.begin_attempt("cards", DAY, "validate", NOW, None)
+        assert held.read_attempts("cards", DAY) == first
+        with held.begin_reading() as one, held.begin_reading() as other:
+            assert one is other
+    engine.begin_attempt("cards", DAY, "validate", NOW, None)
