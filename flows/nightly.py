@@ -76,8 +76,10 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         at(spread_parts)(site, contract, validation, scorer, bundle, params.score, workers)
         scored = score(site, contract, validation, scorer, bundle, params.score, begun.started_at)
         night = at(publish)(site, begun, scored, rule, params.cases)
-        report(site, validation, scorer, params.score)
         shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
-        monitor(site, contract, night, scorer, bundle, rule, params.monitor, params.filter.exclude_dates)
+        excluded = params.filter.exclude_dates
+        found = monitor(site, contract, night, scorer, bundle, rule, params.monitor, excluded, return_state=True)
+        report(site, contract, validation, scorer, bundle, params.score)
+        found.result()
     tell([name], not is_part_of_run())
     return night

@@ -1,116 +1,117 @@
-"""One self-contained HTML page per published night: counts, histogram, flags with causes, validation, lineage.
+"""One self-contained HTML page per published night: counts, charts, flags with causes, drift, validation, lineage.
 
-In: the night's data in lake, warehouse and registry. Out: reports/DETECTOR/DATE.html. The page loads no external
-resources, and all values are escaped.
+In: the night's data in lake, warehouse and registry. Out: reports/DETECTOR/DATE.html and index.html. The pages load no
+external resources, and all values are escaped.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
+import pyarrow as pa
+import sqlalchemy as sa
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from models.detector import Detector
+from tasks.pages.charts import TREND_DAYS, Chart, lay_out_histogram, lay_out_hours, lay_out_trend
+from tasks.pages.nights import INDEX, link_nights, write_page
+from tasks.pages.sketch import Sketch, sketch_night
 from tasks.pages.validation import ENVIRONMENT
 from tasks.policy import IO
-from tasks.rows.describe import describe_causes, describe_values
+from tasks.rows.contract import Contract
+from tasks.rows.describe import describe_causes, describe_values, list_causes
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.excess import describe_excess, is_excess
-from tasks.rows.params import ScoreParams
+from tasks.rows.histogram import Histogram, count_scores
+from tasks.rows.params import HOUR, ScoreParams
 from tasks.stores.faults import writing
-from tasks.stores.lake import Lake, Manifest
+from tasks.stores.lake import Lake, Manifest, quote
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
-from tasks.stores.tables import SECOND_STAGE, PublishedNight
+from tasks.stores.tables import SECOND_STAGE, Drift, Finding, PublishedNight, case_flags, cases
+from tasks.stores.warehouse import Warehouse
 from tasks.validate import Validation
 
-BINS = 60
 SHOWN_FLAGS = 100
 SHOWN_GROUPS = 24  # the hours of a day, or the worst groups
+SHOWN_DRIFT = 12
+SAMPLE_ROWS = 900  # of the latent map; with the flags that are shown, one block of the encoder
+SAMPLE_BYTES = 64 << 20
+EXTREME = 99.0  # the rank above which an hour is marked
+NO_SKETCH = Sketch()
 LINEAGE = ("split", "trained_through", "data_hash", "params_hash", "contract_hash", "commit", "bundle_hash")
 
 
+@dataclass(frozen=True, eq=False)
+class NightFacts:
+    """What the warehouse has of a published night: its counts, its flags (worst first), its groups, and what follows.
+
+    cases: by record id. finding: None if monitor has none of this attempt; statistics: with it. trend: of the nights
+    up to this one.
+    """
+
+    batch: PublishedNight
+    flags: pd.DataFrame
+    groups: pd.DataFrame
+    cases: Mapping[str, int]
+    finding: Finding | None
+    statistics: Sequence[Drift]
+    trend: Chart
+
+
 @dataclass(frozen=True)
-class Histogram:
-    """Counts of rows by score on a logarithmic axis: edges (B + 1,), counts (B,)."""
+class NightRow:
+    """A published night in the index, with its finding ("": none of this attempt) and the cases that have its flags."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-def count_scores(lake: Lake, scores: Manifest) -> Histogram | None:
-    """The histogram of a batch's scores, computed by DuckDB; None if no rows were scored."""
-    if not scores.parts:
-        return None
-    low, high = lake.query(
-        "select min(log10(greatest(score, 1e-12))) as low, max(log10(greatest(score, 1e-12))) as high from parts",
-        scores.parts,
-    ).to_pylist()[0].values()  # fmt: skip
-    step = (high - low) / BINS or 1.0
-    place = f"least(floor((log10(greatest(score, 1e-12)) - ({low!r})) / {step!r}), {BINS - 1})"
-    rows = lake.query(f"select {place}::int as bin, count(*) as n from parts group by 1", scores.parts)  # noqa: S608
-    counts = dict(zip(rows["bin"].to_pylist(), rows["n"].to_pylist(), strict=True))
-    edges = tuple(10 ** (low + step * i) for i in range(BINS + 1))
-    return Histogram(edges, tuple(counts.get(i, 0) for i in range(BINS)))
-
-
-def lay_out_bars(histogram: Histogram, threshold: float) -> dict[str, Any]:
-    """The histogram as shapes on a 1000 x 200 canvas, both axes logarithmic: bars, decade ticks, threshold."""
-    low, high = math.log10(histogram.edges[0]), math.log10(histogram.edges[-1])
-    tallest = math.log10(1 + max(histogram.counts))
-
-    def across(score: float) -> float:
-        return 1000 * (math.log10(score) - low) / (high - low or 1.0)
-
-    bars = [
-        {"x": across(start), "width": across(end) - across(start), "height": 200 * math.log10(1 + count) / tallest,
-         "flagged": start >= threshold, "title": f"{count:,} rows from {start:.3g} to {end:.3g}"}
-        for start, end, count in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False)
-        if count
-    ]  # fmt: skip
-    ticks = [(across(10.0**power), f"{10.0**power:g}") for power in range(math.ceil(low), math.floor(high) + 1)]
-    rows = [(200 * math.log10(1 + n) / tallest, f"{n:,}") for n in (1, 10, 100, 1000, 10**4, 10**5, 10**6, 10**7)]
-    shown = across(max(threshold, 1e-12)) if threshold > 0 else 0.0
-    inside = [(height, text) for height, text in rows if height <= 200]
-    return {"bars": bars, "ticks": ticks, "rows": inside, "threshold": min(max(shown, 0.0), 1000.0)}
+    night: PublishedNight
+    finding: str
+    cases: int
+    open_cases: int
 
 
 def render_report(
-    batch: PublishedNight,
-    flags: pd.DataFrame,
+    facts: NightFacts,
     histogram: Histogram | None,
     validation: Validation,
     version: Version,
     params: ScoreParams,
-    groups: pd.DataFrame,
     zone: ZoneInfo,
+    sketch: Sketch = NO_SKETCH,
     has_times: bool = True,
     validation_page: str = "",
 ) -> str:
-    """The page as HTML: alerts and groups in tables, suppressed flags as a count. groups: rows of group_scores.
+    """The page as HTML: alerts and groups in tables, suppressed flags as a count.
 
     Times are shown in the zone; those of events only if the table has times. validation_page: its URL, if
     there is one.
     """
+    batch, flags, groups, statistics = facts.batch, facts.flags, facts.groups, facts.statistics
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
+    found = [facts.cases.get(record) for record in shown["record_id"]]
+    by_hour = params.groups is not None and params.groups.by == HOUR
     rows = [
         {
             **row,
+            "case": case,
+            "is_first": case is not None and found.index(case) == place,
             "entity": row["entity"] if isinstance(row["entity"], str) else "",
             "values": describe_values(json.loads(row["record"]), zone) if isinstance(row["record"], str) else "",
-            "event_time": row["event_time"].astimezone(zone) if has_times else None,
-            "causes": describe_causes(json.loads(row["causes"]), zone),
+            "event_time": show_time(row["event_time"], batch.batch_date, zone) if has_times else None,
+            "causes": list_causes(json.loads(row["causes"]), zone),
+            "images": sketch.images.get(row["record_id"], ()),
+            "texts": sketch.texts.get(row["record_id"], ()),
             "share": row["score"] / batch.threshold if batch.threshold else math.inf,
             "band": params.name_band(row["percentile_rank"]),
         }
-        for row in shown.to_dict("records")
+        for place, (row, case) in enumerate(zip(shown.to_dict("records"), found, strict=True))
     ]
     night = batch.flagged, batch.scored, version.most_false_alarms or math.inf
     return ENVIRONMENT.get_template("night.html").render(
@@ -118,9 +119,12 @@ def render_report(
         scored_at=f"{batch.scored_at.astimezone(zone):%Y-%m-%d %H:%M %Z}",
         flags=rows,
         has_entity=any(row["entity"] for row in rows),
+        has_cases=any(row["case"] for row in rows),
         has_values=any(row["values"] for row in rows),
         zone=zone.key if has_times else "",
         groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
+        hours=lay_out_hours(groups.to_dict("records"), EXTREME) if by_hour and len(groups) else None,
+        extreme=f"{EXTREME:g}",
         hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
         excess=describe_excess(*night, flags["causes"]) if is_excess(*night) else "",
@@ -129,7 +133,13 @@ def render_report(
         by_hand=int(flags["suppressed_by"].fillna(SECOND_STAGE).ne(SECOND_STAGE).sum()),
         has_reducer=bool(flags["second_stage_probability"].notna().any()),
         capped=batch.flagged - batch.published,
-        chart=lay_out_bars(histogram, batch.threshold) if histogram else None,
+        histogram=lay_out_histogram(histogram, batch.threshold) if histogram else None,
+        trend=facts.trend,
+        finding=facts.finding,
+        drift=choose_drift(statistics),
+        beyond=sum(one.is_beyond for one in statistics),
+        statistics=len(statistics),
+        latent=sketch.latent,
         validation=validation,
         validation_page=validation_page,
         lineage={key: version.tags[key] for key in LINEAGE if key in version.tags},
@@ -137,32 +147,126 @@ def render_report(
     )
 
 
-def read_night(site: Site, day: date) -> tuple[PublishedNight, pd.DataFrame]:
-    """A published night in the warehouse: its counts, and its flags, worst first."""
-    [batch] = site.warehouse.get_nights(site.detector, day)
-    return batch, site.warehouse.read_flags(site.detector, day)
+def show_time(instant: datetime, day: date, zone: ZoneInfo) -> str:
+    """An event's local time; with the zone's abbreviation on a day whose clocks change, which has some times twice."""
+    start, end = (datetime.combine(one, time(), zone).utcoffset() for one in (day, day + timedelta(days=1)))
+    return f"{instant.astimezone(zone):{'%m-%d %H:%M:%S' if start == end else '%m-%d %H:%M:%S %Z'}}"
+
+
+def choose_drift(statistics: Sequence[Drift]) -> list[Drift]:
+    """The statistics to show: those beyond their bounds, then the columns whose values have changed most."""
+    beyond = [one for one in statistics if one.is_beyond]
+    changed = [one for one in statistics if one.statistic == "psi" and not one.is_beyond]
+    return [*beyond, *sorted(changed, key=lambda one: -one.value)][: max(SHOWN_DRIFT, len(beyond))]
+
+
+def read_night(site: Site, day: date) -> tuple[NightFacts, list[NightRow], Chart]:
+    """A published night; and for the index all nights, newest first, and their trend. Raises BatchMissing."""
+    with site.warehouse.hold() as warehouse:
+        [batch] = warehouse.get_nights(site.detector, day)
+        nights, findings = warehouse.read_nights(site.detector), warehouse.read_findings(site.detector)
+        said = {(one.batch_date, one.attempt): one for one in findings}
+        finding = said.get((day, batch.attempt))
+        newest, first = nights[-1].batch_date, day - timedelta(days=TREND_DAYS)
+        rates = warehouse.read_drift(site.detector, first, newest, "flag_rate")
+        facts = NightFacts(
+            batch=batch,
+            flags=warehouse.read_flags(site.detector, day),
+            groups=warehouse.read_groups(site.detector, day),
+            cases=_read_cases(warehouse, batch),
+            finding=finding,
+            statistics=warehouse.read_drift(site.detector, day, day).get(day, ()) if finding else (),
+            trend=draw_trend(nights, rates, day),
+        )
+        counts = _count_cases(warehouse, site.detector)
+    names = {key: one.finding for key, one in said.items()}
+    rows = [
+        NightRow(one, names.get((one.batch_date, one.attempt), ""), *counts.get(one.batch_date, (0, 0)))
+        for one in reversed(nights)
+    ]
+    return facts, rows, draw_trend(nights, rates, newest)
+
+
+def draw_trend(nights: Sequence[PublishedNight], rates: Mapping[date, Sequence[Drift]], last: date) -> Chart:
+    """The flags of the nights up to a date, and how many are usual. rates: monitor's flag rates with their bounds."""
+    counts = {night.batch_date: night.flagged for night in nights}
+    bounds = {day: one.bound for day, found in rates.items() for one in found if one.bound is not None}
+    usual = {one.batch_date: bounds[one.batch_date] * one.scored for one in nights if one.batch_date in bounds}
+    return lay_out_trend(counts, usual, last)
+
+
+def _read_cases(warehouse: Warehouse, batch: PublishedNight) -> dict[str, int]:
+    """The case of each record of a batch that is in one."""
+    of_batch = (case_flags.c.detector == batch.detector, case_flags.c.batch_date == batch.batch_date)
+    with warehouse.begin_reading() as connection:
+        found = connection.execute(sa.select(case_flags.c.record_id, case_flags.c.case_id).where(*of_batch))
+        return {row.record_id: row.case_id for row in found}
+
+
+def _count_cases(warehouse: Warehouse, detector: str) -> dict[date, tuple[int, int]]:
+    """The numbers of cases, and of open ones, with flags of each batch date."""
+    of_case = sa.and_(*(case_flags.c[name] == cases.c[name] for name in ("detector", "case_id")))
+    is_open = sa.case((cases.c.closed_at.is_(None), cases.c.case_id))
+    counts = [sa.func.count(sa.distinct(one)) for one in (cases.c.case_id, is_open)]
+    found = sa.select(case_flags.c.batch_date, *counts).select_from(sa.join(case_flags, cases, of_case))
+    with warehouse.begin_reading() as connection:
+        rows = connection.execute(found.where(cases.c.detector == detector).group_by(case_flags.c.batch_date))
+        return {day: (whole, waiting) for day, whole, waiting in rows}
+
+
+def draw_sketch(lake: Lake, validated: Manifest, detector: Detector, contract: Contract, flags: pd.DataFrame) -> Sketch:
+    """The latent map of a night, and the images and texts of its worst alerts."""
+    if not validated.parts:
+        return NO_SKETCH
+    rows = draw_sample(lake, validated, detector, flags)
+    shown = flags[~flags["suppressed"]].head(SHOWN_FLAGS)
+    causes = dict(zip(shown["record_id"], shown["causes"], strict=True))
+    return sketch_night(detector, rows, rows["is_flagged"].to_numpy(), causes, contract.masked)
+
+
+def draw_sample(lake: Lake, validated: Manifest, detector: Detector, flags: pd.DataFrame) -> pa.Table:
+    """Some rows of a night with the detector's columns, record_id and is_flagged; the first SHOWN_FLAGS flags are in.
+
+    About SAMPLE_ROWS rows are drawn by the hash of their ids, fewer of wide ones.
+    """
+    row_bytes = sum(max(8, math.prod(column.shape)) for column in detector.columns)
+    step = max(1, validated.rows // max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes)))
+    ids, shown = pa.array(flags["record_id"], pa.string()), [n < SHOWN_FLAGS for n in range(len(flags))]
+    wanted = pa.table({"record_id": ids, "shown": pa.array(shown, pa.bool_())})
+    columns = ", ".join(f"parts.{quote(column.name)}" for column in detector.columns)
+    sql = f"""
+        select parts.record_id, {columns}, wanted.record_id is not null as is_flagged
+        from parts left join wanted using (record_id)
+        where wanted.shown or hash(parts.record_id) % {step} = 0
+        order by parts.record_id"""  # noqa: S608 - quoted
+    return lake.query(sql, validated.parts, wanted=wanted)
 
 
 def write_report(
     site: Site,
-    batch: PublishedNight,
-    flags: pd.DataFrame,
+    contract: Contract,
     validation: Validation,
     version: Version,
+    bundle: Path,
     params: ScoreParams,
-) -> Path:
-    """Write the page of a published night and return its path."""
-    lake, day = site.lake, batch.batch_date
-    histogram = count_scores(lake, lake.get("scores", site.detector, day, batch.scores))
-    groups = site.warehouse.read_groups(site.detector, day)
+) -> tuple[Path, NightFacts]:
+    """Write the page of a published night, the index of nights and the links between them; return page and night."""
+    lake, day = site.lake, validation.batch_date
+    facts, rows, trend = read_night(site, day)
+    histogram = count_scores(lake, lake.get("scores", site.detector, day, facts.batch.scores), facts.batch.threshold)
+    validated = lake.get("validated", site.detector, day)
+    sketch = draw_sketch(lake, validated, Detector.load(bundle), contract, facts.flags)
     path = site.reports / f"{day.isoformat()}.html"
     checked = site.validations / path.name  # on another machine, if that one validated the batch
     link = Path(os.path.relpath(checked, site.reports)).as_posix() if checked.exists() else ""
-    page = render_report(batch, flags, histogram, validation, version, params, groups, site.zone, site.has_times, link)
+    now = f"{datetime.now(site.zone):%Y-%m-%d %H:%M %Z}"
+    index = ENVIRONMENT.get_template("index.html").render(detector=site.detector, rows=rows, now=now, trend=trend)
+    page = render_report(facts, histogram, validation, version, params, site.zone, sketch, site.has_times, link)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    return path
+        write_page(path, page)
+        write_page(site.reports / INDEX, index)
+        link_nights(site.reports, [day])
+    return path, facts
 
 
 def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path, zone: ZoneInfo) -> str:
@@ -189,14 +293,14 @@ def summarise_night(batch: PublishedNight, flags: pd.DataFrame, page: Path, zone
 
 
 @task(task_run_name="report {site.detector} {validation.batch_date}", **IO)
-def report(site: Site, validation: Validation, version: Version, params: ScoreParams) -> Path:
+def report(
+    site: Site, contract: Contract, validation: Validation, version: Version, bundle: Path, params: ScoreParams
+) -> Path:
     """Write the night's page, and its summary for the Prefect UI."""
-    day = validation.batch_date
-    batch, flags = read_night(site, day)
-    path = write_report(site, batch, flags, validation, version, params)
+    path, night = write_report(site, contract, validation, version, bundle, params)
     create_markdown_artifact(
-        summarise_night(batch, flags, path, site.zone),
+        summarise_night(night.batch, night.flags, path, site.zone),
         key=f"night-{site.artifact_key}",
-        description=f"{site.detector} {day}",
+        description=f"{site.detector} {validation.batch_date}",
     )
     return path

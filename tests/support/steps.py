@@ -15,7 +15,7 @@ from tasks.filter import prepare_rows
 from tasks.ingest import ingest_arrivals
 from tasks.publish import Begun, publish_scored
 from tasks.register import register_bundle
-from tasks.report import read_night, write_report
+from tasks.report import write_report
 from tasks.score import score_night
 from tasks.stores import registry
 from tasks.stores.site import Site
@@ -62,8 +62,7 @@ class NightSteps(Steps):
             return version, site.registry.fetch_bundle(version)
 
         def report(site: Site) -> Path:
-            batch, flags = read_night(site, TONIGHT)
-            return write_report(site, batch, flags, done["validate"], done["resolve"][0], params.score)
+            return write_report(site, contract, done["validate"], *done["resolve"], params.score)[0]
 
         return {
             "begin": lambda site: Begun(site.warehouse.begin_attempt("orders", TONIGHT, "begin", now, None), now),
@@ -98,7 +97,7 @@ class TrainingSteps(Steps):
 
 def read_result(site: Site, day: date = TONIGHT) -> tuple[list[Any], str]:
     """What of a night must not depend on how it came about: its counts and its flags."""
-    batch, flags = read_night(site, day)
+    [batch], flags = site.warehouse.get_nights(site.detector, day), site.warehouse.read_flags(site.detector, day)
     chance = ("attempt", "seconds", "scored_at", "published")
     counts = [value for name, value in vars(batch).items() if name not in chance]
     return counts, flags.drop(columns=["attempt", "scored_at"]).to_csv()

@@ -2,38 +2,44 @@ import dataclasses
 import html
 import json
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from tiny import make_tiny_detector
 
+from tasks.pages.charts import lay_out_trend
+from tasks.pages.sketch import Sketch
 from tasks.publish import Night, publish_night
 from tasks.report import (
-    BINS,
+    NO_SKETCH,
     SHOWN_FLAGS,
     SHOWN_GROUPS,
-    Histogram,
-    count_scores,
-    read_night,
+    NightFacts,
+    choose_drift,
     render_report,
+    show_time,
     summarise_night,
     write_report,
 )
+from tasks.rows.contract import Contract
 from tasks.rows.expectations import Outcome
-from tasks.rows.params import ScoreParams
+from tasks.rows.histogram import Histogram
+from tasks.rows.params import GroupsParams, ScoreParams
 from tasks.stores.registry import Version
-from tasks.stores.tables import PublishedNight
+from tasks.stores.tables import Drift, Finding, PublishedNight
 from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 5, tzinfo=UTC)
 EVIL = "<script>alert('x')</script>"
-HISTOGRAM = Histogram((0.01, 0.1, 1.0, 10.0), (5, 900, 3))
+HISTOGRAM = Histogram((0.01, 0.1, 2.5, 10.0), (5, 900, 3), 2)
 LINEAGE = {
     "data_hash": "d" * 64,
     "params_hash": "p1",
@@ -101,10 +107,15 @@ def render(
     histogram: Histogram | None = HISTOGRAM,
     params: ScoreParams = PARAMS,
     groups: pd.DataFrame = NO_GROUPS,
+    known: dict[str, Any] | None = None,
+    sketch: Sketch = NO_SKETCH,
     **changes,
 ) -> str:
     flags = make_flags("pay-1", EVIL) if flags is None else flags
-    return render_report(make_batch(**changes), flags, histogram, make_validation(), VERSION, params, groups, BERLIN)
+    trend = lay_out_trend({DAY: 5}, {DAY: 4.0}, DAY)
+    facts = {"cases": {}, "finding": None, "statistics": (), "trend": trend} | (known or {})
+    night = NightFacts(make_batch(**changes), flags, groups, **facts)
+    return render_report(night, histogram, make_validation(), VERSION, params, BERLIN, sketch)
 
 
 class Page(HTMLParser):
@@ -132,12 +143,14 @@ def test_what_is_shown_is_escaped():
 
 
 def test_the_page_loads_nothing_from_anywhere():
-    page = render()
+    image = {"column": "photo", "url": "data:image/png;base64,AAAA", "width": 4, "height": 4}
+    page = render(sketch=Sketch(images={"pay-1": [image]}), known={"cases": {"pay-1": 3}})
     for tag, attributes in Page(page).elements:
-        assert tag not in ("script", "link", "iframe", "img", "object", "embed"), tag
+        assert tag not in ("script", "link", "iframe", "object", "embed"), tag
+        assert tag != "img" or str(attributes.pop("src")).startswith("data:image/png;base64,")
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
-                assert str(value).startswith("#"), (tag, name, value)
+                assert tag == "a" and str(value).startswith("#"), (tag, name, value)
             assert not name.startswith("on")
     assert not re.search(r"url\((?!#)|@import", page)
 
@@ -147,8 +160,8 @@ def test_flags_causes_threshold_validation_and_lineage_appear():
     for shown in (
         "toy, 2026-03-01", "5 of 1,008 records flagged by nightjar-toy version 4", "attempt 2", "2026-03-02 05:05 CET",
         "1,012 rows in", "3 quarantined", "1 excluded", "2 unseen category", "2.5 threshold", "threshold 2.5",
-        "pay-1", "4.0", "100.00", "amount 75% (901.25, expected 12)", f"{EVIL} 15% ({EVIL}, expected masked)",
-        "other 10%", f"pay-1 {EVIL} 03-01 01:00:00", "event time (Europe/Berlin)",
+        "pay-1", "10 4.0", "100.00", "75% amount 901.25 , expected 12", f"15% {EVIL} {EVIL} , expected masked",
+        "10% other", f"pay-1 {EVIL} 03-01 01:00:00", "event time (Europe/Berlin)",
         f"country NL, amount 901.25, {EVIL} {EVIL}",
         "broken: 17 rows", "rows at least 1000", "met: 1012", "input hash", "i" * 64, "d" * 64, "b1", "2026-02-20",
     ):  # fmt: skip
@@ -191,7 +204,7 @@ def test_broken_expectations_come_before_met_ones():
 def test_a_quiet_night_says_so():
     page = Page(render(make_flags(), None, flagged=0, published=0))
     assert "No record is above the threshold." in page.text
-    assert "svg" not in {tag for tag, _ in page.elements}
+    assert "No rows were scored." in page.text
 
 
 def test_of_many_flags_the_worst_are_shown_and_the_rest_counted():
@@ -201,31 +214,6 @@ def test_of_many_flags_the_worst_are_shown_and_the_rest_counted():
     assert f"pay-{SHOWN_FLAGS} " not in text
     assert "20 more in flagged_anomalies" in text
     assert "exceed the night's cap" not in text
-
-
-@pytest.mark.parametrize("scores", [[0.5], [1.0, 1.0], [0.0, 0.0], [0.0, 1e-9, 3.0, 1e6]])
-def test_the_histogram_counts_every_row_once(site, scores):
-    partition = site.lake.write("scores", "toy", DAY)
-    with partition.part("part-0") as part:
-        part.append(pa.table({"score": scores}))
-    found = count_scores(site.lake, partition.commit({}))
-    assert (len(found.edges), len(found.counts), sum(found.counts)) == (BINS + 1, BINS, len(scores))
-
-
-def test_the_histogram_agrees_with_numpy(site):
-    scores = np.exp(np.random.default_rng(0).normal(size=500))
-    partition = site.lake.write("scores", "toy", DAY)
-    for number, half in enumerate(np.split(scores, 2)):
-        with partition.part(f"part-{number}") as part:
-            part.append(pa.table({"score": half}))
-    found = count_scores(site.lake, partition.commit({}))
-    counts, edges = np.histogram(np.log10(scores), BINS)
-    assert np.allclose(np.log10(found.edges), edges)
-    assert np.abs(np.cumsum(found.counts) - np.cumsum(counts)).max() <= 1  # a row on an edge may fall to either side
-
-
-def test_a_batch_without_scores_has_no_histogram(site):
-    assert count_scores(site.lake, site.lake.write("scores", "toy", DAY).commit({})) is None
 
 
 def test_the_summary_counts_rows_and_cannot_break_its_table():
@@ -240,27 +228,130 @@ def test_the_summary_counts_rows_and_cannot_break_its_table():
     assert "amount 75% (901.25, expected 12)" in rows[0]
 
 
-def test_a_published_night_is_written_next_to_the_others(site):
-    partition = site.lake.write("scores", "toy", DAY)
-    with partition.part("part-0") as part:
-        part.append(pa.table({"record_id": ["a", "b", "c"], "score": [0.5, 1.0, 9.0]}))
-    partition.commit({})
-    engine = site.warehouse
-    attempt = engine.begin_attempt("toy", DAY, "score", NOW)
-    publish_night(engine, make_night(attempt=attempt), make_flags("pay-1", EVIL), NOW, lambda: "i" * 64)
-    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION, ScoreParams())
-    assert path == site.reports / "2026-03-01.html"
-    page = path.read_text(encoding="utf-8")
-    assert "pay-1" in page
-    assert "<svg" in page
-    assert EVIL not in page
-    assert "href" not in page
+NIGHTS = [DAY, DAY + timedelta(days=1), DAY + timedelta(days=3)]
 
+
+@pytest.fixture
+def publish(site, put_validated, tmp_path):
+    """Publish a night with the flags r0 and r1 and write its report; returns the page."""
+    detector = make_tiny_detector()
+    detector.save(tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+
+    def publish_and_report(day: date, monitored: bool = True) -> Path:
+        n = 30
+        times = pd.date_range(day.isoformat(), periods=n, freq="min", tz="UTC")
+        rows = {"record_id": [f"r{i}" for i in range(n)], "event_time": times, "at": times, "country": ["DE"] * n}
+        put_validated(day, pa.Table.from_pandas(pd.DataFrame(rows | {"amount": rng.normal(size=n)})))
+        partition = site.lake.write("scores", "toy", day)
+        with partition.part("part-0") as part:
+            part.append(pa.table({"record_id": rows["record_id"], "score": rng.random(n) * 5}))
+        partition.commit({})
+        attempt = site.warehouse.begin_attempt("toy", day, "score", NOW)
+        night = make_night(attempt=attempt, batch_date=day)
+        flags = make_flags("r0", "r1").assign(entity=["card-7", "card-8"])
+        publish_night(site.warehouse, night, flags, NOW, lambda: "i" * 64)
+        if monitored:
+            statistics = [Drift("", "flag_rate", 0.005, 0.003), Drift("amount", "psi", 0.3, 0.1)]
+            finding = Finding("toy", day, attempt, "attack", (f"{EVIL} is new.",), "look now", NOW)
+            site.warehouse.replace_drift(finding, statistics)
+        validation = dataclasses.replace(make_validation(), batch_date=day)
+        path, night = write_report(site, Contract(columns={}), validation, VERSION, tmp_path / "bundle", PARAMS)
+        assert len(night.flags) == 2
+        return path
+
+    return publish_and_report
+
+
+def find_links(page: Path) -> list[str]:
+    return [str(attributes["href"]) for tag, attributes in Page(page.read_text()).elements if tag == "a"]
+
+
+def test_nights_link_each_other_and_the_index_lists_them_newest_first(site, publish):
+    pages = {day: publish(day) for day in (NIGHTS[0], NIGHTS[2], NIGHTS[1])}
+    assert [pages[day] for day in NIGHTS] == [site.reports / f"{day}.html" for day in NIGHTS]
+    names = [page.name for page in (pages[day] for day in NIGHTS)]
+    cases = ["#case-1", "#case-2"]
+    assert find_links(pages[NIGHTS[0]]) == ["index.html", names[1], *cases]
+    assert find_links(pages[NIGHTS[1]]) == ["index.html", names[0], names[2], *cases]
+    assert find_links(pages[NIGHTS[2]]) == ["index.html", names[1], *cases]
+    index = site.reports / "index.html"
+    assert find_links(index) == names[::-1]
+    text = " ".join(Page(index.read_text()).text.split())
+    assert "toy: 3 nights" in text
+    assert "2026-03-04 attack 1,012 3 1,008 5 2 2 4 2026-03-02 attack" in text
+    for page in [*pages.values(), index]:
+        assert EVIL not in page.read_text()
+
+
+def test_a_case_has_one_anchor_and_each_of_its_flags_its_number(publish):
+    page = Page(publish(DAY).read_text())
+    anchors = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert anchors == ["case-1", "case-2"]
+    both = Page(render(known={"cases": {"pay-1": 12, EVIL: 12}}))
+    assert [attributes["id"] for _, attributes in both.elements if "id" in attributes] == ["case-12"]
+    assert [attributes["href"] for tag, attributes in both.elements if tag == "a"] == ["#case-12"] * 2
+
+
+def test_the_finding_and_the_statistics_beyond_their_bounds_are_on_the_page(publish):
+    text = " ".join(Page(publish(DAY).read_text()).text.split())
+    assert f"Attack. {EVIL} is new. To do: look now" in text
+    assert "2 of 2 statistics are beyond their bound" in text
+    assert "amount psi 0.3 0.1 beyond" in text
+    assert "2026-03-01: 5 flags, up to 3 is usual" in text
+    assert "This night was not monitored." in Page(publish(NIGHTS[1], monitored=False).read_text()).text
+
+
+def test_the_map_shows_the_rows_of_the_night_and_which_are_flagged(publish):
+    page = publish(DAY).read_text()
+    assert "Latent map: 30 records of the night, 2 of them flagged" in page
+    assert len(page) < 40_000
+
+
+def test_a_page_links_the_page_of_its_validation_if_this_machine_has_one(site, publish):
     site.validations.mkdir(parents=True)
     (site.validations / "2026-03-01.html").write_text("checked")
-    path = write_report(site, *read_night(site, DAY), make_validation(), VERSION, ScoreParams())
-    [link] = re.findall(r'href="([^"]+)"', path.read_text(encoding="utf-8"))
+    path = publish(DAY)
+    [link] = [link for link in find_links(path) if "validation" in link]
     assert (path.parent / link).read_text() == "checked"
+
+
+def test_statistics_beyond_their_bounds_come_first_then_the_columns_that_changed_most():
+    within = [Drift(f"c{n}", "psi", n / 1000, 0.1) for n in range(20)]
+    beyond = [Drift("", "flag_rate", 0.2, 0.1), Drift("category a", "canary_recall", 0.2, 0.5)]
+    shown = choose_drift([*within, Drift("c1", "null_share", 0.0, 0.1), *beyond])
+    assert shown[:2] == beyond
+    assert [one.column for one in shown[2:4]] == ["c19", "c18"]
+    assert len(shown) == 12
+
+
+@pytest.mark.parametrize(
+    ("hour", "day", "shown"),
+    [
+        (datetime(2026, 3, 1, 0, 30, tzinfo=UTC), DAY, "03-01 01:30:00"),
+        (datetime(2026, 10, 25, 0, 30, tzinfo=UTC), date(2026, 10, 25), "10-25 02:30:00 CEST"),
+        (datetime(2026, 10, 25, 1, 30, tzinfo=UTC), date(2026, 10, 25), "10-25 02:30:00 CET"),
+        (datetime(2026, 3, 29, 1, 30, tzinfo=UTC), date(2026, 3, 29), "03-29 03:30:00 CEST"),
+    ],
+)
+def test_a_time_is_local_and_on_a_day_whose_clocks_change_it_says_which_one_it_is(hour, day, shown):
+    assert show_time(hour, day, BERLIN) == shown
+
+
+def test_groups_by_hour_are_also_a_chart():
+    hours = [f"2026-03-01T{hour:02d}:00+01:00" for hour in range(3)]
+    groups = pd.DataFrame({"group": hours, "score": [1.0, 2.0, 0.5], "rank": [50.0, 99.5, 1.0], "records": 10})
+    page = render(groups=groups, params=ScoreParams(groups=GroupsParams(by="hour")))
+    assert 'aria-label="mean score by hour"' in page
+    assert "01:00: 10 records, mean score 2" in page
+    assert 'aria-label="mean score by hour"' not in render(groups=groups)
+
+
+def test_images_and_marked_texts_are_beside_their_flags():
+    image = {"column": EVIL, "url": "data:image/png;base64,AAAA", "width": 4, "height": 4}
+    page = render(sketch=Sketch(images={"pay-1": [image]}, texts={"pay-1": [[("a ", False), (EVIL, True)]]}))
+    assert page.count("<img ") == page.count("<mark>") == 1
+    assert EVIL not in page
 
 
 def test_flags_carry_the_band_of_their_rank():
@@ -287,4 +378,4 @@ def test_groups_are_shown_worst_first_and_only_where_there_are_any():
 def test_a_threshold_of_zero_is_shown_as_any_other():
     page = render(threshold=0.0)
     assert "pay-1" in page
-    assert '<td class="n">inf</td>' in page
+    assert "<i>inf " in page

@@ -20,7 +20,6 @@ from tasks.on_demand.explain import explain_record
 from tasks.on_demand.loose import score_file
 from tasks.on_demand.rank import rank_by_champion
 from tasks.register import register_bundle
-from tasks.report import read_night
 from tasks.rows.columns import to_records
 from tasks.rows.judge import Judgement, judge
 from tasks.rows.params import RetentionParams
@@ -60,7 +59,8 @@ def night(request: pytest.FixtureRequest, trained: Setup) -> tuple[Setup, Detect
 
 def ask_the_night(setup: Setup, record: str) -> dict[str, Any]:
     """The row of flagged_anomalies, or what the scores zone has of a record that is not there."""
-    batch, flags = read_night(setup.site, TONIGHT)
+    warehouse = setup.site.warehouse
+    [batch], flags = warehouse.get_nights("orders", TONIGHT), warehouse.read_flags("orders", TONIGHT)
     if record in flags["record_id"].tolist():
         found = flags.set_index("record_id").loc[record].to_dict()
         return found | {
@@ -108,7 +108,7 @@ def ask_to_verify(setup: Setup, detector: Detector, record: str) -> dict[str, An
     site, contract = setup.site, setup.configured.contract
     checks = verify_nights(site, contract, RetentionParams(), TONIGHT, 1000, 7, NOW)
     assert {check.result for check in checks} == {"ok"}
-    published = CheckedNight(site, contract, read_night(site, TONIGHT)[0], 1000, 7)
+    published = CheckedNight(site, contract, site.warehouse.get_nights("orders", TONIGHT)[0], 1000, 7)
     rows = read_landed(published, site.lake.get("landing", "orders", TONIGHT), pd.Series([record]))
     found = judge_again(detector, rows, published.batch.threshold).loc[record].to_dict()
     return found | {"second_stage_probability": none_if_missing(found["second_stage_probability"])}

@@ -1,0 +1,50 @@
+"""The links between the pages of a detector's nights, DATE.html in one folder, and from its index.html.
+
+A page is rendered once; when another is added or deleted, only the links of its neighbours are written anew.
+"""
+
+import re
+import secrets
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+INDEX = "index.html"
+LINKS = re.compile(r"(<!--links-->).*?(<!--/links-->)", re.DOTALL)  # values are escaped: none contains this
+NIGHT_LINK = re.compile(r'<a href="(\d{4}-\d\d-\d\d)\.html">([^<]*)</a>')
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page whole: whoever opens it meanwhile sees the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def link_nights(folder: Path, days: Iterable[date]) -> None:
+    """Link the pages of these dates, and their neighbours, with each other, once they are written or deleted."""
+    there = sorted(page.stem for page in folder.glob("????-??-??.html"))
+    places: set[int] = set()
+    for day in map(str, days):
+        places |= {bisect_left(there, day) - 1, *range(bisect_left(there, day), bisect_right(there, day) + 1)}
+    for place in places & {*range(len(there))}:
+        links = _name_links(there[max(0, place - 1) : place], there[place + 1 : place + 2])
+        _edit(folder / f"{there[place]}.html", partial(LINKS.sub, rf"\g<1>{links}\g<2>"))
+    if (folder / INDEX).exists():
+        _edit(folder / INDEX, lambda page: NIGHT_LINK.sub(lambda link: link[0] if link[1] in there else link[2], page))
+
+
+def _name_links(earlier: list[str], later: list[str]) -> str:
+    links = [f'<a href="{INDEX}">All nights</a>']
+    links += [f'<a rel="prev" href="{night}.html">Night before: {night}</a>' for night in earlier]
+    links += [f'<a rel="next" href="{night}.html">Next night: {night}</a>' for night in later]
+    return " ".join(links)
+
+
+def _edit(path: Path, change: Callable[[str], str]) -> None:
+    page = path.read_text(encoding="utf-8")
+    if (changed := change(page)) != page:
+        write_page(path, changed)
