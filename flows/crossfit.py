@@ -25,6 +25,7 @@ from tasks.on_demand.loose import FOLD_SCHEMA, collect_scores, score_folds
 from tasks.on_demand.output import check_output
 from tasks.onboarding.days import QUANTILES
 from tasks.policy import progress_of
+from tasks.rows.judge import load_detector
 from tasks.rows.params import EventTime
 from tasks.sources.kinds import list_arrivals
 from tasks.train import fit_bundle
@@ -94,7 +95,7 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
     policy = fit_policy(params.calibrate.threshold, rows.rows["calibration"])
     calibrate = params.calibrate.model_copy(update={"threshold": policy})
     folder, _ = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels)
-    return Detector.load(folder)
+    return load_detector(setup.site.lake, setup.site.detector, folder)
 
 
 def fit_policy(policy: Policy, rows: int) -> Policy:

@@ -81,7 +81,7 @@ class Explanation:
 
     All float64 (N, U), in the order of the units. Shares are never negative and add up to the score. Values are in the
     units of `Encoder.decode`. Expected is what the networks rebuilt or, for a neighbours score, the mean of the clean
-    rows with which the record was compared.
+    rows with which the record was compared; zero instead of a negative value that the column never has.
     """
 
     units: tuple[Unit, ...]
@@ -106,6 +106,8 @@ class Detector:
     lineage: Mapping[str, JsonValue] = field(default_factory=dict)
     reducer: Reducer | None = None
     block: int = BLOCK  # rows per pass; not saved, like the device
+    # Columns without a negative value in the fit rows: none is expected of them either. Not saved: see judge.py.
+    nonnegative: frozenset[str] = frozenset()
 
     def to(self, device: torch.device) -> "Detector":
         """The same detector on a device, with a suitable block size; the second stage, with few rows, stays on the CPU.
@@ -165,6 +167,10 @@ class Detector:
                     repeated = units.repeat(len(rebuilt))
                     contributions[rows] = share_scores(joined, weights, repeated, scores[rows], self.score_params)
                     expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
+        for position, unit in enumerate(self.encoder.units):
+            column = self.columns[unit.column]
+            if column.name in self.nonnegative or column.kind in ("image", "sequence"):
+                expected[:, position].clamp_(min=0)
         shown = (part.numpy(force=True) for part in (contributions, actual, expected))
         return Explanation(self.encoder.units, *shown)
 

@@ -28,7 +28,7 @@ from tasks.errors import LeakageFound, PublishConflict
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
-from tasks.rows.judge import Judgement, judge
+from tasks.rows.judge import Judgement, judge, load_detector
 from tasks.rows.kinds import KINDS
 from tasks.rows.params import ScoreParams
 from tasks.rows.worst import WorstRows
@@ -249,7 +249,8 @@ def score_night(
     now: datetime,
 ) -> Scored:
     """Score one validated batch with one version. Raises LeakageFound, PublishConflict."""
-    detector, day = Detector.load(bundle).to(resolve_device(site.device)), validation.batch_date
+    day, device = validation.batch_date, resolve_device(site.device)
+    detector = load_detector(site.lake, site.detector, bundle).to(device)
     validated, inputs = open_batch(site, contract, validation, detector, bundle, params)
     progress, bundle_hash = progress_of(f"score {day}"), read_bundle_manifest(bundle).content_hash
     scores = score_batch(site, detector, contract, validated, params, inputs, progress, bundle_hash)

@@ -24,6 +24,7 @@ from models.fitting import resolve_device
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
+from tasks.rows.judge import load_detector
 from tasks.rows.params import ScoreParams
 from tasks.score import Scoring, open_batch
 from tasks.stores.lake import Lake, Part
@@ -188,7 +189,8 @@ def find_unscored(
 
 def score_pieces(job: ScoreJob, parts: Sequence[tuple[str, Part]]) -> int:
     """Score those of the parts that have no receipt yet; returns their rows. Fetches the bundle if needed."""
-    detector = Detector.load(job.registry.fetch_bundle(job.version)).to(resolve_device(job.device))
+    bundle = job.registry.fetch_bundle(job.version)
+    detector = load_detector(job.lake, job.detector, bundle).to(resolve_device(job.device))
     partition = job.lake.write("scores", job.detector, job.batch_date, job.inputs)
     scoring = Scoring(job.lake, job.zone, detector, job.contract, job.params, partition)
     left = [(name, part) for name, part in parts if scoring.find(name) is None]

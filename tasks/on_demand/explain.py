@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.detector import Detector
 from tasks.errors import ChampionMissing, RecordMissing
 from tasks.rows.contract import Contract
 from tasks.rows.describe import describe_causes
-from tasks.rows.judge import judge
+from tasks.rows.judge import judge, load_detector
 from tasks.rows.record import RecordRule
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -103,7 +102,7 @@ def explain_record(
     """
     batch, row = find_record(site, record_id, day)
     version = get_scorer(site, batch, record_id)
-    detector = Detector.load(site.registry.fetch_bundle(version))
+    detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
     judged = judge(detector, row, batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))
     causes = json.loads(text)

@@ -27,7 +27,7 @@ from tasks.ingest import add_identity
 from tasks.on_demand.output import check_output, open_output
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Mask, Suite
-from tasks.rows.judge import judge
+from tasks.rows.judge import judge, load_detector
 from tasks.rows.params import DetectorParams, IngestParams
 from tasks.rows.schema import batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
@@ -162,7 +162,7 @@ def score_file(
         check_output(output)
     version = site.registry.get_champion()
     version.check_types(contract.types)
-    detector = Detector.load(site.registry.fetch_bundle(version))
+    detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
     if isinstance(own, FilesSource):
         files = own.model_copy(update={"path": files.path})

@@ -15,7 +15,7 @@ from models.detector import Detector
 from tasks.errors import RecordInvalid
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Suite
-from tasks.rows.judge import judge
+from tasks.rows.judge import judge, load_detector
 from tasks.rows.params import ScoreParams
 from tasks.rows.schema import find_unreadable, type_rows
 from tasks.stores import registry
@@ -104,5 +104,5 @@ def rank_by_champion(site: Site, contract: Contract, values: Mapping[str, str], 
     """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing, ParamsInvalid."""
     champion = site.registry.get_champion()
     champion.check_types(contract.types)
-    detector = Detector.load(site.registry.fetch_bundle(champion))
+    detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(champion))
     return rank_record(detector, champion, contract, values, params)

@@ -7,7 +7,9 @@ serving and verify all use it, so none of them can forget the second stage, whic
 import math
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from models.calibration import Floats
 from models.detector import Detector
 from tasks.rows.causes import name_causes
 from tasks.rows.columns import to_records
+from tasks.stores.lake import Lake
 
 Mask = npt.NDArray[np.bool_]
 
@@ -99,6 +102,22 @@ class Judgement:
             return []
         records, _ = to_records(self.rows, self.detector.columns)
         return name_causes(self.detector.explain(records), self.rows, self.detector.columns, masked, most)
+
+
+def load_detector(lake: Lake, name: str, bundle: Path) -> Detector:
+    """A detector to judge rows with, from its bundle and the rows that it was fitted on, if the lake still has them.
+
+    A network may rebuild a small count as a negative number: the fit rows say which columns never have one.
+    """
+    detector = Detector.load(bundle)
+    cutoff = detector.lineage.get("cutoff")
+    clean = lake.find("clean", name, date.fromisoformat(str(cutoff))) if cutoff else None
+    if clean is None or clean.hash != detector.lineage.get("data_hash"):
+        return detector
+    lowest = [lake.lowest(part) for part in clean.parts if part.source == "fit"]
+    numbers = [column.name for column in detector.columns if "numeric" in column.kind]
+    never = {one for one in numbers if lowest and all(found.get(one, -1) >= 0 for found in lowest)}
+    return replace(detector, nonnegative=frozenset(never))
 
 
 def judge(detector: Detector, rows: pa.Table, threshold: float | None = None) -> Judgement:

@@ -321,6 +321,20 @@ class Lake(Files):
         """A part's column names."""
         return list(self.schema(part).names)
 
+    def lowest(self, part: Part) -> dict[str, Any]:
+        """The lowest value of each column of a part, from its footer; a column that has none there is left out."""
+        full = self.full(part.path)
+        with self._reading(part):
+            footer = pq.read_metadata(full if self.is_local else self.fs.open(full))
+            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+            columns = [[group.column(place).statistics for group in groups] for place in range(footer.num_columns)]
+        names = [footer.schema.column(place).path for place in range(footer.num_columns)]
+        return {
+            name: min(one.min for one in found)
+            for name, found in zip(names, columns, strict=True)
+            if found and all(one is not None and one.has_min_max for one in found)
+        }
+
     def query(self, sql: str, parts: tuple[Part, ...], frugal: bool = False, **tables: pa.Table) -> pa.Table:
         """Run DuckDB over parts; `sql` reads them as the table `parts`, and `tables` by their names.
 

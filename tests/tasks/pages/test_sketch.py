@@ -68,6 +68,11 @@ def test_the_picture_holds_the_image_and_beside_it_what_the_network_made_of_it(d
     assert np.allclose(pixels[:, 6:], rebuilt.clip(0, 1), atol=0.003)
 
 
+def test_pixels_and_numbers_of_tokens_are_never_expected_below_zero(detector):
+    explained = detector.explain(to_records(make_rows(), COLUMNS)[0])
+    assert explained.expected.min() == 0
+
+
 def test_masked_columns_are_not_shown(detector):
     found = sketch(detector, {"photo", "words"})
     assert (found.images, found.texts) == ({"r1": []}, {"r1": []})

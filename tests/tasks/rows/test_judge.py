@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from steps import TONIGHT, NightSteps, TrainingSteps, load, migrate
 from tiny import COLUMNS, add_reducer, make_tiny_detector
-from toy import make_project, make_rows
+from toy import CUTOFF, make_project, make_rows
 
 from flows.config.setup import Setup
 from models.detector import Detector
@@ -21,7 +21,7 @@ from tasks.on_demand.loose import score_file
 from tasks.on_demand.rank import rank_by_champion
 from tasks.register import register_bundle
 from tasks.rows.columns import to_records
-from tasks.rows.judge import Judgement, judge
+from tasks.rows.judge import Judgement, judge, load_detector
 from tasks.rows.params import RetentionParams
 from tasks.serving import ServedDetector
 from tasks.stores import registry
@@ -147,6 +147,25 @@ def test_six_paths_say_the_same_of_one_record(night: tuple[Setup, Detector], rec
     assert answers["explain"]["causes"] == [cause for cause in ranked["causes"] if cause["share"]]
     if record == FRAUD:
         assert answers["night"]["causes"] == answers["loose file"]["causes"] == ranked["causes"]
+
+
+def test_no_negative_value_is_expected_of_a_column_that_has_none_in_the_fit_rows(trained: Setup) -> None:
+    site = trained.site
+    bundle = site.registry.fetch_bundle(site.registry.get_version(1))
+    detector, plain = load_detector(site.lake, "orders", bundle), Detector.load(bundle)
+    assert detector.nonnegative == {"items", "spend"}
+    assert load_detector(site.lake, "others", bundle).nonnegative == frozenset()  # whose rows the lake has not
+    clean = site.lake.get("clean", "orders", CUTOFF)
+    [fit] = [part for part in clean.parts if part.source == "fit"]
+    assert site.lake.lowest(fit)["spend"] == min(table["spend"].to_numpy().min() for table in site.lake.slices(fit))
+    low = pa.table({"items": [-40, 3], "spend": [-900.0, 30.0], "shop": ["north", "south"]})
+    records, _ = to_records(low, detector.columns)
+    shown, before = detector.explain(records), plain.explain(records)
+    assert before.expected[0, :2].min() < 0
+    assert np.array_equal(shown.expected[:, :2], before.expected[:, :2].clip(min=0))
+    assert np.array_equal(shown.contributions, before.contributions)
+    assert np.array_equal(shown.actual, before.actual)
+    assert np.array_equal(detector.score(records), plain.score(records))
 
 
 # --- the judge itself ---
