@@ -66,7 +66,7 @@ def trace_curve(site: Site, rows: TrainingSet, detector: Detector, test: "_Judge
     """The metrics by threshold: on the tuning rows if they have anomalies, as a search would, else on the test rows."""
     tuning = _Judged.read(site, rows, detector, "tuning", None)
     searched = tuning if tuning.is_anomaly.any() and not tuning.is_anomaly.all() else test
-    return trace_thresholds(searched.scores, searched.is_anomaly)
+    return trace_thresholds(searched.scores, searched.is_anomaly, detector.threshold.value)
 
 
 @task(task_run_name="examine {site.detector}", **PURE)

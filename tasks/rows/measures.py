@@ -44,16 +44,29 @@ def measure(scores: Floats, is_anomaly: Flags, threshold: float) -> Metrics:
     )
 
 
-def trace_thresholds(scores: Floats, is_anomaly: Flags, most: int = 400) -> pd.DataFrame:
-    """Precision, recall and F1 at each threshold; at most `most` thresholds, evenly spaced by rank."""
+def trace_thresholds(scores: Floats, is_anomaly: Flags, threshold: float, most: int = 400) -> pd.DataFrame:
+    """Precision, recall and F1 at each threshold (N,), or at up to `most` of them.
+
+    Half of these are evenly spaced by rank among all rows, a quarter from twice as many flags as above the given
+    threshold up to the highest score, and a quarter among the anomalous rows.
+    """
     order = np.argsort(-scores, kind="stable")
     hits, flagged = np.cumsum(is_anomaly[order]), np.arange(1, len(scores) + 1)
     ends = np.flatnonzero(np.append(np.diff(scores[order]) < 0, True))  # tied rows are flagged together
-    ends = ends[np.unique(np.linspace(0, len(ends) - 1, most).astype(int))]
+    if len(ends) > most:
+        near = min(max(2 * int((scores[order][ends] > threshold).sum()), 1), len(ends))
+        caught = np.searchsorted(ends, np.flatnonzero(is_anomaly[order]))  # the end that flags each anomalous row
+        chosen = [_space_out(np.arange(len(ends)), most // 2), _space_out(np.arange(near), most // 4)]
+        ends = ends[np.unique(np.concatenate([*chosen, _space_out(caught, most // 4)]))]
     precision, recall = hits[ends] / flagged[ends], hits[ends] / max(int(is_anomaly.sum()), 1)
     f1 = 2 * hits[ends] / (flagged[ends] + max(int(is_anomaly.sum()), 1))
     thresholds = np.nextafter(scores[order][ends], -np.inf)
     return pd.DataFrame({"threshold": thresholds, "precision": precision, "recall": recall, "f1": f1})
+
+
+def _space_out(places: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """Up to `most` of the places in order, evenly spaced, with the first and the last."""
+    return places[np.unique(np.linspace(0, len(places) - 1, most).astype(int))] if len(places) else places
 
 
 def recall_by_kind(flagged: Flags, is_anomaly: Flags, kinds: pd.Series) -> pd.DataFrame:

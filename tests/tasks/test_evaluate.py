@@ -135,14 +135,30 @@ def test_a_night_without_rows_has_no_metrics_but_does_not_fail(site, publish):
 def test_the_threshold_curve_agrees_with_counting_row_by_row() -> None:
     scores = np.array([5.0, 4.0, 4.0, 3.0, 1.0])
     is_anomaly = np.array([True, True, False, False, True])
-    curve = trace_thresholds(scores, is_anomaly)
+    curve = trace_thresholds(scores, is_anomaly, 4.5)
     assert len(curve) == 4  # the tie at 4 is flagged whole
     for row in curve.itertuples():
         found = measure(scores, is_anomaly, row.threshold)
         assert (row.precision, row.recall) == pytest.approx((found.precision, found.recall))
         assert row.f1 == pytest.approx(found.f1)
-    many = trace_thresholds(np.arange(5000.0), np.arange(5000) % 7 == 0, most=50)
-    assert len(many) == 50
+
+
+def test_the_threshold_curve_has_its_points_where_the_threshold_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    is_anomaly = np.arange(50_000) < 60
+    scores = rng.normal(size=50_000) + 4 * is_anomaly
+    threshold = float(np.quantile(scores, 0.998))
+    curve = trace_thresholds(scores, is_anomaly, threshold)
+    assert 300 < len(curve) <= 400
+    assert (np.diff(curve["threshold"]) < 0).all()
+    assert (curve["threshold"] > threshold).sum() > 70  # of 100 rows
+    for row in curve.iloc[::17].itertuples():
+        found = measure(scores, is_anomaly, row.threshold)
+        assert (row.precision, row.recall, row.f1) == pytest.approx((found.precision, found.recall, found.f1))
+    assert (curve["recall"].iloc[0], curve["recall"].iloc[-1]) == (pytest.approx(0, abs=0.02), 1)
+    assert curve["recall"].diff().max() < 0.04  # no jump over many anomalous rows
+    none = trace_thresholds(scores, np.zeros(50_000, dtype=bool), 99.0)
+    assert len(none) > 190
 
 
 def test_recall_is_counted_by_kind_of_anomaly_commonest_first() -> None:

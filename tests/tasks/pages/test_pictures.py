@@ -26,7 +26,9 @@ def test_every_picture_that_the_rows_allow_is_drawn(tmp_path: Path) -> None:
     detector = calibrate_detector(fitted, make_images(40, 3), QuantilePolicy(q=0.9))
     test, is_anomaly = make_images(30, 4), np.arange(30) % 5 == 0
     scores = detector.score(test)
-    draw_all(tmp_path, detector, test, scores, is_anomaly, trace_thresholds(scores, is_anomaly))
+    draw_all(
+        tmp_path, detector, test, scores, is_anomaly, trace_thresholds(scores, is_anomaly, detector.threshold.value)
+    )
     draw_images(tmp_path / "images.png", detector, test, scores)
     drawn = {path.name: imread(path) for path in tmp_path.iterdir()}
     assert drawn.keys() == {"scores.png", "thresholds.png", "ranking.png", "latent.png", "images.png"}
