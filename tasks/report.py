@@ -265,7 +265,7 @@ def write_report(
     with writing(path):
         write_page(path, page)
         write_page(site.reports / INDEX, index)
-        link_nights(site.reports, [day])
+        link_nights(site.reports, [path])
     return path, facts
 
 

@@ -7,7 +7,6 @@ import re
 import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +23,16 @@ def write_page(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def link_nights(folder: Path, days: Iterable[date]) -> None:
-    """Link the pages of these dates, and their neighbours, with each other, once they are written or deleted."""
-    there = sorted(page.stem for page in folder.glob("????-??-??.html"))
+def list_nights(folder: Path) -> list[Path]:
+    """The pages of nights in a folder, by date."""
+    return sorted(folder.glob("????-??-??.html"))
+
+
+def link_nights(folder: Path, pages: Iterable[Path]) -> None:
+    """Link some pages of nights, and their neighbours, with each other, once they are written or deleted."""
+    there = [page.stem for page in list_nights(folder)]
     places: set[int] = set()
-    for day in map(str, days):
+    for day in [page.stem for page in pages if page.parent == folder]:
         places |= {bisect_left(there, day) - 1, *range(bisect_left(there, day), bisect_right(there, day) + 1)}
     for place in places & {*range(len(there))}:
         links = _name_links(there[max(0, place - 1) : place], there[place + 1 : place + 2])

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, ServiceUnreachable, SourceInvalid
+from tasks.pages.nights import link_nights, list_nights
 from tasks.rows.escaping import escape_markdown
 from tasks.stores.lake import Lake, Manifest, Part, Zone, read_batch_date
 from tasks.stores.registry import Version
@@ -345,10 +346,11 @@ def merge_places(places: list[Place]) -> tuple[Place, ...]:
 def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
     """Delete the pages of nights and batches that show the id in a table cell; returns their paths below the home."""
     shown = (f">{html.escape(record_id)}<", f'"{record_id}"', f">{record_id}<")
-    pages = [*site.reports.glob("*.html"), *site.validations.rglob("*.html"), *site.validations.rglob("*.json")]
+    pages = [*list_nights(site.reports), *site.validations.rglob("*.html"), *site.validations.rglob("*.json")]
     found = [page for page in pages if any(text in page.read_text(encoding="utf-8") for text in shown)]
     for page in found:
         page.unlink()
+    link_nights(site.reports, found)
     return tuple(str(page.relative_to(site.home)) for page in sorted(found))
 
 

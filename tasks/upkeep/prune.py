@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from tasks.pages.nights import link_nights, list_nights
 from tasks.rows.params import RetentionParams
 from tasks.stores import registry
 from tasks.stores.files import UNFINISHED
@@ -84,6 +85,7 @@ def prune_detector(site: Site, retention: RetentionParams, now: datetime, dry_ru
     done = [removal for removal in once.values() if dry_run or _remove_from_lake(site, removal, now)]
     for removal in on_disk if not dry_run else ():
         _remove_from_disk(removal)
+    link_nights(site.reports, [Path(path) for removal in on_disk for path, _ in removal.files])
     rows = prune_tables(site, retention, now, dry_run)
     return count_removed([*done, *on_disk]) + [Removed(name, 0, 0, count) for name, count in rows.items() if count]
 
@@ -166,7 +168,7 @@ def plan_pages(site: Site, retention: RetentionParams, today: date) -> Iterator[
     limit = _days(retention.reports_days)
     if limit is None:
         return
-    pages = [page for folder in (site.reports, site.validations) for page in folder.glob("????-??-??.html")]
+    pages = [page for folder in (site.reports, site.validations) for page in list_nights(folder)]
     found = {page: date.fromisoformat(page.stem) for page in pages}
     if (data_docs := site.validations / "gx").exists():
         found[data_docs] = _modified(data_docs).date()

@@ -1,7 +1,7 @@
 from datetime import date, timedelta
 from pathlib import Path
 
-from tasks.pages.nights import link_nights, write_page
+from tasks.pages.nights import link_nights, list_nights, write_page
 
 DAYS = [date(2026, 3, 1) + timedelta(days=offset) for offset in range(5)]
 PAGE = "<p>before</p><nav><!--links--><!--/links--></nav><p>after</p>"
@@ -16,7 +16,7 @@ def read_links(folder: Path, day: date) -> list[str]:
 def test_pages_link_their_neighbours_whatever_the_order_in_which_they_are_written(tmp_path: Path) -> None:
     for place in (3, 0, 1, 4):
         write_page(tmp_path / f"{DAYS[place]}.html", PAGE)
-        link_nights(tmp_path, [DAYS[place]])
+        link_nights(tmp_path, [tmp_path / f"{DAYS[place]}.html"])
     assert read_links(tmp_path, DAYS[0]) == ["index.html", f"{DAYS[1]}.html"]
     assert read_links(tmp_path, DAYS[1]) == ["index.html", f"{DAYS[0]}.html", f"{DAYS[3]}.html"]
     assert read_links(tmp_path, DAYS[3]) == ["index.html", f"{DAYS[1]}.html", f"{DAYS[4]}.html"]
@@ -29,11 +29,12 @@ def test_nothing_links_to_a_page_that_was_deleted(tmp_path: Path) -> None:
     write_page(tmp_path / "index.html", index)
     for day in DAYS:
         write_page(tmp_path / f"{day}.html", PAGE)
-    link_nights(tmp_path, DAYS)
+    link_nights(tmp_path, list_nights(tmp_path))
     assert (tmp_path / "index.html").read_text() == index
-    for day in (DAYS[0], DAYS[1], DAYS[3]):
-        (tmp_path / f"{day}.html").unlink()
-    link_nights(tmp_path, [DAYS[0], DAYS[1], DAYS[3]])
+    gone = [tmp_path / f"{day}.html" for day in (DAYS[0], DAYS[1], DAYS[3])]
+    for page in gone:
+        page.unlink()
+    link_nights(tmp_path, [*gone, tmp_path / "others" / f"{DAYS[2]}.html"])
     assert read_links(tmp_path, DAYS[2]) == ["index.html", f"{DAYS[4]}.html"]
     assert read_links(tmp_path, DAYS[4]) == ["index.html", f"{DAYS[2]}.html"]
     page = (tmp_path / "index.html").read_text()
@@ -44,10 +45,10 @@ def test_nothing_links_to_a_page_that_was_deleted(tmp_path: Path) -> None:
 def test_only_the_neighbours_are_written_again(tmp_path: Path) -> None:
     for day in DAYS[:4]:
         write_page(tmp_path / f"{day}.html", PAGE)
-    link_nights(tmp_path, DAYS[:4])
+    link_nights(tmp_path, list_nights(tmp_path))
     before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     write_page(tmp_path / f"{DAYS[4]}.html", PAGE)
-    link_nights(tmp_path, [DAYS[4]])
+    link_nights(tmp_path, [tmp_path / f"{DAYS[4]}.html"])
     changed = [path.stem for path, inode in before.items() if path.stat().st_ino != inode]
     assert changed == [f"{DAYS[3]}"]
 
@@ -55,5 +56,5 @@ def test_only_the_neighbours_are_written_again(tmp_path: Path) -> None:
 def test_a_page_of_an_older_version_has_no_place_for_links_and_stays_as_it_is(tmp_path: Path) -> None:
     write_page(tmp_path / f"{DAYS[0]}.html", "<p>old</p>")
     write_page(tmp_path / f"{DAYS[1]}.html", PAGE)
-    link_nights(tmp_path, [DAYS[1]])
+    link_nights(tmp_path, [tmp_path / f"{DAYS[1]}.html"])
     assert (tmp_path / f"{DAYS[0]}.html").read_text() == "<p>old</p>"

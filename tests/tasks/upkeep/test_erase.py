@@ -258,10 +258,14 @@ def test_messages_and_reasons_that_mention_the_record_forget_it(engine: Warehous
 
 def test_pages_that_show_the_record_go(site: Site) -> None:
     site.reports.mkdir(parents=True)
-    for name, text in {"a": html.escape(VICTIM), "b": f"{html.escape(VICTIM)} and more", "c": OTHER}.items():
-        (site.reports / f"{name}.html").write_text(f"<td>{text}</td>")
-    assert erase.erase_pages(site, VICTIM) == ("reports/toy/a.html",)
-    assert sorted(path.stem for path in site.reports.iterdir()) == ["b", "c"]
+    texts = {1: html.escape(VICTIM), 2: f"{html.escape(VICTIM)} and more", 3: OTHER}
+    for day, text in texts.items():
+        (site.reports / f"2026-03-0{day}.html").write_text(f"<td>{text}</td><!--links-->old<!--/links-->")
+    (site.reports / "index.html").write_text('<a href="2026-03-01.html">2026-03-01</a>')
+    assert erase.erase_pages(site, VICTIM) == ("reports/toy/2026-03-01.html",)
+    pages = sorted(site.reports.iterdir())
+    assert [path.stem for path in pages] == ["2026-03-02", "2026-03-03", "index"]
+    assert not any("2026-03-01.html" in page.read_text() for page in pages)  # no link to it is left
 
 
 def test_a_record_that_is_nowhere_is_an_error_that_changes_nothing(site: Site) -> None:

@@ -202,11 +202,13 @@ def test_pages_of_old_nights_go(site: Site) -> None:
         folder.mkdir(parents=True)
         for day in (OLD, NEW):
             (folder / f"{day}.html").write_text("page")
+    (site.reports / f"{NEW}.html").write_text(f"<!--links-->{OLD}<!--/links-->")
     data_docs = site.validations / "gx/uncommitted"  # of an earlier version
     data_docs.mkdir(parents=True)
     (data_docs / "page.html").write_text("page")
     assert prune_detector(site, RetentionParams(reports_days=7), NOW) == [Removed("pages", 2, 8, 0)]
     assert [path.stem for path in site.reports.iterdir()] == [str(NEW)]
+    assert f"{OLD}" not in (site.reports / f"{NEW}.html").read_text()
     os.utime(site.validations / "gx", (0, 0))
     assert prune_detector(site, RetentionParams(reports_days=7), NOW) == [Removed("pages", 1, 4, 0)]
     assert [path.stem for path in site.validations.iterdir()] == [str(NEW)]
