@@ -129,19 +129,22 @@ def list_unseen(text: str, described: Column) -> list[str]:
 def find_tokens(text: str, tokens: Collection[str], described: Column) -> list[tuple[int, int]]:
     """Where a text has some of the detector's tokens: the first and the last character but one of each run of words.
 
-    UNSEEN stands for every token that is not in the vocabulary. Runs that touch or overlap are joined.
+    UNSEEN stands for every token that is not in the vocabulary. Of a run that holds a shorter one of the tokens, only
+    that one counts. What touches or overlaps is joined.
     """
     how = described.tokens
     ends = [0, *(place for found in re.finditer(how.separator, text) for place in found.span()), len(text)]
     words = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end > start][: how.words]
     found = tokenise(pa.array([text], pa.string()), how)
     known = set(described.vocabulary)
-    covered: set[int] = set()
-    for token, place in zip(found.texts.to_pylist(), found.places.tolist(), strict=True):
-        if token in tokens or (UNSEEN in tokens and token not in known):
-            covered |= _cover(place, how)
+    runs = [
+        _cover(place, how) & {*range(len(words))}
+        for token, place in zip(found.texts.to_pylist(), found.places.tolist(), strict=True)
+        if token in tokens or (UNSEEN in tokens and token not in known)
+    ]
+    covered = set[int]().union(*(run for run in runs if not any(other and other < run for other in runs)))
     spans: list[tuple[int, int]] = []
-    for word in sorted(covered & {*range(len(words))}):
+    for word in sorted(covered):
         start, end = words[word]
         joins = word - 1 in covered and spans
         spans = [*spans[:-1], (spans[-1][0], end)] if joins else [*spans, (start, end)]

@@ -95,7 +95,7 @@ def test_the_unseen_tokens_of_a_text_are_listed_words_first():
 
 
 def find(text: str, tokens: set[str], **how: object) -> list[str]:
-    column = Column("t", "sequence", ("AB", "21"), tokens=Tokens(words=6, **how))
+    column = Column("t", "sequence", ("AB", "21", " AB", "21 "), tokens=Tokens(words=6, **how))
     return [text[start:end] for start, end in find_tokens(text, tokens, column)]
 
 
@@ -107,6 +107,8 @@ def test_tokens_are_found_where_they_are_in_a_text():
     assert find("AB 21 xR", {"AA 99"}, ngrams=2, shapes=True) == ["AB 21"]
     assert find("AB 21 xR 21 7", {"21 xR 21"}, ngrams=3) == ["21 xR 21"]
     assert find("AB 21 xR", {"<unseen>"}) == ["xR"]
+    assert find("AB xR 21", {"<unseen>"}, ngrams=2) == ["xR"]  # and not the runs that hold it
+    assert find("21 AB 21", {"<unseen>"}, ngrams=2) == ["21 AB 21"]  # known words in runs that are not
     assert find("AB;21,xR", {"21"}, separator="[;,]") == ["21"]
     assert find("", {"AB"}) == []
     assert find("1 2 3 4 5 6 AB", {"AB"}) == []  # beyond what is read
