@@ -7,7 +7,7 @@ report. Masked columns are not shown.
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from tasks.rows.columns import to_records
 from tasks.rows.tokens import find_tokens
 
 SIDE = 64  # pixels of a shown image; larger ones are thinned out
+MOST_BYTES = 200_000  # of the images on a page
 AROUND = 40  # characters shown before and after a token that is a cause
 MOST_TEXT = 300  # characters shown of a text
 
@@ -44,7 +45,10 @@ class Sketch:
 def sketch_night(
     detector: Detector, rows: pa.Table, is_flagged: npt.NDArray[np.bool_], causes: Mapping[str, str], masked: Set[str]
 ) -> Sketch:
-    """Sketch rows (N,) of a night, is_flagged (N,). causes: those of the flags to show, by record id, as JSON."""
+    """Sketch rows (N,) of a night, is_flagged (N,). causes: those of the flags to show, by record id, as JSON.
+
+    Images are shown of as many flags, in their order, as MOST_BYTES allow.
+    """
     if not rows.num_rows:
         return Sketch()
     records, _ = to_records(rows, detector.columns)
@@ -54,7 +58,17 @@ def sketch_night(
     ids = shown["record_id"].to_pylist()
     images = dict(zip(ids, draw_images(detector, flags, masked), strict=True))
     texts = dict(zip(ids, mark_texts(detector, shown, [causes[one] for one in ids], masked), strict=True))
-    return Sketch(latent, images, texts)
+    return Sketch(latent, keep_first(images, causes), texts)
+
+
+def keep_first(images: Mapping[str, list[dict[str, Any]]], order: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """The images of the first records in an order, as many as MOST_BYTES allow."""
+    kept, size = {}, 0
+    for record in order:
+        size += sum(len(image["url"]) for image in images.get(record, ()))
+        if record in images and size <= MOST_BYTES:
+            kept[record] = images[record]
+    return kept
 
 
 def project(latent: Floats) -> Floats:

@@ -12,7 +12,7 @@ from models.columns import Column, Tokens
 from models.detector import Detector, ModelParams, fit_detector
 from models.params import AutoencoderParams, FitParams
 from tasks.pages import pictures
-from tasks.pages.sketch import MOST_TEXT, draw_pair, mark_text, project, sketch_night
+from tasks.pages.sketch import MOST_TEXT, draw_pair, keep_first, mark_text, project, sketch_night
 from tasks.rows.columns import to_records
 from tasks.sources.images import make_field, to_arrow
 
@@ -76,6 +76,12 @@ def test_pixels_and_numbers_of_tokens_are_never_expected_below_zero(detector):
 def test_masked_columns_are_not_shown(detector):
     found = sketch(detector, {"photo", "words"})
     assert (found.images, found.texts) == ({"r1": []}, {"r1": []})
+
+
+def test_a_page_has_the_images_of_as_many_flags_as_it_can_hold(monkeypatch):
+    monkeypatch.setattr("tasks.pages.sketch.MOST_BYTES", 25)
+    images = {record: [{"url": "0123456789"}] for record in "abc"}
+    assert [*keep_first(images, ["c", "gone", "a", "b"])] == ["c", "a"]
 
 
 def test_a_night_without_rows_has_no_map(detector):
