@@ -18,9 +18,8 @@ from tasks.on_demand.explorer import describe_worst, find_nights, name_first_cau
 from tasks.on_demand.flags import RECORD, describe_judged, name_entity
 from tasks.rows.params import DetectorParams
 from tasks.rows.record import RecordRule
-from tasks.stores.bulk import read_frame
 from tasks.stores.site import Site
-from tasks.stores.tables import Case, case_flags, cases, flagged_anomalies, suppressions
+from tasks.stores.tables import Case, case_flags, cases, flagged_anomalies, scoring_batches, suppressions
 from tasks.stores.warehouse import select_verdicts
 
 LEAST_DAYS = 30
@@ -161,7 +160,7 @@ def _read_records(
     of_record = sa.and_(*(flag.c[name] == said.c[name] for name in RECORD))
     values = (flag, case_flags.c.case_id, said.c.verdict, said.c.said, said.c.note)
     chosen = sa.select(*values).select_from(sa.outerjoin(with_case, said, of_record))
-    found = read_frame(connection, chosen.order_by(*_newest(flag)))
+    found = connection.execute(chosen.order_by(*_newest(flag))).mappings().all()
     return describe_judged(site, params.score, found[:PAGE]), len(found) > PAGE
 
 
@@ -217,10 +216,23 @@ def read_others(site: Site, rule: RecordRule, entity: str) -> list[dict[str, Any
     shown = sa.select(FLAGS.entity, FLAGS.record).where(*named).order_by(*_newest(flagged_anomalies))
     with site.warehouse.begin_reading() as connection:
         own = connection.execute(shown.where(FLAGS.entity == entity).limit(OWN_FLAGS)).all()
-        recent = connection.execute(shown.limit(RECENT_FLAGS)).all() if own else []
+        since = FLAGS.batch_date >= _find_recent(connection, site.detector)
+        recent = connection.execute(shown.where(since).limit(RECENT_FLAGS)).all() if own else []
     columns = [name for name in rule.show if name != rule.entity]
     others = ((one.entity, json.loads(one.record)) for one in recent if one.entity != entity)
     return find_others([json.loads(one.record) for one in own], others, columns)
+
+
+def _find_recent(connection: sa.Connection, detector: str) -> date:
+    """The first of the newest nights that have RECENT_FLAGS together: sorting the flags of all would take longer."""
+    c = scoring_batches.c
+    nights = sa.select(c.batch_date, c.published).where(c.detector == detector).order_by(c.batch_date.desc())
+    day, found = date.min, 0
+    for night in connection.execute(nights).all():
+        day, found = night.batch_date, found + night.published
+        if found >= RECENT_FLAGS:
+            break
+    return day
 
 
 def find_others(

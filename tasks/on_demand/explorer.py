@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,13 +73,14 @@ def draw_causes(site: Site, params: DetectorParams, nights: int = 30, last: date
     cause = name_first_cause(params.train.columns.names).label("entity")
     with site.warehouse.begin_reading() as connection:
         days = find_nights(connection, site.detector, nights, last)
-        each = select_worst(cause, FLAGS.batch_date).where(*_of(site.detector, days)).subquery()
-        whole = [sa.func.sum(each.c[name]).label(name) for name in ("flags", "alerts")]
-        worst = [sa.func.max(each.c[name]).label(name) for name in WORST]
-        ranked = _order(sa.select(each.c.entity, *whole, *worst).group_by(each.c.entity))
-        found = connection.execute(ranked).all() if days else []
-        rows = connection.execute(sa.select(each)).all() if days else []
-    return Lanes(days, _lay_out(params, days, found, rows))
+        each = select_worst(cause, FLAGS.batch_date).where(*_of(site.detector, days))
+        rows = connection.execute(each).all() if days else []
+    by_cause: dict[str | None, list[Any]] = {}
+    for row in rows:
+        by_cause.setdefault(row.entity, []).append(row)
+    found = [_combine(name, cells) for name, cells in by_cause.items()]
+    ranked = sorted(found, key=lambda row: ([-(getattr(row, name) or 0) for name in WORST], row.entity or ""))
+    return Lanes(days, _lay_out(params, days, ranked, rows))
 
 
 def name_first_cause(columns: Sequence[str]) -> sa.ColumnElement[str]:
@@ -103,17 +105,28 @@ def select_worst(*keys: sa.ColumnElement[Any]) -> sa.Select[Any]:
     return sa.select(*keys, *counts, *worst).group_by(*keys)
 
 
+def _combine(name: str | None, cells: Sequence[Any]) -> Any:
+    """Rows of select_worst of several nights as one."""
+    counts = {key: sum(getattr(cell, key) for cell in cells) for key in ("flags", "alerts")}
+    worst = {key: max((getattr(cell, key) or 0.0 for cell in cells), default=None) for key in WORST}
+    return SimpleNamespace(entity=name, **counts, **worst)
+
+
 def describe_worst(params: DetectorParams, row: Any) -> dict[str, Any]:
-    """A row of select_worst as people read it: flags, suppressed, severity, rank, and score as a multiple."""
+    """A row of select_worst: flags, suppressed, severity, rank, times (the threshold), and all that as a text."""
     flags, alerts = int(row.flags), int(row.alerts)
-    rank = row.alert_rank if alerts else row.any_rank
+    rank, times = (row.alert_rank, row.alert_score) if alerts else (row.any_rank, row.any_score)
+    severity = params.cases.find_severity(rank, alerts)
+    suppressed = "" if alerts == flags else f", {flags - alerts:,} suppressed" if alerts else ", suppressed"
+    worst = "" if times is None else f", worst {times:.3g} times the threshold"
     return {
         "flags": flags,
         "suppressed": flags - alerts,
         "is_suppressed": not alerts,
-        "severity": params.cases.find_severity(rank, alerts),
+        "severity": severity,
         "rank": rank,
-        "times": row.alert_score if alerts else row.any_score,
+        "times": times,
+        "text": f"{flags:,} flag{'' if flags == 1 else 's'}{suppressed}{worst}, {severity}",
     }
 
 

@@ -1,6 +1,7 @@
 """List published flags as people read them: local times, causes in per cent, the record's own values, and verdicts."""
 
 import json
+from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -53,12 +54,12 @@ def describe_flags(site: Site, params: ScoreParams, found: pd.DataFrame) -> list
     with site.warehouse.begin_reading() as connection:
         numbers = read_numbers(connection, site.detector, sorted(set(found["batch_date"])))
     found = found.merge(numbers, "left", RECORD)
-    return describe_judged(site, params, found.merge(reviews[[*RECORD, "verdict", "said", "note"]], "left", RECORD))
+    flags = found.merge(reviews[[*RECORD, "verdict", "said", "note"]], "left", RECORD).astype(object)
+    return describe_judged(site, params, flags.where(flags.notna(), None).to_dict("records"))
 
 
-def describe_judged(site: Site, params: ScoreParams, found: pd.DataFrame) -> list[dict[str, Any]]:
-    """The same of rows that have case_id, verdict, said and note, which may be missing."""
-    flags = found.assign(verdict=found["said"].fillna(found["verdict"])).astype(object)
+def describe_judged(site: Site, params: ScoreParams, flags: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """The same of rows that have case_id, verdict, said and note too; each may be None."""
     return [
         {
             "batch_date": row["batch_date"],
@@ -75,11 +76,11 @@ def describe_judged(site: Site, params: ScoreParams, found: pd.DataFrame) -> lis
             "case": None if row["case_id"] is None else int(row["case_id"]),
             "record": json.loads(row["record"]) if row["record"] else None,
             "causes": describe_causes(json.loads(row["causes"]), site.zone),
-            "verdict": row["verdict"],
+            "verdict": row["said"] or row["verdict"],
             "note": row["note"],
             "model_version": row["model_version"],
         }
-        for row in flags.where(flags.notna(), None).to_dict("records")
+        for row in flags
     ]
 
 
