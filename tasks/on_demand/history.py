@@ -22,6 +22,7 @@ from tasks.stores.tables import case_flags, cases, flagged_anomalies, scoring_ba
 
 DAY, MONTH = timedelta(days=1), timedelta(days=30)
 MOST_SHOWN = 200  # records, the newest
+IN_DAY, IN_MONTH = "records of 24 hours", "records of 30 days"  # as no column of a record is named
 Key = tuple[date, str]  # batch date and record_id
 
 
@@ -29,7 +30,7 @@ Key = tuple[date, str]  # batch date and record_id
 class History:
     """An entity's records up to an instant.
 
-    records: newest first, at most MOST_SHOWN, each with batch_date, record_id, when, event_time (ISO 8601, in the
+    records: newest first, at most MOST_SHOWN, each with batch_date, record_id, event_time (ISO 8601, in the
     detector's time zone; None for a table without times), record (the values that params publish), score, times (the
     score as a multiple of its threshold; both None: not scored, or the scores are gone), is_flagged, suppressed_by; and
     its place, 0 to 1: x in a picture of the 30 days, day_x in one of the last 24 hours (None: earlier), and y, from
@@ -89,7 +90,7 @@ def read_history(site: Site, rule: RecordRule, entity: str, until: datetime) -> 
     every = tuple(part for found in parts.values() for part in found)
     rows = _read_rows(site, rule, every, value, until)
     records = _describe_rows(site, rule, rows, known)
-    in_day, in_month = ((rows[name].to_pylist() or [0])[0] for name in ("in_day", "in_month"))
+    in_day, in_month = ((rows[name].to_pylist() or [0])[0] for name in (IN_DAY, IN_MONTH))
     return History(entity, until, records, in_day, in_month, lay_out(records, until), missing)
 
 
@@ -110,7 +111,7 @@ def _find_value(
         if rule.entity is None or not _have(site, parts[day], rule.entity):
             continue
         wanted = pa.table({"record_id": pa.array([record_id], pa.string())})
-        sql = f"select {quote(rule.entity)} from parts join wanted using (record_id) limit 1"  # noqa: S608 - quoted
+        sql = f"select parts.{quote(rule.entity)} from parts join wanted using (record_id) limit 1"  # noqa: S608 - quoted
         found = site.lake.query(sql, parts[day], wanted=wanted)
         if replace(rule, show=()).describe(found)["entity"].tolist() == [entity]:
             return found[rule.entity], ""
@@ -128,18 +129,20 @@ def _read_rows(
 ) -> pa.Table:
     """The newest records of an entity, with the columns that the rule reads, and the numbers of all of them."""
     there = {column for part in parts for column in site.lake.columns(part)}
-    shown = [quote(column) if column in there else f"null as {quote(column)}" for column in rule.columns]
+    names = [name for name in rule.columns if name not in ("record_id", "event_time")]
+    shown = [f"parts.{quote(name)}" if name in there else f"null as {quote(name)}" for name in names]
     times = {"day": until - DAY, "month": until - MONTH, "until": until}
     wanted = pa.table(
         {"name": name, **{key: pa.array([time], pa.timestamp("us", "UTC")) for key, time in times.items()}}
     )
     entity = quote(str(rule.entity))
     sql = f"""
-        select record_id, event_time, {", ".join(shown)},
-            count(*) over () as in_month, count(*) filter (event_time > wanted.day) over () as in_day
+        select {", ".join(("parts.record_id", "parts.event_time", *shown))},
+            count(*) over () as {quote(IN_MONTH)},
+            count(*) filter (parts.event_time > wanted.day) over () as {quote(IN_DAY)}
         from parts join wanted on cast(parts.{entity} as varchar) = cast(wanted.name as varchar)
-            and event_time > wanted.month and event_time <= wanted.until
-        order by event_time desc, record_id limit {MOST_SHOWN}
+            and parts.event_time > wanted.month and parts.event_time <= wanted.until
+        order by parts.event_time desc, parts.record_id limit {MOST_SHOWN}
     """  # noqa: S608 - quoted
     return site.lake.query(sql, parts, wanted=wanted)
 
@@ -202,11 +205,11 @@ def _describe_row(site: Site, known: _Known, key: Key, score: float | None, when
 
 
 def lay_out(records: list[dict[str, Any]], until: datetime) -> float:
-    """Give each record its place in the pictures, heights on a logarithmic scale; returns that of the threshold."""
+    """Give each record its place in the pictures in place of `when`, heights on a logarithmic scale; returns that of the threshold."""
     highest = math.log1p(max((row["times"] or 0.0 for row in records), default=0.0))
     top = max(highest, math.log1p(2.0))
     for row in records:
-        age = until - row["when"]
+        age = until - row.pop("when")
         row["x"] = 1 - age / MONTH
         row["day_x"] = 1 - age / DAY if age < DAY else None
         row["y"] = math.log1p(max(row["times"] or 0.0, 0.0)) / top

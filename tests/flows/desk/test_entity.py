@@ -109,7 +109,7 @@ def test_entities_that_share_values_are_a_part_of_the_page_or_one_of_their_own(d
 
 def test_the_history_of_a_case_shows_what_was_not_flagged_too(desk: TestClient) -> None:
     page = desk.get("/orders/case/1/history").text
-    assert "2 records in the 24 hours up to the newest flag, 2 in 30 days" in " ".join(page.split())
+    assert "2 records in the 24 hours up to the newest flag, 2 records in 30 days" in " ".join(page.split())
     assert "No validated rows of 30 dates" in page
     assert page.count('<line class="dot') == 4  # in both pictures
     assert "2026-07-01 11:00:00" in page and "ann@example.org" not in page

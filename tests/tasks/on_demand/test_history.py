@@ -115,6 +115,19 @@ def test_columns_that_older_rows_lack_are_empty_there(site: Site) -> None:
     assert shown.records[0]["record"] == {"spend": 90.0, "new": None}
 
 
+def test_columns_may_have_any_name(site: Site) -> None:
+    partition = site.lake.write("validated", "toy", NIGHT)
+    with partition.part("part-0") as part:
+        rows = make_rows(("a", NOON, "4000", 90.0))
+        odd = pa.array(["x"], pa.string())
+        part.append(rows.append_column("name", odd).append_column("day", odd).append_column("in_day", odd))
+    partition.commit({})
+    rule = replace(RULE, show=("name", "day", "in_day", "record_id", "event_time"))
+    found = read_history(site, rule, CARD, NOON)
+    expected = {"name": "x", "day": "x", "in_day": "x", "record_id": "a", "event_time": "2026-07-31T10:00:00+00:00"}
+    assert (found.records[0]["record"], found.in_day) == (expected, 2)
+
+
 def test_an_entity_that_is_no_secret_is_found_too(site: Site) -> None:
     publish_flags(site.warehouse, NIGHT, [make_flag("a", "4000", event_time=NOON)], NOW, "key")
     assert read_history(site, PLAIN, "4000", NOON).in_month == 5
