@@ -205,7 +205,10 @@ def _describe_row(site: Site, known: _Known, key: Key, score: float | None, when
 
 
 def lay_out(records: list[dict[str, Any]], until: datetime) -> float:
-    """Give each record its place in the pictures in place of `when`, heights on a logarithmic scale; returns that of the threshold."""
+    """Give each record its place in the pictures, instead of `when`; returns the threshold's height.
+
+    Heights are on a logarithmic scale.
+    """
     highest = math.log1p(max((row["times"] or 0.0 for row in records), default=0.0))
     top = max(highest, math.log1p(2.0))
     for row in records:
