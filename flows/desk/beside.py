@@ -16,16 +16,11 @@ router = APIRouter()
 def show_history(look: Look, number: int) -> Response:
     """The records of the case's entity, flagged or not, up to its newest flag."""
     found = read_case_history(look.site, look.setup.record_rule, number)
-    return look.render("history.html", layout=choose_layout(look), number=number, history=found)
+    return look.render("history.html", number=number, history=found)
 
 
 @router.get("/{detector}/case/{number}/similar")
 def show_similar(look: Look, number: int) -> Response:
     """Judged cases whose worst flag has nearly the same causes."""
     found = find_similar(look.site, number)
-    return look.render("similar.html", layout=choose_layout(look), number=number, similar=found)
-
-
-def choose_layout(look: Look) -> str:
-    """What a part of a page extends: nothing of its own where htmx asks for it."""
-    return "part.html" if "hx-request" in look.request.headers else "base.html"
+    return look.render("similar.html", number=number, similar=found)

@@ -5,7 +5,6 @@ from datetime import UTC, date, timedelta
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from flows.desk.beside import choose_layout
 from flows.desk.view import Judge, Look
 from tasks.errors import ParamsInvalid
 from tasks.follow_up.suppressions import LONGEST, mute_cause
@@ -46,7 +45,7 @@ def read_date(text: str) -> date | None:
 def show_others(look: Look, entity: str) -> Response:
     """The entities that share values with one: a part of its page, or a page where there is no JavaScript."""
     found = read_others(look.site, look.setup.record_rule, entity)
-    return look.render("others.html", layout=choose_layout(look), entity=entity, others=found)
+    return look.render("others.html", entity=entity, others=found)
 
 
 @router.post("/{detector}/mute/{entity:path}")

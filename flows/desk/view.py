@@ -118,6 +118,11 @@ class Page:
         return self.setup.configured.detector
 
     @property
+    def is_part(self) -> bool:
+        """Whether a page asks for a part of itself. Messages are not for parts, which nobody waits for."""
+        return "hx-request" in self.request.headers
+
+    @property
     def query(self) -> dict[str, str]:
         """What follows the ? of the address; of several values of a name, the last."""
         return dict(self.request.query_params)
@@ -135,8 +140,8 @@ class Page:
         is_new = session is None
         if session is None:
             key = self.room.access.begin_session(None)
-        messages = session.messages[:] if session else []
-        if session:
+        messages = session.messages[:] if session and not self.is_part else []
+        if session and not self.is_part:
             session.messages.clear()
         shown = {
             "page": self,
@@ -145,6 +150,7 @@ class Page:
             "zone": self.site.zone if self.detector else UTC,
             "now": self.now,
             "messages": messages,
+            "layout": "part.html" if self.is_part else "base.html",
             "form_key": self.room.access.sign_form(key),
             "url": self.url,
         }
