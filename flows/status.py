@@ -1,7 +1,7 @@
 """`nightjar status`: the nights of one detector, or one line per detector; a broken one does not hide the others."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -14,7 +14,7 @@ from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
 from tasks.on_demand.cases import OpenCases, count_open
 from tasks.on_demand.findings import describe_finding
-from tasks.stores.registry import CHALLENGER, DECISION
+from tasks.stores.registry import CHALLENGER, DECISION, Version
 from tasks.stores.site import Site
 from tasks.upkeep.ledger import (
     BatchState,
@@ -26,6 +26,7 @@ from tasks.upkeep.ledger import (
     read_ledger,
     read_ledger_as_of,
 )
+from tasks.upkeep.nights import Cell, list_cells
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,8 @@ def read_nights(setup: Setup) -> Status:
     """The same for a loaded detector, without changing any store."""
     site, champion = setup.site, setup.site.registry.find_version()
     name = site.detector
-    learnt = champion.trained_through if champion else None
     landed, yesterday = list_landed_dates(site.lake, name), setup.yesterday()
-    due = {*list_due(landed, learnt, yesterday), *list_failed(site, learnt or date.min)}
-    nights = read_ledger(site, sorted(due), champion)
+    nights = read_due(setup, champion, landed)
     is_bounded = setup.configured.detector.run.last_date is not None or not site.has_times
     behind = None if is_bounded else count_days_behind(landed, yesterday)
     newest, outdated = landed[-1] if landed else None, setup.changes_since(champion) if champion else ""
@@ -104,6 +103,21 @@ def read_nights(setup: Setup) -> Status:
     shown = finding and f"{published}: {finding}"
     cases = count_open(site, datetime.now(UTC))
     return Status(name, number, nights, newest, behind, outdated, challenger, shown, cases)
+
+
+def read_due(setup: Setup, champion: Version | None, landed: Sequence[date]) -> list[BatchState]:
+    """The states of the batch dates after the champion's training data. landed: all dates that have, in order."""
+    site, learnt = setup.site, champion.trained_through if champion else None
+    due = {*list_due(landed, learnt, setup.yesterday()), *list_failed(site, learnt or date.min)}
+    return read_ledger(site, sorted(due), champion)
+
+
+def read_calendar(setup: Setup, now: datetime) -> list[Cell]:
+    """A cell of the calendar per date that has landed, is published or is due, in order."""
+    site, champion = setup.site, setup.site.registry.find_version()
+    landed = list_landed_dates(site.lake, site.detector)
+    learnt = champion.trained_through if champion else None
+    return list_cells(site, read_due(setup, champion, landed), landed, learnt, now)
 
 
 def read_challenger(site: Site) -> Waiting | None:

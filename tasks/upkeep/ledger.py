@@ -17,7 +17,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import Attempt, PublishedNight
 
 State = Literal["fresh", "stale", "failed", "missing", "early"]
-NEVER_SCORED = "never scored"
+NEVER_SCORED, NOT_LANDED = "never scored", "nothing has landed"
 EARLY = "its labels had not arrived at the first training"
 
 
@@ -148,7 +148,7 @@ def _judge(
     version = scorer.version if scorer else None
     failure = newest.failure if newest and newest.status == "failed" else None
     if batch is None:
-        why = failure.line if failure else NEVER_SCORED if landing else "nothing has landed"
+        why = failure.line if failure else NEVER_SCORED if landing else NOT_LANDED
         return BatchState(day, "failed" if failure else "missing", why, None, version)
     reasons = []
     if landing and landing.hash != batch.input_hash:
