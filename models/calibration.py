@@ -187,6 +187,25 @@ def rows_for_quantile(q: float) -> int:
     return math.ceil(exact / (1 - exact))
 
 
+def rows_for_loss(loss: float, confidence: float) -> int:
+    """The smallest number of confirmed anomalies that bounds a loss of recall with this confidence (Wilks 1941)."""
+    return math.ceil(math.log(1 - confidence) / math.log(1 - loss))
+
+
+def bound_quantile(ordered: Floats, q: float) -> tuple[float, float]:
+    """Two of the sorted scores (n,) between which the true quantile q lies with 95 % confidence.
+
+    The number of scores below it is binomial, whatever their distribution; -inf or inf where n is too small.
+    """
+    from scipy.special import betainc  # type: ignore[import-untyped]
+
+    n, tail = len(ordered), (1 - CONFIDENCE) / 2
+    below = np.arange(n)
+    at_most = betainc(n - below, below + 1, 1 - q)  # the probability that at most so many lie below it
+    low, high = int(np.searchsorted(at_most, tail, side="right")), int(np.searchsorted(at_most, 1 - tail))
+    return float(ordered[low - 1]) if low else -math.inf, float(ordered[high]) if high < n else math.inf
+
+
 def _width(n: int, q: float) -> float:
     k = _rank(n, q)
     return _bound_high(n + 1 - k, k) - _bound_low(n + 1 - k, k)
@@ -201,7 +220,7 @@ def _bound_high(a: int, b: int) -> float:
 
 
 def _beta_quantile(a: int, b: int, share: float) -> float:
-    from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s, which scoring does without
+    from scipy.special import betaincinv  # 0.3 s, which scoring does without
 
     return float(betaincinv(a, b, share))
 

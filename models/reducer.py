@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from models.autoencoder import Layers
-from models.calibration import Floats
+from models.calibration import Floats, rows_for_loss
 from models.errors import ReducerRefused, TooFewRows
 from models.fitting import pin_arithmetic
 from models.params import ForestReducerParams, NetworkReducerParams, ReducerLimits, ReducerParams, Section
@@ -215,7 +215,7 @@ def choose_cut(confirmed: Floats, max_loss: float, may_be_zero: bool = False) ->
     while k < n and betaincinv(k + 1, n - k, CONFIDENCE) <= max_loss:
         k += 1
     if k == 0 and not may_be_zero:
-        needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(1 - max_loss)))
+        needed = rows_for_loss(max_loss, CONFIDENCE)
         raise TooFewRows(
             "There are too few confirmed anomalies to bound the loss of recall.",
             got=f"{n} confirmed among the flags",

@@ -30,6 +30,7 @@ from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.params import Canary, GateParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import load_reference, name_references
+from tasks.rows.shares import Share, describe_share, estimate_share
 from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
 from tasks.stores.registry import CHALLENGER, TEST, Version
@@ -41,17 +42,6 @@ CANARY_ROWS = 500
 SHOWN = 20  # records that change side
 SAME = 1e-3  # of a metric, absolute and relative: scores on another processor differ in the last bits
 ANSWERS = {1.0: "anomaly", 0.0: "normal"}
-
-
-@dataclass(frozen=True)
-class Share:
-    """`hits` of `total` as a share with its exact 95 % interval (Clopper-Pearson); None without any."""
-
-    hits: int
-    total: int
-    share: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -283,14 +273,6 @@ def _describe_side(side: Side) -> list[tuple[str, str]]:
     ]
 
 
-def describe_share(found: Share) -> str:
-    """A share with its interval and counts, such as 25.2 % (21.0 to 29.8 %), 101 of 401."""
-    if found.share is None or found.low is None or found.high is None:
-        return "not known"
-    low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.share:.1f} % ({low:.1f} to {high:.1f} %), {found.hits:,} of {found.total:,}"
-
-
 def describe_overlap(found: Overlap, names: tuple[str, str]) -> str:
     """How far two sets of records agree."""
     share = "none" if found.jaccard is None else f"{100 * found.jaccard:.1f} % in common"
@@ -387,16 +369,6 @@ def _describe_nights(version: int, nights: int, gate: GateParams) -> str:
         f"only {nights:,} published nights are new to both version {version} and the champion, and "
         f"promote.gate.min_nights is {gate.min_nights:,}"
     )
-
-
-def estimate_share(hits: int, total: int) -> Share:
-    """A share of counted records with its exact 95 % interval."""
-    if total == 0:
-        return Share(0, 0, None, None, None)
-    from scipy.stats import binomtest  # type: ignore[import-untyped] # a second to import
-
-    interval = binomtest(hits, total).proportion_ci(method="exact")
-    return Share(hits, total, hits / total, float(interval.low), float(interval.high))
 
 
 def _read(

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binom, binomtest
 
-from models.calibration import Threshold, Tuning, count_suspects, fit_threshold, p_values, percentile_ranks
+from models.calibration import (
+    Threshold,
+    Tuning,
+    bound_quantile,
+    count_suspects,
+    fit_threshold,
+    p_values,
+    percentile_ranks,
+)
 from models.errors import NightjarError, TooFewRows
 from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
 
@@ -217,3 +225,25 @@ def test_no_tail_no_suspects(scores: list[float]) -> None:
 @given(st.lists(st.floats(-1e300, 1e300), max_size=60))
 def test_suspects_are_fewer_than_a_tenth_of_any_scores(scores: list[float]) -> None:
     assert 0 <= count_suspects(np.sort(np.array(scores))) <= math.ceil(len(scores) / 10)
+
+
+def test_the_quantile_lies_between_its_bounds_as_often_as_they_promise() -> None:
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(1000):
+        low, high = bound_quantile(np.sort(rng.exponential(size=500)), 0.95)
+        held += low <= -np.log(0.05) <= high
+    assert 940 <= held <= 990  # exact in that it never promises too much
+
+
+@pytest.mark.parametrize(("n", "q"), [(500, 0.95), (44969, 0.99), (100, 0.5)])
+def test_the_bounds_of_a_quantile_are_order_statistics_of_a_binomial(n: int, q: float) -> None:
+    low, high = bound_quantile(np.arange(1.0, n + 1), q)  # the k-th smallest is k
+    assert binom.cdf(low - 1, n, q) <= 0.025 < binom.cdf(low, n, q)
+    assert binom.cdf(high - 2, n, q) < 0.975 <= binom.cdf(high - 1, n, q)
+
+
+def test_too_few_scores_bound_a_quantile_on_one_side_only() -> None:
+    low, high = bound_quantile(np.arange(50.0), 0.99)
+    assert np.isfinite(low)
+    assert high == np.inf
+    assert bound_quantile(np.arange(50.0), 0.01)[0] == -np.inf

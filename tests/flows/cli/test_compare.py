@@ -15,8 +15,9 @@ from toy import CUTOFF, DAYS, FIRST, ROWS, Project, make_rows
 from flows.cli.main import execute
 from flows.config.setup import load_setup
 from models.detector import Detector
-from tasks.on_demand.compare import Share, choose_versions, compare_versions, estimate_share
+from tasks.on_demand.compare import choose_versions, compare_versions
 from tasks.register import register_bundle
+from tasks.rows.shares import Share
 from tasks.stores import lake
 from tasks.stores.tables import DATA_BROKE, WORLD_CHANGED, Finding
 
@@ -379,21 +380,3 @@ def test_a_version_that_cannot_be_loaded_is_not_promoted(
     for force in ([], ["--force"]):
         assert "BundleInvalid" in refuse(capsys, "promote", "orders", *force)
     assert champion() == 1
-
-
-@pytest.mark.parametrize(
-    ("hits", "total", "expected"),
-    [
-        (0, 0, (None, None, None)),
-        (0, 10, (0, 0, 0.3085)),  # Clopper and Pearson 1934
-        (10, 10, (1, 0.6915, 1)),
-        (3, 10, (0.3, 0.0667, 0.6525)),
-    ],
-)
-def test_a_share_comes_with_its_exact_interval(
-    hits: int, total: int, expected: tuple[float | None, float | None, float | None]
-) -> None:
-    found = estimate_share(hits, total)
-    assert (found.hits, found.total) == (hits, total)
-    for value, wanted in zip((found.share, found.low, found.high), expected, strict=True):
-        assert value == (None if wanted is None else pytest.approx(wanted, abs=5e-5))
