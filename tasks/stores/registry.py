@@ -306,6 +306,16 @@ class Registry:
             run = client.get_model_version(version.name, str(version.version)).run_id
             return dict(client.get_run(run).data.metrics) if run else {}
 
+    def read_curves(self, version: Version) -> dict[str, list[float]]:
+        """The same with every value of a metric, in the order of its steps, such as the losses per epoch (E,)."""
+        if (path := find_file(self.uri)) is None:
+            with self._client() as client:
+                return _ask_curves(client, version)
+        with reaching_registry(self.uri):
+            _open_file(self.uri)
+            with closing(sqlite3.connect(path)) as connection:
+                return _read_curves(connection, version)
+
     def record_champions(self, champions: Sequence[tuple[datetime, int]]) -> None:
         """Record when (with a time zone) each version became champion; existing records are not changed."""
         with self._client() as client:
@@ -489,6 +499,25 @@ def _read_file(connection: sqlite3.Connection, name: str) -> _Model:
             for number, created in sorted(rows)
         ),
     )
+
+
+def _read_curves(connection: sqlite3.Connection, version: Version) -> dict[str, list[float]]:
+    of_run = (
+        "select m.key, m.value from metrics m join model_versions v on v.run_id = m.run_uuid "
+        "where v.name = ? and v.version = ? and not m.is_nan order by m.step, m.timestamp"
+    )
+    found: dict[str, list[float]] = {}
+    for name, value in connection.execute(of_run, (version.name, version.version)):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _ask_curves(client: Any, version: Version) -> dict[str, list[float]]:
+    run = client.get_model_version(version.name, str(version.version)).run_id
+    names = client.get_run(run).data.metrics if run else {}
+    curves = {name: sorted(client.get_metric_history(run, name), key=lambda one: (one.step, one.timestamp))
+              for name in names}  # fmt: skip
+    return {name: [one.value for one in curve] for name, curve in curves.items()}
 
 
 def _ask_server(client: Any, name: str) -> _Model:
