@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run as current
 
-from flows.config.setup import prepare
+from flows.config.setup import Setup, prepare
 from flows.hooks import mark_crashed
 from tasks.errors import PromotionRefused
 from tasks.on_demand.compare import check_gate
@@ -23,28 +23,37 @@ def name_run() -> str:
 
 
 @flow(name="promotion", flow_run_name=name_run, on_running=[mark_crashed])
-def promotion(name: str, version: int | None = None, force: bool = False) -> tuple[int, int | None]:
+def promotion(name: str, version: int | None = None, force: bool = False, note: str = "") -> tuple[int, int | None]:
     """Make a version the champion, unless the gate refuses it. Returns the champion and the version it replaces.
 
     Args:
         name: The detector, as in params.yaml.
         version: The version. Default: the challenger.
         force: Promote it although it is refused; a tag of the version records it.
+        note: Who wants it and why, for the same tag.
     """
     setup = prepare(name)
+    try:
+        promoted = decide(setup, version, force, note)
+    except PromotionRefused as error:
+        show_decision(setup.site.artifact_key, error.line)
+        raise
+    decision = setup.site.registry.get_version(promoted[0]).tags.get(DECISION, "")
+    show_decision(setup.site.artifact_key, f"version {promoted[0]} of {name}, {decision}")
+    return promoted
+
+
+def decide(setup: Setup, version: int | None, force: bool, note: str = "") -> tuple[int, int | None]:
+    """Check the gate and promote a version; returns the champion and the version that it replaces.
+
+    Raises PromotionRefused, and what `promote` raises.
+    """
     site, params, now = setup.site, setup.configured.detector, datetime.now(UTC)
     if version is None and (challenger := site.registry.find_version(CHALLENGER)):
         version = challenger.version  # the one that is judged, even if another takes its place meanwhile
     judged = version, params.ingest.has_labels, now, progress_of("compare")
     refusals = check_gate(site, setup.record_rule, params.promote.gate, *judged)
-    try:
-        promoted = promote(site, version, force, refusals)
-    except PromotionRefused as error:
-        show_decision(site.artifact_key, error.line)
-        raise
-    decision = site.registry.get_version(promoted[0]).tags.get(DECISION, "")
-    show_decision(site.artifact_key, f"version {promoted[0]} of {name}, {decision}")
-    return promoted
+    return promote(site, version, force, refusals, note)
 
 
 def show_decision(key: str, decision: str) -> None:

@@ -28,6 +28,7 @@ from tasks.filter import TrainingSet, filter_rows, read_training_set
 from tasks.ingest import ingest
 from tasks.on_demand.compare import Comparison, choose_versions, compare_versions, summarise_comparison
 from tasks.on_demand.examine import draw_pictures
+from tasks.on_demand.standing import keep_comparison
 from tasks.policy import progress_of
 from tasks.register import Registered, Trained, describe_lost_reducer, register
 from tasks.train import send_bundle, take_bundle, train
@@ -103,6 +104,7 @@ def compare_with_champion(setup: Setup, versions: Iterable[int]) -> tuple[Compar
         progress, canaries = progress_of("compare"), params.monitor.canaries
         try:
             found = compare_versions(site, setup.record_rule, pair, *judged, on_progress=progress, canaries=canaries)
+            keep_comparison(site, pair, found, now)
         except BatchMissing:
             continue  # the verdicts of a second stage may be of the newest nights
         except NightjarError as error:

@@ -196,13 +196,13 @@ def describe_lost_reducer(champion: registry.Version, version: registry.Version)
 
 
 def promote(
-    site: Site, version: int | None = None, force: bool = False, refusals: Sequence[str] = ()
+    site: Site, version: int | None = None, force: bool = False, refusals: Sequence[str] = (), note: str = ""
 ) -> tuple[int, int | None]:
     """Make a version (default: the challenger) the champion. Returns the new champion and the one it replaces.
 
-    refusals: why the gate refuses it. A tag of the version, registry.DECISION, says what was decided and why. Raises
-    ChampionMissing, BundleInvalid for a version that cannot be loaded, and PromotionRefused if, without `force`, the
-    gate refuses or the champion's second stage would be lost.
+    refusals: why the gate refuses it. note: who wants it, and why. A tag of the version, registry.DECISION, says what
+    was decided and why. Raises ChampionMissing, BundleInvalid for a version that cannot be loaded, and PromotionRefused
+    if, without `force`, the gate refuses or the champion's second stage would be lost.
     """
     versions = {v.version: v for v in site.registry.list_versions()}
     challenger = next((v for v in versions.values() if registry.CHALLENGER in v.aliases), None)
@@ -230,7 +230,8 @@ def promote(
         )
     site.registry.set_alias(registry.CHAMPION, chosen)
     if not champion or champion.version != chosen:
-        decision = describe_decision("promoted by force" if reasons else "promoted", reasons)
+        what = "promoted by force" if reasons else "promoted"
+        decision = describe_decision(what, [*([note] if note else []), *reasons])
         site.registry.tag_version(chosen, {registry.DECISION: decision})
     if challenger and challenger.version == chosen:
         site.registry.clear_alias(registry.CHALLENGER)
@@ -242,8 +243,11 @@ def describe_decision(what: str, reasons: Sequence[str]) -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {'; '.join([what, *reasons])}"
 
 
-def rollback(site: Site) -> tuple[int, int]:
-    """Give the champion's alias back to the version that had it before. Returns the new and the old champion."""
+def rollback(site: Site, note: str = "") -> tuple[int, int]:
+    """Give the champion's alias back to the version that had it before. Returns the new and the old champion.
+
+    note: who wants it, and why. registry.DECISION of the old champion says so. Raises ChampionMissing.
+    """
     champion = site.registry.get_champion()
     before = champion.previous
     if before is None:
@@ -253,6 +257,8 @@ def rollback(site: Site) -> tuple[int, int]:
             todo=f"choose a version with nightjar promote {site.detector} VERSION",
         )
     site.registry.set_alias(registry.CHAMPION, before, remember=False)
+    decision = describe_decision(f"rolled back to version {before}", [note] if note else [])
+    site.registry.tag_version(champion.version, {registry.DECISION: decision})
     return before, champion.version
 
 

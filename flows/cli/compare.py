@@ -1,5 +1,6 @@
 """`nightjar compare`."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,9 @@ def compare(
 ) -> None:
     """Judge the same later nights with two versions: alerts, errors, answers known, records that change side."""
     from flows.config.setup import prepare_reading
+    from tasks.errors import ServiceUnreachable
     from tasks.on_demand.compare import choose_versions, compare_versions, list_refusals
+    from tasks.on_demand.standing import keep_comparison
     from tasks.policy import progress_of
     from tasks.register import describe_lost_reducer
 
@@ -36,6 +39,8 @@ def compare(
         now, progress = datetime.now(UTC), progress_of("compare")
         canaries = setup.configured.detector.monitor.canaries
         found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress, canaries)
+    with suppress(ServiceUnreachable):  # whoever may only read compares all the same
+        keep_comparison(setup.site, pair, found, now)
     note, gate = describe_lost_reducer(*pair), setup.configured.detector.promote.gate
     refusals = list_refusals(setup.site, gate, found)
     if as_json:

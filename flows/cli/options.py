@@ -9,6 +9,7 @@ Name = Annotated[str, typer.Argument(help="The detector's name in params.yaml.",
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 By = Annotated[str | None, typer.Option(help="Who it is by (default: the login name).", metavar="WHO")]
+Reason = Annotated[str, typer.Option(help="Why; a tag of the version keeps it, with your name.", metavar="WHY")]
 RESERVED = ("nightjar", "labels")  # what happens by rule, and verdicts from labels
 
 
@@ -22,6 +23,11 @@ def name_person(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "analyst"
+
+
+def sign_reason(reason: str) -> str:
+    """A reason with the name of who gives it; "" without one."""
+    return f"{name_person(None)}: {reason.strip()}" if reason.strip() else ""
 
 
 def date_option(text: str, *flags: str) -> Any:

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import Json, Name
+from flows.cli.options import Json, Name, Reason, sign_reason
 from flows.cli.screen import print_json, print_note, running, stdout
 
 if TYPE_CHECKING:
     from tasks.stores.site import Site
 
-EXAMPLE = "nightjar promote payments 3"
+EXAMPLE = "nightjar promote payments 3 --reason 'half the false alarms'"
 
 
 def promote(
@@ -20,6 +20,7 @@ def promote(
         bool,
         typer.Option("--force", help="Although it is refused; a tag of the version says so."),
     ] = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Make a version the champion, which scores from the next night on."""
@@ -29,7 +30,7 @@ def promote(
     from flows.promotion import promotion
 
     with running():
-        champion, before = promotion(name, version, force)
+        champion, before = promotion(name, version, force, sign_reason(reason))
     print_change(site, champion, before, as_json)
 
 

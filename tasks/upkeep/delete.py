@@ -65,7 +65,7 @@ def delete_rows(site: Site, dry_run: bool) -> list[Deleted]:
 def delete_files(site: Site, keep_versions: bool, dry_run: bool) -> list[Deleted]:
     """Remove the detector's files in the lake, its pages, and its bundles on this machine."""
     done = []
-    for zone in (*ZONES, "references"):
+    for zone in (*ZONES, "references", "comparisons"):
         files = sorted(site.lake.files(f"{zone}/{site.detector}"), key=lambda path: not path.endswith(".json"))
         done.append(Deleted(f"files of {zone}", len(files)))
         for path in [] if dry_run else files:

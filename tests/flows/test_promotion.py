@@ -17,6 +17,7 @@ from models.columns import Column
 from models.detector import Detector
 from tasks.errors import BatchMissing, BundleInvalid
 from tasks.on_demand.compare import find_nights
+from tasks.on_demand.standing import find_comparison
 from tasks.stores.registry import Registry, Version
 from tasks.upkeep.prune import GRACE, plan_superseded, read_kept, take_inventory
 
@@ -221,3 +222,31 @@ def test_the_gate_refuses_a_version_that_does_not_give_its_own_metrics_again(
         message = refuse(capsys, "promote", "orders")
     assert "version 2 does not give its own metrics again: test_auroc is " in message
     assert answer(capsys, "promote", "orders")["champion"] == 2
+
+
+def test_the_reason_of_a_promotion_and_of_a_rollback_is_kept_with_who_gave_it(
+    challenged: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    registry = load_setup("orders").site.registry
+    assert answer(capsys, "promote", "orders", "--reason", "half the false alarms")["champion"] == 2
+    assert registry.get_version(2).tags["promotion"].endswith(" UTC: promoted; ada: half the false alarms")
+    assert answer(capsys, "rollback", "orders", "--reason", "too many flags")["champion"] == 1
+    assert registry.get_version(2).tags["promotion"].endswith(" UTC: rolled back to version 1; ada: too many flags")
+
+
+def test_the_last_comparison_of_two_versions_is_kept_for_those_who_only_look(
+    challenged: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = load_setup("orders").site
+    pair = site.registry.get_version(1), site.registry.get_version(2)
+    first = find_comparison(site, pair)  # of the training
+    assert first is not None
+    found = answer(capsys, "compare", "orders")
+    again = find_comparison(site, pair)
+    assert again is not None
+    assert again["compared_at"] >= first["compared_at"]
+    assert {name: found[name] for name in ("rows", "alerts", "second")} == {
+        name: again[name] for name in ("rows", "alerts", "second")
+    }
+    assert "changed" not in again
