@@ -68,39 +68,13 @@ def add(
     setup: "Setup", entity: str | None, cause: str | None, reason: str, author: str, until: datetime
 ) -> "Suppression":
     """Add a suppression. Raises ParamsInvalid if the detector has no such cause, or no entities."""
-    from tasks.errors import ParamsInvalid
-    from tasks.follow_up.suppressions import add_suppression
+    from tasks.follow_up.suppressions import request_suppression
 
-    site, detector, rule = setup.site, setup.configured.detector, setup.record_rule
-    now, expires = datetime.now(UTC), site.start_of(until.date() + timedelta(days=1)).astimezone(UTC)
-    if expires <= now:
+    site, rule, columns = setup.site, setup.record_rule, setup.configured.detector.train.columns.names
+    now = datetime.now(UTC)
+    if until.date() < now.astimezone(site.zone).date():
         raise typer.BadParameter(f"{until:%Y-%m-%d} is over", param_hint="--until")
-    if entity is not None and rule.entity is None:
-        raise ParamsInvalid(
-            f"{site.detector} has no entities, so none can be suppressed.",
-            where="entity in params.yaml",
-            todo="name the column of the entity, or suppress by --cause",
-        )
-    names = detector.train.columns.names
-    if cause is not None and cause not in names:
-        raise ParamsInvalid(
-            f"{cause!r} is never a cause: {site.detector} does not read this column.",
-            where="train.columns in params.yaml",
-            expected=", ".join(names),
-            todo="use one of these columns",
-        )
-    if entity is not None and rule.hides_entity and not _is_published(setup, entity):
-        entity = rule.pseudonym(entity)
-    return add_suppression(site.warehouse, site.detector, entity, cause, reason, author, now, expires)
-
-
-def _is_published(setup: "Setup", entity: str) -> bool:
-    """Whether flags were published of this entity as it is given: it is a pseudonym already."""
-    site = setup.site
-    nights = site.warehouse.read_nights(site.detector)
-    if not nights:
-        return False
-    return not site.warehouse.read_flags(site.detector, nights[0].batch_date, nights[-1].batch_date, {entity}).empty
+    return request_suppression(site, rule, columns, entity, cause, reason, author, until.date(), now)
 
 
 def show(setup: "Setup", found: "list[Suppression] | None", as_json: bool) -> None:

@@ -6,13 +6,15 @@ The flags are published all the same, with suppressed_by: the number of the supp
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
 import sqlalchemy as sa
 
 from tasks.errors import CaseRefused, ParamsInvalid
-from tasks.stores.tables import SECOND_STAGE, cases, suppressions
+from tasks.rows.record import RecordRule
+from tasks.stores.site import Site
+from tasks.stores.tables import SECOND_STAGE, cases, flagged_anomalies, suppressions
 from tasks.stores.warehouse import Warehouse, lock_key
 
 LONGEST = timedelta(days=366)  # a cause is muted for an entity: then a person looks again
@@ -135,6 +137,56 @@ def _insert(connection: sa.Connection, one: Suppression) -> Suppression:
     numbered = replace(one, suppression_id=(newest or 0) + 1)
     connection.execute(sa.insert(suppressions).values(vars(numbered)))
     return numbered
+
+
+def request_suppression(
+    site: Site,
+    rule: RecordRule,
+    columns: Sequence[str],
+    entity: str | None,
+    cause: str | None,
+    reason: str,
+    author: str,
+    last: date,
+    now: datetime,
+) -> Suppression:
+    """Add a suppression that holds through a date, as people ask for it.
+
+    entity: as itself or as its pseudonym. columns: those that the detector reads, which a cause is one of. Raises
+    ParamsInvalid if it lacks a reason or names nothing, if the date is over, and if the detector has no such cause or
+    no entities.
+    """
+    expires = site.start_of(last + timedelta(days=1)).astimezone(UTC)
+    if (entity is None and cause is None) or not reason.strip() or expires <= now:
+        raise ParamsInvalid(
+            "A suppression needs an entity or a cause, a reason, and a last day that is not over.",
+            got=f"entity {entity or 'none'}, cause {cause or 'none'}, reason {reason.strip() or 'none'}, until {last}",
+            todo="give what is missing; without an end nobody would look at it again",
+        )
+    if entity is not None and rule.entity is None:
+        raise ParamsInvalid(
+            f"{site.detector} has no entities, so none can be suppressed.",
+            where="entity in params.yaml",
+            todo="name the column of the entity, or suppress by cause",
+        )
+    if cause is not None and cause not in columns:
+        raise ParamsInvalid(
+            f"{cause!r} is never a cause: {site.detector} does not read this column.",
+            where="train.columns in params.yaml",
+            expected=", ".join(columns),
+            todo="use one of these columns",
+        )
+    if entity is not None and rule.hides_entity and not _is_published(site, entity):
+        entity = rule.pseudonym(entity)
+    return add_suppression(site.warehouse, site.detector, entity, cause, reason.strip(), author, now, expires)
+
+
+def _is_published(site: Site, entity: str) -> bool:
+    """Whether flags were published of this entity as it is given: it is a pseudonym already."""
+    flags = flagged_anomalies.c
+    one = sa.select(flags.record_id).where(flags.detector == site.detector, flags.entity == entity).limit(1)
+    with site.warehouse.begin_reading() as connection:
+        return connection.scalar(one) is not None
 
 
 def end_suppression(warehouse: Warehouse, detector: str, number: int, now: datetime) -> None:

@@ -1,5 +1,6 @@
 import json
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,13 @@ from tasks.follow_up.suppressions import (
     end_suppression,
     mark_flags,
     read_suppressions,
+    request_suppression,
     suppress_flags,
 )
+from tasks.publish import publish_night
+from tasks.rows.record import RecordRule
+from tasks.stores.site import Site
+from tasks.stores.tables import Night
 from tasks.stores.warehouse import Warehouse
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -89,3 +95,53 @@ def test_a_suppression_holds_until_it_expires_or_is_ended(warehouse_url: str) ->
     assert (one.ended_at, two.ended_at) == (NOW + DAY, None)
     with pytest.raises(ParamsInvalid, match="no suppression 3"):
         end_suppression(warehouse, "toy", 3, NOW)
+
+
+RULE = RecordRule(entity="card", pseudonymise=frozenset({"card"}), key=b"key")
+TODAY = NOW.date()
+
+
+def ask(site: Site, rule: RecordRule = RULE, last: date = TODAY, reason: str = "why", **of: str) -> Suppression:
+    return request_suppression(site, rule, ["spend"], of.get("entity"), of.get("cause"), reason, "kim", last, NOW)
+
+
+def test_a_suppression_holds_through_its_last_day_in_the_detectors_time_zone(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site("Europe/Berlin")
+    added = ask(site, cause="spend", reason=" known ")
+    assert (added.reason, added.author, added.suppression_id) == ("known", "kim", 1)
+    assert added.expires_at == datetime(2026, 3, 2, 23, tzinfo=UTC)
+    assert read_suppressions(site.warehouse, "toy") == [added]
+
+
+def test_an_entity_is_suppressed_by_its_pseudonym_however_it_is_given(site: Site) -> None:
+    card = RULE.pseudonym("4000")
+    assert ask(site, entity="4000").entity == card
+    attempt = site.warehouse.begin_attempt("toy", TODAY, "score", NOW)
+    flags = make_flags((card, "spend", False)).assign(
+        event_time=pd.Timestamp(NOW), score=2.0, percentile_rank=99.5, p_value=0.01, second_stage_probability=None
+    )
+    night = Night(
+        detector="toy", batch_date=TODAY, input_hash="h", rows_in=1, quarantined=0, excluded=0, scored=1, flagged=1,
+        unseen=0, threshold=1.0, model_name="m", model_version=1, scored_at=NOW, scores=None, attempt=attempt,
+        seconds=1.0,
+    )  # fmt: skip
+    publish_night(site.warehouse, night, flags, NOW, lambda: "h")
+    assert ask(site, entity=card).entity == card
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ({}, "needs an entity or a cause"),
+        ({"cause": "spend", "reason": " "}, "needs an entity or a cause"),
+        ({"cause": "spend", "last": TODAY - DAY}, "needs an entity or a cause"),
+        ({"cause": "shop"}, "'shop' is never a cause"),
+        ({"entity": "a", "rule": RecordRule()}, "toy has no entities"),
+    ],
+)
+def test_what_a_suppression_lacks_is_said_and_nothing_is_added(site: Site, of: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsInvalid, match=message):
+        ask(site, **of)
+    assert read_suppressions(site.warehouse, "toy") == []
