@@ -57,6 +57,12 @@ class Snapshot:
             if self._is_behind():
                 self._copy(lock_timeout_s)
 
+    def close(self) -> None:
+        """Remove the copy. Nobody may read any more."""
+        self._current.reading_engine.dispose()
+        if self._warehouse.engine.dialect.name == "duckdb":
+            self._folder.cleanup()
+
     def _is_behind(self) -> bool:
         return self._warehouse.engine.dialect.name == "duckdb" and self._seen != self._look()
 
