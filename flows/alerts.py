@@ -6,7 +6,7 @@ not answer.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -143,12 +143,17 @@ def preview(nights: int) -> tuple[dict[str, dict[str, int]], list[str]]:
             facts += replay_facts(prepare_reading(name), nights, now)
         except NightjarError as error:
             problems.append(f"{name}: {describe(error)}")
+    counts, unread = count_by_rule(alerts, facts, now)
+    return counts, problems + unread
+
+
+def count_by_rule(alerts: Alerts, facts: Sequence[Fact], now: datetime) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """What each rule would have sent about these facts: facts, messages, held; and which calendars cannot be read."""
     first = min((fact.at for fact in facts), default=now)
     events, unread = read_events(alerts, first, (now - first).days + HORIZON_DAYS)
-    problems += unread
     counts = count_messages(plan_messages(alerts, facts, events))
     empty = {"facts": 0, "messages": 0, "held": 0}
-    return {rule: counts.get(rule, empty) for rule in alerts.rules}, problems
+    return {rule: counts.get(rule, empty) for rule in alerts.rules}, unread
 
 
 def find_zone() -> ZoneInfo:

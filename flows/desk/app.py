@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.config.settings import Settings
-from flows.desk import beside, case, entity, explorer, queue, tonight
+from flows.desk import beside, case, entity, explorer, model, nights, queue, rules, tonight
 from flows.desk.access import COOKIE, Access, stay_here
 from flows.desk.tonight import describe_detectors
 from flows.desk.view import ENVIRONMENT, Act, Look, Room, SignInNeeded, read_act, set_cookie
@@ -33,7 +33,8 @@ from tasks.errors import (
 from tasks.stores.snapshot import Snapshot
 from tasks.stores.warehouse import Warehouse
 
-SCREENS = (case, beside, entity, explorer, queue, tonight)  # tonight is last: its address matches what no other has
+# tonight is last: its address matches what no other has
+SCREENS = (case, beside, entity, explorer, queue, nights, model, rules, tonight)
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -83,9 +84,10 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
 
 @asynccontextmanager
 async def _limit_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Pages that wait for their turn are done sooner than pages that hinder each other."""
+    """Pages that wait for their turn are done sooner than pages that hinder each other. At the end the copy goes."""
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
+    app.state.room.snapshot.close()
 
 
 async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -82,6 +82,15 @@ def read_suppressions(warehouse: Warehouse, detector: str) -> list[Suppression]:
         return [Suppression(**row) for row in rows]
 
 
+def count_suppressed(warehouse: Warehouse, detector: str) -> dict[int, int]:
+    """The published flags that each suppression holds back, by its number."""
+    flags = flagged_anomalies.c
+    own = (flags.detector == detector, flags.suppressed_by.is_not(None), flags.suppressed_by != SECOND_STAGE)
+    counted = sa.select(flags.suppressed_by, sa.func.count()).where(*own).group_by(flags.suppressed_by)
+    with warehouse.begin_reading() as connection:
+        return {int(row[0]): row[1] for row in connection.execute(counted)}
+
+
 def add_suppression(
     warehouse: Warehouse,
     detector: str,

@@ -5,6 +5,7 @@ shows. Nothing is judged anew and torch is not loaded: comparing versions takes 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
@@ -102,6 +103,39 @@ def _read_figures(registry: Registry, number: int, bundle_hash: str) -> dict[str
         scores = load_file(folder / "calibration.safetensors")["scores"]
         low, high = bound_quantile(scores, threshold["policy"]["q"])
     return {"curves": registry.read_curves(version), "threshold": threshold, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one name as a line in a box of 300 x 100, logarithmic and upside down, and its last value."""
+
+    name: str
+    points: str
+    last: float
+
+
+def draw_losses(losses: Mapping[str, Sequence[float]]) -> tuple[list[Curve], float, float]:
+    """The losses as curves, and the lowest and highest of all; without positive losses there are none."""
+    drawn = {name: values for name, values in losses.items() if values and min(values) > 0}
+    if not drawn:
+        return [], 0.0, 0.0
+    low, high = min(map(min, drawn.values())), max(map(max, drawn.values()))
+    span, epochs = math.log(high / low) or 1.0, max(map(len, drawn.values()))
+    step = 300 / max(epochs - 1, 1)
+    return (
+        [
+            Curve(
+                name.removesuffix(LOSS).replace("_", " "),
+                " ".join(
+                    f"{step * n:.1f},{100 - 100 * math.log(loss / low) / span:.1f}" for n, loss in enumerate(values)
+                ),
+                values[-1],
+            )
+            for name, values in drawn.items()
+        ],
+        low,
+        high,
+    )
 
 
 def _read_date(text: str) -> date | None:

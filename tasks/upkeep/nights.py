@@ -146,10 +146,7 @@ def find_remedy(detector: str, day: date, kind: Kind, newest: Attempt | None = N
     told = newest.failure.parts.get("todo", "") if newest and newest.failure else ""
     remedies: dict[Kind, tuple[str, str]] = {
         "failed": (told or "remove the cause, then score it again", score),
-        "rejected": (
-            "have the batch delivered again and score it; or list its bad rows, repair them and land them",
-            f"nightjar replay {detector} --date {day} > bad.csv",
-        ),
+        "rejected": (told or "have the batch delivered again, or change the contract", score),
         "not_delivered": ("have the batch delivered, then score it", score),
         "missing": ("score it", score),
         "stale": ("score it again", score),

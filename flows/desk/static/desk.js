@@ -71,3 +71,16 @@ document.addEventListener("change", async (event) => {
   const { into } = event.target.dataset;
   if (into && event.target.files?.[0]) document.getElementById(into).value = await event.target.files[0].text();
 });
+
+// Commands get a button that copies them; without it they are selected by a click.
+if (navigator.clipboard) {
+  document.querySelectorAll("code.command").forEach((code) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "copy", textContent: "Copy" });
+    button.setAttribute("aria-label", `Copy: ${code.textContent}`);
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    });
+    code.after(button);
+  });
+}

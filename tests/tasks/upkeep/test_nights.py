@@ -99,7 +99,7 @@ def test_each_night_is_of_one_kind_with_a_letter_of_its_own(toy: Site) -> None:
 def test_a_night_to_put_right_names_its_cause_its_bad_rows_its_run_and_the_command(toy: Site) -> None:
     cell = list_toy_cells(toy)[REJECTED]
     assert (cell.why, cell.bad_rows, cell.run_id) == (BROKEN["what"], 2, "run-7")
-    assert cell.command == f"nightjar replay toy --date {REJECTED} > bad.csv"
+    assert cell.command == f"nightjar score toy --date {REJECTED}"
     failed, fresh = list_toy_cells(toy)[FAILED], list_toy_cells(toy)[FRESH]
     assert (failed.todo, failed.command) == (BROKEN["todo"], f"nightjar score toy --date {FAILED}")
     assert (fresh.todo, fresh.command, fresh.flagged, fresh.version) == ("", "", 3, 4)

@@ -1,0 +1,47 @@
+"""Screen 6, Nights: a calendar with one cell per date, and a page per date, also of nights that were rejected."""
+
+from datetime import date, datetime
+from http import HTTPStatus
+
+from fastapi import APIRouter, HTTPException, Response
+
+from flows.desk.recent import recent_of
+from flows.desk.view import Look
+from flows.status import read_calendar
+from tasks.upkeep.nights import KINDS, Cell, describe_night, lay_out_months
+
+router = APIRouter()
+
+
+def read_cells(look: Look) -> tuple[list[Cell], datetime]:
+    """The calendar's cells, and when they were read."""
+    return recent_of(look).get(("nights", look.detector), lambda: read_calendar(look.setup, look.now))
+
+
+@router.get("/{detector}/nights")
+def show_calendar(look: Look) -> Response:
+    """The calendar, and a table of the nights that have to be put right."""
+    cells, read_at = read_cells(look)
+    counts = {kind: sum(cell.kind == kind for cell in cells) for kind in KINDS}
+    wrong = [cell for cell in reversed(cells) if cell.is_wrong]
+    months = lay_out_months(cells)
+    return look.render("nights.html", months=months, wrong=wrong, kinds=KINDS, counts=counts, read_at=read_at)
+
+
+@router.get("/{detector}/nights/{day}")
+def show_night(look: Look, day: str) -> Response:
+    """All that is known of a date."""
+    try:
+        found = date.fromisoformat(day)
+    except ValueError:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found") from None
+    cells, read_at = read_cells(look)
+    days = [cell.batch_date for cell in cells]
+    return look.render(
+        "night.html",
+        cell=next((cell for cell in cells if cell.batch_date == found), None),
+        before=max((one for one in days if one < found), default=None),
+        after=min((one for one in days if one > found), default=None),
+        read_at=read_at,
+        **describe_night(look.site, found),
+    )
