@@ -61,7 +61,7 @@ class Snapshot:
         """Remove the copy. Nobody may read any more."""
         self._current.reading_engine.dispose()
         if self._warehouse.engine.dialect.name == "duckdb":
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_behind(self) -> bool:
         return self._warehouse.engine.dialect.name == "duckdb" and self._seen != self._look()
