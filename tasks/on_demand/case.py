@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tasks.errors import CaseMissing
 from tasks.follow_up.cases import CLOSED, OPEN, read_events
 from tasks.on_demand.night import summarise_case
-from tasks.rows.describe import localise, localise_causes, show_value
+from tasks.rows.describe import localise, localise_causes, round_shares, show_value
 from tasks.rows.params import ScoreParams
 from tasks.rows.reference import Reference, load_reference, name_references
 from tasks.stores.registry import Version
@@ -128,15 +128,10 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def share_causes(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Causes with `percent`, whole numbers that add up to 100 (the largest remainders get what rounding leaves)."""
-    positive = [cause for cause in causes if cause["share"] > 0]
-    whole = sum(cause["share"] for cause in positive)
-    exact = [100 * cause["share"] / whole for cause in positive]
-    percent = [int(share) for share in exact]
-    by_rest = sorted(range(len(exact)), key=lambda place: percent[place] - exact[place])
-    for place in by_rest[: 100 - sum(percent)] if positive else []:
-        percent[place] += 1
-    return [{**cause, "percent": share} for cause, share in zip(positive, percent, strict=True)]
+    """The causes that have a share, each with `percent`: whole numbers that add up to 100."""
+    found = [cause for cause in causes if cause["share"] > 0]
+    percents = round_shares([cause["share"] for cause in found])
+    return [{**cause, "percent": percent} for cause, percent in zip(found, percents, strict=True)]
 
 
 def _count_nights(connection: sa.Connection, detector: str, number: int) -> list[tuple[date, int]]:

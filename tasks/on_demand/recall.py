@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from tasks.follow_up.cases import ANOMALY, NORMAL
+from tasks.rows.shares import CONFIDENCE, estimate_share
 from tasks.stores.bulk import read_frame
 from tasks.stores.site import Site
 from tasks.stores.tables import flagged_anomalies, samples, scoring_batches
 from tasks.stores.warehouse import select_verdicts
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -49,24 +48,20 @@ def estimate_recall(site: Site) -> Recall | None:
     if rows.empty or is_above.all() or not is_above.any():
         return None
     found = rows["verdict"] == ANOMALY
-    above = bound_share(int(found[is_above].sum()), int(is_above.sum()))
-    below = bound_share(int(found[~is_above].sum()), int((~is_above).sum()))
+    counts = [(int(found[chosen].sum()), int(chosen.sum())) for chosen in (is_above, ~is_above)]
+    above, below = (_estimate(*one) for one in counts)
     rows_above, rows_below = float(flagged), float(scored - flagged)
     value, low, high = (
         _divide(rows_above * up, rows_below * down)
         for up, down in ((above[0], below[0]), (above[1], below[2]), (above[2], below[1]))
     )
-    return Recall(value, low, high, int((~is_above).sum()), int(is_above.sum()))
+    return Recall(value, low, high, below=counts[1][1], above=counts[0][1])
 
 
-def bound_share(found: int, of: int) -> tuple[float, float, float]:
-    """A share, and its exact bounds at half the error: share, low, high."""
-    from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s, which other pages do without
-
-    error = (1 - CONFIDENCE) / 4
-    low = float(betaincinv(found, of - found + 1, error)) if found else 0.0
-    high = float(betaincinv(found + 1, of - found, 1 - error)) if found < of else 1.0
-    return found / of, low, high
+def _estimate(anomalies: int, judged: int) -> tuple[float, float, float]:
+    """The share of anomalies among judged records, with bounds at half the error."""
+    found = estimate_share(anomalies, judged, 1 - (1 - CONFIDENCE) / 2)
+    return found.share or 0.0, found.low or 0.0, 1.0 if found.high is None else found.high
 
 
 def _divide(above: float, below: float) -> float:

@@ -7,7 +7,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` of `total` as a share with its exact 95 % interval (Clopper-Pearson); None without any."""
+    """`hits` of `total` as a share with its exact interval (Clopper-Pearson); None without any."""
 
     hits: int
     total: int
@@ -23,13 +23,13 @@ class Share:
         return Share(self.total - self.hits, self.total, 1 - self.share, 1 - self.high, 1 - self.low)
 
 
-def estimate_share(hits: int, total: int) -> Share:
-    """A share of counted records with its exact 95 % interval."""
+def estimate_share(hits: int, total: int, confidence: float = CONFIDENCE) -> Share:
+    """A share of counted records with its exact interval."""
     if total == 0:
         return Share(0, 0, None, None, None)
     from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s to import
 
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low = float(betaincinv(hits, total - hits + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, total - hits, 1 - tail)) if hits < total else 1.0
     return Share(hits, total, hits / total, low, high)

@@ -38,14 +38,15 @@ def publish_flags(
     now: datetime,
     scores: str | None = None,
     detector: str = "toy",
+    scored: int = 0,
 ) -> None:
-    """Publish a night of a detector with these flags."""
+    """Publish a night of a detector with these flags, and as many rows in all (by default no other)."""
     noon = pd.Timestamp(day, tz="UTC") + pd.Timedelta(hours=12)
     frame = pd.DataFrame([{"event_time": noon} | flag for flag in flags])
     attempt = warehouse.begin_attempt(detector, day, "score", now)
     night = Night(
-        detector=detector, batch_date=day, input_hash="h", rows_in=len(flags), quarantined=0, excluded=0,
-        scored=len(flags), flagged=len(flags), unseen=0, threshold=0.5, model_name="m", model_version=1,
+        detector=detector, batch_date=day, input_hash="h", rows_in=scored or len(flags), quarantined=0, excluded=0,
+        scored=scored or len(flags), flagged=len(flags), unseen=0, threshold=0.5, model_name="m", model_version=1,
         scored_at=now, scores=scores, attempt=attempt, seconds=1.0,
     )  # fmt: skip
     publish_night(warehouse, night, frame, now, lambda: "h")
