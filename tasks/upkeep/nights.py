@@ -89,10 +89,10 @@ def list_cells(
     published = {night.batch_date: night for night in site.warehouse.read_nights(site.detector)}
     newest = {attempt.batch_date: attempt for attempt in site.warehouse.read_attempts(site.detector)}
     found = {one.batch_date: one.finding for one in site.warehouse.read_findings(site.detector)}
-    earlier = {day for day in {*published, *landed} if learnt and day <= learnt}
+    earlier = {day for day in landed if learnt and day <= learnt}
     return [
-        _make_cell(site, day, due.get(day), published.get(day), newest.get(day), found.get(day, NOTHING), now)
-        for day in sorted({*due, *earlier})
+        _make_cell(site, day, due.get(day), published.get(day), newest.get(day), found.get(day, NOTHING), learnt, now)
+        for day in sorted({*due, *earlier, *published})
     ]
 
 
@@ -103,9 +103,10 @@ def _make_cell(
     night: PublishedNight | None,
     newest: Attempt | None,
     finding: str,
+    learnt: date | None,
     now: datetime,
 ) -> Cell:
-    kind = _find_kind(state, newest)
+    kind = _find_kind(state, newest, is_learnt=learnt is not None and day <= learnt)
     why = state.why if state else ""
     if newest and newest.failure and kind in ("failed", "rejected"):
         why = newest.failure.parts.get("what", why)
@@ -127,11 +128,11 @@ def _make_cell(
     )
 
 
-def _find_kind(state: BatchState | None, newest: Attempt | None) -> Kind:
+def _find_kind(state: BatchState | None, newest: Attempt | None, is_learnt: bool) -> Kind:
     if newest and newest.status == "running":
         return "running"
     if state is None:
-        return "learnt"
+        return "learnt" if is_learnt else "fresh"
     error = newest.error if newest and state.state == "failed" else None
     if error == REJECTED:
         return "rejected"
