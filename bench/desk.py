@@ -139,7 +139,8 @@ def main() -> None:
             base = re.search(r"http://\S+?(?=/ )", server.stdout.readline())[0]  # type: ignore[union-attr,index]
             pages = ["tonight /payments/{day}", "filtered /payments/{day}?severity=high&search=IE",
                      "case /payments/case/{n}", "similar /payments/case/{n}/similar", "entity /payments/entity/E{n}",
-                     "explorer /payments/explorer", "queue /payments/queue?view=all", "nights /payments/nights", "night /payments/nights/{day}",
+                     "explorer /payments/explorer", "queue /payments/queue?view=all", "nights /payments/nights",
+                     "night /payments/nights/{day}",
                      "rules /payments/rules", "model /payments/model"]  # fmt: skip
             with httpx.Client(base_url=base, timeout=60) as client:
                 pages = [page for page in pages
