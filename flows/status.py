@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from flows.config.params import detector_names
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup, prepare_reading
 from tasks.errors import NightjarError, describe_failure
+from tasks.follow_up.facts import DUE_BY
 from tasks.on_demand.cases import OpenCases, count_open
 from tasks.on_demand.findings import describe_finding
 from tasks.stores.registry import CHALLENGER, DECISION, Version
@@ -117,7 +118,18 @@ def read_calendar(setup: Setup, now: datetime) -> list[Cell]:
     site, champion = setup.site, setup.site.registry.find_version()
     landed = list_landed_dates(site.lake, site.detector)
     learnt = champion.trained_through if champion else None
-    return list_cells(site, read_due(setup, champion, landed), landed, learnt, now)
+    due = read_due(setup, champion, landed)
+    late = list_late_dates(setup, landed, now) - {night.batch_date for night in due}
+    return list_cells(site, [*due, *read_ledger(site, sorted(late), champion)], landed, learnt, now)
+
+
+def list_late_dates(setup: Setup, landed: Sequence[date], now: datetime) -> set[date]:
+    """The dates since the newest landed one that should have been published by now, if a night is due every day."""
+    run = setup.configured.detector.run
+    if not landed or not run.every_night or run.last_date is not None or not setup.site.has_times:
+        return set()
+    days = (setup.yesterday(now - DUE_BY) - landed[-1]).days
+    return {landed[-1] + timedelta(days=n) for n in range(1, days + 1)}
 
 
 def read_challenger(site: Site) -> Waiting | None:

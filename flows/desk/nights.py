@@ -5,12 +5,14 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, HTTPException, Response
 
+from flows.desk.beside import choose_layout
 from flows.desk.recent import recent_of
 from flows.desk.view import Look
 from flows.status import read_calendar
 from tasks.upkeep.nights import KINDS, Cell, describe_night, lay_out_months
 
 router = APIRouter()
+MOST_STANDING = 5  # banners on a page
 
 
 def read_cells(look: Look) -> tuple[list[Cell], datetime]:
@@ -28,13 +30,32 @@ def show_calendar(look: Look) -> Response:
     return look.render("nights.html", months=months, wrong=wrong, kinds=KINDS, counts=counts, read_at=read_at)
 
 
+@router.get("/{detector}/nights/{day}/standing")
+def show_standing(look: Look, day: str) -> Response:
+    """What is wrong with a night and, if it is the newest published one, with later dates: a part of its page."""
+    found, (cells, _) = read_day(day), read_cells(look)
+    is_newest = all(cell.flagged is None for cell in cells if cell.batch_date > found)
+    shown = [
+        cell
+        for cell in cells
+        if (cell.batch_date == found and (cell.is_wrong or cell.why))
+        or (is_newest and cell.batch_date > found and (cell.is_wrong or cell.kind == "running"))
+    ]
+    return look.render("standing.html", layout=choose_layout(look), cells=shown[-MOST_STANDING:], day=found)
+
+
+def read_day(text: str) -> date:
+    """The date in an address; without one there is no such page."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found") from None
+
+
 @router.get("/{detector}/nights/{day}")
 def show_night(look: Look, day: str) -> Response:
     """All that is known of a date."""
-    try:
-        found = date.fromisoformat(day)
-    except ValueError:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found") from None
+    found = read_day(day)
     cells, read_at = read_cells(look)
     days = [cell.batch_date for cell in cells]
     return look.render(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import RedirectResponse
 
 from flows.desk.view import Judge, Look, Read
+from tasks.errors import BatchMissing
 from tasks.follow_up.actions import judge_cases
 from tasks.follow_up.approvals import ask_approval
 from tasks.follow_up.cases import MEANING
@@ -53,7 +54,10 @@ def show_newest(look: Look) -> Response:
 def show(look: Look, day: str) -> Response:
     """A night."""
     found, wanted = _read_day(day), read_wanted(look.query)
-    facts = show_night(look.site, found, wanted, look.now)
+    try:
+        facts = show_night(look.site, found, wanted, look.now)
+    except BatchMissing:  # rejected, failed or never delivered: its own page says so
+        return RedirectResponse(look.url("nights", found), HTTPStatus.SEE_OTHER)
     with look.site.warehouse.begin_reading() as connection:
         filters = read_filters(connection, look.detector, look.person.name)
     kept = {name: getattr(wanted, name) for name in FILTERS if getattr(wanted, name) != getattr(Wanted(), name)}

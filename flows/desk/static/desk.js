@@ -73,8 +73,9 @@ document.addEventListener("change", async (event) => {
 });
 
 // Commands get a button that copies them; without it they are selected by a click.
-if (navigator.clipboard) {
-  document.querySelectorAll("code.command").forEach((code) => {
+function addCopying(part) {
+  if (!navigator.clipboard) return;
+  part.querySelectorAll("code.command").forEach((code) => {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "copy", textContent: "Copy" });
     button.setAttribute("aria-label", `Copy: ${code.textContent}`);
     button.addEventListener("click", async () => {
@@ -84,3 +85,5 @@ if (navigator.clipboard) {
     code.after(button);
   });
 }
+addCopying(document);
+document.addEventListener("htmx:afterSwap", (event) => addCopying(event.target));

@@ -7,11 +7,13 @@ from datetime import UTC, date, datetime, timedelta
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
-from toy import make_project
+from toy import Project, make_project
 
 from flows.config.settings import Settings
+from flows.config.setup import prepare_reading
 from flows.desk.access import Access
 from flows.desk.app import create_app
+from flows.status import read_calendar
 from tasks.errors import Failure
 from tasks.stores.lake import Lake
 from tasks.stores.warehouse import Warehouse
@@ -26,7 +28,8 @@ EVIL = '"><script>alert(1)</script>'
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Orders without a champion: a day that landed and was rejected, and the day before, which never landed."""
     folder = tmp_path_factory.mktemp("desk")
-    make_project(folder)
+    project = make_project(folder)
+    project.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "last_date": "2026-04-08"})
     settings = Settings(project=folder)
     warehouse, lake = Warehouse(settings.warehouse_url), Lake(settings.lake_root)
     warehouse.migrate()
@@ -47,6 +50,21 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     warehouse.fail_attempt("orders", REJECTED, number, Failure("BatchRejected", parts), NOW)
     with TestClient(create_app(settings, Access({}, local="kim"))) as client:
         yield client
+
+
+def test_a_nightly_source_that_stops_is_not_delivered_until_yesterday(project: Project) -> None:
+    landing = Lake(Settings(project=project.folder).lake_root).write("landing", "orders", REJECTED)
+    with landing.part("part-0") as part:
+        part.append(pa.table({"record_id": ["a"]}))
+    landing.commit({})
+    setup = prepare_reading("orders")
+    six = setup.site.start_of(REJECTED + timedelta(days=3)) + timedelta(hours=6)
+    kinds = [(cell.batch_date, cell.kind) for cell in read_calendar(setup, six)]
+    days = [REJECTED + timedelta(days=n) for n in range(3)]
+    assert kinds == [(days[0], "missing"), (days[1], "not_delivered"), (days[2], "not_delivered")]
+    assert len(read_calendar(setup, six - timedelta(seconds=1))) == 2  # not due yet
+    project.change("params.yaml", "detectors", "orders", "run", value={"nights": 2, "every_night": False})
+    assert len(read_calendar(prepare_reading("orders"), six)) == 1
 
 
 def read(desk: TestClient, address: str) -> str:
@@ -87,3 +105,20 @@ def test_a_program_gets_the_nights_as_json(desk: TestClient) -> None:
     found = desk.get("/orders/nights", headers={"Accept": "application/json"}).json()
     newest = found["wrong"][0]
     assert (newest["batch_date"], newest["kind"]) == (str(REJECTED), "rejected")
+
+
+def test_a_page_of_a_night_warns_of_it_and_of_later_ones(desk: TestClient) -> None:
+    part = desk.get(f"/orders/nights/{LOST}/standing", headers={"HX-Request": "true"}).text
+    assert re.findall(r'<div class="banner (\w+)"><strong>([\d-]+) ', part) == [
+        ("not_delivered", str(LOST)), ("rejected", str(REJECTED)),
+    ]  # fmt: skip
+    assert "<html" not in part
+    assert "<script>alert" not in part
+    assert "<html" in read(desk, f"/orders/nights/{LOST}/standing")
+    assert desk.get("/orders/nights/soon/standing").status_code == 404
+
+
+def test_a_night_that_is_not_published_leads_to_what_is_known_of_it(desk: TestClient) -> None:
+    answer = desk.get(f"/orders/{REJECTED}")
+    assert answer.status_code == 200
+    assert answer.url.path == f"/orders/nights/{REJECTED}"
