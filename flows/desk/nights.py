@@ -44,6 +44,11 @@ def show_standing(look: Look, day: str) -> Response:
     return look.render("standing.html", layout=choose_layout(look), cells=shown[-MOST_STANDING:], day=found)
 
 
+def is_known(look: Look, day: date) -> bool:
+    """Whether the calendar has the date, published or not."""
+    return any(cell.batch_date == day for cell in read_cells(look)[0])
+
+
 def read_day(text: str) -> date:
     """The date in an address; without one there is no such page."""
     try:

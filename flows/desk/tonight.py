@@ -9,6 +9,7 @@ import pandas as pd
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import RedirectResponse
 
+from flows.desk.nights import is_known
 from flows.desk.view import Judge, Look, Read
 from tasks.errors import BatchMissing
 from tasks.follow_up.actions import judge_cases
@@ -56,7 +57,9 @@ def show(look: Look, day: str) -> Response:
     found, wanted = _read_day(day), read_wanted(look.query)
     try:
         facts = show_night(look.site, found, wanted, look.now)
-    except BatchMissing:  # rejected, failed or never delivered: its own page says so
+    except BatchMissing:
+        if not is_known(look, found):
+            raise
         return RedirectResponse(look.url("nights", found), HTTPStatus.SEE_OTHER)
     with look.site.warehouse.begin_reading() as connection:
         filters = read_filters(connection, look.detector, look.person.name)
