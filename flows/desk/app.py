@@ -84,9 +84,10 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
 
 @asynccontextmanager
 async def _limit_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Pages that wait for their turn are done sooner than pages that hinder each other."""
+    """Pages that wait for their turn are done sooner than pages that hinder each other. At the end the copy goes."""
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
+    app.state.room.snapshot.close()
 
 
 async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -5,7 +5,6 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, HTTPException, Response
 
-from flows.desk.beside import choose_layout
 from flows.desk.recent import recent_of
 from flows.desk.view import Look
 from flows.status import read_calendar
@@ -41,7 +40,7 @@ def show_standing(look: Look, day: str) -> Response:
         if (cell.batch_date == found and (cell.is_wrong or cell.why))
         or (is_newest and cell.batch_date > found and (cell.is_wrong or cell.kind == "running"))
     ]
-    return look.render("standing.html", layout=choose_layout(look), cells=shown[-MOST_STANDING:], day=found)
+    return look.render("standing.html", cells=shown[-MOST_STANDING:], day=found)
 
 
 def is_known(look: Look, day: date) -> bool:
