@@ -1,5 +1,6 @@
-"""Screen 3, Entity: what one entity did, who shares its values, and a cause that is muted for it."""
+"""Screen 3, Entity: what one entity did, who shares its values, and a cause that is suppressed for it."""
 
+import re
 from datetime import UTC, date, timedelta
 
 from fastapi import APIRouter, Response
@@ -7,7 +8,7 @@ from fastapi.responses import RedirectResponse
 
 from flows.desk.view import Judge, Look
 from tasks.errors import ParamsInvalid
-from tasks.follow_up.suppressions import LONGEST, mute_cause
+from tasks.follow_up.suppressions import LONGEST, suppress_cause
 from tasks.on_demand.entity import read_others, show_entity
 
 router = APIRouter()
@@ -16,9 +17,8 @@ router = APIRouter()
 @router.get("/{detector}/entity/{entity:path}")
 def show(look: Look, entity: str) -> Response:
     """An entity; one that is given by its own name goes to the page of its pseudonym."""
-    page, night = look.query.get("page", "1"), read_date(look.query.get("night", ""))
-    number = max(1, int(page)) if page.isdecimal() else 1
-    found = show_entity(look.site, look.params, look.setup.record_rule, entity, look.now, number, night)
+    night = read_date(look.query.get("night", ""))
+    found = show_entity(look.site, look.params, look.setup.record_rule, entity, look.now, read_page(look), night)
     if found.entity != entity:
         return RedirectResponse(look.url("entity", found.entity), 303)
     often = [name for name, _ in found.causes]
@@ -31,6 +31,12 @@ def show(look: Look, entity: str) -> Response:
         today=today,
         latest=today + LONGEST - timedelta(days=1),
     )
+
+
+def read_page(look: Look) -> int:
+    """The number of the page of an address, from 1 on."""
+    text = look.query.get("page", "")
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,5}", text) else 1
 
 
 def read_date(text: str) -> date | None:
@@ -48,8 +54,8 @@ def show_others(look: Look, entity: str) -> Response:
     return look.render("others.html", entity=entity, others=found)
 
 
-@router.post("/{detector}/mute/{entity:path}")
-def mute(act: Judge, entity: str) -> Response:
+@router.post("/{detector}/suppress/{entity:path}")
+def suppress(act: Judge, entity: str) -> Response:
     """Suppress a cause for an entity, for nights published from now on."""
     cause, until = act.form.get("cause", ""), read_date(act.form.get("until", ""))
     names, page = act.params.train.columns.names, act.url("entity", entity)
@@ -63,6 +69,6 @@ def mute(act: Judge, entity: str) -> Response:
         return act.go(page, "problem", "Choose the last day on which the cause is suppressed.")
     end = act.site.start_of(until + timedelta(days=1)).astimezone(UTC)
     reason = act.form.get("reason", "")
-    one = mute_cause(act.site.warehouse, act.detector, entity, cause, reason, act.person.name, act.now, end)
+    one = suppress_cause(act.site.warehouse, act.detector, entity, cause, reason, act.person.name, act.now, end)
     said = f"Suppression {one.suppression_id}: {cause} counts as no alert for this entity until {until}"
     return act.done(page, f"{said}, in nights published from now on.")

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
-from flows.desk.entity import read_date
+from flows.desk.entity import read_date, read_page
 from flows.desk.view import Look
 from tasks.on_demand.explorer import NIGHTS, draw_causes, draw_entities
 
@@ -14,13 +14,13 @@ router = APIRouter()
 @router.get("/{detector}/explorer")
 def show(look: Look) -> Response:
     """A lane for each entity, or for each cause: ?by=cause, which is all there is where records name no entity."""
-    nights, page = look.query.get("nights", ""), look.query.get("page", "1")
+    nights = look.query.get("nights", "")
     chosen = int(nights) if nights in map(str, NIGHTS) else 30
     last = read_date(look.query.get("last", ""))
     by = "cause" if look.query.get("by") == "cause" or look.params.entity is None else "entity"
     if by == "cause":
         drawn = draw_causes(look.site, look.params, chosen, last)
     else:
-        drawn = draw_entities(look.site, look.params, chosen, max(1, int(page)) if page.isdecimal() else 1, last)
+        drawn = draw_entities(look.site, look.params, chosen, read_page(look), last)
     before = drawn.nights[0] - timedelta(days=1) if drawn.nights else None
     return look.render("explorer.html", drawn=drawn, by=by, chosen=chosen, choices=NIGHTS, last=last, before=before)

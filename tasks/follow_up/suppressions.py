@@ -17,7 +17,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import SECOND_STAGE, cases, flagged_anomalies, suppressions
 from tasks.stores.warehouse import Warehouse, lock_key
 
-LONGEST = timedelta(days=366)  # a cause is muted for an entity: then a person looks again
+LONGEST = timedelta(days=366)  # for a cause of an entity: then a person looks again
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def add_suppression(
         return _insert(connection, Suppression(detector, 0, entity, cause, reason, author, now, expires_at, None))
 
 
-def mute_cause(
+def suppress_cause(
     warehouse: Warehouse,
     detector: str,
     entity: str,

@@ -108,7 +108,7 @@ def select_worst(*keys: sa.ColumnElement[Any]) -> sa.Select[Any]:
 def _combine(name: str | None, cells: Sequence[Any]) -> Any:
     """Rows of select_worst of several nights as one."""
     counts = {key: sum(getattr(cell, key) for cell in cells) for key in ("flags", "alerts")}
-    worst = {key: max((getattr(cell, key) or 0.0 for cell in cells), default=None) for key in WORST}
+    worst = {key: max(getattr(cell, key) or 0.0 for cell in cells) for key in WORST}
     return SimpleNamespace(entity=name, **counts, **worst)
 
 

@@ -124,8 +124,8 @@ def test_a_case_leads_to_its_history_and_to_judged_cases_like_it(desk: TestClien
     assert '<a href="/orders/case/1">1</a>' in similar and "<strong>expected</strong>" in similar and "100 %" in similar
 
 
-def test_a_cause_is_muted_from_the_page(desk: TestClient, settings: Settings) -> None:
-    address = f"/orders/mute/{HIDDEN}"
+def test_a_cause_is_suppressed_from_the_page(desk: TestClient, settings: Settings) -> None:
+    address = f"/orders/suppress/{HIDDEN}"
     key = find_key(desk.get(f"/orders/entity/{HIDDEN}").text)
     answer = desk.post(address, data=FORM | {"form_key": key}, follow_redirects=False)
     desk.get(f"/orders/others/{HIDDEN}", headers={"HX-Request": "true"})  # a part that comes first takes no message
@@ -140,18 +140,18 @@ def test_a_cause_is_muted_from_the_page(desk: TestClient, settings: Settings) ->
         ({"until": "2020-01-01"}, "until a date"), ({"reason": " "}, "for a reason"),
     ):  # fmt: skip
         assert said in desk.post(address, data=FORM | change | {"form_key": key}).text
-    other = desk.post("/orders/mute/a%2Fb%20c%3F", data=FORM | {"form_key": key})
+    other = desk.post("/orders/suppress/a%2Fb%20c%3F", data=FORM | {"form_key": key})
     assert (other.status_code, "has a verdict" in other.text) == (409, True)
     assert desk.post(address, data=FORM).status_code == 403  # a form of another page
     assert len(read_suppressions(Warehouse(settings.warehouse_url), "orders")) == 1
 
 
-def test_who_may_only_read_sees_no_form_and_cannot_mute(settings: Settings) -> None:
+def test_who_may_only_read_sees_no_form_and_cannot_suppress(settings: Settings) -> None:
     people = {"lee": User(role="read", token=hash_token("t"))}
     with TestClient(create_app(settings, Access(people)), headers={"Authorization": "Bearer t"}) as desk:
         page = desk.get(f"/orders/entity/{HIDDEN}").text
-        assert "takes the role judge" in page and "/orders/mute/" not in page
-        assert desk.post(f"/orders/mute/{HIDDEN}", data=FORM).status_code == 403
+        assert "takes the role judge" in page and "/orders/suppress/" not in page
+        assert desk.post(f"/orders/suppress/{HIDDEN}", data=FORM).status_code == 403
 
 
 def test_a_program_gets_the_same_as_json(desk: TestClient) -> None:

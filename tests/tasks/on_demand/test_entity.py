@@ -11,7 +11,7 @@ from toy import PARAMS
 
 from tasks.errors import CaseRefused, RecordMissing
 from tasks.follow_up import actions
-from tasks.follow_up.suppressions import add_suppression, mute_cause, read_suppressions
+from tasks.follow_up.suppressions import add_suppression, read_suppressions, suppress_cause
 from tasks.on_demand import entity
 from tasks.on_demand.entity import find_others, lay_out, read_others, show_entity
 from tasks.rows.params import CasesParams, DetectorParams
@@ -96,10 +96,10 @@ def test_flags_come_in_pages_and_by_night(site: Site, monkeypatch: pytest.Monkey
     assert len(of_night.nights) == 2  # the picture shows all
 
 
-def test_a_cause_of_an_entity_is_muted_only_after_a_verdict_with_a_reason_and_an_end(site: Site) -> None:
+def test_a_cause_of_an_entity_is_suppressed_only_after_a_verdict_with_a_reason_and_an_end(site: Site) -> None:
     warehouse, later = site.warehouse, NOW + timedelta(days=30)
-    muted = mute_cause(warehouse, "toy", CARD, "spend", " big gifts ", "kim", NOW, later)
-    assert (muted.suppression_id, muted.reason) == (1, "big gifts")
+    one = suppress_cause(warehouse, "toy", CARD, "spend", " big gifts ", "kim", NOW, later)
+    assert (one.suppression_id, one.reason) == (1, "big gifts")
     add_suppression(warehouse, "toy", None, "shop", "moved", "kim", NOW, later)
     add_suppression(warehouse, "toy", "near", None, "moved", "kim", NOW, later)
     shown = show_entity(site, PARAM, RULE, CARD, NOW)
@@ -111,7 +111,7 @@ def test_a_cause_of_an_entity_is_muted_only_after_a_verdict_with_a_reason_and_an
         ("near", "gifts", later), (CARD, "  ", later), (CARD, "gifts", NOW), (CARD, "gifts", NOW + timedelta(days=400)),
     ):  # fmt: skip
         with pytest.raises(CaseRefused):
-            mute_cause(warehouse, "toy", name, "spend", reason, "kim", NOW, until)
+            suppress_cause(warehouse, "toy", name, "spend", reason, "kim", NOW, until)
     assert len(read_suppressions(warehouse, "toy")) == 3
 
 
