@@ -40,7 +40,7 @@ def show_queue(site: Site, person: str, view: str, now: datetime) -> dict[str, A
     """The cases of a view, most severe first, with the number of each view, approvals, and samples to judge."""
     detector = site.detector
     with site.warehouse.begin_reading() as connection:
-        counts = {name: _count(connection, _view(detector, name, person, now)) for name in VIEWS}
+        counts = _count(connection, detector, person, now)
         rows = _read(connection, detector, _view(detector, view, person, now), now)
         waiting = read_approvals(connection, detector, approvals.c.decision.is_(None))
         blind = count_samples(connection, detector, person)
@@ -51,12 +51,13 @@ def _view(detector: str, name: str, person: str, now: datetime) -> list[sa.Colum
     c = cases.c
     if name == CONFLICTING:
         return [c.detector == detector, c.merged_into.is_(None), c.case_id.in_(_conflicting(detector))]
-    chosen: dict[str, list[sa.ColumnElement[bool]]] = {
-        MINE: [c.assignee == person],
-        UNASSIGNED: [c.assignee.is_(None)],
-        DUE: [c.due_at <= now],
-    }
-    return [c.detector == detector, *_open(now), *chosen.get(name, [])]
+    return [c.detector == detector, *_open(now), *_kinds(person, now)[name]]
+
+
+def _kinds(person: str, now: datetime) -> dict[str, list[sa.ColumnElement[bool]]]:
+    """Which of the open cases a view has."""
+    c = cases.c
+    return {MINE: [c.assignee == person], UNASSIGNED: [c.assignee.is_(None)], DUE: [c.due_at <= now], ALL: []}
 
 
 def _conflicting(detector: str) -> sa.Select[Any]:
@@ -78,8 +79,15 @@ def _conflicting(detector: str) -> sa.Select[Any]:
     return sa.select(m.case_id).select_from(sa.join(case_flags, both, same)).where(m.detector == detector)
 
 
-def _count(connection: sa.Connection, which: list[sa.ColumnElement[bool]]) -> int:
-    return connection.scalar(sa.select(sa.func.count()).select_from(cases).where(*which)) or 0
+def _count(connection: sa.Connection, detector: str, person: str, now: datetime) -> dict[str, int]:
+    """The number of cases in each view."""
+    counts = [
+        sa.func.count(sa.case((sa.and_(sa.true(), *which), 1))).label(name)
+        for name, which in _kinds(person, now).items()
+    ]
+    found = connection.execute(sa.select(*counts).where(cases.c.detector == detector, *_open(now))).mappings().all()
+    disputed = sa.select(sa.func.count()).select_from(cases).where(*_view(detector, CONFLICTING, person, now))
+    return {**found[0], CONFLICTING: connection.scalars(disputed).one()}
 
 
 def _read(
