@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-INDEX = "index.html"
+from filelock import FileLock
+
+INDEX, LOCK = "index.html", ".links.lock"
+LOCK_TIMEOUT_S = 30.0
 LINKS = re.compile(r"(<!--links-->).*?(<!--/links-->)", re.DOTALL)  # values are escaped: none contains this
 NIGHT_LINK = re.compile(r'<a href="(\d{4}-\d\d-\d\d)\.html">([^<]*)</a>')
 
@@ -30,6 +33,22 @@ def list_nights(folder: Path) -> list[Path]:
 
 def link_nights(folder: Path, pages: Iterable[Path]) -> None:
     """Link some pages of nights, and their neighbours, with each other, once they are written or deleted."""
+    if folder.exists():
+        with FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_S):
+            _link(folder, pages)
+
+
+def delete_nights(folder: Path, pages: Iterable[Path]) -> None:
+    """Delete pages for good, and the links to them: nobody who is writing links brings one back."""
+    if folder.exists():
+        with FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_S):
+            gone = [page for page in pages if page.parent == folder]
+            for page in gone:
+                page.unlink(missing_ok=True)
+            _link(folder, gone)
+
+
+def _link(folder: Path, pages: Iterable[Path]) -> None:
     there = [page.stem for page in list_nights(folder)]
     places: set[int] = set()
     for day in [page.stem for page in pages if page.parent == folder]:

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, ServiceUnreachable, SourceInvalid
-from tasks.pages.nights import link_nights, list_nights
+from tasks.pages.nights import delete_nights, list_nights
 from tasks.rows.escaping import escape_markdown
 from tasks.stores.lake import Lake, Manifest, Part, Zone, read_batch_date
 from tasks.stores.registry import Version
@@ -348,9 +348,9 @@ def erase_pages(site: Site, record_id: str) -> tuple[str, ...]:
     shown = (f">{html.escape(record_id)}<", f'"{record_id}"', f">{record_id}<")
     pages = [*list_nights(site.reports), *site.validations.rglob("*.html"), *site.validations.rglob("*.json")]
     found = [page for page in pages if any(text in page.read_text(encoding="utf-8") for text in shown)]
+    delete_nights(site.reports, found)
     for page in found:
-        page.unlink()
-    link_nights(site.reports, found)
+        page.unlink(missing_ok=True)
     return tuple(str(page.relative_to(site.home)) for page in sorted(found))
 
 

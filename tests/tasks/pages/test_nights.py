@@ -1,7 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
 
-from tasks.pages.nights import link_nights, list_nights, write_page
+from tasks.pages.nights import delete_nights, link_nights, list_nights, write_page
 
 DAYS = [date(2026, 3, 1) + timedelta(days=offset) for offset in range(5)]
 PAGE = "<p>before</p><nav><!--links--><!--/links--></nav><p>after</p>"
@@ -32,9 +33,7 @@ def test_nothing_links_to_a_page_that_was_deleted(tmp_path: Path) -> None:
     link_nights(tmp_path, list_nights(tmp_path))
     assert (tmp_path / "index.html").read_text() == index
     gone = [tmp_path / f"{day}.html" for day in (DAYS[0], DAYS[1], DAYS[3])]
-    for page in gone:
-        page.unlink()
-    link_nights(tmp_path, [*gone, tmp_path / "others" / f"{DAYS[2]}.html"])
+    delete_nights(tmp_path, [*gone, tmp_path / "others" / f"{DAYS[2]}.html"])
     assert read_links(tmp_path, DAYS[2]) == ["index.html", f"{DAYS[4]}.html"]
     assert read_links(tmp_path, DAYS[4]) == ["index.html", f"{DAYS[2]}.html"]
     page = (tmp_path / "index.html").read_text()
@@ -42,11 +41,24 @@ def test_nothing_links_to_a_page_that_was_deleted(tmp_path: Path) -> None:
     assert f"<td>{DAYS[0]}</td>" in page
 
 
+def test_pages_that_many_write_at_once_are_all_linked(tmp_path: Path) -> None:
+    days = [DAYS[0] + timedelta(days=offset) for offset in range(24)]
+
+    def write(day: date) -> None:
+        write_page(tmp_path / f"{day}.html", PAGE)
+        link_nights(tmp_path, [tmp_path / f"{day}.html"])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, days))
+    for before, day, after in zip(days, days[1:], days[2:], strict=False):
+        assert read_links(tmp_path, day) == ["index.html", f"{before}.html", f"{after}.html"]
+
+
 def test_only_the_neighbours_are_written_again(tmp_path: Path) -> None:
     for day in DAYS[:4]:
         write_page(tmp_path / f"{day}.html", PAGE)
     link_nights(tmp_path, list_nights(tmp_path))
-    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    before = {path: path.stat().st_ino for path in list_nights(tmp_path)}
     write_page(tmp_path / f"{DAYS[4]}.html", PAGE)
     link_nights(tmp_path, [tmp_path / f"{DAYS[4]}.html"])
     changed = [path.stem for path, inode in before.items() if path.stat().st_ino != inode]
