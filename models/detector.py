@@ -176,8 +176,8 @@ class Detector:
 
     def encode(self, records: Records) -> Floats:
         """Rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
-        encoded = encode_records(self.encoder, records, self.block)
         with self._pinned():
+            encoded = encode_records(self.encoder, records, self.block)
             return self.networks[0].latent(encoded).double().numpy(force=True)
 
     def rank(self, scores: Floats) -> Floats:

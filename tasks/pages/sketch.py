@@ -19,6 +19,7 @@ from PIL import Image
 
 from models.detector import Detector, rebuild
 from models.encoders import encode_records
+from models.fitting import pin_arithmetic
 from models.records import Records
 from tasks.pages.charts import Chart, lay_out_points
 from tasks.rows.columns import to_records
@@ -86,8 +87,9 @@ def draw_images(detector: Detector, records: Records, masked: Set[str]) -> list[
     columns = [n for n, one in enumerate(detector.columns) if one.kind == "image" and one.name not in masked]
     if not columns or not found:
         return found
-    encoded = encode_records(detector.encoder, records)  # (N, D)
-    rebuilt = rebuild(detector.networks, encoded).mean(dim=0).T  # (N, D)
+    with pin_arithmetic(detector.threads):
+        encoded = encode_records(detector.encoder, records)  # (N, D)
+        rebuilt = rebuild(detector.networks, encoded).mean(dim=0).T  # (N, D)
     for number in columns:
         own, column = detector.encoder.slots == number, detector.columns[number]
         for place, images in enumerate(found):
