@@ -64,6 +64,9 @@ def test_a_monitor_that_fails_leaves_the_night_published_and_the_run_red(
     assert warehouse.get_nights("orders", NEW)
     assert warehouse.read_attempts("orders", NEW)[-1].status == "published"
     assert "was not monitored, or monitor failed" in answer(capsys, "monitor", "orders")["note"]
+    reports = trained.folder / ".nightjar" / "reports" / "orders"
+    assert "This night was not monitored." in (reports / f"{NEW}.html").read_text()
+    assert "Finding: " in (reports / f"{LAST}.html").read_text()
 
 
 def test_what_only_reads_imports_no_torch() -> None:
