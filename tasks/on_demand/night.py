@@ -9,7 +9,6 @@ from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import sqlalchemy as sa
 
 from tasks.errors import BatchMissing
@@ -18,12 +17,10 @@ from tasks.rows.describe import describe_causes, describe_values, localise, loca
 from tasks.rows.params import SEVERITIES
 from tasks.stores.bulk import in_chunks
 from tasks.stores.site import Site
-from tasks.stores.tables import annotations, case_flags, cases, findings, flagged_anomalies, scoring_batches
+from tasks.stores.tables import annotations, case_flags, cases, drift, findings, flagged_anomalies, scoring_batches
 
 CASES_PER_PAGE = 50
 TREND_NIGHTS = 60
-USUAL_NIGHTS = 28  # before a night, from which its usual band comes
-USUAL = (0.1, 0.9)  # quantiles of their flags
 FIRST_CAUSE = re.compile(r'\[\{"column": ("(?:[^"\\]|\\.)*")')  # of the JSON of causes
 
 
@@ -43,18 +40,19 @@ class Wanted:
     page: int = 1
 
 
-def read_trend(connection: sa.Connection, detector: str, last: date | None = None) -> list[dict[str, Any]]:
-    """The nights up to a last one, oldest first: batch_date, flagged, scored, and usual: (low, high) flags, or None."""
-    b = scoring_batches.c
-    found = sa.select(b.batch_date, b.flagged, b.scored).where(b.detector == detector)
-    if last:
-        found = found.where(b.batch_date <= last)
-    rows = connection.execute(found.order_by(b.batch_date.desc()).limit(TREND_NIGHTS + USUAL_NIGHTS)).mappings()
-    nights = [dict(row) for row in rows][::-1]
-    for place, night in enumerate(nights):
-        before = [one["flagged"] for one in nights[max(0, place - USUAL_NIGHTS) : place]]
-        night["usual"] = tuple(float(x) for x in np.quantile(before, USUAL)) if len(before) >= 3 else None
-    return nights[-TREND_NIGHTS:]
+def read_trend(connection: sa.Connection, detector: str, last: date) -> list[dict[str, Any]]:
+    """The nights up to a last one, oldest first: batch_date, flagged, and the most flags that are usual.
+
+    usual: monitor's bound of the flag rate, from the nights before and by weekday; None where it has none yet.
+    """
+    b, d = scoring_batches.c, drift.c
+    same = sa.and_(d.detector == b.detector, d.batch_date == b.batch_date, d.statistic == "flag_rate")
+    found = sa.select(b.batch_date, b.flagged, (d.bound * b.scored).label("usual"))
+    found = found.select_from(sa.outerjoin(scoring_batches, drift, same)).where(
+        b.detector == detector, b.batch_date <= last
+    )
+    newest = connection.execute(found.order_by(b.batch_date.desc()).limit(TREND_NIGHTS)).mappings().all()
+    return [dict(row) for row in newest[::-1]]
 
 
 def find_newest(connection: sa.Connection, detector: str) -> date | None:
@@ -65,7 +63,7 @@ def find_newest(connection: sa.Connection, detector: str) -> date | None:
 
 
 def show_night(site: Site, day: date, wanted: Wanted, now: datetime) -> dict[str, Any]:
-    """A night's counts, usual band, finding, notes and cases, CASES_PER_PAGE of them. Raises BatchMissing."""
+    """A night's counts, how many flags are usual, finding, notes and CASES_PER_PAGE cases. Raises BatchMissing."""
     b, detector = scoring_batches.c, site.detector
     with site.warehouse.begin_reading() as connection:
         night = connection.execute(sa.select(scoring_batches).where(b.detector == detector, b.batch_date == day))

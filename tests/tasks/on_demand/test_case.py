@@ -17,6 +17,7 @@ from tasks.on_demand.night import Wanted, list_cases_of_night, show_night
 from tasks.rows.params import ScoreParams
 from tasks.rows.reference import make_bins
 from tasks.stores.site import Site
+from tasks.stores.tables import Drift, Finding
 
 NOW = datetime(2026, 7, 2, 4, tzinfo=UTC)
 USUAL = {"payments_1h": (1.0, 3.0), "amount": (2.0, 80.0), "age": (7.0, 7.0)}
@@ -102,14 +103,15 @@ def busy(make_site: Callable[..., Site]) -> Site:
     return site
 
 
-def test_a_night_is_compared_with_the_nights_before_it(busy: Site) -> None:
-    facts = show_night(busy, date(2026, 6, 9), Wanted(), NOW)
-    counts = [1 + number % 3 for number in range(11, 39)]  # the 28 nights before
-    assert facts["usual"] == pytest.approx(tuple(np.quantile(counts, [0.1, 0.9])))
-    assert [night["flagged"] for night in facts["trend"]][-3:] == [2, 3, 21]
+def test_a_night_is_compared_with_what_monitor_finds_usual(busy: Site) -> None:
+    day = date(2026, 6, 9)
+    finding = Finding("toy", day, 1, "attack", ("many flags",), "look now", NOW)
+    busy.warehouse.replace_drift(finding, [Drift("", "flag_rate", 1.0, 0.5), Drift("amount", "psi", 0.1, 0.2)])
+    facts = show_night(busy, day, Wanted(), NOW)
+    assert facts["usual"] == 10.5  # half of the 21 rows
+    assert [(night["flagged"], night["usual"]) for night in facts["trend"]][-2:] == [(3, None), (21, 10.5)]
+    assert facts["finding"]["evidence"] == ["many flags"]
     assert (facts["before"], facts["after"]) == (date(2026, 6, 8), None)
-    early = show_night(busy, date(2026, 5, 2), Wanted(), NOW)
-    assert early["usual"] is None and early["after"] == date(2026, 5, 3)  # too few nights before it
 
 
 def test_a_long_case_comes_in_pages_worst_first_and_pages_agree(busy: Site) -> None:
