@@ -6,7 +6,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import PlainTextResponse
 
-from flows.desk.view import ENVIRONMENT, Act, Judge, Look
+from flows.desk.view import ENVIRONMENT, Act, Judge, Look, read_number
 from tasks.errors import ChampionMissing, ServiceUnreachable
 from tasks.follow_up import actions
 from tasks.follow_up.cases import MEANING
@@ -20,10 +20,9 @@ KEYS = {"confirmed": "c", "expected": "e", "false_alarm": "f", "new_trend": "n",
 @router.get("/{detector}/case/{number}")
 def show(look: Look, number: int) -> Response:
     """A case, with one page of its flags."""
-    page = look.query.get("page", "1")
     facts = show_case_page(
         look.site, look.params.score, number, look.now, lambda version: find_usual(look, version),
-        int(page) if page.isdecimal() else 1,
+        read_number(look.query.get("page", "")),
     )  # fmt: skip
     return look.render("case.html", keys=KEYS, snooze_days=SNOOZE_DAYS, then=look.query.get("then", ""), **facts)
 
@@ -61,7 +60,7 @@ def lock(act: Judge, number: int) -> Response:
 @router.post("/{detector}/next")
 def go_next(act: Judge) -> Response:
     """Open and lock the next case that waits."""
-    skipped = [int(number) for number in act.form.get("after", "").split(",") if number.isdecimal()]
+    skipped = [number for text in act.form.get("after", "").split(",") if (number := read_number(text, 0))]
     return open_next(act, skipped, "")
 
 
@@ -117,10 +116,10 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
         actions.reopen_case(desk, number, note)
         return f"Case {number} is open again."
     if what == "merge":
-        into = act.form.get("into", "")
-        if not into.isdecimal():
+        into = read_number(act.form.get("into", ""), 0)
+        if not into:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "Give the number of the other case.")
-        actions.merge_case(desk, number, int(into), note)
+        actions.merge_case(desk, number, into, note)
         return f"Case {number} was merged into case {into}."
     if what == "undo":
         return f"Undone: {actions.undo_case(desk, number)}."

@@ -1,12 +1,11 @@
 """Screen 3, Entity: what one entity did, who shares its values, and a cause that is suppressed for it."""
 
-import re
 from datetime import UTC, date, timedelta
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from flows.desk.view import Judge, Look
+from flows.desk.view import Judge, Look, read_number
 from tasks.errors import ParamsInvalid
 from tasks.follow_up.suppressions import LONGEST, suppress_cause
 from tasks.on_demand.entity import read_others, show_entity
@@ -17,8 +16,8 @@ router = APIRouter()
 @router.get("/{detector}/entity/{entity:path}")
 def show(look: Look, entity: str) -> Response:
     """An entity; one that is given by its own name goes to the page of its pseudonym."""
-    night = read_date(look.query.get("night", ""))
-    found = show_entity(look.site, look.params, look.setup.record_rule, entity, look.now, read_page(look), night)
+    page, night = read_number(look.query.get("page", "")), read_date(look.query.get("night", ""))
+    found = show_entity(look.site, look.params, look.setup.record_rule, entity, look.now, page, night)
     if found.entity != entity:
         return RedirectResponse(look.url("entity", found.entity), 303)
     often = [name for name, _ in found.causes]
@@ -31,12 +30,6 @@ def show(look: Look, entity: str) -> Response:
         today=today,
         latest=today + LONGEST - timedelta(days=1),
     )
-
-
-def read_page(look: Look) -> int:
-    """The number of the page of an address, from 1 on."""
-    text = look.query.get("page", "")
-    return int(text) if re.fullmatch(r"[1-9][0-9]{0,5}", text) else 1
 
 
 def read_date(text: str) -> date | None:

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
-from flows.desk.entity import read_date, read_page
-from flows.desk.view import Look
+from flows.desk.entity import read_date
+from flows.desk.view import Look, read_number
 from tasks.on_demand.explorer import NIGHTS, draw_causes, draw_entities
 
 router = APIRouter()
@@ -21,6 +21,6 @@ def show(look: Look) -> Response:
     if by == "cause":
         drawn = draw_causes(look.site, look.params, chosen, last)
     else:
-        drawn = draw_entities(look.site, look.params, chosen, read_page(look), last)
+        drawn = draw_entities(look.site, look.params, chosen, read_number(look.query.get("page", "")), last)
     before = drawn.nights[0] - timedelta(days=1) if drawn.nights else None
     return look.render("explorer.html", drawn=drawn, by=by, chosen=chosen, choices=NIGHTS, last=last, before=before)

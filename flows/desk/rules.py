@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from flows.alerts import count_by_rule, replay_facts
 from flows.config.alerts import FILE, load_alerts, read_url
 from flows.desk.recent import recent_of
-from flows.desk.view import Judge, Look
+from flows.desk.view import Judge, Look, read_number
 from tasks.errors import NightjarError
 from tasks.follow_up.alerts import Alerts, Rule
 from tasks.follow_up.deliveries import find_failing, list_deliveries
@@ -25,7 +25,7 @@ def show(look: Look) -> Response:
     """The page; with ?preview=30 what each rule would have sent in so many nights."""
     alerts, problem = read_alerts(look)
     asked = look.query.get("preview", "")
-    nights = min(int(asked), MOST_NIGHTS) if asked.isdecimal() and int(asked) else None
+    nights = min(read_number(asked, 0), MOST_NIGHTS) or None
     preview, unread = preview_rules(look, alerts, nights) if alerts and nights else ({}, [])
     warehouse = look.site.warehouse
     found, held = read_suppressions(warehouse, look.detector), count_suppressed(warehouse, look.detector)

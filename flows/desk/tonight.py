@@ -10,7 +10,7 @@ from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import RedirectResponse
 
 from flows.desk.nights import is_known
-from flows.desk.view import Judge, Look, Read
+from flows.desk.view import Judge, Look, Read, read_number
 from tasks.errors import BatchMissing
 from tasks.follow_up.actions import judge_cases
 from tasks.follow_up.approvals import ask_approval
@@ -37,8 +37,7 @@ def describe_detectors(look: Look) -> list[dict[str, Any]]:
 def read_wanted(query: dict[str, str]) -> Wanted:
     """The filters of an address."""
     chosen = {name: query[name].strip() for name in FILTERS if query.get(name)}
-    page = query.get("page", "1")
-    return Wanted(**chosen, page=int(page) if page.isdecimal() else 1)
+    return Wanted(**chosen, page=read_number(query.get("page", "")))
 
 
 @router.get("/{detector}")
@@ -94,7 +93,7 @@ def export(look: Look, day: str, kind: str) -> Response:
 @router.post("/{detector}/verdicts")
 def judge(act: Judge) -> Response:
     """A verdict on several cases: asks once more first, and a second person if they are many."""
-    verdict, numbers = act.form.get("verdict", ""), sorted({int(n) for n in act.chosen("case") if n.isdecimal()})
+    verdict, numbers = act.form.get("verdict", ""), sorted({read_number(text, 0) for text in act.chosen("case")} - {0})
     if verdict not in MEANING:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
     if act.form.get("all") and (day := act.form.get("day")):

@@ -1,5 +1,6 @@
 """What every route gets: the detector, its stores to read, who asks, and how to answer."""
 
+import re
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,11 @@ ENVIRONMENT = Environment(
 ENVIRONMENT.filters["value"] = show_value
 ENVIRONMENT.filters["thousands"] = lambda number: f"{number:,}"
 ENVIRONMENT.filters["quoted"] = lambda text: quote(str(text), safe="")
+
+
+def read_number(text: str, otherwise: int = 1) -> int:
+    """A whole number from 1 on as it is in an address, of at most nine digits; anything else is `otherwise`."""
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else otherwise
 
 
 @dataclass
