@@ -62,7 +62,7 @@ def test_a_page_needs_no_network_and_cannot_be_made_to_run_a_script(pages: dict[
 def test_a_page_says_what_was_expected_what_was_found_and_what_follows(pages: dict[str, str]) -> None:
     assert "9 rows broke it (4.5 %)" in pages["warned"]
     assert "1 row broke it (0.5 %)" in pages["quarantined"]
-    assert '<td>record_id values must never be null.</td><td class="n">1</td>' in pages["quarantined"]
+    assert '<td>record_id values must never be null.</td><td class="n" data-label="rows">1</td>' in pages["quarantined"]
     assert "nightjar replay toy --date 2026-03-03 lists the rows" in pages["quarantined"]
     assert "No row was quarantined." in pages["perfect"]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", pages["rejected"], re.DOTALL)[:4]
