@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from models.bundle import CALIBRATION, HEADER
 from models.calibration import bound_quantile, rows_for_loss
 from models.params import ReducerLimits
 from tasks.errors import NightjarError
@@ -97,10 +98,10 @@ def _read_figures(registry: Registry, number: int, bundle_hash: str) -> dict[str
 
     version = registry.get_version(number)
     folder = registry.fetch_bundle(version)
-    threshold = json.loads((folder / "detector.json").read_text(encoding="utf-8"))["threshold"]
+    threshold = json.loads((folder / HEADER).read_text(encoding="utf-8"))["threshold"] or {}
     low = high = None
-    if threshold["policy"]["kind"] == "quantile":
-        scores = load_file(folder / "calibration.safetensors")["scores"]
+    if threshold.get("policy", {}).get("kind") == "quantile":
+        scores = load_file(folder / CALIBRATION)["scores"]
         low, high = bound_quantile(scores, threshold["policy"]["q"])
     return {"curves": registry.read_curves(version), "threshold": threshold, "low": low, "high": high}
 

@@ -198,7 +198,6 @@ def describe_night(site: Site, day: date) -> dict[str, Any]:
             validation["results"], key=lambda one: (one["success"], one["severity"] != "critical")
         )
         validation["is_current"] = landing is None or landing.hash == validation["input_hash"]
-        validation["page"] = site.validations / f"{day}.html"
     attempts = site.warehouse.read_attempts(site.detector, day)
     nights, findings = site.warehouse.read_nights(site.detector), site.warehouse.read_findings(site.detector)
     published = next((night for night in nights if night.batch_date == day), None)

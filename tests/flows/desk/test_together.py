@@ -96,7 +96,8 @@ def test_people_work_on_postgresql_too(tmp_path: Path, published_project: Path, 
         assert browser.post("/orders/next").url.path == "/orders/case/1"
         assert browser.say("/orders/case/1/judge", verdict="confirmed") == "Case 1: confirmed, for 1 flag."
         assert browser.say("/orders/case/1/undo") == "Undone: verdict."
-        for page in ("queue?view=all", "queue?view=conflicting", "case/2", "entity/customer-1", "explorer", "blind"):
+        for page in ("queue?view=all", "queue?view=conflicting", "case/2", "entity/customer-1", "explorer", "blind",
+                     "nights", f"nights/{NIGHT}", "model", "rules"):  # fmt: skip
             browser.read(f"/orders/{page}")
 
 
