@@ -7,6 +7,7 @@ became champion. Importing MLflow takes two seconds, so it is imported when firs
 
 import json
 import logging
+import math
 import re
 import shutil
 import sqlite3
@@ -517,7 +518,8 @@ def _ask_curves(client: Any, version: Version) -> dict[str, list[float]]:
     names = client.get_run(run).data.metrics if run else {}
     curves = {name: sorted(client.get_metric_history(run, name), key=lambda one: (one.step, one.timestamp))
               for name in names}  # fmt: skip
-    return {name: [one.value for one in curve] for name, curve in curves.items()}
+    known = {name: [one.value for one in curve if not math.isnan(one.value)] for name, curve in curves.items()}
+    return {name: values for name, values in known.items() if values}
 
 
 def _ask_server(client: Any, name: str) -> _Model:

@@ -25,7 +25,15 @@ from models.detector import Detector
 from tasks.errors import BundleInvalid, ServiceUnreachable
 from tasks.register import register_bundle
 from tasks.stores.owner import name_process
-from tasks.stores.registry import COLUMN_TYPES, HASH_TAG, MOST_FALSE_ALARMS, OWNER_TAG, Version, _ask_server
+from tasks.stores.registry import (
+    COLUMN_TYPES,
+    HASH_TAG,
+    MOST_FALSE_ALARMS,
+    OWNER_TAG,
+    Version,
+    _ask_curves,
+    _ask_server,
+)
 from tasks.stores.site import Site
 
 
@@ -121,6 +129,18 @@ def test_a_file_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
     assert registry._read() == asked
     assert [(v.version, v.aliases) for v in asked.versions] == [(1, ()), (2, ("champion",))]
     assert [number for _, number in registry.read_champions()] == [1, 2]
+
+
+def test_the_losses_of_a_run_are_read_from_a_file_as_mlflow_gives_them(site: Site, version: Version) -> None:
+    client = MlflowClient(site.registry.uri)
+    run = client.get_model_version(version.name, str(version.version)).run_id
+    for step in (2, 3, 1):  # as after a run that was continued
+        client.log_metric(run, "fit_loss", 1 / step, step=step)
+    client.log_metric(run, "test_recall", float("nan"))
+    client.log_metric(run, "test_recall", 0.5, step=1)
+    asked = _ask_curves(client, version)
+    assert site.registry.read_curves(version) == asked == {"fit_loss": [1.0, 1 / 2, 1 / 3], "test_recall": [0.5]}
+    assert site.registry.read_curves(dataclasses.replace(version, version=99)) == {}
 
 
 def flip(path: Path) -> None:
