@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from published import make_flag, publish_flags
 
 from tasks.errors import ParamsInvalid
 from tasks.follow_up.suppressions import (
@@ -16,10 +17,8 @@ from tasks.follow_up.suppressions import (
     request_suppression,
     suppress_flags,
 )
-from tasks.publish import publish_night
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
-from tasks.stores.tables import Night
 from tasks.stores.warehouse import Warehouse
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -118,16 +117,7 @@ def test_a_suppression_holds_through_its_last_day_in_the_detectors_time_zone(
 def test_an_entity_is_suppressed_by_its_pseudonym_however_it_is_given(site: Site) -> None:
     card = RULE.pseudonym("4000")
     assert ask(site, entity="4000").entity == card
-    attempt = site.warehouse.begin_attempt("toy", TODAY, "score", NOW)
-    flags = make_flags((card, "spend", False)).assign(
-        event_time=pd.Timestamp(NOW), score=2.0, percentile_rank=99.5, p_value=0.01, second_stage_probability=None
-    )
-    night = Night(
-        detector="toy", batch_date=TODAY, input_hash="h", rows_in=1, quarantined=0, excluded=0, scored=1, flagged=1,
-        unseen=0, threshold=1.0, model_name="m", model_version=1, scored_at=NOW, scores=None, attempt=attempt,
-        seconds=1.0,
-    )  # fmt: skip
-    publish_night(site.warehouse, night, flags, NOW, lambda: "h")
+    publish_flags(site.warehouse, TODAY, [make_flag("a", card)], NOW)
     assert ask(site, entity=card).entity == card
 
 

@@ -1,6 +1,5 @@
 """How the model stands: its figures, precision and repeated alerts by night, and what the second stage needs."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -8,41 +7,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from published import make_flag, publish_flags
 
 from models.params import ReducerLimits
 from tasks.on_demand.standing import count_verdicts, find_comparison, keep_comparison, list_needs
-from tasks.publish import publish_night
 from tasks.rows.shares import estimate_share
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
-from tasks.stores.tables import Night
 
 FIRST, NOW = date(2026, 6, 1), datetime(2026, 7, 2, 4, tzinfo=UTC)  # a Monday
 HASHES = "a" * 64, "b" * 64
 
 
 def publish(site: Site, day: date, entities: Sequence[str | None], suppressed: int = 0) -> None:
-    flags = pd.DataFrame(
-        {
-            "record_id": [f"{day}-{n}" for n in range(len(entities))],
-            "entity": pd.Series(entities, dtype=object),
-            "event_time": pd.Timestamp(f"{day}T12:00Z"),
-            "score": 2.0,
-            "percentile_rank": 99.5,
-            "p_value": 0.01,
-            "causes": json.dumps([{"column": "amount", "share": 1.0}]),
-            "second_stage_probability": None,
-            "suppressed": [n < suppressed for n in range(len(entities))],
-        }
-    )
-    attempt = site.warehouse.begin_attempt("toy", day, "score", NOW)
-    count = len(entities)
-    night = Night(
-        detector="toy", batch_date=day, input_hash="h", rows_in=count, quarantined=0, excluded=0, scored=count,
-        flagged=count, unseen=0, threshold=1.0, model_name="m", model_version=1, scored_at=NOW, scores=None,
-        attempt=attempt, seconds=1.0,
-    )  # fmt: skip
-    publish_night(site.warehouse, night, flags, NOW, lambda: "h")
+    by = ["second_stage"] * suppressed + [None] * len(entities)
+    flags = [make_flag(f"{day}-{n}", entity, suppressed_by=by[n]) for n, entity in enumerate(entities)]
+    publish_flags(site.warehouse, day, flags, NOW)
 
 
 def judge(site: Site, day: date, verdicts: str, now: datetime = NOW) -> None:

@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 import pandas as pd
 import pyarrow as pa
 import pytest
+from published import make_flag, publish_flags
 
 from tasks.errors import Failure
-from tasks.publish import publish_night
 from tasks.stores.site import Site
-from tasks.stores.tables import Finding, Night
+from tasks.stores.tables import Finding
 from tasks.upkeep.ledger import BatchState
 from tasks.upkeep.nights import Cell, Kind, describe_night, lay_out_months, list_cells
 
@@ -22,25 +22,9 @@ BROKEN = {"what": "The batch broke the contract: rows <b>.", "got": "2 of 3 rows
 
 
 def publish(site: Site, day: date, number: int = 3) -> None:
-    flags = pd.DataFrame(
-        {
-            "record_id": [f"{day}-{n}" for n in range(number)],
-            "event_time": pd.Timestamp(f"{day}T12:00Z"),
-            "score": 2.0,
-            "percentile_rank": 99.5,
-            "p_value": 0.01,
-            "causes": "[]",
-            "second_stage_probability": None,
-            "suppressed": [True] + [False] * (number - 1),
-        }
-    )
-    attempt = site.warehouse.begin_attempt("toy", day, "score", NOW)
-    night = Night(
-        detector="toy", batch_date=day, input_hash="h", rows_in=9, quarantined=2, excluded=0, scored=7, flagged=number,
-        unseen=0, threshold=1.0, model_name="m", model_version=4, scored_at=NOW, scores=None, attempt=attempt,
-        seconds=1.5,
-    )  # fmt: skip
-    publish_night(site.warehouse, night, flags, NOW, lambda: "h")
+    by = ["second_stage", *[None] * number]
+    flags = [make_flag(f"{day}-{n}", None, suppressed_by=by[n]) for n in range(number)]
+    publish_flags(site.warehouse, day, flags, NOW)
 
 
 def fail(site: Site, day: date, error: str, run_id: str | None = None) -> None:
@@ -102,7 +86,7 @@ def test_a_night_to_put_right_names_its_cause_its_bad_rows_its_run_and_the_comma
     assert cell.command == f"nightjar score toy --date {REJECTED}"
     failed, fresh = list_toy_cells(toy)[FAILED], list_toy_cells(toy)[FRESH]
     assert (failed.todo, failed.command) == (BROKEN["todo"], f"nightjar score toy --date {FAILED}")
-    assert (fresh.todo, fresh.command, fresh.flagged, fresh.version) == ("", "", 3, 4)
+    assert (fresh.todo, fresh.command, fresh.flagged, fresh.version) == ("", "", 3, 1)
 
 
 def test_a_night_whose_source_had_no_rows_was_not_delivered(toy: Site) -> None:
