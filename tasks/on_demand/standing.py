@@ -163,6 +163,7 @@ class JudgedNight:
     """
 
     batch_date: date  # the first, of several
+    version: int  # that scored it; the last one's, of several
     alerts: int
     precision: Share
     repeats: Share
@@ -190,6 +191,14 @@ class Verdicts:
         return add_nights(self.nights) if self.nights else None
 
     @property
+    def versions(self) -> dict[int, JudgedNight]:
+        """The nights of each version together."""
+        by_version: dict[int, list[JudgedNight]] = {}
+        for night in self.nights:
+            by_version.setdefault(night.version, []).append(night)
+        return {version: add_nights(nights) for version, nights in by_version.items()}
+
+    @property
     def weeks(self) -> list[JudgedNight]:
         """The nights of each week together, by its first night."""
         weeks: dict[tuple[int, int], list[JudgedNight]] = {}
@@ -202,6 +211,7 @@ def add_nights(nights: Sequence[JudgedNight]) -> JudgedNight:
     """Several nights as one."""
     return JudgedNight(
         nights[0].batch_date,
+        nights[-1].version,
         sum(night.alerts for night in nights),
         estimate_share(*(sum(getattr(night.precision, name) for night in nights) for name in ("hits", "total"))),
         estimate_share(*(sum(getattr(night.repeats, name) for night in nights) for name in ("hits", "total"))),
@@ -219,6 +229,7 @@ def count_verdicts(site: Site) -> Verdicts:
     counts = (
         sa.select(
             flags.batch_date,
+            sa.func.max(flags.model_version).label("version"),
             _count(is_alert).label("alerts"),
             _count(is_alert, is_answer).label("judged"),
             _count(is_alert, is_hit).label("hits"),
@@ -236,6 +247,7 @@ def count_verdicts(site: Site) -> Verdicts:
     nights = tuple(
         JudgedNight(
             row.batch_date,
+            row.version,
             row.alerts,
             estimate_share(row.hits, row.judged),
             estimate_share(*repeats.get(row.batch_date, (0, 0))),

@@ -73,6 +73,7 @@ def test_weeks_and_the_whole_add_up_the_nights(judged: Site) -> None:
     whole = found.whole
     assert whole is not None
     assert (whole.alerts, whole.precision, whole.repeats) == (9, estimate_share(1, 3), estimate_share(2, 8))
+    assert found.versions == {1: whole}
 
 
 def test_without_a_published_night_nothing_is_known(site: Site) -> None:
