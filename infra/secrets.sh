@@ -30,6 +30,11 @@ done
 [ -e "$SECRETS/prefect_auth" ] || printf nightjar:%s "$(random)" | put prefect_auth
 [ -e "$SECRETS/nightjar_pseudonym_key" ] || random | put nightjar_pseudonym_key
 [ -e "$SECRETS/mlflow_key" ] || random | put mlflow_key
+# The desk's people, with the hash of each token; the administrator's token for whoever signs in first. Add people by hand.
+if [ ! -e "$SECRETS/desk_users" ]; then
+    random | put desk_token
+    printf 'admin: {role: promote, token: %s}\n' "$(sha256sum < "$SECRETS/desk_token" | cut -d ' ' -f 1)" | put desk_users
+fi
 put_url prefect_database postgresql+asyncpg prefect prefect
 put_url mlflow_database postgresql+psycopg mlflow mlflow
 put_url warehouse_owner postgresql+psycopg nightjar nightjar

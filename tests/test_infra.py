@@ -17,6 +17,8 @@ import pytest
 import yaml
 from psycopg import sql
 
+from flows.desk.access import Access, read_users
+
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 KUBERNETES = "1.34"
@@ -250,8 +252,8 @@ def test_services_wait_for_one_shot_services() -> None:
 
 
 def test_health_checks_use_paths_that_the_programs_serve() -> None:
-    for name in ("prefect", "mlflow", "metrics"):
-        [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
+    for name in ("prefect", "mlflow", "metrics", "desk"):
+        [asked] = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/-]+)", " ".join(SERVICES[name]["healthcheck"]["test"]))
         command = SERVICES[name]["command"]
         assert asked[0] == command[command.index("--port") + 1]
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -340,6 +342,7 @@ def secrets(tmp_path: Path) -> Path:
 
 def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
     made = {path.name: path.read_text() for path in secrets.iterdir()}
+    token = made.pop("desk_token")  # for a person
     assert set(made) == set(COMPOSE["secrets"])
     assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
     assert {source for name in SERVICES for source, _ in service_secrets(name)} == set(made)
@@ -356,10 +359,12 @@ def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
     }
     for name, (login, database) in URLS.items():
         assert made[name].endswith(f"://{login}:{made[f'{login}_password']}@postgres:5432/{database}")
+    admin = Access(read_users(secrets / "desk_users"))
+    assert (admin.find_token(token), admin.users["admin"].role) == ("admin", "promote")
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets.iterdir()} == {0o444}
     assert check("sh", secrets.parent / "secrets.sh") == (0, "")
-    assert {path.name: path.read_text() for path in secrets.iterdir()} == made
+    assert {path.name: path.read_text() for path in secrets.iterdir()} == made | {"desk_token": token}
 
 
 def test_the_entrypoint_exports_files_and_execs_the_command(secrets: Path) -> None:

@@ -15,9 +15,7 @@ EXAMPLE = "nightjar desk; nightjar desk --host 0.0.0.0 --users desk.yaml; nightj
 def desk(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free one.")] = 8890,
-    users: Annotated[
-        Path | None, typer.Option(help="YAML file of people: name to role and token.", exists=True, dir_okay=False)
-    ] = None,
+    users: Annotated[Path | None, typer.Option(help="YAML file of people: name to role and token.")] = None,
     user_header: Annotated[
         str | None, typer.Option(help="The header with which a reverse proxy names who is signed in.", metavar="NAME")
     ] = None,

@@ -13,7 +13,9 @@ EXAMPLE = "nightjar up; . .nightjar/stack/env; nightjar run payments"
 Port = Annotated[
     int | None,
     typer.Option(
-        min=1, max=65535, help="Default: as last time; initially 5433 (PostgreSQL), 4200 (Prefect), 5000 (MLflow)."
+        min=1,
+        max=65535,
+        help="Default: as last time; initially 5433 (PostgreSQL), 4200 (Prefect), 5000 (MLflow), 8890 (desk).",
     ),
 ]
 
@@ -22,12 +24,13 @@ def up(
     postgres_port: Port = None,
     prefect_port: Port = None,
     mlflow_port: Port = None,
+    desk_port: Port = None,
 ) -> None:
-    """Start PostgreSQL, Prefect, MLflow and two workers on this machine, and deploy the flows."""
+    """Start PostgreSQL, Prefect, MLflow, two workers and the desk on this machine, and deploy the flows."""
     from flows.config.settings import load_settings
-    from flows.team.stack import PASSWORDS, describe_stack, start_stack, start_workers
+    from flows.team.stack import PASSWORDS, describe_stack, start_desk, start_stack, start_workers
 
-    asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port}
+    asked = {"postgres": postgres_port, "prefect": prefect_port, "mlflow": mlflow_port, "desk": desk_port}
     settings = load_settings()
     stack = describe_stack(settings, asked)
     start_stack(stack, show_line, settings.stack_user)
@@ -40,6 +43,7 @@ def up(
     for row in make(load_settings()):
         show_line(f"deployed {row['deployment']} on {row['pool']} {row['schedule']}".rstrip())
     start_workers(stack, show_line)
+    start_desk(stack, show_line)
     show_line(f"to use it in this shell: . {stack.folder / 'env'}; to stop it: make down")
 
 

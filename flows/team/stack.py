@@ -1,8 +1,8 @@
 """`nightjar up` and `nightjar down`: the team's servers and workers on one machine, without containers, on loopback.
 
 supervisord runs what infra/supervisord.conf lists: PostgreSQL, Prefect and MLflow servers on it, a worker for each
-pool. All they write lies below HOME/stack, their passwords in files that only their owner reads; a restart finds it
-again.
+pool, and the desk. All they write lies below HOME/stack, their passwords in files that only their owner reads; a
+restart finds it again.
 """
 
 import getpass
@@ -34,7 +34,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 PASSWORDS = {"PREFECT_API_AUTH_STRING": "prefect_auth", "MLFLOW_TRACKING_PASSWORD": "tracking_password"}
-PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000}  # unless others were asked for
+PORTS = {"postgres": 5433, "prefect": 4200, "mlflow": 5000, "desk": 8890}  # unless others were asked for
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stack:
     @property
     def pages(self) -> dict[str, str]:
         """The address of each page."""
-        return {name: f"http://{HOST}:{self.ports[name.lower()]}" for name in ("Prefect", "MLflow")}
+        return {name: f"http://{HOST}:{self.ports[name.lower()]}" for name in ("Prefect", "MLflow", "Desk")}
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -188,8 +188,15 @@ def start_workers(stack: Stack, tell: Callable[[str], None]) -> None:
         tell(f"the worker of the {pool} pool is up")
 
 
+def start_desk(stack: Stack, tell: Callable[[str], None]) -> None:
+    """Start the desk. The caller has migrated the warehouse."""
+    start(stack, "desk")
+    wait_for(lambda: answers(f"{stack.pages['Desk']}/-/health"), "the desk", stack)
+    tell(f"the desk is up: {stack.pages['Desk']} (sign in with the token in {stack.folder / 'secrets' / 'desk_token'})")
+
+
 def stop_stack(stack: Stack) -> list[str]:
-    """Stop what `start_stack` and `start_workers` have started, and nothing else; return the names of what ran."""
+    """Stop what was started here, and nothing else; return the names of what ran."""
     if not stack.folder.exists():
         return []
     running = [line.split()[0] for line in control(stack, "status").splitlines() if " RUNNING " in f"{line} "]

@@ -150,7 +150,7 @@ def lacks_right(url: sa.URL, cause: object) -> ParamsInvalid:
         "The login in the warehouse URL lacks a right.",
         where=describe_place(url),
         got=str(cause).splitlines()[0],
-        expected=f"a member of the role {WRITER} to run nights, of nightjar_reader to read, or the owner of the tables",
+        expected=f"a member of the role {WRITER} to run nights and judge, nightjar_reader to read, or the owner",
         todo=f"ask an administrator to grant it {WRITER}, or set another login in NIGHTJAR_WAREHOUSE",
     )
 

@@ -193,7 +193,7 @@ def python() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def stack(python: Path) -> Iterator[Stack]:
     home = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))  # the stack's user cannot open pytest's folders
-    found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow")}, python)
+    found = Stack(home, {name: find_free_port() for name in ("postgres", "prefect", "mlflow", "desk")}, python)
     try:
         found.up()
         with found.client() as client:  # no scheduled run during a test
@@ -439,6 +439,14 @@ def test_up_with_a_running_stack_changes_nothing(stack: Stack, interrupted: tupl
     assert done.returncode == 0, done.stderr + stack.logs()
     assert {process.pid for process in stack.processes("worker start")} == before
     assert len(stack.query("select 1 from scoring_batches")) > 0  # with the same secrets
+
+
+def test_the_desk_shows_the_night_to_whoever_has_the_token(stack: Stack, scheduled: tuple[UUID, UUID]) -> None:
+    desk = f"http://127.0.0.1:{stack.ports['desk']}"
+    assert httpx.get(f"{desk}/{DETECTOR}", headers={"Accept": "application/json"}).status_code == 401
+    token = (stack.home / "stack/secrets/desk_token").read_text()
+    shown = httpx.get(f"{desk}/{DETECTOR}", headers={"Authorization": f"Bearer {token}"}, follow_redirects=True)
+    assert (shown.status_code, shown.url.path) == (200, f"/{DETECTOR}/{newest_batch()}")
 
 
 @pytest.mark.usefixtures("silenced")

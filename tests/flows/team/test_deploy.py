@@ -260,6 +260,7 @@ def test_the_ports_of_a_stack_are_remembered(tmp_path: Path) -> None:
     assert describe_stack(settings, {"prefect": 4277}).pages == {
         "Prefect": "http://127.0.0.1:4277",
         "MLflow": "http://127.0.0.1:5077",
+        "Desk": "http://127.0.0.1:8890",
     }
 
 
