@@ -19,7 +19,7 @@ import psutil
 import sqlalchemy as sa
 
 from tasks.errors import NightjarError
-from tasks.stores.warehouse import LOCK_TIMEOUT_S, Warehouse, open_engine
+from tasks.stores.warehouse import LOCK_TIMEOUT_S, Warehouse, list_files, open_engine
 
 CONNECTIONS = 8
 REST = 4  # times as long as the last copy took, before the next copy: of a large file at most a fifth of the time
@@ -67,25 +67,20 @@ class Snapshot:
         return self._warehouse.engine.dialect.name == "duckdb" and self._seen != self._look()
 
     def _look(self) -> tuple[Any, ...]:
-        return tuple(_stat(path) for path in self._files())
-
-    def _files(self) -> list[Path]:
-        path = Path(str(self._warehouse.engine.url.database))
-        return [path, path.with_name(f"{path.name}.wal")]  # the log is there after a crash
+        return tuple(_stat(path) for path in list_files(Path(str(self._warehouse.engine.url.database))))
 
     def _copy(self, lock_timeout_s: float) -> None:
-        began = time.monotonic()
+        began, seen = time.monotonic(), self._look()
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        with self._warehouse.begin_reading(lock_timeout_s):  # nobody writes meanwhile
-            seen = self._look()
-            for path in self._files():
-                if path.exists():
-                    shutil.copyfile(path, folder / path.name)
-        copy = folder / self._files()[0].name
+        try:
+            copy = self._warehouse.copy_files(folder, lock_timeout_s)
+        except NightjarError:
+            folder.rmdir()
+            raise
         url = self._warehouse.engine.url.set(database=str(copy))
         fresh = _Pooled(url.render_as_string(hide_password=False), self._warehouse.lost_after_s)
         weakref.finalize(fresh, shutil.rmtree, folder, ignore_errors=True)  # once its last page is done
-        self._current, self._seen = fresh, seen
+        self._current, self._seen = fresh, seen  # what was written since it was looked at is seen next time
         self._rests_until = time.monotonic() + REST * (time.monotonic() - began)
 
 
