@@ -132,8 +132,7 @@ def test_everything_works_without_scripts(browser: Browser, served: str) -> None
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_screens_fit_and_axe_finds_nothing_serious(
     browser: Browser, served: str, width: int, scheme: Any, request: pytest.FixtureRequest
 ) -> None:

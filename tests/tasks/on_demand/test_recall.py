@@ -48,15 +48,15 @@ def judge(site: Site, is_anomaly: Callable[[int], bool]) -> None:
 
 
 def test_a_sample_holds_flags_and_rows_below_the_threshold_and_says_nothing_of_the_score(site: Site) -> None:
-    assert draw_sample(site, RULE, DAY, 20, NOW) == 40
-    assert draw_sample(site, RULE, DAY, 5, NOW) == 40  # the night keeps its first sample
+    assert draw_sample(site, RULE, DAY, 8, NOW) == 16
+    assert draw_sample(site, RULE, DAY, 5, NOW) == 16  # the night keeps its first sample
     seen: list[int] = []
     judge(site, lambda number: bool(seen.append(number)))
-    assert len(seen) == 40 and sum(number < FLAGS for number in seen) == 20
+    assert len(seen) == 16 and sum(number < FLAGS for number in seen) == 8
     reviews = site.warehouse.read_reviews("toy")
     is_flag = reviews["record_id"] < f"r{FLAGS:03}"
-    assert set(reviews.loc[is_flag, "inclusion"]) == {20 / FLAGS}
-    assert set(reviews.loc[~is_flag, "inclusion"]) == {20 / (ROWS - FLAGS)}
+    assert set(reviews.loc[is_flag, "inclusion"]) == {8 / FLAGS}
+    assert set(reviews.loc[~is_flag, "inclusion"]) == {8 / (ROWS - FLAGS)}
 
 
 def test_what_is_shown_of_a_sampled_record_is_what_its_night_would_publish(site: Site) -> None:
@@ -70,18 +70,18 @@ def test_what_is_shown_of_a_sampled_record_is_what_its_night_would_publish(site:
 
 def test_recall_is_none_until_both_parts_were_judged_and_then_what_their_shares_say(site: Site) -> None:
     assert estimate_recall(site) is None
-    draw_sample(site, RULE, DAY, 20, NOW)
+    draw_sample(site, RULE, DAY, 10, NOW)
     assert estimate_recall(site) is None
     judge(site, lambda number: number % 2 == 0 if number < FLAGS else number % 40 == 0)
     found = estimate_recall(site)
-    assert found is not None and (found.below, found.above) == (20, 20)
+    assert found is not None and (found.below, found.above) == (10, 10)
     reviews = site.warehouse.read_reviews("toy")
     is_flag = reviews["record_id"] < f"r{FLAGS:03}"
     is_anomaly = reviews["verdict"] == "anomaly"
     hits = {"up": int(is_anomaly[is_flag].sum()), "down": int(is_anomaly[~is_flag].sum())}
-    expected = 30 * hits["up"] / 20 / (30 * hits["up"] / 20 + 370 * hits["down"] / 20)
+    expected = 30 * hits["up"] / 10 / (30 * hits["up"] / 10 + 370 * hits["down"] / 10)
     assert found.value == pytest.approx(expected)
-    up, down = (binomtest(hits[name], 20).proportion_ci(0.975, "exact") for name in ("up", "down"))
+    up, down = (binomtest(hits[name], 10).proportion_ci(0.975, "exact") for name in ("up", "down"))
     assert found.low == pytest.approx(30 * up.low / (30 * up.low + 370 * down.high))
     assert found.high == pytest.approx(30 * up.high / (30 * up.high + 370 * down.low))
     assert found.low < 15 / (15 + 10) < found.high  # the truth
