@@ -166,8 +166,18 @@ def describe_records(encoded: Tensor, contributions: Floats, scores: Floats, ran
 def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits) -> Reducer:
     """Fit on the reviewed flags; set the cut and measure the gain, both by folds over time.
 
+    Raises TooFewRows, and ReducerRefused if held-out flags lose more recall than the limits allow.
+    """
+    reducer, _ = learn(verdicts, params, limits)
+    check_loss(reducer.header.gain, limits)
+    return reducer
+
+
+def learn(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits) -> tuple[Reducer, NDArray[np.bool_]]:
+    """Fit as `fit_reducer` does, whatever is lost; and which of the F reviewed flags stay alerts, held out, (F,).
+
     Rows below the threshold show how much the first stage misses; the classifier never gets one, and is better without
-    them. Raises TooFewRows, and ReducerRefused if held-out flags lose more recall than the limits allow.
+    them. Raises TooFewRows.
     """
     flags = verdicts[verdicts.is_flag]
     _check_enough(flags, limits)
@@ -181,6 +191,11 @@ def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits
             probabilities[~own & flags.is_anomaly], limits.max_recall_loss, may_be_zero=True
         )
     gain = measure_gain(verdicts, flags, is_kept)
+    return Reducer(fit_classifier(flags, params), ReducerHeader(params=params, cut=cut, gain=gain)), is_kept
+
+
+def check_loss(gain: Gain, limits: ReducerLimits) -> None:
+    """Raise ReducerRefused if held-out flags lose more recall than the limits allow."""
     if 1 - gain.recall_kept > limits.max_recall_loss:
         raise ReducerRefused(
             "The reducer would lose too much recall.",
@@ -188,7 +203,6 @@ def fit_reducer(verdicts: Verdicts, params: ReducerParams, limits: ReducerLimits
             expected=f"at most {limits.max_recall_loss:.1%}: {1 - gain.recall_kept - limits.max_recall_loss:.1%} less",
             todo="collect more verdicts, try the other kind of review.reducer, or raise limits.max_recall_loss",
         )
-    return Reducer(fit_classifier(flags, params), ReducerHeader(params=params, cut=cut, gain=gain))
 
 
 def cross_validate(flags: Verdicts, params: ReducerParams) -> tuple[Floats, NDArray[np.intp]]:

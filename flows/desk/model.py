@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Response
 from flows.desk.recent import recent_of
 from flows.desk.view import Act, Look, Page, Promote
 from flows.status import read_challenger
+from tasks.errors import ChampionMissing, TooFewRows
 from tasks.on_demand.standing import (
     count_verdicts,
     describe_standing,
@@ -19,6 +20,7 @@ from tasks.stores.registry import CHALLENGER, CHAMPION, Version
 
 router = APIRouter()
 LONGEST_REASON = 500  # characters
+DAY_SECONDS = 86_400
 
 
 def find_alias(versions: list[Version], alias: str) -> Version | None:
@@ -50,6 +52,22 @@ def show(look: Look) -> Response:
     verdicts = count_verdicts(look.site)
     needs, gate = list_needs(verdicts, look.params.review.limits), look.params.promote.gate
     return look.render("model.html", **found, read_at=read_at, verdicts=verdicts, needs=needs, gate=gate)
+
+
+@router.get("/{detector}/model/verdicts")
+def show_verdicts(look: Look) -> Response:
+    """What a second stage learnt now would change in the last nights; remembered until there is another verdict."""
+    from tasks.upkeep.preview import preview_reducer, read_stamp  # loads torch
+
+    review = look.params.review
+    try:
+        stamp = read_stamp(look.site, review)
+        found, read_at = recent_of(look).get(
+            ("verdicts", look.detector), lambda: preview_reducer(look.site, review), DAY_SECONDS, stamp
+        )
+    except (TooFewRows, ChampionMissing) as error:
+        return look.render("verdicts.html", found=None, parts=error.parts)
+    return look.render("verdicts.html", found=found, read_at=read_at)
 
 
 @router.get("/{detector}/model/promote/{number}")

@@ -19,17 +19,22 @@ SECONDS = 15
 class Recent:
     """What was read lately, by key, and when."""
 
-    _known: dict[Hashable, tuple[datetime, Any]] = field(default_factory=dict)
+    _known: dict[Hashable, tuple[datetime, Hashable, Any]] = field(default_factory=dict)
     _locks: dict[Hashable, threading.Lock] = field(default_factory=dict)
 
-    def get(self, key: Hashable, read: Callable[[], Found], seconds: float = SECONDS) -> tuple[Found, datetime]:
-        """What `read` gave at most so many seconds ago, and when. Of several who ask at once, one reads."""
+    def get(
+        self, key: Hashable, read: Callable[[], Found], seconds: float = SECONDS, stamp: Hashable = None
+    ) -> tuple[Found, datetime]:
+        """What `read` gave at most so many seconds ago, and when. Of several who ask at once, one reads.
+
+        stamp: what it depends on: with another one it is read anew.
+        """
         with self._locks.setdefault(key, threading.Lock()):
             now = datetime.now(UTC)
-            at, found = self._known.get(key, (datetime.min.replace(tzinfo=UTC), None))
-            if now - at > timedelta(seconds=seconds):
+            at, before, found = self._known.get(key, (datetime.min.replace(tzinfo=UTC), None, None))
+            if now - at > timedelta(seconds=seconds) or before != stamp:
                 found, at = read(), now
-                self._known[key] = at, found
+                self._known[key] = at, stamp, found
             known: Found = found
             return known, at
 

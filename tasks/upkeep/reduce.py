@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ from tasks.errors import TooFewRows
 from tasks.follow_up.cases import ANOMALY
 from tasks.register import Registered, register_bundle
 from tasks.rows.columns import fits, to_records
-from tasks.rows.judge import judge
+from tasks.rows.judge import Mask, judge
 from tasks.rows.params import ReviewParams
 from tasks.stores.registry import CHAMPION
 from tasks.stores.site import Site
@@ -35,50 +36,88 @@ class Reduced:
     alerts_per_night: float | None
 
 
-def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
-    """All verdicts so far, with features from the detector, and their nights. Raises TooFewRows if there are none.
+@dataclass(frozen=True, eq=False)
+class Described:
+    """Rows of nights as a detector sees them now, whichever version scored them originally.
 
-    The detector decides which records are flags, whichever version scored them originally. Records that were replaced
-    or quarantined later, and nights whose validated rows were pruned or lack the detector's columns, are left out.
+    rows: what was asked for, of the N whose validated row is there. features: float32 (N, E), of `Detector.describe`.
+    is_flag, is_suppressed: by the detector's threshold and its second stage (N,). times: of the records (N,).
     """
-    reviews = site.warehouse.read_reviews(site.detector)
+
+    rows: pd.DataFrame
+    features: torch.Tensor
+    is_flag: Mask
+    is_suppressed: Mask
+    times: npt.NDArray[np.int64]
+
+    @property
+    def is_reviewed(self) -> Mask:
+        """Which rows have a verdict."""
+        return self.rows["verdict"].notna().to_numpy()
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """Those that have one."""
+        chosen = self.is_reviewed
+        return Verdicts(
+            features=self.features[torch.from_numpy(np.flatnonzero(chosen))],
+            is_anomaly=(self.rows["verdict"] == ANOMALY).to_numpy()[chosen],
+            is_flag=self.is_flag[chosen],
+            inclusion=self.rows["inclusion"].to_numpy(dtype=np.float64)[chosen],
+            times=self.times[chosen],
+        )
+
+
+def describe_rows(site: Site, detector: Detector, wanted: pd.DataFrame) -> Described | None:
+    """Find the validated rows of records, and judge and describe them; None if there are none.
+
+    wanted: batch_date, record_id and more. Records that were replaced or quarantined later, and nights whose validated
+    rows were pruned or lack the detector's columns, are left out.
+    """
     names = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in detector.columns)]))
-    rows, features, is_flag, times = [], [], [], []
-    nights: dict[date, None] = {}
+    rows, features, is_flag, is_suppressed, times = [], [], [], [], []
     kept = {*site.lake.dates("validated", site.detector)}
-    for day in sorted(day for day in reviews["batch_date"].unique() if day in kept):
-        of_night = reviews[reviews["batch_date"] == day]
-        wanted = pa.array(of_night["record_id"], pa.string())
+    for day in sorted(day for day in wanted["batch_date"].unique() if day in kept):
+        of_night = wanted[wanted["batch_date"] == day]
+        ids = pa.array(of_night["record_id"], pa.string())
         for part in site.lake.get("validated", site.detector, day).parts:
             if not fits(site.lake.schema(part), detector.columns):
                 continue
             for table in site.lake.slices(part, names):
-                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), wanted))
+                found = table.filter(pc.is_in(table["record_id"].cast(pa.string()), ids))
                 if not found.num_rows:
                     continue
-                nights[day] = None
                 records, _ = to_records(found, detector.columns)
                 rows.append(of_night.set_index("record_id").loc[found["record_id"].to_pylist()])
                 features.append(detector.describe(records))
-                is_flag.append(judge(detector, found).is_flagged)
+                judged = judge(detector, found)
+                is_flag.append(judged.is_flagged)
+                is_suppressed.append(judged.is_suppressed)
                 times.append(found["event_time"].cast(pa.int64()).to_numpy())
     if not rows:
-        raise TooFewRows(
-            f"{site.detector} has no verdicts that it can learn from.",
-            got=f"{len(reviews):,} verdicts"
-            + (", on nights whose rows were pruned or lack the version's columns" if len(reviews) else ""),
-            expected="verdicts on the flags of nights whose validated rows are kept",
-            todo=f"nightjar review {site.detector} --date DATE > FILE, then --take FILE; or --from-labels",
-        )
-    reviewed = pd.concat(rows)
-    verdicts = Verdicts(
-        features=torch.cat(features),
-        is_anomaly=(reviewed["verdict"] == ANOMALY).to_numpy(),
-        is_flag=np.concatenate(is_flag),
-        inclusion=reviewed["inclusion"].to_numpy(),
-        times=np.concatenate(times),
+        return None
+    masks = np.concatenate(is_flag), np.concatenate(is_suppressed)
+    return Described(pd.concat(rows), torch.cat(features), *masks, np.concatenate(times))
+
+
+def read_verdicts(site: Site, detector: Detector) -> tuple[Verdicts, list[date]]:
+    """All verdicts so far, with features from the detector, and their nights. Raises TooFewRows if there are none."""
+    reviews = site.warehouse.read_reviews(site.detector)
+    found = describe_rows(site, detector, reviews)
+    if found is None:
+        raise lack_verdicts(site.detector, len(reviews))
+    return found.verdicts, list(found.rows["batch_date"].unique())
+
+
+def lack_verdicts(detector: str, given: int) -> TooFewRows:
+    """The error for a detector without any verdict whose row is there."""
+    return TooFewRows(
+        f"{detector} has no verdicts that it can learn from.",
+        got=f"{given:,} verdicts"
+        + (", on nights whose rows were pruned or lack the version's columns" if given else ""),
+        expected="verdicts on the flags of nights whose validated rows are kept",
+        todo=f"nightjar review {detector} --date DATE > FILE, then --take FILE; or --from-labels",
     )
-    return verdicts, list(nights)
 
 
 def reduce_detector(

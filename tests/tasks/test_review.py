@@ -3,6 +3,8 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,12 +33,15 @@ from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.params import EventTime, IngestParams, LabelColumn, ReviewParams, ScoreParams
 from tasks.rows.record import RecordRule
+from tasks.rows.shares import estimate_share
 from tasks.score import COUNTS, check_out_of_sample, score_batch
 from tasks.serving import ServedDetector
 from tasks.sources.files import FilesSource
 from tasks.stores.lake import Manifest
+from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Night
+from tasks.upkeep.preview import preview_reducer, read_stamp
 from tasks.upkeep.reduce import read_verdicts, reduce_detector
 
 DAYS = [date(2026, 3, day) for day in (1, 2, 3)]
@@ -383,3 +388,79 @@ def test_a_served_stack_answers_with_its_second_stage(detector, reduced, publish
     assert others["second_stage_probability"].isna().all()
     assert not others["is_suppressed"].any()
     assert "is_suppressed" not in ServedDetector(replace(reduced, reducer=None)).predict(rows)
+
+
+def with_champion(site: Site, detector: Detector, folder: Path) -> Site:
+    """The site with a registry that has one version, the champion."""
+    champion = Version("nightjar-toy", 1, ("champion",), {"bundle_hash": detector.save(folder)})
+    registry: Any = SimpleNamespace(
+        get_champion=lambda: champion, fetch_bundle=lambda _: folder, check_tags=lambda _: champion.tags["bundle_hash"]
+    )
+    return replace(site, registry=registry)
+
+
+def test_a_preview_judges_flags_with_a_verdict_as_the_gain_does_and_others_as_the_new_stage(
+    site, detector, publish, tmp_path
+) -> None:
+    flags = {day: publish(detector, day) for day in DAYS}
+    keep_verdicts(site, judge(ask_about_all(site, DAYS[:2], 20)), "ada", NOW)
+    site = with_champion(site, detector, tmp_path / "champion")
+    verdicts, nights = read_verdicts(site, detector)
+    reduced, gain = reduce_detector(detector, verdicts, nights, 1, PARAMS)
+    kept, _ = reduced.reduce(to_records(make_rows(DAYS[2]), COLUMNS)[0])
+    last = dict(zip(make_rows(DAYS[2])["record_id"].to_pylist(), kept, strict=True))
+    expected = sum(last[record] >= reduced.reducer.header.cut for record in flags[DAYS[2]]["record_id"])
+    reviewed = len(flags[DAYS[0]]) + len(flags[DAYS[1]])
+    found = preview_reducer(site, PARAMS)
+    assert (found.version, found.nights, found.first, found.last) == (1, 3, DAYS[0], DAYS[2])
+    assert (found.flags, found.left_out) == (reviewed + len(flags[DAYS[2]]), 0)
+    assert found.then.alerts == round(gain.alerts_share * reviewed) + expected
+    assert found.then.suppressed == found.flags - found.then.alerts == found.going
+    assert found.then.lost == estimate_share(round((1 - gain.recall_kept) * gain.confirmed), gain.confirmed)
+    assert (found.now, found.returning, found.refusal, found.gain) == (None, 0, "", gain)
+    totals = [sum(getattr(one, name) for one in found.causes) for name in ("flags", "suppressed_then", "lost_then")]
+    assert totals == [found.flags, found.then.suppressed, found.then.lost.hits]
+    assert {one.cause for one in found.causes} <= {"amount", "age"}
+    assert preview_reducer(site, PARAMS, nights=1).flags == len(flags[DAYS[2]])
+
+
+def test_a_preview_shows_the_stage_in_use_and_how_much_it_has_learnt_from(
+    site, detector, reduced, publish, tmp_path
+) -> None:
+    flags = publish(reduced, DAYS[2])
+    site = with_champion(site, reduced, tmp_path / "champion")
+    newest = preview_reducer(site, PARAMS, nights=1)
+    assert newest.now.suppressed == flags["suppressed"].sum()
+    assert (newest.now.learnt, newest.now.lost.total) == (0, 0)
+    before = read_stamp(site, PARAMS)
+    assert read_stamp(site, PARAMS) == before
+    keep_verdicts(site, judge(ask_about(site, DAYS[2], ROWS)), "ada", NOW)
+    assert read_stamp(site, PARAMS) != before
+    found = preview_reducer(site, PARAMS)
+    confirmed = sum(is_true(record) for day in DAYS for record in site.warehouse.read_flags("toy", day)["record_id"])
+    assert found.now.lost.total == found.then.lost.total == confirmed
+    assert found.now.learnt == sum(
+        is_true(record) for day in DAYS[:2] for record in site.warehouse.read_flags("toy", day)["record_id"]
+    )
+    assert found.going - found.returning == found.then.suppressed - found.now.suppressed
+
+
+def test_a_preview_leaves_out_pruned_flags_says_what_would_be_refused_and_needs_verdicts(
+    site, detector, publish, tmp_path
+) -> None:
+    site = with_champion(site, detector, tmp_path / "champion")
+    with pytest.raises(TooFewRows, match="has no verdicts that it can learn from"):
+        preview_reducer(site, PARAMS)
+    flags = publish(detector, *DAYS)
+    with pytest.raises(TooFewRows, match="has no verdicts that it can learn from"):
+        preview_reducer(site, PARAMS)
+    keep_verdicts(site, judge(ask_about_all(site, DAYS[:2], 20)), "ada", NOW)
+    Path(site.lake.full(site.lake.manifest_path("validated", "toy", DAYS[2]))).unlink()
+    strict = PARAMS.model_copy(update={"limits": PARAMS.limits.model_copy(update={"max_recall_loss": 0.05})})
+    found = preview_reducer(site, strict)
+    assert found.left_out == len(flags)
+    assert (found.refusal == "") == (found.gain.recall_kept >= 0.95)
+    with pytest.raises(TooFewRows, match="are missing"):
+        preview_reducer(
+            site, PARAMS.model_copy(update={"limits": PARAMS.limits.model_copy(update={"min_verdicts": 9999})})
+        )

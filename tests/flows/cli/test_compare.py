@@ -277,6 +277,12 @@ def test_the_second_stage_is_learnt_again_for_a_challenger_which_then_is_promote
     assert "has no verdicts that it can learn from" in refuse(capsys, "reduce", "orders", "--version", "3")
     assert "has no version 9" in refuse(capsys, "reduce", "orders", "--version", "9")
     learn_again(trained, capsys)
+    preview = answer(capsys, "reduce", "orders", "--version", "3", "--dry-run")
+    assert (preview["version"], preview["nights"], preview["now"]) == (3, 2, None)
+    assert preview["then"]["alerts"] + preview["then"]["suppressed"] == preview["flags"]
+    assert execute(["reduce", "orders", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "flags of version 2 in 2 nights" in shown and "nothing was registered" in shown
     reduced = answer(capsys, "reduce", "orders", "--version", "3")
     assert reduced["registered"] == {"version": 4, "alias": "challenger", "is_new": True}
     assert reduced["flags_per_night"] is reduced["alerts_per_night"] is None

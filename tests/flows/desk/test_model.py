@@ -5,18 +5,22 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
-from toy import Project
+from toy import ROWS, Project
 
 from flows.config.settings import Settings
 from flows.config.setup import load_setup
 from flows.desk.access import Access, User, hash_token
 from flows.desk.app import create_app
 from models.detector import Detector
+from models.reducer import learn
 from tasks.register import register_bundle
 from tasks.stores.registry import DECISION
 from tasks.stores.site import Site
+from tasks.upkeep import preview
 
 EVIL = '"><script>alert(1)</script>'
 
@@ -73,6 +77,41 @@ def test_champion_and_challenger_are_side_by_side(desk: TestClient, site: Site) 
     assert str(champion.trained_through) in first
     assert "They were not compared yet" in page and "nightjar compare orders" in page
     assert "It still needs 200 more verdicts on flags" in page
+
+
+def test_what_the_verdicts_would_change_is_shown_before_anything_is_learnt(
+    settings: Settings, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[object] = []
+    monkeypatch.setattr(preview, "learn", lambda *given: (counted.append(given), learn(*given))[1])
+    app = create_app(settings, Access({}, local="kim"))
+    with TestClient(app) as desk:
+        assert "/orders/model/verdicts" not in read(desk)  # too few verdicts yet
+        assert "has no verdicts that it can learn from" in read(desk, "/orders/model/verdicts")
+        limits = {"min_verdicts": 10, "min_confirmed": 5, "max_recall_loss": 0.5}
+        review = {"reducer": {"kind": "forest", "trees": 20}, "limits": limits}
+        Project(settings.project).change("params.yaml", "detectors", "orders", "review", value=review)
+        nights = [night.batch_date for night in site.warehouse.read_nights("orders")]
+        flags = pd.concat([site.warehouse.read_flags("orders", night) for night in nights])
+        is_fraud = flags["record_id"].str[-4:].astype(int) >= ROWS - 3
+        given = flags[["batch_date", "record_id"]].assign(verdict=np.where(is_fraud, "anomaly", "normal"))
+        given = given.assign(reviewer="ada", reviewed_at=pd.Timestamp.now("UTC"), inclusion=1.0)
+        site.warehouse.add_reviews("orders", given)
+        app.state.room.snapshot.refresh()
+        tags = [version.tags for version in site.registry.list_versions()]
+        assert '<a class="button" href="/orders/model/verdicts"' in read(desk)
+        page = read(desk, "/orders/model/verdicts")
+        assert f"Learnt now from {len(flags)} verdicts, a second stage would suppress" in page
+        assert f"of the {is_fraud.sum()} confirmed anomalies among them would be lost" in page
+        assert "there is none" in page and "<!doctype html>" in page
+        part = desk.get("/orders/model/verdicts", headers={"HX-Request": "true"}).text
+        assert part.strip().startswith('<div id="changes">')
+        assert len(counted) == 1  # the second time it was remembered
+        site.warehouse.add_reviews("orders", given[:1].assign(reviewed_at=pd.Timestamp.now("UTC")))
+        app.state.room.snapshot.refresh()
+        read(desk, "/orders/model/verdicts")
+        assert len(counted) == 2
+    assert [version.tags for version in site.registry.list_versions()] == tags
 
 
 def test_promoting_asks_for_a_reason_and_for_the_champion_that_was_seen(desk: TestClient, site: Site) -> None:
