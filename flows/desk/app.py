@@ -134,10 +134,10 @@ async def sign_in(request: Request) -> Response:
     form = {name: values[-1] for name, values in parse_qs((await request.body()).decode(errors="replace")).items()}
     to = form.get("to", "/")
     if not room.access.is_own_form(request, form.get("form_key", "")):
-        return _show_sign_in(request, to, "The page was too old. Try again.", HTTPStatus.FORBIDDEN)
+        return _show_sign_in(request, to, "The page had expired. Try again.", HTTPStatus.FORBIDDEN)
     name = room.access.find_token(form.get("token", "").strip())
     if name is None:
-        return _show_sign_in(request, to, "Nobody has this token.", HTTPStatus.UNAUTHORIZED)
+        return _show_sign_in(request, to, "Unknown token.", HTTPStatus.UNAUTHORIZED)
     room.access.end_session(request.cookies.get(COOKIE, ""))
     answer = RedirectResponse(stay_here(to, "/"), HTTPStatus.SEE_OTHER)
     set_cookie(answer, room.access.begin_session(name), room.access.is_https)
@@ -168,7 +168,7 @@ def ask_to_sign_in(request: Request, error: Exception) -> Response:
     """Lead a person to the form, and refuse a program."""
     room: Room = request.app.state.room
     if room.access.header:
-        return PlainTextResponse("The proxy named nobody whom the desk knows.", HTTPStatus.FORBIDDEN)
+        return PlainTextResponse("The proxy named no one whom the desk knows.", HTTPStatus.FORBIDDEN)
     is_page = request.method == "GET" and "authorization" not in request.headers
     if not is_page or "application/json" in request.headers.get("accept", ""):
         return PlainTextResponse("Sign in first.", HTTPStatus.UNAUTHORIZED)
@@ -196,7 +196,9 @@ def show_fault(request: Request, error: Exception) -> Response:
     """A bug: in the log with all its steps, on the page without them."""
     logging.getLogger("nightjar.desk").exception("%s %s failed", request.method, request.url.path, exc_info=error)
     return _explain(
-        request, 500, {"what": "The desk made a mistake; nothing was changed.", "todo": "the desk's log has the reason"}
+        request,
+        500,
+        {"what": "The desk failed; nothing was changed.", "todo": "the desk's log has the reason"},
     )
 
 

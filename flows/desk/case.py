@@ -68,7 +68,7 @@ def open_next(act: Act, skipped: list[int], message: str) -> Response:
     """Go to the next case, with a message about the last one."""
     case = actions.lock_next(act.desk, act.params.cases.lock_minutes, skipped)
     if case is None:
-        return act.done(act.url("queue"), f"{message} No other case waits.".strip())
+        return act.done(act.url("queue"), f"{message} No other case is waiting.".strip())
     return act.done(act.url("case", case.case_id, then="next"), message)
 
 
@@ -87,13 +87,13 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
     desk = act.desk
     if what == "take":
         actions.take_case(desk, number, note)
-        return f"Case {number} is yours."
+        return f"Case {number} is assigned to you."
     if what == "assign":
         to = act.form.get("to", "").strip()
         if not to:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "Name the person.")
         actions.take_case(desk, number, note, to)
-        return f"Case {number} was given to {to}."
+        return f"Case {number} was assigned to {to}."
     if what == "judge":
         verdict = act.form.get("verdict", "")
         if verdict not in MEANING:
@@ -104,7 +104,7 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
         if note is None:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "The note is empty.")
         actions.note_case(desk, number, note)
-        return "The note was kept."
+        return "The note was saved."
     if what == "snooze":
         until = _read_until(act)
         actions.snooze_case(desk, number, until, note)

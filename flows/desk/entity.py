@@ -63,5 +63,5 @@ def suppress(act: Judge, entity: str) -> Response:
     end = act.site.start_of(until + timedelta(days=1)).astimezone(UTC)
     reason = act.form.get("reason", "")
     one = suppress_cause(act.site.warehouse, act.detector, entity, cause, reason, act.person.name, act.now, end)
-    said = f"Suppression {one.suppression_id}: {cause} counts as no alert for this entity until {until}"
+    said = f"Suppression {one.suppression_id}: {cause} does not count as an alert for this entity until {until}"
     return act.done(page, f"{said}, in nights published from now on.")

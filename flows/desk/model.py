@@ -88,7 +88,7 @@ def ask_to_roll_back(look: Look) -> Response:
     champion = find_alias(versions, CHAMPION)
     version = next((one for one in versions if champion and one.version == champion.previous), None)
     if version is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "The champion replaced no other version.")
+        raise HTTPException(HTTPStatus.NOT_FOUND, "There is no earlier champion to roll back to.")
     return look.render("promote.html", version=version, champion=champion, gate=None, is_back=True)
 
 
@@ -121,7 +121,7 @@ def find_problem(act: Act) -> str:
     """What the form lacks, or that another champion has come meanwhile; "" if nothing."""
     champion = act.site.registry.find_version()
     if act.form.get("champion", "") != (str(champion.version) if champion else ""):
-        return f"Meanwhile version {champion.version if champion else 'none'} is the champion: look again."
+        return f"The champion has changed to version {champion.version if champion else 'none'} meanwhile: look again."
     if not act.form.get("reason", "").strip():
         return "Give a reason: it is kept with the version."
     return ""

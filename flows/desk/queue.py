@@ -53,7 +53,7 @@ def draw(act: Judge) -> Response:
     except ValueError:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Give a date, such as 2026-12-24.") from None
     drawn = draw_sample(act.site, act.setup.record_rule, day, SAMPLED, act.now)
-    return act.done(act.url("blind"), f"{drawn:,} records of {day} wait to be judged.")
+    return act.done(act.url("blind"), f"{drawn:,} records of {day} are waiting to be judged.")
 
 
 @router.get("/{detector}/blind")
@@ -70,7 +70,7 @@ def judge_blind(act: Judge) -> Response:
     if verdict not in MEANING:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
     if sample is None or sample["record_id"] != act.form.get("record_id"):
-        return act.go(act.url("blind"), "problem", "That record was judged already.")
+        return act.go(act.url("blind"), "problem", "That record has already been judged.")
     answer = {name: sample[name] for name in ("batch_date", "record_id", "inclusion", "attempt")}
     note = act.form.get("note", "").strip()
     keep_verdicts(act.site, pd.DataFrame([{**answer, "verdict": verdict, "note": note}]), act.person.name, act.now)

@@ -90,7 +90,7 @@ def suppress(act: Judge) -> Response:
         act.site, act.setup.record_rule, act.params.train.columns.names, given["entity"] or None,
         given["cause"] or None, given["reason"], act.person.name, last, act.now,
     )  # fmt: skip
-    what = f"Suppression {added.suppression_id} holds through {last}, for nights that are published from now on."
+    what = f"Suppression {added.suppression_id} applies through {last}, to nights published from now on."
     return act.done(act.url("rules"), what)
 
 

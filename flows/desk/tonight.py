@@ -100,7 +100,7 @@ def judge(act: Judge) -> Response:
         wanted = {name: value for name, value in act.form.items() if name in FILTERS}
         numbers = list_numbers(act.site, _read_day(day), read_wanted(wanted), act.now)
     if not numbers:
-        return act.go(act.back, "problem", "Choose at least one case first.")
+        return act.go(act.back, "problem", "Select at least one case first.")
     note = act.form.get("note", "").strip() or None
     is_many = len(numbers) > act.params.cases.bulk_limit
     if not act.form.get("is_sure"):
@@ -110,9 +110,9 @@ def judge(act: Judge) -> Response:
         )  # fmt: skip
     if is_many:
         number = ask_approval(act.desk, numbers, verdict, note)
-        return act.done(act.back, f"Approval {number} was asked for: a second person finds it in the queue.")
-    flags = judge_cases(act.desk, numbers, verdict, note)
-    return act.done(act.back, f"{verdict} for {len(numbers):,} cases with {flags:,} flags.")
+        return act.done(act.back, f"Approval {number} was requested: a second person finds it in the queue.")
+    flags, said = judge_cases(act.desk, numbers, verdict, note), verdict.replace("_", " ").capitalize()
+    return act.done(act.back, f"{said} for {len(numbers):,} cases with {flags:,} flags.")
 
 
 @router.post("/{detector}/{day}/note")
@@ -122,7 +122,7 @@ def note(act: Judge, day: str) -> Response:
     if not text:
         return act.go(act.url(day), "problem", "The note is empty.")
     annotate(act.desk, _read_day(day), text)
-    return act.done(act.url(day), "The note was kept.")
+    return act.done(act.url(day), "The note was saved.")
 
 
 @router.post("/{detector}/filters")
@@ -136,7 +136,7 @@ def save_filter(act: Read) -> Response:
         return act.done(act.back, f"The filter {name} was removed.")
     query = {key: value for key, value in act.form.items() if key in FILTERS and value}
     keep_filter(act.desk, name, query)
-    return act.done(act.back, f"The filter was kept as {name}.")
+    return act.done(act.back, f"The filter was saved as {name}.")
 
 
 @router.post("/{detector}/verdicts.csv")

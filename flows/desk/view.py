@@ -251,7 +251,7 @@ async def read_act(request: Request, person: Annotated[Person, Depends(get_perso
     given = form.pop("form_key", "") or request.headers.get("x-form-key", "")
     if not person.is_sure and not room.access.is_own_form(request, given):
         raise HTTPException(
-            HTTPStatus.FORBIDDEN, "This form is too old or comes from another site. Load its page again."
+            HTTPStatus.FORBIDDEN, "This form has expired or comes from another site. Reload its page and try again."
         )
     detector = request.path_params.get("detector", "")
     return Act(request, room, person, datetime.now(UTC), detector, form, values, body)

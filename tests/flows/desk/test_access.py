@@ -54,7 +54,7 @@ def test_a_wrong_token_is_told_and_a_right_one_leads_to_the_page_that_was_asked_
     form = client.get("/-/sign-in").text
     key = form.split('name="form_key" value="')[1].split('"')[0]
     wrong = client.post("/-/sign-in", data={"form_key": key, "token": "guess", "to": "/orders/case/1"})
-    assert wrong.status_code == 401 and "Nobody has this token" in wrong.text
+    assert wrong.status_code == 401 and "Unknown token" in wrong.text
     right = client.post("/-/sign-in", data={"form_key": key, "token": TOKENS["ann"], "to": "/orders/case/1"})
     assert right.url.path == "/orders/case/1"
     assert "httponly" in str(right.history[0].headers["set-cookie"]).lower()

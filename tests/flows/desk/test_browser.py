@@ -82,7 +82,7 @@ def test_a_case_is_found_judged_and_undone_by_keys_alone(page: Page, served: str
     page.keyboard.press("j")
     page.keyboard.press("o")
     page.wait_for_url("**/orders/case/2")
-    page.get_by_text("Others see that you have this case open").wait_for()  # htmx has locked it
+    page.get_by_text("Locked for you until").wait_for()  # htmx has locked it
     page.keyboard.press("f")
     page.get_by_text("Case 2: false alarm, for 2 flags.").wait_for()
     page.keyboard.press("z")
@@ -104,11 +104,11 @@ def test_letters_in_a_field_are_text_and_no_command(page: Page, served: str) -> 
 
 def test_cases_are_chosen_and_judged_together(page: Page, served: str) -> None:
     page.goto(f"{served}/orders/{NIGHT}")
-    page.get_by_label("Choose all on this page").check()
-    assert page.get_by_text("Verdict on the chosen cases (4)").is_visible()
-    page.get_by_label("Choose case 1", exact=True).uncheck()
-    page.get_by_label("Choose case 2", exact=True).uncheck()
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_label("Select all on this page").check()
+    assert page.get_by_text("Verdict on the selected cases (4)").is_visible()
+    page.get_by_label("Select case 1", exact=True).uncheck()
+    page.get_by_label("Select case 2", exact=True).uncheck()
+    page.get_by_role("button", name="Continue").click()
     page.get_by_role("heading", name="Confirmed for 2 cases?").wait_for()
     page.get_by_role("link", name="Cancel").click()
     page.wait_for_url(f"**/orders/{NIGHT}")

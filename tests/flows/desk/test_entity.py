@@ -71,7 +71,7 @@ def find_key(page: str) -> str:
 
 def test_the_page_of_an_entity_says_what_it_did(desk: TestClient) -> None:
     page = desk.get(f"/orders/entity/{HIDDEN}").text
-    assert "1 flag in 1 night, 2026-07-01 to 2026-07-01; first cause spend (1)." in " ".join(page.split())
+    assert "1 flag in 1 night, 2026-07-01 to 2026-07-01; main causes: spend (1)." in " ".join(page.split())
     assert f'href="/orders/entity/{HIDDEN}?night=2026-07-01#flags"' in page  # of the pictures
     assert '<a href="/orders/case/1">1</a>' in page
     assert "expected" in page and "shop north, items 3" in page
@@ -132,7 +132,7 @@ def test_a_cause_is_suppressed_from_the_page(desk: TestClient, settings: Setting
     desk.get(f"/orders/others/{HIDDEN}", headers={"HX-Request": "true"})  # a part that comes first takes no message
     answer = desk.get(answer.headers["location"])
     assert answer.url.path == f"/orders/entity/{HIDDEN}"
-    assert "Suppression 1: spend counts as no alert" in answer.text
+    assert "Suppression 1: spend does not count as an alert" in answer.text
     [one] = read_suppressions(Warehouse(settings.warehouse_url), "orders")
     assert (one.entity, one.cause, one.reason, one.author) == (HIDDEN, "spend", "a gift", "kim")
     assert "by kim: a gift" in answer.text  # among those that hold
@@ -151,7 +151,7 @@ def test_who_may_only_read_sees_no_form_and_cannot_suppress(settings: Settings) 
     people = {"lee": User(role="read", token=hash_token("t"))}
     with TestClient(create_app(settings, Access(people)), headers={"Authorization": "Bearer t"}) as desk:
         page = desk.get(f"/orders/entity/{HIDDEN}").text
-        assert "takes the role judge" in page and "/orders/suppress/" not in page
+        assert "needs the role judge" in page and "/orders/suppress/" not in page
         assert desk.post(f"/orders/suppress/{HIDDEN}", data=FORM).status_code == 403
 
 

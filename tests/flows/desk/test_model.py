@@ -73,9 +73,9 @@ def test_champion_and_challenger_are_side_by_side(desk: TestClient, site: Site) 
     assert f"{100 * threshold.false_alarm_rate:.2f} %" in first
     assert f"({100 * threshold.interval_low:.2f} to {100 * threshold.interval_high:.2f} %)" in first
     assert first.count("<polyline") == 2  # fit and stopping losses
-    assert "<polyline" not in second and "Its run has no losses" in second
+    assert "<polyline" not in second and "No training losses are recorded" in second
     assert str(champion.trained_through) in first
-    assert "They were not compared yet" in page and "nightjar compare orders" in page
+    assert "They have not been compared yet" in page and "nightjar compare orders" in page
     assert "It still needs 200 more verdicts on flags" in page
 
 

@@ -109,13 +109,15 @@ def test_undo_never_takes_back_what_somebody_else_did(ann: Browser, ben: Browser
 def test_next_goes_from_case_to_case_and_leaves_out_what_others_have_open(ann: Browser, ben: Browser) -> None:
     assert ann.post("/orders/next").url.path == "/orders/case/1"
     assert ben.post("/orders/next").url.path == "/orders/case/2"
-    assert "ann has this case open" in ben.client.post("/orders/case/1/lock", headers={"x-form-key": ben.key()}).text
-    assert "open at ann's desk" in ben.read(DAY)
+    assert (
+        "ann is working on this case" in ben.client.post("/orders/case/1/lock", headers={"x-form-key": ben.key()}).text
+    )
+    assert "locked by ann" in ben.read(DAY)
     after = ann.post("/orders/case/1/judge", verdict="expected", then="next")
     assert after.url.path == "/orders/case/3"
     ann.post("/orders/case/3/judge", verdict="expected", then="next")
     done = ann.post("/orders/case/4/snooze", days="3", then="next")
-    assert done.url.path == "/orders/queue" and "No other case waits." in done.text
+    assert done.url.path == "/orders/queue" and "No other case is waiting." in done.text
 
 
 def test_the_queue_shows_why_cases_wait(ann: Browser, ben: Browser) -> None:
@@ -126,7 +128,7 @@ def test_the_queue_shows_why_cases_wait(ann: Browser, ben: Browser) -> None:
     assert list_shown(ann.read("/orders/queue?view=unassigned")) == [1, 4]
     assert list_shown(ann.read("/orders/queue?view=conflicting")) == [3]
     assert list_shown(ann.read("/orders/queue?view=due")) == []
-    assert "People disagree: ann: confirmed; ben: false_alarm (1 record)" in ann.read("/orders/case/3")
+    assert "Conflicting verdicts: ann: confirmed; ben: false_alarm (1 record)" in ann.read("/orders/case/3")
     assert ann.get("/orders/queue?view=mood").status_code == 404
 
 
@@ -140,9 +142,9 @@ def test_a_verdict_on_several_cases_is_asked_for_twice_and_above_the_limit_by_tw
     for number in (3, 4):
         ann.post(f"/orders/case/{number}/undo")
     many = ann.post("/orders/verdicts", case=["1", "2", "3", "4"], verdict="expected", note="a sale", is_sure="1")
-    assert "Approval 1 was asked for" in many.text and verdicts(settings) == {}
+    assert "Approval 1 was requested" in many.text and verdicts(settings) == {}
     assert ann.post("/orders/approval/1", decision="approved").status_code == 409
-    assert "asked by ann" in ben.read("/orders/queue")
+    assert "requested by ann" in ben.read("/orders/queue")
     ben.post("/orders/approval/1", decision="approved")
     assert verdicts(settings) == dict.fromkeys(["r0", "r1", "r2", "r3", "r4", "r5"], "expected")
     found = Warehouse(settings.warehouse_url).read_reviews("orders", learnt=False)

@@ -92,11 +92,11 @@ def test_a_rejected_night_has_a_page(desk: TestClient) -> None:
     assert "1 expectation broken" in page and "1 expectation met" in page
     assert f"orders-{REJECTED}.csv" in page and "2026-04-09 06:00" in page  # in Berlin
     assert f'href="/orders/nights/{LOST}" rel="prev"' in page
-    assert "Nothing is published of this date." in page
+    assert "Nothing is published for this date." in page
 
 
 def test_a_date_of_which_nothing_is_known_says_so_and_what_is_no_date_has_no_page(desk: TestClient) -> None:
-    assert "Nothing is known of this date" in read(desk, "/orders/nights/2030-01-01")
+    assert "Nothing has landed for this date" in read(desk, "/orders/nights/2030-01-01")
     assert desk.get("/orders/nights/yesterday").status_code == 404
     assert desk.get("/nobody/nights").status_code == 404
 

@@ -85,14 +85,14 @@ def test_without_a_valid_file_the_page_says_why_and_shows_the_rest(desk: TestCli
     page = read(desk)
     assert "ParamsInvalid: alerts.yaml has " in page and "maintenance: move" in page
     (settings.project / "alerts.yaml").unlink()
-    assert "Nobody is told of anything" in read(desk)
+    assert "No alert rules are set up" in read(desk)
 
 
 def test_a_suppression_is_added_and_ended(desk: TestClient, settings: Settings) -> None:
     last = str((datetime.now(UTC) + timedelta(days=3)).date())
     page = send(desk, "/orders/rules/suppress", entity=EVIL, cause="spend", reason="a gift", until=last)
     assert "<script>alert" not in page
-    assert f"Suppression 1 holds through {last}" in page and "a gift" in page
+    assert f"Suppression 1 applies through {last}" in page and "a gift" in page
     [added] = read_suppressions(Warehouse(settings.warehouse_url), "orders")
     assert (added.entity, added.cause, added.author) == (EVIL, "spend", "kim")
     assert "Suppression 1 has ended." in send(desk, "/orders/rules/suppress/1/end")
