@@ -95,9 +95,14 @@ def print_case(name: str, found: dict[str, Any], zone: ZoneInfo) -> None:
     print_flags(found["records"], zone)
     stdout.print("\nhistory", style="bold")
     for event in found["history"]:
-        details = ", ".join(f"{key} {value}" for key, value in event["details"].items())
+        details = ", ".join(f"{key} {show_detail(value)}" for key, value in event["details"].items())
         when = event["happened_at"][:16].replace("T", " ")
         line = f"{when}  {event['kind']} by {event['actor']}" + (f": {details}" if details else "")
         stdout.print(line, soft_wrap=True)
         if event["note"]:
             stdout.print(f"  {' '.join(event['note'].split())}", soft_wrap=True, style="dim")
+
+
+def show_detail(value: object) -> object:
+    """A detail of an event: yes and no instead of True and False."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

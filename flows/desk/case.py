@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from flows.desk.view import ENVIRONMENT, Act, Judge, Look, read_number
 from tasks.errors import ChampionMissing, ServiceUnreachable
 from tasks.follow_up import actions
-from tasks.follow_up.cases import MEANING
+from tasks.follow_up.cases import MEANING, WORTH
 from tasks.on_demand.case import Usual, read_usual, show_case_page
 
 router = APIRouter()
@@ -24,7 +24,12 @@ def show(look: Look, number: int) -> Response:
         look.site, look.params.score, number, look.now, lambda version: find_usual(look, version),
         read_number(look.query.get("page", "")),
     )  # fmt: skip
-    return look.render("case.html", keys=KEYS, snooze_days=SNOOZE_DAYS, then=look.query.get("then", ""), **facts)
+    said = [
+        one["details"][WORTH] for one in facts["events"] if (one["kind"], one["actor"]) == (WORTH, look.person.name)
+    ]
+    judged, then = read_number(look.query.get("judged", ""), 0), look.query.get("then", "")
+    shown = facts | {"judged": judged, "worth": said[-1] if said else None, "then": then}
+    return look.render("case.html", keys=KEYS, snooze_days=SNOOZE_DAYS, **shown)
 
 
 def find_usual(look: Look, version: int) -> Usual:
@@ -64,21 +69,23 @@ def go_next(act: Judge) -> Response:
     return open_next(act, skipped, "")
 
 
-def open_next(act: Act, skipped: list[int], message: str) -> Response:
-    """Go to the next case, with a message about the last one."""
+def open_next(act: Act, skipped: list[int], message: str, judged: int = 0) -> Response:
+    """Go to the next case, with a message about the last one; if that was judged, the page asks about it."""
     case = actions.lock_next(act.desk, act.params.cases.lock_minutes, skipped)
     if case is None:
         return act.done(act.url("queue"), f"{message} No other case is waiting.".strip())
-    return act.done(act.url("case", case.case_id, then="next"), message)
+    return act.done(act.url("case", case.case_id, then="next", judged=judged or None), message)
 
 
 @router.post("/{detector}/case/{number}/{what}")
 def change(act: Judge, number: int, what: str) -> Response:
-    """Take, assign, judge, note, snooze, close, reopen, merge or undo."""
+    """Take, assign, judge, rate, note, snooze, close, reopen, merge or undo."""
     note = act.form.get("note", "").strip() or None
     message = act_on(act, number, what, note)
     if act.form.get("then") == "next" and what in ("judge", "snooze", "close"):
-        return open_next(act, [number], message)
+        return open_next(act, [number], message, number if what == "judge" else 0)
+    if what == WORTH:
+        return act.done(act.back, message)
     return act.done(act.url("case", act.form.get("into", number) if what == "merge" else number), message)
 
 
@@ -121,6 +128,12 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "Give the number of the other case.")
         actions.merge_case(desk, number, into, note)
         return f"Case {number} was merged into case {into}."
+    if what == WORTH:
+        answer = act.form.get(WORTH, "")
+        if answer not in ("yes", "no"):
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "Answer yes or no.")
+        actions.rate_case(desk, number, answer == "yes")
+        return f"Case {number} was {'' if answer == 'yes' else 'not '}worth a look."
     if what == "undo":
         return f"Undone: {actions.undo_case(desk, number)}."
     raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found")

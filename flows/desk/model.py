@@ -16,6 +16,7 @@ from tasks.on_demand.standing import (
     find_comparison,
     list_needs,
 )
+from tasks.on_demand.worth import count_worth
 from tasks.stores.registry import CHALLENGER, CHAMPION, Version
 
 router = APIRouter()
@@ -51,7 +52,8 @@ def show(look: Look) -> Response:
     found, read_at = recent_of(look).get(("model", look.detector), lambda: read_model(look))
     verdicts = count_verdicts(look.site)
     needs, gate = list_needs(verdicts, look.params.review.limits), look.params.promote.gate
-    return look.render("model.html", **found, read_at=read_at, verdicts=verdicts, needs=needs, gate=gate)
+    shown = found | {"read_at": read_at, "verdicts": verdicts, "needs": needs, "gate": gate}
+    return look.render("model.html", **shown, worth=count_worth(look.site))
 
 
 @router.get("/{detector}/model/verdicts")

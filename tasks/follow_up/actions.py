@@ -21,6 +21,7 @@ from tasks.follow_up.cases import (
     MEANING,
     OPEN,
     SNOOZED,
+    WORTH,
     Log,
     change,
     close,
@@ -34,6 +35,7 @@ from tasks.stores.bulk import load_rows
 from tasks.stores.tables import Case, case_flags, cases, reviews
 from tasks.stores.warehouse import WITHDRAWN, Warehouse, lock_cases, select_verdicts
 
+SILENT = ("note", WORTH)  # kinds of events that are no steps: they change nothing of the case
 UNDOABLE = ("taken", "verdict", "closed", "snoozed", "reopened")
 
 
@@ -207,8 +209,8 @@ def undo_case(desk: Desk, number: int) -> str:
 
 
 def _find_last(events: Sequence[dict[str, Any]], actor: str) -> dict[str, Any] | None:
-    """The last step of a case, if it is the actor's and can be undone. Notes do not count."""
-    steps = [one for one in events if one["kind"] != "note"]
+    """The last step of a case, if it is the actor's and can be undone. Notes and opinions do not count."""
+    steps = [one for one in events if one["kind"] not in SILENT]
     if len(steps) > 1 and steps[-1]["kind"] == "closed" and steps[-2]["kind"] == "verdict":
         steps = steps[:-1]  # a verdict closes its case
     last = steps[-1] if steps else None
@@ -243,6 +245,15 @@ def note_case(desk: Desk, number: int, note: str) -> None:
     """Add a note."""
     with _hold(desk, number) as (_, __, log):
         log.add(number, "note", desk.actor, note)
+
+
+def rate_case(desk: Desk, number: int, is_worth: bool) -> None:
+    """Say whether a case that has a verdict was worth a look; of each person, the newest answer counts."""
+    with _hold(desk, number) as (_, case, log):
+        _check_not_merged(case)
+        if case.verdict is None:
+            raise _refused(case, "has no verdict yet", "give one first")
+        log.add(number, WORTH, desk.actor, worth=is_worth)
 
 
 def snooze_case(desk: Desk, number: int, until: datetime, note: str | None = None) -> None:

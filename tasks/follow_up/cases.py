@@ -33,6 +33,7 @@ MEANING = {
 }
 OPEN, SNOOZED, CLOSED = "open", "snoozed", "closed"
 STATES = (OPEN, SNOOZED, CLOSED)
+WORTH = "worth"  # an event: what a person says of whether the case was worth a look
 FLAG_KEY = ("detector", "batch_date", "record_id")
 AWAKE: dict[str, Any] = {"state": OPEN, "snoozed_until": None}
 UNLOCKED: dict[str, Any] = {"locked_by": None, "locked_until": None}

@@ -155,3 +155,12 @@ def test_only_the_role_promote_promotes_and_only_by_our_own_form(
         assert [judge.post(address, data=form).status_code for address in addresses] == [403, 403]
     assert [desk.post(address, data=form).status_code for address in addresses] == [403, 403]
     assert site.registry.get_champion().version == 1
+
+
+def test_the_share_of_judged_cases_that_were_worth_a_look_is_shown(desk: TestClient) -> None:
+    assert "cases with an answer" not in read(desk)
+    send(desk, "/orders/case/1/judge", verdict="confirmed")
+    send(desk, "/orders/case/1/worth", worth="yes")
+    page = read(desk)
+    assert "worth a look (2.5 to 100.0 %): 1 of 1 cases with an answer, of 1 judged" in page
+    assert '<td data-label="worth a look">100.0 %' in page  # of its week

@@ -120,6 +120,25 @@ def test_next_goes_from_case_to_case_and_leaves_out_what_others_have_open(ann: B
     assert done.url.path == "/orders/queue" and "No other case is waiting." in done.text
 
 
+def test_after_a_verdict_the_page_asks_whether_the_case_was_worth_a_look(ann: Browser, ben: Browser) -> None:
+    assert "worth a look?" not in ann.read("/orders/case/1")
+    assert "has no verdict yet" in ann.post("/orders/case/1/worth", worth="yes").text
+    page = " ".join(ann.post("/orders/case/1/judge", verdict="confirmed").text.split())
+    assert "Was this case worth a look?" in page and 'data-key="y" aria-keyshortcuts="y" aria-pressed="false"' in page
+    assert ann.post("/orders/case/1/worth", worth="maybe").status_code == 400
+    said = ann.say("/orders/case/1/worth", worth="yes", back="/orders/case/1")
+    assert said == "Case 1 was worth a look."
+    page = ann.read("/orders/case/1")
+    assert 'aria-keyshortcuts="y" aria-pressed="true"' in page and "<strong>worth a look</strong> by ann" in page
+    assert 'aria-pressed="true"' not in ben.read("/orders/case/1")  # what ann said is not what ben says
+    after = ann.post("/orders/case/2/judge", verdict="expected", then="next")
+    assert after.url.path == "/orders/case/3" and "Was case 2 worth a look?" in after.text
+    back = ann.post("/orders/case/2/worth", worth="no", back="/orders/case/3?then=next")
+    assert back.url.path == "/orders/case/3" and "Case 2 was not worth a look." in back.text
+    assert "Was case 2" not in back.text
+    assert "Undone: verdict" in ann.say("/orders/case/2/undo")
+
+
 def test_the_queue_shows_why_cases_wait(ann: Browser, ben: Browser) -> None:
     ann.post("/orders/case/2/take")
     ann.post("/orders/case/3/judge", verdict="confirmed")

@@ -344,6 +344,21 @@ def test_a_case_is_taken_snoozed_noted_closed_and_reopened(engine: Warehouse) ->
     assert read_verdicts(engine) == {}
 
 
+def test_only_a_judged_case_was_worth_a_look_or_not_and_that_is_no_step_to_undo(engine: Warehouse) -> None:
+    publish(engine, {"a1": "ann"})
+    with pytest.raises(CaseRefused, match="has no verdict yet"):
+        actions.rate_case(desk(engine), 1, True)
+    actions.judge_case(desk(engine), 1, "false_alarm")
+    actions.rate_case(desk(engine, actor="ada"), 1, False)
+    actions.rate_case(desk(engine), 1, True)
+    assert [event for event in read_events(engine, 1) if event[0] == "worth"] == [
+        ("worth", "ada", {"worth": False}),
+        ("worth", "kim", {"worth": True}),
+    ]
+    assert actions.undo_case(desk(engine, NOW + timedelta(hours=1)), 1) == "verdict"
+    assert read_cases(engine)[1].state == "open"
+
+
 def test_a_closed_case_can_be_judged_anew_and_the_newest_verdict_counts(engine: Warehouse) -> None:
     publish(engine, {"a1": "ann"})
     actions.judge_case(desk(engine), 1, "confirmed")
