@@ -1,5 +1,6 @@
 """`nightjar desk`."""
 
+import socket
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from flows.cli.options import By, name_person
 from flows.cli.screen import stdout
+from tasks.errors import ParamsInvalid
 
 EXAMPLE = "nightjar desk; nightjar desk --host 0.0.0.0 --users desk.yaml; nightjar desk --new-token ada --role judge"
 
@@ -55,9 +57,20 @@ def desk(
     server = uvicorn.Server(
         uvicorn.Config(app, host, port, log_level="warning", server_header=False, proxy_headers=False, access_log=False)
     )
-    config_socket = server.config.bind_socket()
-    address = f"http://{host}:{config_socket.getsockname()[1]}/"
+    opened = listen(host, port)
+    address = f"http://{host}:{opened.getsockname()[1]}/"
     stdout.print(f"The desk is at {address} (Ctrl-C stops it)", soft_wrap=True)
     if browser:
         webbrowser.open(address)
-    server.run(sockets=[config_socket])
+    server.run(sockets=[opened])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ParamsInvalid."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        todo = "choose an address of this machine for --host and a free --port"
+        raise ParamsInvalid(
+            "The desk cannot listen at this address.", where=f"{host}:{port}", got=str(error), todo=todo
+        ) from error

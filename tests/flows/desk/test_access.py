@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from people import NIGHT, TOKENS, USERS, Browser
 
+from flows.cli.desk import listen
 from flows.config.settings import Settings
 from flows.desk.access import Access, User, check_access, hash_token, is_loopback, read_users
 from flows.desk.app import create_app
@@ -46,6 +47,13 @@ def test_every_page_forbids_what_it_does_not_need(ann: Browser, path: str) -> No
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert " style=" not in answer.text and "<script>" not in answer.text and " onclick" not in answer.text
+
+
+def test_another_name_is_refused_but_a_probe_may_ask_by_address(settings: Settings) -> None:
+    client = TestClient(create_app(settings, Access(USERS), ["desk.example"]), follow_redirects=False)
+    assert client.get("/orders", headers={"host": "desk.example"}).status_code == 303
+    assert client.get("/orders", headers={"host": "evil.example"}).status_code == 400
+    assert client.get("/-/health", headers={"host": "10.0.0.7:8890"}).text == "ok"
 
 
 def test_a_wrong_token_is_told_and_a_right_one_leads_to_the_page_that_was_asked_for(settings: Settings) -> None:
@@ -146,6 +154,13 @@ def test_a_bad_file_of_people_is_named(tmp_path: Path, text: str) -> None:
         read_users(path)
     assert raised.value.where == str(path)
     assert "new-token" in raised.value.todo
+
+
+def test_a_taken_port_is_named() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ParamsInvalid, match=f"127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
 
 
 def test_what_new_token_prints_is_a_line_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
