@@ -203,7 +203,7 @@ class Act(Page):
         """Go to a page with a message."""
         if "application/json" in self.request.headers.get("accept", ""):
             return JSONResponse({kind: message})
-        if session := self.room.access.get_session(self.request):
+        if message and (session := self.room.access.get_session(self.request)):
             session.messages.append((kind, message))
         return RedirectResponse(url, HTTPStatus.SEE_OTHER)
 

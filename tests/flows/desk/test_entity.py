@@ -71,7 +71,7 @@ def find_key(page: str) -> str:
 
 def test_the_page_of_an_entity_says_what_it_did(desk: TestClient) -> None:
     page = desk.get(f"/orders/entity/{HIDDEN}").text
-    assert "1 flag in 1 night, 2026-07-01 to 2026-07-01; main causes: spend (1)." in " ".join(page.split())
+    assert "1 flag in 1 night, 2026-07-01; main causes: spend (1)." in " ".join(page.split())
     assert f'href="/orders/entity/{HIDDEN}?night=2026-07-01#flags"' in page  # of the pictures
     assert '<a href="/orders/case/1">1</a>' in page
     assert "expected" in page and "shop north, items 3" in page

@@ -107,11 +107,11 @@ def test_undo_never_takes_back_what_somebody_else_did(ann: Browser, ben: Browser
 
 
 def test_next_goes_from_case_to_case_and_leaves_out_what_others_have_open(ann: Browser, ben: Browser) -> None:
-    assert ann.post("/orders/next").url.path == "/orders/case/1"
+    first = ann.post("/orders/next")
+    assert first.url.path == "/orders/case/1" and '<p class="message' not in first.text
     assert ben.post("/orders/next").url.path == "/orders/case/2"
-    assert (
-        "ann is working on this case" in ben.client.post("/orders/case/1/lock", headers={"x-form-key": ben.key()}).text
-    )
+    locked = ben.client.post("/orders/case/1/lock", headers={"x-form-key": ben.key()})
+    assert "ann is working on this case" in locked.text
     assert "locked by ann" in ben.read(DAY)
     after = ann.post("/orders/case/1/judge", verdict="expected", then="next")
     assert after.url.path == "/orders/case/3"
