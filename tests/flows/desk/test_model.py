@@ -101,7 +101,7 @@ def test_what_the_verdicts_would_change_is_shown_before_anything_is_learnt(
         tags = [version.tags for version in site.registry.list_versions()]
         assert '<a class="button" href="/orders/model/verdicts"' in read(desk)
         page = read(desk, "/orders/model/verdicts")
-        assert f"Learnt now from {len(flags)} verdicts, a second stage would suppress" in page
+        assert f"A second stage trained now, on {len(flags)} verdicts, would suppress" in page
         assert f"of the {is_fraud.sum()} confirmed anomalies among them would be lost" in page
         assert "there is none" in page and "<!doctype html>" in page
         part = desk.get("/orders/model/verdicts", headers={"HX-Request": "true"}).text
@@ -117,6 +117,8 @@ def test_what_the_verdicts_would_change_is_shown_before_anything_is_learnt(
 def test_promoting_asks_for_a_reason_and_for_the_champion_that_was_seen(desk: TestClient, site: Site) -> None:
     assert "Promote version 2?" in read(desk, "/orders/model/promote/2")
     assert desk.get("/orders/model/promote/9").status_code == 404
+    again = read(desk, "/orders/model/promote/1")
+    assert "Version 1 is already the champion." in again and '<button class="main"' not in again
     assert desk.get("/orders/model/rollback").status_code == 404  # the champion replaced no other version
     assert "Give a reason" in send(desk, "/orders/model/promote/2", champion="1", reason=" ")
     assert "look again" in send(desk, "/orders/model/promote/2", champion="7", reason="why")
