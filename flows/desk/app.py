@@ -40,7 +40,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-THREADS = 4
+THREADS = 12  # few enough not to hinder each other, and some may wait for a store
 HEALTH = "/-/health"
 HEADERS = {
     "Content-Security-Policy": POLICY,

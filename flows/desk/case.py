@@ -1,5 +1,6 @@
 """Screen 2, Case: what happened, why it was flagged, and what people said and do about it."""
 
+from dataclasses import replace
 from datetime import datetime, time, timedelta
 from http import HTTPStatus
 
@@ -14,6 +15,7 @@ from tasks.on_demand.case import Usual, read_usual, show_case_page
 
 router = APIRouter()
 SNOOZE_DAYS = (1, 3, 7, 30)
+LOCKING_S = 0.2  # a page does not wait for its lock
 KEYS = {"confirmed": "c", "expected": "e", "false_alarm": "f", "new_trend": "n", "unresolved": "u"}
 
 
@@ -57,8 +59,11 @@ def copy(look: Look, number: int) -> Response:
 @router.post("/{detector}/case/{number}/lock")
 def lock(act: Judge, number: int) -> Response:
     """Lock the case for whoever opened it, or say who has it open."""
-    minutes = act.params.cases.lock_minutes
-    case = actions.lock_case(act.desk, number, minutes)
+    minutes, desk = act.params.cases.lock_minutes, replace(act.desk, wait_s=LOCKING_S)
+    try:
+        case = actions.lock_case(desk, number, minutes)
+    except ServiceUnreachable:  # a night is being published: the page asks again later
+        return Response()
     return act.render("lock.html", case=case, is_others=actions.is_locked(case, act.person.name, act.now))
 
 
@@ -105,7 +110,8 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
         verdict = act.form.get("verdict", "")
         if verdict not in MEANING:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
-        flags = actions.judge_case(desk, number, verdict, note)
+        seen = act.form.get("flags", "")
+        flags = actions.judge_case(desk, number, verdict, note, int(seen) if seen.isdecimal() else None)
         return f"Case {number}: {verdict.replace('_', ' ')}, for {flags:,} flag{'' if flags == 1 else 's'}."
     if what == "note":
         if note is None:

@@ -14,7 +14,7 @@ from tasks.follow_up.approvals import WITHDRAWN as TAKEN_BACK
 from tasks.follow_up.cases import MEANING
 from tasks.on_demand.find import find
 from tasks.on_demand.night import find_newest
-from tasks.on_demand.queue import MINE, VIEWS, next_sample, show_queue
+from tasks.on_demand.queue import MINE, VIEWS, next_sample, read_inclusion, show_queue
 from tasks.on_demand.recall import estimate_recall
 from tasks.review import draw_sample, keep_verdicts
 
@@ -71,7 +71,8 @@ def judge_blind(act: Judge) -> Response:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
     if sample is None or sample["record_id"] != act.form.get("record_id"):
         return act.go(act.url("blind"), "problem", "That record has already been judged.")
-    answer = {name: sample[name] for name in ("batch_date", "record_id", "inclusion", "attempt")}
+    answer = {name: sample[name] for name in ("batch_date", "record_id", "attempt")}
+    answer["inclusion"] = read_inclusion(act.site, sample)
     note = act.form.get("note", "").strip()
     keep_verdicts(act.site, pd.DataFrame([{**answer, "verdict": verdict, "note": note}]), act.person.name, act.now)
     return act.done(act.url("blind"), f"{sample['record_id']}: {verdict.replace('_', ' ')}.")

@@ -25,18 +25,23 @@ class Recent:
     def get(
         self, key: Hashable, read: Callable[[], Found], seconds: float = SECONDS, stamp: Hashable = None
     ) -> tuple[Found, datetime]:
-        """What `read` gave at most so many seconds ago, and when. Of several who ask at once, one reads.
+        """What `read` gave at most so many seconds ago, and when. While one reads, others get what was known before.
 
         stamp: what it depends on: with another one it is read anew.
         """
-        with self._locks.setdefault(key, threading.Lock()):
-            now = datetime.now(UTC)
-            at, before, found = self._known.get(key, (datetime.min.replace(tzinfo=UTC), None, None))
-            if now - at > timedelta(seconds=seconds) or before != stamp:
-                found, at = read(), now
-                self._known[key] = at, stamp, found
-            known: Found = found
-            return known, at
+        at, before, found = self._known.get(key, (datetime.min.replace(tzinfo=UTC), None, None))
+        is_known, lock = key in self._known and before == stamp, self._locks.setdefault(key, threading.Lock())
+        if lock.acquire(blocking=not is_known):
+            try:
+                now = datetime.now(UTC)
+                at, before, found = self._known.get(key, (datetime.min.replace(tzinfo=UTC), None, None))
+                if now - at > timedelta(seconds=seconds) or before != stamp:
+                    found, at = read(), now
+                    self._known[key] = at, stamp, found
+            finally:
+                lock.release()
+        known: Found = found
+        return known, at
 
     def forget(self) -> None:
         """Read everything anew."""

@@ -11,13 +11,13 @@ from fastapi.responses import RedirectResponse
 
 from flows.desk.nights import is_known
 from flows.desk.view import Judge, Look, Read, read_number
-from tasks.errors import BatchMissing
+from tasks.errors import BatchMissing, CaseRefused
 from tasks.follow_up.actions import judge_cases
 from tasks.follow_up.approvals import ask_approval
 from tasks.follow_up.cases import MEANING
 from tasks.follow_up.keeping import annotate, drop_filter, keep_filter, read_filters
 from tasks.on_demand.night import Wanted, find_newest, list_cases_of_night, list_numbers, show_night
-from tasks.on_demand.queue import count_waiting
+from tasks.on_demand.queue import count_cases_of, count_waiting
 from tasks.review import keep_verdicts, read_answers
 from tasks.rows.escaping import without_formulas
 
@@ -142,6 +142,14 @@ def save_filter(act: Read) -> Response:
 @router.post("/{detector}/verdicts.csv")
 def take_verdicts(act: Judge) -> Response:
     """The verdicts of a file that `nightjar review` or this desk wrote: all of them or none."""
-    answers = read_answers(act.body or act.form.get("table", "").encode())
+    answers = read_answers(act.form["table"].encode() if "table" in act.form else act.body)
+    closed, most = count_cases_of(act.site, answers), act.params.cases.bulk_limit
+    if closed > most and not act.person.may("promote"):
+        raise CaseRefused(
+            "The file has verdicts on too many cases at once; none was stored.",
+            got=f"{closed:,} cases",
+            expected=f"at most {most:,}, by cases.bulk_limit in params.yaml",
+            todo="give several files, or ask somebody with the role promote",
+        )
     new = keep_verdicts(act.site, answers, act.person.name, act.now)
     return act.done(act.url("queue"), f"{len(answers):,} verdicts read, {new:,} of them new.")

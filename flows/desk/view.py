@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +21,7 @@ from flows.config.params import detector_names
 from flows.config.settings import Settings
 from flows.config.setup import Setup, load_setup
 from flows.desk.access import COOKIE, ROLES, Access, Person, Role, stay_here
+from tasks.errors import NightjarError
 from tasks.follow_up.actions import Desk
 from tasks.rows.describe import show_value
 from tasks.rows.params import DetectorParams
@@ -28,6 +30,7 @@ from tasks.stores.snapshot import Snapshot
 from tasks.stores.warehouse import Warehouse
 
 MOST_FORM_BYTES = 5_000_000
+WAIT_S = 10.0  # for a night that is being published, or other people
 Known = TypeVar("Known")
 ENVIRONMENT = Environment(
     loader=ChoiceLoader([PackageLoader("flows.desk"), PackageLoader("tasks.pages")]),
@@ -187,16 +190,17 @@ class Act(Page):
 
     @property
     def desk(self) -> Desk:
-        """With what cases are judged."""
-        return Desk(self.room.warehouse, self.detector, self.params.cases, self.person.name, self.now)
+        """With what cases are judged. Nobody waits long for a night at a desk."""
+        return Desk(self.room.warehouse, self.detector, self.params.cases, self.person.name, self.now, WAIT_S)
 
     def chosen(self, name: str) -> list[str]:
         """All values of a name in the form."""
         return [value for key, value in self.values if key == name]
 
     def done(self, url: str, message: str) -> Response:
-        """Go to a page, which says what was done and shows what was written."""
-        self.room.snapshot.refresh()
+        """Go to a page, which says what was done and shows what was written, unless somebody writes at that moment."""
+        with suppress(NightjarError):
+            self.room.snapshot.refresh(WAIT_S)
         return self.go(url, "done", message)
 
     def go(self, url: str, kind: str, message: str) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tasks.errors import CaseMissing, CaseRefused
-from tasks.follow_up.actions import Desk, judge_all
+from tasks.follow_up.actions import Desk, count_flags, get_open, judge_all
 from tasks.stores.tables import approvals
 from tasks.stores.warehouse import lock_cases
 
@@ -18,10 +18,10 @@ APPROVED, REFUSED, WITHDRAWN = "approved", "refused", "withdrawn"
 
 @dataclass(frozen=True)
 class Approval:
-    """A verdict on several cases that waits for a second person, or did."""
+    """A verdict on several cases that waits for a second person, or did. flags: their number by case, when asked."""
 
     approval_id: int
-    cases: tuple[int, ...]
+    flags: dict[int, int]
     verdict: str
     note: str | None
     asked_by: str
@@ -30,14 +30,22 @@ class Approval:
     decided_by: str | None
     decided_at: datetime | None
 
+    @property
+    def cases(self) -> list[int]:
+        """The numbers of the cases."""
+        return list(self.flags)
+
 
 def ask_approval(desk: Desk, numbers: Collection[int], verdict: str, note: str | None = None) -> int:
-    """Ask for a second person's approval of a verdict on several cases; returns the number of the approval."""
-    with desk.warehouse.begin() as connection:
+    """Ask for a second person's approval of a verdict on several open cases; returns the number of the approval."""
+    with desk.warehouse.begin(desk.wait_s) as connection:
         lock_cases(connection, desk.detector)
+        get_open(connection, desk, numbers)
+        flags = count_flags(connection, desk.detector, numbers)
         newest = sa.select(sa.func.max(approvals.c.approval_id)).where(approvals.c.detector == desk.detector)
-        number = (connection.scalar(newest) or 0) + 1
-        row: dict[str, Any] = {"cases": json.dumps(sorted(set(numbers))), "verdict": verdict, "note": note}
+        [highest] = connection.scalars(newest).all()
+        number = (highest or 0) + 1
+        row: dict[str, Any] = {"cases": json.dumps(sorted(flags.items())), "verdict": verdict, "note": note}
         asked = {"asked_by": desk.actor, "asked_at": desk.now}
         connection.execute(sa.insert(approvals).values(detector=desk.detector, approval_id=number, **row, **asked))
     return number
@@ -46,9 +54,10 @@ def ask_approval(desk: Desk, numbers: Collection[int], verdict: str, note: str |
 def decide_approval(desk: Desk, number: int, decision: str) -> Approval:
     """Approve, which gives the verdicts in the asker's name, refuse, or withdraw; returns the approval as it was.
 
-    Raises CaseMissing, and CaseRefused if it is decided already, if the asker approves, or if a case has changed.
+    Raises CaseMissing, and CaseRefused if it is decided already, if the asker approves, or if a case has been closed or
+    has other flags than when it was asked for.
     """
-    with desk.warehouse.begin() as connection:
+    with desk.warehouse.begin(desk.wait_s) as connection:
         lock_cases(connection, desk.detector)
         approval = _read(connection, desk, number)
         if approval.decision:
@@ -57,7 +66,8 @@ def decide_approval(desk: Desk, number: int, decision: str) -> Approval:
             raise _refused(desk, number, "needs a second person: whoever asked for it cannot approve it")
         if decision == APPROVED:
             note = "; ".join(filter(None, (approval.note, f"approved by {desk.actor}")))
-            judge_all(connection, replace(desk, actor=approval.asked_by), approval.cases, approval.verdict, note)
+            asker = replace(desk, actor=approval.asked_by)
+            judge_all(connection, asker, approval.cases, approval.verdict, note, approval.flags)
         of_approval = (approvals.c.detector == desk.detector, approvals.c.approval_id == number)
         decided = {"decision": decision, "decided_by": desk.actor, "decided_at": desk.now}
         connection.execute(sa.update(approvals).where(*of_approval).values(**decided))
@@ -68,9 +78,8 @@ def read_approvals(connection: sa.Connection, detector: str, *which: sa.ColumnEl
     """The approvals that meet all conditions, by number."""
     columns = [column for column in approvals.c if column.name != "detector"]
     found = sa.select(*columns).where(approvals.c.detector == detector, *which).order_by(approvals.c.approval_id)
-    return [
-        Approval(**{**row, "cases": tuple(json.loads(row["cases"]))}) for row in connection.execute(found).mappings()
-    ]
+    rows = [dict(row) for row in connection.execute(found).mappings()]
+    return [Approval(flags=dict(json.loads(row.pop("cases"))), **row) for row in rows]
 
 
 def _read(connection: sa.Connection, desk: Desk, number: int) -> Approval:

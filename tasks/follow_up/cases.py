@@ -323,8 +323,13 @@ def close(
     reason: str | None = None,
 ) -> None:  # fmt: skip
     """Close a case, with a verdict or without."""
-    change(connection, case, AWAKE | UNLOCKED | {"state": CLOSED, "closed_at": log.now, "verdict": verdict})
+    change(connection, case, closing(log.now, verdict))
     log.add(case.case_id, "closed", actor, note, verdict=verdict, reason=reason)
+
+
+def closing(now: datetime, verdict: str | None) -> dict[str, Any]:
+    """The columns of a case that closes."""
+    return AWAKE | UNLOCKED | {"state": CLOSED, "closed_at": now, "verdict": verdict}
 
 
 def _of(table: sa.Table, detector: str, numbers: Sequence[int]) -> tuple[sa.ColumnElement[bool], ...]:
@@ -335,6 +340,12 @@ def change(connection: sa.Connection, case: Case, values: Mapping[str, Any]) -> 
     """Set columns of a case. The caller has the detector's cases locked."""
     of_case = (cases.c.detector == case.detector, cases.c.case_id == case.case_id)
     connection.execute(sa.update(cases).where(*of_case).values(**values))
+
+
+def change_all(connection: sa.Connection, detector: str, numbers: Sequence[int], values: Mapping[str, Any]) -> None:
+    """Set the same columns of several cases."""
+    for chunk in in_chunks(numbers):
+        connection.execute(sa.update(cases).where(*_of(cases, detector, chunk)).values(**values))
 
 
 def read_members(connection: sa.Connection, detector: str, *which: sa.ColumnElement[bool]) -> pd.DataFrame:
@@ -354,8 +365,12 @@ def read_numbers(connection: sa.Connection, detector: str, days: Collection[date
 
 
 def read_events(connection: sa.Connection, detector: str, number: int) -> list[dict[str, Any]]:
-    """What happened to a case, in order: happened_at, kind, actor, note and details."""
+    """What happened to a case, in order: happened_at, kind, actor, note and details.
+
+    was: what of the case a person's step has changed; None for other events.
+    """
     c = case_events.c
     found = sa.select(c.happened_at, c.kind, c.actor, c.note, c.details).where(*_of(case_events, detector, [number]))
     rows = connection.execute(found.order_by(c.number)).mappings().all()
-    return [{**row, "details": json.loads(row["details"] or "{}")} for row in rows]
+    events = [{**row, "details": json.loads(row["details"] or "{}")} for row in rows]
+    return [event | {"was": event["details"].pop("was", None)} for event in events]

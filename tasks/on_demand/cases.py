@@ -130,5 +130,9 @@ def show_case(site: Site, params: ScoreParams, number: int, now: datetime) -> di
     with site.warehouse.begin_reading() as connection:
         members = read_members(connection, site.detector, cases.c.case_id == number).drop(columns="case_id")
         events = read_events(connection, site.detector, number)
-    history = [event | {"happened_at": _show_time(site, event["happened_at"])} for event in events]
+    shown = ("happened_at", "kind", "actor", "note", "details")
+    history = [
+        {name: event[name] for name in shown} | {"happened_at": _show_time(site, event["happened_at"])}
+        for event in events
+    ]
     return {**found[0], "records": describe_flags(site, params, members), "history": history}

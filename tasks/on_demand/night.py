@@ -126,14 +126,20 @@ def list_cases_of_night(site: Site, day: date, wanted: Wanted, now: datetime) ->
             | {name: str(case[name].astimezone(site.zone)) if case[name] else None for name in times}
             | {"worst_record": case["record_id"], "score": case["score"], "threshold": flag["threshold"]}
             | {"causes": "; ".join(describe_causes(json.loads(flag["causes"]), site.zone))}
-            | localise(json.loads(flag["record"]) if flag["record"] else {}, site.zone)
+            | {f"record.{name}": value for name, value in _localise(flag["record"], site.zone).items()}
         )
     return rows
 
 
+def _localise(record: str | None, zone: ZoneInfo) -> dict[str, Any]:
+    return localise(json.loads(record) if record else {}, zone)
+
+
 def list_numbers(site: Site, day: date, wanted: Wanted, now: datetime) -> list[int]:
     """The numbers of all cases of a night that are wanted."""
-    return [row["case"] for row in list_cases_of_night(site, day, wanted, now)]
+    with site.warehouse.begin_reading() as connection:
+        found = _choose(connection, site.detector, day, _read_cases(connection, site.detector, day, now), wanted)
+    return [case["case"] for case in found]
 
 
 def _count(all_cases: Sequence[Mapping[str, Any]], name: str, values: Sequence[str], wanted: Wanted) -> dict[str, int]:
@@ -206,6 +212,7 @@ def _search(connection: sa.Connection, detector: str, day: date, text: str, *, i
     f = flagged_anomalies.c
     joined, of_night = _flags_of_cases(detector, day)
     column, mark, value = text.partition("=") if is_value else ("", "", text)
+    value = value if mark or not is_value else text
     places = (f.record,) if mark else (f.record, f.entity, f.record_id)
     part = json.dumps(value.strip())[1:-1] if mark else value.strip()  # as the record's JSON has it
     has = sa.or_(*(sa.func.lower(place).contains(part.lower(), autoescape=True) for place in places))

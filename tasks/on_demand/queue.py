@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import pandas as pd
 import sqlalchemy as sa
 
 from tasks.follow_up.approvals import read_approvals
-from tasks.follow_up.cases import OPEN
+from tasks.follow_up.cases import OPEN, read_numbers
 from tasks.on_demand.night import summarise_case
 from tasks.rows.describe import localise
 from tasks.rows.params import SEVERITIES
 from tasks.stores.site import Site
-from tasks.stores.tables import approvals, case_flags, cases, reviews, samples
+from tasks.stores.tables import approvals, case_flags, cases, flagged_anomalies, reviews, samples
 
 MOST_CASES = 100  # on the page
 MINE, UNASSIGNED, DUE, CONFLICTING, ALL = "mine", "unassigned", "due", "conflicting", "all"
@@ -134,3 +135,19 @@ def next_sample(site: Site, person: str) -> dict[str, Any] | None:
         return None
     record: Mapping[str, Any] = json.loads(row["record"]) if row["record"] else {}
     return {**row, "record": localise(record, site.zone)}
+
+
+def read_inclusion(site: Site, sample: Mapping[str, Any]) -> float:
+    """With what probability a sampled record is judged: an alert's is 1, since people see all alerts anyway."""
+    f = flagged_anomalies.c
+    own = (f.detector == site.detector, f.batch_date == sample["batch_date"], f.record_id == sample["record_id"])
+    with site.warehouse.begin_reading() as connection:
+        is_alert = connection.scalars(sa.select(~f.suppressed).where(*own)).all()
+    return 1.0 if is_alert == [True] else float(sample["inclusion"])
+
+
+def count_cases_of(site: Site, answers: pd.DataFrame) -> int:
+    """The number of cases that hold a record of these verdicts."""
+    with site.warehouse.begin_reading() as connection:
+        held = read_numbers(connection, site.detector, sorted(set(answers["batch_date"])))
+    return held.merge(answers, on=["batch_date", "record_id"])["case_id"].nunique()

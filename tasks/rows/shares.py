@@ -23,16 +23,21 @@ class Share:
         return Share(self.total - self.hits, self.total, 1 - self.share, 1 - self.high, 1 - self.low)
 
 
-def estimate_share(hits: int, total: int, confidence: float = CONFIDENCE) -> Share:
+def estimate_share(hits: int, total: int) -> Share:
     """A share of counted records with its exact interval."""
     if total == 0:
         return Share(0, 0, None, None, None)
+    return Share(hits, total, hits / total, *bound_share(hits, total))
+
+
+def bound_share(hits: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact interval of `hits` of `total`, which need not be whole numbers."""
     from scipy.special import betaincinv  # type: ignore[import-untyped] # 0.3 s to import
 
     tail = (1 - confidence) / 2
     low = float(betaincinv(hits, total - hits + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, total - hits, 1 - tail)) if hits < total else 1.0
-    return Share(hits, total, hits / total, low, high)
+    return low, high
 
 
 def describe_share(found: Share) -> str:

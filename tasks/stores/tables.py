@@ -255,7 +255,7 @@ approvals = sa.Table(
     metadata,
     _key("detector", sa.Text),
     _key("approval_id", sa.Integer),  # from 1 on
-    _value("cases", sa.Text),  # JSON: the numbers of the cases
+    _value("cases", sa.Text),  # JSON: pairs of a case and its number of flags when it was asked for
     _value("verdict", sa.Text),
     _value("note", sa.Text, nullable=True),
     _value("asked_by", sa.Text),

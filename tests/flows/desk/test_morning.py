@@ -66,7 +66,7 @@ def test_a_table_holds_what_the_page_shows_and_no_formula(ann: Browser) -> None:
     ann.post("/orders/case/4/assign", to="=cmd()")
     table = pd.read_csv(BytesIO(ann.get(f"{DAY}/cases.csv?severity=critical").content))
     assert table["case"].tolist() == [1]
-    assert table.loc[0, ["entity", "flags", "worst_record", "shop"]].tolist() == ["customer-1", 1, "r1", "north"]
+    assert table.loc[0, ["entity", "flags", "worst_record", "record.shop"]].tolist() == ["customer-1", 1, "r1", "north"]
     everything = pd.read_excel(BytesIO(ann.get(f"{DAY}/cases.xlsx").content), engine="calamine")
     assert everything["case"].tolist() == [1, 2, 3, 4]
     assert everything["assignee"].tolist()[3] == "'=cmd()"
