@@ -77,7 +77,7 @@ def show_preview(found: "Preview") -> None:
         if stage is None:
             stdout.print(f"{label}: no second stage, {found.flags:,} alerts")
             continue
-        seen = f"; it has learnt from {stage.learnt} of them" if stage.learnt else ""
+        seen = f"; it has learnt from {stage.learnt:,} of them, so it may lose more of new ones" if stage.learnt else ""
         stdout.print(
             f"{label}: {stage.alerts:,} alerts, {stage.suppressed:,} suppressed; confirmed anomalies lost: "
             f"{describe_share(stage.lost)}{seen}",

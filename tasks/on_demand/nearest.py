@@ -5,7 +5,7 @@ of the fit rows. Only a sample of the flag's night, and of published nights befo
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -162,7 +162,7 @@ def _sample(site: Site, rule: RecordRule, detector: Detector, day: date) -> Iter
     """Rows of a night and of those before it that were not flagged, evenly spread over a night that has too many."""
     wanted = {"record_id", "event_time", *(column.name for column in detector.columns), *rule.show}
     nights = _choose_nights(site, day)
-    abnormal = _read_abnormal(site, nights)
+    abnormal = _read_abnormal(site, list(nights))
     left = MOST_COMPARED
     for night, validated in nights.items():
         step, start = -(-validated.rows // left), 0
@@ -196,7 +196,7 @@ def _choose_nights(site: Site, day: date) -> dict[date, Manifest]:
     return chosen
 
 
-def _read_abnormal(site: Site, nights: Collection[date]) -> dict[date, list[str]]:
+def _read_abnormal(site: Site, nights: list[date]) -> dict[date, list[str]]:
     """By night, the ids of its flags, suppressed or not, and of what else somebody called an anomaly."""
     f, said = flagged_anomalies.c, select_verdicts(site.detector).subquery().c
     flags = sa.select(f.batch_date, f.record_id).where(f.detector == site.detector, f.batch_date.in_(nights))

@@ -19,8 +19,8 @@ from flows.desk.app import create_app
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
 SCREENS = (
-    f"{NIGHT}", "case/2", "queue", "queue?view=all", "blind", "entity/customer-1", "explorer", "explorer?by=cause",
-    "nights", f"nights/{NIGHT}", "model", "rules", "find?q=nobody",
+    f"{NIGHT}", "case/2", "case/3?then=next&judged=2", "queue", "queue?view=all", "blind", "entity/customer-1",
+    "explorer", "explorer?by=cause", "nights", f"nights/{NIGHT}", "model", "rules", "find?q=nobody",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from tasks.on_demand.nearest import Nearest, find_nearest
 from tasks.rows.record import RecordRule
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
+from tasks.stores.warehouse import Warehouse
 
 NIGHT, NOW = date(2026, 7, 31), datetime(2026, 8, 1, 4, tzinfo=UTC)
 NOON = datetime(2026, 7, 31, 12, tzinfo=UTC)
@@ -51,9 +52,9 @@ def put(site: Site, day: date, amounts: dict[str, float], country: str = "DE") -
 
 
 @pytest.fixture
-def site(make_site: Callable[..., Site]) -> Site:
+def site(engine: Warehouse, make_site: Callable[..., Site]) -> Site:
     """A night with two flags, the night before, in another country, and one that was never published."""
-    site = make_site("Europe/Berlin")
+    site = replace(make_site("Europe/Berlin"), warehouse=engine)
     put(site, NIGHT, AMOUNTS)
     put(site, BEFORE, {"old": 3.0, "older": 2.0}, country="FR")
     put(site, BEFORE - timedelta(days=1), {"unpublished": 3.0})
