@@ -207,25 +207,28 @@ def _is_wanted(case: Mapping[str, Any], wanted: Wanted) -> bool:
 
 
 def _search(connection: sa.Connection, detector: str, day: date, text: str, *, is_value: bool) -> set[int]:
-    """The cases with an alert of the night that has a text in its id, its entity or its values; of these, which says
-    `column=value`, the whole value of one column."""
+    """The cases with an alert of the night that has a text, in any case, in its id, its entity or one of its values.
+
+    is_value: a text `column=value` is the whole value of one column.
+    """
     f = flagged_anomalies.c
     joined, of_night = _flags_of_cases(detector, day)
     column, mark, value = text.partition("=") if is_value else ("", "", text)
-    value = value if mark or not is_value else text
-    places = (f.record,) if mark else (f.record, f.entity, f.record_id)
-    part = json.dumps(value.strip())[1:-1] if mark else value.strip()  # as the record's JSON has it
-    has = sa.or_(*(sa.func.lower(place).contains(part.lower(), autoescape=True) for place in places))
-    found = connection.execute(
-        sa.select(case_flags.c.case_id, f.record).select_from(joined).where(*of_night, has)
-    ).all()
-    if not mark:
-        return {row.case_id for row in found}
-    return {row.case_id for row in found if _has_value(json.loads(row.record), column.strip(), value.strip())}
+    wanted = (value if mark else text).strip().casefold()
+    # A record is JSON, in which other letters than ASCII are numbers: the database finds too many, and never too few.
+    spelt = {wanted, *(json.dumps(one)[1:-1].lower() for one in (wanted, wanted.upper()))}
+    places = [f.record] if mark else [f.record, f.entity, f.record_id]
+    has = [sa.func.lower(place).contains(one, autoescape=True) for place in places for one in sorted(spelt)]
+    columns = (case_flags.c.case_id, f.record, f.entity, f.record_id)
+    found = connection.execute(sa.select(*columns).select_from(joined).where(*of_night, sa.or_(*has))).all()
+    return {row.case_id for row in found if _has_text(row, column.strip() if mark else None, wanted)}
 
 
-def _has_value(record: Mapping[str, Any], column: str, value: str) -> bool:
-    return str(record.get(column)).casefold() == value.casefold()
+def _has_text(row: Any, column: str | None, wanted: str) -> bool:
+    record = json.loads(row.record) if row.record else {}
+    if column is not None:
+        return str(record.get(column)).casefold() == wanted
+    return any(wanted in str(one).casefold() for one in (row.entity or "", row.record_id, *record.values()))
 
 
 def _read_worst(

@@ -50,6 +50,9 @@ def test_the_newest_night_is_the_first_page_with_its_counts_and_cases_worst_firs
         ("search=SOUTH", [2]),
         ("search=r5", [4]),
         ("search=%25", []),  # no pattern
+        ("value=north", [1]),
+        ("value=nowhere", []),
+        ("value==", []),
         ("state=closed", []),
         ("assignee=nobody", [1, 2, 3, 4]),
         ("assignee=ann", []),

@@ -13,7 +13,7 @@ from published import make_flag, publish_flags
 
 from models.columns import Column
 from tasks.on_demand.case import find_conflicts, find_usual, share_causes, show_case_page, tell
-from tasks.on_demand.night import Wanted, list_cases_of_night, show_night
+from tasks.on_demand.night import Wanted, list_cases_of_night, list_numbers, show_night
 from tasks.rows.params import ScoreParams
 from tasks.rows.reference import make_bins
 from tasks.stores.site import Site
@@ -156,3 +156,14 @@ def test_the_first_cause_is_read_as_json_has_it(make_site: Callable[..., Site]) 
     facts = show_night(site, date(2026, 7, 1), Wanted(cause=name), NOW)
     assert [case["cause"] for case in facts["cases"]] == [name]
     assert facts["causes"] == [(name, 1)]
+
+
+def test_values_named_as_columns_of_ours_never_take_their_place(make_site: Callable[..., Site]) -> None:
+    site = make_site("UTC")
+    names = {"case": 7, "state": "closed", "score": "x", "entity": "none", "city": "Zürich"}
+    flags = [make_flag("a", "card", record=names), make_flag("b", "other", record={"city": "Bern"})]
+    publish_flags(site.warehouse, date(2026, 7, 1), flags, NOW)
+    for wanted in (Wanted(value="city=zürich"), Wanted(search="ZÜRICH"), Wanted(value="Zürich")):
+        assert list_numbers(site, date(2026, 7, 1), wanted, NOW) == [1]
+    [row] = list_cases_of_night(site, date(2026, 7, 1), Wanted(search="zürich"), NOW)
+    assert (row["case"], row["state"], row["entity"], row["record.case"]) == (1, "open", "card", 7)

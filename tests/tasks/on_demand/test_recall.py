@@ -1,7 +1,7 @@
 """The recall that a blind sample shows: against an independent calculation, and its interval against the truth."""
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,9 @@ from tasks.on_demand.queue import next_sample
 from tasks.on_demand.recall import estimate_recall
 from tasks.review import draw_sample, keep_verdicts
 from tasks.rows.record import RecordRule
+from tasks.stores.bulk import load_rows
 from tasks.stores.site import Site
+from tasks.stores.tables import reviews, samples
 
 DAY, NOW = date(2026, 7, 1), datetime(2026, 7, 2, 4, tzinfo=UTC)
 RULE = RecordRule("card", ("amount",))
@@ -66,6 +68,27 @@ def test_what_is_shown_of_a_sampled_record_is_what_its_night_would_publish(site:
     assert sample["record"] == {"amount": int(sample["record_id"][1:])}
     assert sample["entity"] == sample["record_id"]
     assert not {"score", "causes", "percentile_rank"} & set(sample)
+
+
+def test_nights_count_by_their_rows_and_not_by_their_samples(make_site: Callable[..., Site]) -> None:
+    site = make_site("UTC")
+    days = {DAY: (1_000, 20, 5), DAY + timedelta(days=1): (100_000, 2_000, 0)}
+    for day, (rows, flagged, _) in days.items():
+        publish_flags(site.warehouse, day, [make_flag(f"{day}-{n}", None) for n in range(flagged)], NOW, scored=rows)
+    with site.warehouse.begin() as connection:
+        for day, (_, _, wrong) in days.items():
+            up = [f"{day}-{n}" for n in range(10)]
+            down = [f"{day}-below-{n}" for n in range(10)]
+            sample = {"detector": "toy", "batch_date": day, "attempt": 1, "inclusion": 0.5, "event_time": NOW}
+            load_rows(connection, samples, pd.DataFrame({"record_id": up + down}).assign(**sample, drawn_at=NOW))
+            said = ["anomaly"] * 10 + ["anomaly"] * wrong + ["normal"] * (10 - wrong)
+            given = {name: sample[name] for name in ("detector", "batch_date", "inclusion")}
+            answers = pd.DataFrame({"record_id": up + down, "verdict": said})
+            load_rows(connection, reviews, answers.assign(**given, reviewer="ann", reviewed_at=NOW))
+    found = estimate_recall(site)
+    assert found is not None
+    assert found.value == pytest.approx(2020 / (2020 + 980 * 5 / 10))  # pooled, it would be 2020 / (2020 + 98,980 / 4)
+    assert found.low < found.value < found.high
 
 
 def test_recall_is_none_until_both_parts_were_judged_and_then_what_their_shares_say(site: Site) -> None:
