@@ -4,6 +4,7 @@ An open DuckDB file keeps every writer out, so a page must not hold it open. `Sn
 has changed, which takes milliseconds, and pages read the copy: nights and pages never wait for each other.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -15,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
+from filelock import FileLock
 
 from tasks.errors import NightjarError
+from tasks.stores.faults import writing
 from tasks.stores.warehouse import LOCK_TIMEOUT_S, Warehouse, list_files, open_engine
 
 CONNECTIONS = 8
@@ -35,7 +37,8 @@ class Snapshot:
         self._seen: tuple[Any, ...] = ()
         self._rests_until = 0.0
         if warehouse.engine.dialect.name == "duckdb":
-            self._folder = _make_folder(folder)
+            self._folder, lock = _make_folder(folder)
+            weakref.finalize(self, os.close, lock)
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             self.refresh()
         else:
@@ -44,10 +47,12 @@ class Snapshot:
     def latest(self) -> Warehouse:
         """The newest state that can be had at once. A night that is being published does not hold a page up."""
         if self._is_behind() and time.monotonic() >= self._rests_until and self._lock.acquire(blocking=False):
+            began = time.monotonic()
             try:
-                with suppress(NightjarError):  # somebody writes: the next page tries again
+                with suppress(NightjarError):  # somebody writes, or the disk is full: a later page tries again
                     self._copy(0.0)
             finally:
+                self._rests_until = time.monotonic() + REST * (time.monotonic() - began)
                 self._lock.release()
         return self._current
 
@@ -70,18 +75,18 @@ class Snapshot:
         return tuple(_stat(path) for path in list_files(Path(str(self._warehouse.engine.url.database))))
 
     def _copy(self, lock_timeout_s: float) -> None:
-        began, seen = time.monotonic(), self._look()
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        try:
-            copy = self._warehouse.copy_files(folder, lock_timeout_s)
-        except NightjarError:
-            folder.rmdir()
-            raise
+        seen = self._look()
+        with writing(self._folder):
+            folder = Path(tempfile.mkdtemp(dir=self._folder))
+            try:
+                copy = self._warehouse.copy_files(folder, lock_timeout_s)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         url = self._warehouse.engine.url.set(database=str(copy))
         fresh = _Pooled(url.render_as_string(hide_password=False), self._warehouse.lost_after_s)
         weakref.finalize(fresh, shutil.rmtree, folder, ignore_errors=True)  # once its last page is done
         self._current, self._seen = fresh, seen  # what was written since it was looked at is seen next time
-        self._rests_until = time.monotonic() + REST * (time.monotonic() - began)
 
 
 class _Pooled(Warehouse):
@@ -92,14 +97,31 @@ class _Pooled(Warehouse):
         return open_engine(self.url, to_write=False, connections=CONNECTIONS)
 
 
-def _make_folder(parent: Path) -> Path:
-    """A folder of this process; those of processes that were killed go."""
+def _make_folder(parent: Path) -> tuple[Path, int]:
+    """A folder of this process, and the lock that keeps it; those of processes that were killed go.
+
+    A lock and no process number: in a container each desk has the number of the one before.
+    """
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left in parent.iterdir():
-        number = left.name.partition("-")[0]
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+    with FileLock(parent / ".lock", timeout=LOCK_TIMEOUT_S):  # nobody removes a folder that has no lock yet
+        for left in parent.iterdir():
+            with suppress(OSError):  # no folder, or another desk has it
+                lock = _lock_folder(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        return folder, _lock_folder(folder)
+
+
+def _lock_folder(folder: Path) -> int:
+    """Lock a folder until this process ends. Raises OSError if another has it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

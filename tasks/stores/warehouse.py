@@ -47,6 +47,7 @@ SCHEMA_VERSION = "0010"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
 LOST_AFTER_S = 600.0
+COPY_BYTES = 1 << 20
 DRIVERS = (*FILES, "postgresql+psycopg", "snowflake")
 NOT_A_WAREHOUSE = {
     "bigquery": "its driver has no transactions: readers could see half a night, and a kill could leave one",
@@ -167,9 +168,11 @@ class Warehouse:
         path = Path(str(self.engine.url.database))
         with _beside_readers(self.engine, lock_timeout_s), reaching_warehouse(self.engine.url), path.open("rb") as file:
             _lock_against_programs(self.engine, file.fileno(), lock_timeout_s)
-            for one in list_files(path):
-                if one.exists():
-                    shutil.copyfile(one, folder / one.name)
+            with (folder / path.name).open("wb") as copy:
+                shutil.copyfileobj(file, copy, COPY_BYTES)  # not by its path: closing another handle drops the lock
+            for log in list_files(path)[1:]:
+                if log.exists():
+                    shutil.copyfile(log, folder / log.name)
         return folder / path.name
 
     def is_new(self) -> bool:

@@ -1,10 +1,17 @@
 """Nights and the desk live together, and so do people: nobody waits for a page, and nobody loses a verdict."""
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
+import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from people import NIGHT, Browser
@@ -13,6 +20,7 @@ from published import make_flag, publish_flags
 from flows.config.settings import Settings
 from flows.desk.access import Access
 from flows.desk.app import create_app
+from tasks.errors import ServiceUnreachable
 from tasks.follow_up import actions
 from tasks.rows.params import CasesParams
 from tasks.stores.snapshot import Snapshot
@@ -101,12 +109,57 @@ def test_people_work_on_postgresql_too(tmp_path: Path, published_project: Path, 
             browser.read(f"/orders/{page}")
 
 
-def test_copies_of_a_killed_desk_go_with_the_next_one(settings: Settings) -> None:
-    left = settings.home_path / "desk" / "99999999-x"  # no process has this number
+def test_copies_of_a_killed_desk_go_with_the_next_one_and_those_of_a_running_one_stay(settings: Settings) -> None:
+    parent = settings.home_path / "desk"
+    left = parent / f"{os.getpid()}-x"  # in a container each desk has the number of the one before
     left.mkdir(parents=True)
     (left / "warehouse.duckdb").write_text("rows of somebody")
-    Snapshot(Warehouse(settings.warehouse_url), settings.home_path / "desk")
+    first = Snapshot(Warehouse(settings.warehouse_url), parent)
+    second = Snapshot(Warehouse(settings.warehouse_url), parent)
     assert not left.exists()
+    for snapshot in (first, second):
+        with snapshot.latest().begin_reading() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(cases))
+
+
+def test_a_full_disk_shows_the_last_copy_and_leaves_no_part_of_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(source: IO[bytes], target: IO[bytes], *rest: int) -> None:
+        target.write(source.read(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    warehouse, folder = Warehouse(settings.warehouse_url), settings.home_path / "desk"
+    snapshot = Snapshot(warehouse, folder)
+    before, copies = snapshot.latest(), sorted(folder.rglob("*"))
+    with warehouse.begin() as connection:
+        connection.execute(sa.update(cases).values(severity="low"))
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfileobj", fill_disk)
+        assert snapshot.latest() is before
+        with pytest.raises(ServiceUnreachable, match="No space left"):
+            snapshot.refresh()
+    assert sorted(folder.rglob("*")) == copies
+    snapshot.refresh()
+    with snapshot.latest().begin_reading() as connection:
+        assert set(connection.scalars(sa.select(cases.c.severity))) == {"low"}
+
+
+def test_no_program_writes_while_the_file_is_copied(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another process: within one, file locks of this kind do not count."""
+    warehouse, seen = Warehouse(settings.warehouse_url), []
+    path = Path(str(warehouse.engine.url.database))
+    path.with_name(f"{path.name}.wal").write_bytes(b"")
+    probe = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def copy_log(source: Path, target: Path) -> None:
+        seen.append(subprocess.run([sys.executable, "-c", probe, str(path)], capture_output=True, check=False))
+
+    monkeypatch.setattr(shutil, "copyfile", copy_log)  # which comes after the file
+    warehouse.copy_files(tmp_path)
+    assert [b"BlockingIOError" in one.stderr for one in seen] == [True]
 
 
 def test_undoing_gives_back_the_verdict_that_counted_before(ann: Browser, ben: Browser, settings: Settings) -> None:
