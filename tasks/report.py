@@ -21,7 +21,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from models.detector import Detector
 from tasks.pages.charts import TREND_DAYS, Chart, lay_out_histogram, lay_out_hours, lay_out_trend
-from tasks.pages.nights import INDEX, link_nights, write_page
+from tasks.pages.nights import link_nights, write_page
 from tasks.pages.sketch import Sketch, sketch_night
 from tasks.pages.validation import ENVIRONMENT
 from tasks.policy import IO
@@ -160,31 +160,41 @@ def choose_drift(statistics: Sequence[Drift]) -> list[Drift]:
     return [*beyond, *sorted(changed, key=lambda one: -one.value)][: max(SHOWN_DRIFT, len(beyond))]
 
 
-def read_night(site: Site, day: date) -> tuple[NightFacts, list[NightRow], Chart]:
-    """A published night; and for the index all nights, newest first, and their trend. Raises BatchMissing."""
+def read_night(site: Site, day: date) -> NightFacts:
+    """A published night. Raises BatchMissing."""
     with site.warehouse.hold() as warehouse:
         [batch] = warehouse.get_nights(site.detector, day)
-        nights, findings = warehouse.read_nights(site.detector), warehouse.read_findings(site.detector)
-        said = {(one.batch_date, one.attempt): one for one in findings}
+        said = {(one.batch_date, one.attempt): one for one in warehouse.read_findings(site.detector)}
         finding = said.get((day, batch.attempt))
-        newest, first = nights[-1].batch_date, day - timedelta(days=TREND_DAYS)
-        rates = warehouse.read_drift(site.detector, first, newest, "flag_rate")
-        facts = NightFacts(
+        return NightFacts(
             batch=batch,
             flags=warehouse.read_flags(site.detector, day),
             groups=warehouse.read_groups(site.detector, day),
             cases=_read_cases(warehouse, batch),
             finding=finding,
             statistics=warehouse.read_drift(site.detector, day, day).get(day, ()) if finding else (),
-            trend=draw_trend(nights, rates, day),
+            trend=_read_trend(warehouse, warehouse.read_nights(site.detector), day),
         )
+
+
+def render_index(site: Site) -> str:
+    """The page of all published nights, newest first, with their trend."""
+    with site.warehouse.hold() as warehouse:
+        nights, findings = warehouse.read_nights(site.detector), warehouse.read_findings(site.detector)
         counts = _count_cases(warehouse, site.detector)
-    names = {key: one.finding for key, one in said.items()}
+        trend = _read_trend(warehouse, nights, nights[-1].batch_date)
+    names = {(one.batch_date, one.attempt): one.finding for one in findings}
     rows = [
         NightRow(one, names.get((one.batch_date, one.attempt), ""), *counts.get(one.batch_date, (0, 0)))
         for one in reversed(nights)
     ]
-    return facts, rows, draw_trend(nights, rates, newest)
+    now = f"{datetime.now(site.zone):%Y-%m-%d %H:%M %Z}"
+    return ENVIRONMENT.get_template("index.html").render(detector=site.detector, rows=rows, now=now, trend=trend)
+
+
+def _read_trend(warehouse: Warehouse, nights: Sequence[PublishedNight], last: date) -> Chart:
+    first = last - timedelta(days=TREND_DAYS)
+    return draw_trend(nights, warehouse.read_drift(nights[0].detector, first, last, "flag_rate"), last)
 
 
 def draw_trend(nights: Sequence[PublishedNight], rates: Mapping[date, Sequence[Drift]], last: date) -> Chart:
@@ -225,13 +235,14 @@ def draw_sketch(lake: Lake, validated: Manifest, detector: Detector, contract: C
 
 
 def draw_sample(lake: Lake, validated: Manifest, detector: Detector, flags: pd.DataFrame) -> pa.Table:
-    """Some rows of a night with the detector's columns, record_id and is_flagged; the first SHOWN_FLAGS flags are in.
+    """Some rows of a night with the detector's columns, record_id and is_flagged; the SHOWN_FLAGS worst alerts are in.
 
     About SAMPLE_ROWS rows are drawn by the hash of their ids, fewer of wide ones.
     """
     row_bytes = sum(max(8, math.prod(column.shape)) for column in detector.columns)
     step = max(1, validated.rows // max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes)))
-    ids, shown = pa.array(flags["record_id"], pa.string()), [n < SHOWN_FLAGS for n in range(len(flags))]
+    ids, is_alert = pa.array(flags["record_id"], pa.string()), ~flags["suppressed"].astype(bool)
+    shown = is_alert & (is_alert.cumsum() <= SHOWN_FLAGS)
     wanted = pa.table({"record_id": ids, "shown": pa.array(shown, pa.bool_())})
     columns = ", ".join(f"parts.{quote(column.name)}" for column in detector.columns)
     sql = f"""
@@ -252,20 +263,17 @@ def write_report(
 ) -> tuple[Path, NightFacts]:
     """Write the page of a published night, the index of nights and the links between them; return page and night."""
     lake, day = site.lake, validation.batch_date
-    facts, rows, trend = read_night(site, day)
+    facts = read_night(site, day)
     histogram = count_scores(lake, lake.get("scores", site.detector, day, facts.batch.scores), facts.batch.threshold)
     validated = lake.get("validated", site.detector, day)
     sketch = draw_sketch(lake, validated, Detector.load(bundle), contract, facts.flags)
     path = site.reports / f"{day.isoformat()}.html"
     checked = site.validations / path.name  # on another machine, if that one validated the batch
     link = Path(os.path.relpath(checked, site.reports)).as_posix() if checked.exists() else ""
-    now = f"{datetime.now(site.zone):%Y-%m-%d %H:%M %Z}"
-    index = ENVIRONMENT.get_template("index.html").render(detector=site.detector, rows=rows, now=now, trend=trend)
     page = render_report(facts, histogram, validation, version, params, site.zone, sketch, site.has_times, link)
     with writing(path):
         write_page(path, page)
-        write_page(site.reports / INDEX, index)
-        link_nights(site.reports, [path])
+        link_nights(site.reports, [path], lambda: render_index(site))
     return path, facts
 
 

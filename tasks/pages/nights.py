@@ -31,10 +31,15 @@ def list_nights(folder: Path) -> list[Path]:
     return sorted(folder.glob("????-??-??.html"))
 
 
-def link_nights(folder: Path, pages: Iterable[Path]) -> None:
-    """Link some pages of nights, and their neighbours, with each other, once they are written or deleted."""
+def link_nights(folder: Path, pages: Iterable[Path], render_index: Callable[[], str] | None = None) -> None:
+    """Link some pages of nights, and their neighbours, with each other, once they are written or deleted.
+
+    render_index: reads the nights and returns the index, one process at a time: no older index replaces a newer one.
+    """
     if folder.exists():
         with FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_S):
+            if render_index:
+                write_page(folder / INDEX, render_index())
             _link(folder, pages)
 
 

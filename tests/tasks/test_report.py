@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from tiny import make_tiny_detector
 
+from tasks import report
 from tasks.pages.charts import lay_out_trend
 from tasks.pages.sketch import Sketch
 from tasks.publish import Night, publish_night
@@ -282,6 +283,30 @@ def test_nights_link_each_other_and_the_index_lists_them_newest_first(site, publ
     assert "2026-03-04 attack 1,012 3 1,008 5 2 2 4 2026-03-02 attack" in text
     for page in [*pages.values(), index]:
         assert EVIL not in page.read_text()
+
+
+def test_a_night_that_is_published_while_another_is_reported_stays_in_the_index(site, publish, monkeypatch):
+    draw = report.draw_sketch
+
+    def publish_another(*given):
+        monkeypatch.setattr(report, "draw_sketch", draw)
+        publish(NIGHTS[1])
+        return draw(*given)
+
+    monkeypatch.setattr(report, "draw_sketch", publish_another)
+    publish(NIGHTS[0])
+    assert find_links(site.reports / "index.html") == [f"{day}.html" for day in (NIGHTS[1], NIGHTS[0])]
+
+
+def test_the_alerts_that_are_shown_are_drawn_behind_however_many_suppressed_flags(site, put_validated):
+    ids = [f"r{n:04}" for n in range(4000)]
+    times = pd.date_range(DAY.isoformat(), periods=len(ids), freq="s", tz="UTC")
+    rows = {"record_id": ids, "event_time": times, "at": times, "country": "DE", "amount": 1.0}
+    put_validated(DAY, pa.Table.from_pandas(pd.DataFrame(rows)))
+    suppressed = pd.DataFrame({"record_id": ids[:300], "suppressed": [True] * 150 + [False] * 150})
+    drawn = report.draw_sample(site.lake, site.lake.get("validated", "toy", DAY), make_tiny_detector(), suppressed)
+    alerts = ids[150:300]
+    assert {*alerts[:SHOWN_FLAGS]} <= {*drawn["record_id"].to_pylist()}
 
 
 def test_a_case_has_one_anchor_and_each_of_its_flags_its_number(publish):
