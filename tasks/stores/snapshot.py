@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,14 @@ class Snapshot:
 
 
 class _Pooled(Warehouse):
-    """A warehouse that is only read, through connections that stay open."""
+    """A warehouse that is only read, through connections that stay open. A page's statements see one state of it."""
+
+    @contextmanager
+    def begin_reading(
+        self, lock_timeout_s: float = LOCK_TIMEOUT_S, isolation_level: str | None = "REPEATABLE READ"
+    ) -> Iterator[sa.Connection]:
+        with super().begin_reading(lock_timeout_s, isolation_level) as connection:
+            yield connection
 
     @cached_property
     def reading_engine(self) -> sa.Engine:

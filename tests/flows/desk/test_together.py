@@ -24,7 +24,7 @@ from tasks.errors import ServiceUnreachable
 from tasks.follow_up import actions
 from tasks.rows.params import CasesParams
 from tasks.stores.snapshot import Snapshot
-from tasks.stores.tables import case_events, cases
+from tasks.stores.tables import case_events, cases, flagged_anomalies
 from tasks.stores.warehouse import Warehouse
 
 
@@ -177,3 +177,18 @@ def test_undoing_gives_back_the_verdict_that_counted_before(ann: Browser, ben: B
     with warehouse.begin_reading() as connection:
         case = connection.execute(sa.select(cases).where(cases.c.case_id == 2)).mappings().one()
     assert (case["state"], case["verdict"]) == ("closed", "confirmed")
+
+
+def test_a_page_sees_one_state_of_a_night_that_is_republished_meanwhile(
+    tmp_path: Path, postgres_warehouse_url: str
+) -> None:
+    warehouse = Warehouse(postgres_warehouse_url)
+    warehouse.migrate()
+    publish_flags(warehouse, NIGHT, [make_flag("p1", None), make_flag("p2", None)], datetime.now(UTC))
+    count = sa.select(sa.func.count()).select_from(flagged_anomalies)
+    with Snapshot(warehouse, tmp_path).latest().begin_reading() as connection:
+        assert connection.scalar(count) == 2
+        publish_flags(warehouse, NIGHT, [make_flag("p1", None)], datetime.now(UTC))
+        assert connection.scalar(count) == 2
+    with Snapshot(warehouse, tmp_path).latest().begin_reading() as connection:
+        assert connection.scalar(count) == 1
