@@ -9,7 +9,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from tasks.follow_up.approvals import read_approvals
-from tasks.follow_up.cases import OPEN, read_numbers
+from tasks.follow_up.cases import ANOMALY, NORMAL, OPEN, read_numbers
 from tasks.on_demand.night import summarise_case
 from tasks.rows.describe import localise
 from tasks.rows.params import SEVERITIES
@@ -64,20 +64,22 @@ def _kinds(person: str, now: datetime) -> dict[str, list[sa.ColumnElement[bool]]
 def _conflicting(detector: str) -> sa.Select[Any]:
     """The cases with a record of which two people have said the opposite, each by their latest verdict."""
     r, m = reviews.c, case_flags.c
-    recency = sa.func.row_number().over(
-        partition_by=[r.batch_date, r.record_id, r.reviewer], order_by=r.reviewed_at.desc()
-    )
-    said = sa.select(r.batch_date, r.record_id, r.verdict, recency.label("recency")).where(r.detector == detector)
-    latest = said.subquery()
+    record = [r.batch_date, r.record_id]
+    several = sa.select(*record).where(r.detector == detector).group_by(*record)  # few have more than one reviewer
+    shared = several.having(sa.func.count(sa.distinct(r.reviewer)) > 1).subquery()
+    recency = sa.func.row_number().over(partition_by=[*record, r.reviewer], order_by=r.reviewed_at.desc())
+    same = sa.and_(r.batch_date == shared.c.batch_date, r.record_id == shared.c.record_id)
+    said = sa.select(*record, r.verdict, recency.label("recency")).select_from(sa.join(reviews, shared, same))
+    latest = said.where(r.detector == detector).subquery()
     both = (
         sa.select(latest.c.batch_date, latest.c.record_id)
-        .where(latest.c.recency == 1, latest.c.verdict.in_(("anomaly", "normal")))
+        .where(latest.c.recency == 1, latest.c.verdict.in_((ANOMALY, NORMAL)))
         .group_by(latest.c.batch_date, latest.c.record_id)
         .having(sa.func.count(sa.distinct(latest.c.verdict)) > 1)
         .subquery()
     )
-    same = sa.and_(m.batch_date == both.c.batch_date, m.record_id == both.c.record_id)
-    return sa.select(m.case_id).select_from(sa.join(case_flags, both, same)).where(m.detector == detector)
+    held = sa.and_(m.batch_date == both.c.batch_date, m.record_id == both.c.record_id)
+    return sa.select(m.case_id).select_from(sa.join(case_flags, both, held)).where(m.detector == detector)
 
 
 def _count(connection: sa.Connection, detector: str, person: str, now: datetime) -> dict[str, int]:

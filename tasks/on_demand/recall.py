@@ -9,8 +9,9 @@ from tasks.follow_up.cases import ANOMALY, NORMAL
 from tasks.rows.shares import CONFIDENCE, bound_share
 from tasks.stores.bulk import read_frame
 from tasks.stores.site import Site
-from tasks.stores.tables import flagged_anomalies, samples, scoring_batches
-from tasks.stores.warehouse import select_verdicts
+from tasks.stores.tables import flagged_anomalies, reviews, samples, scoring_batches
+
+KEY = ("detector", "batch_date", "record_id")
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,16 @@ def estimate_recall(site: Site) -> Recall | None:
     Each judged record stands for as many rows as there are on its side of the threshold for each judged one. The
     interval combines bounds of the shares of both sides, each at half the error, so it is on the safe side.
     """
-    s, f, b = samples.c, flagged_anomalies.c, scoring_batches.c
-    said = select_verdicts(site.detector).subquery()
-    same = [sa.and_(s.batch_date == t.c.batch_date, s.record_id == t.c.record_id) for t in (said, flagged_anomalies)]
+    s, f, b, r = samples.c, flagged_anomalies.c, scoring_batches.c, reviews.c
+    of = [sa.and_(*(s[name] == t.c[name] for name in KEY)) for t in (reviews, flagged_anomalies)]
     night = sa.and_(b.detector == s.detector, b.batch_date == s.batch_date)
-    joined = sa.join(samples, said, same[0]).join(scoring_batches, night)
-    joined = joined.outerjoin(flagged_anomalies, sa.and_(same[1], f.detector == s.detector))
-    judged = sa.select(
-        s.batch_date, said.c.verdict, f.record_id.is_not(None).label("is_above"), b.flagged, b.scored
-    ).select_from(joined)
-    wanted = (s.detector == site.detector, said.c.verdict.in_((ANOMALY, NORMAL)))
+    joined = sa.join(samples, reviews, of[0]).join(scoring_batches, night).outerjoin(flagged_anomalies, of[1])
+    columns = (s.batch_date, s.record_id, r.verdict, f.record_id.is_not(None).label("is_above"), b.flagged, b.scored)
+    said = sa.select(*columns).select_from(joined).where(s.detector == site.detector)
     with site.warehouse.begin_reading() as connection:
-        rows = read_frame(connection, judged.where(*wanted))
+        rows = read_frame(connection, said.order_by(r.reviewed_at, r.reviewer.desc()))
+    rows = rows.drop_duplicates(["batch_date", "record_id"], keep="last")  # the verdicts that count
+    rows = rows[rows["verdict"].isin((ANOMALY, NORMAL))].reset_index(drop=True)
     rows["is_above"] = rows["is_above"].astype(bool)
     whole = rows.groupby("batch_date")["is_above"].transform("nunique") == 2
     rows = rows[whole].assign(is_anomaly=rows["verdict"] == ANOMALY)
