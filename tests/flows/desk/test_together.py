@@ -186,9 +186,11 @@ def test_a_page_sees_one_state_of_a_night_that_is_republished_meanwhile(
     warehouse.migrate()
     publish_flags(warehouse, NIGHT, [make_flag("p1", None), make_flag("p2", None)], datetime.now(UTC))
     count = sa.select(sa.func.count()).select_from(flagged_anomalies)
-    with Snapshot(warehouse, tmp_path).latest().begin_reading() as connection:
+    snapshot = Snapshot(warehouse, tmp_path)
+    with snapshot.latest().begin_reading() as connection:
         assert connection.scalar(count) == 2
         publish_flags(warehouse, NIGHT, [make_flag("p1", None)], datetime.now(UTC))
         assert connection.scalar(count) == 2
-    with Snapshot(warehouse, tmp_path).latest().begin_reading() as connection:
+    with snapshot.latest().begin_reading() as connection:
         assert connection.scalar(count) == 1
+    snapshot.close()
