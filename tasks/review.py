@@ -154,6 +154,8 @@ def read_answers(source: Path | bytes) -> pd.DataFrame:
         mark = max(",;\t", key=header.count)
         frame = pd.read_csv(StringIO(text), sep=mark, dtype=str, keep_default_na=False).map(unguard)
         frame = frame.rename(columns=lambda name: str(name).strip().lower())
+        if frame.columns.has_duplicates:
+            raise ValueError(f"two columns {', '.join(sorted({*frame.columns[frame.columns.duplicated()]}))}")
         missing = {"batch_date", "record_id", "inclusion", "verdict"} - set(frame.columns)
         if missing:
             raise ValueError(f"no column {', '.join(sorted(missing))}")

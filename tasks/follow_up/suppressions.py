@@ -17,6 +17,7 @@ from tasks.stores.site import Site
 from tasks.stores.tables import SECOND_STAGE, cases, flagged_anomalies, suppressions
 from tasks.stores.warehouse import Warehouse, lock_key
 
+LAST_DAY = date.max - timedelta(days=1)  # the last that ends
 LONGEST = timedelta(days=366)  # for a cause of an entity: then a person looks again
 
 
@@ -165,7 +166,7 @@ def request_suppression(
     ParamsInvalid if it lacks a reason or names nothing, if the date is over, and if the detector has no such cause or
     no entities.
     """
-    expires = site.start_of(last + timedelta(days=1)).astimezone(UTC)
+    expires = site.start_of(min(last, LAST_DAY) + timedelta(days=1)).astimezone(UTC)
     if (entity is None and cause is None) or not reason.strip() or expires <= now:
         raise ParamsInvalid(
             "A suppression needs an entity or a cause, a reason, and a last day that is not over.",

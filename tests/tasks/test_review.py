@@ -240,6 +240,7 @@ def test_known_labels_close_cases_by_rule_and_do_not_count_as_a_persons_work(sit
         ("batch_date,record_id,inclusion,verdict\n2026-03-01,a,0,normal\n", "inclusion outside"),
         ("batch_date,record_id,inclusion,verdict\n1st of March,a,1,normal\n", "1st of March"),
         ("batch_date,record_id,inclusion,verdict\n2026-03-01,a,1,normal\n2026-03-01,a,1,anomaly\n", "two verdicts"),
+        ("batch_date,record_id,inclusion,Verdict,verdict\n2026-03-01,a,1,normal,\n", "two columns verdict"),
         ("", "No columns"),
     ],
 )

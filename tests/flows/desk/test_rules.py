@@ -101,6 +101,15 @@ def test_a_suppression_is_added_and_ended(desk: TestClient, settings: Settings) 
     assert ended.ended_at is not None
 
 
+def test_a_suppression_may_hold_for_ever(desk: TestClient, settings: Settings) -> None:
+    page = send(desk, "/orders/rules/suppress", cause="spend", reason="a gift", until="9999-12-31")
+    found = re.search(r"Suppression (\d+) applies through 9999-12-31", page)
+    assert found
+    added = read_suppressions(Warehouse(settings.warehouse_url), "orders")[-1]
+    assert (added.suppression_id, added.expires_at.year) == (int(found[1]), 9999)
+    send(desk, f"/orders/rules/suppress/{found[1]}/end")
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [
