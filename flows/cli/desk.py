@@ -51,14 +51,27 @@ def desk(
     settings = load_settings()
     prepare_environment(settings)
     local = None if known else name_person(by)
-    access = Access(known, local, user_header, frozenset(proxy or ["127.0.0.1"]), https)
-    hosts = [host, *(hostname or []), *(["localhost", "127.0.0.1", "[::1]"] if is_loopback(host) else [])]
+    access = Access(
+        known,
+        local,
+        user_header,
+        frozenset(proxy or ["127.0.0.1"]),
+        https,
+        hostnames=tuple(name for name in hostname or () if "*" not in name),
+    )
+    hosts = [
+        f"[{host}]" if ":" in host else host,
+        *(hostname or []),
+        *(["localhost", "127.0.0.1", "[::1]"] if is_loopback(host) else []),
+    ]
     app = create_app(settings, access, None if known and not hostname else hosts)
     server = uvicorn.Server(
         uvicorn.Config(app, host, port, log_level="warning", server_header=False, proxy_headers=False, access_log=False)
     )
     opened = listen(host, port)
-    address = f"http://{host}:{opened.getsockname()[1]}/"
+    bound = opened.getsockname()[1]
+    access.cookie += f"_{bound}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/"
     stdout.print(f"The desk is at {address} (Ctrl-C stops it)", soft_wrap=True)
     if browser:
         webbrowser.open(address)

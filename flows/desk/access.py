@@ -5,6 +5,7 @@ to role, and to the SHA-256 of a token unless a proxy signs people in.
 """
 
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -24,9 +25,8 @@ from tasks.errors import ParamsInvalid
 
 Role = Literal["read", "judge", "promote"]
 ROLES: tuple[Role, ...] = ("read", "judge", "promote")  # each may do what the one before it may
-COOKIE = "nightjar_desk"
 SESSION_S = 12 * 3600
-MOST_SESSIONS = 10_000
+MOST_SESSIONS = 10_000  # of people who are signed in, and as many others
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class User(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Role
-    token: str | None = None
+    token: Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9A-Fa-f]{64}$")] | None = None
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Access:
     """The people, and the browsers that they use.
 
     local: who is signed in without asking. header: the name of the header with which `proxies` (addresses) name people.
+    cookie: its name; browsers send a cookie to all ports of a host. hostnames: under which people reach the desk.
     """
 
     users: Mapping[str, User]
@@ -71,6 +72,8 @@ class Access:
     header: str | None = None
     proxies: frozenset[str] = frozenset()
     is_https: bool = False
+    cookie: str = "nightjar_desk"
+    hostnames: tuple[str, ...] = ()
     _sessions: dict[str, Session] = field(default_factory=dict)
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -100,17 +103,20 @@ class Access:
 
     def get_session(self, request: Request) -> Session | None:
         """The browser that asks, if it is known."""
-        session = self._sessions.get(request.cookies.get(COOKIE, ""))
+        session = self._sessions.get(request.cookies.get(self.cookie, ""))
         return session if session and session.expires > time.time() else None
 
     def begin_session(self, person: str | None) -> str:
-        """A new browser; returns the value of its cookie."""
+        """A new browser; returns the value of its cookie.
+
+        Of too many the oldest are forgotten: anonymous ones for anonymous ones, signed-in ones for signed-in ones.
+        """
         key, now = secrets.token_urlsafe(32), time.time()
         with self._lock:
             if len(self._sessions) >= MOST_SESSIONS:
-                by_age = sorted(self._sessions, key=lambda one: self._sessions[one].expires)
-                for old in by_age[: MOST_SESSIONS // 2]:
-                    del self._sessions[old]
+                alike = [old for old, one in self._sessions.items() if (one.person is None) == (person is None)]
+                for old in alike[: MOST_SESSIONS // 2] if len(alike) >= MOST_SESSIONS else ():
+                    del self._sessions[old]  # the first are the oldest
             self._sessions[key] = Session(person, now + SESSION_S)
         return key
 
@@ -125,14 +131,16 @@ class Access:
 
     def is_own_form(self, request: Request, given: str) -> bool:
         """Whether a form comes from a page of ours, opened in the same browser."""
-        key, origin = request.cookies.get(COOKIE, ""), request.headers.get("origin")
+        key, origin = request.cookies.get(self.cookie, ""), request.headers.get("origin")
         is_here = origin is None or origin.partition("://")[2] == request.headers.get("host")
-        return bool(key in self._sessions and is_here and hmac.compare_digest(self.sign_form(key), given))
+        return bool(
+            key in self._sessions and is_here and hmac.compare_digest(self.sign_form(key).encode(), given.encode())
+        )
 
 
 def stay_here(address: str, otherwise: str) -> str:
-    """An address if it is a path of ours: browsers take //HOST and /\\HOST for another site."""
-    return address if address.startswith("/") and address[1:2] not in ("/", "\\") else otherwise
+    """An address if it is a path of ours: browsers take //HOST and /\\HOST for another site, and leave out tabs."""
+    return address if re.fullmatch(r"/(?![/\\])[^\x00-\x1f\x7f]*", address) else otherwise
 
 
 def hash_token(token: str) -> str:

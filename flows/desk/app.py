@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlencode
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -19,9 +19,20 @@ from starlette.types import Receive, Scope, Send
 
 from flows.config.settings import Settings
 from flows.desk import beside, case, entity, explorer, model, nights, queue, rules, tonight
-from flows.desk.access import COOKIE, Access, stay_here
+from flows.desk.access import Access, stay_here
 from flows.desk.tonight import describe_detectors
-from flows.desk.view import ENVIRONMENT, Act, Look, Room, SignInNeeded, read_act, set_cookie
+from flows.desk.view import (
+    ENVIRONMENT,
+    Act,
+    Look,
+    Room,
+    SignInNeeded,
+    check_address,
+    read_act,
+    read_body,
+    read_form,
+    set_cookie,
+)
 from tasks.errors import (
     BatchMissing,
     CaseMissing,
@@ -42,6 +53,7 @@ POLICY = (
 )
 THREADS = 12  # few enough not to hinder each other, and some may wait for a store
 HEALTH = "/-/health"
+MOST_SIGN_IN_BYTES = 16_000
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -72,7 +84,7 @@ def create_app(settings: Settings, access: Access, hosts: list[str] | None = Non
     app.mount("/-/static", StaticFiles(packages=[("flows.desk", "static")]), name="static")
     app.include_router(common)
     for screen in SCREENS:
-        app.include_router(screen.router)
+        app.include_router(screen.router, dependencies=[Depends(check_address)])
     app.add_exception_handler(SignInNeeded, ask_to_sign_in)
     app.add_exception_handler(NightjarError, show_error)
     app.add_exception_handler(StarletteHTTPException, show_refusal)
@@ -103,7 +115,10 @@ async def _limit_threads(app: FastAPI) -> AsyncIterator[None]:
 
 async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Forbid what our pages never do, and keep pages out of caches."""
-    answer = await call_next(request)
+    return _protect(request, await call_next(request))
+
+
+def _protect(request: Request, answer: Response) -> Response:
     answer.headers.update(HEADERS)
     if not request.url.path.startswith("/-/static/"):
         answer.headers["Cache-Control"] = "no-store"
@@ -127,14 +142,14 @@ def show_sign_in(request: Request, to: str = "/") -> Response:
 
 def _show_sign_in(request: Request, to: str, problem: str = "", status: int = 200) -> Response:
     room: Room = request.app.state.room
-    key = request.cookies.get(COOKIE, "")
+    key = request.cookies.get(room.access.cookie, "")
     is_new = room.access.get_session(request) is None
     if is_new:
         key = room.access.begin_session(None)
     shown = {"to": to, "problem": problem, "form_key": room.access.sign_form(key), "by_header": room.access.header}
     answer = HTMLResponse(ENVIRONMENT.get_template("sign_in.html").render(**shown), status)
     if is_new:
-        set_cookie(answer, key, room.access.is_https)
+        set_cookie(answer, key, room.access)
     return answer
 
 
@@ -142,23 +157,23 @@ def _show_sign_in(request: Request, to: str, problem: str = "", status: int = 20
 async def sign_in(request: Request) -> Response:
     """Sign in with a token."""
     room: Room = request.app.state.room
-    form = {name: values[-1] for name, values in parse_qs((await request.body()).decode(errors="replace")).items()}
+    form = dict(read_form(await read_body(request, MOST_SIGN_IN_BYTES)))
     to = form.get("to", "/")
     if not room.access.is_own_form(request, form.get("form_key", "")):
         return _show_sign_in(request, to, "The page had expired. Try again.", HTTPStatus.FORBIDDEN)
     name = room.access.find_token(form.get("token", "").strip())
     if name is None:
         return _show_sign_in(request, to, "Unknown token.", HTTPStatus.UNAUTHORIZED)
-    room.access.end_session(request.cookies.get(COOKIE, ""))
+    room.access.end_session(request.cookies.get(room.access.cookie, ""))
     answer = RedirectResponse(stay_here(to, "/"), HTTPStatus.SEE_OTHER)
-    set_cookie(answer, room.access.begin_session(name), room.access.is_https)
+    set_cookie(answer, room.access.begin_session(name), room.access)
     return answer
 
 
 @common.post("/-/sign-out")
 def sign_out(act: Annotated[Act, Depends(read_act)]) -> Response:
     """Sign out."""
-    act.room.access.end_session(act.request.cookies.get(COOKIE, ""))
+    act.room.access.end_session(act.request.cookies.get(act.room.access.cookie, ""))
     return RedirectResponse("/-/sign-in", HTTPStatus.SEE_OTHER)
 
 
@@ -184,7 +199,7 @@ def ask_to_sign_in(request: Request, error: Exception) -> Response:
     if not is_page or "application/json" in request.headers.get("accept", ""):
         return PlainTextResponse("Sign in first.", HTTPStatus.UNAUTHORIZED)
     to = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse(str(request.url_for("show_sign_in").include_query_params(to=to)), HTTPStatus.SEE_OTHER)
+    return RedirectResponse(f"/-/sign-in?{urlencode({'to': to})}", HTTPStatus.SEE_OTHER)
 
 
 def show_error(request: Request, error: Any) -> Response:
@@ -206,11 +221,8 @@ def show_no_page(request: Request, error: Exception) -> Response:
 def show_fault(request: Request, error: Exception) -> Response:
     """A bug: in the log with all its steps, on the page without them."""
     logging.getLogger("nightjar.desk").exception("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _explain(
-        request,
-        500,
-        {"what": "The desk failed; nothing was changed.", "todo": "the desk's log has the reason"},
-    )
+    parts = {"what": "The desk failed; nothing was changed.", "todo": "the desk's log has the reason"}
+    return _protect(request, _explain(request, 500, parts))  # which comes from outside of add_headers
 
 
 def _explain(request: Request, status: int, parts: dict[str, str]) -> Response:
@@ -218,5 +230,10 @@ def _explain(request: Request, status: int, parts: dict[str, str]) -> Response:
         return JSONResponse(parts, status)
     is_fragment = "hx-request" in request.headers
     template = ENVIRONMENT.get_template("problem.html" if is_fragment else "error.html")
-    back = urlsplit(request.headers.get("referer", "/")).path or "/"
-    return HTMLResponse(template.render(parts=parts, back=back), status)
+    return HTMLResponse(template.render(parts=parts, back=_find_back(request)), status)
+
+
+def _find_back(request: Request) -> str:
+    """The page of ours, with its filters, from which somebody came."""
+    host, _, path = request.headers.get("referer", "").partition("://")[2].partition("/")
+    return stay_here(f"/{path}", "/") if host == request.headers.get("host") else "/"

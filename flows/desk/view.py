@@ -15,16 +15,18 @@ from urllib.parse import parse_qsl, quote, urlencode
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
+from pydantic_core import to_json
 
 from flows.config.params import detector_names
 from flows.config.settings import Settings
 from flows.config.setup import Setup, load_setup
-from flows.desk.access import COOKIE, ROLES, Access, Person, Role, stay_here
+from flows.desk.access import ROLES, Access, Person, Role, stay_here
 from tasks.errors import NightjarError
 from tasks.follow_up.actions import Desk
 from tasks.rows.describe import show_value
 from tasks.rows.params import DetectorParams
+from tasks.stores.bulk import NO_NUL
 from tasks.stores.site import Site
 from tasks.stores.snapshot import Snapshot
 from tasks.stores.warehouse import Warehouse
@@ -34,7 +36,7 @@ WAIT_S = 10.0  # for a night that is being published, or other people
 Known = TypeVar("Known")
 ENVIRONMENT = Environment(
     loader=ChoiceLoader([PackageLoader("flows.desk"), PackageLoader("tasks.pages")]),
-    autoescape=True,
+    autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -126,6 +128,13 @@ class Page:
         """The detector's params."""
         return self.setup.configured.detector
 
+    def link(self, *parts: object) -> str:
+        """The whole address of one of the detector's pages, for a message: behind a proxy too."""
+        access, here = self.room.access, self.request.url
+        is_known = not access.hostnames or here.hostname in [name.lower() for name in access.hostnames]
+        host = here.netloc if is_known else access.hostnames[0]
+        return f"{'https' if access.is_https else here.scheme}://{host}{self.url(*parts)}"
+
     @property
     def is_part(self) -> bool:
         """Whether a page asks for a part of itself. Messages are not for parts, which nobody waits for."""
@@ -143,12 +152,13 @@ class Page:
     def render(self, template: str, status: int = 200, **facts: Any) -> Response:
         """The page as HTML, or the facts as JSON for a program that asks for it."""
         if "application/json" in self.request.headers.get("accept", ""):
-            return JSONResponse(jsonable_encoder(facts), status)
-        key = self.request.cookies.get(COOKIE, "")
+            text = to_json(jsonable_encoder(facts), inf_nan_mode="null")
+            return Response(text, status, media_type="application/json")
+        key = self.request.cookies.get(self.room.access.cookie, "")
         session = self.room.access.get_session(self.request)
         is_new = session is None
         if session is None:
-            key = self.room.access.begin_session(None)
+            key = self.room.access.begin_session(None if self.person.is_sure else self.person.name)
         messages = session.messages[:] if session and not self.is_part else []
         if session and not self.is_part:
             session.messages.clear()
@@ -165,7 +175,7 @@ class Page:
         }
         answer = HTMLResponse(ENVIRONMENT.get_template(template).render(**shown | facts), status)
         if is_new:
-            set_cookie(answer, key, self.room.access.is_https)
+            set_cookie(answer, key, self.room.access)
         return answer
 
     def url(self, *parts: object, **query: object) -> str:
@@ -217,9 +227,9 @@ class Act(Page):
         return stay_here(self.form.get("back", ""), self.url())
 
 
-def set_cookie(answer: Response, key: str, is_https: bool) -> None:
-    """Let a browser keep its key."""
-    answer.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=is_https, path="/")
+def set_cookie(answer: Response, key: str, access: Access) -> None:
+    """Let a browser keep its key. Lax: a link in a mail leads to the page; forms of other sites are refused anyway."""
+    answer.set_cookie(access.cookie, key, httponly=True, samesite="lax", secure=access.is_https, path="/")
 
 
 class SignInNeeded(Exception):  # noqa: N818 - the name says the state, as ours do
@@ -235,6 +245,29 @@ def get_person(request: Request) -> Person:
     return person
 
 
+def check_address(request: Request) -> None:
+    """No page has a number of more than nine digits, which a database cannot hold, or a NUL in its address."""
+    texts = (request.scope["path"], *request.query_params.keys(), *request.query_params.values())
+    if not read_number(request.path_params.get("number", "1"), 0) or any("\0" in text for text in texts):
+        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found")
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """What a request brings, of at most so many bytes."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
+    return body
+
+
+def read_form(body: bytes) -> tuple[tuple[str, str], ...]:
+    """Names and values of a form, without NUL, which PostgreSQL cannot keep."""
+    text = body.decode(errors="replace")
+    return tuple((name, value.replace("\0", NO_NUL)) for name, value in parse_qsl(text, keep_blank_values=True))
+
+
 def look(request: Request, person: Annotated[Person, Depends(get_person)]) -> Page:
     """A page of a detector, or of all."""
     room: Room = request.app.state.room
@@ -244,13 +277,9 @@ def look(request: Request, person: Annotated[Person, Depends(get_person)]) -> Pa
 async def read_act(request: Request, person: Annotated[Person, Depends(get_person)]) -> Act:
     """What a person asks to do. Refuses a form of another site, and one that is too large."""
     room: Room = request.app.state.room
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_FORM_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
+    body = await read_body(request, MOST_FORM_BYTES)
     is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
-    values = tuple(parse_qsl(body.decode(errors="replace"), keep_blank_values=True)) if is_form else ()
+    values = read_form(body) if is_form else ()
     form = dict(values)
     given = form.pop("form_key", "") or request.headers.get("x-form-key", "")
     if not person.is_sure and not room.access.is_own_form(request, given):

@@ -99,6 +99,10 @@ def test_people_work_on_postgresql_too(tmp_path: Path, published_project: Path, 
     publish_flags(warehouse, NIGHT, flags, datetime.now(UTC), detector="orders")
     with TestClient(create_app(settings, Access({}, local="kim"))) as client:
         browser = Browser(client)
+        browser.post("/orders/case/1/note", note="a\0b")
+        assert "a\ufffdb" in browser.read("/orders/case/1")
+        for address in (f"case/{2**31}", f"case/{10**40}", "find?q=%00", "entity/%00"):
+            assert browser.get(f"/orders/{address}").status_code == 404
         assert "2 cases, worst first" in browser.read(f"/orders/{NIGHT}")
         assert browser.read(f"/orders/{NIGHT}?value=shop=north&search=p1").count("<tr data-row") == 1
         assert browser.post("/orders/next").url.path == "/orders/case/1"
