@@ -44,7 +44,9 @@ def find_usual(look: Look, version: int) -> Usual:
         except (ChampionMissing, ServiceUnreachable):
             return {}
 
-    return look.room.remember(("usual", site.detector, version), read)
+    hidden = {*look.setup.configured.contract.masked, *look.params.publish.pseudonymise}
+    found = look.room.remember(("usual", site.detector, version), read)
+    return {name: values for name, values in found.items() if name not in hidden}
 
 
 @router.get("/{detector}/case/{number}/text")
@@ -52,7 +54,8 @@ def copy(look: Look, number: int) -> Response:
     """The case as plain text, for a message or a ticket."""
     facts = show_case_page(look.site, look.params.score, number, look.now, lambda version: find_usual(look, version))
     return PlainTextResponse(ENVIRONMENT.get_template("case.txt").render(
-        **facts, detector=look.detector, link=str(look.request.url).removesuffix("/text"), zone=look.site.zone,
+        **facts, detector=look.detector, link=look.link("case", number), zone=look.site.zone,
+        has_times=look.site.has_times,
     ))  # fmt: skip
 
 

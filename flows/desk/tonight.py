@@ -84,7 +84,9 @@ def export(look: Look, day: str, kind: str) -> Response:
         return Response(without_formulas(found).to_csv(index=False), media_type="text/csv", headers=disposition)
     if kind == "xlsx":
         book = BytesIO()
-        without_formulas(found).to_excel(book, index=False, sheet_name="cases", engine="xlsxwriter")
+        texts_stay = {"options": {"strings_to_formulas": False, "strings_to_urls": False}}
+        with pd.ExcelWriter(book, engine="xlsxwriter", engine_kwargs=texts_stay) as writer:
+            without_formulas(found).to_excel(writer, index=False, sheet_name="cases")
         media = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
         return Response(book.getvalue(), media_type=media, headers=disposition)
     raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found")

@@ -1,15 +1,27 @@
 """What an analyst does in a morning: look at the night, judge cases, undo, pass on, find, and take tables away."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable
 from datetime import date, timedelta
 from io import BytesIO
+from typing import Any
+from zipfile import ZipFile
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
 from people import NIGHT, Browser
 
 from flows.config.settings import Settings
+from flows.config.setup import Setup, load_setup
+from flows.desk.access import Access
+from flows.desk.app import create_app
+from tasks.rows.contract import Contract
+from tasks.stores.registry import Registry
+from tasks.stores.tables import flagged_anomalies
 from tasks.stores.warehouse import Warehouse
 
 DAY = f"/orders/{NIGHT}"
@@ -67,10 +79,17 @@ def test_filters_leave_what_they_name(ann: Browser, query: str, expected: list[i
 
 def test_a_table_holds_what_the_page_shows_and_no_formula(ann: Browser) -> None:
     ann.post("/orders/case/4/assign", to="=cmd()")
+    ann.post("/orders/case/3/assign", to="{=cmd()}")
+    ann.post("/orders/case/2/assign", to="external:\\\\evil\\share")
+    ann.post("/orders/case/1/assign", to="https://evil.example")
     table = pd.read_csv(BytesIO(ann.get(f"{DAY}/cases.csv?severity=critical").content))
     assert table["case"].tolist() == [1]
     assert table.loc[0, ["entity", "flags", "worst_record", "record.shop"]].tolist() == ["customer-1", 1, "r1", "north"]
-    everything = pd.read_excel(BytesIO(ann.get(f"{DAY}/cases.xlsx").content), engine="calamine")
+    book = ann.get(f"{DAY}/cases.xlsx").content
+    with ZipFile(BytesIO(book)) as parts:
+        sheet = parts.read("xl/worksheets/sheet1.xml").decode()
+        assert "<f" not in sheet and "hyperlink" not in sheet
+    everything = pd.read_excel(BytesIO(book), engine="calamine")
     assert everything["case"].tolist() == [1, 2, 3, 4]
     assert everything["assignee"].tolist()[3] == "'=cmd()"
     assert ann.get(f"{DAY}/cases.pdf").status_code == 404
@@ -84,6 +103,59 @@ def test_a_case_says_in_a_sentence_what_happened_and_who_did_what(ann: Browser) 
     text = ann.get("/orders/case/2/text").text
     assert "http://testserver/orders/case/2" in text and "r2: 3.0 x the threshold; items 50 %" in text
     assert ann.get("/orders/case/99").status_code == 404
+
+
+def test_the_text_of_a_case_is_as_it_is_and_its_link_as_people_reach_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access({}, local="kim", is_https=True, hostnames=("Desk.example",))
+
+    def read(host: str) -> str:
+        return TestClient(create_app(settings, access)).get("/orders/case/3/text", headers={"host": host}).text
+
+    text = read("10.0.0.7:8890")
+    assert "https://Desk.example/orders/case/3" in text and "entity: <b>customer</b>" in text
+    assert "https://desk.example:9/orders/case/3" in read("desk.example:9")
+    assert re.search(r"^2026-0\d-\d\d \d\d:\d\d r4: ", text, re.MULTILINE)
+
+    def load_timeless(*given: Any) -> Setup:
+        setup = load_setup(*given)
+        return dataclasses.replace(setup, site=dataclasses.replace(setup.site, has_times=False))
+
+    monkeypatch.setattr("flows.desk.view.load_setup", load_timeless)
+    assert f"\n{NIGHT} r4: " in read("desk.example")
+
+
+def test_what_is_usual_of_a_hidden_column_is_not_shown(ann: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = dict.fromkeys(("items", "customer", "spend"), (41.5, 97.5))
+    monkeypatch.setattr("flows.desk.case.read_usual", lambda *_: usual)
+    monkeypatch.setattr(Registry, "get_version", lambda *_: None)
+    monkeypatch.setattr(Contract, "masked", {"spend"})
+    assert '<dt>items</dt><dd>2 <span class="soft">usually 41.5 to 97.5</span>' in ann.read("/orders/case/2")
+    facts = ann.get("/orders/case/2", headers={"accept": "application/json"}).json()
+    assert facts["usual"] == {"items": [41.5, 97.5]}
+
+
+def test_programs_get_null_for_an_infinite_score(ann: Browser, settings: Settings) -> None:
+    with Warehouse(settings.warehouse_url).begin() as connection:
+        connection.execute(sa.update(flagged_anomalies).values(score=math.inf))
+    facts = ann.get("/orders/case/2", headers={"accept": "application/json"})
+    assert facts.status_code == 200 and facts.json()["flags"][0]["score"] is None
+
+
+@pytest.mark.parametrize("number", [10**9, 2**31, 10**40, 0, -1, "x", "+1"])
+def test_a_number_that_no_database_holds_is_no_page(ann: Browser, number: object) -> None:
+    for path in (f"case/{number}", f"case/{number}/text", f"case/{number}/similar", f"model/promote/{number}"):
+        assert ann.get(f"/orders/{path}").status_code == 404
+    assert ann.post(f"/orders/approval/{number}", decision="approved").status_code == 404
+
+
+def test_a_nul_is_no_part_of_an_address_and_is_replaced_in_a_note(ann: Browser) -> None:
+    assert [ann.get(f"/orders/{path}").status_code for path in ("entity/a%00", "find?q=%00", "queue?%00=1")] == [
+        404
+    ] * 3
+    ann.post("/orders/case/1/note", note="a\0b")
+    assert "a\ufffdb" in ann.read("/orders/case/1")
 
 
 def test_a_verdict_closes_the_case_and_undoing_it_opens_it_again(ann: Browser, settings: Settings) -> None:
