@@ -51,6 +51,7 @@ def print_erased(name: str, erased: "Erased") -> None:
     lines += [f"left       {path}: an attempt may still be using it; run this again later" for path in erased.left]
     lines.append("elsewhere  the source, earlier backups, logs and copies of the tables may still hold it;")
     lines.append("           PostgreSQL's files do until its next vacuum (vacuum full), and its archived logs")
+    lines.append("           a desk that runs keeps its copy of a DuckDB file until its next page")
     lines.append("           if a training was running, run this again when it has ended")
     for line in lines:
         stdout.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -23,7 +23,8 @@ def keep_filter(desk: Desk, name: str, query: Mapping[str, str]) -> None:
     with desk.warehouse.begin() as connection:
         lock_cases(connection, desk.detector)
         connection.execute(sa.delete(saved_filters).where(*_own(desk, name)))
-        row = {"detector": desk.detector, "person": desk.actor, "name": name, "query": json.dumps(dict(query))}
+        text = json.dumps(dict(query), ensure_ascii=False)  # in which `nightjar erase` finds a record
+        row = {"detector": desk.detector, "person": desk.actor, "name": name, "query": text}
         connection.execute(sa.insert(saved_filters).values(**row))
 
 

@@ -278,10 +278,22 @@ def erase_rows(site: Site, record_id: str) -> list[Place]:
             rows = connection.execute(sa.select(table).where(*found)).mappings()
             counts.update((table.name, row.get("batch_date")) for row in rows)
             connection.execute(sa.delete(table).where(*found))
+        counts["saved_filters", None] += erase_filters(connection, site.detector, record_id)
         for column in TOLD_IN:
             for batch_date in erase_mentions(connection, column, site.detector, record_id):
                 counts[f"{column.table.name}.{column.name}", batch_date] += 1
-    return [Place(what, day, rows) for (what, day), rows in counts.items()]
+    return [Place(what, day, rows) for (what, day), rows in (+counts).items()]
+
+
+def erase_filters(connection: sa.Connection, detector: str, record_id: str) -> int:
+    """Delete the filters that are named after the record; returns their number."""
+    c, word = saved_filters.c, _as_word(record_id)
+    named = sa.select(c.person, c.name).where(c.detector == detector, c.name.contains(record_id, autoescape=True))
+    found = [row for row in connection.execute(named).all() if word.search(row.name)]
+    for row in found:
+        same = (c.detector == detector, c.person == row.person, c.name == row.name)
+        connection.execute(sa.delete(saved_filters).where(*same))
+    return len(found)
 
 
 def erase_cases(connection: sa.Connection, detector: str, record_id: str) -> Counter[tuple[str, date | None]]:
@@ -320,9 +332,9 @@ def erase_mentions(
 ) -> list[date | None]:
     """Replace the id in a column of free text, as a whole word only; returns the rows' batch dates."""
     table: Any = column.table
-    is_json = column is attempts.c.parts  # with escaped quotes and backslashes
+    is_json = column.name in ("parts", "query")  # with escaped quotes and backslashes
     written = json.dumps(record_id, ensure_ascii=False)[1:-1] if is_json else record_id
-    word = re.compile(rf"(?<![\w-]){re.escape(written)}(?![\w-])")
+    word = _as_word(written)
     mentioned = sa.select(*KEYS[table], column).where(
         table.c.detector == detector, column.contains(written, autoescape=True)
     )
@@ -333,6 +345,10 @@ def erase_mentions(
             connection.execute(sa.update(table).where(*same).values({column.name: text}))
             days.append(row.get("batch_date"))
     return days
+
+
+def _as_word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-]){re.escape(text)}(?![\w-])")
 
 
 def merge_places(places: list[Place]) -> tuple[Place, ...]:

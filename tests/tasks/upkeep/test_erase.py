@@ -18,9 +18,12 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.errors import Failure, RecordMissing
+from tasks.follow_up.actions import Desk
 from tasks.follow_up.alerts import Fact, Planned
 from tasks.follow_up.deliveries import keep_messages, list_deliveries
+from tasks.follow_up.keeping import keep_filter, read_filters
 from tasks.follow_up.suppressions import add_suppression
+from tasks.rows.params import CasesParams
 from tasks.stores.bulk import load_rows
 from tasks.stores.lake import Lake, Zone
 from tasks.stores.site import Site
@@ -254,6 +257,23 @@ def test_messages_and_reasons_that_mention_the_record_forget_it(engine: Warehous
     assert places == {"deliveries.title": 1, "deliveries.body": 1, "suppressions.reason": 1}
     [kept] = list_deliveries(engine)
     assert (kept.title, kept.body) == (f"bad {ERASED}", f"got: {ERASED}, {VICTIM}2")
+
+
+@pytest.mark.parametrize("record", ["Zürich-1", 'a "b" \\c'])
+def test_filters_of_the_desk_forget_the_record_and_those_named_after_it_go(
+    engine: Warehouse, site: Site, record: str
+) -> None:
+    desk = Desk(engine, "toy", CasesParams(), "kim", NOW)
+    keep_filter(desk, "mine", {"search": record, "state": "all"})
+    keep_filter(desk, f"about {record}", {"state": "all"})
+    keep_filter(desk, f"{record}0", {"search": f"{record}0"})
+    places = {place.what: place.rows for place in erase_rows(replace(site, warehouse=engine), record)}
+    assert places == {"saved_filters": 1, "saved_filters.query": 1}
+    with engine.begin_reading() as connection:
+        assert read_filters(connection, "toy", "kim") == {
+            "mine": {"search": ERASED, "state": "all"},
+            f"{record}0": {"search": f"{record}0"},
+        }
 
 
 def test_pages_that_show_the_record_go(site: Site) -> None:
