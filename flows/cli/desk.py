@@ -32,7 +32,7 @@ def desk(
     by: By = None,
 ) -> None:
     """Serve the desk: the web application in which analysts judge flags and cases. It stops with Ctrl-C."""
-    from flows.desk.access import ROLES, Access, check_access, hash_token, is_loopback, make_token, read_users
+    from flows.desk.access import ROLES, Access, bracket, check_access, hash_token, is_loopback, make_token, read_users
 
     if new_token is not None:
         if role not in ROLES:
@@ -60,7 +60,7 @@ def desk(
         hostnames=tuple(name for name in hostname or () if "*" not in name),
     )
     hosts = [
-        f"[{host}]" if ":" in host else host,
+        bracket(host),
         *(hostname or []),
         *(["localhost", "127.0.0.1", "[::1]"] if is_loopback(host) else []),
     ]
@@ -71,7 +71,7 @@ def desk(
     opened = listen(host, port)
     bound = opened.getsockname()[1]
     access.cookie += f"_{bound}"
-    address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/"
+    address = f"http://{bracket(host)}:{bound}/"
     stdout.print(f"The desk is at {address} (Ctrl-C stops it)", soft_wrap=True)
     if browser:
         webbrowser.open(address)

@@ -163,6 +163,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def bracket(host: str) -> str:
+    """A host as addresses have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def read_users(path: Path) -> dict[str, User]:
     """Read the file of people. Raises ParamsInvalid."""
     expected = "a mapping of name to {role: read, judge or promote, token: SHA-256}"

@@ -9,7 +9,7 @@ from people import NIGHT, TOKENS, USERS, Browser
 
 from flows.cli.desk import listen
 from flows.config.settings import Settings
-from flows.desk.access import Access, User, check_access, hash_token, is_loopback, read_users
+from flows.desk.access import Access, User, bracket, check_access, hash_token, is_loopback, read_users
 from flows.desk.app import create_app
 from tasks.errors import ParamsInvalid
 
@@ -188,6 +188,13 @@ def test_a_name_that_only_leads_here_is_refused(settings: Settings) -> None:
     client = TestClient(create_app(settings, Access({}, local="kim"), ["localhost", "127.0.0.1"]))
     assert client.get("/-/health", headers={"host": "localhost"}).text == "ok"
     assert client.get("/orders/queue", headers={"host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(("host", "expected"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("desk", "desk")])
+def test_an_address_has_ipv6_in_brackets(settings: Settings, host: str, expected: str) -> None:
+    assert bracket(host) == expected
+    client = TestClient(create_app(settings, Access({}, local="kim"), [bracket(host)]))
+    assert client.get("/-/health", headers={"host": f"{expected}:8890"}).text == "ok"
 
 
 @pytest.mark.parametrize(
