@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from tasks.errors import CaseMissing, CaseRefused
 from tasks.follow_up.cases import (
     AWAKE,
+    BY_RULE,
     CLOSED,
     MEANING,
     OPEN,
@@ -62,11 +63,12 @@ def _hold(desk: Desk, number: int) -> Iterator[tuple[sa.Connection, Case, Log]]:
 
 
 def _lock(connection: sa.Connection, desk: Desk) -> Log:
-    """Lock the detector's cases. What is logged now is not earlier than what was logged, whoever asked first."""
+    """Lock the detector's cases. What is done now is later than all that people did before, whoever asked first."""
     lock_cases(connection, desk.detector)
     c = case_events.c
-    [newest] = connection.scalars(sa.select(sa.func.max(c.happened_at)).where(c.detector == desk.detector)).all()
-    now = desk.now if newest is None or newest <= desk.now else newest + timedelta(microseconds=1)
+    by_people = sa.select(sa.func.max(c.happened_at)).where(c.detector == desk.detector, c.actor != BY_RULE)
+    [newest] = connection.scalars(by_people).all()
+    now = desk.now if newest is None else max(desk.now, newest + timedelta(microseconds=1))
     return Log(desk.detector, now)
 
 

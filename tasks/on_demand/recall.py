@@ -41,9 +41,8 @@ def estimate_recall(site: Site) -> Recall | None:
         rows = read_frame(connection, said.order_by(r.reviewed_at, r.reviewer.desc()))
     rows = rows.drop_duplicates(["batch_date", "record_id"], keep="last")  # the verdicts that count
     rows = rows[rows["verdict"].isin((ANOMALY, NORMAL))].reset_index(drop=True)
-    rows["is_above"] = rows["is_above"].astype(bool)
-    whole = rows.groupby("batch_date")["is_above"].transform("nunique") == 2
-    rows = rows[whole].assign(is_anomaly=rows["verdict"] == ANOMALY)
+    rows = rows.assign(is_above=rows["is_above"].astype(bool), is_anomaly=rows["verdict"] == ANOMALY)
+    rows = rows[rows.groupby("batch_date")["is_above"].transform("nunique") == 2].copy()  # judged on both sides
     if rows.empty:
         return None
     total = rows["flagged"].where(rows["is_above"], rows["scored"] - rows["flagged"])

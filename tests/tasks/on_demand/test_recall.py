@@ -95,6 +95,11 @@ def test_recall_is_none_until_both_parts_were_judged_and_then_what_their_shares_
     assert estimate_recall(site) is None
     draw_sample(site, RULE, DAY, 10, NOW)
     assert estimate_recall(site) is None
+    sample = next_sample(site, "eve")
+    assert sample is not None
+    one = {"batch_date": DAY, "inclusion": 1.0, "attempt": 1, "verdict": "confirmed", "note": ""}
+    keep_verdicts(site, pd.DataFrame([one | {"record_id": sample["record_id"]}]), "eve", NOW)
+    assert estimate_recall(site) is None  # of one side only
     judge(site, lambda number: number % 2 == 0 if number < FLAGS else number % 40 == 0)
     found = estimate_recall(site)
     assert found is not None and (found.below, found.above) == (10, 10)
