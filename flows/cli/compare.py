@@ -39,7 +39,7 @@ def compare(
         now, progress = datetime.now(UTC), progress_of("compare")
         canaries = setup.configured.detector.monitor.canaries
         found = compare_versions(setup.site, setup.record_rule, pair, has_labels, now, nights, progress, canaries)
-    with suppress(ServiceUnreachable):  # whoever may only read compares all the same
+    with suppress(ServiceUnreachable):  # a login that may only read can still compare
         keep_comparison(setup.site, pair, found, now)
     note, gate = describe_lost_reducer(*pair), setup.configured.detector.promote.gate
     refusals = list_refusals(setup.site, gate, found)
