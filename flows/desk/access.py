@@ -1,7 +1,7 @@
 """Who may use the desk: people and their roles, sign-in by token or by a proxy's header, and forms that are our own.
 
-On a loopback address whoever runs the desk is signed in. Anywhere else a file names the people: a YAML mapping of name
-to role, and to the SHA-256 of a token unless a proxy signs people in.
+On a loopback address the person who runs the desk is signed in. Elsewhere a file lists the people: a YAML mapping of
+name to role, and to the SHA-256 of a token unless a proxy signs people in.
 """
 
 import hmac

@@ -32,6 +32,7 @@ from flows.desk.view import (
     read_body,
     read_form,
     set_cookie,
+    wants_json,
 )
 from tasks.errors import (
     BatchMissing,
@@ -196,7 +197,7 @@ def ask_to_sign_in(request: Request, error: Exception) -> Response:
     if room.access.header:
         return PlainTextResponse("The proxy named no one whom the desk knows.", HTTPStatus.FORBIDDEN)
     is_page = request.method == "GET" and "authorization" not in request.headers
-    if not is_page or "application/json" in request.headers.get("accept", ""):
+    if not is_page or wants_json(request):
         return PlainTextResponse("Sign in first.", HTTPStatus.UNAUTHORIZED)
     to = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return RedirectResponse(f"/-/sign-in?{urlencode({'to': to})}", HTTPStatus.SEE_OTHER)
@@ -226,7 +227,7 @@ def show_fault(request: Request, error: Exception) -> Response:
 
 
 def _explain(request: Request, status: int, parts: dict[str, str]) -> Response:
-    if "application/json" in request.headers.get("accept", ""):
+    if wants_json(request):
         return JSONResponse(parts, status)
     is_fragment = "hx-request" in request.headers
     template = ENVIRONMENT.get_template("problem.html" if is_fragment else "error.html")

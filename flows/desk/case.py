@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from flows.desk.view import ENVIRONMENT, Act, Judge, Look, read_number
 from tasks.errors import ChampionMissing, ServiceUnreachable
 from tasks.follow_up import actions
-from tasks.follow_up.cases import MEANING, WORTH
+from tasks.follow_up.cases import WORTH
 from tasks.on_demand.case import Usual, read_usual, show_case_page
 
 router = APIRouter()
@@ -61,7 +61,7 @@ def copy(look: Look, number: int) -> Response:
 
 @router.post("/{detector}/case/{number}/lock")
 def lock(act: Judge, number: int) -> Response:
-    """Lock the case for whoever opened it, or say who has it open."""
+    """Lock the case for the person who opened it, or say who else has it open."""
     minutes, desk = act.params.cases.lock_minutes, replace(act.desk, wait_s=LOCKING_S)
     try:
         case = actions.lock_case(desk, number, minutes)
@@ -110,10 +110,7 @@ def act_on(act: Act, number: int, what: str, note: str | None) -> str:
         actions.take_case(desk, number, note, to)
         return f"Case {number} was assigned to {to}."
     if what == "judge":
-        verdict = act.form.get("verdict", "")
-        if verdict not in MEANING:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
-        seen = act.form.get("flags", "")
+        verdict, seen = act.verdict, act.form.get("flags", "")
         flags = actions.judge_case(desk, number, verdict, note, int(seen) if seen.isdecimal() else None)
         return f"Case {number}: {verdict.replace('_', ' ')}, for {flags:,} flag{'' if flags == 1 else 's'}."
     if what == "note":

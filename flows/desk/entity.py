@@ -5,7 +5,7 @@ from datetime import UTC, date, timedelta
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from flows.desk.view import Judge, Look, read_number
+from flows.desk.view import Judge, Look, read_date, read_number
 from tasks.errors import ParamsInvalid
 from tasks.follow_up.suppressions import LONGEST, suppress_cause
 from tasks.on_demand.entity import read_others, show_entity
@@ -30,14 +30,6 @@ def show(look: Look, entity: str) -> Response:
         today=today,
         latest=today + LONGEST - timedelta(days=1),
     )
-
-
-def read_date(text: str) -> date | None:
-    """A date of an address or a form, or None."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return None
 
 
 @router.get("/{detector}/others/{entity:path}")

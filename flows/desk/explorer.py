@@ -4,8 +4,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
-from flows.desk.entity import read_date
-from flows.desk.view import Look, read_number
+from flows.desk.view import Look, read_date, read_number
 from tasks.on_demand.explorer import NIGHTS, draw_causes, draw_entities
 
 router = APIRouter()

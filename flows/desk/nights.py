@@ -1,12 +1,11 @@
 """Screen 6, Nights: a calendar with one cell per date, and a page per date, also of nights that were rejected."""
 
 from datetime import date, datetime
-from http import HTTPStatus
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, Response
 
 from flows.desk.recent import recent_of
-from flows.desk.view import Look
+from flows.desk.view import Look, read_day
 from flows.status import read_calendar
 from tasks.upkeep.nights import KINDS, Cell, describe_night, lay_out_months
 
@@ -46,14 +45,6 @@ def show_standing(look: Look, day: str) -> Response:
 def is_known(look: Look, day: date) -> bool:
     """Whether the calendar has the date, published or not."""
     return any(cell.batch_date == day for cell in read_cells(look)[0])
-
-
-def read_day(text: str) -> date:
-    """The date in an address; without one there is no such page."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found") from None
 
 
 @router.get("/{detector}/nights/{day}")

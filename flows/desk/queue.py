@@ -1,6 +1,5 @@
 """Screen 5, Queue: what waits for a person, one after the other; approvals, and records to judge blind."""
 
-from datetime import date
 from http import HTTPStatus
 from typing import Any
 
@@ -8,7 +7,7 @@ import pandas as pd
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import RedirectResponse
 
-from flows.desk.view import Judge, Look
+from flows.desk.view import Judge, Look, read_date
 from tasks.follow_up.approvals import APPROVED, REFUSED, decide_approval
 from tasks.follow_up.approvals import WITHDRAWN as TAKEN_BACK
 from tasks.follow_up.cases import MEANING
@@ -48,10 +47,8 @@ def decide(act: Judge, number: int) -> Response:
 @router.post("/{detector}/sample")
 def draw(act: Judge) -> Response:
     """Draw records of a night to be judged blind."""
-    try:
-        day = date.fromisoformat(act.form.get("day", ""))
-    except ValueError:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, "Give a date, such as 2026-12-24.") from None
+    if (day := read_date(act.form.get("day", ""))) is None:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "Give a date, such as 2026-12-24.")
     drawn = draw_sample(act.site, act.setup.record_rule, day, SAMPLED, act.now)
     return act.done(act.url("blind"), f"{drawn:,} records of {day} are waiting to be judged.")
 
@@ -66,9 +63,7 @@ def show_blind(look: Look) -> Response:
 @router.post("/{detector}/blind")
 def judge_blind(act: Judge) -> Response:
     """A verdict on a sampled record; then the next one."""
-    verdict, sample = act.form.get("verdict", ""), next_sample(act.site, act.person.name)
-    if verdict not in MEANING:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
+    verdict, sample = act.verdict, next_sample(act.site, act.person.name)
     if sample is None or sample["record_id"] != act.form.get("record_id"):
         return act.go(act.url("blind"), "problem", "That record has already been judged.")
     answer = {name: sample[name] for name in ("batch_date", "record_id", "attempt")}

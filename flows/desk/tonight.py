@@ -1,6 +1,5 @@
 """Screen 1, Tonight: one night's counts and its cases, worst first; verdicts on several of them; tables out and in."""
 
-from datetime import date
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -10,11 +9,10 @@ from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import RedirectResponse
 
 from flows.desk.nights import is_known
-from flows.desk.view import Judge, Look, Read, read_number
+from flows.desk.view import Judge, Look, Read, read_day, read_number
 from tasks.errors import BatchMissing, CaseRefused
 from tasks.follow_up.actions import judge_cases
 from tasks.follow_up.approvals import ask_approval
-from tasks.follow_up.cases import MEANING
 from tasks.follow_up.keeping import annotate, drop_filter, keep_filter, read_filters
 from tasks.on_demand.night import Wanted, find_newest, list_cases_of_night, list_numbers, show_night
 from tasks.on_demand.queue import count_cases_of, count_waiting
@@ -53,7 +51,7 @@ def show_newest(look: Look) -> Response:
 @router.get("/{detector}/{day}")
 def show(look: Look, day: str) -> Response:
     """A night."""
-    found, wanted = _read_day(day), read_wanted(look.query)
+    found, wanted = read_day(day), read_wanted(look.query)
     try:
         facts = show_night(look.site, found, wanted, look.now)
     except BatchMissing:
@@ -66,17 +64,10 @@ def show(look: Look, day: str) -> Response:
     return look.render("tonight.html", day=found, wanted=wanted, kept=kept, filters=filters, **facts)
 
 
-def _read_day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found") from None
-
-
 @router.get("/{detector}/{day}/cases.{kind}")
 def export(look: Look, day: str, kind: str) -> Response:
     """The cases that the page shows, all pages of them, as a table: csv or xlsx."""
-    rows = list_cases_of_night(look.site, _read_day(day), read_wanted(look.query), look.now)
+    rows = list_cases_of_night(look.site, read_day(day), read_wanted(look.query), look.now)
     found = pd.DataFrame(rows or {"case": []})
     name = f"{look.detector}-{day}-cases.{kind}"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -95,12 +86,10 @@ def export(look: Look, day: str, kind: str) -> Response:
 @router.post("/{detector}/verdicts")
 def judge(act: Judge) -> Response:
     """A verdict on several cases: asks once more first, and a second person if they are many."""
-    verdict, numbers = act.form.get("verdict", ""), sorted({read_number(text, 0) for text in act.chosen("case")} - {0})
-    if verdict not in MEANING:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
+    verdict, numbers = act.verdict, sorted({read_number(text, 0) for text in act.chosen("case")} - {0})
     if act.form.get("all") and (day := act.form.get("day")):
         wanted = {name: value for name, value in act.form.items() if name in FILTERS}
-        numbers = list_numbers(act.site, _read_day(day), read_wanted(wanted), act.now)
+        numbers = list_numbers(act.site, read_day(day), read_wanted(wanted), act.now)
     if not numbers:
         return act.go(act.back, "problem", "Select at least one case first.")
     note = act.form.get("note", "").strip() or None
@@ -123,7 +112,7 @@ def note(act: Judge, day: str) -> Response:
     text = act.form.get("note", "").strip()
     if not text:
         return act.go(act.url(day), "problem", "The note is empty.")
-    annotate(act.desk, _read_day(day), text)
+    annotate(act.desk, read_day(day), text)
     return act.done(act.url(day), "The note was saved.")
 
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +24,7 @@ from flows.config.setup import Setup, load_setup
 from flows.desk.access import ROLES, Access, Person, Role, stay_here
 from tasks.errors import NightjarError
 from tasks.follow_up.actions import Desk
+from tasks.follow_up.cases import MEANING
 from tasks.rows.describe import show_value
 from tasks.rows.params import DetectorParams
 from tasks.stores.bulk import NO_NUL
@@ -49,6 +50,26 @@ ENVIRONMENT.filters["quoted"] = lambda text: quote(str(text), safe="")
 def read_number(text: str, otherwise: int = 1) -> int:
     """A whole number from 1 on as it is in an address, of at most nine digits; anything else is `otherwise`."""
     return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else otherwise
+
+
+def read_date(text: str) -> date | None:
+    """A date of an address or a form, or None."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def read_day(text: str) -> date:
+    """The date in a page's address; without one there is no such page."""
+    if (day := read_date(text)) is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "Not Found")
+    return day
+
+
+def wants_json(request: Request) -> bool:
+    """Whether a program asks, which reads no pages."""
+    return "application/json" in request.headers.get("accept", "")
 
 
 @dataclass
@@ -151,7 +172,7 @@ class Page:
 
     def render(self, template: str, status: int = 200, **facts: Any) -> Response:
         """The page as HTML, or the facts as JSON for a program that asks for it."""
-        if "application/json" in self.request.headers.get("accept", ""):
+        if wants_json(self.request):
             text = to_json(jsonable_encoder(facts), inf_nan_mode="null")
             return Response(text, status, media_type="application/json")
         key = self.request.cookies.get(self.room.access.cookie, "")
@@ -203,6 +224,14 @@ class Act(Page):
         """With what cases are judged. Nobody waits long for a night at a desk."""
         return Desk(self.room.warehouse, self.detector, self.params.cases, self.person.name, self.now, WAIT_S)
 
+    @property
+    def verdict(self) -> str:
+        """The verdict in the form."""
+        verdict = self.form.get("verdict", "")
+        if verdict not in MEANING:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "Choose a verdict.")
+        return verdict
+
     def chosen(self, name: str) -> list[str]:
         """All values of a name in the form."""
         return [value for key, value in self.values if key == name]
@@ -215,7 +244,7 @@ class Act(Page):
 
     def go(self, url: str, kind: str, message: str) -> Response:
         """Go to a page with a message."""
-        if "application/json" in self.request.headers.get("accept", ""):
+        if wants_json(self.request):
             return JSONResponse({kind: message})
         if message and (session := self.room.access.get_session(self.request)):
             session.messages.append((kind, message))

@@ -18,6 +18,7 @@ from tasks.errors import CaseMissing, CaseRefused
 from tasks.follow_up.cases import (
     AWAKE,
     BY_RULE,
+    BY_SEVERITY,
     CLOSED,
     MEANING,
     OPEN,
@@ -63,7 +64,7 @@ def _hold(desk: Desk, number: int) -> Iterator[tuple[sa.Connection, Case, Log]]:
 
 
 def _lock(connection: sa.Connection, desk: Desk) -> Log:
-    """Lock the detector's cases. What is done now is later than all that people did before, whoever asked first."""
+    """Lock the detector's cases. What is done now is later than all that people did before."""
     lock_cases(connection, desk.detector)
     c = case_events.c
     by_people = sa.select(sa.func.max(c.happened_at)).where(c.detector == desk.detector, c.actor != BY_RULE)
@@ -114,7 +115,6 @@ def lock_next(desk: Desk, minutes: float, after: Collection[int] = ()) -> Case |
     leave out. None: all are done.
     """
     c = cases.c
-    severity = sa.case({name: level for level, name in enumerate(SEVERITIES)}, value=c.severity)
     with desk.warehouse.begin(desk.wait_s) as connection:
         log = _lock(connection, desk)
         is_unlocked = sa.or_(c.locked_until.is_(None), c.locked_until <= log.now)
@@ -126,7 +126,7 @@ def lock_next(desk: Desk, minutes: float, after: Collection[int] = ()) -> Case |
             sa.or_(c.assignee.is_(None), c.assignee == desk.actor),
             c.case_id.not_in(list(after)),
         )
-        order = (sa.case((is_unlocked, 0), else_=1), severity.desc(), c.due_at, c.case_id)
+        order = (sa.case((is_unlocked, 0), else_=1), BY_SEVERITY.desc(), c.due_at, c.case_id)
         numbers = connection.scalars(found.order_by(*order).limit(1)).all()
         if not numbers:
             return None

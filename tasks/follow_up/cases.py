@@ -35,6 +35,10 @@ OPEN, SNOOZED, CLOSED = "open", "snoozed", "closed"
 STATES = (OPEN, SNOOZED, CLOSED)
 WORTH = "worth"  # an event: what a person says of whether the case was worth a look
 FLAG_KEY = ("detector", "batch_date", "record_id")
+FLAGS_OF_CASES = sa.join(
+    case_flags, flagged_anomalies, sa.and_(*(case_flags.c[name] == flagged_anomalies.c[name] for name in FLAG_KEY))
+)
+BY_SEVERITY = sa.case({name: level for level, name in enumerate(SEVERITIES)}, value=cases.c.severity)  # 0: the least
 AWAKE: dict[str, Any] = {"state": OPEN, "snoozed_until": None}
 UNLOCKED: dict[str, Any] = {"locked_by": None, "locked_until": None}
 Key = tuple[Any, ...]
@@ -251,12 +255,12 @@ def raise_severity(connection: sa.Connection, some: Sequence[Case], params: Case
 
 def _read_worst(connection: sa.Connection, detector: str, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
     """The rank of the worst flag, and the number of flags, by case."""
-    of_flag = sa.and_(*(case_flags.c[name] == flagged_anomalies.c[name] for name in FLAG_KEY))
-    joined = sa.join(case_flags, flagged_anomalies, of_flag)
     worst = (sa.func.max(flagged_anomalies.c.percentile_rank), sa.func.count())
     found: dict[int, tuple[float, int]] = {}
     for chunk in in_chunks(numbers):
-        rows = sa.select(case_flags.c.case_id, *worst).select_from(joined).where(*_of(case_flags, detector, chunk))
+        rows = (
+            sa.select(case_flags.c.case_id, *worst).select_from(FLAGS_OF_CASES).where(*_of(case_flags, detector, chunk))
+        )
         found |= {case: (rank, flags) for case, rank, flags in connection.execute(rows.group_by(case_flags.c.case_id))}
     return found
 
@@ -350,9 +354,8 @@ def change_all(connection: sa.Connection, detector: str, numbers: Sequence[int],
 
 def read_members(connection: sa.Connection, detector: str, *which: sa.ColumnElement[bool]) -> pd.DataFrame:
     """The flags of the cases that meet all conditions: case_id and the columns of flagged_anomalies, worst first."""
-    of_flag = sa.and_(*(case_flags.c[name] == flagged_anomalies.c[name] for name in FLAG_KEY))
     of_case = sa.and_(*(case_flags.c[name] == cases.c[name] for name in ("detector", "case_id")))
-    joined = sa.join(sa.join(case_flags, cases, of_case), flagged_anomalies, of_flag)
+    joined = FLAGS_OF_CASES.join(cases, of_case)
     found = sa.select(case_flags.c.case_id, flagged_anomalies).select_from(joined)
     order = (flagged_anomalies.c.score.desc(), flagged_anomalies.c.batch_date, flagged_anomalies.c.record_id)
     return read_frame(connection, found.where(cases.c.detector == detector, *which).order_by(*order))

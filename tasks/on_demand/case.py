@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tasks.errors import CaseMissing
-from tasks.follow_up.cases import CLOSED, OPEN, read_events
+from tasks.follow_up.cases import CLOSED, FLAGS_OF_CASES, OPEN, read_events
 from tasks.on_demand.night import summarise_case
 from tasks.rows.describe import localise, localise_causes, round_shares, show_value
 from tasks.rows.params import ScoreParams
@@ -142,8 +142,7 @@ def _count_nights(connection: sa.Connection, detector: str, number: int) -> list
 
 def _read_flags(connection: sa.Connection, case: Mapping[str, Any], page: int) -> list[dict[str, Any]]:
     f, m, c = flagged_anomalies.c, case_flags.c, cases.c
-    same = sa.and_(m.detector == f.detector, m.batch_date == f.batch_date, m.record_id == f.record_id)
-    found = sa.select(flagged_anomalies).select_from(sa.join(flagged_anomalies, case_flags, same))
+    found = sa.select(flagged_anomalies).select_from(FLAGS_OF_CASES)
     found = found.where(m.detector == case["detector"], m.case_id == case["case_id"])
     if case["entity"] is not None:  # says nothing new, and spares the reading of all other flags
         merged = sa.select(c.entity).where(c.detector == case["detector"], c.merged_into == case["case_id"])

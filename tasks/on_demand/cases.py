@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from tasks.errors import CaseMissing
 from tasks.follow_up.cases import CLOSED, OPEN, SNOOZED, read_cases, read_events, read_members
 from tasks.on_demand.flags import describe_flags, name_entity
+from tasks.on_demand.queue import count_waiting
 from tasks.rows.params import SEVERITIES, ScoreParams
 from tasks.rows.record import RecordRule
 from tasks.stores.site import Site
@@ -28,12 +29,8 @@ class OpenCases:
 
 def count_open(site: Site, now: datetime) -> OpenCases:
     """The open cases of a detector, with the snoozed ones whose time has come."""
-    which = (cases.c.detector == site.detector, cases.c.closed_at.is_(None))
     with site.warehouse.begin_reading() as connection:
-        found = read_cases(connection, *which)
-    awake = [case for case in found if case.snoozed_until is None or case.snoozed_until <= now]
-    critical = sum(case.severity == SEVERITIES[-1] for case in awake)
-    return OpenCases(len(awake), critical, sum(case.due_at <= now for case in awake))
+        return OpenCases(**count_waiting(connection, site.detector, now))
 
 
 def list_cases(

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.detector import Detector
 from models.encoders import Encoder, encode_records
 from tasks.errors import CaseMissing, ChampionMissing, RecordMissing
-from tasks.follow_up.cases import ANOMALY
+from tasks.follow_up.cases import ANOMALY, FLAGS_OF_CASES
 from tasks.on_demand.explain import find_record
 from tasks.rows.columns import fits, to_records
 from tasks.rows.describe import localise
@@ -115,10 +115,7 @@ def find_nearest(
 def _find_worst(site: Site, number: int) -> tuple[str, date, int] | None:
     """The record id, batch date and version of a case's worst flag."""
     f, m = flagged_anomalies.c, case_flags.c
-    same = sa.and_(*(m[name] == f[name] for name in ("detector", "batch_date", "record_id")))
-    worst = sa.select(f.record_id, f.batch_date, f.model_version).select_from(
-        sa.join(flagged_anomalies, case_flags, same)
-    )
+    worst = sa.select(f.record_id, f.batch_date, f.model_version).select_from(FLAGS_OF_CASES)
     order = ((f.score / sa.func.nullif(f.threshold, 0.0)).desc(), f.batch_date, f.record_id)
     of_case = (m.detector == site.detector, m.case_id == number)
     with site.warehouse.begin_reading() as connection:

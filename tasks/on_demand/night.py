@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from tasks.errors import BatchMissing
-from tasks.follow_up.cases import CLOSED, OPEN, SNOOZED
+from tasks.follow_up.cases import CLOSED, FLAGS_OF_CASES, OPEN, SNOOZED
 from tasks.rows.describe import describe_causes, describe_values, localise, localise_causes
 from tasks.rows.params import SEVERITIES
 from tasks.stores.bulk import in_chunks
@@ -126,13 +126,13 @@ def list_cases_of_night(site: Site, day: date, wanted: Wanted, now: datetime) ->
             | {name: str(case[name].astimezone(site.zone)) if case[name] else None for name in times}
             | {"worst_record": case["record_id"], "score": case["score"], "threshold": flag["threshold"]}
             | {"causes": "; ".join(describe_causes(json.loads(flag["causes"]), site.zone))}
-            | {f"record.{name}": value for name, value in _localise(flag["record"], site.zone).items()}
+            | {f"record.{name}": value for name, value in localise(_read_record(flag["record"]), site.zone).items()}
         )
     return rows
 
 
-def _localise(record: str | None, zone: ZoneInfo) -> dict[str, Any]:
-    return localise(json.loads(record) if record else {}, zone)
+def _read_record(record: str | None) -> dict[str, Any]:
+    return dict(json.loads(record)) if record else {}
 
 
 def list_numbers(site: Site, day: date, wanted: Wanted, now: datetime) -> list[int]:
@@ -148,11 +148,10 @@ def _count(all_cases: Sequence[Mapping[str, Any]], name: str, values: Sequence[s
     return {value: counts[value] for value in values}
 
 
-def _flags_of_cases(detector: str, day: date) -> tuple[sa.Join, tuple[sa.ColumnElement[bool], ...]]:
-    """The alerts of a night beside their cases."""
-    f, m = flagged_anomalies.c, case_flags.c
-    same = sa.and_(m.detector == f.detector, m.batch_date == f.batch_date, m.record_id == f.record_id)
-    return sa.join(flagged_anomalies, case_flags, same), (f.detector == detector, f.batch_date == day)
+def _of_night(detector: str, day: date) -> tuple[sa.ColumnElement[bool], ...]:
+    """The flags of a night."""
+    f = flagged_anomalies.c
+    return f.detector == detector, f.batch_date == day
 
 
 def _read_cases(connection: sa.Connection, detector: str, day: date, now: datetime) -> list[dict[str, Any]]:
@@ -161,11 +160,10 @@ def _read_cases(connection: sa.Connection, detector: str, day: date, now: dateti
     flags: how many of the night. record_id, cause (a column) and multiple (of the threshold): those of the worst.
     """
     f, m = flagged_anomalies.c, case_flags.c
-    joined, of_night = _flags_of_cases(detector, day)
     place = sa.func.row_number().over(partition_by=m.case_id, order_by=[f.score.desc(), f.record_id])
     flags = sa.func.count().over(partition_by=m.case_id)
     columns = (m.case_id, f.record_id, f.score, f.threshold, f.causes, place.label("place"), flags.label("flags"))
-    ranked = sa.select(*columns).select_from(joined).where(*of_night).subquery()
+    ranked = sa.select(*columns).select_from(FLAGS_OF_CASES).where(*_of_night(detector, day)).subquery()
     own = [column for column in cases.c if column.name not in ("detector", "record_id", "batch_date")]
     same = sa.and_(cases.c.case_id == ranked.c.case_id, cases.c.detector == detector)
     found = sa.select(*own, *(ranked.c[name] for name in ("record_id", "score", "threshold", "causes", "flags")))
@@ -191,9 +189,10 @@ def _choose(
     connection: sa.Connection, detector: str, day: date, all_cases: Sequence[dict[str, Any]], wanted: Wanted
 ) -> list[dict[str, Any]]:
     found = [case for case in all_cases if _is_wanted(case, wanted)]
-    for text in filter(None, (wanted.search, wanted.value)):
-        numbers = _search(connection, detector, day, text, is_value=text == wanted.value)
-        found = [case for case in found if case["case"] in numbers]
+    for text, is_value in ((wanted.search, False), (wanted.value, True)):
+        if text:
+            numbers = _search(connection, detector, day, text, is_value=is_value)
+            found = [case for case in found if case["case"] in numbers]
     return found
 
 
@@ -212,7 +211,6 @@ def _search(connection: sa.Connection, detector: str, day: date, text: str, *, i
     is_value: a text `column=value` is the whole value of one column.
     """
     f = flagged_anomalies.c
-    joined, of_night = _flags_of_cases(detector, day)
     column, mark, value = text.partition("=") if is_value else ("", "", text)
     wanted = (value if mark else text).strip().casefold()
     # A record is JSON, in which other letters than ASCII are numbers: the database finds too many, and never too few.
@@ -220,12 +218,14 @@ def _search(connection: sa.Connection, detector: str, day: date, text: str, *, i
     places = [f.record] if mark else [f.record, f.entity, f.record_id]
     has = [sa.func.lower(place).contains(one, autoescape=True) for place in places for one in sorted(spelt)]
     columns = (case_flags.c.case_id, f.record, f.entity, f.record_id)
-    found = connection.execute(sa.select(*columns).select_from(joined).where(*of_night, sa.or_(*has))).all()
+    found = connection.execute(
+        sa.select(*columns).select_from(FLAGS_OF_CASES).where(*_of_night(detector, day), sa.or_(*has))
+    ).all()
     return {row.case_id for row in found if _has_text(row, column.strip() if mark else None, wanted)}
 
 
 def _has_text(row: Any, column: str | None, wanted: str) -> bool:
-    record = json.loads(row.record) if row.record else {}
+    record = _read_record(row.record)
     if column is not None:
         return str(record.get(column)).casefold() == wanted
     return any(wanted in str(one).casefold() for one in (row.entity or "", row.record_id, *record.values()))
@@ -239,7 +239,7 @@ def _read_worst(
     columns = (f.record_id, f.threshold, f.causes, f.record, f.second_stage_probability)
     found: dict[str, dict[str, Any]] = {}
     for chunk in in_chunks([case["record_id"] for case in some]):
-        wanted = (f.detector == detector, f.batch_date == day, f.record_id.in_(chunk))
+        wanted = (*_of_night(detector, day), f.record_id.in_(chunk))
         found |= {row.record_id: row._asdict() for row in connection.execute(sa.select(*columns).where(*wanted)).all()}
     return found
 
@@ -268,7 +268,7 @@ def summarise_case(case: Mapping[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _describe(case: dict[str, Any], worst: Mapping[str, Any], zone: ZoneInfo) -> None:
-    record = json.loads(worst["record"]) if worst["record"] else {}
+    record = _read_record(worst["record"])
     case["values"] = describe_values(record, zone)
     case["causes"] = localise_causes(json.loads(worst["causes"]), zone)
     case["probability"] = worst["second_stage_probability"]

@@ -9,7 +9,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from tasks.follow_up.approvals import read_approvals
-from tasks.follow_up.cases import ANOMALY, NORMAL, OPEN, read_numbers
+from tasks.follow_up.cases import ANOMALY, BY_SEVERITY, NORMAL, OPEN, read_numbers
 from tasks.on_demand.night import summarise_case
 from tasks.rows.describe import localise
 from tasks.rows.params import SEVERITIES
@@ -97,8 +97,7 @@ def _read(
     connection: sa.Connection, detector: str, which: list[sa.ColumnElement[bool]], now: datetime
 ) -> list[dict[str, Any]]:
     """One page of cases, with their flags and newest night."""
-    severity = sa.case({name: level for level, name in enumerate(SEVERITIES)}, value=cases.c.severity)
-    ordered = sa.select(cases).where(*which).order_by(severity.desc(), cases.c.due_at, cases.c.case_id)
+    ordered = sa.select(cases).where(*which).order_by(BY_SEVERITY.desc(), cases.c.due_at, cases.c.case_id)
     rows = [summarise_case(dict(row), now) for row in connection.execute(ordered.limit(MOST_CASES)).mappings()]
     m = case_flags.c
     held = sa.select(m.case_id, sa.func.count(), sa.func.max(m.batch_date)).where(

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tasks.follow_up.cases import FLAG_KEY
+from tasks.follow_up.cases import FLAG_KEY, FLAGS_OF_CASES
 from tasks.stores.site import Site
 from tasks.stores.tables import case_flags, cases, flagged_anomalies
 
@@ -54,12 +54,11 @@ def find_similar(site: Site, number: int) -> list[dict[str, Any]]:
 def _select_worst(detector: str, numbers: list[int]) -> sa.Select[Any]:
     """The causes of the worst flag of each case."""
     flags = flagged_anomalies.c
-    of_flag = sa.and_(*(case_flags.c[name] == flags[name] for name in FLAG_KEY))
     order = (flags.score.desc(), flags.batch_date, flags.record_id)
     place = sa.func.row_number().over(partition_by=case_flags.c.case_id, order_by=order).label("place")
     members = sa.select(case_flags.c.case_id, *(case_flags.c[name] for name in FLAG_KEY), place)
     of_cases = (case_flags.c.detector == detector, case_flags.c.case_id.in_(numbers))
-    ranked = members.select_from(sa.join(case_flags, flagged_anomalies, of_flag)).where(*of_cases).subquery()
+    ranked = members.select_from(FLAGS_OF_CASES).where(*of_cases).subquery()
     first = sa.and_(*(ranked.c[name] == flags[name] for name in FLAG_KEY), ranked.c.place == 1)
     return sa.select(ranked.c.case_id, flags.causes).select_from(sa.join(ranked, flagged_anomalies, first))
 
