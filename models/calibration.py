@@ -94,11 +94,14 @@ def count_suspects(ordered: Floats) -> int:
     """
     n = len(ordered)
     start, end = (int(share * n) for share in TAIL)
-    if start == 0 or not 0 < ordered[start - 1] < ordered[end - 1]:
-        return 0  # too few rows, or a tail of equal scores
+    if start == 0 or not ordered[start - 1] > 0:
+        return 0  # too few rows, or no tail
     distances = np.log(ordered[start:]) - np.log(ordered[start - 1])
     fitted = end - start
-    rate = fitted / (distances[:fitted].sum() + (n - end) * distances[fitted - 1])
+    length = distances[:fitted].sum() + (n - end) * distances[fitted - 1]
+    if fitted == 0 or length == 0:
+        return 0  # a tail of equal scores, or of scores with equal logarithms
+    rate = fitted / length
     beyond = distances[fitted:]
     found = np.arange(n - end, 0, -1)  # scores at least as high
     expected = (n - start) * np.exp(-rate * beyond)

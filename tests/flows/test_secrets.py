@@ -87,10 +87,10 @@ def test_a_failed_night_keeps_no_password_in_the_table_or_in_prefect(
 
 def find_in_prefect() -> list[str]:
     """The tables of the flow runs' database that hold a piece of a secret, once the logs are sent."""
-    from prefect.logging.handlers import APILogHandler
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import get_current_settings
 
-    APILogHandler.flush(APILogHandler())
+    APILogWorker.drain_all()
     url = get_current_settings().server.database.connection_url
     assert url is not None
     with sqlite3.connect(url.get_secret_value().split("///")[1].split("?")[0]) as connection:
