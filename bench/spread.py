@@ -21,12 +21,13 @@ from throughput import DAY, NAME, PROJECT, open_site, prepare
 
 from flows.config.params import load_detector
 from models.bundle import read_bundle_manifest
+from tasks.rows.validation import Validation
 from tasks.score import score
 from tasks.spread import Workers, spread_parts
 from tasks.stores.registry import HASH_TAG, Version
 from tasks.stores.site import Site
 from tasks.upkeep.inventory import ZONES
-from tasks.validate import Validation, validate_batches
+from tasks.validate import validate_batches
 
 MILLION = 1_000_000
 

@@ -31,13 +31,13 @@ from tasks.rows.escaping import escape_markdown
 from tasks.rows.excess import describe_excess, is_excess
 from tasks.rows.histogram import Histogram, count_scores
 from tasks.rows.params import HOUR, ScoreParams
+from tasks.rows.validation import Validation
 from tasks.stores.faults import writing
 from tasks.stores.lake import Lake, Manifest, quote
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import SECOND_STAGE, Drift, Finding, PublishedNight, case_flags, cases
 from tasks.stores.warehouse import Warehouse
-from tasks.validate import Validation
 
 SHOWN_FLAGS = 100
 SHOWN_GROUPS = 24  # the hours of a day, or the worst groups

@@ -31,13 +31,13 @@ from tasks.rows.groups import GroupScores, combine_groups
 from tasks.rows.judge import Judgement, judge, load_detector
 from tasks.rows.kinds import KINDS
 from tasks.rows.params import ScoreParams
+from tasks.rows.validation import Validation
 from tasks.rows.worst import WorstRows
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import Lake, Manifest, Part, PartitionWriter
 from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Scored
-from tasks.validate import Validation
 
 CODE_VERSION = 1  # increase it when the same inputs give other results: finished scores are then not reused
 COUNTS = ("scored", "flagged", "unseen")

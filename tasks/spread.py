@@ -26,11 +26,11 @@ from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.judge import load_detector
 from tasks.rows.params import ScoreParams
+from tasks.rows.validation import Validation
 from tasks.score import Scoring, open_batch
 from tasks.stores.lake import Lake, Part
 from tasks.stores.registry import Registry, Version
 from tasks.stores.site import Site
-from tasks.validate import Validation
 
 CONNECT_S = 10  # for a scheduler to answer
 PATIENCE_S = 60.0  # wait for a cluster without workers to get one

@@ -31,6 +31,7 @@ from tasks.rows.escaping import escape_markdown
 from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
 from tasks.rows.params import ValidateParams
 from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
+from tasks.rows.validation import Validation
 from tasks.stores.faults import writing
 from tasks.stores.files import read_ahead
 from tasks.stores.lake import SLICE_BYTES, SLICE_ROWS, Lake, Manifest, PartitionWriter, PartWriter, quote
@@ -42,22 +43,6 @@ LONG_ID = f"record_id: longer than {MOST_KEY_BYTES:,} bytes"
 STRAY = "event_time: after tomorrow, or far from the other rows of its file"
 JUDGED_ROWS = 4 * SLICE_ROWS  # rows given to Great Expectations at once; each call takes a quarter of a second
 PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The result for one batch: rows_in = validated + quarantined + excluded."""
-
-    batch_date: date
-    input_hash: str
-    rows_in: int
-    validated: int
-    quarantined: int
-    excluded: int
-    reasons: dict[str, int]
-    warnings: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()  # critical; if there are any, the batch is rejected
-    results: tuple[Outcome, ...] = ()
 
 
 @dataclass(eq=False)

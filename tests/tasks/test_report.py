@@ -33,9 +33,9 @@ from tasks.rows.contract import Contract
 from tasks.rows.expectations import Outcome
 from tasks.rows.histogram import Histogram
 from tasks.rows.params import GroupsParams, ScoreParams
+from tasks.rows.validation import Validation
 from tasks.stores.registry import Version
 from tasks.stores.tables import Drift, Finding, PublishedNight
-from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 2, 4, 5, tzinfo=UTC)

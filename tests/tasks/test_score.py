@@ -21,10 +21,10 @@ from tasks.rows.causes import MASKED, name_causes
 from tasks.rows.columns import to_records
 from tasks.rows.contract import Contract
 from tasks.rows.params import GroupsParams, ScoreParams
+from tasks.rows.validation import Validation
 from tasks.rows.worst import WorstRows
 from tasks.score import COUNTS, Scoring, check_out_of_sample, hash_inputs, refuse_other_input, score_batch
 from tasks.stores.files import read_ahead
-from tasks.validate import Validation
 
 DAY = date(2026, 3, 1)
 COLUMNS = (

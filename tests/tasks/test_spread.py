@@ -25,13 +25,13 @@ from models.records import make_records
 from tasks.errors import ParamsInvalid, RunFailed, ServiceUnreachable, SourceInvalid
 from tasks.rows.contract import Contract
 from tasks.rows.params import ScoreParams
+from tasks.rows.validation import Validation
 from tasks.score import score_night
 from tasks.spread import Workers, find_unscored, raise_failures, score_parts, score_pieces, share_out
 from tasks.stores.lake import Manifest, Part
 from tasks.stores.registry import HASH_TAG, Version
 from tasks.stores.site import Site
 from tasks.stores.warehouse import Warehouse
-from tasks.validate import Validation
 
 DAY, NOW = date(2026, 3, 1), datetime(2026, 3, 2, tzinfo=UTC)
 CONTRACT = Contract.model_validate(

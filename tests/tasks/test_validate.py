@@ -18,8 +18,9 @@ from tasks.rows.contract import Contract
 from tasks.rows.duplicates import find_duplicates
 from tasks.rows.params import ValidateParams
 from tasks.rows.schema import type_rows
+from tasks.rows.validation import Validation
 from tasks.stores.lake import Lake, Manifest
-from tasks.validate import DUPLICATE, Validation, check_accepted, make_row, validate_batches
+from tasks.validate import DUPLICATE, check_accepted, make_row, validate_batches
 
 DAY = date(2026, 3, 1)
 ANY = ValidateParams(max_quarantined_fraction=1.0)

@@ -9,10 +9,11 @@ import pytest
 from tasks.errors import SourceInvalid
 from tasks.rows.contract import Contract
 from tasks.rows.params import EventTime, IngestParams, LabelColumn, ValidateParams
+from tasks.rows.validation import Validation
 from tasks.sources.files import FilesSource
 from tasks.sources.images import make_field, to_arrow
 from tasks.upkeep.replay import fill_columns, find_quarantine, list_quarantined, read_partition, take_repairs
-from tasks.validate import DUPLICATE, Validation, validate_batches
+from tasks.validate import DUPLICATE, validate_batches
 
 DAY = date(2026, 3, 1)
 NOW = datetime(2026, 3, 5, tzinfo=UTC)
