@@ -29,6 +29,7 @@ from models.params import (
     Section,
     ThresholdParams,
 )
+from tasks.rows.history import EnrichParams
 from tasks.sources.files import FilesSource
 from tasks.sources.formats import EPOCHS, check_time_format
 from tasks.sources.kinds import Source
@@ -515,6 +516,7 @@ class DetectorParams(Section):
     run: RunParams
     ingest: IngestParams
     validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    enrich: EnrichParams | None = Field(default=None, exclude_if=lambda enrich: enrich is None)
     filter: FilterParams
     train: TrainParams
     calibrate: CalibrateParams = CalibrateParams()
@@ -525,3 +527,11 @@ class DetectorParams(Section):
     review: ReviewParams = ReviewParams()
     promote: PromoteParams = PromoteParams()
     retention: RetentionParams = RetentionParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down_entity(cls, given: object) -> object:
+        """The detector's entity is also that of its history, unless that names another."""
+        if not isinstance(given, dict) or not isinstance(enrich := given.get("enrich"), dict):
+            return given
+        return given | {"enrich": {"entity": given.get("entity")} | enrich}

@@ -33,6 +33,7 @@ from tasks.stores.files import Files, passing_over_missing
 
 S = TypeVar("S", pa.Table, pa.Schema)
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
+FILE, PART, LINE = "nightjar_file", "nightjar_part", "nightjar_line"  # in queries, beside the columns of rows
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
 BATCH_DATE = re.compile(r"batch_date=(\d{4}-\d{2}-\d{2})")
 # Query errors that do not mean a damaged part: incompatible columns, or too little memory.
@@ -42,6 +43,7 @@ SLICE_BYTES = 128 << 20  # of a slice: rows of less than a kilobyte are cut by S
 SLICE_MARK = b"slice_rows"  # in the footer of a part with wide rows and several slices: the rows of one
 FETCHED_SLICES = 4  # slices of a part in an object store that are fetched together, to save requests
 QUERY_MEMORY = "512MB"  # for a batch's ids; DuckDB spills the rest to the temporary folder
+HISTORY_MEMORY = "2GB"  # for the records of weeks, also spilled beyond this
 QUERY_THREADS = 4  # grouping takes about 100 MB per thread
 
 
@@ -340,16 +342,49 @@ class Lake(Files):
 
         frugal: use at most QUERY_MEMORY and spill the rest to disk; too little for columns of images.
         """
-        prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
-        paths = [prefix + self.full(part.path) for part in parts]
         with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
             # Temporary: visible to this cursor only; other cursors of this lake read other parts.
-            files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-            source = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
-            cursor.execute(f"create temporary view parts as select * from {source}")  # noqa: S608 - quoted
+            cursor.execute(f"create temporary view parts as select * from {self._source(parts)}")  # noqa: S608 - quoted
             for name, table in tables.items():
                 cursor.register(name, table)
             return cursor.sql(sql).to_arrow_table()
+
+    def stream(
+        self, sql: str, select: str, targets: tuple[Part, ...] | pa.Table, earlier: tuple[Part, ...], **tables: pa.Table
+    ) -> Iterator[pa.Table]:
+        """Run DuckDB over two sets of rows, `targets` and `earlier`, and give the result a slice at a time.
+
+        select: what to take of each, as SQL. Rows of `targets` also have `part` and `line`, both from 0: where they lie
+        in the parts, or in the table. It uses at most HISTORY_MEMORY and spills the rest to disk.
+        """
+        parts = targets if isinstance(targets, tuple) else ()
+        with self._reading(*parts, *earlier), self._history_duckdb.cursor() as cursor:
+            if isinstance(targets, pa.Table):
+                lines = pa.array(range(targets.num_rows), pa.int64())
+                cursor.register("rows_given", targets.append_column(LINE, lines))
+                source = f"(select *, 0 as {PART} from rows_given)"  # noqa: S608
+            else:
+                places = pa.array(range(len(parts)), pa.int64())
+                cursor.register("places", pa.table({FILE: self._paths(parts), PART: places}))
+                read = self._source(parts, f"filename = '{FILE}'", "file_row_number = true")
+                source = f"(select *, file_row_number as {LINE} from {read} join places using ({FILE}))"  # noqa: S608
+            chosen = f"select {PART} as part, {LINE} as line, {select} from {source}"  # noqa: S608 - quoted
+            cursor.execute(f"create temporary view targets as {chosen}")
+            source = self._source(earlier) if earlier else f"{source} where false"
+            cursor.execute(f"create temporary view earlier as select {select} from {source}")  # noqa: S608 - quoted
+            for name, table in tables.items():
+                cursor.register(name, table)
+            for batch in cursor.sql(sql).to_arrow_reader(SLICE_ROWS):
+                yield pa.Table.from_batches([batch])
+
+    def _paths(self, parts: tuple[Part, ...]) -> list[str]:
+        prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"
+        return [prefix + self.full(part.path) for part in parts]
+
+    def _source(self, parts: tuple[Part, ...], *options: str) -> str:
+        """Parts as a table of DuckDB."""
+        files = ", ".join("'" + path.replace("'", "''") + "'" for path in self._paths(parts))
+        return f"read_parquet([{files}], {', '.join(['union_by_name = true', 'hive_partitioning = false', *options])})"
 
     @contextmanager
     def _reading(self, *parts: Part) -> Iterator[None]:
@@ -385,6 +420,10 @@ class Lake(Files):
     @cached_property
     def _frugal_duckdb(self) -> duckdb.DuckDBPyConnection:
         return self._connect(memory_limit=QUERY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
+
+    @cached_property
+    def _history_duckdb(self) -> duckdb.DuckDBPyConnection:
+        return self._connect(memory_limit=HISTORY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
 
     @cached_property
     def _spill(self) -> Path:
