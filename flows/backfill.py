@@ -13,6 +13,7 @@ from flows.config.setup import prepare
 from flows.hooks import mark_crashed
 from flows.nightly import nightly
 from flows.status import Only, make_plan
+from tasks.enrich import enrich
 from tasks.errors import RunFailed
 from tasks.validate import validate
 
@@ -34,7 +35,10 @@ def backfill(name: str, dates: list[date], versions: list[int] | None = None) ->
     """
     setup = prepare(name)
     # One pass over all dates costs far less than one pass per night. Each night reports its own rejected batch.
-    validate(setup.site, setup.configured.contract, dates, setup.configured.detector.validate_, return_state=True)
+    site, contract, params = setup.site, setup.configured.contract, setup.configured.detector
+    validate(site, contract, dates, params.validate_, return_state=True)
+    if params.enrich:
+        enrich(site, contract, dates, params.validate_, params.enrich, return_state=True)
     scorers: Sequence[int | None] = versions or [None] * len(dates)
     states = [nightly(name, day, number, return_state=True) for day, number in zip(dates, scorers, strict=True)]
     tell([name])

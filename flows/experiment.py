@@ -18,6 +18,7 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup
 from models.fitting import EpochLog
 from tasks.calibrate import calibrate_bundle
+from tasks.enrich import enrich_batches
 from tasks.errors import BatchMissing
 from tasks.filter import TrainingSet, prepare_rows, read_training_set
 from tasks.ingest import land_arrivals
@@ -66,12 +67,15 @@ def ingest(name: str) -> None:
 
 
 def validate(name: str) -> None:
-    """Check every landed batch against the contract."""
-    setup = load_experiment(name)
-    shutil.rmtree(setup.site.validations, ignore_errors=True)
-    params, dates = setup.configured.detector.validate_, setup.landed_before(date.max)
-    validations = validate_batches(setup.site, setup.configured.contract, dates, params, progress_of("validate"))
-    check_accepted(name, validations)
+    """Check every landed batch against the contract, and add history columns if params ask for them."""
+    with open_experiment(name) as setup:
+        site, contract, params = setup.site, setup.configured.contract, setup.configured.detector
+        shutil.rmtree(site.validations, ignore_errors=True)
+        dates = setup.landed_before(date.max)
+        check_accepted(name, validate_batches(site, contract, dates, params.validate_, progress_of("validate")))
+        if params.enrich:
+            site.warehouse.add_labels(name, pd.read_parquet(site.home / LABELS))
+            enrich_batches(site, contract, dates, params.validate_, params.enrich, progress_of("enrich"))
 
 
 def filter_rows(name: str) -> None:

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run as current
 from flows.alerts import tell
 from flows.config.setup import load_setup, prepare
 from flows.hooks import follow_steps, is_part_of_run, mark_crashed, taking_turns
+from tasks.enrich import enrich
 from tasks.errors import Failure, NightjarError, describe_failure, hide_password
 from tasks.ingest import check_landed, ingest
 from tasks.monitor import monitor
@@ -70,13 +71,16 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
         check_landed(site, day, landed)
         scorer, bundle = at(resolve_champion)(site, version)
-        scorer.check_types(contract.types)
+        types = contract.types | params.history
+        scorer.check_types(types)
         [validation] = at(validate)(site, contract, [day], params.validate_)
+        if params.enrich:
+            [validation] = at(enrich)(site, contract, [day], params.validate_, params.enrich)
         workers = Workers(setup.scheduler, setup.workers)
         at(spread_parts)(site, contract, validation, scorer, bundle, params.score, workers)
         scored = score(site, contract, validation, scorer, bundle, params.score, begun.started_at)
         night = at(publish)(site, begun, scored, rule, params.cases)
-        shadow(site, contract, validation, params.score, begun.started_at, return_state=True)
+        shadow(site, contract, types, validation, params.score, begun.started_at, return_state=True)
         excluded = params.filter.exclude_dates
         found = monitor(site, contract, night, scorer, bundle, rule, params.monitor, excluded, return_state=True)
         report(site, contract, validation, scorer, bundle, params.score)

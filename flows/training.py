@@ -22,6 +22,7 @@ from flows.config.settings import load_settings
 from flows.config.setup import Setup, prepare
 from flows.hooks import mark_crashed, taking_turns
 from tasks.calibrate import calibrate
+from tasks.enrich import enrich
 from tasks.errors import BatchMissing, NightjarError, ParamsInvalid, RunFailed
 from tasks.evaluate import evaluate
 from tasks.filter import TrainingSet, filter_rows, read_training_set
@@ -63,7 +64,10 @@ def training(name: str, cutoff: date | None = None) -> Compared:
     site, params = setup.site, setup.configured.detector
     cutoff = cutoff or setup.newest_cutoff()
     ingest(site, setup.ingest_params, setup.window(last=cutoff))
-    validate(site, setup.configured.contract, setup.landed_before(cutoff), params.validate_)
+    dates = setup.landed_before(cutoff)
+    validate(site, setup.configured.contract, dates, params.validate_)
+    if params.enrich:
+        enrich(site, setup.configured.contract, dates, params.validate_, params.enrich)
     rows = filter_rows(site, cutoff, params.filter, params.train.columns.numbers)
     begun = datetime.now(UTC)
     fitted = train_here_or_there(setup, rows)

@@ -246,8 +246,8 @@ def publish_scored(
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
     flags = add_records(lake, lake.get("validated", site.detector, scored.batch_date), flags, rule)
     flags = suppress_flags(site.warehouse, site.detector, flags, now)
-    landing_hash = lambda: lake.get("landing", site.detector, scored.batch_date).hash  # noqa: E731
-    publish_night(site.warehouse, night, flags, now, landing_hash, groups, cases)
+    input_hash = lambda: str(site.hash_input(scored.batch_date))  # noqa: E731
+    publish_night(site.warehouse, night, flags, now, input_hash, groups, cases)
     return night
 
 

@@ -8,7 +8,7 @@ Memory holds one slice, the worst flags and a few sums per group.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from functools import partial
@@ -121,7 +121,7 @@ def hash_inputs(site: Site, validated: Manifest, bundle_hash: str, contract: Con
     """The key of a batch's scores: a hash of everything they depend on, so that finished scores are reused."""
     inputs = {
         "code": CODE_VERSION,
-        "landing": validated.facts["validation"]["input_hash"],
+        "landing": validated.input_hash,
         "parts": [part.sha256 for part in validated.parts],
         "bundle": bundle_hash,
         "masked": sorted(contract.masked),
@@ -168,7 +168,7 @@ def score_batch(
     site.lake.replace_frame(paths["groups"], groups)
     partition.parts = [receipt.part for receipt in receipts.values()]
     counts = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
-    origin = {"input_hash": validated.facts["validation"]["input_hash"], "validated": validated.hash}
+    origin = {"input_hash": validated.input_hash, "validated": validated.hash}
     return partition.commit({**origin, "bundle": bundle_hash, **counts, **paths})
 
 
@@ -218,7 +218,7 @@ def check_out_of_sample(site: Site, detector: Detector, day: date) -> None:
 
 def refuse_other_input(site: Site, validated: Manifest, validation: Validation) -> None:
     """Refuse rows that another run has just validated from other input. Raises PublishConflict."""
-    found = validated.facts["validation"]["input_hash"]
+    found = validated.input_hash
     if found != validation.input_hash:
         raise PublishConflict(
             "Another run validated the batch again during this night; nothing was scored.",
@@ -287,15 +287,19 @@ def score(
 
 
 @task(task_run_name="shadow {site.detector} {validation.batch_date}", **IO)
-def shadow(site: Site, contract: Contract, validation: Validation, params: ScoreParams, now: datetime) -> int | None:
+def shadow(
+    site: Site, contract: Contract, types: Mapping[str, str], validation: Validation, params: ScoreParams, now: datetime
+) -> int | None:
     """Score a night with the challenger too, into the lake only; its version, or None if nothing is to be scored.
+
+    types: of the columns, history columns included, as params and contract have them.
 
     The champion has published by then: a challenger that cannot score costs this task, not the night.
     """
     challenger = site.registry.find_version(CHALLENGER)
     if challenger is None or validation.batch_date <= challenger.trained_through:
         return None
-    challenger.check_types(contract.types)
+    challenger.check_types(types)
     scored = score_night(site, contract, validation, challenger, site.registry.fetch_bundle(challenger), params, now)
     get_run_logger().info("version %d would flag %d of %d rows", challenger.version, scored.flagged, scored.scored)
     return challenger.version

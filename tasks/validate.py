@@ -201,7 +201,7 @@ def validate_batches(
     """
     lake = site.lake
     manifests = [lake.get("landing", site.detector, day) for day in dates]
-    cached = {day: find_validation(lake, contract, site.detector, day, params) for day in dates}
+    cached = {day: find_validation(site, contract, day, params) for day in dates}
     done = {day: found for day, found in cached.items() if found}
     todo = [manifest for manifest in manifests if manifest.batch_date not in done]
     if todo:
@@ -232,13 +232,13 @@ def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
             )
 
 
-def find_validation(
-    lake: Lake, contract: Contract, detector: str, day: date, params: ValidateParams
-) -> Validation | None:
+def find_validation(site: Site, contract: Contract, day: date, params: ValidateParams) -> Validation | None:
     """The committed validation of a batch, if landing, contract and params have not changed since."""
-    landing, validated = lake.find("landing", detector, day), lake.find("validated", detector, day)
+    landing, validated = (site.lake.find(zone, site.detector, day) for zone in ("landing", "validated"))
     if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
         return None
+    if "history" in validated.facts and not site.reach:
+        return None  # its history columns are no longer wanted
     found = TypeAdapter(Validation).validate_python(validated.facts["validation"] | {"batch_date": day})
     is_allowed = found.quarantined <= params.max_quarantined_fraction * found.rows_in
     return found if found.input_hash == landing.hash and is_allowed else None

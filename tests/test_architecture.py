@@ -15,6 +15,7 @@ BELOW = {"flows": {"flows", "tasks", "models"}, "tasks": {"tasks", "models"}, "m
 STEPS = (
     "ingest",
     "validate",
+    "enrich",
     "filter",
     "train",
     "calibrate",
@@ -63,6 +64,7 @@ def test_models_do_not_import_frames_registries_or_flows() -> None:
 FLOORS = (
     ("spread",),
     ("score", "report", "monitor", "upkeep"),
+    ("enrich",),
     ("validate",),
     ("on_demand",),
     ("train", "calibrate", "register", "evaluate", "onboarding"),

@@ -28,7 +28,8 @@ def rank(
         raise typer.BadParameter("a column appears twice", param_hint="--value")
     setup = load_setup(name)
     hush_great_expectations()
-    found = rank_by_champion(setup.site, setup.configured.contract, values, setup.configured.detector.score)
+    params = setup.configured.detector
+    found = rank_by_champion(setup.site, setup.configured.contract, values, params.score, params.enrich)
     if as_json:
         print_json(asdict(found))
         return

@@ -27,7 +27,8 @@ def verify(
     setup, day = prepare_reading(name), date.date() if date else None
     seed = secrets.randbelow(2**31)  # another sample each time
     retention = setup.configured.detector.retention
-    checks = verify_nights(setup.site, setup.configured.contract, retention, day, sample, seed, datetime.now(UTC))
+    enrich, now = setup.configured.detector.enrich, datetime.now(UTC)
+    checks = verify_nights(setup.site, setup.configured.contract, retention, day, sample, seed, now, enrich)
     rows = [asdict(check) for check in checks]
     if as_json:
         print_json({"detector": name, "checks": rows})

@@ -22,7 +22,7 @@ from tasks.rows.params import CategoryCanary, DetectorParams
 
 S = TypeVar("S", bound=BaseModel)
 # The sections that a fitted bundle depends on; the DVC stage `train` lists them too.
-LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "filter", "train"}
+LEARNT = {"time_zone", "label_delay_days", "ingest", "validate_", "enrich", "filter", "train"}
 SHOWN = 120  # characters of a bad value in an error
 SHOWN_KEYS = 50
 
@@ -108,6 +108,7 @@ def read_sections(document: object, path: Path) -> dict[Any, object]:
 
 def combine(name: str, detector: DetectorParams, path: Path, contract: Contract) -> Configured:
     """A detector with its contract. Raises ParamsInvalid if they do not match."""
+    _check_history(detector, contract, path)
     _check_columns(detector, contract, path)
     _check_groups(detector, contract, path)
     _check_record(detector, contract, path)
@@ -117,10 +118,41 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
 
 
+def _check_history(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse history columns that the contract's columns cannot give, and batches that are not kept long enough."""
+    if (enrich := detector.enrich) is None:
+        return
+    columns, numbers = contract.columns, {"int", "float"}
+    bad = [f"{name} is not in the contract" for name in enrich.reads if name not in columns]
+    bad += [f"{name} is a column of the contract" for name in enrich.history if name in {*columns, "event_time"}]
+    bad += [f"{name} is an image" for name in enrich.reads if name in columns and columns[name].shape]
+    summed = dict.fromkeys(name for column in enrich.history.values() for name in column.numbers)
+    bad += [f"{name} is not a number" for name in summed if name in columns and columns[name].type not in numbers]
+    if detector.ingest.event_time.column is None:
+        bad.append("the rows have no event time")
+    reports = [name for name, column in enrich.history.items() if column.is_reports]
+    if reports and not detector.ingest.has_labels:
+        bad.append(f"{', '.join(reports)}: no labels ever arrive")
+    days = -(-enrich.reach // timedelta(days=1)) + 1  # a window that ends within a day begins within another
+    kept = {name: getattr(detector.retention, f"{name}_days") for name in ("landing", "validated")}
+    short = {name: limit for name, limit in kept.items() if limit is not None and limit < days}
+    bad += [f"retention.{name}_days is {limit}, the windows need {days}" for name, limit in short.items()]
+    if bad:
+        raise ParamsInvalid(
+            "The history columns cannot be computed.",
+            where=f"{path}, enrich",
+            got="; ".join(bad),
+            expected="an entity and values from the contract, new names, numbers where numbers are added, event times, "
+            "and batches that are kept as long as the longest window",
+            todo="correct enrich or retention in params.yaml, or the contract",
+        )
+
+
 def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> None:
     """Refuse train.columns that the contract lacks or masks, and the label column."""
     names, label = detector.train.columns.names, detector.ingest.labels
-    bad = [f"{n} is not in the contract" for n in names if n not in contract.columns and n != "event_time"]
+    known = {*contract.columns, *detector.history, "event_time"}
+    bad = [f"{n} is neither in the contract nor in enrich.columns" for n in names if n not in known]
     bad += [f"{n} is masked by the contract" for n in names if n in contract.columns and contract.columns[n].masked]
     bad += [f"{label.column} is the label"] if label and label.column in names else []
     if bad:
@@ -128,7 +160,7 @@ def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> 
             "The detector cannot read some of train.columns.",
             where=str(path),
             got="; ".join(bad),
-            expected="unmasked columns of the contract, without the label",
+            expected="unmasked columns of the contract and history columns, without the label",
             todo="correct train.columns, or the contract",
         )
 
@@ -158,7 +190,8 @@ def _check_record(detector: DetectorParams, contract: Contract, path: Path) -> N
     entity, publish = detector.entity, detector.publish
     hashed, columns = set(publish.pseudonymise), contract.columns
     named = dict.fromkeys([*([entity] if entity else []), *publish.show])
-    bad = [f"{name} is not in the contract" for name in {**named, **dict.fromkeys(hashed)} if name not in columns]
+    known = {*columns, *detector.history}
+    bad = [f"{name} is not in the contract" for name in {**named, **dict.fromkeys(hashed)} if name not in known]
     bad += [f"{name} is masked by the contract" for name in named if name in contract.masked - hashed]
     bad += [f"{name} is an image" for name in named if name in columns and columns[name].shape]
     bad += [f"{name} is not masked" for name in publish.pseudonymise if name in columns and not columns[name].masked]

@@ -79,7 +79,8 @@ class Setup:
     def tags(self) -> dict[str, str]:
         """What a version's tags record of the params and the contract in addition to its lineage."""
         columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
-        types = {name: columns[name].type for name in names if name in columns}
+        types: dict[str, str] = {name: columns[name].type for name in names if name in columns}
+        types |= {name: what for name, what in self.configured.detector.history.items() if name in names}
         policy = self.configured.detector.calibrate.threshold.model_dump_json()
         return {COLUMN_TYPES: json.dumps(types), THRESHOLD_POLICY: policy}
 
@@ -205,6 +206,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         threads=settings.threads,
         devices=settings.devices,
         commit=read_commit(settings),
+        reach=configured.detector.enrich.reach if configured.detector.enrich else timedelta(),
         has_times=configured.detector.ingest.event_time.column is not None,
     )
     scheduler = None if settings.task_runner == "threads" else settings.task_runner

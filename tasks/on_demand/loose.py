@@ -7,7 +7,7 @@ score, or with the reason for which validation would quarantine it. Memory holds
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -26,6 +26,7 @@ from tasks.errors import SourceInvalid, hide_password
 from tasks.ingest import add_identity
 from tasks.on_demand.output import check_output, open_output
 from tasks.rows.contract import Contract
+from tasks.rows.derive import History, add_columns, take_rows
 from tasks.rows.expectations import Mask, Suite
 from tasks.rows.judge import judge, load_detector
 from tasks.rows.params import DetectorParams, IngestParams
@@ -85,15 +86,35 @@ def score_rows(
     arrivals: Iterable[Arrival],
     causes: int,
     zone: ZoneInfo,
+    history: History | None = None,
 ) -> Iterator[pa.Table]:
     """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's.
 
-    Raises SourceInvalid if columns are missing.
+    history: adds history columns; for these all good rows are read first. Raises SourceInvalid if columns are missing.
     """
     contract = without_label(contract, params)
     suite = Suite(contract.row_expectations, contract.masked)
+    arrivals, add = list(arrivals), _add_nothing
+    if history:
+        derived = _derive(contract, suite, _read_rows(contract, params, arrivals, zone), history)
+        take = take_rows(iter([derived]))
+        add = lambda rows: add_columns(rows, take(rows.num_rows))  # noqa: E731
     for raw in _read_rows(contract, params, arrivals, zone):
-        yield _score_slice(detector, contract, suite, raw, causes) if "event_time" in raw.column_names else raw
+        yield _score_slice(detector, contract, suite, raw, causes, add) if "event_time" in raw.column_names else raw
+
+
+def _derive(contract: Contract, suite: Suite, rows: Iterable[pa.Table], history: History) -> pa.Table:
+    """The history columns of a file's good rows, in file order."""
+    good = [pa.schema([contract.schema.field(name) for name in history.needed]).empty_table()]
+    for raw in rows:
+        if "event_time" in raw.column_names:
+            typed, reasons = _check_slice(contract, suite, raw)
+            good.append(typed.filter(pa.array(reasons == None)).select(history.needed))  # noqa: E711 - elementwise
+    return history.derive(pa.concat_tables(good))
+
+
+def _add_nothing(rows: pa.Table) -> pa.Table:
+    return rows
 
 
 def score_folds(
@@ -161,7 +182,7 @@ def score_file(
     if output:
         check_output(output)
     version = site.registry.get_champion()
-    version.check_types(contract.types)
+    version.check_types(contract.types | params.history)
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
     files, own = name_files(source, site.sources), params.ingest.source
     if isinstance(own, FilesSource):
@@ -169,7 +190,8 @@ def score_file(
     else:
         files, _ = find_settings(files, site.sources)
     arrivals = list_files(files, site.sources)
-    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone)
+    history = History(site, params.enrich) if params.enrich else None
+    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone, history)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
     return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
@@ -182,7 +204,8 @@ def _refuse_unparsed(texts: pa.ChunkedArray) -> pa.Table:
     return pa.table(others | {"record_id": texts, "reason": reasons}, schema=SCHEMA)
 
 
-def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.Table, causes: int) -> pa.Table:
+def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Table, npt.NDArray[np.object_]]:
+    """The rows in the contract's types, and for each the reason for which it is bad, or None."""
     typed = type_rows(raw, contract)
     reasons = np.full(typed.num_rows, None, dtype=object)
     for name, mask in find_unreadable(raw, typed, contract).items():
@@ -190,8 +213,21 @@ def _score_slice(detector: Detector, contract: Contract, suite: Suite, raw: pa.T
     for expectation, mask in suite.judge(typed.select(suite.columns).to_pandas()).items():
         if expectation.severity == "critical":
             reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise
+    return typed, reasons
+
+
+def _score_slice(
+    detector: Detector,
+    contract: Contract,
+    suite: Suite,
+    raw: pa.Table,
+    causes: int,
+    add: Callable[[pa.Table], pa.Table] = _add_nothing,
+) -> pa.Table:
+    """The scores of a slice; `add` adds history columns to its good rows."""
+    typed, reasons = _check_slice(contract, suite, raw)
     good = reasons == None  # noqa: E711
-    judged = judge(detector, typed.filter(pa.array(good)))
+    judged = judge(detector, add(typed.filter(pa.array(good))))
     texts = np.full(len(judged.score), None, dtype=object)
     texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(contract.masked, causes)
     columns = {name: _spread(values, good) for name, values in (judged.arrays() | {"causes": texts}).items()}

@@ -14,7 +14,9 @@ import pyarrow as pa
 from models.detector import Detector
 from tasks.errors import RecordInvalid
 from tasks.rows.contract import Contract
+from tasks.rows.derive import History, add_columns
 from tasks.rows.expectations import Suite
+from tasks.rows.history import EnrichParams
 from tasks.rows.judge import judge, load_detector
 from tasks.rows.params import ScoreParams
 from tasks.rows.schema import find_unreadable, type_rows
@@ -83,11 +85,24 @@ def _invalid_record(got: str, expected: str) -> RecordInvalid:
 
 
 def rank_record(
-    detector: Detector, version: registry.Version, contract: Contract, values: Mapping[str, str], params: ScoreParams
+    detector: Detector,
+    version: registry.Version,
+    contract: Contract,
+    values: Mapping[str, str],
+    params: ScoreParams,
+    history: History | None = None,
 ) -> Ranked:
-    """Score one record, given as text by column. Raises RecordInvalid."""
-    typed = type_record(values, contract, {column.name for column in detector.columns})
+    """Score one record, given as text by column. Raises RecordInvalid.
+
+    Its history columns are computed from its entity and time, and the validated rows before it.
+    """
+    read = {column.name for column in detector.columns}
+    if history:
+        read = (read - history.params.history.keys()) | {*history.needed} - {"record_id"}
+    typed = type_record(values, contract, read)
     check_record(typed, contract, set(values))
+    if history:
+        typed = add_columns(typed, history.derive(typed))
     judged = judge(detector, typed)
     [text] = judged.name_causes(contract.masked, params.causes)
     return Ranked(
@@ -100,9 +115,12 @@ def rank_record(
     )
 
 
-def rank_by_champion(site: Site, contract: Contract, values: Mapping[str, str], params: ScoreParams) -> Ranked:
+def rank_by_champion(
+    site: Site, contract: Contract, values: Mapping[str, str], params: ScoreParams, enrich: EnrichParams | None = None
+) -> Ranked:
     """Rank a record with tonight's champion. Raises RecordInvalid, ChampionMissing, ParamsInvalid."""
     champion = site.registry.get_champion()
-    champion.check_types(contract.types)
+    champion.check_types(contract.types | (enrich.definitions if enrich else {}))
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(champion))
-    return rank_record(detector, champion, contract, values, params)
+    history = History(site, enrich) if enrich else None
+    return rank_record(detector, champion, contract, values, params, history)

@@ -6,10 +6,14 @@ of the rows: numbers are added as multiples of 2^-50, so that training, a night 
 """
 # ruff: noqa: S608 - columns have short names of our own; history columns are quoted
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import assert_never
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.rows.history import (
     CountColumn,
@@ -23,13 +27,38 @@ from tasks.rows.history import (
     SumColumn,
     read_window,
 )
+from tasks.rows.schema import batch_dates_of
 from tasks.stores.lake import Lake, Part, quote
+from tasks.stores.site import Site
 
 NO_REPORTS = pa.table({"record_id": pa.array([], pa.string()), "known_at": pa.array([], pa.timestamp("us", "UTC"))})
 UNIT = 2**50  # parts of 1: numbers below 1e-15 count as 0
 LARGEST = 1e15  # larger numbers count as this: 100 million of them still fit into a sum of 128 bits
 EARTH_KM = 6371.0088  # mean radius (IUGG)
 SECOND_US = 1_000_000
+
+
+@dataclass(frozen=True)
+class History:
+    """The history of rows that are not in the lake, or not only there: of a loose file, one record, landing."""
+
+    site: Site
+    params: EnrichParams
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns of rows that it reads."""
+        return list(dict.fromkeys(["record_id", "event_time", *self.params.reads]))
+
+    def derive(self, rows: pa.Table) -> pa.Table:
+        """The history columns of rows: by the validated rows of their dates and of those before, and by each other."""
+        site, lake = self.site, self.site.lake
+        dates = pc.unique(batch_dates_of(rows["event_time"], site.zone)).to_pylist()
+        reached = sorted({one for day in dates for one in site.list_reached(day)})
+        found = [manifest for day in reached if (manifest := lake.find("validated", site.detector, day))]
+        earlier = tuple(part for manifest in found for part in manifest.parts)
+        reports = read_reports(site, self.params, reached)
+        return pa.concat_tables(derive_history(lake, self.params, rows, earlier, reports))
 
 
 def derive_history(
@@ -51,6 +80,38 @@ def derive_history(
     select = ", ".join(["record_id", "epoch_us(event_time) as moment", *columns])
     sql = write_query(params.history, names, is_loose=isinstance(rows, pa.Table))
     yield from lake.stream(sql, select, rows, earlier, reports=reports)
+
+
+def read_reports(site: Site, params: EnrichParams, days: Sequence[date]) -> pa.Table:
+    """When records were first labelled anomalous, on some days in order: record_id, known_at; empty if none count."""
+    if not days or not any(column.is_reports for column in params.history.values()):
+        return NO_REPORTS
+    labels = site.warehouse.list_labels(site.detector)
+    first, end = (pd.Timestamp(site.start_of(day)) for day in (days[0], days[-1] + timedelta(days=1)))
+    is_told = (labels["label"] == 1) & (labels["known_at"] >= first) & (labels["known_at"] < end)
+    told = labels[is_told].groupby("record_id", sort=True, as_index=False)["known_at"].min()
+    return pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False)
+
+
+def take_rows(slices: Iterator[pa.Table]) -> Callable[[int], pa.Table]:
+    """A function that takes the next n rows of slices, whatever their lengths. It raises StopIteration at the end."""
+    left: list[pa.Table] = []
+
+    def take(n: int) -> pa.Table:
+        while sum(table.num_rows for table in left) < n or not left:
+            left.append(next(slices))
+        joined = pa.concat_tables(left)
+        left[:] = [joined.slice(n)]
+        return joined.slice(0, n)
+
+    return take
+
+
+def add_columns(rows: pa.Table, history: pa.Table) -> pa.Table:
+    """Rows with their history columns after the others."""
+    for name in history.column_names:
+        rows = rows.append_column(name, history[name])
+    return rows
 
 
 def write_query(history: Mapping[str, HistoryColumn], names: Mapping[str, str], is_loose: bool) -> str:
@@ -90,7 +151,7 @@ def _write_steps(step: str, history: Mapping[str, HistoryColumn], names: Mapping
         f"{step}_placed as (select {', '.join(placed)} from {step}_events)",
     ]
     joins = ""
-    told = {_span(column) for column in columns if isinstance(column, CountColumn) and column.count == "reports"}
+    told = {_span(column) for column in columns if column.is_reports}
     if told:
         steps.append(
             f"{step}_reported as (select {by} as entity, moment as since, record_id as reported, "

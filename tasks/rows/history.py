@@ -48,11 +48,21 @@ class _HistoryColumn(Section):
         """Those of `reads` that must be numbers."""
         return self.reads
 
+    @property
+    def is_reports(self) -> bool:
+        """Whether reported anomalies are counted."""
+        return False
+
 
 class CountColumn(_HistoryColumn):
     """How many earlier records; or how many of them had by then been reported as anomalies (labels)."""
 
     count: Literal["*", "reports"]
+
+    @property
+    def is_reports(self) -> bool:
+        """Whether it is."""
+        return self.count == "reports"
 
 
 class SumColumn(_HistoryColumn):
@@ -83,7 +93,7 @@ class DistinctColumn(_HistoryColumn):
 
 
 class RatioColumn(_HistoryColumn):
-    """A number divided by the mean or maximum of earlier ones; missing if it is not finite, without any, or if that is 0."""
+    """A number divided by the mean or maximum of earlier ones; missing without any, or if either is no number."""
 
     ratio: str
     to: Literal["mean", "max"] = "mean"
@@ -164,10 +174,10 @@ HistoryColumn = Annotated[
 class EnrichParams(Section):
     """History columns: what an entity did before each record, strictly before it (at the same time, by record_id).
 
-    entity: the column that names it; by default the detector's. A name with {window} stands for one column per window.
+    entity: the column that names it. A name with {window} stands for one column per window.
     """
 
-    entity: str | None = None
+    entity: str
     windows: Annotated[tuple[WindowLength, ...], Field(min_length=1)]
     columns: Annotated[dict[str, HistoryColumn], Field(min_length=1)]
 
@@ -176,8 +186,6 @@ class EnrichParams(Section):
         for name, column in self.columns.items():
             if "{window}" in name and column.window:
                 raise ValueError(f"{name}: {{window}} stands for all windows: leave out window, or {{window}}")
-        if self.entity is None and (lacking := [name for name, column in self.columns.items() if not column.by]):
-            raise ValueError(f"{', '.join(lacking)}: whose history? Give entity, or by")
         names = [name.replace("{window}", length) for name in self.columns for length in self._lengths(name)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} twice")

@@ -528,10 +528,7 @@ class DetectorParams(Section):
     promote: PromoteParams = PromoteParams()
     retention: RetentionParams = RetentionParams()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _hand_down_entity(cls, given: object) -> object:
-        """The detector's entity is also that of its history, unless that names another."""
-        if not isinstance(given, dict) or not isinstance(enrich := given.get("enrich"), dict):
-            return given
-        return given | {"enrich": {"entity": given.get("entity")} | enrich}
+    @property
+    def history(self) -> dict[str, str]:
+        """What each history column is, as text."""
+        return self.enrich.definitions if self.enrich else {}

@@ -84,6 +84,11 @@ class Manifest:
         return sum(part.rows for part in self.parts)
 
     @property
+    def input_hash(self) -> str:
+        """Of a validated partition: the hash of all landing that its rows and their history were made from."""
+        return str(self.facts.get("input_hash") or self.facts["validation"]["input_hash"])
+
+    @property
     def hash(self) -> str:
         """The content hash of the parts, independent of their order."""
         return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
@@ -352,7 +357,7 @@ class Lake(Files):
     def stream(
         self, sql: str, select: str, targets: tuple[Part, ...] | pa.Table, earlier: tuple[Part, ...], **tables: pa.Table
     ) -> Iterator[pa.Table]:
-        """Run DuckDB over two sets of rows, `targets` and `earlier`, and give the result a slice at a time.
+        """Run DuckDB over two sets of rows, `targets` and `earlier`, and give the result slice by slice.
 
         select: what to take of each, as SQL. Rows of `targets` also have `part` and `line`, both from 0: where they lie
         in the parts, or in the table. It uses at most HISTORY_MEMORY and spills the rest to disk.
@@ -374,8 +379,10 @@ class Lake(Files):
             cursor.execute(f"create temporary view earlier as select {select} from {source}")  # noqa: S608 - quoted
             for name, table in tables.items():
                 cursor.register(name, table)
-            for batch in cursor.sql(sql).to_arrow_reader(SLICE_ROWS):
-                yield pa.Table.from_batches([batch])
+            with cursor.sql(sql).to_arrow_reader(SLICE_ROWS) as reader:
+                yield reader.schema.empty_table()  # so that a result without rows has columns
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
 
     def _paths(self, parts: tuple[Part, ...]) -> list[str]:
         prefix = "" if self.is_local else f"{self.root.split('://', 1)[0]}://"

@@ -106,7 +106,7 @@ class Version:
             raise _not_a_bundle(self, f"the tag {tag} {text!r}", f"the tag {tag} with a date") from None
 
     def check_types(self, types: Mapping[str, str]) -> None:
-        """Raise ParamsInvalid if the contract, with these types by column, has changed one since the training.
+        """Raise ParamsInvalid if a column has another type now, or is another history column, than at the training.
 
         Versions without the tag are older than it and pass. Raises BundleInvalid for garbage in the tag.
         """
@@ -114,11 +114,11 @@ class Version:
         now = {name: types.get(name, "no type") for name in learnt}
         if changed := [name for name in learnt if learnt[name] != now[name]]:
             raise ParamsInvalid(
-                f"The contract has changed the type of {', '.join(changed)} after version {self.version} was trained.",
-                where=f"the contract, and registered model {self.name}",
+                f"The type of {', '.join(changed)} has changed after version {self.version} was trained.",
+                where=f"the contract and enrich.columns, and registered model {self.name}",
                 got=", ".join(f"{name}: {now[name]}" for name in changed),
                 expected=", ".join(f"{name}: {learnt[name]}, as learnt" for name in changed),
-                todo="train a version with the new types (nightjar run NAME --retrain), or change the contract back",
+                todo="train a version with the new types (nightjar run NAME --retrain), or change them back",
             )
 
     @property

@@ -1,5 +1,7 @@
 """One detector's calendar, stores and folders, set up once by the flows and passed to every task."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -27,6 +29,7 @@ class Site:
     threads: int
     commit: str
     devices: int = 1  # number of devices that fit a network together
+    reach: timedelta = timedelta()  # how far back history columns look; 0 without any
     has_times: bool = True  # otherwise dates and event times are invented, and event times are not shown
 
     @property
@@ -65,6 +68,51 @@ class Site:
         # In UTC: adding to a local time ignores the hour that a clock change removes or adds.
         end = self.start_of(day + timedelta(days=1)).astimezone(UTC)
         return end + self.label_delay <= self.start_of(cutoff).astimezone(UTC)
+
+    def list_reached(self, day: date) -> list[date]:
+        """The batch dates that a date's history columns look at, the date itself last."""
+        first = (self.start_of(day).astimezone(UTC) - self.reach).astimezone(self.zone).date()
+        return [first + timedelta(days=n) for n in range((day - first).days + 1)]
+
+    def hash_inputs(self, days: Iterable[date]) -> dict[date, str | None]:
+        """By date, the hash of everything that its night is made from: its batch, and those its history looks at.
+
+        None if nothing has landed for the date, or if landing that the hash needs was pruned.
+        """
+        wanted = list(days)
+        if not self.reach:
+            found = {day: self.lake.find("landing", self.detector, day) for day in wanted}
+            return {day: landing.hash if landing else None for day, landing in found.items()}
+        landed, pruned = {*self.lake.dates("landing", self.detector)}, self.lake.pruned(self.detector).keys()
+        hashes = {
+            day: self._hash_landing(day, day in pruned)
+            for day in {reached for day in wanted for reached in self.list_reached(day)}
+            if day in landed or day in pruned
+        }
+        return {
+            day: self._combine([(one, hashes[one]) for one in self.list_reached(day) if one in hashes])
+            if day in landed
+            else None
+            for day in wanted
+        }
+
+    def hash_input(self, day: date) -> str | None:
+        """The same for one date."""
+        return self.hash_inputs([day])[day]
+
+    def _hash_landing(self, day: date, is_pruned: bool) -> str | None:
+        """The hash of a batch's landing; if that was pruned, as its validated rows remember it."""
+        found = self.lake.find("validated" if is_pruned else "landing", self.detector, day)
+        if found is None or not is_pruned:
+            return found.hash if found else None
+        return str(found.facts["validation"]["input_hash"])
+
+    @staticmethod
+    def _combine(hashes: list[tuple[date, str | None]]) -> str | None:
+        if any(one is None for _, one in hashes):
+            return None
+        text = "\n".join(f"{day} {one}" for day, one in hashes)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def artifact_key(self) -> str:

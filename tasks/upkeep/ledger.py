@@ -11,7 +11,7 @@ from typing import Literal
 
 from tasks.errors import BundleInvalid, ChampionMissing
 from tasks.rows.excess import describe_excess, is_excess
-from tasks.stores.lake import Lake, Manifest
+from tasks.stores.lake import Lake
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Attempt, PublishedNight
@@ -114,8 +114,9 @@ def _read(site: Site, dates: Sequence[date], scorers: Mapping[date, Version | No
     # A failed night that is tried again is failed until it is published.
     ended = (attempt for attempt in engine.read_attempts(site.detector) if attempt.status != "running")
     newest = {attempt.batch_date: attempt for attempt in ended}
+    inputs, landed = site.hash_inputs(dates), {*lake.dates("landing", site.detector)}
     states = [
-        _judge(site, day, lake.find("landing", site.detector, day), published.get(day), newest.get(day), scorers[day])
+        _judge(site, day, day in landed, inputs[day], published.get(day), newest.get(day), scorers[day])
         for day in dates
     ]
     if not any(one.state == "missing" for one in states):
@@ -140,7 +141,8 @@ def find_first_cutoff(site: Site) -> date:
 def _judge(
     site: Site,
     day: date,
-    landing: Manifest | None,
+    has_landed: bool,
+    input_hash: str | None,
     batch: PublishedNight | None,
     newest: Attempt | None,
     scorer: Version | None,
@@ -148,10 +150,10 @@ def _judge(
     version = scorer.version if scorer else None
     failure = newest.failure if newest and newest.status == "failed" else None
     if batch is None:
-        why = failure.line if failure else NEVER_SCORED if landing else NOT_LANDED
+        why = failure.line if failure else NEVER_SCORED if has_landed else NOT_LANDED
         return BatchState(day, "failed" if failure else "missing", why, None, version)
     reasons = []
-    if landing and landing.hash != batch.input_hash:
+    if input_hash is not None and input_hash != batch.input_hash:
         reasons.append("its input has changed")
     elif version is not None and version != batch.model_version:
         reasons.append(f"scored by version {batch.model_version} instead of {version}")

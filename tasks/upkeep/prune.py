@@ -58,7 +58,7 @@ class Kept:
     """What must be kept: published batches with the inputs of their scores, and cut-offs and versions in use."""
 
     scores: Mapping[date, str | None]  # of published batches
-    landed: Mapping[date, str]  # the input hash of published batches
+    landed: Mapping[date, str]  # of published batches: the hash of the landing that they have used
     trained_through: date | None
     cutoffs: frozenset[date]
     versions: frozenset[int]
@@ -99,12 +99,24 @@ def read_kept(site: Site) -> Kept:
     champion, challenger = (next((v for v in used if name in v.aliases), None) for name in ALIASES)
     return Kept(
         scores={row.batch_date: row.scores for row in rows},
-        landed={row.batch_date: row.input_hash for row in rows},
+        landed=find_used(site, {row.batch_date: row.input_hash for row in rows}),
         trained_through=champion.trained_through if champion else None,
         cutoffs=frozenset(v.read_date("cutoff") for v in used),
         versions=frozenset(v.version for v in used),
         challenger=challenger.tags.get(registry.HASH_TAG) if challenger else None,
     )
+
+
+def find_used(site: Site, published: Mapping[date, str]) -> Mapping[date, str]:
+    """By date, the hash of the landing that a published night has used, given its input hash."""
+    if not site.reach:
+        return published
+    inputs, used = site.hash_inputs(published), {}
+    for day, input_hash in published.items():
+        landing = site.lake.find("landing", site.detector, day)
+        if landing and inputs[day] in (input_hash, None):  # None: earlier landing was pruned, this night is over
+            used[day] = landing.hash
+    return used
 
 
 def plan_orphans(lake: Lake, inventory: Inventory, now: datetime) -> Iterator[Removal]:

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 from models.detector import Detector
 from tasks.errors import NightjarError
 from tasks.rows.contract import Contract
+from tasks.rows.derive import History, add_columns
 from tasks.rows.duplicates import find_replaced
+from tasks.rows.history import EnrichParams
 from tasks.rows.judge import judge
 from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
@@ -67,6 +69,7 @@ class CheckedNight:
     sample: int
     seed: int
     past: frozenset[str] = frozenset()
+    enrich: EnrichParams | None = None
 
     @cached_property
     def partitions(self) -> dict[str, Manifest | None]:
@@ -78,6 +81,11 @@ class CheckedNight:
     def is_pruned(self, zone: str) -> bool:
         """Whether a zone's partition is missing because it was pruned."""
         return self.partitions[zone] is None and zone in self.past
+
+    @cached_property
+    def has_same_input(self) -> bool:
+        """Whether the night would be made from the same landing now."""
+        return self.site.hash_input(self.batch.batch_date) == self.batch.input_hash
 
     @cached_property
     def flags(self) -> pd.DataFrame:
@@ -101,13 +109,20 @@ class CheckedNight:
 
 
 def verify_nights(
-    site: Site, contract: Contract, retention: RetentionParams, day: date | None, sample: int, seed: int, now: datetime
+    site: Site,
+    contract: Contract,
+    retention: RetentionParams,
+    day: date | None,
+    sample: int,
+    seed: int,
+    now: datetime,
+    enrich: EnrichParams | None = None,
 ) -> list[Check]:
     """The checks of all published nights, or of one; sample: scores per night to compute again. Raises BatchMissing."""
     chosen = site.warehouse.get_nights(site.detector, day)
     today = now.astimezone(site.zone).date()
     nights = [
-        CheckedNight(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today))
+        CheckedNight(site, contract, batch, sample, seed, retention.find_past(batch.batch_date, today), enrich)
         for batch in chosen
     ]
     return [check for night in nights for check in verify_night(night)]
@@ -144,14 +159,14 @@ def check_input(night: CheckedNight) -> Finding:
         return Finding([], "", "landing was pruned") if night.is_pruned("landing") else Finding([NO_LANDING], "")
     if scores and scores.facts["input_hash"] != wanted:
         return Finding([f"the scores are from input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
-    stale = describe_later(night) if landing.hash == wanted else "landing has changed since"
+    stale = describe_later(night) if night.has_same_input else "landing has changed since"
     return Finding([], f"input hash {wanted[:12]}", stale)
 
 
 def describe_later(night: CheckedNight) -> str:
     """Why the validated rows are no longer those that were scored; empty if they are."""
     validated, scores = night.partitions["validated"], night.partitions["scores"]
-    if validated is None or validated.facts["validation"]["input_hash"] != night.batch.input_hash:
+    if validated is None or validated.input_hash != night.batch.input_hash:
         return "the validated input has changed since"
     scored = scores.facts.get("validated", validated.hash) if scores else validated.hash
     return "" if scored == validated.hash else "the batch was validated again since"
@@ -183,7 +198,7 @@ def check_counts(night: CheckedNight) -> Finding:
     if not night.is_pruned("scores"):
         expected |= {"scored": (batch.scored, rows.get("scores")), "flagged": (batch.flagged, len(night.above))}
     landing = night.partitions["landing"]
-    if landing and landing.hash == batch.input_hash:
+    if landing and night.has_same_input:
         expected["landed"] = (batch.rows_in, rows["landing"])
         if not describe_later(night):
             expected["validated"] = (batch.scored, rows["validated"])
@@ -192,7 +207,7 @@ def check_counts(night: CheckedNight) -> Finding:
     problems = [
         f"{name}: {stored} in the table, {found} found" for name, (stored, found) in expected.items() if stored != found
     ]
-    if problems and not (landing and landing.hash == batch.input_hash):
+    if problems and not night.has_same_input:
         return Finding([], "", f"landing has changed since, or was pruned; {'; '.join(problems)}")
     return Finding(problems, f"{batch.rows_in} rows in, {batch.scored} scored, {batch.flagged} flagged")
 
@@ -229,7 +244,7 @@ def check_scores(night: CheckedNight) -> Finding:
     landing = night.partitions["landing"]
     if landing is None:
         return check_input(night)
-    if landing.hash != night.batch.input_hash or night.is_pruned("scores"):
+    if not night.has_same_input or night.is_pruned("scores"):
         return Finding([], "", "landing has changed since, or the scores were pruned")
     version = night.site.registry.get_version(night.batch.model_version)
     detector = Detector.load(night.site.registry.fetch_bundle(version))
@@ -279,7 +294,10 @@ def sample_rows(night: CheckedNight) -> pd.DataFrame:
 
 
 def read_landed(night: CheckedNight, landing: Manifest, ids: pd.Series) -> pa.Table:
-    """The landed rows of some records in the contract's types, one per record, without rows that a replay replaced."""
+    """The landed rows of some records in the contract's types, one per record, without rows that a replay replaced.
+
+    Their history columns are computed again, from the validated rows before them.
+    """
     lake, wanted, replaced = night.site.lake, pa.array(ids, pa.string()), find_replaced(night.site.lake, landing)
     found = [night.contract.schema.empty_table()]
     for part in landing.parts:
@@ -289,7 +307,8 @@ def read_landed(night: CheckedNight, landing: Manifest, ids: pd.Series) -> pa.Ta
             counts = pc.and_(pc.is_in(record, wanted), pc.invert(pc.is_in(record, gone)))
             found.append(type_rows(piece.filter(counts), night.contract))
     rows = pa.concat_tables(found)
-    return rows.filter(pa.array(~rows["record_id"].to_pandas().duplicated()))
+    rows = rows.filter(pa.array(~rows["record_id"].to_pandas().duplicated()))
+    return add_columns(rows, History(night.site, night.enrich).derive(rows)) if night.enrich else rows
 
 
 def judge_again(detector: Detector, rows: pa.Table, threshold: float) -> pd.DataFrame:

@@ -1,0 +1,153 @@
+"""Add history columns to validated batches: what the entity of each row did before it.
+
+In: validated rows of the batches and of those before them, as far as the longest window reaches. Out: the same
+validated partitions with the columns of `enrich.columns`, rows in the same order. A batch whose rows, history and
+params have not changed is not enriched again. Memory holds one slice and what DuckDB may use.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect import get_run_logger, task
+
+from tasks.errors import BatchMissing
+from tasks.policy import PURE, progress_of
+from tasks.rows.contract import Contract
+from tasks.rows.derive import add_columns, derive_history, read_reports, take_rows
+from tasks.rows.history import EnrichParams
+from tasks.rows.params import ValidateParams
+from tasks.rows.validation import Validation
+from tasks.stores.files import read_ahead
+from tasks.stores.lake import Manifest
+from tasks.stores.site import Site
+from tasks.validate import validate_batches
+
+CODE_VERSION = 1  # increase it when the same rows and params give other columns
+RUN_ROWS = 4_000_000  # rows of neighbouring batches that are enriched together, to read their history once
+HISTORY, PLAIN = "history", "plain"  # facts: the key of the columns, the hash of the partition without them
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A batch to enrich: its validated partition, its history's input hash and key."""
+
+    batch: Manifest
+    input_hash: str
+    key: str
+
+
+def enrich_batches(
+    site: Site,
+    contract: Contract,
+    days: Sequence[date],
+    validate: ValidateParams,
+    params: EnrichParams,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Validation]:
+    """Enrich batches; returns their validations, each with the input hash of the batch and its history.
+
+    Validates the earlier batches that the windows reach, where that is due; a rejected one has no rows in any history.
+    A rejected batch of `days` itself is left as it is. Raises BatchMissing.
+    """
+    lake, name = site.lake, site.detector
+    # What arrives for a pruned batch is not whole: the rows validated before count.
+    landed = {*lake.dates("landing", name)} - lake.pruned(name).keys()
+    reached = sorted({one for day in days for one in site.list_reached(day)} | {*days})
+    validations = validate_batches(site, contract, [day for day in reached if day in landed or day in days], validate)
+    found = {validation.batch_date: validation for validation in validations}
+    rejected = {day for day, validation in found.items() if validation.failures}
+    batches = {day: batch for day in reached if day not in rejected and (batch := lake.find("validated", name, day))}
+    inputs = site.hash_inputs(days)
+    reports = read_reports(site, params, reached)
+    due = []
+    for day in days:
+        if day in rejected:
+            continue
+        if (input_hash := inputs[day]) is None:
+            raise _pruned(site, day)
+        key = make_key(site, params, day, batches, reports)
+        if batches[day].facts.get(HISTORY) != key or batches[day].input_hash != input_hash:
+            due.append(_Due(batches[day], input_hash, key))
+    total, done = sum(one.batch.rows for one in due), 0
+    for run in _group(due):
+        _enrich(site, contract, params, run, batches, reports)
+        done += sum(one.batch.rows for one in run)
+        on_progress(done, total)
+    return [replace(found[day], input_hash=inputs[day] or found[day].input_hash) for day in days]
+
+
+def make_key(site: Site, params: EnrichParams, day: date, batches: Mapping[date, Manifest], reports: pa.Table) -> str:
+    """A hash of everything that a batch's history columns depend on: code, params, rows, and reports until its end."""
+    rows = [(str(one), hash_plain(batches[one])) for one in site.list_reached(day) if one in batches]
+    known = pc.less(reports["known_at"], pa.scalar(site.start_of(day + timedelta(days=1)), reports["known_at"].type))
+    told = pd.util.hash_pandas_object(reports.filter(known).to_pandas(), index=False).to_numpy().tobytes()
+    facts = {"code": CODE_VERSION, "columns": params.definitions, "rows": rows}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + told).hexdigest()[:32]
+
+
+def hash_plain(validated: Manifest) -> str:
+    """The content hash of a validated partition without its history columns."""
+    return str(validated.facts.get(PLAIN, validated.hash))
+
+
+def _group(due: Sequence[_Due]) -> Iterator[list[_Due]]:
+    """Neighbouring batches together, up to RUN_ROWS rows."""
+    run: list[_Due] = []
+    for one in due:
+        if run and sum(other.batch.rows for other in run) + one.batch.rows > RUN_ROWS:
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _enrich(
+    site: Site,
+    contract: Contract,
+    params: EnrichParams,
+    run: Sequence[_Due],
+    batches: Mapping[date, Manifest],
+    reports: pa.Table,
+) -> None:
+    """Write the partitions of some batches again with their history columns."""
+    lake, days = site.lake, {one.batch.batch_date for one in run}
+    reached = {day for one in days for day in site.list_reached(one)} - days
+    targets = tuple(part for one in run for part in one.batch.parts)
+    earlier = tuple(part for day in sorted(reached & batches.keys()) for part in batches[day].parts)
+    history = derive_history(lake, params, targets, earlier, reports) if targets else iter(())
+    take = take_rows(history)
+    for one in run:
+        partition = lake.write("validated", site.detector, one.batch.batch_date)
+        for number, part in enumerate(one.batch.parts):
+            with partition.part(f"part-{number}") as writer:
+                for table in read_ahead(lake.slices(part, contract.schema.names)):  # without older history columns
+                    writer.append(add_columns(table, take(table.num_rows)))
+        facts = {HISTORY: one.key, PLAIN: hash_plain(one.batch), "input_hash": one.input_hash}
+        partition.commit({**one.batch.facts, **facts})
+
+
+def _pruned(site: Site, day: date) -> BatchMissing:
+    first = site.list_reached(day)[0]
+    return BatchMissing(
+        f"The history of {site.detector} on {day} is incomplete: a batch that it needs was pruned.",
+        where=f"landing and validated, {first} to {day}",
+        expected=f"every batch that landed in the {site.reach.days} days before",
+        todo="list the date in filter.exclude_dates, shorten enrich.windows, or keep batches longer (retention)",
+    )
+
+
+@task(task_run_name="enrich {site.detector}", **PURE)
+def enrich(
+    site: Site, contract: Contract, days: Sequence[date], validate: ValidateParams, params: EnrichParams
+) -> list[Validation]:
+    """Add history columns to validated batches; returns their validations with the input hash of their history."""
+    found = enrich_batches(site, contract, days, validate, params, progress_of(f"enrich to {days[-1]}"))
+    get_run_logger().info("%d batches with %d history columns", len(found), len(params.history))
+    return found
