@@ -9,17 +9,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from prefect import get_run_logger, task
 
 from tasks.errors import BatchMissing
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
-from tasks.rows.derive import add_columns, derive_history, read_reports, take_rows
+from tasks.rows.derive import add_columns, choose_reports, derive_history, read_reports, take_rows
 from tasks.rows.history import EnrichParams
 from tasks.rows.params import ValidateParams
 from tasks.rows.validation import Validation
@@ -84,11 +83,12 @@ def enrich_batches(
 
 def make_key(site: Site, params: EnrichParams, day: date, batches: Mapping[date, Manifest], reports: pa.Table) -> str:
     """A hash of everything that a batch's history columns depend on: code, params, rows, and reports until its end."""
-    rows = [(str(one), hash_plain(batches[one])) for one in site.list_reached(day) if one in batches]
-    known = pc.less(reports["known_at"], pa.scalar(site.start_of(day + timedelta(days=1)), reports["known_at"].type))
-    told = pd.util.hash_pandas_object(reports.filter(known).to_pandas(), index=False).to_numpy().tobytes()
+    reached = site.list_reached(day)
+    rows = [(str(one), hash_plain(batches[one])) for one in reached if one in batches]
+    told = choose_reports(site, reached, reports).to_pandas()
+    told_hash = pd.util.hash_pandas_object(told, index=False).to_numpy().tobytes()
     facts = {"code": CODE_VERSION, "columns": params.definitions, "rows": rows}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + told).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + told_hash).hexdigest()[:32]
 
 
 def hash_plain(validated: Manifest) -> str:

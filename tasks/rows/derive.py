@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import assert_never
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -83,14 +82,20 @@ def derive_history(
 
 
 def read_reports(site: Site, params: EnrichParams, days: Sequence[date]) -> pa.Table:
-    """When records were first labelled anomalous, on some days in order: record_id, known_at; empty if none count."""
+    """When records were first labelled anomalous, on days in order: record_id, known_at; empty if none are counted."""
     if not days or not any(column.is_reports for column in params.history.values()):
         return NO_REPORTS
     labels = site.warehouse.list_labels(site.detector)
-    first, end = (pd.Timestamp(site.start_of(day)) for day in (days[0], days[-1] + timedelta(days=1)))
-    is_told = (labels["label"] == 1) & (labels["known_at"] >= first) & (labels["known_at"] < end)
-    told = labels[is_told].groupby("record_id", sort=True, as_index=False)["known_at"].min()
-    return pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False)
+    told = labels[labels["label"] == 1].groupby("record_id", sort=True, as_index=False)["known_at"].min()
+    return choose_reports(site, days, pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False))
+
+
+def choose_reports(site: Site, days: Sequence[date], reports: pa.Table) -> pa.Table:
+    """The reports that became known on some days in order."""
+    kind = reports.schema.field("known_at").type
+    first, end = (pa.scalar(site.start_of(day), kind) for day in (days[0], days[-1] + timedelta(days=1)))
+    known = reports["known_at"]
+    return reports.filter(pc.and_(pc.greater_equal(known, first), pc.less(known, end)))
 
 
 def take_rows(slices: Iterator[pa.Table]) -> Callable[[int], pa.Table]:
