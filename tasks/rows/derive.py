@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import assert_never
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,7 +52,16 @@ class History:
         return list(dict.fromkeys(["record_id", "event_time", *self.params.reads]))
 
     def derive(self, rows: pa.Table) -> pa.Table:
-        """The history columns of rows: by the validated rows of their dates and of those before, and by each other."""
+        """The history columns of rows: by the validated rows of their dates and of those before, and by each other.
+
+        Of rows that share a record_id only the first is in the history of others, and they all get its history.
+        """
+        ids = rows["record_id"].to_pandas()
+        codes, _ = pd.factorize(ids.where(ids.notna(), pd.Series(range(len(ids))).map("without id {}".format)))
+        _, firsts = np.unique(codes, return_index=True)
+        return self._derive(rows.take(pa.array(firsts))).take(pa.array(codes))
+
+    def _derive(self, rows: pa.Table) -> pa.Table:
         site, lake = self.site, self.site.lake
         dates = pc.unique(batch_dates_of(rows["event_time"], site.zone)).to_pylist()
         reached = sorted({one for day in dates for one in site.list_reached(day)})

@@ -1,0 +1,170 @@
+"""The step on a small project of real files, without Prefect."""
+
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from steps import load
+from toy import DAYS, FIRST, Project, make_project, make_rows, point_to
+
+from flows.config.setup import Setup
+from tasks.enrich import enrich_batches
+from tasks.errors import BatchMissing
+from tasks.ingest import ingest_arrivals
+from tasks.stores.lake import Manifest
+from tasks.validate import validate_batches
+
+LAST = FIRST + timedelta(days=DAYS - 1)
+DATES = [FIRST + timedelta(days=n) for n in range(DAYS)]
+ENRICH: dict[str, Any] = {
+    "entity": "customer",
+    "windows": ["3d"],
+    "columns": {
+        "orders_{window}": {"count": "*"},
+        "spend_{window}": {"sum": "spend"},
+        "frauds_{window}": {"count": "reports"},
+    },
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    point_to(monkeypatch, tmp_path)
+    project = make_project(tmp_path)
+    project.change("params.yaml", "detectors", "orders", "enrich", value=ENRICH)
+    return project
+
+
+def land(project: Project) -> Setup:
+    setup = load(project.folder)
+    setup.site.warehouse.migrate()
+    ingest_arrivals(setup.site, setup.ingest_params, setup.window())
+    return setup
+
+
+def enrich(setup: Setup, days: list[date]) -> list[Manifest]:
+    params = setup.configured.detector
+    assert params.enrich
+    enrich_batches(setup.site, setup.configured.contract, days, params.validate_, params.enrich)
+    return [setup.site.lake.get("validated", "orders", day) for day in days]
+
+
+def read(setup: Setup, day: date) -> pd.DataFrame:
+    parts = setup.site.lake.get("validated", "orders", day).parts
+    return pa.concat_tables([piece for part in parts for piece in setup.site.lake.slices(part)]).to_pandas()
+
+
+def test_rows_get_what_their_entity_did_before(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES)
+    rows = pd.concat([read(setup, day) for day in DATES], ignore_index=True)
+    frauds = rows.loc[rows["fraud"] == 1, "record_id"]
+    labels = setup.site.warehouse.list_labels("orders").set_index("record_id")["known_at"]
+    for row in rows.iloc[::97].to_dict("records"):
+        now = row["event_time"]
+        is_before = (rows["event_time"] < now) & (rows["event_time"] > now - timedelta(days=3))
+        before = rows[is_before & (rows["customer"] == row["customer"])]
+        assert row["orders_3d"] == len(before)
+        assert row["spend_3d"] == pytest.approx(before["spend"].sum(), rel=1e-12)
+        told = before[before["record_id"].isin(frauds)]["record_id"]
+        assert row["frauds_3d"] == sum(labels[record] <= now for record in told)
+    assert rows["orders_3d"].max() == 3
+    assert rows["frauds_3d"].max() > 0
+    assert {*rows.columns[-3:]} == {"orders_3d", "spend_3d", "frauds_3d"}
+
+
+def test_one_batch_alone_gets_the_same_bytes_as_all_together(project: Project, tmp_path_factory: Any) -> None:
+    setup = land(project)
+    together = [manifest.hash for manifest in enrich(setup, DATES)]
+    again = enrich(setup, DATES)
+    assert [(one.hash, one.attempt) for one in again] == [(hash_, 2) for hash_ in together]  # nothing is written twice
+    other = make_project(tmp_path_factory.mktemp("other"))
+    other.change("params.yaml", "detectors", "orders", "enrich", value=ENRICH)
+    alone = land(other)
+    assert [enrich(alone, [day])[0].hash for day in reversed(DATES)] == together[::-1]
+
+
+def test_rows_that_come_late_change_the_input_of_the_nights_that_reach_them(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES)
+    before, attempts = setup.site.hash_inputs(DATES), [one.attempt for one in enrich(setup, DATES)]
+    late = DATES[5]
+    project.write_day(late, make_rows(late).head(1).assign(order_id="late", spend=77.0))
+    (project.orders / f"orders-{late}.csv").rename(project.orders / f"orders-{late}-late.csv")
+    project.write_day(late)
+    land(project)
+    after = setup.site.hash_inputs(DATES)
+    assert [day for day in DATES if before[day] != after[day]] == DATES[5:9]  # three days back: four dates
+    again = [one.attempt for one in enrich(setup, DATES)]
+    assert [day for day, old, new in zip(DATES, attempts, again, strict=True) if old != new] == DATES[5:9]
+    customer = make_rows(late)["customer"][0]
+    rows = pd.concat([read(setup, day) for day in DATES[3:7]])
+    own = rows[rows["customer"] == customer].set_index("record_id").sort_values("event_time")
+    assert own.index[2:].tolist() in (["0325-0000", "late", "0326-0000"], ["late", "0325-0000", "0326-0000"])
+    since = own["event_time"].iloc[-1] - timedelta(days=3)
+    assert own["orders_3d"].iloc[-1] == (own["event_time"].iloc[:-1] > since).sum()
+
+
+def test_other_params_give_other_columns_and_none_give_none(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES[:4])
+    columns = {"n": {"count": "*", "window": "1d"}}
+    project.change("params.yaml", "detectors", "orders", "enrich", "columns", value=columns)
+    changed = load(project.folder)
+    enrich(changed, DATES[:4])
+    assert {*read(changed, DATES[3]).columns} == {*changed.configured.contract.schema.names, "n"}
+    project.change("params.yaml", "detectors", "orders", "enrich", value=None)
+    plain = load(project.folder)
+    validate_batches(plain.site, plain.configured.contract, DATES[:4], plain.configured.detector.validate_)
+    assert {*read(plain, DATES[3]).columns} == {*plain.configured.contract.schema.names}
+    assert plain.site.lake.get("validated", "orders", DATES[3]).input_hash == plain.site.hash_input(DATES[3])
+
+
+def test_a_rejected_batch_is_in_no_history(project: Project) -> None:
+    project.write_day(DATES[1], make_rows(DATES[1]).head(20))  # fewer rows than the contract asks for
+    setup = land(project)
+    [manifest] = enrich(setup, [DATES[2]])
+    assert manifest.rows == 300
+    assert set(read(setup, DATES[2])["orders_3d"]) == {1}  # those of the first day
+    contract, params = setup.configured.contract, setup.configured.detector
+    assert params.enrich
+    [rejected] = enrich_batches(setup.site, contract, [DATES[1]], params.validate_, params.enrich)
+    assert rejected.failures
+    assert setup.site.lake.find("validated", "orders", DATES[1]) is None
+
+
+def test_pruned_batches_are_missed_until_their_validated_rows_are_there(project: Project) -> None:
+    setup = land(project)
+    lake = setup.site.lake
+    enrich(setup, DATES[:6])
+    before = setup.site.hash_input(DATES[5])
+    prune(setup, "landing", DATES[3])
+    assert setup.site.hash_input(DATES[5]) == before  # the validated rows remember it
+    [manifest] = enrich(setup, [DATES[5]])
+    assert manifest.input_hash == before
+    prune(setup, "validated", DATES[3])
+    assert setup.site.hash_input(DATES[5]) is None  # unknown: its published night is not stale
+    assert setup.site.hash_input(DATES[3]) is None
+    with pytest.raises(BatchMissing, match="history of orders on 2026-03-25 is incomplete"):
+        enrich(setup, [DATES[5]])
+    assert lake.find("validated", "orders", DATES[5])
+
+
+def prune(setup: Setup, zone: Any, day: date) -> None:
+    lake = setup.site.lake
+    path = lake.manifest_path(zone, "orders", day)
+    if zone == "landing":
+        lake.remember_landing(path)
+    lake.remove(path)
+
+
+def test_clocks_that_change_do_not_shorten_the_reach(project: Project) -> None:
+    project.change("params.yaml", "detectors", "orders", "enrich", "windows", value=["24h"])
+    site = load(project.folder).site
+    assert site.zone.key == "Europe/Berlin"
+    assert site.list_reached(date(2026, 3, 28)) == [date(2026, 3, 27), date(2026, 3, 28)]
+    # The 29th has 23 hours: 24 hours before midnight it is still the 28th, 23:00.
+    assert site.list_reached(date(2026, 3, 30)) == [date(2026, 3, 28), date(2026, 3, 29), date(2026, 3, 30)]
