@@ -132,7 +132,7 @@ def add_columns(rows: pa.Table, history: pa.Table) -> pa.Table:
 
 def write_query(history: Mapping[str, HistoryColumn], names: Mapping[str, str], is_loose: bool) -> str:
     """The query over the tables `targets`, `earlier` and `reports`; names: what the columns are called in them."""
-    others = " where record_id is null or record_id not in (select record_id from targets)" if is_loose else ""
+    others = " where record_id not in (select record_id from targets where record_id is not null)" if is_loose else ""
     steps = [
         f"events as (select * from targets union all by name select -1 as part, -1 as line, * from earlier{others})"
     ]

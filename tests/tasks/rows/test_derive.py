@@ -159,6 +159,20 @@ def test_history_is_that_of_a_slow_calculation(seed: int, tmp_path: Path) -> Non
     assert again.equals(table)  # the same bits; what the lake has of these records is not counted twice
 
 
+def test_a_record_without_an_id_comes_after_all_of_its_instant(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    row = {"record_id": None, "event_time": NOON, "card": "c", "shop": 1, "amount": 2.0}
+    earlier = [row | {"record_id": "r1", "event_time": NOON - timedelta(seconds=30)}, row | {"record_id": "r2"}]
+    table = pa.concat_tables(
+        derive_history(lake, HISTORY, pa.Table.from_pylist([row], SCHEMA), write(lake, "earlier", earlier))
+    )
+    assert (table["n_90s"].to_pylist(), table["spent_1h"].to_pylist(), table["since"].to_pylist()) == (
+        [2],
+        [4.0],
+        [0.0],
+    )
+
+
 def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
