@@ -152,9 +152,9 @@ def choose_run(drafted: Draft, today: date) -> tuple[RunParams, Choice]:
 
 def assemble(drafted: Draft, run: RunParams) -> DetectorParams:
     """The params section."""
-    entity: dict[str, Any] = {"entity": drafted.entity} if drafted.entity else {}
+    given: dict[str, Any] = {"entity": drafted.entity, "enrich": drafted.enrich}
     return DetectorParams(
-        **entity,
+        **{key: value for key, value in given.items() if value},
         run=run,
         ingest=drafted.ingest,
         filter=drafted.filter,

@@ -28,6 +28,7 @@ from tasks.onboarding.days import (
     describe_nights,
     has_hours,
 )
+from tasks.onboarding.history import choose_history, decide_history
 from tasks.onboarding.profile import (
     ENOUGH_ROWS,
     ID_NAME,
@@ -43,6 +44,7 @@ from tasks.onboarding.profile import (
 )
 from tasks.onboarding.reading import Type
 from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
+from tasks.rows.history import EnrichParams
 from tasks.rows.labels import NO_LABEL, interpret_labels
 from tasks.rows.params import (
     ColumnsParams,
@@ -253,11 +255,11 @@ def draft_contract(
     decisions: Sequence[Decision],
     calendar: Calendar,
     has_id: bool,
-    entity: str | None,
+    others: Sequence[str | None],
 ) -> Contract:
     """A first contract: the types found, and expectations that a normal next day meets.
 
-    A column that some files lack is optional. The entity is a nullable text if the detector does not learn from it.
+    A column that some files lack is optional. `others`, which are read but not learnt, are nullable texts.
 
     Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
     detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
@@ -265,8 +267,9 @@ def draft_contract(
     kinds = {d.column: d.kind for d in decisions}
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
     columns = {p.name: _describe_column(p, p.type, sample.count_lacking(p.name) > 0) for p in read if p.type}
-    if entity and entity not in columns:
-        columns[entity] = ContractColumn(type="text", nullable=True)
+    for name in others:
+        if name and name not in columns:
+            columns[name] = ContractColumn(type="text", nullable=True)
     expectations = [*_expect_rows(calendar), *([_between("duplicated_fraction", high=0.02)] if has_id else [])]
     for profile in read:
         if profile.missing:
@@ -348,6 +351,7 @@ class Draft:
     train: TrainParams
     contract: Contract
     entity: str | None
+    enrich: EnrichParams | None
     show: tuple[str, ...]  # the columns whose values are published with each flag
     nights: int
     quantile: float  # of the threshold
@@ -383,6 +387,10 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
     decisions = decide_kinds(profiles, reserved)
     if has_hours(calendar, profiles):
         decisions.append(Decision("event_time", "date-time", "hour and weekday of the event time"))
+    enrich, proposed = choose_history(profiles, decisions, calendar, entity, bool(request.entity), reserved.keys())
+    choices += proposed
+    history = decide_history(enrich) if enrich else {}
+    decisions += history.values()
     nights = choose_nights(calendar)
     splits, choice = choose_splits(calendar, nights, anomalous, labels is not None)
     quantile, threshold = choose_quantile(calendar, nights, splits, anomalous)
@@ -399,9 +407,12 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
         ),
         filter=filtered,
         train=train,
-        contract=draft_contract(sample, profiles, decisions, calendar, record_id is not None, entity),
+        contract=draft_contract(
+            sample, profiles, decisions, calendar, record_id is not None, enrich.reads if enrich else (entity,)
+        ),
         entity=entity,
-        show=tuple(name for name in columns.names if name not in ("event_time", entity))[:SHOWN_VALUES],
+        enrich=enrich,
+        show=tuple(name for name in columns.names if name not in {"event_time", entity, *history})[:SHOWN_VALUES],
         nights=nights,
         quantile=quantile,
         last_date=max(calendar.rows),

@@ -392,3 +392,70 @@ def test_a_wide_table_gets_no_ranges() -> None:
     rng = np.random.default_rng(0)
     wide = pd.DataFrame(rng.normal(size=(500, 60)), columns=[f"c{n}" for n in range(60)])
     assert not [e for e in draft(wide).contract.expectations if e.level == "row"]
+
+
+# --- history ---
+
+
+def make_payments(days: int, cards: int = 20, rows: int = 2000) -> pd.DataFrame:
+    rng = np.random.default_rng(8)
+    frame = pd.DataFrame(
+        {
+            "card_id": [f"card {n}" for n in rng.integers(cards, size=rows)],
+            "shop": [f"shop {n}" for n in rng.integers(300, size=rows)],
+            "amount": rng.lognormal(3, 1, rows),
+            "country": rng.choice(["DE", "FR", "IT", "PL"], rows),
+            "lat": rng.uniform(47, 55, rows),
+            "lon": rng.uniform(6, 15, rows),
+        }
+    )
+    return with_times(frame, days)
+
+
+def test_history_is_proposed_for_an_entity_that_the_user_names() -> None:
+    drafted = draft(make_payments(60), entity="card_id")
+    assert drafted.enrich
+    assert drafted.enrich.model_dump(mode="json", exclude_unset=True) == {
+        "entity": "card_id",
+        "windows": ["1h", "24h", "28d"],
+        "columns": {
+            "records_{window}": {"count": "*"},
+            "amount_sum_{window}": {"sum": "amount"},
+            "amount_to_mean": {"ratio": "amount", "to": "mean"},
+            "shop_distinct": {"distinct": "shop"},
+            "new_shop": {"first_seen": "shop"},
+            "new_country": {"first_seen": "country"},
+            "km_from_last": {"distance": ["lat", "lon"]},
+            "since_last_s": {"seconds_since": "previous"},
+        },
+    }
+    columns = drafted.train.columns
+    assert {"records_1h", "amount_sum_28d", "amount_to_mean", "shop_distinct", "km_from_last"} <= {*columns.numeric}
+    assert {"new_shop", "new_country"} <= {*columns.categorical}
+    assert {"card_id", "shop", "amount", "lat"} <= drafted.contract.columns.keys()
+    assert not {*drafted.show} & {"records_1h", "new_shop", "card_id"}
+    assert about(drafted, "history") == (
+        "12 columns over 1h, 24h, 28d (what each card_id did before a record; see enrich in params.yaml)"
+    )
+
+
+def test_shorter_data_gets_shorter_windows_and_no_name_is_taken_twice() -> None:
+    frame = make_payments(20).rename(columns={"country": "since_last_s"}).drop(columns=["lat", "lon"])
+    drafted = draft(frame, entity="card_id")
+    assert drafted.enrich
+    assert drafted.enrich.windows == ("1h", "24h", "7d")
+    assert "since_last_s" not in drafted.enrich.columns
+
+
+@pytest.mark.parametrize(
+    ("frame", "entity", "why"),
+    [
+        (make_payments(60), None, "none (--entity card_id proposes columns of what each one did before)"),
+        (make_payments(60).drop(columns="placed_at"), "card_id", "none (the rows have no event time)"),
+        (make_payments(60, cards=10_000), "card_id", "too few records each)"),
+    ],
+)
+def test_no_history_without_a_wish_times_or_repeats(frame: pd.DataFrame, entity: str | None, why: str) -> None:
+    drafted = draft(frame, **({"entity": entity} if entity else {}))
+    assert drafted.enrich is None
+    assert about(drafted, "history").endswith(why)
