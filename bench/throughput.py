@@ -107,7 +107,7 @@ def score_and_publish(site: Site, configured: Configured) -> int:
     shutil.rmtree(Path(site.lake.root, "scores"), ignore_errors=True)
     now, learnt = datetime.now(UTC), configured.detector
     begun = Begun(site.warehouse.begin_attempt(NAME, DAY, "begin", now), now)
-    validation = find_validation(site.lake, configured.contract, NAME, DAY, learnt.validate_)
+    validation = find_validation(site, configured.contract, DAY, learnt.validate_)
     assert validation is not None
     version = Version("m", 1, (), {})
     scored = score_night(site, configured.contract, validation, version, site.home / "bundle", learnt.score, now)

@@ -7,6 +7,7 @@ params have not changed is not enriched again. Memory holds one slice and what D
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -15,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
 
-from tasks.errors import BatchMissing
+from tasks.errors import BatchMissing, BatchRejected
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.derive import add_columns, choose_reports, derive_history, read_reports, take_rows
@@ -29,6 +30,7 @@ from tasks.validate import validate_batches
 
 CODE_VERSION = 1  # increase it when the same rows and params give other columns
 RUN_ROWS = 4_000_000  # rows of neighbouring batches that are enriched together, to read their history once
+MOST_MISSING = 0.5  # share of a batch's rows without an entity
 HISTORY, PLAIN = "history", "plain"  # facts: the key of the columns, the hash of the partition without them
 
 
@@ -123,14 +125,31 @@ def _enrich(
     earlier = tuple(part for day in sorted(reached & batches.keys()) for part in batches[day].parts)
     history = derive_history(lake, params, targets, earlier, reports) if targets else iter(())
     take = take_rows(history)
+    entities = {str(column.by) for column in params.history.values()}
     for one in run:
         partition = lake.write("validated", site.detector, one.batch.batch_date)
+        missing: Counter[str] = Counter()
         for number, part in enumerate(one.batch.parts):
             with partition.part(f"part-{number}") as writer:
                 for table in read_ahead(lake.slices(part, contract.schema.names)):  # without older history columns
+                    missing.update({name: table[name].null_count for name in entities})
                     writer.append(add_columns(table, take(table.num_rows)))
+        _refuse_missing(one.batch, missing)
         facts = {HISTORY: one.key, PLAIN: hash_plain(one.batch), "input_hash": one.input_hash}
         partition.commit({**one.batch.facts, **facts})
+
+
+def _refuse_missing(batch: Manifest, missing: Mapping[str, int]) -> None:
+    """Raise BatchRejected if most rows have no entity: their history would be missing too."""
+    most = {name: count for name, count in missing.items() if count > MOST_MISSING * batch.rows}
+    if most:
+        raise BatchRejected(
+            "Most rows of a batch do not say whose history they belong to.",
+            where=f"{batch.detector}, {batch.batch_date}, column {', '.join(most)}",
+            got=", ".join(f"{count} of {batch.rows} rows without {name}" for name, count in most.items()),
+            expected=f"at most {MOST_MISSING:.0%} of rows without one",
+            todo="deliver the batch with the column filled, or choose another entity in enrich",
+        )
 
 
 def _pruned(site: Site, day: date) -> BatchMissing:

@@ -12,7 +12,7 @@ from toy import DAYS, FIRST, Project, make_project, make_rows, point_to
 
 from flows.config.setup import Setup
 from tasks.enrich import enrich_batches
-from tasks.errors import BatchMissing
+from tasks.errors import BatchMissing, BatchRejected
 from tasks.ingest import ingest_arrivals
 from tasks.stores.lake import Manifest
 from tasks.validate import validate_batches
@@ -168,3 +168,18 @@ def test_clocks_that_change_do_not_shorten_the_reach(project: Project) -> None:
     assert site.list_reached(date(2026, 3, 28)) == [date(2026, 3, 27), date(2026, 3, 28)]
     # The 29th has 23 hours: 24 hours before midnight it is still the 28th, 23:00.
     assert site.list_reached(date(2026, 3, 30)) == [date(2026, 3, 28), date(2026, 3, 29), date(2026, 3, 30)]
+
+
+def test_a_batch_whose_rows_mostly_lack_the_entity_is_refused(project: Project) -> None:
+    project.change("contracts/orders.yaml", "columns", "customer", "nullable", value=True)
+    frame = make_rows(DATES[1])
+    frame.loc[frame.index[:151], "customer"] = None
+    project.write_day(DATES[1], frame)
+    setup = land(project)
+    with pytest.raises(BatchRejected, match="do not say whose history") as caught:
+        enrich(setup, [DATES[1]])
+    assert caught.value.parts["got"] == "151 of 300 rows without customer"
+    frame.loc[frame.index[150], "customer"] = "somebody"
+    project.write_day(DATES[1], frame)
+    enrich(land(project), [DATES[1]])
+    assert read(setup, DATES[1])["orders_3d"].isna().sum() == 150

@@ -1,7 +1,9 @@
 """params.yaml and contracts: errors name file and key, and affect only their own detector."""
 
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -162,3 +164,66 @@ def test_an_error_shows_the_first_bad_keys_and_the_number_of_all(folder: Path) -
     assert "2,000 bad keys" in message
     assert "and 1,950 more" in message
     assert len(message) < 10_000
+
+
+HISTORY = {"entity": "customer", "windows": ["1d"], "columns": {"n": {"count": "*"}}}
+
+
+def with_history(**changes: object) -> Any:
+    return {"detectors": {"orders": deepcopy(PARAMS) | {"enrich": HISTORY | changes}}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"n": {"count": "*", "by": "card"}}, "card is not in the contract"),
+        ({"n": {"sum": "price"}}, "price is not in the contract"),
+        ({"n": {"sum": "shop"}}, "shop is not a number"),
+        ({"n": {"distance": ["items", "shop"]}}, "shop is not a number"),
+        ({"items": {"count": "*"}}, "items is a column of the contract"),
+        ({"event_time": {"count": "*"}}, "event_time is a column of the contract"),
+        ({"n": {"count": "*", "window": "2 days"}}, "'2 days' is not a window such as 15m, 1h or 28d"),
+        ({"n": {"count": "*", "window": "401d"}}, "of at most 400 days"),
+        ({"n": {"median": "spend"}}, "give one of count, sum, distinct, ratio, distance, seconds_since, first_seen"),
+        ({"n_{window}": {"count": "*", "window": "1d"}}, "leave out window, or {window}"),
+        ({"n_{window}": {"count": "*"}, "n_1d": {"count": "*"}}, "n_1d twice"),
+        ({}, "at least 1"),
+    ],
+)
+def test_a_history_column_that_cannot_be_computed_is_refused(folder: Path, columns: object, words: str) -> None:
+    write(folder, with_history(columns=columns))
+    assert words in refuse(folder)
+
+
+def test_history_needs_batches_event_times_and_labels(folder: Path) -> None:
+    write(folder, with_history())
+    assert load_detector(folder, "orders").detector.history == {"n": '{"by":"customer","window":"1d","count":"*"}'}
+    for zone in ("landing", "validated"):
+        document = with_history(windows=["28d"])
+        document["detectors"]["orders"]["retention"] = {f"{zone}_days": 28}
+        write(folder, document)
+        assert f"retention.{zone}_days is 28, the windows need 29" in refuse(folder)
+        document["detectors"]["orders"]["retention"] = {f"{zone}_days": 29}
+        write(folder, document)
+        load_detector(folder, "orders")
+    document = with_history(columns={"n": {"count": "reports"}})
+    del document["detectors"]["orders"]["ingest"]["labels"]
+    write(folder, document)
+    assert "n: no labels ever arrive" in refuse(folder)
+    document = with_history()
+    document["detectors"]["orders"]["ingest"]["event_time"] = {"first_date": "2026-03-01", "rows_per_day": 9}
+    write(folder, document)
+    assert "the rows have no event time" in refuse(folder)
+
+
+def test_only_history_changes_the_hash_of_params_with_history(folder: Path) -> None:
+    plain = load_detector(folder, "orders").params_hash
+    write(folder, with_history())
+    first = load_detector(folder, "orders").params_hash
+    write(folder, with_history(windows=["1d", "2d"]))
+    assert len({plain, first, load_detector(folder, "orders").params_hash}) == 3
+    write(
+        folder,
+        {"detectors": {"orders": PARAMS | {"train": PARAMS["train"] | {"columns": {"numeric": ["items", "m"]}}}}},
+    )
+    assert "m is neither in the contract nor in enrich.columns" in refuse(folder)
