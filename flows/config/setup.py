@@ -67,8 +67,9 @@ class Setup:
         """What the lineage records of params and contract: hashes, columns that allow null or infinity, and formats."""
         columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
         read = {name: columns[name] for name in names if name in columns}
+        history = [name for name in names if name in self.configured.detector.history]  # none without an entity
         gaps: dict[str, JsonValue] = {
-            "nullable": [name for name, column in read.items() if column.nullable],
+            "nullable": [*(name for name, column in read.items() if column.nullable), *history],
             "infinite": [name for name, column in read.items() if column.infinite],
         }
         hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
