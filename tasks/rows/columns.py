@@ -110,7 +110,8 @@ def _refuse_other_columns(table: pa.Table, columns: Sequence[Column]) -> None:
             where=", ".join(f"column {name}" for name in lacking),
             got=f"rows with the columns {', '.join(table.column_names)}",
             expected="every column that the version was trained with",
-            todo="put the columns back into the contract; or nightjar train NAME, then nightjar promote NAME VERSION",
+            todo="put the columns back into the contract; or nightjar train NAME, then nightjar promote NAME VERSION; "
+            "history columns of a stale night: score it again",
         )
 
 
