@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tasks.rows.derive import derive_history
 from tasks.rows.history import EnrichParams
+from tasks.sources.payments import PaymentsSource, list_deliveries, read_file, read_reports
 from tasks.stores.lake import Lake, Part
 
 NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
@@ -209,3 +211,43 @@ def test_a_sum_does_not_depend_on_the_order_of_the_rows(tmp_path: Path, amounts:
         found.append(dict(zip(table["record_id"].to_pylist(), result["spent"].to_pylist(), strict=True)))
     assert found[0] == found[1]
     assert found[0]["r1"] == pytest.approx(amounts[0], rel=1e-14, abs=1e-14)
+
+
+def test_history_is_that_of_the_simulator_without_the_record_itself(tmp_path: Path) -> None:
+    source = PaymentsSource(kind="payments", seed=7, rows_per_day=2000, first_date=date(2026, 9, 22))
+    zone, last = "Europe/Berlin", date(2026, 10, 24)
+    files = list_deliveries(source, zone, source.first_date, last)
+    rows = pd.concat([frame for file in files for frame in read_file(source, zone, file)], ignore_index=True)
+    is_dirty = rows["payment_id"].duplicated(keep=False) | rows["event_time"].isna() | ~rows["amount"].between(0, 1e9)
+    dirty = {*rows.loc[is_dirty, "card_id"]}
+    rows = rows[rows["event_time"].notna()].drop_duplicates("payment_id").rename(columns={"payment_id": "record_id"})
+    is_today = rows["event_time"] >= pd.Timestamp(last, tz=zone)
+    lake = Lake(str(tmp_path))
+    earlier = lake.write("validated", "payments", last)
+    with earlier.part("part-0") as part:
+        part.append(pa.Table.from_pandas(rows[~is_today], preserve_index=False))
+    params = EnrichParams.model_validate(
+        {
+            "entity": "card_id",
+            "windows": ["1h", "24h", "28d"],
+            "columns": {
+                "n_{window}": {"count": "*"},
+                "spent_{window}": {"sum": "amount"},
+                "reports": {"count": "reports", "by": "terminal_id"},
+            },
+        },
+        strict=False,
+    )
+    told = pd.concat(read_reports(source, zone, source.first_date, last))
+    reports = pa.Table.from_pandas(told[["record_id", "known_at"]], preserve_index=False)
+    today = rows[is_today].reset_index(drop=True)
+    table = pa.Table.from_pandas(today, preserve_index=False)
+    found = pa.concat_tables(derive_history(lake, params, table, tuple(earlier.parts), reports)).to_pandas()
+    clean = ~today["card_id"].isin(dirty)
+    assert clean.sum() > 1000
+    for window in ("1h", "24h"):
+        assert (found[f"n_{window}"] + 1)[clean].tolist() == today[f"payments_{window}"][clean].tolist()
+        spent = found[f"spent_{window}"] + today["amount"]
+        assert spent[clean].tolist() == pytest.approx(today[f"spend_{window}"][clean].tolist(), rel=1e-12)
+    assert found["reports"].tolist() == today["terminal_reports_28d"].tolist()
+    assert found["reports"].max() > 3
