@@ -60,11 +60,11 @@ def enrich_batches(
     # What arrives for a pruned batch is not whole: the rows validated before count.
     landed = {*lake.dates("landing", name)} - lake.pruned(name).keys()
     reached = sorted({one for day in days for one in site.list_reached(day)} | {*days})
+    inputs = site.hash_inputs(days)  # before the rows are read: what lands meanwhile is refused when it is published
     validations = validate_batches(site, contract, [day for day in reached if day in landed or day in days], validate)
     found = {validation.batch_date: validation for validation in validations}
     rejected = {day for day, validation in found.items() if validation.failures}
     batches = {day: batch for day in reached if day not in rejected and (batch := lake.find("validated", name, day))}
-    inputs = site.hash_inputs(days)
     reports = read_reports(site, params, reached)
     due = []
     for day in days:
@@ -148,7 +148,8 @@ def _refuse_missing(batch: Manifest, missing: Mapping[str, int]) -> None:
             where=f"{batch.detector}, {batch.batch_date}, column {', '.join(most)}",
             got=", ".join(f"{count} of {batch.rows} rows without {name}" for name, count in most.items()),
             expected=f"at most {MOST_MISSING:.0%} of rows without one",
-            todo="deliver the batch with the column filled, or choose another entity in enrich",
+            todo="deliver the batch with the column filled, choose another entity in enrich, or list the date in "
+            "filter.exclude_dates",
         )
 
 
