@@ -34,31 +34,39 @@ def choose_history(
     if profile.there < MIN_RECORDS * profile.distinct:
         why = f"{profile.distinct:,} different values in {profile.there:,} rows: too few records each"
         return None, [Choice("history", "none", why)]
-    windows = choose_windows(calendar, profiles)
+    short, long = choose_windows(calendar, profiles)
     taken = {p.name for p in profiles} | reserved
-    listed = _list_columns(profiles, decisions, entity, reserved)
+    listed = _list_columns(profiles, decisions, entity, reserved, short[-1], long)
     columns = {name: column for name, column in listed if name not in taken}
-    enrich = EnrichParams.model_validate({"entity": entity, "windows": windows, "columns": columns}, strict=False)
-    what = f"{len(enrich.history)} columns over {', '.join(windows)}"
+    enrich = EnrichParams.model_validate({"entity": entity, "windows": short, "columns": columns}, strict=False)
+    what = f"{len(enrich.history)} columns over {', '.join(dict.fromkeys([*short, long]))}"
     return enrich, [Choice("history", what, f"what each {entity} did before a record; see enrich in params.yaml")]
 
 
-def choose_windows(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> list[str]:
-    """An hour and a day where times have hours, then 28 or 7 days, of which the data must hold at least two."""
+def choose_windows(calendar: Calendar, profiles: Sequence[ColumnProfile]) -> tuple[list[str], str]:
+    """The windows to count in: an hour and a day where times have hours, else a week; and the one of what is usual.
+
+    The latter is 28 or 7 days, of which the data must hold at least two. Nothing is counted in it: that would say how
+    busy an entity is, and grow over the first days, rather than what has changed.
+    """
     days = (max(calendar.rows) - min(calendar.rows)).days + 1
-    short = ["1h", "24h"] if has_hours(calendar, profiles) else []
-    return [*short, *(["28d"] if days >= 56 else ["7d"])]
+    return ["1h", "24h"] if has_hours(calendar, profiles) else ["7d"], "28d" if days >= 56 else "7d"
 
 
 def _list_columns(
-    profiles: Sequence[ColumnProfile], decisions: Sequence[Decision], entity: str, reserved: Set[str]
+    profiles: Sequence[ColumnProfile],
+    decisions: Sequence[Decision],
+    entity: str,
+    reserved: Set[str],
+    lately: str,
+    usually: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     kinds = {decision.column: decision.kind for decision in decisions}
     numbers = [p for p in profiles if kinds.get(p.name) in ("numeric", "log_numeric")]
     yield "records_{window}", {"count": "*"}
     for amount in [p.name for p in numbers if AMOUNT.search(p.name)][:MOST_OF_A_KIND]:
         yield f"{amount}_sum_{{window}}", {"sum": amount}
-        yield f"{amount}_to_mean", {"ratio": amount, "to": "mean"}
+        yield f"{amount}_to_mean", {"ratio": amount, "to": "mean", "window": usually}
     texts = [
         p
         for p in profiles
@@ -66,14 +74,14 @@ def _list_columns(
     ]
     if texts:
         most = max(texts, key=lambda p: p.distinct).name
-        yield f"{most}_distinct", {"distinct": most}
+        yield f"{most}_distinct_{lately}", {"distinct": most, "window": lately}
     learnt = [p for p in texts if kinds.get(p.name) == "categorical"]
     for category in sorted(learnt, key=lambda p: -p.distinct)[:MOST_OF_A_KIND]:
-        yield f"new_{category.name}", {"first_seen": category.name}
+        yield f"new_{category.name}", {"first_seen": category.name, "window": usually}
     place = [next((p.name for p in numbers if pattern.search(p.name)), None) for pattern in (LATITUDE, LONGITUDE)]
     if None not in place:
-        yield "km_from_last", {"distance": place}
-    yield "since_last_s", {"seconds_since": "previous"}
+        yield "km_from_last", {"distance": place, "window": usually}
+    yield "since_last_s", {"seconds_since": "previous", "window": usually}
 
 
 def decide_history(enrich: EnrichParams) -> dict[str, Decision]:

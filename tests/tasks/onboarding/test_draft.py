@@ -417,25 +417,25 @@ def test_history_is_proposed_for_an_entity_that_the_user_names() -> None:
     assert drafted.enrich
     assert drafted.enrich.model_dump(mode="json", exclude_unset=True) == {
         "entity": "card_id",
-        "windows": ["1h", "24h", "28d"],
+        "windows": ["1h", "24h"],
         "columns": {
             "records_{window}": {"count": "*"},
             "amount_sum_{window}": {"sum": "amount"},
-            "amount_to_mean": {"ratio": "amount", "to": "mean"},
-            "shop_distinct": {"distinct": "shop"},
-            "new_shop": {"first_seen": "shop"},
-            "new_country": {"first_seen": "country"},
-            "km_from_last": {"distance": ["lat", "lon"]},
-            "since_last_s": {"seconds_since": "previous"},
+            "amount_to_mean": {"window": "28d", "ratio": "amount", "to": "mean"},
+            "shop_distinct_24h": {"window": "24h", "distinct": "shop"},
+            "new_shop": {"window": "28d", "first_seen": "shop"},
+            "new_country": {"window": "28d", "first_seen": "country"},
+            "km_from_last": {"window": "28d", "distance": ["lat", "lon"]},
+            "since_last_s": {"window": "28d", "seconds_since": "previous"},
         },
     }
     columns = drafted.train.columns
-    assert {"records_1h", "amount_sum_28d", "amount_to_mean", "shop_distinct", "km_from_last"} <= {*columns.numeric}
+    assert {"records_1h", "amount_sum_24h", "amount_to_mean", "shop_distinct_24h", "km_from_last"} <= {*columns.numeric}
     assert {"new_shop", "new_country"} <= {*columns.categorical}
     assert {"card_id", "shop", "amount", "lat"} <= drafted.contract.columns.keys()
     assert not {*drafted.show} & {"records_1h", "new_shop", "card_id"}
     assert about(drafted, "history") == (
-        "12 columns over 1h, 24h, 28d (what each card_id did before a record; see enrich in params.yaml)"
+        "10 columns over 1h, 24h, 28d (what each card_id did before a record; see enrich in params.yaml)"
     )
 
 
@@ -443,7 +443,7 @@ def test_shorter_data_gets_shorter_windows_and_no_name_is_taken_twice() -> None:
     frame = make_payments(20).rename(columns={"country": "since_last_s"}).drop(columns=["lat", "lon"])
     drafted = draft(frame, entity="card_id")
     assert drafted.enrich
-    assert drafted.enrich.windows == ("1h", "24h", "7d")
+    assert (drafted.enrich.windows, drafted.enrich.history["new_shop"].window) == (("1h", "24h"), "7d")
     assert "since_last_s" not in drafted.enrich.columns
 
 
