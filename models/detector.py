@@ -176,9 +176,19 @@ class Detector:
 
     def encode(self, records: Records) -> Floats:
         """Rows in the first network's latent space, float64 (N, Z): bottleneck activations, or latent means."""
+        return self.encode_all(records, 1)[0]
+
+    def encode_all(self, records: Records, most: int | None = None) -> list[Floats]:
+        """Rows in the latent space of each network, or of the first `most`: float64 (N, Z) each."""
         with self._pinned():
             encoded = encode_records(self.encoder, records, self.block)
-            return self.networks[0].latent(encoded).double().numpy(force=True)
+            return [network.latent(encoded).double().numpy(force=True) for network in self.networks[:most]]
+
+    @property
+    def latent_widths(self) -> tuple[int, ...]:
+        """The width Z of each network's latent space."""
+        given = self.network_params
+        return tuple(one.latent if one.kind == "variational" else min(one.layers) for one in given)
 
     def rank(self, scores: Floats) -> Floats:
         """Percentile ranks of scores (N,): share of calibration scores strictly below, 0 to 100."""

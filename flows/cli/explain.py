@@ -2,20 +2,33 @@
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
 
 import typer
+from rich.table import Table
 
 from flows.cli.options import Json, Name, date_option
-from flows.cli.screen import describe_flag, describe_probabilities, print_causes, print_json, stdout
+from flows.cli.screen import describe_flag, describe_probabilities, print_causes, print_json, print_rows, stdout
 
-EXAMPLE = "nightjar explain payments 6f1b0c-000017"
+if TYPE_CHECKING:
+    from flows.config.setup import Setup
+    from models.detector import Detector
+    from tasks.on_demand.explain import RecordExplanation
+    from tasks.on_demand.nearest import Nearest
+    from tasks.stores.registry import Version
+
+EXAMPLE = "nightjar explain payments 6f1b0c-000017; nightjar explain payments 6f1b0c-000017 --nearest"
 
 
 def explain(
     name: Name,
     record_id: Annotated[str, typer.Argument(help="The record's ID in the tables.")],
     date: Annotated[datetime | None, date_option("Its batch date (default: the newest).")] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="Also show the normal records most like it."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show one record's score, rank and causes, and the model and data versions behind them."""
@@ -27,8 +40,9 @@ def explain(
     day = date.date() if date else None
     found = explain_record(setup.site, setup.configured.contract, setup.record_rule, record_id, day)
     band = setup.configured.detector.score.name_band(found.percentile_rank)
+    near = find_near(setup, found) if nearest else None
     if as_json:
-        print_json(asdict(found) | {"band": band})
+        print_json(asdict(found) | {"band": band} | ({"nearest": asdict(near)} if near else {}))
         return
     flag = describe_flag(found.is_flagged, found.is_suppressed, found.suppressed_by)
     probabilities = describe_probabilities(found.p_value, found.second_stage_probability)
@@ -46,3 +60,41 @@ def explain(
     print_causes(found.causes, setup.site.zone)
     stdout.print(f"{found.model} version {found.model_version}, trained on data {found.data_hash[:12]}; "
                  f"input {found.input_hash[:12]}")  # fmt: skip
+    if near:
+        print_near(near, setup.site.zone)
+
+
+def find_near(setup: "Setup", found: "RecordExplanation") -> "Nearest":
+    """The normal records nearest to an explained one, as the version that scored it sees them."""
+    from tasks.on_demand.nearest import find_near_record
+    from tasks.rows.judge import load_detector
+
+    site, masked = setup.site, setup.configured.contract.masked
+
+    def load(version: "Version") -> "Detector":
+        return load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
+
+    of = found.record_id, found.batch_date, found.model_version
+    return find_near_record(site, setup.record_rule, masked, *of, load)
+
+
+def print_near(near: "Nearest", zone: ZoneInfo) -> None:
+    """Print the nearest normal records, each with its distance, the columns that differ most, and its values."""
+    from tasks.rows.describe import describe_values
+
+    if near.why:
+        stdout.print(near.why, markup=False, soft_wrap=True)
+        return
+    rows = [
+        {
+            "record_id": one.record_id,
+            "batch_date": one.batch_date,
+            "distance": one.distance,
+            "differs most in": ", ".join(map(str, one.differences)) or "nothing",
+            "values": describe_values(one.record, zone),
+        }
+        for one in near.near
+    ]
+    title = f"nearest of {near.rows:,} records from {near.first} to {near.last} that were not flagged"
+    print_rows(Table(title=title, title_justify="left"), rows, tuple(rows[0]))
+    stdout.print("Distances and differences of numbers are in standard deviations of the training rows.")

@@ -27,6 +27,7 @@ from flows.cli import (
     flags,
     ingest,
     init,
+    latent,
     metrics,
     migrate,
     monitor,
@@ -55,7 +56,7 @@ from models.errors import NightjarError, hide_password
 VERBS: dict[str, tuple[ModuleType, ...]] = {
     "Nights": (run, ingest, score, status, monitor, alerts, metrics),
     "Past nights": (backfill, replay, verify),
-    "Flags": (flags, explain, review, suppress, rank),
+    "Flags": (flags, explain, review, suppress, rank, latent),
     "Cases": (desk, cases, case),
     "Versions": (train, compare, promote, rollback, reduce),
     "Stores": (migrate, export, backup, restore, prune, erase),

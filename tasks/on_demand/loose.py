@@ -7,7 +7,7 @@ score, or with the reason for which validation would quarantine it. Memory holds
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "reason": pa.string(),  # for rows that are not scored
     }
 )
+Reasons = npt.NDArray[np.object_]  # for which rows are bad; None for good ones
 COMPARED = {"threshold": pa.float64(), "times_threshold": pa.float64()}  # of the row's fold; score / threshold
 FOLD_SCHEMA = pa.schema([*list(SCHEMA)[:2], *COMPARED.items(), *list(SCHEMA)[2:]])
 SMALLEST = 1e-12  # a threshold of 0 counts as this, so that scores can be compared
@@ -90,31 +91,51 @@ def score_rows(
 ) -> Iterator[pa.Table]:
     """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's.
 
-    history: adds history columns; for these all good rows are read first. Raises SourceInvalid if columns are missing.
+    Raises SourceInvalid if columns are missing.
     """
-    contract = without_label(contract, params)
+    for rows, reasons in check_rows(contract, params, arrivals, zone, history):
+        is_split = "event_time" in rows.column_names
+        yield _score_slice(detector, contract.masked, rows, reasons, causes) if is_split else rows
+
+
+def check_rows(
+    contract: Contract,
+    params: IngestParams,
+    arrivals: Iterable[Arrival],
+    zone: ZoneInfo,
+    history: History | None = None,
+) -> Iterator[tuple[pa.Table, Reasons]]:
+    """A file's rows in the contract's types, slice by slice, with the reason (N,) for which each is bad, or None.
+
+    Good rows get history columns, for which all are read first. Rows that could not be split into values come as
+    SCHEMA. Raises SourceInvalid if columns are missing.
+    """
+    contract, files = without_label(contract, params), list(arrivals)
     suite = Suite(contract.row_expectations, contract.masked)
-    arrivals, add = list(arrivals), _add_nothing
-    if history:
-        derived = _derive(contract, suite, _read_rows(contract, params, arrivals, zone), history)
-        take = take_rows(iter([derived]))
-        add = lambda rows: add_columns(rows, take(rows.num_rows))  # noqa: E731
-    for raw in _read_rows(contract, params, arrivals, zone):
-        yield _score_slice(detector, contract, suite, raw, causes, add) if "event_time" in raw.column_names else raw
+
+    def check() -> Iterator[tuple[pa.Table, Reasons]]:
+        for raw in _read_rows(contract, params, files, zone):
+            is_split = "event_time" in raw.column_names
+            yield _check_slice(contract, suite, raw) if is_split else (raw, np.array(raw["reason"].to_pylist(), object))
+
+    if history is None:
+        yield from check()
+        return
+    needed = pa.schema([contract.schema.field(name) for name in history.needed]).empty_table()
+    good = (rows.filter(_are_good(reasons)) for rows, reasons in check() if "event_time" in rows.column_names)
+    take = take_rows(
+        iter([history.derive(pa.concat_tables([needed, *(rows.select(history.needed) for rows in good)]))])
+    )
+    for rows, reasons in check():
+        if "event_time" in rows.column_names:
+            is_good = _are_good(reasons).to_numpy(zero_copy_only=False)
+            places = pa.array(np.cumsum(is_good) - 1, mask=~is_good)  # null: a bad row has no history
+            rows = add_columns(rows, take(int(is_good.sum())).take(places))
+        yield rows, reasons
 
 
-def _derive(contract: Contract, suite: Suite, rows: Iterable[pa.Table], history: History) -> pa.Table:
-    """The history columns of a file's good rows, in file order."""
-    good = [pa.schema([contract.schema.field(name) for name in history.needed]).empty_table()]
-    for raw in rows:
-        if "event_time" in raw.column_names:
-            typed, reasons = _check_slice(contract, suite, raw)
-            good.append(typed.filter(pa.array(reasons == None)).select(history.needed))  # noqa: E711 - elementwise
-    return history.derive(pa.concat_tables(good))
-
-
-def _add_nothing(rows: pa.Table) -> pa.Table:
-    return rows
+def _are_good(reasons: Reasons) -> pa.Array:
+    return pa.array(reasons == None)  # noqa: E711 - elementwise
 
 
 def score_folds(
@@ -126,18 +147,16 @@ def score_folds(
     zone: ZoneInfo,
 ) -> Iterator[pa.Table]:
     """The same as FOLD_SCHEMA, each row by the detector of its day, which has not learnt from it."""
-    contract = without_label(contract, params)
-    suite = Suite(contract.row_expectations, contract.masked)
-    for raw in _read_rows(contract, params, arrivals, zone):
-        if "event_time" not in raw.column_names:
-            yield _compare(raw, math.nan)
+    for rows, reasons in check_rows(contract, params, arrivals, zone):
+        if "event_time" not in rows.column_names:
+            yield _compare(rows, math.nan)
             continue
-        days = batch_dates_of(raw["event_time"], zone).to_numpy()
+        days = batch_dates_of(rows["event_time"], zone).to_numpy()
         scored, places = [], []
         for day, detector in detectors.items():
             places.append(np.flatnonzero(days == np.datetime64(day)))
-            found = _score_slice(detector, contract, suite, raw.take(pa.array(places[-1])), causes)
-            scored.append(_compare(found, detector.threshold.value))
+            chosen = rows.take(pa.array(places[-1])), reasons[places[-1]]
+            scored.append(_compare(_score_slice(detector, contract.masked, *chosen, causes), detector.threshold.value))
         yield pa.concat_tables(scored).take(pa.array(np.argsort(np.concatenate(places))))
 
 
@@ -184,17 +203,22 @@ def score_file(
     version = site.registry.get_champion()
     version.check_types(contract.types | params.history)
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
-    files, own = name_files(source, site.sources), params.ingest.source
-    if isinstance(own, FilesSource):
-        files = own.model_copy(update={"path": files.path})
-    else:
-        files, _ = find_settings(files, site.sources)
-    arrivals = list_files(files, site.sources)
+    arrivals = list_arrivals(site, params.ingest, source)
     history = History(site, params.enrich) if params.enrich else None
     scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone, history)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
     return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
+
+
+def list_arrivals(site: Site, params: IngestParams, source: str) -> list[Arrival]:
+    """The files of a loose source, which are read as the detector's own are. Raises SourceInvalid."""
+    files, own = name_files(source, site.sources), params.source
+    if isinstance(own, FilesSource):
+        files = own.model_copy(update={"path": files.path})
+    else:
+        files, _ = find_settings(files, site.sources)
+    return list(list_files(files, site.sources))
 
 
 def _refuse_unparsed(texts: pa.ChunkedArray) -> pa.Table:
@@ -204,8 +228,7 @@ def _refuse_unparsed(texts: pa.ChunkedArray) -> pa.Table:
     return pa.table(others | {"record_id": texts, "reason": reasons}, schema=SCHEMA)
 
 
-def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Table, npt.NDArray[np.object_]]:
-    """The rows in the contract's types, and for each the reason for which it is bad, or None."""
+def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Table, Reasons]:
     typed = type_rows(raw, contract)
     reasons = np.full(typed.num_rows, None, dtype=object)
     for name, mask in find_unreadable(raw, typed, contract).items():
@@ -216,20 +239,11 @@ def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Ta
     return typed, reasons
 
 
-def _score_slice(
-    detector: Detector,
-    contract: Contract,
-    suite: Suite,
-    raw: pa.Table,
-    causes: int,
-    add: Callable[[pa.Table], pa.Table] = _add_nothing,
-) -> pa.Table:
-    """The scores of a slice; `add` adds history columns to its good rows."""
-    typed, reasons = _check_slice(contract, suite, raw)
-    good = reasons == None  # noqa: E711
-    judged = judge(detector, add(typed.filter(pa.array(good))))
+def _score_slice(detector: Detector, masked: Set[str], typed: pa.Table, reasons: Reasons, causes: int) -> pa.Table:
+    good = reasons == None  # noqa: E711 - elementwise
+    judged = judge(detector, typed.filter(pa.array(good)))
     texts = np.full(len(judged.score), None, dtype=object)
-    texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(contract.masked, causes)
+    texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(masked, causes)
     columns = {name: _spread(values, good) for name, values in (judged.arrays() | {"causes": texts}).items()}
     return pa.table(columns | {"record_id": typed["record_id"], "reason": reasons}, schema=SCHEMA)
 

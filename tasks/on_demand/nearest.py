@@ -1,4 +1,4 @@
-"""The nearest normal records of a case: what records looked like that resemble its worst flag and were not flagged.
+"""The nearest normal records of a record or a case: what resembles it, or its worst flag, and was not flagged.
 
 Near means: by the Euclidean distance of encoded rows (N, D), as the network sees them, numbers in standard deviations
 of the fit rows. Only a sample of the flag's night, and of published nights before it, is compared. Reads only.
@@ -47,6 +47,11 @@ class Difference:
     percent: int
     change: float | None
 
+    def __str__(self) -> str:
+        """The difference in a few words."""
+        by = "" if self.change is None else f" ({abs(self.change):.1f} {'higher' if self.change > 0 else 'lower'})"
+        return f"{self.column} {self.percent} %{by}"
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -65,9 +70,9 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The worst flag of a case and its nearest normal records, nearest first. rows: how many were compared.
+    """A record, such as the worst flag of a case, and its nearest normal records, nearest first.
 
-    first and last: the batch dates of these. why: why there is nothing to show; "" if there is.
+    rows: how many were compared. first, last: their batch dates. why: why there is nothing to show; "" if there is.
     """
 
     flag: Neighbour | None = None
@@ -85,11 +90,23 @@ def find_nearest(
     worst = _find_worst(site, number)
     if worst is None:
         return Nearest(why="No record of this case is flagged any more.")
-    record_id, day, version = worst
+    return find_near_record(site, rule, masked, *worst, load)
+
+
+def find_near_record(
+    site: Site,
+    rule: RecordRule,
+    masked: Set[str],
+    record_id: str,
+    day: date,
+    version: int,
+    load: Callable[[Version], Detector],
+) -> Nearest:
+    """The nearest normal records of a record of a published night, as the version that scored it sees them."""
     try:
         detector = load(site.registry.get_version(version))
     except ChampionMissing:
-        return Nearest(why=f"Version {version}, which flagged {record_id}, was deleted.")
+        return Nearest(why=f"Version {version}, which scored {record_id}, was deleted.")
     try:
         _, own = find_record(site, record_id, day)
     except RecordMissing:
@@ -97,7 +114,7 @@ def find_nearest(
     if not fits(own.schema, detector.columns):
         return Nearest(why=f"The rows of {day} lack columns that version {version} reads.")
     point = _encode(detector, own)[0]
-    found, rows, nights = _search(site, rule, detector, point, day)
+    found, rows, nights = _search(site, rule, detector, point, day, record_id)
     flag = _describe(site, rule, day, own)
     if not found:
         return Nearest(flag, why="There is no other row of these nights to compare it with.")
@@ -138,12 +155,12 @@ class _Found:
 
 
 def _search(
-    site: Site, rule: RecordRule, detector: Detector, point: Tensor, day: date
+    site: Site, rule: RecordRule, detector: Detector, point: Tensor, day: date, record_id: str
 ) -> tuple[list[_Found], int, set[date]]:
-    """The records nearest to a point (D,), how many were compared, and of which nights."""
+    """The records nearest to a record's point (D,), how many were compared, and of which nights."""
     best: list[_Found] = []
     compared, nights = 0, set[date]()
-    for night, rows in _sample(site, rule, detector, day):
+    for night, rows in _sample(site, rule, detector, day, record_id):
         points = _encode(detector, rows)  # (N, D)
         distances = (points - point).square().sum(dim=1).sqrt()
         compared += rows.num_rows
@@ -155,11 +172,14 @@ def _search(
     return best, compared, nights
 
 
-def _sample(site: Site, rule: RecordRule, detector: Detector, day: date) -> Iterator[tuple[date, pa.Table]]:
-    """Rows of a night and of those before it that were not flagged, evenly spread over a night that has too many."""
+def _sample(
+    site: Site, rule: RecordRule, detector: Detector, day: date, record_id: str
+) -> Iterator[tuple[date, pa.Table]]:
+    """Other rows of a record's night and of those before it that were not flagged; of a large night, evenly spread."""
     wanted = {"record_id", "event_time", *(column.name for column in detector.columns), *rule.show}
     nights = _choose_nights(site, day)
     abnormal = _read_abnormal(site, list(nights))
+    abnormal.setdefault(day, []).append(record_id)
     left = MOST_COMPARED
     for night, validated in nights.items():
         step, start = -(-validated.rows // left), 0

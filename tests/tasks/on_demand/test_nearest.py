@@ -16,7 +16,7 @@ from tiny import make_tiny_detector
 from models.detector import Detector
 from tasks.errors import CaseMissing, ChampionMissing
 from tasks.on_demand import nearest
-from tasks.on_demand.nearest import Nearest, find_nearest
+from tasks.on_demand.nearest import Nearest, find_near_record, find_nearest
 from tasks.rows.record import RecordRule
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -107,6 +107,14 @@ def test_values_are_those_that_params_publish_and_masked_columns_show_nothing(fi
     assert "Kim" not in repr(found)
 
 
+def test_a_record_that_is_not_flagged_is_not_its_own_neighbour(site: Site, detector: Detector) -> None:
+    registry: Any = SimpleNamespace(get_version=lambda number: Version("m", number, (), {}))
+    of = frozenset[str](), "near", NIGHT, 1, lambda _: detector
+    found = find_near_record(replace(site, registry=registry), RULE, *of)
+    assert found.flag and found.flag.record_id == "near"
+    assert [one.record_id for one in found.near] == ["same", "old", "older", "far"]
+
+
 def test_a_large_night_is_sampled_evenly_and_earlier_ones_only_fill_up(
     find: Find, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +134,7 @@ def test_a_deleted_version_pruned_rows_and_an_unknown_case_are_named(
 
     gone: Any = SimpleNamespace(get_version=refuse)
     found = find_nearest(replace(site, registry=gone), RULE, frozenset(), 2, lambda _: detector)
-    assert found.why == "Version 1, which flagged f, was deleted." and found.flag is None
+    assert found.why == "Version 1, which scored f, was deleted." and found.flag is None
     assert find(1).why == "The validated row of x is not in the lake any more."
     monkeypatch.setattr(nearest, "fits", lambda *_: False)
     assert find().why == "The rows of 2026-07-31 lack columns that version 1 reads."
