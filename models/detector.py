@@ -29,7 +29,7 @@ from models.columns import Column
 from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, MemoryExhausted, NightjarError
-from models.fitting import EpochLog, Network, build_network, fit_network, pin_arithmetic
+from models.fitting import EpochLog, Network, Watched, build_network, fit_network, pin_arithmetic
 from models.neighbours import NO_REFERENCES, References, draw_rows, fit_references, score_neighbours, share_neighbours
 from models.params import (
     FitParams,
@@ -338,24 +338,29 @@ def fit_detector(
     device: torch.device,
     on_epoch: Callable[[int, EpochLog], None] | None = None,
     devices: int = 1,
+    tuning: tuple[Records, NDArray[np.bool_]] | None = None,
 ) -> Detector:
     """Fit encoder and networks on clean fit rows; stop and measure spreads on stopping rows; not calibrated yet.
 
     Each network has its own seed, counted up from fit.seed, and is fitted on `devices` devices together. on_epoch gets
-    the network's number, from 0.
+    the network's number, from 0. tuning: labelled rows with is-anomaly (m,), of which each epoch's log shows precision
+    and recall; nothing is learnt from them.
     """
     with pin_arithmetic(params.threads):
         encoder = Encoder(columns).fit(fit)
         fit_rows, stopping_rows = encode_records(encoder, fit), encode_records(encoder, stopping)  # (N, D)
+        watched = None
+        if tuning and len(tuning[0]):
+            watched = Watched.sample(stopping_rows, encode_records(encoder, tuning[0]), torch.from_numpy(tuning[1]))
         networks, spreads = [], []
         for i, layout in enumerate(params.networks):
             own = params.fit.model_copy(update={"seed": params.fit.seed + i})
             network = build_network(layout, encoder.width, own.seed)
             report = partial(on_epoch, i) if on_epoch else None
             if devices > 1:
-                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, report)
+                fit_distributed(network, layout, fit_rows, stopping_rows, own, device, devices, report, watched)
             else:
-                fit_network(network, fit_rows, stopping_rows, own, device, report)
+                fit_network(network, fit_rows, stopping_rows, own, device, report, watched=watched)
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,12 +26,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
 from models.errors import MemoryExhausted, NightjarError, ProcessLost, TooFewRows, TrainingDiverged
-from models.fitting import EpochLog, FitResult, Network, Share, build_network, fit_network, pin_arithmetic, watch_memory
+from models.fitting import (
+    EpochLog,
+    FitResult,
+    Network,
+    Share,
+    Watched,
+    build_network,
+    fit_network,
+    pin_arithmetic,
+    watch_memory,
+)
 from models.params import FitParams, NetworkParams, Section
 
 WAIT_S = 300.0  # wait for the other processes at one exchange; after that they are considered lost
 STOP_S = 30.0  # wait for processes to stop
 JOB, ROWS, RESULT, WORDS = "job.json", "rows.safetensors", "result.json", "stderr.txt"
+WATCHED = tuple(field.name for field in fields(Watched))
 ERRORS = {kind.__name__: kind for kind in (MemoryExhausted, NightjarError, TooFewRows, TrainingDiverged)}
 
 
@@ -54,6 +65,7 @@ def fit_distributed(
     device: torch.device,
     devices: int,
     on_epoch: Callable[[EpochLog], None] | None = None,
+    watched: Watched | None = None,
 ) -> FitResult:
     """As `fitting.fit_network`, with one process per device; the network has this layout and the seed params.seed.
 
@@ -64,7 +76,8 @@ def fit_distributed(
     with TemporaryDirectory(prefix="nightjar-fit-") as name:
         folder = Path(name)
         (folder / JOB).write_text(job.model_dump_json())
-        save_file({"fit": fit.contiguous(), "stopping": stopping.contiguous()}, folder / ROWS)
+        rows = {"fit": fit, "stopping": stopping, **(vars(watched) if watched else {})}
+        save_file({name: each.contiguous() for name, each in rows.items()}, folder / ROWS)
         code = _run(folder, devices, on_epoch or (lambda epoch: None))
         if code:
             raise _explain(folder, devices, code)
@@ -151,7 +164,8 @@ def _fit_share(folder: Path, job: Job, device: torch.device, share: Share) -> No
     network = build_network(job.network, rows["fit"].shape[1], job.fit.seed)
     with pin_arithmetic(job.threads), watch_memory(len(rows["fit"])):
         on_epoch = _tell if share.rank == 0 else None
-        result = fit_network(network, rows["fit"], rows["stopping"], job.fit, device, on_epoch, share)
+        watched = Watched(*(rows[name] for name in WATCHED)) if share.rank == 0 and WATCHED[0] in rows else None
+        result = fit_network(network, rows["fit"], rows["stopping"], job.fit, device, on_epoch, share, watched)
     save_file(network.cpu().state_dict(), folder / _weights(share.rank))
     if share.rank == 0:
         (folder / RESULT).write_text(json.dumps(asdict(result)))

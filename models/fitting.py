@@ -23,6 +23,8 @@ from models.variational import Variational
 
 Network = Autoencoder | Variational
 EVALUATED_ROWS = 8192  # rows of one pass over the stopping rows
+WATCHED_ROWS = 10_000  # labelled rows, and clean ones beside them, that are looked at after each epoch
+WATCHED_QUANTILE = 0.99  # of the clean rows' errors, above which a labelled row counts as flagged
 SHARE_OF_GPU = 0.5  # of a GPU's free memory that rows may take; networks, batches and the optimizer need the rest
 
 
@@ -49,13 +51,36 @@ ALONE = Share()
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One epoch, numbered from 1; losses are means per slot; is_best if these weights would be kept."""
+    """One epoch, numbered from 1; losses are means per slot; is_best if these weights would be kept.
+
+    tuning_precision and tuning_recall, 0 to 1: see `watch_rows`; None without labelled anomalies.
+    """
 
     epoch: int
     fit_loss: float
     stopping_loss: float
     is_best: bool
     seconds: float
+    tuning_precision: float | None = None
+    tuning_recall: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """Rows that are only looked at after each epoch: clean (k, D), labelled (m, D), and is_anomaly (m,)."""
+
+    clean: Tensor
+    labelled: Tensor
+    is_anomaly: Tensor
+
+    @classmethod
+    def sample(cls, clean: Tensor, labelled: Tensor, is_anomaly: Tensor) -> "Watched | None":
+        """Up to WATCHED_ROWS evenly spaced rows of each; None if these have no anomaly or nothing else."""
+        chosen = _space_out(len(labelled))
+        truth = is_anomaly[chosen]
+        if not truth.any() or truth.all():
+            return None
+        return cls(clean[_space_out(len(clean))], labelled[chosen], truth)
 
 
 @dataclass(frozen=True)
@@ -98,9 +123,11 @@ def fit_network(
     device: torch.device,
     on_epoch: Callable[[EpochLog], None] | None = None,
     share: Share = ALONE,
+    watched: Watched | None = None,
 ) -> FitResult:
     """Fit in place until the stopping loss no longer falls; the network ends in eval mode with the best weights.
 
+    Watched rows are logged; they change neither the weights nor when the fit stops.
     Raises TooFewRows without fit or stopping rows, TrainingDiverged if a loss is NaN or infinite.
     """
     if min(len(fit), len(stopping)) < share.size:
@@ -129,7 +156,8 @@ def fit_network(
         if is_best:
             best_epoch, best_loss = epoch, stopping_loss
             best_weights = {name: weight.clone() for name, weight in network.state_dict().items()}
-        epochs.append(EpochLog(epoch, fit_loss, stopping_loss, is_best, time.perf_counter() - started))
+        seen = watch_rows(network, watched) if watched else (None, None)
+        epochs.append(EpochLog(epoch, fit_loss, stopping_loss, is_best, time.perf_counter() - started, *seen))
         if on_epoch is not None:
             on_epoch(epochs[-1])
         if epoch - best_epoch >= params.patience_epochs:
@@ -150,6 +178,30 @@ def measure_loss(network: Network, rows: Tensor, share: Share = ALONE) -> float:
         total = torch.stack(losses).sum()
         total, n = share.add(torch.stack([total, torch.full_like(total, len(rows))]))
         return float(total / n)
+
+
+def watch_rows(network: Network, watched: Watched) -> tuple[float, float]:
+    """Precision and recall of labelled rows whose squared error is above WATCHED_QUANTILE of the clean rows' errors.
+
+    Only a picture of how a fit goes: the detector has its own score and threshold. Precision is 0 if nothing is above.
+    """
+    usual, errors = (_measure_errors(network, rows) for rows in (watched.clean, watched.labelled))
+    flagged = errors > usual.quantile(WATCHED_QUANTILE, interpolation="higher")  # (m,)
+    hits = int((flagged & watched.is_anomaly).sum())
+    return hits / max(int(flagged.sum()), 1), hits / int(watched.is_anomaly.sum())
+
+
+def _measure_errors(network: Network, rows: Tensor) -> Tensor:
+    """The mean squared error of each row (N, D) on the CPU, float64 (N,), without random sampling."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        parts = [move_rows(part, device) for part in torch.split(rows, EVALUATED_ROWS)]
+        return torch.cat([(network(part) - part).double().square().mean(dim=1) for part in parts]).cpu()
+
+
+def _space_out(n: int) -> Tensor:
+    """The numbers of up to WATCHED_ROWS evenly spaced rows of n."""
+    return torch.arange(0, n, max(-(-n // WATCHED_ROWS), 1))
 
 
 def place_rows(fit: Tensor, stopping: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

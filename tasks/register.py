@@ -30,6 +30,7 @@ from tasks.stores.site import Site
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
 LONGEST_TAG = 250  # characters
 SHOWN_COLUMNS = 50
+BY_EPOCH = ("fit_loss", "stopping_loss", "tuning_precision", "tuning_recall")
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def describe_version(detector: Detector, metrics: Metrics | None) -> str:
 
 
 def describe_training(site: Site, trained: Trained) -> registry.TrainingRun:
-    """What the version's run shows of the training: losses per network and epoch, and the sets in the lake."""
+    """What the version's run shows of the training: values per network and epoch, and the sets in the lake."""
     epochs = pd.read_csv(site.epochs(trained.cutoff))
     losses: dict[str, list[float]] = {}
     for network, found in epochs.groupby("network"):
         prefix = f"network_{int(str(network)) + 1}/" if epochs["network"].max() else ""
-        losses |= {prefix + name: found[name].tolist() for name in ("fit_loss", "stopping_loss")}
+        losses |= {prefix + name: found[name].tolist() for name in BY_EPOCH if name in found}
     clean = site.lake.get("clean", site.detector, trained.cutoff)
     url = f"{site.lake.root}/{site.lake.partition('clean', site.detector, trained.cutoff)}"
     names = dict.fromkeys(part.source for part in clean.parts)

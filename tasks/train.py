@@ -17,7 +17,7 @@ from models.bundle import FILES, MANIFEST, read_bundle, write_bundle
 from models.detector import Detector, ModelParams, fit_detector
 from models.encoders import choose_kinds
 from models.fitting import EpochLog, resolve_device, watch_memory
-from tasks.filter import TrainingSet, read_set
+from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE, progress_of
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.params import TrainParams
@@ -61,18 +61,32 @@ def _fit(
         fit_rows = read_set(site.lake, site.detector, rows.cutoff, "fit")
         stopping_rows = read_set(site.lake, site.detector, rows.cutoff, "stopping")
         described = describe_columns(params.columns, fit_rows)
+        tuning_rows = read_set(site.lake, site.detector, rows.cutoff, "tuning")
         fit, _ = to_records(fit_rows, described)
         stopping, _ = to_records(stopping_rows, described)
         columns = choose_kinds(described, fit, params.encode)
         learnt = ModelParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)
         device = resolve_device(site.device, site.devices)
-        return fit_detector(columns, fit, stopping, learnt, device, on_epoch, site.devices)
+        tuning, is_anomaly = None, tuning_rows[LABEL].to_numpy() == 1
+        if is_anomaly.any():
+            tuning = to_records(tuning_rows, columns)[0], is_anomaly
+        return fit_detector(columns, fit, stopping, learnt, device, on_epoch, site.devices, tuning)
 
 
 def write_epochs(path: Path, epochs: Sequence[tuple[int, EpochLog]]) -> None:
-    """Write the losses of each network's epochs as CSV, without times, so that equal fits write equal bytes."""
+    """Write each network's epochs as CSV: losses, and precision and recall of tuning rows if these have anomalies.
+
+    Without times, so that equal fits write equal bytes.
+    """
     frame = pd.DataFrame([{"network": network, **asdict(epoch)} for network, epoch in epochs]).drop(columns="seconds")
-    frame.to_csv(path, index=False)
+    frame.dropna(axis="columns", how="all").to_csv(path, index=False)
+
+
+def describe_tuning(epoch: EpochLog) -> str:
+    """The precision and recall of the tuning rows after an epoch, to be added to its losses; "" without them."""
+    if epoch.tuning_recall is None:
+        return ""
+    return f"; tuning precision {epoch.tuning_precision:.3f}, recall {epoch.tuning_recall:.3f}"
 
 
 @task(task_run_name="train {site.detector}", **PURE)
@@ -86,7 +100,8 @@ def train(site: Site, rows: TrainingSet, params: TrainParams, hashes: dict[str, 
         done.append((network, epoch))
         report(network * epochs + epoch.epoch, networks * epochs)
         name = f"network {network + 1} of {networks}, " if networks > 1 else ""
-        logger.info("%sepoch %d: fit %.5f, stopping %.5f", name, epoch.epoch, epoch.fit_loss, epoch.stopping_loss)
+        losses = f"fit {epoch.fit_loss:.5f}, stopping {epoch.stopping_loss:.5f}"
+        logger.info("%sepoch %d: %s%s", name, epoch.epoch, losses, describe_tuning(epoch))
 
     folder = fit_bundle(site, rows, params, hashes, log)
     with writing(folder):

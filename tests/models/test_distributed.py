@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -45,6 +46,7 @@ def fit(devices: int) -> tuple[Detector, list[EpochLog]]:
         CPU,
         lambda network, epoch: epochs.append(epoch),
         devices,
+        (make_tiny_records(40, 3), np.arange(40) % 4 == 0),
     )
     return detector, epochs
 
@@ -75,6 +77,7 @@ def test_two_processes_learn_what_one_learns_and_the_same_each_time(temporary: P
     together, their_epochs = fit(2)
     assert 2 < len(epochs) < 60  # it stopped early, and so did they
     assert [e.is_best for e in their_epochs] == [e.is_best for e in epochs]
+    assert [e.tuning_recall for e in their_epochs] == pytest.approx([e.tuning_recall for e in epochs], abs=0.1)
     losses = torch.tensor([[[e.fit_loss, e.stopping_loss] for e in run] for run in (epochs, their_epochs)])
     assert torch.allclose(losses[0], losses[1], rtol=1e-5, atol=0)
     tested = make_tiny_records(200, 7)

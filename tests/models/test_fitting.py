@@ -2,6 +2,7 @@ import functools
 import math
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from models.fitting import (
     EpochLog,
     Network,
     Share,
+    Watched,
     build_network,
     fit_network,
     measure_loss,
@@ -95,6 +97,43 @@ def test_the_stopping_loss_weighs_every_row_alike_across_passes(monkeypatch: pyt
     whole = measure_loss(network, rows)
     monkeypatch.setattr("models.fitting.EVALUATED_ROWS", 7)
     assert math.isclose(measure_loss(network, rows), whole, rel_tol=1e-6)
+
+
+def test_watched_rows_are_measured_at_each_epoch_and_change_nothing_that_is_learnt() -> None:
+    params = FitParams(epochs=3, batch_size=16, noise=0.1)
+    fit, stopping, labelled = make_rows(64, 1), make_rows(40, 2), make_rows(30, 3)
+    is_anomaly = torch.arange(30) % 10 == 0
+    labelled[is_anomaly] *= 20
+    watched = Watched.sample(stopping, labelled, is_anomaly)
+    for layout in NETWORKS:
+        alone, beside = (build_network(layout, 4, seed=0) for _ in range(2))
+        fit_network(alone, fit, stopping, params, CPU)
+        logs: list[EpochLog] = []
+        expected: list[tuple[float, float]] = []
+
+        def count(log: EpochLog, network: Network = beside) -> None:
+            logs.append(log)  # noqa: B023
+            clean, own = (
+                np.square((network(rows) - rows).detach().double().numpy()).mean(axis=1)
+                for rows in (stopping, labelled)
+            )
+            flagged = own > np.sort(clean)[39]  # the 99th percentile of forty rows, or the next higher
+            hits = (flagged & is_anomaly.numpy()).sum()
+            expected.append((hits / max(flagged.sum(), 1), hits / 3))  # noqa: B023
+
+        fit_network(beside, fit, stopping, params, CPU, count, watched=watched)
+        assert all(torch.equal(a, b) for a, b in zip(weigh(alone), weigh(beside), strict=True))
+        assert [(one.tuning_precision, one.tuning_recall) for one in logs] == expected
+        assert max(recall for _, recall in expected) > 0
+
+
+def test_rows_to_watch_are_sampled_evenly_and_need_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, truth = torch.arange(10.0)[:, None], torch.arange(10) == 4
+    assert Watched.sample(rows, rows, ~truth & truth) is None and Watched.sample(rows, rows, truth | ~truth) is None
+    monkeypatch.setattr("models.fitting.WATCHED_ROWS", 5)
+    found = Watched.sample(rows, rows, truth)
+    assert found and found.labelled.ravel().tolist() == [0, 2, 4, 6, 8] and found.is_anomaly.tolist()[2]
+    assert found.clean.ravel().tolist() == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

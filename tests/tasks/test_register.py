@@ -94,7 +94,9 @@ def make_trained(site: Site, folder: Path, networks: int = 1) -> Trained:
         with partition.part(name, source=name) as part:
             part.append(pa.table({"amount": [1.0] * rows}))
     partition.commit({})
-    epochs = [(network, EpochLog(n, 0.5 / n, 0.75 / n, True, 1.0)) for network in range(networks) for n in (1, 2)]
+    epochs = [
+        (network, EpochLog(n, 0.5 / n, 0.75 / n, True, 1.0, 0.0, 0.5)) for network in range(networks) for n in (1, 2)
+    ]
     site.epochs(CUTOFF).parent.mkdir(parents=True, exist_ok=True)
     write_epochs(site.epochs(CUTOFF), epochs)
     (folder / "pictures").mkdir()
@@ -125,6 +127,8 @@ def test_the_run_spans_the_training_and_shows_its_losses_sets_and_pictures(
     for name in losses:
         found = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
         assert found == [(n, (0.5 if "fit" in name else 0.75) / n) for n in (1, 2)]
+    recall = losses[0].replace("fit_loss", "tuning_recall")
+    assert [one.value for one in client.get_metric_history(run.info.run_id, recall)] == [0.5, 0.5]
     clean = site.lake.get("clean", "toy", CUTOFF)
     sets = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}
     assert {name: json.loads(one.profile) for name, one in sets.items()} == {
