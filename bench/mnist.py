@@ -20,6 +20,7 @@ from models.fitting import EpochLog
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.images import draw_images
 from tasks.rows.params import ColumnsParams, TrainParams
 from tasks.sources.images import make_field, to_arrow
 
@@ -31,23 +32,6 @@ Images = npt.NDArray[np.uint8]
 
 def to_table(images: Images) -> pa.Table:
     return pa.table([to_arrow(images)], schema=pa.schema([make_field("images", (SIDE, SIDE))]))
-
-
-def draw_noise(rng: np.random.Generator) -> Images:
-    return rng.integers(0, 256, (EACH, SIDE, SIDE)).astype(np.uint8)
-
-
-def draw_shapes(rng: np.random.Generator, shape: str) -> Images:
-    """White shapes, two to three pixels thick, of random size and position."""
-    down, across = np.mgrid[:SIDE, :SIDE][:, None]
-    center = rng.uniform(10, 18, (2, EACH, 1, 1))
-    down, across = down - center[0], across - center[1]
-    angle = rng.uniform(0, np.pi, (EACH, 1, 1))
-    along, aside = down * np.cos(angle) + across * np.sin(angle), across * np.cos(angle) - down * np.sin(angle)
-    size, thickness = rng.uniform(6, 10, (EACH, 1, 1)), rng.uniform(1, 1.5, (EACH, 1, 1))
-    bar, crossbar = np.maximum(np.abs(aside), np.abs(along) - size), np.maximum(np.abs(along), np.abs(aside) - size)
-    distances = {"lines": bar, "crosses": np.minimum(bar, crossbar), "circles": np.abs(np.hypot(down, across) - size)}
-    return (255 * (distances[shape] < thickness)).astype(np.uint8)
 
 
 def alter(rng: np.random.Generator, digits: Images) -> dict[str, Images]:
@@ -93,8 +77,8 @@ def main() -> None:
     pieces = dict(zip(("fit", "stopping", "calibration", "test"), np.split(images, bounds), strict=True))
     rng = np.random.default_rng(0)
     tested = {"held-out digits": pieces.pop("test")}
-    tested["uniform noise"] = draw_noise(rng)
-    tested |= {shape: draw_shapes(rng, shape) for shape in ("circles", "crosses", "lines")}
+    drawn = {"uniform noise": "noise", "circles": "circles", "crosses": "crosses", "lines": "lines"}
+    tested |= {name: draw_images(kind, EACH, (SIDE, SIDE), rng) for name, kind in drawn.items()}
     tested |= alter(rng, tested["held-out digits"][:EACH])
     parts = {name: to_records(to_table(piece), columns)[0] for name, piece in pieces.items()}
 

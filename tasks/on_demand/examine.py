@@ -1,11 +1,12 @@
 """An experiment's results for its bundle: metrics.json, curves as CSV and pictures."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from prefect import get_run_logger, task
 
 from models.bundle import dump_json
@@ -17,9 +18,12 @@ from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.pages import pictures
 from tasks.policy import PURE
 from tasks.rows.columns import to_records
+from tasks.rows.images import DRAWN, draw_images
 from tasks.rows.measures import Flags, Floats, measure, recall_by_kind, trace_thresholds
 from tasks.rows.params import LabelColumn
 from tasks.stores.site import Site
+
+PLANTED = 1000  # of each kind of drawn image
 
 
 def find_repeats(encoded: npt.NDArray[np.float32]) -> Flags:
@@ -32,7 +36,8 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
     """Write an experiment's results into the site's home: metrics.json, curves as CSV, pictures under plots/.
 
     The curves use the tuning rows if they have anomalies, as a threshold search would, otherwise the test rows.
-    Everything else uses the test rows. Raises TooFewRows without test rows.
+    Everything else uses the test rows. A detector of images is also shown images that are drawn: `plant_images`.
+    Raises TooFewRows without test rows.
     """
     detector = Detector.load(bundle)
     test = _Judged.read(site, rows, detector, "test", labels)
@@ -53,13 +58,36 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
         "mean_score_anomalous": _mean(test.scores[test.is_anomaly]),
         "without_repeated_rows": asdict(measure(test.scores[once], test.is_anomaly[once], threshold.value)),
     }
+    planted = plant_images(detector, test.records[:PLANTED])
+    found = {kind: detector.score(records) for kind, records in planted.items()}
+    if planted:
+        metrics["planted"] = {
+            kind: {"recall": float((scores > threshold.value).mean()), "mean_score": _mean(scores)}
+            for kind, scores in found.items()
+        }
     (site.home / "metrics.json").write_bytes(dump_json(metrics))
     curve = trace_curve(site, rows, detector, test)
     curve.to_csv(site.home / "thresholds.csv", index=False)
-    by_kind = recall_by_kind(test.scores > threshold.value, test.is_anomaly, test.kinds)
+    scores = np.concatenate([test.scores, *found.values()])
+    is_anomaly = np.append(test.is_anomaly, np.ones(len(scores) - len(test.scores), dtype=bool))
+    kinds = pd.concat([test.kinds, *(pd.Series(f"planted {k}", range(len(s))) for k, s in found.items())])
+    by_kind = recall_by_kind(scores > threshold.value, is_anomaly, kinds.reset_index(drop=True))
     by_kind.to_csv(site.home / "recall_by_kind.csv", index=False)
     pictures.draw_all(site.home / "plots", detector, test.records, test.scores, test.is_anomaly, curve)
     pictures.draw_images(site.home / "plots" / "images.png", detector, test.records, test.scores)
+    if planted:
+        pictures.draw_planted(site.home / "plots" / "planted.png", detector, planted)
+
+
+def plant_images(detector: Detector, records: Records) -> dict[str, Records]:
+    """The records (N,) with each kind of drawn image in the place of their own; none for a detector without images."""
+    shapes = [column.shape for column in detector.columns if column.kind == "image"]
+    rng, n = np.random.default_rng(0), len(records)
+    found = {}
+    for kind in DRAWN if shapes else ():
+        pixels = np.hstack([draw_images(kind, n, shape, rng).reshape(n, -1) for shape in shapes])  # (N, P)
+        found[kind] = replace(records, pixels=torch.from_numpy(pixels))
+    return found
 
 
 def trace_curve(site: Site, rows: TrainingSet, detector: Detector, test: "_Judged") -> pd.DataFrame:

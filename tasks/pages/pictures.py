@@ -3,6 +3,7 @@
 N test rows with scores float64 (N,), higher = more anomalous, and the truth bool (N,). Blue is normal, red anomalous.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def draw_all(
     if is_anomaly.any():
         draw_thresholds(folder / "thresholds.png", curve, threshold)
         draw_ranking(folder / "ranking.png", scores, is_anomaly)
+        draw_confusion(folder / "confusion.png", scores > threshold, is_anomaly)
     draw_latent(folder / "latent.png", detector.encode(records), scores, is_anomaly, threshold)
 
 
@@ -94,6 +96,22 @@ def draw_ranking(path: Path, scores: Floats, is_anomaly: Flags) -> None:
     figure.savefig(path)
 
 
+def draw_confusion(path: Path, is_flagged: Flags, is_anomaly: Flags) -> None:
+    """The confusion matrix: normal and anomalous rows, flagged or not, with each count's share of its line."""
+    figure, [axes] = _figure(1)
+    counts = np.array(
+        [[(is_flagged[truth] == flag).sum() for flag in (False, True)] for truth in (~is_anomaly, is_anomaly)]
+    )
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (line, place), share in np.ndenumerate(shares):
+        text = f"{counts[line, place]:,}\n{share:.2%}"
+        axes.text(place, line, text, ha="center", va="center", color="white" if share > 0.5 else LINE)
+    axes.set(xticks=[0, 1], xticklabels=["not flagged", "flagged"], yticks=[0, 1], yticklabels=["normal", "anomalous"])
+    axes.set(title="Confusion matrix of the test rows")
+    figure.savefig(path)
+
+
 def draw_latent(path: Path, latent: Floats, scores: Floats, is_anomaly: Flags, threshold: float) -> None:
     """The latent space (N, Z) by its first two principal components, coloured by score, by flag and by truth."""
     figure, panels = _figure(3)
@@ -117,24 +135,40 @@ def draw_images(path: Path, detector: Detector, records: Records, scores: Floats
     order = np.argsort(scores, kind="stable")
     middle = max(0, len(order) // 2 - each // 2)
     chosen = np.concatenate([order[middle : middle + each], order[-each:]])
+    titles = [f"{score:.2g}" for score in scores[chosen]]
+    title = f"{min(each, len(scores))} typical test images, then the worst; their scores above"
+    _draw_rebuilt(path, detector, records[torch.from_numpy(chosen)], titles, title)
+
+
+def draw_planted(path: Path, detector: Detector, planted: Mapping[str, Records], each: int = 3) -> None:
+    """The first images of each planted kind: original, reconstruction, and difference, with their scores."""
+    first = {kind: records[:each] for kind, records in planted.items()}
+    titles = [f"{kind} {score:.2g}" for kind, records in first.items() for score in detector.score(records)]
+    joined = Records(*(torch.cat(parts) for parts in zip(*(one.parts for one in first.values()), strict=True)))
+    threshold = detector.threshold.value
+    _draw_rebuilt(path, detector, joined, titles, f"Drawn images; their scores above, threshold {threshold:.2g}")
+
+
+def _draw_rebuilt(path: Path, detector: Detector, records: Records, titles: Sequence[str], title: str) -> None:
+    """Images (n,) of the first image column above their reconstructions and the differences."""
     column = next(i for i, column in enumerate(detector.columns) if column.kind == "image")
     own = detector.encoder.slots == column
-    encoded = encode_records(detector.encoder, records[torch.from_numpy(chosen)])
+    encoded = encode_records(detector.encoder, records)
     rebuilt = rebuild(detector.networks, encoded)[0].T  # (n, D)
     shape = (-1, *detector.columns[column].shape)
     before, after = (rows[:, own].reshape(shape).numpy() for rows in (encoded, rebuilt))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(len(chosen), 3.6), dpi=100, layout="constrained")
-    panels = figure.subplots(3, len(chosen), squeeze=False)
-    for row, (title, images) in enumerate((("image", before), ("rebuilt", after), ("error", np.abs(after - before)))):
+    figure = Figure(figsize=(len(titles), 3.6), dpi=100, layout="constrained")
+    panels = figure.subplots(3, len(titles), squeeze=False)
+    for row, (label, images) in enumerate((("image", before), ("rebuilt", after), ("error", np.abs(after - before)))):
         for place, axes in enumerate(panels[row]):
             axes.imshow(images[place], cmap="magma" if row == 2 else "gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             if row == 0:
-                axes.set_title(f"{scores[chosen[place]]:.2g}", fontsize=8)
-        panels[row][0].set_ylabel(title)
-    figure.suptitle(f"{min(each, len(scores))} typical test images, then the worst; their scores above")
+                axes.set_title(titles[place].replace(" ", "\n"), fontsize=8)
+        panels[row][0].set_ylabel(label)
+    figure.suptitle(title)
     figure.savefig(path)
 
 

@@ -161,7 +161,9 @@ def test_the_weekly_training_registers_a_challenger_for_each_detector(
     assert [one.step for one in losses] == list(range(1, len(losses) + 1))
     assert {one.dataset.name for one in run.inputs.dataset_inputs} >= {"fit", "calibration", "test"}
     pictures = {one.path for one in client.list_artifacts(run.info.run_id, "pictures")}
-    assert pictures >= {f"pictures/{name}.png" for name in ("losses", "scores", "ranking", "thresholds", "latent")}
+    assert pictures >= {
+        f"pictures/{name}.png" for name in ("losses", "scores", "ranking", "thresholds", "confusion", "latent")
+    }
     trained.change("params.yaml", "detectors", "orders", "train", "columns", "numeric", value=["items", "nothing"])
     state = retrain_every(return_state=True)
     assert state.is_failed()

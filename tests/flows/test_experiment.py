@@ -73,7 +73,7 @@ def test_repro_runs_every_stage_once_and_a_rerun_does_nothing(reproduced: Path) 
     assert "up to date" in command(reproduced, "dvc", "repro", "evaluate@orders")
     assert "recall" in command(reproduced, "dvc", "metrics", "show")
     pictures = {path.name for path in (reproduced / "experiments/orders/plots").iterdir()}
-    assert pictures == {"scores.png", "thresholds.png", "ranking.png", "latent.png"}
+    assert pictures == {"scores.png", "thresholds.png", "ranking.png", "confusion.png", "latent.png"}
 
 
 def test_outputs_are_only_in_the_experiments_folder(reproduced: Path) -> None:

@@ -10,7 +10,8 @@ from models.columns import Column
 from models.detector import ModelParams, calibrate_detector, fit_detector
 from models.params import AutoencoderParams, FitParams, QuantilePolicy
 from models.records import Records, make_records
-from tasks.pages.pictures import draw_all, draw_images, draw_losses, project
+from tasks.on_demand.examine import plant_images
+from tasks.pages.pictures import draw_all, draw_images, draw_losses, draw_planted, project
 from tasks.rows.measures import trace_thresholds
 
 
@@ -30,8 +31,18 @@ def test_every_picture_that_the_rows_allow_is_drawn(tmp_path: Path) -> None:
         tmp_path, detector, test, scores, is_anomaly, trace_thresholds(scores, is_anomaly, detector.threshold.value)
     )
     draw_images(tmp_path / "images.png", detector, test, scores)
+    planted = plant_images(detector, test)
+    draw_planted(tmp_path / "planted.png", detector, planted)
     drawn = {path.name: imread(path) for path in tmp_path.iterdir()}
-    assert drawn.keys() == {"scores.png", "thresholds.png", "ranking.png", "latent.png", "images.png"}
+    assert drawn.keys() == {
+        "scores.png",
+        "thresholds.png",
+        "ranking.png",
+        "confusion.png",
+        "latent.png",
+        "images.png",
+        "planted.png",
+    }
     assert all(picture.std() > 0.01 for picture in drawn.values()), "a picture is blank"
 
 

@@ -13,7 +13,7 @@ from tasks.ingest import ingest_arrivals
 from tasks.register import make_example
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.contract import Contract
-from tasks.rows.images import read_pixels
+from tasks.rows.images import DRAWN, draw_images, read_pixels
 from tasks.rows.params import ColumnsParams, EventTime, IngestParams, ValidateParams
 from tasks.sources import images
 from tasks.sources.files import FilesSource
@@ -151,3 +151,17 @@ def test_a_slice_of_large_images_has_fewer_rows(site, monkeypatch):
         slices = list(images.read_images(file, "digits.npz"))
     assert [table.num_rows for table in slices] == [2, 2, 1]
     assert b"".join(pa.concat_tables(slices)["photo"].to_pylist()) == IMAGES.tobytes()
+
+
+def test_noise_is_uniform_and_shapes_are_white_outlines_of_their_own() -> None:
+    drawn = {kind: draw_images(kind, 200, (28, 28), np.random.default_rng(1)) for kind in DRAWN}
+    assert all(found.shape == (200, 28, 28) and found.dtype == np.uint8 for found in drawn.values())
+    assert abs(drawn["noise"].mean() - 127.5) < 2 and len(np.unique(drawn["noise"])) == 256
+    assert all(set(np.unique(drawn[kind])) == {0, 255} for kind in DRAWN if kind != "noise")
+    white = {kind: (found > 0).mean(axis=(1, 2)) for kind, found in drawn.items()}
+    assert all((share > 0).all() for share in white.values())
+    # A cross is two of its lines, which share only their middle; the same seed gives the same places.
+    assert (drawn["crosses"] >= drawn["lines"]).all() and white["crosses"].mean() > 1.7 * white["lines"].mean()
+    again = draw_images("circles", 200, (28, 28), np.random.default_rng(1))
+    assert np.array_equal(again, drawn["circles"])
+    assert draw_images("rectangles", 3, (8, 12), np.random.default_rng(2)).max(axis=(1, 2)).tolist() == [255] * 3
