@@ -34,7 +34,7 @@ from tasks.stores.tables import (
     scoring_batches,
     superseded_anomalies,
 )
-from tasks.stores.warehouse import Warehouse, lock_key
+from tasks.stores.warehouse import Warehouse, lock_key, read_past_groups
 
 # The columns of a flag that come from scoring; the night adds the rest.
 FLAG_COLUMNS = [
@@ -91,8 +91,8 @@ def publish_night(
     """Replace the batch's published result with this night's, completely or not at all.
 
     flags: one row per alert or suppressed flag, FLAG_COLUMNS and optionally RECORD_COLUMNS. `current_input_hash` reads
-    the landing manifest; it is called while the batch is locked. groups: group, score, records; their ranks among the
-    detector's groups of earlier batch dates are computed now. cases: how severe the cases are that alerts join or open.
+    the landing manifest; it is called while the batch is locked. groups: of `combine_groups`, compared now with those
+    of the detector's earlier batch dates. cases: how severe the cases are that alerts join or open.
     Raises ReconciliationFailed, PublishConflict and ServiceUnreachable.
     """
     reconcile_counts(night, flags)
@@ -145,9 +145,8 @@ def _replace_groups(connection: sa.Connection, night: Night, groups: pd.DataFram
     connection.execute(sa.delete(group_scores).where(*_of_batch(group_scores, night)))
     if groups is None or groups.empty:
         return
-    past = (group_scores.c.detector == night.detector, group_scores.c.batch_date < night.batch_date)
-    scores = connection.scalars(sa.select(group_scores.c.score).where(*past)).all()
-    named = rank_groups(groups, scores).assign(detector=night.detector, batch_date=night.batch_date)
+    past = read_past_groups(connection, night.detector, night.threshold, night.batch_date)
+    named = rank_groups(groups, past).assign(detector=night.detector, batch_date=night.batch_date)
     load_rows(connection, group_scores, named)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -96,7 +97,6 @@ def render_report(
     alerts = flags[~flags["suppressed"]]
     shown = alerts.head(SHOWN_FLAGS)
     found = [facts.cases.get(record) for record in shown["record_id"]]
-    by_hour = params.groups is not None and params.groups.by == HOUR
     rows = [
         {
             **row,
@@ -122,10 +122,8 @@ def render_report(
         has_cases=any(row["case"] for row in rows),
         has_values=any(row["values"] for row in rows),
         zone=zone.key if has_times else "",
-        groups=groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
-        hours=lay_out_hours(groups.to_dict("records"), EXTREME) if by_hour and len(groups) else None,
+        groupings=[lay_out_groups(str(name), own) for name, own in groups.groupby("grouping")],
         extreme=f"{EXTREME:g}",
-        hidden_groups=max(0, len(groups) - SHOWN_GROUPS),
         hidden=len(alerts) - len(rows),
         excess=describe_excess(*night, flags["causes"]) if is_excess(*night) else "",
         alerts=len(alerts),
@@ -145,6 +143,19 @@ def render_report(
         lineage={key: version.tags[key] for key in LINEAGE if key in version.tags},
         version=version,
     )
+
+
+def lay_out_groups(name: str, groups: pd.DataFrame) -> dict[str, Any]:
+    """What the page shows of one grouping: its groups, worst first, and its hours as a chart."""
+    rows = groups.to_dict("records")
+    return {
+        "name": name,
+        "rows": groups.nlargest(SHOWN_GROUPS, "score").to_dict("records"),
+        "hours": lay_out_hours(rows, EXTREME) if name == HOUR else None,
+        "flagged": int(groups["flagged"].sum()),
+        "threshold": groups["threshold"].iloc[0],
+        "hidden": max(0, len(groups) - SHOWN_GROUPS),
+    }
 
 
 def show_time(instant: datetime, day: date, zone: ZoneInfo) -> str:

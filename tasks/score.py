@@ -39,7 +39,7 @@ from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
 from tasks.stores.tables import Scored
 
-CODE_VERSION = 1  # increase it when the same inputs give other results: finished scores are then not reused
+CODE_VERSION = 2  # increase it when the same inputs give other results: finished scores are then not reused
 COUNTS = ("scored", "flagged", "unseen")
 NO_ROWS = pa.table({"record_id": pa.array([], pa.string()), "event_time": pa.array([], pa.timestamp("us", "UTC"))})
 
@@ -73,7 +73,7 @@ class Scoring:
     def score(self, name: str, validated: Part, on_progress: Callable[[int], None]) -> PartScores:
         """Score a part; write its scores, worst flags and group sums, and the receipt last."""
         lake, columns = self.lake, self.detector.columns
-        grouped = self.params.groups.names if self.params.groups else ()
+        grouped = [name for one in self.params.groups for name in one.names]
         read = list(dict.fromkeys(["record_id", "event_time", *(column.name for column in columns), *grouped]))
         texts = tuple(column.name for column in columns if KINDS[column.kind].is_text)
         alerts, suppressed = WorstRows(self.params.max_alerts), WorstRows(self.params.max_alerts)

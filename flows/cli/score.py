@@ -15,7 +15,10 @@ from flows.config.quiet import hush_great_expectations
 if TYPE_CHECKING:
     from tasks.stores.tables import Night
 
-EXAMPLE = "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv"
+EXAMPLE = (
+    "nightjar score payments --date 2026-11-21; nightjar score --all; nightjar score payments --source f.csv; "
+    "nightjar score codes --source f.csv --groups"
+)
 
 
 def score(
@@ -27,11 +30,14 @@ def score(
     source: Annotated[str | None, typer.Option(help="Score a file like the source's; publish nothing.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show only this many of the worst rows of --source.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write all rows to a .parquet, .csv or .xlsx file.")] = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Also score the groups of --source, by score.groups in params.yaml.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score and publish one batch with the champion, or score a file without publishing."""
-    if source is None and (limit is not None or output):
-        raise typer.BadParameter("--limit and --output need --source")
+    if source is None and (limit is not None or output or groups):
+        raise typer.BadParameter("--limit, --output and --groups need --source")
     if every:
         if name or source:
             raise typer.BadParameter("it takes no NAME and no --source", param_hint="--all")
@@ -42,7 +48,7 @@ def score(
     if source is not None:
         if date:
             raise typer.BadParameter("a file has no batch date", param_hint="--date")
-        score_loose(name, source, limit, output, as_json)
+        score_loose(name, source, limit, output, groups, as_json)
         return
     from flows.config.setup import prepare
 
@@ -71,7 +77,12 @@ def find_notes(name: str, night: "Night") -> list[str]:
     [state] = read_ledger(setup.site, [night.batch_date], version)
     found = [one for one in setup.site.warehouse.read_findings(name) if one.finding != NOTHING]
     finding = describe_finding(found, night.batch_date)
-    return [note for note in (setup.changes_since(version), state.why, finding) if note]
+    groups = setup.site.warehouse.read_groups(name, night.batch_date)
+    flagged = groups[groups["flagged"]].sort_values("score", ascending=False)
+    worst = [f"{one.group} (by {one.grouping})" for one in flagged.head(3).itertuples()]
+    more = f" and {len(flagged) - 3:,} more" if len(flagged) > 3 else ""
+    group_note = f"groups above their threshold: {', '.join(worst)}{more}" if worst else ""
+    return [note for note in (setup.changes_since(version), state.why, finding, group_note) if note]
 
 
 def score_all(day: date | None, as_json: bool) -> None:
@@ -96,7 +107,7 @@ def score_all(day: date | None, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def score_loose(name: str, source: str, limit: int | None, output: Path | None, as_json: bool) -> None:
+def score_loose(name: str, source: str, limit: int | None, output: Path | None, groups: bool, as_json: bool) -> None:
     """Score a file and show its worst rows as a table, or all rows as JSON."""
     from flows.config.setup import load_setup
     from tasks.on_demand.loose import score_file
@@ -104,7 +115,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     most = limit if limit is not None else None if as_json and not output else SHOWN_ROWS
     hush_great_expectations()
     setup = load_setup(name)
-    found = score_file(setup.site, setup.configured.contract, setup.configured.detector, source, most, output)
+    found = score_file(setup.site, setup.configured.contract, setup.configured.detector, source, most, output, groups)
     if as_json:
         print_json(found)
         return
@@ -112,3 +123,11 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
         f"{found['source']}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
     )
     print_scored(found, title, ("record_id", "score", "rank", "p_value", "flag", "causes"), output, setup.site.zone)
+    for grouping in dict.fromkeys(row["grouping"] for row in found.get("groups", ())):
+        of_grouping = [row for row in found["groups"] if row["grouping"] == grouping]
+        own = [row | {"flag": "flagged" if row["flagged"] else ""} for row in of_grouping]
+        worst = sorted(own, key=lambda row: -row["score"])[:SHOWN_ROWS]
+        flagged = sum(row["flagged"] for row in own)
+        title = f"by {grouping}: {len(own):,} groups, {flagged:,} flagged; worst first"
+        shown = ("group", "records", "score", "rank", "threshold", "flag")
+        print_rows(Table(title=title, title_justify="left"), worst, shown)

@@ -167,14 +167,13 @@ def _check_columns(detector: DetectorParams, contract: Contract, path: Path) -> 
 
 def _check_groups(detector: DetectorParams, contract: Contract, path: Path) -> None:
     """Refuse score.groups with missing columns, masked names or a weight that is not a number."""
-    groups = detector.score.groups
-    if groups is None:
-        return
-    bad = [f"{name} is not in the contract" for name in groups.names if name not in contract.columns]
-    if groups.by in contract.columns and (contract.columns[groups.by].masked or contract.columns[groups.by].shape):
-        bad.append(f"{groups.by} is masked by the contract, or an image")
-    if groups.weight in contract.columns and contract.columns[groups.weight].type not in ("int", "float"):
-        bad.append(f"{groups.weight} is not a number")
+    bad: list[str] = []
+    for groups in detector.score.groups:
+        bad += [f"{name} is not in the contract" for name in groups.names if name not in contract.columns]
+        if groups.by in contract.columns and (contract.columns[groups.by].masked or contract.columns[groups.by].shape):
+            bad.append(f"{groups.by} is masked by the contract, or an image")
+        if groups.weight in contract.columns and contract.columns[groups.weight].type not in ("int", "float"):
+            bad.append(f"{groups.weight} is not a number")
     if bad:
         raise ParamsInvalid(
             "The detector cannot form its groups.",

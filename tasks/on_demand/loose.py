@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.detector import Detector
-from tasks.errors import SourceInvalid, hide_password
+from tasks.errors import ParamsInvalid, SourceInvalid, hide_password
 from tasks.ingest import add_identity
 from tasks.on_demand.output import check_output, open_output
 from tasks.rows.contract import Contract
 from tasks.rows.derive import History, add_columns, take_rows
 from tasks.rows.expectations import Mask, Suite
+from tasks.rows.groups import GroupScores, combine_groups, rank_groups
 from tasks.rows.judge import judge, load_detector
 from tasks.rows.params import DetectorParams, IngestParams
 from tasks.rows.schema import batch_dates_of, describe_unreadable, find_unreadable, type_rows
@@ -88,14 +89,21 @@ def score_rows(
     causes: int,
     zone: ZoneInfo,
     history: History | None = None,
+    groups: GroupScores | None = None,
 ) -> Iterator[pa.Table]:
-    """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's.
+    """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's. The rows are added to `groups`.
 
-    Raises SourceInvalid if columns are missing.
+    Raises SourceInvalid if columns are missing, BatchRejected if a group's weight is.
     """
     for rows, reasons in check_rows(contract, params, arrivals, zone, history):
-        is_split = "event_time" in rows.column_names
-        yield _score_slice(detector, contract.masked, rows, reasons, causes) if is_split else rows
+        if "event_time" not in rows.column_names:
+            yield rows
+            continue
+        scored = _score_slice(detector, contract.masked, rows, reasons, causes)
+        if groups:
+            good = scored["score"].is_valid()
+            groups.add(rows.filter(good), scored["score"].filter(good).to_numpy())
+        yield scored
 
 
 def check_rows(
@@ -195,20 +203,44 @@ def _read_rows(
 
 
 def score_file(
-    site: Site, contract: Contract, params: DetectorParams, source: str, most: int | None, output: Path | None
+    site: Site,
+    contract: Contract,
+    params: DetectorParams,
+    source: str,
+    most: int | None,
+    output: Path | None,
+    with_groups: bool = False,
 ) -> dict[str, Any]:
-    """Score a file with the champion: counts, the `most` worst and first bad rows; `output` gets all rows."""
+    """Score a file with the champion: counts, the `most` worst and first bad rows; `output` gets all rows.
+
+    with_groups: also the file's groups, compared with those of all published nights. Raises ParamsInvalid without any.
+    """
     if output:
         check_output(output)
+    if with_groups and not params.score.groups:
+        raise ParamsInvalid(
+            f"{site.detector} has no groups.",
+            where=f"detectors.{site.detector}.score",
+            got="no groups",
+            expected="score.groups, such as {by: hour}",
+            todo="add score.groups to params.yaml, or leave out --groups",
+        )
     version = site.registry.get_champion()
     version.check_types(contract.types | params.history)
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
     arrivals = list_arrivals(site, params.ingest, source)
     history = History(site, params.enrich) if params.enrich else None
-    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone, history)
+    groups = GroupScores(params.score.groups, site.zone) if with_groups else None
+    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone, history, groups)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
-    return facts | {"threshold": detector.threshold.value} | asdict(collect_scores(scored, most, output))
+    threshold = detector.threshold.value
+    facts |= {"threshold": threshold} | asdict(collect_scores(scored, most, output))
+    if groups:
+        past = site.warehouse.read_past_groups(site.detector, threshold)
+        ranked = rank_groups(combine_groups(groups.sums()), past)
+        facts["groups"] = ranked.astype(object).where(ranked.notna(), None).to_dict("records")
+    return facts
 
 
 def list_arrivals(site: Site, params: IngestParams, source: str) -> list[Arrival]:

@@ -1,11 +1,12 @@
 """Group scores: how anomalous the records of one hour, or with one value of a column, are as a group.
 
-In: slices of records with their scores, N rows each. Out: one row per group: the mean of its records' scores, weighted
-by a column such as a frequency, and its percentile rank among the groups of earlier nights. Memory holds three numbers
-per group, however many records it has.
+In: slices of records with their scores, N rows each. Out, for each grouping: one row per group, with the mean of its
+records' scores, weighted by a column such as a frequency, its percentile rank among the groups of earlier nights, and
+whether it is above their threshold. Memory holds three numbers per group, however many records it has.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -24,40 +25,59 @@ from tasks.stores.tables import MOST_KEY_BYTES
 
 Floats = npt.NDArray[np.float64]
 QUARTER_S = 900  # every time zone's offset from UTC is a multiple of a quarter of an hour
+UNNAMED = ""  # the grouping of groups that were published before schema 0011
+SUMS = {
+    "grouping": "str",
+    "q": "float64",
+    "group": "str",
+    "weighted": "float64",
+    "weight": "float64",
+    "records": "int64",
+}
 MISSING = "(missing)"  # the group of records without a value
 
 
 class GroupScores:
-    """Sums of weighted scores, weights and records by group, over all added slices."""
+    """Sums of weighted scores, weights and records by grouping and group, over all added slices."""
 
-    def __init__(self, params: GroupsParams | None, zone: ZoneInfo) -> None:
-        self._params, self._zone = params, zone
-        self._sums: dict[str, Floats] = {}
+    def __init__(self, groupings: Sequence[GroupsParams], zone: ZoneInfo) -> None:
+        self._groupings, self._zone = groupings, zone
+        self._sums: list[dict[str, Floats]] = [{} for _ in groupings]
 
     def add(self, rows: pa.Table, scores: Floats) -> None:
         """Add rows (N,) with their scores (N,). Raises BatchRejected if a weight is missing or not positive."""
-        if self._params is None:
-            return
-        by_hour = self._params.by == HOUR
-        groups, places = name_hours(rows["event_time"], self._zone) if by_hour else name_values(rows[self._params.by])
-        weights = np.ones(len(scores)) if self._params.weight is None else _read_weights(rows, self._params.weight)
-        columns = [np.bincount(places, each, len(groups)) for each in (scores * weights, weights, np.ones(len(scores)))]
-        for group, sums in zip(groups, np.stack(columns, axis=1), strict=True):
-            self._sums[group] = self._sums.get(group, np.zeros(3)) + sums
+        for params, known in zip(self._groupings, self._sums, strict=True):
+            by_hour = params.by == HOUR
+            groups, places = name_hours(rows["event_time"], self._zone) if by_hour else name_values(rows[params.by])
+            weights = np.ones(len(scores)) if params.weight is None else _read_weights(rows, params.weight)
+            added = (scores * weights, weights, np.ones(len(scores)))
+            columns = [np.bincount(places, each, len(groups)) for each in added]
+            for group, sums in zip(groups, np.stack(columns, axis=1), strict=True):
+                known[group] = known.get(group, np.zeros(3)) + sums
 
     def sums(self) -> pd.DataFrame:
-        """One row per group, by name: group, weighted (sum of score times weight), weight (sum), records."""
-        names = sorted(self._sums)
-        sums = np.array([self._sums[name] for name in names]).reshape(-1, 3)
-        columns = {"weighted": sums[:, 0], "weight": sums[:, 1], "records": sums[:, 2].astype(np.int64)}
-        return pd.DataFrame({"group": pd.Series(names, dtype="str"), **columns})
+        """One row per grouping, in their order, and group, by name.
+
+        Columns: grouping, q, group, weighted (sum of score times weight), weight (sum), records.
+        """
+        found = [
+            (params.by, params.q, group, *sums[:2], int(sums[2]))
+            for params, known in zip(self._groupings, self._sums, strict=True)
+            for group, sums in sorted(known.items())
+        ]
+        return pd.DataFrame(found, columns=list(SUMS)).astype(SUMS)
 
 
 def combine_groups(sums: pd.DataFrame) -> pd.DataFrame:
-    """Combine the sums of a batch's parts into one row per group, by name: group, score (weighted mean), records."""
-    total = sums.groupby("group", sort=True, as_index=False).sum()
+    """Combine the sums of a batch's parts into one row per group: grouping, q, group, score (weighted mean), records.
+
+    Groupings keep their order; groups are in order of their names.
+    """
+    order = {name: place for place, name in enumerate(sums["grouping"].unique())}
+    total = sums.groupby(["grouping", "q", "group"], as_index=False).sum()
+    total = total.sort_values(["grouping", "group"], key=lambda c: c.map(order) if c.name == "grouping" else c)
     score = total["weighted"] / total["weight"]
-    return pd.DataFrame({"group": total["group"], "score": score, "records": total["records"]})
+    return total[["grouping", "q", "group"]].assign(score=score, records=total["records"]).reset_index(drop=True)
 
 
 def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.NDArray[np.intp]]:
@@ -102,9 +122,21 @@ def _read_weights(rows: pa.Table, name: str) -> Floats:
     return weights
 
 
-def rank_groups(groups: pd.DataFrame, past: Sequence[float]) -> pd.DataFrame:
-    """Add each group's `rank`: the share of past scores strictly below its own, 0 to 100; NaN without past scores."""
-    known = np.sort(np.asarray(past, dtype=np.float64))
-    if not len(known):
-        return groups.assign(rank=np.nan)
-    return groups.assign(rank=percentile_ranks(groups["score"].to_numpy(), known))
+def rank_groups(groups: pd.DataFrame, past: pd.DataFrame) -> pd.DataFrame:
+    """Compare groups with those of their grouping in earlier nights, whose `grouping` and `score` are given.
+
+    Adds `rank`, the share of past scores strictly below, 0 to 100; `threshold`, the q-quantile of past scores, finite-
+    sample exact; and whether the score is `flagged`, strictly above it. Without past scores the rank is NaN, and with
+    too few the threshold. Groups published before groupings had names count for the first grouping.
+    """
+    found = groups.assign(rank=np.nan, threshold=np.nan)
+    first = groups["grouping"].iloc[0] if len(groups) else UNNAMED
+    for (name, q), own in groups.groupby(["grouping", "q"]):
+        names = {name, UNNAMED} if name == first else {name}
+        known = np.sort(past.loc[past["grouping"].isin(names), "score"].to_numpy(dtype=np.float64))
+        if len(known):
+            found.loc[own.index, "rank"] = percentile_ranks(own["score"].to_numpy(), known)
+        place = math.ceil((len(known) + 1) * float(str(q)))
+        if place <= len(known):
+            found.loc[own.index, "threshold"] = known[place - 1]
+    return found.assign(flagged=found["score"] > found["threshold"]).drop(columns="q")

@@ -14,7 +14,15 @@ from zoneinfo import available_timezones
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from models.params import (
     EncodeParams,
@@ -299,10 +307,15 @@ class CalibrateParams(Section):
 
 
 class GroupsParams(Section):
-    """How records are grouped, by the hour of event_time or by a column's value, and how they are weighted."""
+    """How records are grouped, by the hour of event_time or by a column's value, and how they are weighted.
+
+    q: a group is flagged when its score is above this quantile of the scores of earlier nights' groups.
+    """
 
     by: str
     weight: str | None = None  # a column of positive numbers; None: equal weights
+    # Left out of the key of scores at its default, as in params older than it.
+    q: float = Field(default=0.99, gt=0, lt=1, exclude_if=lambda given: given == 0.99)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -310,17 +323,35 @@ class GroupsParams(Section):
         return tuple(name for name in (self.by, self.weight) if name not in (HOUR, None))
 
 
+def _list_groupings(given: object) -> object:
+    return () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
 class ScoreParams(Section):
     """How many alerts a night may publish (the worst are kept), and how many causes each has.
 
     Suppressed flags are published in addition to the alerts, with the same limit. `bands` maps each severity to the
-    percentile rank at which it begins. `groups`: None publishes no group scores.
+    percentile rank at which it begins. `groups`: one grouping, a list of them, or none.
     """
 
     max_alerts: int = Field(default=1000, ge=1)
     causes: int = Field(default=3, ge=1)
     bands: dict[str, float] = Field(default={"low": 0, "medium": 99, "high": 99.9, "critical": 99.99})
-    groups: GroupsParams | None = None
+    groups: Annotated[tuple[GroupsParams, ...], Field(strict=False), BeforeValidator(_list_groupings)] = ()
+
+    @field_serializer("groups")
+    def _dump_groups(self, groups: tuple[GroupsParams, ...]) -> object:
+        """As params.yaml had them when there was at most one, so that older scores keep their key."""
+        dumped = [one.model_dump(mode="json") for one in groups]
+        return dumped if len(dumped) > 1 else dumped[0] if dumped else None
+
+    @field_validator("groups")
+    @classmethod
+    def _check_groups(cls, groups: tuple[GroupsParams, ...]) -> tuple[GroupsParams, ...]:
+        names = [one.by for one in groups]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two groupings by {', '.join(twice)}")
+        return groups
 
     @field_validator("bands")
     @classmethod

@@ -134,10 +134,13 @@ group_scores = sa.Table(
     "group_scores",
     metadata,
     *_night_key(),
+    _key("grouping", sa.Text),  # hour, or a column; "" before schema 0011
     _key("group", sa.Text),
     _value("score", sa.Double),
     _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; null if there are none
     _value("records", sa.BigInteger),
+    _value("threshold", sa.Double, nullable=True),  # null if earlier nights have too few groups
+    _value("flagged", sa.Boolean),  # the score is above the threshold
 )
 labels = sa.Table(
     "labels",

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
@@ -43,7 +44,7 @@ from tasks.stores.tables import (
     scoring_batches,
 )
 
-SCHEMA_VERSION = "0010"  # the newest file in migrations/versions
+SCHEMA_VERSION = "0011"  # the newest file in migrations/versions
 SCHEMA = sa.table("alembic_version", sa.column("version_num", sa.Text))  # one row, since the first migration
 LOCK_TIMEOUT_S = 30.0
 LOST_AFTER_S = 600.0
@@ -313,7 +314,12 @@ class Warehouse:
         key = {"detector": detector, "batch_date": batch_date}
         groups = sa.select(group_scores).where(*_match(group_scores, key))
         with self.begin_reading() as connection:
-            return read_frame(connection, groups.order_by(group_scores.c.group))
+            return read_frame(connection, groups.order_by(group_scores.c.grouping, group_scores.c.group))
+
+    def read_past_groups(self, detector: str, threshold: float) -> pd.DataFrame:
+        """All published groups of a detector by grouping and score, see `read_past_groups`."""
+        with self.begin_reading() as connection:
+            return read_past_groups(connection, detector, threshold)
 
     def replace_drift(self, finding: Finding, found: Sequence[Drift]) -> None:
         """Replace a night's statistics and its finding in one transaction, unless a newer attempt has written its own.
@@ -451,6 +457,21 @@ class _Held(Warehouse):
     ) -> Iterator[sa.Connection]:
         """The open transaction."""
         yield self.connection
+
+
+def read_past_groups(
+    connection: sa.Connection, detector: str, threshold: float, before: date | None = None
+) -> pd.DataFrame:
+    """The groups of a detector's published nights, of those before a date if one is given: grouping, score.
+
+    Versions score on different scales. So scores are multiplied by the given threshold over that of their night.
+    """
+    g, b = group_scores.c, scoring_batches.c
+    night = sa.and_(b.detector == g.detector, b.batch_date == g.batch_date)
+    found = sa.select(g.grouping, g.score, b.threshold).join(scoring_batches, night).where(g.detector == detector)
+    past = read_frame(connection, found if before is None else found.where(g.batch_date < before))
+    scale = np.where(past["threshold"] > 0, threshold / past["threshold"].where(past["threshold"] > 0, 1.0), 1.0)
+    return past.assign(score=past["score"] * scale)
 
 
 def select_verdicts(

@@ -51,7 +51,9 @@ def publish_once(url: str, day: date, seed: int) -> tuple[int, bool]:
     rng, engine = random.Random(seed), Warehouse(url)
     attempt = engine.begin_attempt("race", day, "begin", NOW)
     time.sleep(rng.choice([0.0, 0.001, 0.01, 0.03]))
-    groups = pd.DataFrame({"group": [f"g{attempt}"], "score": [float(attempt)], "records": [attempt]})
+    groups = pd.DataFrame(
+        {"grouping": "shop", "q": 0.99, "group": [f"g{attempt}"], "score": [float(attempt)], "records": [attempt]}
+    )
     try:
         publish_night(engine, make_night(day, attempt), make_flags(attempt), NOW, lambda: "h", groups)
     except PublishConflict:

@@ -89,7 +89,7 @@ def test_records_and_groups_of_any_name_are_published_and_found_again(engine: Wa
         second_stage_probability=None, suppressed=False,
     )  # fmt: skip
     flags["second_stage_probability"] = flags["second_stage_probability"].astype(float)
-    groups = pd.DataFrame({"group": VALUES, "score": 1.0, "records": 1})
+    groups = pd.DataFrame({"grouping": "shop", "q": 0.99, "group": VALUES, "score": 1.0, "records": 1})
     publish_night(engine, night, flags, NOW, lambda: "h", groups)
     assert sorted(engine.read_flags(detector, DAY)["record_id"]) == sorted(VALUES)
     assert sorted(engine.read_groups(detector, DAY)["group"]) == sorted(VALUES)
@@ -140,7 +140,7 @@ def test_texts_that_postgresql_cannot_keep_are_kept_alike_everywhere(engine: War
         rows_in=2, quarantined=0, excluded=0, scored=2, flagged=2, unseen=0, threshold=1.0, model_name="m",
         model_version=1, scored_at=NOW, seconds=1.0, scores=None,
     )  # fmt: skip
-    groups = pd.DataFrame({"group": names, "score": 1.0, "records": 1})
+    groups = pd.DataFrame({"grouping": "shop", "q": 0.99, "group": names, "score": 1.0, "records": 1})
     publish_night(engine, night, flags, NOW, lambda: "h", groups)
     assert sorted(engine.read_groups("toy", DAY)["group"]) == sorted(names)
     found = engine.read_flags("toy", DAY)

@@ -307,7 +307,8 @@ def test_only_a_warehouse_that_does_not_answer_is_tried_again():
 
 def make_groups(*scores: float) -> pd.DataFrame:
     names = [f"it's group {n}" for n in range(len(scores))]
-    return pd.DataFrame({"group": pd.Series(names, dtype="str"), "score": scores, "records": range(1, len(scores) + 1)})
+    columns = {"group": pd.Series(names, dtype="str"), "score": scores, "records": range(1, len(scores) + 1)}
+    return pd.DataFrame({"grouping": "shop", "q": 0.75, **columns})
 
 
 def publish_groups(engine: Warehouse, day: date, *scores: float) -> None:
@@ -328,7 +329,10 @@ def test_groups_are_ranked_against_those_of_earlier_nights(engine):
     assert read_ranks(engine, DAY + timedelta(days=1)) == [50, 0, 100]
     assert read_ranks(engine, DAY - timedelta(days=1)) == [None]
     found = engine.read_groups(make_night().detector, DAY)
-    pd.testing.assert_frame_equal(found[["group", "score", "records"]], make_groups(1.0, 2.0, 3.0, 4.0))
+    given = make_groups(1.0, 2.0, 3.0, 4.0)[["grouping", "group", "score", "records"]]
+    pd.testing.assert_frame_equal(found[given.columns], given)
+    later = engine.read_groups(make_night().detector, DAY + timedelta(days=1))
+    assert later["threshold"].tolist() == [4.0] * 3 and later["flagged"].tolist() == [False, False, True]
 
 
 def test_publishing_again_replaces_the_nights_groups_and_ranks_them_alike(engine):

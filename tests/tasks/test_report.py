@@ -32,7 +32,7 @@ from tasks.report import (
 from tasks.rows.contract import Contract
 from tasks.rows.expectations import Outcome
 from tasks.rows.histogram import Histogram
-from tasks.rows.params import GroupsParams, ScoreParams
+from tasks.rows.params import ScoreParams
 from tasks.rows.validation import Validation
 from tasks.stores.registry import Version
 from tasks.stores.tables import Drift, Finding, PublishedNight
@@ -100,7 +100,7 @@ def make_validation() -> Validation:
 
 
 PARAMS = ScoreParams()
-NO_GROUPS = pd.DataFrame({"group": [], "score": [], "rank": [], "records": []})
+NO_GROUPS = pd.DataFrame({"grouping": [], "group": [], "score": [], "rank": [], "records": []})
 
 
 def render(
@@ -366,10 +366,13 @@ def test_a_time_is_local_and_on_a_day_whose_clocks_change_it_says_which_one_it_i
 def test_groups_by_hour_are_also_a_chart():
     hours = [f"2026-03-01T{hour:02d}:00+01:00" for hour in range(3)]
     groups = pd.DataFrame({"group": hours, "score": [1.0, 2.0, 0.5], "rank": [50.0, 99.5, 1.0], "records": 10})
-    page = render(groups=groups, params=ScoreParams(groups=GroupsParams(by="hour")))
+    groups = groups.assign(grouping="hour", threshold=1.5, flagged=groups["score"] > 1.5)
+    page = render(groups=groups)
     assert 'aria-label="mean score by hour"' in page
     assert "01:00: 10 records, mean score 2" in page
-    assert 'aria-label="mean score by hour"' not in render(groups=groups)
+    assert "Groups by hour, worst first" in page and "1 above the threshold 1.5" in page
+    assert page.count("<b>flagged</b>") == 1
+    assert 'aria-label="mean score by hour"' not in render(groups=groups.assign(grouping="shop"))
 
 
 def test_images_and_marked_texts_are_beside_their_flags():
@@ -390,13 +393,14 @@ def test_groups_are_shown_worst_first_and_only_where_there_are_any():
     names = [f"{EVIL} {n}" for n in range(SHOWN_GROUPS + 2)]
     ranks = [float("nan")] + [50.0] * (SHOWN_GROUPS + 1)
     groups = pd.DataFrame({"group": names, "score": np.arange(len(names)), "rank": ranks, "records": 1_234})
+    groups = groups.assign(grouping=EVIL, threshold=float("nan"), flagged=False)
     page = render(groups=groups)
     assert EVIL not in page
     text = Page(page).text
     assert text.index(f"{EVIL} {SHOWN_GROUPS + 1} ") < text.index(f"{EVIL} 3 ")
     assert "2 more in group_scores" in page
     assert "1,234" in page
-    assert "none yet" in render(groups=groups.head(1))
+    assert "none yet" in render(groups=groups.head(1)) and "No threshold yet" in page
     assert "Groups" not in render()
 
 

@@ -272,6 +272,17 @@ def test_the_key_of_scores_follows_everything_that_they_depend_on(site, put_vali
     assert len({key, *others}) == 6
 
 
+def test_one_grouping_is_dumped_as_params_had_it_before_there_could_be_several():
+    one = ScoreParams.model_validate({"groups": {"by": "shop", "weight": "amount"}})
+    assert one.groups == (GroupsParams(by="shop", weight="amount"),)
+    assert one.model_dump(mode="json")["groups"] == {"by": "shop", "weight": "amount"}
+    assert ScoreParams().model_dump(mode="json")["groups"] is None
+    several = ScoreParams.model_validate({"groups": [{"by": "shop", "q": 0.9}, {"by": "hour"}]})
+    dumped = several.model_dump(mode="json")["groups"]
+    assert dumped == [{"by": "shop", "weight": None, "q": 0.9}, {"by": "hour", "weight": None}]
+    assert ScoreParams.model_validate({"groups": dumped}) == several
+
+
 def test_scores_of_a_gpu_lie_under_a_key_of_their_own(site, put_validated, monkeypatch):
     # Their last bits differ from the CPU's: two attempts that write under one key must write the same.
     validated = put_validated(DAY, make_rows(20))

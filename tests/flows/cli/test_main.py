@@ -129,17 +129,48 @@ def test_rank_reports_what_is_wrong_with_a_record(trained: Project, capsys: pyte
 def test_groups_are_published_with_the_night_and_shown_in_its_report(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained.change("params.yaml", "detectors", "orders", "score", value={"groups": {"by": "shop", "weight": "items"}})
+    groupings = [{"by": "shop", "weight": "items", "q": 0.5}, {"by": "hour"}]
+    trained.change("params.yaml", "detectors", "orders", "score", value={"groups": groupings})
     engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
-    for day in (LAST - timedelta(days=1), LAST):
+    days = (LAST - timedelta(days=1), LAST)
+    for day in days:
         answer(capsys, "score", "orders", "--date", str(day))
-    first, second = (engine.read_groups("orders", day) for day in (LAST - timedelta(days=1), LAST))
-    assert first["group"].tolist() == second["group"].tolist() == ["north", "south"]
-    assert first["records"].sum() == second["records"].sum() == ROWS
-    assert first["rank"].isna().all()
-    assert set(second["rank"]) <= {0.0, 50.0, 100.0}
+    first, second = (engine.read_groups("orders", day).set_index("grouping").sort_values("group") for day in days)
+    for groups in (first, second):
+        assert groups.loc["shop", "group"].tolist() == ["north", "south"]
+        assert groups.loc["shop", "records"].sum() == groups.loc["hour", "records"].sum() == ROWS
+    assert first["rank"].isna().all() and first["threshold"].isna().all() and not first["flagged"].any()
+    shops = first.loc["shop", "score"].tolist()
+    assert set(second.loc["shop", "rank"]) <= {0.0, 50.0, 100.0}
+    assert second.loc["shop", "threshold"].tolist() == [max(shops)] * 2  # of two, the ceil(3 x 0.5)th
+    assert second.loc["shop", "flagged"].tolist() == [score > max(shops) for score in second.loc["shop", "score"]]
+    assert second.loc["hour", "threshold"].isna().all()  # the 99th percentile needs 99 groups
     page = (trained.folder / ".nightjar" / "reports" / "orders" / f"{LAST}.html").read_text(encoding="utf-8")
-    assert "Groups, worst first" in page
+    assert "Groups by shop, worst first" in page and "Groups by hour, worst first" in page
+
+
+def test_the_groups_of_a_loose_file_are_compared_with_those_of_published_nights(
+    trained: Project, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_rows(LAST).to_csv(tmp_path / "loose.csv", index=False)
+    loose = ("score", "orders", "--source", str(tmp_path / "loose.csv"), "--groups")
+    assert "orders has no groups" in refuse(capsys, *loose)
+    trained.change("params.yaml", "detectors", "orders", "score", value={"groups": {"by": "shop", "q": 0.5}})
+    days = (LAST - timedelta(days=1), LAST)
+    for day in days:
+        answer(capsys, "score", "orders", "--date", str(day))
+    engine = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb")
+    past = sorted(score for day in days for score in engine.read_groups("orders", day)["score"])
+    night = engine.read_groups("orders", LAST).set_index("group")
+    groups = answer(capsys, *loose)["groups"]
+    assert [(one["grouping"], one["group"]) for one in groups] == [("shop", "north"), ("shop", "south")]
+    for one in groups:
+        assert one["score"] == pytest.approx(night["score"][one["group"]]) and one["threshold"] == past[2]
+        assert one["flagged"] == (one["score"] > past[2])
+    assert execute(list(loose)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "by shop: 2 groups, " in shown and " flagged; worst first" in shown
+    assert execute(["score", "orders", "--groups"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,10 +179,12 @@ def test_groups_are_published_with_the_night_and_shown_in_its_report(
         ({"by": "shpo"}, "shpo is not in the contract"),
         ({"by": "customer"}, "customer is masked"),
         ({"by": "hour", "weight": "shop"}, "shop is not a number"),
+        ([{"by": "shop"}, {"by": "customer"}], "customer is masked"),
+        ([{"by": "shop"}, {"by": "shop"}], "two groupings by shop"),
     ],
 )
 def test_groups_that_cannot_be_formed_are_refused(
-    project: Project, capsys: pytest.CaptureFixture[str], groups: dict[str, str], expected: str
+    project: Project, capsys: pytest.CaptureFixture[str], groups: object, expected: str
 ) -> None:
     project.change("params.yaml", "detectors", "orders", "score", value={"groups": groups})
     assert expected in refuse(capsys, "ingest", "orders")

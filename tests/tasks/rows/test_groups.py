@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,7 @@ def make_rows(n: int = 200, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
     return pa.table(rows), rng.exponential(size=n)
 
 
-def gather(params: GroupsParams | None, rows: pa.Table, scores: np.ndarray, slice_rows: int = 1000) -> pd.DataFrame:
+def gather(params: Sequence[GroupsParams], rows: pa.Table, scores: np.ndarray, slice_rows: int = 1000) -> pd.DataFrame:
     """The groups of rows that come as two parts, each in slices."""
     parts = [GroupScores(params, BERLIN), GroupScores(params, BERLIN)]
     for start in range(0, len(scores), slice_rows):
@@ -38,7 +39,7 @@ def gather(params: GroupsParams | None, rows: pa.Table, scores: np.ndarray, slic
 @pytest.mark.parametrize("slice_rows", [1, 7, 1000])
 def test_a_groups_score_is_the_weighted_mean_of_its_records_however_they_are_sliced(slice_rows):
     rows, scores = make_rows()
-    found = gather(BY_SHOP, rows, scores, slice_rows).set_index("group")
+    found = gather([BY_SHOP], rows, scores, slice_rows).set_index("group")
     frame = rows.to_pandas().assign(score=scores).fillna({"shop": MISSING})
     assert set(found.index) == set(frame["shop"])
     for shop, of_shop in frame.groupby("shop"):
@@ -48,7 +49,7 @@ def test_a_groups_score_is_the_weighted_mean_of_its_records_however_they_are_sli
 
 def test_without_weights_all_records_count_alike():
     rows, scores = make_rows()
-    found = gather(GroupsParams(by="hour"), rows, scores)
+    found = gather([GroupsParams(by="hour")], rows, scores)
     frame = rows.to_pandas().assign(score=scores)
     frame["hour"] = frame["event_time"].dt.tz_convert(BERLIN).dt.floor("h").map(lambda t: t.isoformat()[:16])
     expected = frame.groupby("hour")["score"].mean()
@@ -60,7 +61,7 @@ def test_without_weights_all_records_count_alike():
 def test_a_column_of_categories_groups_like_its_texts():
     rows, scores = make_rows()
     encoded = rows.set_column(1, "shop", rows["shop"].dictionary_encode())
-    pd.testing.assert_frame_equal(gather(BY_SHOP, encoded, scores, 30), gather(BY_SHOP, rows, scores, 30))
+    pd.testing.assert_frame_equal(gather([BY_SHOP], encoded, scores, 30), gather([BY_SHOP], rows, scores, 30))
 
 
 @pytest.mark.parametrize(
@@ -84,16 +85,46 @@ def test_hours_are_those_of_the_detectors_clock(zone, instant, hour):
 def test_a_record_without_a_positive_weight_stops_the_batch(weight):
     rows = pa.table({"shop": ["a", "b"], "times": pa.array([1.0, weight], pa.float64())})
     with pytest.raises(BatchRejected, match=r"column times(.|\n)*1 of 2 rows"):
-        GroupScores(BY_SHOP, BERLIN).add(rows, np.ones(2))
+        GroupScores([BY_SHOP], BERLIN).add(rows, np.ones(2))
+
+
+def make_past(grouping: str, *scores: float) -> pd.DataFrame:
+    return pd.DataFrame({"grouping": grouping, "score": scores})
+
+
+def make_groups(grouping: str, *scores: float, q: float = 0.75) -> pd.DataFrame:
+    return pd.DataFrame({"grouping": grouping, "q": q, "group": list("abc")[: len(scores)], "score": scores})
 
 
 def test_a_rank_is_the_share_of_past_groups_that_scored_less():
-    groups = pd.DataFrame({"group": ["a", "b", "c"], "score": [0.5, 2.0, 9.0]})
-    assert rank_groups(groups, [3.0, 1.0, 2.0, 2.0])["rank"].tolist() == [0, 25, 100]
-    assert rank_groups(groups, [])["rank"].isna().all()
+    groups = make_groups("shop", 0.5, 2.0, 9.0)
+    assert rank_groups(groups, make_past("shop", 3.0, 1.0, 2.0, 2.0))["rank"].tolist() == [0, 25, 100]
+    found = rank_groups(groups, make_past("shop"))
+    assert found["rank"].isna().all() and found["threshold"].isna().all() and not found["flagged"].any()
+
+
+def test_a_group_is_flagged_above_the_exact_quantile_of_earlier_groups_of_its_own_grouping():
+    groups = pd.concat([make_groups("shop", 2.5, 3.0, 3.5), make_groups("hour", 3.5, q=0.5)], ignore_index=True)
+    past = pd.concat([make_past("shop", 3.0, 1.0, 2.0), make_past("hour", 4.0), make_past("", 0.5)], ignore_index=True)
+    found = rank_groups(groups, past)
+    # Of four past shops, one without a name, the ceil(5 x 0.75) = 4th; of one past hour, the ceil(2 x 0.5) = 1st.
+    assert found["threshold"].tolist() == [3.0, 3.0, 3.0, 4.0]
+    assert found["flagged"].tolist() == [False, False, True, False]
+    assert found["rank"].tolist() == [75, 75, 100, 0]
+    assert np.isnan(rank_groups(make_groups("shop", 9.0, q=0.9), past)["threshold"].item())  # of four, the fifth
+
+
+def test_each_grouping_has_its_own_groups_in_the_order_of_params():
+    rows, scores = make_rows()
+    hours = GroupsParams(by="hour", q=0.9)
+    found = gather([BY_SHOP, hours], rows, scores, 30)
+    assert found["grouping"].unique().tolist() == ["shop", "hour"]
+    for params in (BY_SHOP, hours):
+        own = found[found["grouping"] == params.by].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, gather([params], rows, scores))
 
 
 def test_without_params_there_are_no_groups():
-    found = gather(None, *make_rows())
+    found = gather([], *make_rows())
     assert found.empty
-    assert found.columns.tolist() == ["group", "score", "records"]
+    assert found.columns.tolist() == ["grouping", "q", "group", "score", "records"]

@@ -93,7 +93,9 @@ def other(request: pytest.FixtureRequest) -> Warehouse:
 
 
 def publish(engine: Warehouse, day: date, attempt: int) -> None:
-    groups = pd.DataFrame({"group": ["g"], "score": [float(attempt)], "records": [attempt]})
+    groups = pd.DataFrame(
+        {"grouping": "shop", "q": 0.99, "group": ["g"], "score": [float(attempt)], "records": [attempt]}
+    )
     publish_night(engine, make_night(day, attempt), make_flags(attempt), NOW, lambda: "h", groups)
 
 

@@ -88,7 +88,9 @@ def engines(server: Server) -> dict[str, Warehouse]:
 
 
 def publish(engine: Warehouse, attempt: int) -> None:
-    groups = pd.DataFrame({"group": ["g"], "score": [float(attempt)], "records": [attempt]})
+    groups = pd.DataFrame(
+        {"grouping": "shop", "q": 0.99, "group": ["g"], "score": [float(attempt)], "records": [attempt]}
+    )
     night = replace(make_night(DAY, attempt), rows_in=10)
     publish_night(engine, night, make_flags(attempt), NOW, lambda: "h", groups)
 

@@ -168,7 +168,8 @@ def test_awkward_names_survive_the_bulk_load(engine):
 
 
 def test_missing_numbers_load_as_null(engine):
-    rows = pd.DataFrame({"detector": "d", "batch_date": DAY, "group": ["a", "b"], "score": [1e-300, 2.0], "records": 1})
+    rows = pd.DataFrame({"detector": "d", "batch_date": DAY, "group": ["a", "b"], "score": [1e-300, 2.0]})
+    rows = rows.assign(grouping="shop", records=1, flagged=False)
     with engine.begin() as connection:
         load_rows(connection, metadata.tables["group_scores"], rows.assign(rank=[float("nan"), 0.1]))
     with engine.begin() as connection:

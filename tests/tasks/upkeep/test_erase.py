@@ -196,7 +196,7 @@ def test_a_record_is_erased_from_every_table_and_from_texts_that_mention_it(engi
     with engine.begin() as connection:
         connection.execute(sa.update(reviews).values(note=f"like {VICTIM}."))
         group = {"detector": ["toy"], "batch_date": [DAY], "group": [VICTIM], "score": [1.0], "records": [1]}
-        load_rows(connection, group_scores, pd.DataFrame(group))
+        load_rows(connection, group_scores, pd.DataFrame(group).assign(grouping="card", flagged=False))
     places = {(place.what, place.batch_date): place.rows for place in erase_rows(site, VICTIM)}
     assert places == {
         ("labels", None): 1,
