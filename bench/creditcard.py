@@ -20,7 +20,7 @@ from flows.config.params import load_detector
 from models.columns import Column
 from models.detector import Detector, ModelParams, calibrate_detector, fit_detector
 from models.encoders import choose_kinds, encode_records
-from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
+from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, NeighboursParams, QuantilePolicy
 from models.records import Records, make_records
 from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import choose_training
@@ -75,7 +75,11 @@ def deal(frame: pd.DataFrame, is_fraud: np.ndarray, seed: int, is_later: bool) -
 
 def compare_recipes(frame: pd.DataFrame, is_fraud: np.ndarray, seeds: int) -> None:
     """Print AUROC and average precision of the recipe of params.yaml and of init's, as means and ranges over seeds."""
-    recipes = {"params.yaml": PARAMS, "init": choose_training(PARAMS.columns, len(frame) // 2, ())}
+    recipes = {
+        "params.yaml": PARAMS,
+        "neighbours": PARAMS.model_copy(update={"score": NeighboursParams()}),  # the same network
+        "init": choose_training(PARAMS.columns, len(frame) // 2, ()),
+    }
     for decimals in (None, 2, 1, 0):
         given = frame if decimals is None else frame.round(dict.fromkeys(COLUMNS, decimals))
         for is_later in (False, True):
