@@ -1,9 +1,11 @@
-"""Eleven ADBench tables: Nightjar with the defaults of init, PyOD's networks, an isolation forest and neighbours.
+"""Any table: Nightjar as `nightjar init` drafts it, beside other detectors, on ADBench and OddBench.
 
-The same seeded protocol for all: fit on half of the normal rows (at most --fit-rows), test on the other normal rows and
-all anomalies. Nightjar uses the columns, kinds, layers and fit settings that `nightjar init` writes for the table, and
-a fifth of its fit rows for early stopping. The others use their own defaults; neighbours is the distance to the fifth
-nearest fit row, with standardised columns. PyOD is left out if it is not installed. Han et al. 2022 (ADBench).
+A folder of NAME.npz files. ADBench (Han et al. 2022) has arrays X and y: fit on half of the normal rows (at most
+--fit-rows), test on the other normal rows and all anomalies. --order shuffled draws that half at random; file takes the
+first half, which resembles a source that drifts, and scores lower: never compare the two. OddBench (arXiv 2602.09329)
+has arrays train, test and test_labels. Nightjar uses the columns, networks and score that `init` writes, and a fifth of
+its fit rows for early stopping; "before" is what `init` wrote until now. neighbours and LOF see standardised columns.
+PyOD is left out if it is not installed. Means and ranges are over seeds; a table counts once.
 """
 
 import argparse
@@ -21,13 +23,15 @@ import pyarrow as pa
 import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from models.detector import ModelParams, fit_detector
 from models.encoders import choose_kinds
+from models.params import AutoencoderParams, NeighboursParams
 from tasks.onboarding.draft import Request, draft_detector
 from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.params import TrainParams
 from tasks.rows.sampling import draw_order
 from tasks.rows.schema import type_rows
 from tasks.sources.arrival import Arrival
@@ -35,33 +39,57 @@ from tasks.sources.files import FilesSource
 
 Floats = npt.NDArray[np.float64]
 Scorer = Callable[[Floats, Floats, int], Floats]  # fit rows, test rows, seed -> test scores
-TEST_ROWS, NEIGHBOURS = 100_000, 5
+Change = Callable[[TrainParams, Floats], TrainParams]
+NEIGHBOURS = 5
 
 
-def split(y: npt.NDArray[np.int64], fit_rows: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Indices of the fit rows and the test rows; a large table's test rows are a uniform sample."""
+def read_table(path: Path, fit_rows: int, test_rows: int, seed: int, order: str) -> tuple[Floats, Floats, Floats]:
+    """Fit rows, test rows, and which of these are anomalies (1); of too many, a uniform sample."""
     rng = np.random.default_rng(seed)
-    normal = rng.permutation(np.flatnonzero(y == 0))
-    half = len(normal) // 2
-    test = rng.permutation(np.concatenate([normal[half:], np.flatnonzero(y == 1)]))[:TEST_ROWS]
-    return normal[:half][:fit_rows], test
+    with np.load(path, allow_pickle=False) as arrays:
+        if "train" in arrays:
+            fit, test, y = (arrays[name].astype(float) for name in ("train", "test", "test_labels"))
+        else:
+            x, labels = arrays["X"].astype(float), arrays["y"]
+            normal = np.flatnonzero(labels == 0)
+            normal = rng.permutation(normal) if order == "shuffled" else normal
+            half = len(normal) // 2
+            tested = np.concatenate([normal[half:], np.flatnonzero(labels == 1)])
+            fit, test, y = x[normal[:half]], x[tested], labels[tested].astype(float)
+    chosen = rng.permutation(len(test))[:test_rows]
+    return fit[np.sort(rng.permutation(len(fit))[:fit_rows])], test[chosen], y[chosen]
 
 
-def score_nightjar(fit: Floats, test: Floats, seed: int) -> Floats:
-    """Draft the detector as init does, then fit it as tasks/train.py does."""
-    names = [f"x{n}" for n in range(fit.shape[1])]
-    table, tested = (pa.table(dict(zip(names, rows.T, strict=True))) for rows in (fit, test))
-    arrival = Arrival("fit", "1", datetime(2026, 1, 1, tzinfo=UTC), lambda: [table])
-    drafted = draft_detector(FilesSource(kind="files", path="fit"), [arrival], Request())
-    learn = drafted.train
-    is_stopping = draw_order([str(n) for n in range(len(fit))], seed) < 0.2
-    typed = type_rows(table, drafted.contract)
-    chosen, stopping = (typed.filter(pa.array(mask)) for mask in (~is_stopping, is_stopping))
-    described = describe_columns(learn.columns, chosen)
-    records, stop = (to_records(rows, described)[0] for rows in (chosen, stopping))
-    params = ModelParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
-    detector = fit_detector(choose_kinds(described, records, learn.encode), records, stop, params, torch.device("cpu"))
-    return detector.score(to_records(type_rows(tested, drafted.contract), detector.columns)[0])
+def score_nightjar(change: Change = lambda learn, fit: learn) -> Scorer:
+    """Draft the detector as init does, change it, then fit it as tasks/train.py does."""
+
+    def score(fit: Floats, test: Floats, seed: int) -> Floats:
+        names = [f"x{n}" for n in range(fit.shape[1])]
+        table, tested = (pa.table(dict(zip(names, rows.T, strict=True))) for rows in (fit, test))
+        arrival = Arrival("fit", "1", datetime(2026, 1, 1, tzinfo=UTC), lambda: [table])
+        drafted = draft_detector(FilesSource(kind="files", path="fit"), [arrival], Request())
+        learn = change(drafted.train, fit)
+        learn = learn.model_copy(update={"fit": learn.fit.model_copy(update={"seed": seed + 1})})
+        is_stopping = draw_order([str(n) for n in range(len(fit))], seed) < 0.2
+        typed = type_rows(table, drafted.contract)
+        chosen, stopping = (typed.filter(pa.array(mask)) for mask in (~is_stopping, is_stopping))
+        described = describe_columns(learn.columns, chosen)
+        records, stop = (to_records(rows, described)[0] for rows in (chosen, stopping))
+        params = ModelParams(networks=learn.networks, fit=learn.fit, score=learn.score, threads=1)
+        columns = choose_kinds(described, records, learn.encode)
+        detector = fit_detector(columns, records, stop, params, torch.device("cpu"))
+        return detector.score(to_records(type_rows(tested, drafted.contract), detector.columns)[0])
+
+    return score
+
+
+def write_before(learn: TrainParams, fit: Floats) -> TrainParams:
+    """One network, 2,000 random references, and one-hot for columns of two whole numbers only."""
+    few = [name for name in learn.columns.categorical if len(np.unique(fit[:, int(name[1:])])) > 2]
+    kept = tuple(name for name in learn.columns.categorical if name not in few)
+    columns = learn.columns.model_copy(update={"categorical": kept, "numeric": (*learn.columns.numeric, *few)})
+    networks = (AutoencoderParams(layers=(64, 2, 64)),)
+    return learn.model_copy(update={"columns": columns, "networks": networks, "score": NeighboursParams()})
 
 
 def score_forest(fit: Floats, test: Floats, seed: int) -> Floats:
@@ -72,6 +100,24 @@ def score_neighbours(fit: Floats, test: Floats, seed: int) -> Floats:
     scaler = StandardScaler().fit(fit)
     found = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scaler.transform(fit))
     return found.kneighbors(scaler.transform(test))[0][:, -1]
+
+
+def score_lof(fit: Floats, test: Floats, seed: int) -> Floats:
+    scaler = StandardScaler().fit(fit)
+    return -LocalOutlierFactor(novelty=True).fit(scaler.transform(fit)).score_samples(scaler.transform(test))
+
+
+def score_ecod(fit: Floats, test: Floats, seed: int) -> Floats:
+    """Sum over columns of the log of how rare so extreme a value is (Li et al. 2022, arXiv:2201.00382), as in PyOD."""
+    ordered = np.sort(fit, axis=0)
+    skewed = np.sign(((fit - fit.mean(axis=0)) ** 3).mean(axis=0))  # -1: the left tail decides
+    tails = np.empty((3, *test.shape))
+    for i in range(fit.shape[1]):
+        left = np.searchsorted(ordered[:, i], test[:, i], side="right") + 1
+        right = len(fit) - np.searchsorted(ordered[:, i], test[:, i], side="left") + 1
+        tails[0, :, i], tails[1, :, i] = -np.log(left / (len(fit) + 1)), -np.log(right / (len(fit) + 1))
+    tails[2] = np.where(skewed == 0, tails[0] + tails[1], np.where(skewed < 0, tails[0], tails[1]))
+    return tails.max(axis=0).sum(axis=1)
 
 
 def score_pyod(name: str) -> Scorer:
@@ -87,49 +133,71 @@ def score_pyod(name: str) -> Scorer:
 
 
 def list_methods() -> dict[str, Scorer]:
-    methods: dict[str, Scorer] = {"nightjar init": score_nightjar}
+    methods: dict[str, Scorer] = {"init": score_nightjar(), "before": score_nightjar(write_before)}
     if importlib.util.find_spec("pyod"):
         methods |= {f"PyOD {name}": score_pyod(name) for name in ("AutoEncoder", "VAE")}
-    return methods | {"isolation forest": score_forest, f"neighbours, k={NEIGHBOURS}": score_neighbours}
+    peers = {"5 neighbours": score_neighbours, "LOF": score_lof, "ECOD": score_ecod, "forest": score_forest}
+    return methods | peers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder with one NAME.npz per table, with arrays X and y")
-    parser.add_argument("--fit-rows", type=int, default=20_000, help="maximum number of fit rows, for every method")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
     methods = list_methods()
-    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with one NAME.npz per table")
+    parser.add_argument("--order", choices=("shuffled", "file"), default="shuffled", help="how ADBench is halved")
+    parser.add_argument("--fit-rows", type=int, default=20_000, help="maximum number of fit rows, for every method")
+    parser.add_argument("--test-rows", type=int, default=20_000, help="maximum number of test rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser.add_argument("--tables", nargs="+", help="only the tables whose names contain one of these")
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    options = parser.parse_args()
+    measure({name: methods[name] for name in options.methods}, options)
+
+
+def measure(methods: dict[str, Scorer], options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    found: dict[str, Floats] = {}
     for path in sorted(options.folder.glob("*.npz"), key=lambda path: path.stem.split("_", 1)[-1]):
-        with np.load(path) as arrays:
-            x, y = arrays["X"].astype(float), arrays["y"]
-        fit, test = split(y, options.fit_rows, options.seed)
-        figures = found[path.stem.split("_", 1)[-1]] = {}
-        for name, score in methods.items():
-            started = time.perf_counter()
-            scores = score(x[fit], x[test], options.seed)
-            figures[name] = (
-                float(roc_auc_score(y[test], scores)),
-                float(average_precision_score(y[test], scores)),
-                time.perf_counter() - started,
-            )
-        results = ", ".join(f"{name} {v[0]:.3f}/{v[1]:.3f} {v[2]:.0f} s" for name, v in figures.items())
-        print(f"{path.stem}: {len(fit):,} fit rows, {len(test):,} test rows: {results}", file=sys.stderr)
-    if options.json:
-        print(json.dumps({"auroc, average precision, seconds": found}, indent=1))
-        return
-    print(
-        f"AUROC / average precision, seed {options.seed}, at most {options.fit_rows:,} fit and {TEST_ROWS:,} test rows"
-    )
-    print(f"{'':14}" + "".join(f"{name:>20}" for name in methods))
-    for table, figures in found.items():
-        print(f"{table:14}" + "".join(f"{f'{figures[m][0]:.3f} / {figures[m][1]:.3f}':>20}" for m in methods))
-    means = {m: np.mean([figures[m] for figures in found.values()], axis=0) for m in methods}
-    print(f"{'mean':14}" + "".join(f"{f'{means[m][0]:.3f} / {means[m][1]:.3f}':>20}" for m in methods))
-    print(f"{'seconds, sum':14}" + "".join(f"{means[m][2] * len(found):>20.0f}" for m in methods))
+        name = path.stem.split("_", 1)[-1]
+        if options.tables and not any(part in name for part in options.tables):
+            continue
+        figures = found[name] = np.empty((len(methods), len(options.seeds), 3))  # percent, percent, seconds
+        for s, seed in enumerate(options.seeds):
+            fit, test, y = read_table(path, options.fit_rows, options.test_rows, seed, options.order)
+            for m, score in enumerate(methods.values()):
+                started = time.perf_counter()
+                scores = score(fit, test, seed)
+                seconds = time.perf_counter() - started
+                figures[m, s] = 100 * roc_auc_score(y, scores), 100 * average_precision_score(y, scores), seconds
+        shown = ", ".join(
+            f"{m} {a:.1f}/{p:.1f} {t:.1f} s" for m, (a, p, t) in zip(methods, figures.mean(1), strict=True)
+        )
+        print(f"{name}, {len(fit):,} fit rows: {shown}", file=sys.stderr, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({k: v.tolist() for k, v in found.items()} | {"methods": [*methods]}))
+    show(list(methods), found)
+
+
+def show(methods: list[str], found: dict[str, Floats]) -> None:
+    """AUROC / average precision per table, their means with the range over seeds, and where each loses."""
+    widths = [max(18, len(name) + 2) for name in methods]
+
+    def lay(name: str, cells: list[str]) -> None:
+        print(f"{name:26}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+
+    lay("", methods)
+    for name, figures in found.items():
+        lay(name, [f"{a:.1f} / {p:.1f}" for a, p, _ in figures.mean(axis=1)])
+    every = np.array(list(found.values()))  # (tables, methods, seeds, 3)
+    by_seed = every.mean(axis=0)  # (methods, seeds, 3)
+    lay("mean", [f"{a:.2f} / {p:.2f}" for a, p, _ in by_seed.mean(axis=1)])
+    for k, what in enumerate(("AUROC", "average precision")):
+        lay(f"{what}, seeds", [f"{of.min():.2f} to {of.max():.2f}" for of in by_seed[..., k]])
+    if "5 neighbours" in methods:
+        behind = every.mean(axis=2)[:, [methods.index("5 neighbours")], 0] - every.mean(axis=2)[..., 0] > 1
+        lay("1 behind neighbours", [str(n) for n in behind.sum(axis=0)])
+    lay("seconds, sum", [f"{t:.0f}" for t in every[..., 2].mean(axis=2).sum(axis=0)])
 
 
 if __name__ == "__main__":

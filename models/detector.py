@@ -30,7 +30,7 @@ from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
 from models.errors import BundleInvalid, MemoryExhausted, NightjarError
 from models.fitting import EpochLog, Network, Watched, build_network, fit_network, pin_arithmetic
-from models.neighbours import NO_REFERENCES, References, draw_rows, fit_references, score_neighbours, share_neighbours
+from models.neighbours import NO_REFERENCES, References, draw_points, fit_references, score_neighbours, share_neighbours
 from models.params import (
     FitParams,
     NeighboursParams,
@@ -367,8 +367,13 @@ def fit_detector(
                 spreads.append(measure_spreads(residual, encoder.slots, len(columns)))
         references = NO_REFERENCES
         if isinstance(params.score, NeighboursParams):
-            drawn = draw_rows(fit_rows, params.score, params.fit.seed)  # (m, D)
-            references = fit_references(join_points(drawn, rebuild(networks, drawn) - drawn.T), params.score)
+            points = draw_points(
+                fit_rows,
+                lambda rows: join_points(rows, rebuild(networks, rows) - rows.T),
+                params.score,
+                params.fit.seed,
+            )
+            references = fit_references(points, params.score)
     return Detector(
         columns=tuple(columns),
         encoder=encoder,

@@ -91,12 +91,18 @@ class FitParams(Section):
 
 
 class NeighboursParams(Section):
-    """How many clean fit rows to keep, how many to compare with, and the exponent of their spacing (0: none)."""
+    """How many clean fit rows to keep, how many to compare with, and the exponent of their spacing (0: none).
+
+    draw random: any fit rows. spread: half of them at random, then those farthest from all rows drawn so far, so that
+    rare kinds of clean rows are among the references.
+    """
 
     kind: Literal["neighbours"] = "neighbours"
     references: int = Field(default=2000, ge=2, le=20_000)
     neighbours: int = Field(default=5, ge=1, le=1000)
     local_scaling: float = Field(default=0.5, ge=0, le=1)
+    # Excluded from the hash at its default, so that params older than this key keep their hash.
+    draw: Literal["random", "spread"] = Field(default="random", exclude_if=lambda given: given == "random")
 
 
 class ResidualParams(Section):

@@ -215,8 +215,8 @@ def choose_training(columns: ColumnsParams, rows: int, numbers: Sequence[ColumnP
 
     Where a few extreme values decide the skewness of a number, training must not choose its scale again.
 
-    Best on average of the models compared on eleven public tables (bench/adbench_models.py), whatever the width: a
-    narrow bottleneck, and the distance to clean rows in addition to the residual.
+    Best on average of the models compared on public tables (bench/adbench.py), whatever the width: a narrow bottleneck,
+    and the distance of row and residual to clean rows, half of them chosen far apart.
     """
     limit = EncodeParams().log_skewness
     is_decided = any(p.raw_skewness > limit >= p.skewness and not p.has_negative for p in numbers) if limit else False
@@ -225,7 +225,7 @@ def choose_training(columns: ColumnsParams, rows: int, numbers: Sequence[ColumnP
         **_given(encode=EncodeParams(log_skewness=None) if is_decided else None),
         networks=(AutoencoderParams(kind="autoencoder", layers=(64, 2, 64), activation="silu"),),
         fit=FitParams(epochs=60, batch_size=256 if rows < 50_000 else 1024, learning_rate=0.003, seed=1),
-        score=NeighboursParams(kind="neighbours"),
+        score=NeighboursParams(kind="neighbours", references=4000, draw="spread"),
     )
 
 
@@ -506,9 +506,10 @@ def _describe_rows(sample: Sample) -> Choice:
 def _describe_training(train: TrainParams) -> Choice:
     [network] = train.networks
     layers = "-".join(map(str, network.layers)) if isinstance(network, AutoencoderParams) else ""
-    return Choice(
-        "network", f"{network.kind} {layers}, {train.score.kind} score", "the best on average of public tables"
-    )
+    what = f"{network.kind} {layers}, {train.score.kind} score"
+    if isinstance(train.score, NeighboursParams):
+        what += f" with at most {train.score.references:,} clean rows, half of them far apart"
+    return Choice("network", what, "the best on average of public tables")
 
 
 def _given(**values: object) -> dict[str, Any]:

@@ -45,6 +45,7 @@ SETUPS: dict[str, tuple[list[NetworkParams], ScoringParams]] = {
     "variational": (NETWORKS[1:], ResidualParams()),
     "several networks": (NETWORKS, ResidualParams()),
     "neighbours": ([NETWORKS[0]] * 2, NeighboursParams(references=101, neighbours=3)),
+    "spread neighbours": ([NETWORKS[0]], NeighboursParams(references=101, neighbours=3, draw="spread")),
 }
 DEVICES = [
     "cpu",
@@ -96,15 +97,16 @@ def test_networks_of_one_layout_start_from_seeds_of_their_own() -> None:
     assert not torch.equal(next(first.parameters()), next(last.parameters()))
 
 
-def test_a_neighbours_score_agrees_with_numpy() -> None:
-    detector, records = fit("neighbours"), make_batch(50, 4)
+@pytest.mark.parametrize("setup", ["neighbours", "spread neighbours"])
+def test_a_neighbours_score_agrees_with_numpy(setup: str) -> None:
+    detector, records = fit(setup), make_batch(50, 4)
 
     def place(rows: Records) -> np.ndarray:
         encoded = encode_records(detector.encoder, rows)
         return np.concatenate([encoded.double().numpy(), *find_residuals(detector, encoded)], axis=1)
 
     fitted, references = place(make_batch(300, 1)), detector.references.points.numpy()
-    assert references.shape == (101, 3 * detector.encoder.width)
+    assert references.shape == (101, (1 + len(detector.networks)) * detector.encoder.width)
     assert np.abs(references[:, None] - fitted).max(axis=2).min(axis=1).max() < 1e-5  # each is a fit row
     distances = np.linalg.norm(place(records)[:, None] - references, axis=2)
     nearest = np.argsort(distances, axis=1)[:, :3]

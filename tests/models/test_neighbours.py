@@ -1,10 +1,23 @@
+from itertools import product
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
+from models import neighbours
 from models.errors import TooFewRows
-from models.neighbours import SPACING_RANGE, draw_rows, fit_references, score_neighbours, share_neighbours
+from models.neighbours import (
+    SPACING_RANGE,
+    draw_points,
+    fit_references,
+    score_neighbours,
+    share_neighbours,
+    spread_points,
+)
 from models.params import NeighboursParams
 from models.records import BLOCK
 
@@ -24,29 +37,33 @@ def test_scores_agree_with_the_neighbours_of_sklearn() -> None:
     fitted = fit_references(references, PARAMS)
     assert np.allclose(fitted.spacing, spacing)
     distances, nearest = finder.kneighbors(points.double().numpy(), n_neighbors=4)
-    for power in (0.0, 0.5, 1.0):
-        params = PARAMS.model_copy(update={"local_scaling": power})
+    for power, how in product((0.0, 0.5, 1.0), ("random", "spread")):
+        params = PARAMS.model_copy(update={"local_scaling": power, "draw": how})
         expected = distances.mean(axis=1) / spacing[nearest].mean(axis=1) ** power
         assert np.allclose(score_neighbours(points, fitted, params), expected)
 
 
+@pytest.mark.parametrize("how", ["random", "spread"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("width", "m"), [(1, 5), (3, 7), (13, 257), (61, 1023), (120, 2000)])
 @pytest.mark.slow
-def test_a_score_is_bitwise_equal_at_any_position_and_with_any_neighbours(width: int, m: int, threads: int) -> None:
+def test_a_score_is_bitwise_equal_at_any_position_and_with_any_neighbours(
+    width: int, m: int, threads: int, how: Literal["random", "spread"]
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        fitted, row = fit_references(draw(m, width), PARAMS), draw(1, width, seed=1)
+        params = PARAMS.model_copy(update={"draw": how})
+        fitted, row = fit_references(draw(m, width), params), draw(1, width, seed=1)
         alone = torch.zeros(BLOCK, width)
         alone[0] = row
-        expected = score_neighbours(alone, fitted, PARAMS)[0]
+        expected = score_neighbours(alone, fitted, params)[0]
         for beside in (row.expand(BLOCK, width), draw(BLOCK, width, seed=2) * 1e5):
             block = beside.clone()
             positions = [0, 1, 15, 16, 511, 1000, BLOCK - 2, BLOCK - 1]
             block[positions] = row
             for layout in (block, block.T.contiguous().T):  # rows side by side, and slot by slot as the encoder has it
-                assert set(score_neighbours(layout, fitted, PARAMS)[positions].tolist()) == {float(expected)}
+                assert set(score_neighbours(layout, fitted, params)[positions].tolist()) == {float(expected)}
     finally:
         torch.set_num_threads(before)
 
@@ -84,15 +101,73 @@ def test_equal_references_everywhere_still_give_finite_scores() -> None:
     assert score_neighbours(torch.tensor([[1.0, 1.0], [4.0, 5.0]]), fitted, PARAMS).tolist() == [0, 5]
 
 
+def keep(rows: torch.Tensor) -> torch.Tensor:
+    """Points that are the rows themselves, in a detector without residuals."""
+    return rows
+
+
 def test_the_references_drawn_are_distinct_rows_that_the_seed_chooses() -> None:
-    rows, params = torch.arange(100.0)[:, None], NeighboursParams(references=20)
-    drawn = draw_rows(rows, params, seed=3)
-    assert len(set(drawn.flatten().tolist())) == 20
-    assert torch.equal(drawn, draw_rows(rows, params, seed=3)) and not torch.equal(drawn, draw_rows(rows, params, 4))
-    assert sorted(draw_rows(rows[:9], params, seed=3).flatten().tolist()) == list(range(9))
+    rows, random = torch.arange(100.0)[:, None], NeighboursParams(references=20)
+    for params in (random, random.model_copy(update={"draw": "spread"})):
+        drawn = draw_points(rows, keep, params, seed=3)
+        assert len(set(drawn.flatten().tolist())) == 20
+        assert torch.equal(drawn, draw_points(rows, keep, params, seed=3))
+        assert not torch.equal(drawn, draw_points(rows, keep, params, seed=4))
+        assert sorted(draw_points(rows[:9], keep, params, seed=3).flatten().tolist()) == list(range(9))
 
 
 @pytest.mark.parametrize(("rows", "references"), [(4, 100), (50, 4)])
 def test_too_few_rows_to_be_neighbours_are_refused(rows: int, references: int) -> None:
     with pytest.raises(TooFewRows, match=r"more than score\.neighbours, which is 4"):
-        draw_rows(draw(rows, 2), NeighboursParams(references=references, neighbours=4), seed=0)
+        draw_points(draw(rows, 2), keep, NeighboursParams(references=references, neighbours=4), seed=0)
+
+
+def test_spread_references_hold_a_rare_kind_of_row_that_random_ones_miss() -> None:
+    rows = draw(3000, 3)
+    rows[:8] += 50
+    params = NeighboursParams(references=40)
+    found = {
+        how: draw_points(rows, keep, params.model_copy(update={"draw": how}), seed=1) for how in ("random", "spread")
+    }
+    assert {how: int((drawn.mean(dim=1) > 25).sum()) for how, drawn in found.items()}["random"] == 0
+    assert int((found["spread"].mean(dim=1) > 25).sum()) >= 4
+    assert torch.equal(found["spread"][:20], found["random"][:20])  # half of them are drawn as before
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 5))
+def test_each_spread_point_is_the_farthest_from_all_before_it(seed: int, width: int, first: int) -> None:
+    points = draw(40, width, seed)
+    chosen = spread_points(points, first, 15).tolist()
+    apart = np.linalg.norm(points[:, None].double() - points[None].double(), axis=2)
+    assert chosen[:first] == list(range(first)) and len(set(chosen)) == 15
+    for n in range(first, 15):
+        nearest = apart[:, chosen[:n]].min(axis=1)
+        assert np.isclose(nearest[chosen[n]], nearest.max(), rtol=1e-4)
+
+
+def test_spread_points_that_are_all_equal_are_still_distinct_rows() -> None:
+    assert sorted(spread_points(torch.ones(12, 3), 2, 12).tolist()) == list(range(12))
+
+
+def test_only_so_many_rows_are_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CANDIDATES", 30)
+    rows, seen = torch.arange(100.0)[:, None], []
+
+    def join(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return part
+
+    assert len(draw_points(rows, join, NeighboursParams(references=20, draw="spread"), seed=3)) == 20
+    assert sum(seen) == 30
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 300), st.booleans())
+def test_the_fast_selection_finds_what_sorting_finds(seed: int, k: int, m: int, has_ties: bool) -> None:
+    values = draw(max(k, m), 7, seed)
+    values = values.round() if has_ties else values
+    fast, slow = (values.gather(0, find(values, k)) for find in (neighbours._select_lowest, neighbours._sort_lowest))
+    assert torch.equal(fast, slow) and torch.equal(slow, values.sort(dim=0).values[:k])
+    chosen = neighbours._select_lowest(values, k)
+    assert all(len(set(column.tolist())) == k for column in chosen.T)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from models.calibration import rows_for_quantile
+from models.params import NeighboursParams
 from tasks.errors import NightjarError, ParamsInvalid, SourceInvalid, TooFewRows
 from tasks.filter import split_by_fractions
 from tasks.onboarding.draft import Draft, Request, draft_detector
@@ -359,6 +360,12 @@ def test_fewer_than_fifty_rows_are_refused_with_the_number_that_would_do() -> No
 def test_a_source_that_leaves_no_column_to_read_is_refused() -> None:
     frame = pd.DataFrame({"constant": [1] * 500, "name": [f"n{k}" for k in range(500)]})
     assert "constant: constant" in refuse(frame, error=ParamsInvalid)
+
+
+def test_the_score_is_the_distance_to_clean_rows_that_lie_apart_and_says_so() -> None:
+    drafted = draft(make_frame())
+    assert drafted.train.score == NeighboursParams(references=4000, draw="spread")
+    assert "at most 4,000 clean rows, half of them far apart" in about(drafted, "network")
 
 
 # --- the contract ---
