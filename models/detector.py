@@ -369,6 +369,7 @@ def fit_detector(
         if isinstance(params.score, NeighboursParams):
             points = draw_points(
                 fit_rows,
+                stopping_rows,
                 lambda rows: join_points(rows, rebuild(networks, rows) - rows.T),
                 params.score,
                 params.fit.seed,

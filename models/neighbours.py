@@ -34,23 +34,33 @@ class References:
 NO_REFERENCES = References(torch.empty(0, 0), torch.empty(0, dtype=torch.float64))
 
 
-def draw_points(rows: Tensor, join: Callable[[Tensor], Tensor], params: NeighboursParams, seed: int) -> Tensor:
-    """The points (m, W) of the fit rows (N, D) that become references; all rows if there are not more.
+def draw_points(
+    fit: Tensor, stopping: Tensor, join: Callable[[Tensor], Tensor], params: NeighboursParams, seed: int
+) -> Tensor:
+    """The points (m, W) of the rows (N, D) that become references; all rows if there are not more.
 
-    join: rows to points, (n, D) to (n, W). Raises TooFewRows if a reference would have too few neighbours.
+    Spread references also come from the stopping rows: they are clean, and no weight was fitted on them. join: rows to
+    points, (n, D) to (n, W). Raises TooFewRows if a reference would have too few neighbours.
     """
-    if min(len(rows), params.references) <= params.neighbours:
+    is_spread = params.draw == "spread"
+    total = len(fit) + len(stopping) * is_spread
+    if min(total, params.references) <= params.neighbours:
         raise TooFewRows(
             "There are too few clean rows for a neighbours score.",
-            got=f"{len(rows)} fit rows, score.references {params.references}",
+            got=f"{total} fit {'and stopping ' * is_spread}rows, score.references {params.references}",
             expected=f"more than score.neighbours, which is {params.neighbours}",
             todo="widen the date range of the splits, or lower score.neighbours",
         )
-    order = torch.randperm(len(rows), generator=Generator().manual_seed(seed))
-    if params.draw == "random" or len(rows) <= params.references:
-        return join(rows[order[: params.references]])
-    candidates = torch.cat([join(part) for part in torch.split(rows[order[:CANDIDATES]], BLOCK)])
-    return candidates[spread_points(candidates, params.references - params.references // 2, params.references)]
+    order = torch.randperm(total, generator=Generator().manual_seed(seed))
+    if not is_spread:
+        return join(fit[order[: params.references]])
+    order = order[: max(CANDIDATES, params.references)]
+    is_fit = order < len(fit)
+    rows = fit.new_empty(len(order), fit.shape[1])
+    rows[is_fit], rows[~is_fit] = fit[order[is_fit]], stopping[order[~is_fit] - len(fit)]
+    points = torch.cat([join(part) for part in torch.split(rows, BLOCK)])
+    random, wanted = params.references - params.references // 2, min(params.references, total)
+    return points[spread_points(points, random, wanted)] if wanted < total else points
 
 
 def spread_points(points: Tensor, first: int, n: int) -> Tensor:

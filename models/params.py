@@ -93,8 +93,8 @@ class FitParams(Section):
 class NeighboursParams(Section):
     """How many clean fit rows to keep, how many to compare with, and the exponent of their spacing (0: none).
 
-    draw random: any fit rows. spread: half of them at random, then those farthest from all rows drawn so far, so that
-    rare kinds of clean rows are among the references.
+    draw random: any fit rows. spread: fit and stopping rows, half of them at random, then those farthest from all drawn
+    so far, so that rare kinds of clean rows are among the references.
     """
 
     kind: Literal["neighbours"] = "neighbours"

@@ -105,9 +105,10 @@ def test_a_neighbours_score_agrees_with_numpy(setup: str) -> None:
         encoded = encode_records(detector.encoder, rows)
         return np.concatenate([encoded.double().numpy(), *find_residuals(detector, encoded)], axis=1)
 
-    fitted, references = place(make_batch(300, 1)), detector.references.points.numpy()
+    fitted = np.concatenate([place(make_batch(300, 1)), place(make_batch(60, 2))])
+    references = detector.references.points.numpy()
     assert references.shape == (101, (1 + len(detector.networks)) * detector.encoder.width)
-    assert np.abs(references[:, None] - fitted).max(axis=2).min(axis=1).max() < 1e-5  # each is a fit row
+    assert np.abs(references[:, None] - fitted).max(axis=2).min(axis=1).max() < 1e-5  # each is a fit or stopping row
     distances = np.linalg.norm(place(records)[:, None] - references, axis=2)
     nearest = np.argsort(distances, axis=1)[:, :3]
     spacing = detector.references.spacing.numpy()[nearest].mean(axis=1)

@@ -109,17 +109,17 @@ def keep(rows: torch.Tensor) -> torch.Tensor:
 def test_the_references_drawn_are_distinct_rows_that_the_seed_chooses() -> None:
     rows, random = torch.arange(100.0)[:, None], NeighboursParams(references=20)
     for params in (random, random.model_copy(update={"draw": "spread"})):
-        drawn = draw_points(rows, keep, params, seed=3)
+        drawn = draw_points(rows, rows[:0], keep, params, seed=3)
         assert len(set(drawn.flatten().tolist())) == 20
-        assert torch.equal(drawn, draw_points(rows, keep, params, seed=3))
-        assert not torch.equal(drawn, draw_points(rows, keep, params, seed=4))
-        assert sorted(draw_points(rows[:9], keep, params, seed=3).flatten().tolist()) == list(range(9))
+        assert torch.equal(drawn, draw_points(rows, rows[:0], keep, params, seed=3))
+        assert not torch.equal(drawn, draw_points(rows, rows[:0], keep, params, seed=4))
+        assert sorted(draw_points(rows[:9], rows[:0], keep, params, seed=3).flatten().tolist()) == list(range(9))
 
 
 @pytest.mark.parametrize(("rows", "references"), [(4, 100), (50, 4)])
 def test_too_few_rows_to_be_neighbours_are_refused(rows: int, references: int) -> None:
     with pytest.raises(TooFewRows, match=r"more than score\.neighbours, which is 4"):
-        draw_points(draw(rows, 2), keep, NeighboursParams(references=references, neighbours=4), seed=0)
+        draw_points(draw(rows, 2), draw(0, 2), keep, NeighboursParams(references=references, neighbours=4), seed=0)
 
 
 def test_spread_references_hold_a_rare_kind_of_row_that_random_ones_miss() -> None:
@@ -127,7 +127,8 @@ def test_spread_references_hold_a_rare_kind_of_row_that_random_ones_miss() -> No
     rows[:8] += 50
     params = NeighboursParams(references=40)
     found = {
-        how: draw_points(rows, keep, params.model_copy(update={"draw": how}), seed=1) for how in ("random", "spread")
+        how: draw_points(rows, rows[:0], keep, params.model_copy(update={"draw": how}), seed=1)
+        for how in ("random", "spread")
     }
     assert {how: int((drawn.mean(dim=1) > 25).sum()) for how, drawn in found.items()}["random"] == 0
     assert int((found["spread"].mean(dim=1) > 25).sum()) >= 4
@@ -150,6 +151,13 @@ def test_spread_points_that_are_all_equal_are_still_distinct_rows() -> None:
     assert sorted(spread_points(torch.ones(12, 3), 2, 12).tolist()) == list(range(12))
 
 
+def test_spread_references_also_come_from_the_stopping_rows() -> None:
+    rows = torch.arange(100.0)[:, None]
+    for how, expected in (("random", set(range(60))), ("spread", set(range(100)))):
+        drawn = draw_points(rows[:60], rows[60:], keep, NeighboursParams(draw=how), seed=3)
+        assert set(drawn.flatten().int().tolist()) == expected
+
+
 def test_only_so_many_rows_are_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CANDIDATES", 30)
     rows, seen = torch.arange(100.0)[:, None], []
@@ -158,7 +166,7 @@ def test_only_so_many_rows_are_candidates(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append(len(part))
         return part
 
-    assert len(draw_points(rows, join, NeighboursParams(references=20, draw="spread"), seed=3)) == 20
+    assert len(draw_points(rows, rows[:0], join, NeighboursParams(references=20, draw="spread"), seed=3)) == 20
     assert sum(seen) == 30
 
 
