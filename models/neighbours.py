@@ -19,6 +19,7 @@ from models.records import BLOCK
 # Limits of a reference's spacing, in mean spacings. Lower: near duplicates a tiny distance would give a huge score.
 # Higher: one stray row among the references would hide all anomalies near it.
 SPACING_RANGE = (0.1, 3.0)
+CACHED = 256  # points whose closeness to all references stays in a processor's cache
 GROUP = 10  # references per group in `_select_lowest`
 CANDIDATES = 20_000  # rows among which spread references are chosen, to bound memory and time
 
@@ -127,8 +128,15 @@ def _find_nearest(points: Tensor, references: Tensor, k: int, is_fast: bool) -> 
     """
     columns = points.T.contiguous()  # (W, N)
     halves = references.square().sum(dim=1, keepdim=True) / 2  # (m, 1)
-    closeness = torch.addmm(halves, references, columns, alpha=-1)  # (m, N): half the squared distance, less |x|^2 / 2
-    nearest = (_select_lowest if is_fast else _sort_lowest)(closeness, k)  # (k, N)
+    size = CACHED if is_fast and points.device.type == "cpu" else max(len(points), 1)
+    find = _select_lowest if is_fast else _sort_lowest
+    parts = []
+    for part in torch.split(columns, size, dim=1):
+        closeness = torch.addmm(
+            halves, references, part.contiguous(), alpha=-1
+        )  # (m, size): half the squared distance,
+        parts.append(find(closeness, k))  # less |x|^2 / 2
+    nearest = torch.cat(parts, dim=1)  # (k, N)
     return nearest, references[nearest].transpose(1, 2).contiguous().sub_(columns)  # (k, W, N)
 
 

@@ -72,6 +72,7 @@ ENTITY_NAME = re.compile(
 MIN_ROWS_PER_ENTITY = 1.5
 SHOWN_VALUES = 8  # columns of a record that are published with its flag
 TRIMMED = 0.01  # of unlabelled rows: costs little if all are normal, and helps much if some are not
+WIDE = 30  # slots of a row: up to here, comparing with 4,000 rows takes no longer than 2,000 random ones did
 MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ranges
 
 
@@ -210,14 +211,18 @@ def choose_filter(splits: Splits, columns: ColumnsParams, has_labels: bool) -> t
     )
 
 
-def choose_training(columns: ColumnsParams, rows: int, numbers: Sequence[ColumnProfile]) -> TrainParams:
+def choose_training(columns: ColumnsParams, rows: int, profiles: Sequence[ColumnProfile]) -> TrainParams:
     """Network, fit and score defaults for `rows` fit rows; they are defined only here.
 
     Where a few extreme values decide the skewness of a number, training must not choose its scale again.
 
     Best on average of the models compared on public tables (bench/adbench.py), whatever the width: a narrow bottleneck,
-    and the distance of row and residual to clean rows, half of them chosen far apart.
+    and the distance of row and residual to clean rows, half of them chosen far apart. Wide rows are compared with
+    fewer, because each comparison costs more.
     """
+    numbers = [p for p in profiles if p.name in columns.numbers]
+    slots = len(numbers) + 4 * len(columns.datetime)
+    slots += sum(min(p.distinct, columns.max_categories) + 1 for p in profiles if p.name in columns.categorical)
     limit = EncodeParams().log_skewness
     is_decided = any(p.raw_skewness > limit >= p.skewness and not p.has_negative for p in numbers) if limit else False
     return TrainParams(
@@ -225,7 +230,7 @@ def choose_training(columns: ColumnsParams, rows: int, numbers: Sequence[ColumnP
         **_given(encode=EncodeParams(log_skewness=None) if is_decided else None),
         networks=(AutoencoderParams(kind="autoencoder", layers=(64, 2, 64), activation="silu"),),
         fit=FitParams(epochs=60, batch_size=256 if rows < 50_000 else 1024, learning_rate=0.003, seed=1),
-        score=NeighboursParams(kind="neighbours", references=4000, draw="spread"),
+        score=NeighboursParams(kind="neighbours", references=4000 if slots <= WIDE else 2000, draw="spread"),
     )
 
 
@@ -398,7 +403,7 @@ def draft_detector(source: FilesSource | SqlSource, arrivals: Sequence[Arrival],
     columns = choose_columns(decisions)
     filtered, choice = choose_filter(splits, columns, labels is not None)
     choices.append(choice)
-    train = choose_training(columns, round(0.4 * sample.rows), [p for p in profiles if p.name in columns.numbers])
+    train = choose_training(columns, round(0.4 * sample.rows), profiles)
     return Draft(
         ingest=IngestParams(
             source=source,

@@ -363,9 +363,11 @@ def test_a_source_that_leaves_no_column_to_read_is_refused() -> None:
 
 
 def test_the_score_is_the_distance_to_clean_rows_that_lie_apart_and_says_so() -> None:
-    drafted = draft(make_frame())
-    assert drafted.train.score == NeighboursParams(references=4000, draw="spread")
-    assert "at most 4,000 clean rows, half of them far apart" in about(drafted, "network")
+    wide = make_frame().assign(shop=[f"shop {n % 28}" for n in range(1000)])  # 28 categories and a slot for others
+    for frame, references in ((make_frame(), 4000), (wide, 2000)):
+        drafted = draft(frame)
+        assert drafted.train.score == NeighboursParams(references=references, draw="spread")
+        assert f"at most {references:,} clean rows, half of them far apart" in about(drafted, "network")
 
 
 # --- the contract ---
