@@ -132,10 +132,8 @@ def _find_nearest(points: Tensor, references: Tensor, k: int, is_fast: bool) -> 
     find = _select_lowest if is_fast else _sort_lowest
     parts = []
     for part in torch.split(columns, size, dim=1):
-        closeness = torch.addmm(
-            halves, references, part.contiguous(), alpha=-1
-        )  # (m, size): half the squared distance,
-        parts.append(find(closeness, k))  # less |x|^2 / 2
+        # Half the squared distance, less half the square of the point: (m, size).
+        parts.append(find(torch.addmm(halves, references, part.contiguous(), alpha=-1), k))
     nearest = torch.cat(parts, dim=1)  # (k, N)
     return nearest, references[nearest].transpose(1, 2).contiguous().sub_(columns)  # (k, W, N)
 
