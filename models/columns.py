@@ -35,15 +35,21 @@ class Column:
     shape, in pixels, applies to images only, tokens to sequences only, rare to categorical columns only: marks of what
     the fit rows have beyond the vocabulary, see tasks/rows/columns.py. It shares the slot after the vocabulary's. What
     they do not have is in the last slot: one further if there are marks, the same without.
+
+    Keys are read, not learnt from: they have no slots, and come after all other columns. is_entity: its values say whom
+    a record is about. per_entity: above 0, the numbers are scaled for each entity, see `EntityScales`; it is the
+    `minimum` there.
     """
 
     name: str
-    kind: Literal["numeric", "log_numeric", "categorical", "datetime", "image", "sequence"]
+    kind: Literal["numeric", "log_numeric", "categorical", "datetime", "image", "sequence", "key"]
     vocabulary: tuple[str, ...] = ()
     shape: tuple[int, int] = (0, 0)
     tokens: Tokens = Tokens()
     # Omitted where there are none, so that bundles without rare values keep their bytes.
     rare: Annotated[str, Field(exclude_if=lambda given: not given)] = ""
+    is_entity: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
+    per_entity: Annotated[int, Field(exclude_if=lambda given: not given)] = 0
 
     @property
     def unseen(self) -> int:

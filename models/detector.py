@@ -156,17 +156,17 @@ class Detector:
                 encoded = self.encoder(block)
                 rebuilt = rebuild(self.networks, encoded)  # (M, D, N)
                 residual = rebuilt - encoded.T
-                actual[rows] = self.encoder.decode(encoded)[:n]
+                actual[rows] = self.encoder.decode(encoded, block.entities)[:n]
                 if isinstance(self.score_params, NeighboursParams):
                     points = join_points(encoded, residual)
                     shares, neighbours = share_neighbours(points, self.references, self.score_params)
                     contributions[rows].index_add_(1, units.repeat(1 + len(rebuilt)), shares[:n])
-                    expected[rows] = self.encoder.decode(neighbours[:, :width])[:n]
+                    expected[rows] = self.encoder.decode(neighbours[:, :width], block.entities)[:n]
                 else:
                     joined = residual.flatten(0, 1).T[:n]
                     repeated = units.repeat(len(rebuilt))
                     contributions[rows] = share_scores(joined, weights, repeated, scores[rows], self.score_params)
-                    expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T)[:n]
+                    expected[rows] = self.encoder.decode(rebuilt.mean(dim=0).T, block.entities)[:n]
         for position, unit in enumerate(self.encoder.units):
             column = self.columns[unit.column]
             if column.name in self.nonnegative or column.kind in ("image", "sequence"):
@@ -264,6 +264,8 @@ class Detector:
             header = DetectorHeader.model_validate_json(contents[HEADER])
             arrays, scores = load_tensors(contents[WEIGHTS]), load_tensors(contents[CALIBRATION])["scores"]
             encoder = Encoder(header.columns)
+            if encoder.scales is not None:
+                encoder.scales.make_room(len(arrays["encoder.scales.hashes"]))
             encoder.load_state_dict(_take(arrays, "encoder."))
             networks = tuple(build_network(network, encoder.width, seed=0) for network in header.networks)
             for i, network in enumerate(networks):
@@ -316,7 +318,8 @@ class Detector:
         """Weight of each slot of each network in a residual score, float64 (M D,); neighbours scores have none."""
         if isinstance(self.score_params, NeighboursParams):
             return torch.empty(0, dtype=torch.float64)
-        columns = [self.encoder.slots + i * len(self.columns) for i in range(len(self.networks))]
+        learnt = sum(column.kind != "key" for column in self.columns)
+        columns = [self.encoder.slots + i * learnt for i in range(len(self.networks))]
         return weigh_slots(self.score_params, torch.cat(columns), self.spreads)
 
     def _calibrated(self) -> Calibration:
@@ -364,7 +367,8 @@ def fit_detector(
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)
-                spreads.append(measure_spreads(residual, encoder.slots, len(columns)))
+                learnt = sum(column.kind != "key" for column in columns)
+                spreads.append(measure_spreads(residual, encoder.slots, learnt))
         references = NO_REFERENCES
         if isinstance(params.score, NeighboursParams):
             points = draw_points(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.columns import MISSING_TIME, PADDING, UNSEEN, Column, Tokens
+from models.entities import NO_ENTITY, EntityScales
 from models.errors import NightjarError, TooFewRows
 from models.params import EncodeParams
 from models.records import BLOCK, Records, iterate_blocks
@@ -68,6 +69,8 @@ class Encoder(nn.Module):
     offsets: Tensor
     slots: Tensor
     slot_units: Tensor
+    scaled: Tensor
+    minimum: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -81,12 +84,14 @@ class Encoder(nn.Module):
         pixels = [math.prod(c.shape) for c in columns if c.kind == "image"]
         self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.kind == "sequence"]
         lengths = [tokens.length for _, tokens in self.sequences]
-        self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths))
+        n_entities = int(any(column.is_entity for column in columns))
+        self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths), n_entities)
         sizes = [columns[i].unseen for i in categorical]
         starts = [len(numeric) + sum(sizes[:i]) + i for i in range(len(sizes))]
         self.units = tuple(Unit(i, part) for i, column in enumerate(columns) for part in _name_parts(column))
-        firsts = [next(k for k, unit in enumerate(self.units) if unit.column == i) for i in range(len(columns))]
-        by_kind = [numeric[k] for k in order] + categorical + datetime
+        firsts = [next((k for k, unit in enumerate(self.units) if unit.column == i), -1) for i in range(len(columns))]
+        in_order = [numeric[k] for k in order]
+        by_kind = in_order + categorical + datetime
         by_kind += [i for kind in ("image", "sequence") for i, c in enumerate(columns) if c.kind == kind]
         local = {i: _place_parts(columns[i]) for i in by_kind}  # the part of each slot of a column
         slots = [i for i in by_kind for _ in local[i]]
@@ -97,7 +102,10 @@ class Encoder(nn.Module):
         # Derived from the columns, so not stored in a bundle.
         self.n_one_hot = sum(sizes) + len(sizes)
         self.n_plain = sum(column.kind == "numeric" for column in columns)
+        scaled = [place for place, i in enumerate(in_order) if columns[i].per_entity]
+        self.scales = EntityScales(len(scaled)) if scaled else None
         derived = {"order": order, "sizes": sizes, "offsets": starts, "slots": slots, "slot_units": slot_units}
+        derived |= {"scaled": scaled, "minimum": [columns[in_order[place]].per_entity for place in scaled]}
         for name, values in derived.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
@@ -112,7 +120,10 @@ class Encoder(nn.Module):
             raise TooFewRows("There are no rows to fit the encoder on.", got="0 rows", expected="at least 1 row")
         self.check_widths(records)
         with torch.no_grad():
-            mean, scale = _measure(_blank_infinite(self._compress_tails(records.numbers).T))
+            numbers = self._compress_tails(records.numbers)
+            if self.scales is not None:
+                self.scales.fit(_blank_infinite(numbers[self.scaled]), records.entities[:, 0], self.minimum)
+            mean, scale = _measure(_blank_infinite(self._scale_by_entity(numbers, records.entities).T))
             self.mean.copy_(mean)
             self.scale.copy_(scale)
         return self
@@ -123,9 +134,9 @@ class Encoder(nn.Module):
         The result is a view of (D, N): the arithmetic here and in `Layers` is fastest slot by slot.
         """
         encoded = torch.zeros(self.width, len(records), device=records.numbers.device)  # (D, N)
-        n_numeric, n_categorical, n_datetime, n_pixels, _ = self.widths
+        n_numeric, n_categorical, n_datetime, n_pixels, _, _ = self.widths
         if n_numeric:
-            numbers = self._compress_tails(records.numbers)  # (Fn, N)
+            numbers = self._scale_by_entity(self._compress_tails(records.numbers), records.entities)  # (Fn, N)
             deviations = numbers.sub_(self.mean[:, None]).div_(self.scale[:, None])
             # A missing value is encoded as the mean of the fit rows.
             encoded[:n_numeric] = deviations.clamp_(-MAX_DEVIATION, MAX_DEVIATION).nan_to_num_(0.0)
@@ -147,15 +158,19 @@ class Encoder(nn.Module):
             start, end = start + tokens.length, end + size + 1
         return encoded.T  # (N, D)
 
-    def decode(self, encoded: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, entities: Tensor | None = None) -> Tensor:
         """Decode slots (N, D) to one float64 value per unit (N, U), in the column's own units.
 
         Numbers are rescaled; a category is the code of its largest slot; a date-time is an hour of the day; a patch is
-        its mean pixel, 0 to 255; a token is how often it occurs (multi-hot: whether it occurs, 0 to 1).
+        its mean pixel, 0 to 255; a token is how often it occurs (multi-hot: whether it occurs, 0 to 1). entities
+        (N, Fe): those of the rows, whose scales numbers have; by default unknown ones.
         """
         values = encoded.new_zeros(len(encoded), len(self.units), dtype=torch.float64)  # (N, U)
         n_numeric = self.widths[0]
         numbers = encoded[:, :n_numeric].double() * self.scale + self.mean
+        if self.scales is not None:
+            whom = torch.full((len(encoded),), NO_ENTITY, device=encoded.device) if entities is None else entities[:, 0]
+            numbers[:, self.scaled] = self.scales.restore(numbers[:, self.scaled].T, whom).T
         logs = numbers[:, self.n_plain :]
         logs.copy_(logs.abs().expm1().copysign(logs))
         most = torch.finfo(torch.float64).max  # an infinite input decodes to the largest number
@@ -180,12 +195,18 @@ class Encoder(nn.Module):
         heavy.copy_(heavy.abs().log1p_().copysign_(heavy))
         return ordered
 
+    def _scale_by_entity(self, numbers: Tensor, entities: Tensor) -> Tensor:
+        """Numbers (Fn, N) in slot order, overwritten where a column is scaled for each entity (N, Fe)."""
+        if self.scales is not None:
+            numbers[self.scaled] = self.scales.scale(numbers[self.scaled], entities[:, 0])
+        return numbers
+
     def check_widths(self, records: Records) -> None:
         """Raise NightjarError if the records have other numbers of columns."""
         if records.widths != self.widths:
             raise NightjarError(
                 "The records do not have the detector's columns.",
-                got=f"{records.widths} numeric, categorical and date-time columns, pixels and tokens",
+                got=f"{records.widths} numeric, categorical and date-time columns, pixels, tokens and entities",
                 expected=f"{self.widths}: {', '.join(column.name for column in self.columns)}",
                 todo="build the records from detector.columns, in that order",
             )
@@ -210,7 +231,12 @@ def _cut(size: int) -> list[tuple[int, int]]:
 
 
 def _name_parts(column: Column) -> list[str]:
-    """The units of a column: the patches of an image, row by row; the tokens of a sequence; or the column itself."""
+    """The units of a column: the patches of an image, row by row; the tokens of a sequence; or the column itself.
+
+    A key has none.
+    """
+    if column.kind == "key":
+        return []
     if column.kind == "image":
         sides = [_cut(size) for size in column.shape]
         return [f"rows {a}-{b}, columns {c}-{d}" for a, b in sides[0] for c, d in sides[1]]

@@ -2,7 +2,8 @@
 
 Strings are already codes here: the code of a category or token is its index in `Column.vocabulary`, and
 V = `Column.unseen` means "not seen in fitting"; V - 1 is a rare value where the column has any. N rows, Fn numeric, Fc
-categorical and Ft date-time columns; P pixels of all image columns together, L tokens of all sequence columns together.
+categorical and Ft date-time columns; P pixels of all image columns together, L tokens of all sequence columns together;
+Fe is 1 if a column says whom a record is about, otherwise 0.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from models.errors import NightjarError
 # Rows in every pass through a network, the last one padded: see `iterate_blocks`. Too few to keep a GPU busy.
 BLOCK, GPU_BLOCK = 1024, 65_536
 CPU = torch.device("cpu")
+TYPES = (np.float64, np.int64, np.int64, np.uint8, np.int64, np.int64)  # of the parts of records
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Records:
     times: int64 (N, Ft), microseconds since 1970-01-01 UTC; MISSING_TIME is a missing value.
     pixels: uint8 (N, P), row by row, 0 to 255.
     tokens: int64 (N, L), PADDING after the end of a sequence; anything else outside 0..V-1 is "not seen in fitting".
+    entities: int64 (N, Fe), hashes of whom a record is about; NO_ENTITY is a missing value.
     """
 
     numbers: Tensor
@@ -37,6 +40,7 @@ class Records:
     times: Tensor
     pixels: Tensor
     tokens: Tensor
+    entities: Tensor
 
     def __post_init__(self) -> None:
         """Raise NightjarError if shapes or types are wrong."""
@@ -44,23 +48,23 @@ class Records:
             raise NightjarError(
                 "The parts of the records do not match.",
                 got=f"shapes {[tuple(part.shape) for part in self.parts]}",
-                expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L) with the same N",
+                expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L), (N, Fe) with the same N",
             )
-        if [part.dtype for part in self.parts] != [torch.float64, torch.int64, torch.int64, torch.uint8, torch.int64]:
+        if [part.dtype for part in self.parts] != [getattr(torch, np.dtype(kind).name) for kind in TYPES]:
             raise NightjarError(
                 "The parts of the records have wrong types.",
                 got=str([part.dtype for part in self.parts]),
-                expected="float64 numbers, int64 codes, int64 times, uint8 pixels, int64 tokens",
+                expected="float64 numbers, int64 codes, int64 times, uint8 pixels, int64 tokens, int64 entities",
             )
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """All arrays, in order."""
-        return self.numbers, self.codes, self.times, self.pixels, self.tokens
+        return self.numbers, self.codes, self.times, self.pixels, self.tokens, self.entities
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Fn, Fc, Ft, P and L."""
+        """Fn, Fc, Ft, P, L and Fe."""
         return tuple(part.shape[1] for part in self.parts)
 
     def __len__(self) -> int:
@@ -83,9 +87,10 @@ def make_records(
     times: NDArray[Any] | None = None,
     pixels: NDArray[Any] | None = None,
     tokens: NDArray[Any] | None = None,
+    entities: NDArray[Any] | None = None,
 ) -> Records:
     """Wrap arrays as Records, sharing memory where type and flags allow; an omitted part has no columns."""
-    wanted = ((numbers, np.float64), (codes, np.int64), (times, np.int64), (pixels, np.uint8), (tokens, np.int64))
+    wanted = tuple(zip((numbers, codes, times, pixels, tokens, entities), TYPES, strict=True))
     given = [part for part, _ in wanted if part is not None]
     empty = np.empty((len(given[0]) if given else 0, 0))
     # "W": frames return read-only arrays, and torch warns about tensors that could write to them.

@@ -87,7 +87,8 @@ def measure_columns(
     """How the values of each column differ from those of the training rows."""
     found: dict[tuple[str, str], float] = {}
     is_usual = score <= detector.threshold.value
-    values = {c.name: read_values(c, rows[c.name], zone) for c in detector.columns if c.name not in ignored}
+    learnt = [c for c in detector.columns if c.name in reference and c.name not in ignored]
+    values = {c.name: read_values(c, rows[c.name], zone) for c in learnt}
     p_values = []
     for name, numbers in values.items():
         bins = reference[name]

@@ -19,7 +19,7 @@ from models.encoders import choose_kinds
 from models.fitting import EpochLog, resolve_device, watch_memory
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE, progress_of
-from tasks.rows.columns import describe_columns, to_records
+from tasks.rows.columns import check_entities, describe_columns, mark_entity, to_records
 from tasks.rows.params import TrainParams
 from tasks.stores.faults import writing
 from tasks.stores.site import Site
@@ -62,7 +62,11 @@ def _fit(
         stopping_rows = read_set(site.lake, site.detector, rows.cutoff, "stopping")
         described = describe_columns(params.columns, fit_rows)
         tuning_rows = read_set(site.lake, site.detector, rows.cutoff, "tuning")
+        if params.per_entity and site.entity:
+            described = mark_entity(described, site.entity, params.per_entity)
         fit, _ = to_records(fit_rows, described)
+        if params.per_entity and site.entity:
+            check_entities(fit, site.entity, site.detector)
         stopping, _ = to_records(stopping_rows, described)
         columns = choose_kinds(described, fit, params.encode)
         learnt = ModelParams(networks=params.networks, fit=params.fit, score=params.score, threads=site.threads)

@@ -46,7 +46,8 @@ def print_erased(name: str, erased: "Erased") -> None:
     lines += [f"stale      nightjar backfill {name} --from {day} --to {day}" for day in erased.stale]
     for fitted in erased.fitted:
         aliases = ", ".join(fitted.aliases) or "no alias"
-        holds = "; its bundle stores encoded rows, perhaps this one: train again" if fitted.holds_rows else ""
+        holds = "; its bundle stores encoded rows, perhaps this one, or scales of entities: train again"
+        holds = holds if fitted.holds_rows else ""
         lines.append(f"learnt     version {fitted.version} ({aliases}) may have learnt from it{holds}")
     lines += [f"left       {path}: an attempt may still be using it; run this again later" for path in erased.left]
     lines.append("elsewhere  the source, earlier backups, logs and copies of the tables may still hold it;")

@@ -113,7 +113,9 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
     _check_groups(detector, contract, path)
     _check_record(detector, contract, path)
     _check_monitor(detector, contract, path)
-    learnt = detector.model_dump(mode="json", include=LEARNT, by_alias=True)
+    _check_entities(detector, path)
+    keys = {"entity"} if detector.train.per_entity else set()
+    learnt = detector.model_dump(mode="json", include=LEARNT | keys, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
     return Configured(name=name, detector=detector, contract=contract, params_hash=digest)
 
@@ -224,6 +226,27 @@ def _check_monitor(detector: DetectorParams, contract: Contract, path: Path) -> 
             got="; ".join(bad),
             expected="columns of train.columns: numbers to shift and to swap, categories for category",
             todo="correct monitor in params.yaml",
+        )
+
+
+def _check_entities(detector: DetectorParams, path: Path) -> None:
+    """Refuse scales for each entity without an entity, or of what is no number of train.columns."""
+    per_entity, columns = detector.train.per_entity, detector.train.columns
+    if per_entity is None:
+        return
+    bad = [f"{name} is not in train.columns" for name in per_entity.scale if name not in columns.names]
+    wrong = [name for name in per_entity.scale if name in columns.names and name not in columns.numbers]
+    bad += [f"{name} is not a number" for name in wrong]
+    bad += [] if detector.entity else ["the detector has no entity"]
+    bad += [f"{detector.entity} is the entity itself"] if detector.entity in per_entity.scale else []
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot scale its columns for each entity.",
+            where=f"{path}, train.per_entity",
+            got="; ".join(bad),
+            expected="scale: numeric or log_numeric columns of train.columns; and entity, beside train, a column of "
+            "the contract",
+            todo="correct train.per_entity, or name the entity",
         )
 
 

@@ -65,7 +65,7 @@ class Setup:
     @property
     def hashes(self) -> dict[str, JsonValue]:
         """What the lineage records of params and contract: hashes, columns that allow null or infinity, and formats."""
-        columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
+        columns, names = self.configured.contract.columns, self.configured.detector.reads
         read = {name: columns[name] for name in names if name in columns}
         history = [name for name in names if name in self.configured.detector.history]  # none without an entity
         gaps: dict[str, JsonValue] = {
@@ -79,7 +79,7 @@ class Setup:
     @property
     def tags(self) -> dict[str, str]:
         """What a version's tags record of the params and the contract in addition to its lineage."""
-        columns, names = self.configured.contract.columns, self.configured.detector.train.columns.names
+        columns, names = self.configured.contract.columns, self.configured.detector.reads
         types: dict[str, str] = {name: columns[name].type for name in names if name in columns}
         types |= {name: what for name, what in self.configured.detector.history.items() if name in names}
         policy = self.configured.detector.calibrate.threshold.model_dump_json()
@@ -209,6 +209,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         commit=read_commit(settings),
         reach=configured.detector.enrich.reach if configured.detector.enrich else timedelta(),
         has_times=configured.detector.ingest.event_time.column is not None,
+        entity=configured.detector.entity,
     )
     scheduler = None if settings.task_runner == "threads" else settings.task_runner
     return Setup(configured, site, scheduler, settings.workers, settings)

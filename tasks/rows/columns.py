@@ -5,7 +5,8 @@ fit rows without a slot of their own, are kept as 64-bit hashes: short, and no n
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.columns import MISSING_TIME, Column
+from models.entities import NO_ENTITY
 from models.records import Records, make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
 from tasks.rows.images import read_pixels
 from tasks.rows.kinds import KINDS
-from tasks.rows.params import ColumnsParams
+from tasks.rows.params import ColumnsParams, PerEntityParams
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
 
@@ -37,6 +39,30 @@ def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]
     images = [_describe_image(fit.schema.field(name)) for name in params.image]
     sequences = [describe_sequence(name, fit[name], how) for name, how in params.sequence.items()]
     return (*numeric, *categorical, *datetime, *images, *sequences)
+
+
+def mark_entity(columns: Sequence[Column], name: str, params: PerEntityParams) -> tuple[Column, ...]:
+    """The columns with the one that names the entity, a key if it is not learnt from, and those scaled by it marked."""
+    marked = [replace(c, per_entity=params.minimum) if c.name in params.scale else c for c in columns]
+    return tuple(replace(c, is_entity=c.name == name) for c in add_key(marked, name))
+
+
+def add_key(columns: Sequence[Column], name: str) -> tuple[Column, ...]:
+    """The columns, with a key of this name unless they have the column already."""
+    return (*columns, *([Column(name, "key")] if name not in {column.name for column in columns} else []))
+
+
+def check_entities(fit: Records, name: str, detector: str) -> None:
+    """Refuse scales for each entity where over half of the fit rows (N,) have none. Raises ParamsInvalid."""
+    missing = int((fit.entities == NO_ENTITY).sum())
+    if 2 * missing > len(fit):
+        raise ParamsInvalid(
+            "Numbers cannot be scaled for each entity: most fit rows have none.",
+            where=f"detectors.{detector}.entity, column {name}",
+            got=f"no value in {missing:,} of {len(fit):,} fit rows",
+            expected="a value in at least half of them",
+            todo="name another column in entity, or remove train.per_entity",
+        )
 
 
 def _describe_categories(name: str, column: pa.ChunkedArray, most: int) -> Column:
@@ -98,7 +124,8 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
         unseen |= (found[:, : column.tokens.words] == len(column.vocabulary)).any(axis=1)
         tokens.append(found)
     joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
-    return make_records(numbers, codes, times, *joined), unseen
+    entities = [hash_entities(table[column.name])[:, None] for column in columns if column.is_entity]
+    return make_records(numbers, codes, times, *joined, *entities), unseen
 
 
 def _refuse_other_columns(table: pa.Table, columns: Sequence[Column]) -> None:
@@ -132,22 +159,44 @@ def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.in
 
     Null is a value like any other: the fit rows have it or not.
     """
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
     known: dict[str | None, int] = {value: code for code, value in enumerate(described.vocabulary)}
     rare, unseen = len(described.vocabulary), described.unseen
     marks = np.frombuffer(base64.b64decode(described.rare), "<u8")
     known[None] = rare if MISSING in marks[:1] else unseen
-    chunks = []
-    for chunk in column.chunks:
-        texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
-        table = np.array([known.get(text, unseen) for text in [*texts, None]], dtype=np.int64)
+
+    def find_codes(texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
+        codes = np.array([known.get(text, unseen) for text in texts], dtype=np.int64)
         if len(marks):
             others = {place: text for place, text in enumerate(texts) if text is not None and text not in known}
             is_rare = np.isin(_hash_texts(list(others.values())), marks)
-            table[list(others)] = np.where(is_rare, rare, unseen)
+            codes[list(others)] = np.where(is_rare, rare, unseen)
+        return codes
+
+    return translate(column, find_codes)
+
+
+def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The hash of each value's text (N,), 64 bits; NO_ENTITY for a missing value: null, NaN or blank text."""
+
+    def find_hashes(texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
+        is_missing = np.array([text is None or text.strip() in ("", "nan") for text in texts])
+        hashes = _hash_texts([text or "" for text in texts]).view(np.int64)
+        return np.where(is_missing, NO_ENTITY, hashes)
+
+    return translate(column, find_hashes)
+
+
+def translate(
+    column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
+    """What `find` gives for each value's text (N,); it gets the distinct texts of a chunk, the last of them None."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    chunks = []
+    for chunk in column.chunks:
+        texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
         indices = chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
-        chunks.append(table[indices])
+        chunks.append(find([*texts, None])[indices])
     return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
 
 

@@ -116,4 +116,8 @@ KINDS: dict[str, Kind] = {
     "sequence": Kind(
         _read_text, lambda _: "a text", lambda _: pa.string(), "other", _show_number, is_text=True, is_needed=True,
     ),
+    "key": Kind(
+        _read_category, lambda _: "a text, a number or a boolean", lambda _: pa.string(), "other", _show_number,
+        is_text=True,
+    ),
 }  # fmt: skip

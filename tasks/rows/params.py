@@ -290,10 +290,19 @@ class ColumnsParams(Section):
         return (*self.numbers, *self.categorical, *self.datetime, *self.image, *self.sequence)
 
 
+class PerEntityParams(Section):
+    """The numbers that are scaled for each entity, and the rows after which its own history counts for half."""
+
+    scale: tuple[str, ...] = Field(min_length=1)
+    minimum: int = Field(default=30, ge=1)
+
+
 class TrainParams(Section):
     """What a detector reads, and how it is fitted."""
 
     columns: ColumnsParams
+    # Excluded from the hash at its default, so that params older than this key keep their hash.
+    per_entity: PerEntityParams | None = Field(default=None, exclude_if=lambda given: given is None)
     encode: EncodeParams = EncodeParams()
     networks: Networks
     fit: FitParams = FitParams()
@@ -563,3 +572,9 @@ class DetectorParams(Section):
     def history(self) -> dict[str, str]:
         """What each history column is, as text."""
         return self.enrich.definitions if self.enrich else {}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that judging a record needs: those that are learnt from, and the entity if scales are its own."""
+        keys = [self.entity] if self.entity and self.train.per_entity else []
+        return tuple(dict.fromkeys([*self.train.columns.names, *keys]))

@@ -148,5 +148,5 @@ def make_bins(column: Column, values: Floats) -> Bins:
 
 
 def make_reference(columns: Sequence[Column], rows: pa.Table, zone: ZoneInfo) -> Reference:
-    """The bins of all columns from training rows."""
-    return {c.name: make_bins(c, read_values(c, rows[c.name], zone)) for c in columns}
+    """The bins of all columns that are learnt from, from training rows."""
+    return {c.name: make_bins(c, read_values(c, rows[c.name], zone)) for c in columns if c.kind != "key"}

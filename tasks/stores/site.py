@@ -31,6 +31,7 @@ class Site:
     devices: int = 1  # number of devices that fit a network together
     reach: timedelta = timedelta()  # how far back history columns look; 0 without any
     has_times: bool = True  # otherwise dates and event times are invented, and event times are not shown
+    entity: str | None = None  # the column that names whom a record is about
 
     @property
     def zone(self) -> ZoneInfo:

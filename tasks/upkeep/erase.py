@@ -95,7 +95,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A version that may be trained on the record; `holds_rows`: its bundle has encoded rows, maybe this one."""
+    """A version that may be trained on the record.
+
+    holds_rows: its bundle has encoded rows, maybe this one; or the hash and the scales of its entity.
+    """
 
     version: int
     aliases: tuple[str, ...]
@@ -388,9 +391,10 @@ def find_fitted(site: Site, days: set[date]) -> tuple[Fitted, ...]:
 
 
 def _holds_rows(site: Site, version: Version) -> bool:
-    """Whether a version's bundle has encoded rows; True if it cannot be read."""
+    """Whether a version's bundle has encoded rows or scales of entities; True if it cannot be read."""
     with suppress(NightjarError):
-        return Detector.load(site.registry.fetch_bundle(version)).score_params.kind == "neighbours"
+        detector = Detector.load(site.registry.fetch_bundle(version))
+        return detector.score_params.kind == "neighbours" or detector.encoder.scales is not None
     return True
 
 

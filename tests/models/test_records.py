@@ -29,7 +29,7 @@ def test_rows_are_taken_by_slice_and_by_mask() -> None:
 def test_pixels_and_tokens_travel_with_the_rows_they_belong_to() -> None:
     pixels, tokens = np.arange(6, dtype=np.uint8).reshape(3, 2), np.array([[0], [1], [PADDING]])
     records = make_records(pixels=pixels, tokens=tokens)
-    assert records.widths == (0, 0, 0, 2, 1)
+    assert records.widths == (0, 0, 0, 2, 1, 0)
     assert records[1:].pixels.tolist() == [[2, 3], [4, 5]] and records[1:].tokens.tolist() == [[1], [PADDING]]
     [(rows, block)] = iterate_blocks(records)
     assert (rows, block.pixels.shape, block.tokens.shape) == (slice(0, 3), (BLOCK, 2), (BLOCK, 1))
@@ -42,7 +42,7 @@ def test_parts_of_different_lengths_are_refused() -> None:
 
 def test_parts_of_wrong_types_are_refused() -> None:
     with pytest.raises(NightjarError, match="wrong types"):
-        Records(torch.ones(1, 1), *(torch.ones(1, 0, dtype=torch.int64) for _ in range(4)))
+        Records(torch.ones(1, 1), *(torch.ones(1, 0, dtype=torch.int64) for _ in range(5)))
 
 
 @pytest.mark.parametrize(("ngrams", "words"), [(1, 5), (2, 5), (3, 5), (4, 1), (2, 0)])
@@ -58,6 +58,6 @@ def test_blocks_have_one_shape_and_cover_every_row_once(n: int) -> None:
     seen = []
     for rows, block in iterate_blocks(make_records(numbers)):
         assert block.numbers.shape == (BLOCK, 2) and block.codes.shape == (BLOCK, 0)
-        assert block.numbers.is_contiguous() and block.widths == (2, 0, 0, 0, 0)
+        assert block.numbers.is_contiguous() and block.widths == (2, 0, 0, 0, 0, 0)
         seen.append(block.numbers[: rows.stop - rows.start].numpy())
     assert np.array_equal(np.concatenate(seen) if seen else np.empty((0, 2)), numbers)

@@ -227,3 +227,50 @@ def test_only_history_changes_the_hash_of_params_with_history(folder: Path) -> N
         {"detectors": {"orders": PARAMS | {"train": PARAMS["train"] | {"columns": {"numeric": ["items", "m"]}}}}},
     )
     assert "m is neither in the contract nor in enrich.columns" in refuse(folder)
+
+
+PER_ENTITY = {"scale": ["spend"], "minimum": 5}
+
+
+def scale(folder: Path, per_entity: object = PER_ENTITY, **keys: object) -> None:
+    """The toy detector with scales for each customer."""
+    train = PARAMS["train"] | {"per_entity": per_entity}
+    contract = CONTRACT | {"columns": CONTRACT["columns"] | {"customer": {"type": "text"}}}
+    write(folder, {"detectors": {"orders": PARAMS | {"train": train, "entity": "customer"} | keys}})
+    (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump(contract))
+
+
+@pytest.mark.parametrize(
+    ("per_entity", "keys", "words"),
+    [
+        ({"scale": ["shop"]}, {}, ["cannot scale", "shop is not a number"]),
+        ({"scale": ["shipping"]}, {}, ["cannot scale", "shipping is not in train.columns"]),
+        ({"scale": ["customer"]}, {}, ["cannot scale", "customer is not in train.columns"]),
+        (PER_ENTITY, {"entity": None}, ["cannot scale", "the detector has no entity", "name the entity"]),
+        (PER_ENTITY, {"entity": "spend"}, ["cannot scale", "spend is the entity itself"]),
+        (PER_ENTITY, {"entity": "client"}, ["client is not in the contract"]),
+        ({"scale": []}, {}, ["per_entity.scale", "at least 1 item"]),
+        ({"scale": ["spend"], "minimum": 0}, {}, ["per_entity.minimum", "greater than or equal to 1"]),
+        ({"scale": ["spend"], "least": 3}, {}, ["per_entity.least", "unknown key"]),
+    ],
+)
+def test_scales_for_each_entity_need_an_entity_and_numbers_that_are_learnt_from(
+    folder: Path, per_entity: object, keys: dict[str, object], words: list[str]
+) -> None:
+    scale(folder, per_entity, **keys)
+    message = refuse(folder)
+    assert all(word in message for word in words)
+
+
+def test_the_entity_counts_in_the_hash_and_is_read_only_where_scales_are_its_own(folder: Path) -> None:
+    plain = load_detector(folder, "orders")
+    write(folder, {"detectors": {"orders": PARAMS | {"entity": "shop"}}})
+    named = load_detector(folder, "orders")
+    assert named.params_hash == plain.params_hash and named.detector.reads == plain.detector.reads
+    scale(folder)
+    scaled = load_detector(folder, "orders")
+    scale(folder, entity="shop")
+    other = load_detector(folder, "orders")
+    assert len({plain.params_hash, scaled.params_hash, other.params_hash}) == 3
+    assert scaled.detector.reads == (*plain.detector.reads, "customer")
+    assert other.detector.reads == plain.detector.reads  # it is learnt from anyway

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.columns import MISSING_TIME, Column, Tokens
-from tasks.errors import BatchRejected, BundleInvalid
-from tasks.rows.columns import describe_columns, encode_text, to_records
-from tasks.rows.params import ColumnsParams, SequenceParams
+from models.entities import NO_ENTITY
+from models.records import make_records
+from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
+from tasks.rows.columns import check_entities, describe_columns, encode_text, hash_entities, mark_entity, to_records
+from tasks.rows.params import ColumnsParams, PerEntityParams, SequenceParams
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -186,3 +188,51 @@ def test_rows_without_a_column_of_the_version_are_refused_by_name():
     columns = (Column("amount", "numeric"), Column("shop", "categorical", ("north",)))
     with pytest.raises(BundleInvalid, match=r"does not fit the contract(.|\n)*column shop(.|\n)*nightjar train"):
         to_records(pa.table({"amount": [1.0]}), columns)
+
+
+PER_ENTITY = PerEntityParams(scale=("amount",), minimum=7)
+
+
+def test_an_entity_that_is_not_learnt_from_becomes_a_key_after_all_columns():
+    columns = (Column("amount", "numeric"), Column("country", "categorical", ("DE",)))
+    assert mark_entity(columns, "card", PER_ENTITY) == (
+        Column("amount", "numeric", per_entity=7), columns[1], Column("card", "key", is_entity=True)
+    )  # fmt: skip
+    marked = mark_entity(columns, "country", PER_ENTITY)
+    assert [(c.name, c.kind, c.is_entity) for c in marked] == [
+        ("amount", "numeric", False), ("country", "categorical", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        pa.array(["5", "17", None, "5"]),
+        pa.array(["5", "17", " ", "5"]).dictionary_encode(),
+        pa.array([5, 17, None, 5]),
+        pa.array([5.0, 17.0, float("nan"), 5.0]),
+    ],
+    ids=["text", "encoded text", "int", "float"],
+)
+def test_an_entity_has_one_hash_however_its_column_is_typed_and_none_if_it_is_missing(cards):
+    columns = mark_entity((Column("amount", "numeric"),), "card", PER_ENTITY)
+    records, unseen = to_records(pa.table({"amount": [1.0, 2.0, 3.0, 4.0], "card": cards}), columns)
+    five, seventeen = hash_entities(pa.chunked_array([["5", "17"]])).tolist()
+    assert records.entities[:, 0].tolist() == [five, seventeen, NO_ENTITY, five] and five != seventeen
+    assert not unseen.any() and records.codes.shape == (4, 0)
+
+
+def test_a_million_entities_have_a_million_hashes():
+    hashes = hash_entities(pa.chunked_array([pa.array(range(1_000_000))]))
+    assert len(np.unique(hashes)) == 1_000_000 and NO_ENTITY not in hashes
+
+
+@pytest.mark.parametrize("missing", [50, 51])
+def test_scales_are_refused_if_most_fit_rows_have_no_entity(missing):
+    entities = np.where(np.arange(100) < missing, NO_ENTITY, 1)[:, None]
+    records = make_records(np.zeros((100, 1)), entities=entities)
+    if missing == 50:
+        return check_entities(records, "card", "orders")
+    with pytest.raises(ParamsInvalid) as caught:
+        check_entities(records, "card", "orders")
+    assert all(words in str(caught.value) for words in ("most fit rows have none", "column card", "51 of 100 fit rows"))

@@ -1,0 +1,128 @@
+"""Scales by entity: how far a number is from what is usual for its own card, host or customer.
+
+In: numbers float64 (K, N) of the K columns that are scaled, log1p where the column takes it, and the hash of each row's
+entity. Out: the same numbers as deviations from the entity's own location, in its own spreads. E entities.
+
+Location: the median of an entity's n fit rows. Spread: their median absolute deviation, consistent with a normal one
+(Rousseeuw & Croux 1993, doi:10.1080/01621459.1993.10476408), or, where that is 0, the mean absolute one (Iglewicz &
+Hoaglin 1993). A short history says little, so both are drawn towards those of all rows (credibility: Bühlmann 1967,
+doi:10.1017/S0515036100008989). With S the spread of all rows and W the usual one within an entity:
+
+    own location counts for Z = n / (n + k), k = W^2 / (S^2 - W^2), at most minimum
+    own spread counts for Y = n / (n + minimum): spread^2 = Y own^2 + (1 - Y) W^2 + (1 - Z) (S^2 - W^2)
+
+so an unknown entity has location and spread of all rows. Where entities differ much, k is small: few rows show where
+one of them lies. The last term is what is not known of that.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+NO_ENTITY = 0  # in place of a hash; also of padding
+# A spread counts as at least this share of the usual one within an entity: where all its values were equal, its first
+# small change would otherwise be a huge deviation.
+SPREAD_FLOOR, SPREAD_LIMIT = 0.1, 1e6
+LEAST = 5  # rows of the entities that show the usual spread within one
+FROM_MEDIAN, FROM_MEAN = 1.4826, math.sqrt(math.pi / 2)  # from absolute deviations to a normal standard deviation
+
+
+class EntityScales(nn.Module):
+    """Location and spread of all rows, and relative to them those of each entity, found by its hash.
+
+    hashes: int64 (E,), sorted. location, spread: float64 (K,). shifts, ratios: float32 (E + 1, K), in spreads of all
+    rows; the last row, 0 and 1, is for entities that are unknown or missing. About 8 + 8 K bytes per entity.
+    """
+
+    hashes: Tensor
+    location: Tensor
+    spread: Tensor
+    shifts: Tensor
+    ratios: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("location", torch.zeros(columns, dtype=torch.float64))
+        self.register_buffer("spread", torch.ones(columns, dtype=torch.float64))
+        self.make_room(0)
+
+    def make_room(self, entities: int) -> None:
+        """Make room for this many entities, all unknown until they are fitted or loaded."""
+        self.register_buffer("hashes", torch.zeros(entities, dtype=torch.int64))
+        self.register_buffer("shifts", torch.zeros(entities + 1, len(self.location)))
+        self.register_buffer("ratios", torch.ones(entities + 1, len(self.location)))
+
+    def fit(self, numbers: Tensor, entities: Tensor, minimum: Tensor) -> None:
+        """Measure the fit rows (K, N), NaN if missing, by their entities (N,). minimum (K,): see the module."""
+        known = entities != NO_ENTITY
+        hashes, groups = torch.unique(entities[known], return_inverse=True)  # sorted
+        self.make_room(len(hashes))
+        self.hashes.copy_(hashes)
+        everyone = torch.zeros(numbers.shape[1], dtype=torch.int64)
+        for column, values in enumerate(numbers):
+            _, location, spread = (float(found) for found in measure_groups(values, everyone, 1))
+            spread = spread if spread > 0 else 1.0
+            n, own_location, own_spread = measure_groups((values[known] - location) / spread, groups, len(hashes))
+            most, within = float(minimum[column]), _find_usual(own_spread, n) ** 2
+            k = within / (1 - within) if within * (most + 1) < most else most
+            z, y = n / (n + k).clamp(min=1), n / (n + most)  # 0 without rows
+            squared = y * own_spread.square() + (1 - y) * within + (1 - z) * (1 - within)
+            self.location[column], self.spread[column] = location, spread
+            self.shifts[:-1, column] = z * own_location
+            self.ratios[:-1, column] = squared.sqrt().clamp(SPREAD_FLOOR * (math.sqrt(within) or 1), SPREAD_LIMIT)
+
+    def find(self, entities: Tensor) -> Tensor:
+        """The place of each entity (N,) in shifts and ratios: the last one if it is unknown or missing."""
+        if not len(self.hashes):
+            return torch.zeros_like(entities)
+        places = torch.searchsorted(self.hashes, entities).clamp_(max=len(self.hashes) - 1)
+        return torch.where(self.hashes[places] == entities, places, len(self.hashes))
+
+    def scale(self, numbers: Tensor, entities: Tensor) -> Tensor:
+        """Numbers (K, N) of entities (N,) as deviations from their own location, in their own spreads."""
+        places = self.find(entities)
+        deviations = (numbers - self.location[:, None]) / self.spread[:, None]
+        return (deviations - self.shifts[places].T) / self.ratios[places].T
+
+    def restore(self, deviations: Tensor, entities: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        places = self.find(entities)
+        shared = deviations * self.ratios[places].T + self.shifts[places].T
+        return shared * self.spread[:, None] + self.location[:, None]
+
+
+def measure_groups(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, median and spread, each float64 (number,), of the values (N,) of each group (N,), without NaN.
+
+    A group without values has the median and the spread 0. The median of an even number is the lower one.
+    """
+    is_there = ~values.isnan()
+    values, groups = values[is_there], groups[is_there]
+    n = torch.bincount(groups, minlength=number)
+    median = _take_medians(values, groups, n)
+    deviations = (values - median[groups]).abs_().nan_to_num_()
+    spread = FROM_MEDIAN * _take_medians(deviations, groups, n)
+    mean = deviations.new_zeros(number).index_add_(0, groups, deviations / n[groups])
+    return n.double(), median, torch.where(spread > 0, spread, FROM_MEAN * mean)
+
+
+def _find_usual(spreads: Tensor, n: Tensor) -> float:
+    """The median of the spreads (E,), each as often as its entity has rows; 1 if none has at least LEAST of them."""
+    is_long = n >= LEAST
+    if not is_long.any():
+        return 1.0
+    ordered, order = spreads[is_long].sort()
+    rows = n[is_long][order].cumsum(0)
+    return float(ordered[torch.searchsorted(rows, rows[-1] / 2)])
+
+
+def _take_medians(values: Tensor, groups: Tensor, n: Tensor) -> Tensor:
+    """The lower median of each group of n values, 0 if there are none."""
+    by_value = values.argsort()
+    order = by_value[groups[by_value].argsort(stable=True)]  # by group, then by value
+    middle = n.cumsum(0) - n + (n - 1).clamp(min=0) // 2
+    found = values.new_zeros(len(n))
+    has_values = n > 0
+    found[has_values] = values[order[middle[has_values]]]
+    return found
