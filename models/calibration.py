@@ -76,7 +76,7 @@ def fit_threshold(
     if isinstance(policy, QuantilePolicy):
         return _fit_quantile(ordered, policy, trimmed)
     if isinstance(policy, AlarmBudgetPolicy):
-        return replace(_fit_quantile(ordered, _spend(policy, rows_per_night), trimmed), policy=policy)
+        return replace(_fit_quantile(ordered, spend_budget(policy, rows_per_night), trimmed), policy=policy)
     value = policy.value if isinstance(policy, FixedPolicy) else search_f_beta(tuning, policy.beta)
     # The value does not depend on these rows, so the number above it is binomial: Clopper & Pearson 1934.
     n = len(scores) - trimmed
@@ -150,7 +150,8 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy, trimmed: int) -> Thre
     return Threshold(value, policy, n, (n + 1 - u) / (n + 1), low, high, trimmed)
 
 
-def _spend(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
+def spend_budget(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
+    """The quantile that spends an alarm budget. Raises NightjarError if the budget is not smaller than a night."""
     if not policy.false_alarms_per_night < rows_per_night:
         raise NightjarError(
             "The alarm budget is not smaller than a night.",

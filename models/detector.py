@@ -44,6 +44,7 @@ from models.params import (
 from models.records import BLOCK, GPU_BLOCK, Records, iterate_blocks
 from models.reducer import Reducer, ReducerHeader, describe_records
 from models.scoring import measure_spreads, score_residuals, share_scores, weigh_slots
+from models.segments import Names, Segments, fit_segments
 
 
 class ModelParams(Section):
@@ -65,6 +66,7 @@ class DetectorHeader(Section):
     threshold: Threshold | None
     lineage: dict[str, JsonValue]
     reducer: ReducerHeader | None = None  # omitted if there is none
+    segments: Segments | None = Field(default=None, exclude_if=lambda given: given is None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class Calibration:
 
     scores: Floats
     threshold: Threshold
+    segments: Segments | None = None  # whose thresholds apply in place of this one
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +223,11 @@ class Detector:
         """The threshold; a record is flagged when its score is strictly greater than `threshold.value`."""
         return self._calibrated().threshold
 
+    @property
+    def segments(self) -> Segments | None:
+        """The segments that have thresholds of their own; None if all rows have `threshold`."""
+        return self.calibration.segments if self.calibration else None
+
     def with_lineage(self, lineage: Mapping[str, JsonValue]) -> "Detector":
         """The same detector with another lineage."""
         return replace(self, lineage=lineage)
@@ -248,6 +256,7 @@ class Detector:
             threshold=calibration.threshold if calibration else None,
             lineage=dict(self.lineage),
             reducer=self.reducer.header if self.reducer else None,
+            segments=self.segments,
         )
         contents = {
             HEADER: dump_json(header.model_dump(mode="json", exclude=None if self.reducer else {"reducer"})),
@@ -283,7 +292,7 @@ class Detector:
                 expected=f"{WEIGHTS} and {CALIBRATION} as {HEADER} describes them",
                 todo=TODO,
             ) from error
-        calibration = Calibration(scores.numpy(), header.threshold) if header.threshold else None
+        calibration = Calibration(scores.numpy(), header.threshold, header.segments) if header.threshold else None
         return cls(
             columns=header.columns,
             encoder=encoder,
@@ -409,16 +418,20 @@ def calibrate_detector(
     tuning: tuple[Records, NDArray[np.bool_]] | None = None,
     rows_per_night: float = math.nan,
     trims: bool = False,
+    by: tuple[str, Names] | None = None,
 ) -> Detector:
     """A new detector with the same weights, calibrated on clean records; tuning rows have is-anomaly (m,).
 
-    trims: see `fit_threshold`; scores that it leaves out do not count in ranks and p-values either. A reducer is
-    dropped, because it was fitted on the flags of another threshold.
+    trims: see `fit_threshold`; scores that it leaves out do not count in ranks and p-values either. by: a column and
+    the segment of each record (n,), for `fit_segments`. A reducer is dropped, because it was fitted on the flags of
+    another threshold.
     """
     scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
     threshold = fit_threshold(scores, policy, labelled, rows_per_night, trims)
-    return replace(detector, calibration=Calibration(np.sort(scores)[: threshold.n], threshold), reducer=None)
+    segments = fit_segments(scores, *by, policy, rows_per_night, trims) if by else None
+    calibration = Calibration(np.sort(scores)[: threshold.n], threshold, segments)
+    return replace(detector, calibration=calibration, reducer=None)
 
 
 def _prefix(i: int) -> str:

@@ -1,5 +1,6 @@
 """Calibrate a fitted bundle: set its threshold on clean rows used neither for weights nor for spreads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
@@ -7,12 +8,17 @@ from prefect.artifacts import create_markdown_artifact
 
 from models.calibration import Threshold
 from models.detector import Detector, calibrate_detector
+from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
-from tasks.rows.columns import to_records
+from tasks.rows.columns import add_key, to_records
+from tasks.rows.escaping import escape_markdown
+from tasks.rows.judge import read_segments
 from tasks.rows.params import CalibrateParams
 from tasks.stores.faults import writing
 from tasks.stores.site import Site
+
+SHOWN_SEGMENTS = 20
 
 
 def calibrate_bundle(
@@ -23,12 +29,16 @@ def calibrate_bundle(
     Without labels, anomalies may hide among the calibration rows: scores beyond the tail of the others are left out.
     """
     detector = Detector.load(bundle)
-    clean, _ = to_records(read_set(site.lake, site.detector, rows.cutoff, "calibration"), detector.columns)
+    if params.by:
+        detector = replace(detector, columns=add_key(detector.columns, params.by))
+    table = read_set(site.lake, site.detector, rows.cutoff, "calibration")
+    clean, _ = to_records(table, detector.columns)
     labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
     tuning, _ = to_records(labelled, detector.columns)
     is_anomaly = labelled[LABEL].to_numpy() == 1
+    by = (params.by, read_segments(table[params.by])) if params.by else None
     calibrated = calibrate_detector(
-        detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night, trims=not has_labels
+        detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night, trims=not has_labels, by=by
     )
     folder = site.calibrated(rows.cutoff)
     with writing(folder):
@@ -46,12 +56,27 @@ def describe_threshold(threshold: Threshold) -> str:
     )
 
 
+def list_segments(segments: Segments) -> str:
+    """The thresholds of the segments, as Markdown; at most SHOWN_SEGMENTS, those with the most rows."""
+    ordered = sorted(segments.thresholds.items(), key=lambda one: -one[1].n)
+    lines = [
+        f"| {escape_markdown(name)} | {found.n:,} | {found.value:.4g} | {found.false_alarm_rate:.3%} "
+        f"({found.interval_low:.3%} to {found.interval_high:.3%}) |"
+        for name, found in ordered[:SHOWN_SEGMENTS]
+    ]
+    head = f"| {escape_markdown(segments.column)} | rows | threshold | flags of normal records |\n|---|---|---|---|"
+    more = len(ordered) - SHOWN_SEGMENTS
+    return "\n".join(["", head, *lines, *(["", f"and {more:,} more"] if more > 0 else [])]) + "\n"
+
+
 @task(task_run_name="calibrate {site.detector}", **PURE)
 def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams, has_labels: bool) -> Path:
     """Calibrate the bundle, and show the threshold with its interval."""
     folder, threshold = calibrate_bundle(site, rows, bundle, params, has_labels)
+    segments = Detector.load(folder).segments if params.by else None
     create_markdown_artifact(
-        f"**{site.detector}**, {params.threshold.kind} policy: {describe_threshold(threshold)}\n",
+        f"**{site.detector}**, {params.threshold.kind} policy: {describe_threshold(threshold)}\n"
+        + (list_segments(segments) if segments else ""),
         key=f"calibration-{site.artifact_key}",
         description=f"Calibration of {site.detector}",
     )

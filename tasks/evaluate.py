@@ -18,6 +18,7 @@ from prefect import get_run_logger, task
 from models.calibration import Tuning, search_f_beta
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
+from tasks.rows.limits import LIMIT, has_limits
 from tasks.rows.measures import Metrics, measure, recall_by_kind
 from tasks.rows.params import IngestParams
 from tasks.sources import payments
@@ -65,11 +66,12 @@ def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> BundleEvalua
         return BundleEvaluation(None)
     from models.detector import Detector  # imports torch, which evaluate_nights does not need
     from tasks.rows.columns import to_records
+    from tasks.rows.judge import find_thresholds
 
     detector = Detector.load(bundle)
     scores = detector.score(to_records(test, detector.columns)[0])
     is_anomaly, is_tuned = (table[LABEL].to_numpy() == 1 for table in (test, tuning))
-    metrics = measure(scores, is_anomaly, detector.threshold.value)
+    metrics = measure(scores, is_anomaly, find_thresholds(detector, test))
     if detector.threshold.policy.kind == "best_f_beta" or is_tuned.all() or not is_tuned.any():
         return BundleEvaluation(metrics)
     tuned = Tuning(detector.score(to_records(tuning, detector.columns)[0]), is_tuned)
@@ -97,11 +99,12 @@ def evaluate_nights(site: Site, params: IngestParams, nights: Sequence[date], no
     published = {batch.batch_date: batch for batch in engine.read_nights(site.detector)}
     for day in nights:
         manifest = lake.get("scores", site.detector, day, published[day].scores)
-        slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score"])]
+        own = [LIMIT] if has_limits(lake, manifest.parts) else []
+        slices = [s for part in manifest.parts for s in lake.slices(part, ["record_id", "score", *own])]
         frame = pa.concat_tables([NO_SCORES, *slices], promote_options="permissive").to_pandas()
         truth = read_anomalies(site, params, day, now).set_index("record_id")["kind"]
         frame["kind"] = frame["record_id"].map(truth)
-        frame["margin"] = frame["score"] - published[day].threshold
+        frame["margin"] = frame["score"] - (frame[LIMIT] if own else published[day].threshold)
         scored.append(frame[["score", "margin", "kind"]])
     rows = pd.concat(scored, ignore_index=True)
     # Thresholds may differ between nights. The margin over the threshold decides flags, and ranks rows as scores do.

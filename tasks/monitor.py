@@ -43,7 +43,7 @@ from tasks.rows.drift import (
 )
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.finding import Watched, decide
-from tasks.rows.judge import judge
+from tasks.rows.judge import Mask, find_thresholds, judge
 from tasks.rows.params import Canary, MonitorParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
@@ -77,16 +77,16 @@ def measure_rows(
     detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
 ) -> Values:
     """The statistics of rows and of their scores (N,), by column and statistic."""
-    columns = measure_columns(detector, reference, rows, score, zone, ignored) if reference else {}
-    return {**measure_scores(detector, score), **columns}
+    is_flag = score > find_thresholds(detector, rows)
+    columns = measure_columns(detector, reference, rows, is_flag, zone, ignored) if reference else {}
+    return {**measure_scores(detector, score, is_flag), **columns}
 
 
 def measure_columns(
-    detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
+    detector: Detector, reference: Reference, rows: pa.Table, is_flag: Mask, zone: ZoneInfo, ignored: Collection[str]
 ) -> Values:
     """How the values of each column differ from those of the training rows."""
     found: dict[tuple[str, str], float] = {}
-    is_usual = score <= detector.threshold.value
     learnt = [c for c in detector.columns if c.name in reference and c.name not in ignored]
     values = {c.name: read_values(c, rows[c.name], zone) for c in learnt}
     p_values = []
@@ -96,7 +96,7 @@ def measure_columns(
         counts = bins.count(numbers)
         known = numbers[~np.isnan(numbers)]
         found[name, "psi"] = compute_psi(counts, usual)
-        found[name, "psi_unflagged"] = compute_psi(bins.count(numbers[is_usual]), usual)
+        found[name, "psi_unflagged"] = compute_psi(bins.count(numbers[~is_flag]), usual)
         p_values.append(compare_counts(counts, usual))
         found[name, "null_share"] = 1 - len(known) / max(1, len(numbers))
         found[name, "mode_share"] = measure_mode(known)
@@ -133,8 +133,8 @@ def find_swaps(reference: Reference, values: Mapping[str, Floats]) -> Iterator[t
                 yield first, second
 
 
-def measure_scores(detector: Detector, score: Floats) -> Values:
-    """How the scores (N,) lie among those of the calibration, and the share above the threshold."""
+def measure_scores(detector: Detector, score: Floats, is_flag: Mask) -> Values:
+    """How the scores (N,) lie among those of the calibration, and the share of flags."""
     if not len(score):
         return {}
     rank = detector.rank(score)
@@ -143,7 +143,7 @@ def measure_scores(detector: Detector, score: Floats) -> Values:
     return {
         ("", "score_psi"): compute_psi(counts, np.round(shares * 1_000_000).astype(np.int64)),
         ("", "score_shift"): abs(float(np.median(rank)) - 50),
-        ("", "flag_rate"): float((score > detector.threshold.value).mean()),
+        ("", "flag_rate"): float(is_flag.mean()),
     }
 
 
@@ -260,7 +260,7 @@ class Watch:
         if self.reference:
             recall = measure_recall(self.detector, columns, self.reference, rows, self.canaries, seed)
             found |= {(name, "canary_recall"): share for name, share in recall.items()}
-        flags = rows.filter(pa.array(score > self.detector.threshold.value)).select(groups)
+        flags = rows.filter(pa.array(score > find_thresholds(self.detector, rows))).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
         categories = [name for name in groups if name in self.categories and name not in self.contract.masked]

@@ -20,6 +20,7 @@ from tasks.follow_up.cases import place_alerts
 from tasks.follow_up.suppressions import suppress_flags
 from tasks.policy import IO
 from tasks.rows.groups import rank_groups
+from tasks.rows.limits import LIMIT
 from tasks.rows.params import CasesParams
 from tasks.rows.record import RecordRule
 from tasks.stores.bulk import load_rows
@@ -73,10 +74,12 @@ def reconcile_counts(night: Night, flags: pd.DataFrame) -> None:
 
 
 def build_rows(night: Night, flags: pd.DataFrame) -> pd.DataFrame:
-    """The rows of flagged_anomalies: the flags and the columns common to the night."""
-    return flags.reindex(columns=[*FLAG_COLUMNS, *RECORD_COLUMNS]).assign(
-        **{name: getattr(night, name) for name in NIGHT_COLUMNS}
-    )
+    """The rows of flagged_anomalies: the flags and the columns common to the night.
+
+    A flag that has a threshold of its own keeps it: that of its segment.
+    """
+    common = {name: getattr(night, name) for name in NIGHT_COLUMNS} | {n: flags[n] for n in flags if n == LIMIT}
+    return flags.reindex(columns=[*FLAG_COLUMNS, *RECORD_COLUMNS]).assign(**common)
 
 
 def publish_night(

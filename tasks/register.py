@@ -105,7 +105,7 @@ def list_columns(columns: Sequence[Column]) -> str:
 
 def describe_version(detector: Detector, metrics: Metrics | None) -> str:
     """A version in words, as Markdown: network, columns, training data, threshold and metrics."""
-    lineage, threshold, columns = detector.lineage, detector.threshold, detector.columns
+    lineage, threshold, columns, own = detector.lineage, detector.threshold, detector.columns, detector.segments
     networks = ", ".join(f"{network.kind} {describe_layers(network)}" for network in detector.network_params)
     rows = lineage.get("rows")
     fitted = f", {rows['fit']:,} rows to fit on" if isinstance(rows, dict) and isinstance(rows.get("fit"), int) else ""
@@ -114,7 +114,8 @@ def describe_version(detector: Detector, metrics: Metrics | None) -> str:
         f"Columns ({len(columns):,}): {escape_markdown(list_columns(columns))}.",
         f"Trained on: {escape_markdown(str(lineage.get('split', 'unknown rows')))}{fitted}.",
         f"Threshold: {threshold.value:.4g}, which {threshold.false_alarm_rate:.2%} of normal rows exceed "
-        f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%}).",
+        f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%})."
+        + (f" {len(own.thresholds):,} values of {escape_markdown(own.column)} have their own." if own else ""),
     ]
     if detector.reducer:
         parts.append("A second stage suppresses false alarms.")

@@ -108,7 +108,7 @@ def render_report(
             "causes": list_causes(json.loads(row["causes"]), zone),
             "images": sketch.images.get(row["record_id"], ()),
             "texts": sketch.texts.get(row["record_id"], ()),
-            "share": row["score"] / batch.threshold if batch.threshold else math.inf,
+            "share": row["score"] / row["threshold"] if row["threshold"] else math.inf,
             "band": params.name_band(row["percentile_rank"]),
         }
         for place, (row, case) in enumerate(zip(shown.to_dict("records"), found, strict=True))
@@ -131,6 +131,7 @@ def render_report(
         by_hand=int(flags["suppressed_by"].fillna(SECOND_STAGE).ne(SECOND_STAGE).sum()),
         has_reducer=bool(flags["second_stage_probability"].notna().any()),
         capped=batch.flagged - batch.published,
+        is_pooled=bool((flags["threshold"] != batch.threshold).any()),
         histogram=lay_out_histogram(histogram, batch.threshold) if histogram else None,
         trend=facts.trend,
         finding=facts.finding,

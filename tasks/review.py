@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from tasks.errors import SourceInvalid
 from tasks.follow_up.cases import ANOMALY, MEANING, NORMAL, follow_verdicts
 from tasks.rows.escaping import unguard
+from tasks.rows.limits import LIMIT, has_limits
 from tasks.rows.params import IngestParams
 from tasks.rows.record import RecordRule
 from tasks.rows.sampling import draw_order
@@ -112,14 +113,15 @@ def sample_below(lake: Lake, scores: Manifest, threshold: float, most: int) -> t
 
     A record's position in the order depends only on its id and the date, so slices do not matter.
     """
-    drawn, total = WorstRows(most), 0
+    drawn, total, has_own = WorstRows(most), 0, has_limits(lake, scores.parts)
     for part in scores.parts:
-        for table in lake.slices(part, ["record_id", "score"]):
-            below = table.filter(pc.less_equal(table["score"], threshold))
+        for table in lake.slices(part, ["record_id", "score", *([LIMIT] if has_own else [])]):
+            below = table.filter(pc.less_equal(table["score"], table[LIMIT] if has_own else threshold))
             drawn.add(below, -draw_order(below["record_id"].to_pylist(), scores.batch_date.toordinal()))
             total += below.num_rows
     rows, *_ = drawn.take()
-    frame = rows.to_pandas() if rows is not None else pd.DataFrame({"record_id": [], "score": []})
+    kept = ["record_id", "score"]
+    frame = rows.select(kept).to_pandas() if rows is not None else pd.DataFrame({name: [] for name in kept})
     return frame.assign(causes=""), total
 
 

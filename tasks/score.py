@@ -28,8 +28,9 @@ from tasks.errors import LeakageFound, PublishConflict
 from tasks.policy import IO, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
-from tasks.rows.judge import Judgement, judge, load_detector
+from tasks.rows.judge import Judgement, find_thresholds, judge, load_detector
 from tasks.rows.kinds import KINDS
+from tasks.rows.limits import LIMIT
 from tasks.rows.params import ScoreParams
 from tasks.rows.validation import Validation
 from tasks.rows.worst import WorstRows
@@ -84,6 +85,7 @@ class Scoring:
                 judged = judge(self.detector, table)
                 ranks = pa.array(judged.percentile_rank.astype(np.float32))
                 scores = {"record_id": table["record_id"], "score": judged.score, "percentile_rank": ranks}
+                scores |= {LIMIT: judged.threshold} if self.detector.segments else {}
                 writer.append(pa.table(scores))
                 groups.add(table, judged.score)
                 flags = judged[judged.is_flagged]
@@ -110,7 +112,7 @@ class Scoring:
         rows, *arrays = worst.take()
         if rows is None or not rows.num_rows:
             rows, arrays = NO_ROWS, [np.empty(0), np.empty(0), np.empty(0, dtype=bool)]
-        judged = Judgement(self.detector, self.detector.threshold.value, rows, *arrays)
+        judged = Judgement(self.detector, find_thresholds(self.detector, rows), rows, *arrays)
         return describe_flags(judged, self.contract, self.params)
 
     def _read(self, name: str) -> pd.DataFrame:
@@ -185,8 +187,11 @@ def combine_flags(found: Sequence[pd.DataFrame], most: int) -> pd.DataFrame:
 
 
 def describe_flags(judged: Judgement, contract: Contract, params: ScoreParams) -> pd.DataFrame:
-    """Flags to publish, in the given order: score, rank, p-value, causes and second stage of each row."""
-    return pd.DataFrame(
+    """Flags to publish, in the given order: score, rank, p-value, causes and second stage of each row.
+
+    And its threshold, if thresholds go by segment.
+    """
+    flags = pd.DataFrame(
         {
             "record_id": judged.rows["record_id"].to_pandas(),
             "event_time": judged.rows["event_time"].to_pandas(),
@@ -198,6 +203,7 @@ def describe_flags(judged: Judgement, contract: Contract, params: ScoreParams) -
             "suppressed": judged.is_suppressed,
         }
     )
+    return flags.assign(**{LIMIT: judged.threshold}) if judged.detector.segments else flags
 
 
 def _keep(worst: WorstRows, judged: Judgement) -> None:

@@ -122,6 +122,7 @@ def score_loose(name: str, source: str, limit: int | None, output: Path | None, 
     title = (
         f"{found['source']}: scored by {found['model']} version {found['version']}, threshold {found['threshold']:.4g}"
     )
+    title += f", by {found['thresholds_by']} where that has its own" if "thresholds_by" in found else ""
     print_scored(found, title, ("record_id", "score", "rank", "p_value", "flag", "causes"), output, setup.site.zone)
     for grouping in dict.fromkeys(row["grouping"] for row in found.get("groups", ())):
         of_grouping = [row for row in found["groups"] if row["grouping"] == grouping]

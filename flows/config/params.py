@@ -114,6 +114,7 @@ def combine(name: str, detector: DetectorParams, path: Path, contract: Contract)
     _check_record(detector, contract, path)
     _check_monitor(detector, contract, path)
     _check_entities(detector, path)
+    _check_segments(detector, contract, path)
     keys = {"entity"} if detector.train.per_entity else set()
     learnt = detector.model_dump(mode="json", include=LEARNT | keys, by_alias=True)
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
@@ -247,6 +248,26 @@ def _check_entities(detector: DetectorParams, path: Path) -> None:
             expected="scale: numeric or log_numeric columns of train.columns; and entity, beside train, a column of "
             "the contract",
             todo="correct train.per_entity, or name the entity",
+        )
+
+
+def _check_segments(detector: DetectorParams, contract: Contract, path: Path) -> None:
+    """Refuse thresholds by a column that the contract lacks, masks, or holds as images, and by the label."""
+    by, label = detector.calibrate.by, detector.ingest.labels
+    if by is None:
+        return
+    column = contract.columns.get(by)
+    bad = [f"{by} is not in the contract"] if column is None else []
+    bad += [f"{by} is an image"] if column and column.shape else []
+    bad += [f"{by} is masked by the contract"] if column and column.masked else []
+    bad += [f"{by} is the label"] if label and label.column == by else []
+    if bad:
+        raise ParamsInvalid(
+            "The detector cannot have a threshold for each segment.",
+            where=f"{path}, calibrate.by",
+            got="; ".join(bad),
+            expected="an unmasked column of the contract with few values, such as a country; not the label",
+            todo="correct calibrate.by, or the contract",
         )
 
 

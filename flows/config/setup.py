@@ -82,7 +82,8 @@ class Setup:
         columns, names = self.configured.contract.columns, self.configured.detector.reads
         types: dict[str, str] = {name: columns[name].type for name in names if name in columns}
         types |= {name: what for name, what in self.configured.detector.history.items() if name in names}
-        policy = self.configured.detector.calibrate.threshold.model_dump_json()
+        calibrate = self.configured.detector.calibrate
+        policy = (calibrate if calibrate.by else calibrate.threshold).model_dump_json()
         return {COLUMN_TYPES: json.dumps(types), THRESHOLD_POLICY: policy}
 
     def changes_since(self, version: Version) -> str:

@@ -475,7 +475,7 @@ def _keep_changed(
             "entity": pa.array(entity, pa.string()),
         }
     )
-    times = [judged.score[chosen] / max(judged.threshold, SMALLEST) for judged in pair]
+    times = [(judged.score / np.maximum(judged.threshold, SMALLEST))[chosen] for judged in pair]
     marks = [mask[chosen] for judged, alert in zip(pair, alerts, strict=True) for mask in (alert, judged.is_suppressed)]
     changed.add(kept, np.maximum(*times), truth[chosen], *times, *marks)
 

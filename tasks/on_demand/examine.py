@@ -19,6 +19,7 @@ from tasks.pages import pictures
 from tasks.policy import PURE
 from tasks.rows.columns import to_records
 from tasks.rows.images import DRAWN, draw_images
+from tasks.rows.judge import find_thresholds
 from tasks.rows.measures import Flags, Floats, measure, recall_by_kind, trace_thresholds
 from tasks.rows.params import LabelColumn
 from tasks.stores.site import Site
@@ -51,12 +52,12 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
         )
     threshold = detector.threshold
     once = ~find_repeats(encode_records(detector.encoder, test.records).numpy())
-    metrics = asdict(measure(test.scores, test.is_anomaly, threshold.value)) | {
+    metrics = asdict(measure(test.scores, test.is_anomaly, test.limits)) | {
         "threshold": threshold.value,
         "expected_false_alarm_rate": threshold.false_alarm_rate,
         "mean_score_normal": _mean(test.scores[~test.is_anomaly]),
         "mean_score_anomalous": _mean(test.scores[test.is_anomaly]),
-        "without_repeated_rows": asdict(measure(test.scores[once], test.is_anomaly[once], threshold.value)),
+        "without_repeated_rows": asdict(measure(test.scores[once], test.is_anomaly[once], test.limits[once])),
     }
     planted = plant_images(detector, test.records[:PLANTED])
     found = {kind: detector.score(records) for kind, records in planted.items()}
@@ -69,9 +70,10 @@ def examine_bundle(site: Site, rows: TrainingSet, bundle: Path, labels: LabelCol
     curve = trace_curve(site, rows, detector, test)
     curve.to_csv(site.home / "thresholds.csv", index=False)
     scores = np.concatenate([test.scores, *found.values()])
+    limits = np.append(test.limits, np.full(len(scores) - len(test.scores), threshold.value))
     is_anomaly = np.append(test.is_anomaly, np.ones(len(scores) - len(test.scores), dtype=bool))
     kinds = pd.concat([test.kinds, *(pd.Series(f"planted {k}", range(len(s))) for k, s in found.items())])
-    by_kind = recall_by_kind(scores > threshold.value, is_anomaly, kinds.reset_index(drop=True))
+    by_kind = recall_by_kind(scores > limits, is_anomaly, kinds.reset_index(drop=True))
     by_kind.to_csv(site.home / "recall_by_kind.csv", index=False)
     pictures.draw_all(site.home / "plots", detector, test.records, test.scores, test.is_anomaly, curve)
     pictures.draw_images(site.home / "plots" / "images.png", detector, test.records, test.scores)
@@ -116,10 +118,11 @@ def draw_pictures(site: Site, rows: TrainingSet, bundle: Path, folder: Path) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """The rows of a labelled set with their scores (N,), the truth (N,) and the kind of anomaly (N,)."""
+    """The rows of a labelled set: scores and thresholds (N,), the truth (N,) and the kind of anomaly (N,)."""
 
     records: Records
     scores: Floats
+    limits: Floats
     is_anomaly: Flags
     kinds: pd.Series
 
@@ -132,7 +135,8 @@ class _Judged:
         kinds = pd.Series("anomaly", index=range(len(records)))
         if labels and labels.column in table.column_names:
             kinds = table[labels.column].to_pandas()
-        return cls(records, detector.score(records), table[LABEL].to_numpy() == 1, kinds)
+        limits = find_thresholds(detector, table)
+        return cls(records, detector.score(records), limits, table[LABEL].to_numpy() == 1, kinds)
 
 
 def _mean(scores: Floats) -> float | None:

@@ -103,7 +103,7 @@ def explain_record(
     batch, row = find_record(site, record_id, day)
     version = get_scorer(site, batch, record_id)
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
-    judged = judge(detector, row, batch.threshold)
+    judged = judge(detector, row, None if detector.segments else batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))
     causes = json.loads(text)
     [(entity, record)] = rule.describe(row).itertuples(index=False)
@@ -115,7 +115,7 @@ def explain_record(
         record=json.loads(record) if record else None,
         **judged.only(),
         suppressed_by=find_suppression(site, batch, record_id),
-        threshold=batch.threshold,
+        threshold=judged.threshold.item(),
         causes=causes if causes[-1]["share"] else causes[:-1],
         model=version.name,
         model_version=version.version,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from tasks.errors import CaseMissing
+from tasks.rows.limits import name_limit
 from tasks.rows.record import RecordRule
 from tasks.stores.lake import Part, quote
 from tasks.stores.site import Site
@@ -160,19 +161,20 @@ def _read_known(site: Site, entity: str, days: Sequence[date]) -> _Known:
     return _Known({(row.batch_date, row.record_id): row for row in flagged}, published)
 
 
-def _read_scores(site: Site, known: _Known, keys: Sequence[Key]) -> dict[Key, float]:
-    """The scores of records, as far as their nights are published and their scores still in the lake."""
+def _read_scores(site: Site, known: _Known, keys: Sequence[Key]) -> dict[Key, tuple[float, float]]:
+    """Scores and thresholds of records, as far as their nights are published and their scores still in the lake."""
     asked: dict[date, list[str]] = {}
     for day, record_id in keys:
         if day in known.nights and (day, record_id) not in known.flags:
             asked.setdefault(day, []).append(record_id)
-    found: dict[Key, float] = {}
-    sql = "select record_id, score from parts join wanted using (record_id)"
+    found: dict[Key, tuple[float, float]] = {}
     for day, ids in asked.items():
         if scores := site.lake.find("scores", site.detector, day, known.nights[day][1]):
             wanted = pa.table({"record_id": pa.array(ids, pa.string())})
+            limit = name_limit(site.lake, scores.parts, known.nights[day][0])
+            sql = f"select record_id, score, {limit} as own from parts join wanted using (record_id)"  # noqa: S608
             rows = site.lake.query(sql, scores.parts, wanted=wanted)
-            found |= {(day, row["record_id"]): row["score"] for row in rows.to_pylist()}
+            found |= {(day, row["record_id"]): (row["score"], row["own"]) for row in rows.to_pylist()}
     return found
 
 
@@ -189,9 +191,11 @@ def _describe_rows(site: Site, rule: RecordRule, rows: pa.Table, known: _Known) 
     ]
 
 
-def _describe_row(site: Site, known: _Known, key: Key, score: float | None, when: datetime) -> dict[str, Any]:
+def _describe_row(
+    site: Site, known: _Known, key: Key, scored: tuple[float, float] | None, when: datetime
+) -> dict[str, Any]:
     flag = known.flags.get(key)
-    score, threshold = (flag.score, flag.threshold) if flag else (score, known.nights.get(key[0], (None,))[0])
+    score, threshold = (flag.score, flag.threshold) if flag else scored or (None, None)
     return {
         "batch_date": key[0],
         "record_id": key[1],

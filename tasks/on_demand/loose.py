@@ -5,7 +5,6 @@ score, or with the reason for which validation would quarantine it. Memory holds
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
@@ -103,7 +102,7 @@ def score_rows(
         if groups:
             good = scored["score"].is_valid()
             groups.add(rows.filter(good), scored["score"].filter(good).to_numpy())
-        yield scored
+        yield scored.select(SCHEMA.names)
 
 
 def check_rows(
@@ -157,23 +156,21 @@ def score_folds(
     """The same as FOLD_SCHEMA, each row by the detector of its day, which has not learnt from it."""
     for rows, reasons in check_rows(contract, params, arrivals, zone):
         if "event_time" not in rows.column_names:
-            yield _compare(rows, math.nan)
+            yield _compare(rows.append_column("threshold", pa.nulls(rows.num_rows, pa.float64())))
             continue
         days = batch_dates_of(rows["event_time"], zone).to_numpy()
         scored, places = [], []
         for day, detector in detectors.items():
             places.append(np.flatnonzero(days == np.datetime64(day)))
             chosen = rows.take(pa.array(places[-1])), reasons[places[-1]]
-            scored.append(_compare(_score_slice(detector, contract.masked, *chosen, causes), detector.threshold.value))
+            scored.append(_compare(_score_slice(detector, contract.masked, *chosen, causes)))
         yield pa.concat_tables(scored).take(pa.array(np.argsort(np.concatenate(places))))
 
 
-def _compare(scored: pa.Table, threshold: float) -> pa.Table:
+def _compare(scored: pa.Table) -> pa.Table:
     """Scores beside their threshold, which differs between folds; null for rows that are not scored."""
-    score = scored["score"].combine_chunks()
-    limit = pa.array(np.full(len(score), threshold), mask=score.is_null().to_numpy(zero_copy_only=False))
-    times = pc.divide(score, max(threshold, SMALLEST))
-    return scored.append_column("threshold", limit).append_column("times_threshold", times).select(FOLD_SCHEMA.names)
+    times = pc.divide(scored["score"], pc.max_element_wise(scored["threshold"], SMALLEST, skip_nulls=False))
+    return scored.append_column("times_threshold", times).select(FOLD_SCHEMA.names)
 
 
 def _read_rows(
@@ -235,7 +232,8 @@ def score_file(
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
     threshold = detector.threshold.value
-    facts |= {"threshold": threshold} | asdict(collect_scores(scored, most, output))
+    facts |= {"threshold": threshold} | ({"thresholds_by": detector.segments.column} if detector.segments else {})
+    facts |= asdict(collect_scores(scored, most, output))
     if groups:
         past = site.warehouse.read_past_groups(site.detector, threshold)
         ranked = rank_groups(combine_groups(groups.sums()), past)
@@ -276,8 +274,10 @@ def _score_slice(detector: Detector, masked: Set[str], typed: pa.Table, reasons:
     judged = judge(detector, typed.filter(pa.array(good)))
     texts = np.full(len(judged.score), None, dtype=object)
     texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(masked, causes)
-    columns = {name: _spread(values, good) for name, values in (judged.arrays() | {"causes": texts}).items()}
-    return pa.table(columns | {"record_id": typed["record_id"], "reason": reasons}, schema=SCHEMA)
+    arrays = judged.arrays() | {"causes": texts, "threshold": judged.threshold}
+    columns = {name: _spread(values, good) for name, values in arrays.items()}
+    schema = SCHEMA.append(pa.field("threshold", pa.float64()))
+    return pa.table(columns | {"record_id": typed["record_id"], "reason": reasons}, schema=schema)
 
 
 def _spread(values: npt.NDArray[Any], good: Mask) -> pa.Array:

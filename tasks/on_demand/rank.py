@@ -108,7 +108,7 @@ def rank_record(
     return Ranked(
         **judged.only(),
         band=params.name_band(judged.percentile_rank.item()),
-        threshold=judged.threshold,
+        threshold=judged.threshold.item(),
         causes=json.loads(text),
         model=version.name,
         model_version=version.version,

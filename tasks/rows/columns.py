@@ -7,6 +7,7 @@ fit rows without a slot of their own, are kept as 64-bit hashes: short, and no n
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from tasks.rows.kinds import KINDS
 from tasks.rows.params import ColumnsParams, PerEntityParams
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
+
+T = TypeVar("T", bound=np.generic)
 
 MISSING = 0  # the mark of a missing value in the fit rows
 
@@ -186,9 +189,7 @@ def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return translate(column, find_hashes)
 
 
-def translate(
-    column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[np.int64]]
-) -> npt.NDArray[np.int64]:
+def translate(column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[T]]) -> npt.NDArray[T]:
     """What `find` gives for each value's text (N,); it gets the distinct texts of a chunk, the last of them None."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
@@ -197,7 +198,7 @@ def translate(
         texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
         indices = chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
         chunks.append(find([*texts, None])[indices])
-    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+    return np.concatenate(chunks or [find([None])[:0]])
 
 
 def fits(schema: pa.Schema, columns: tuple[Column, ...]) -> bool:

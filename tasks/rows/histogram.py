@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.rows.limits import LIMIT, has_limits
 from tasks.stores.lake import Lake, Manifest
 
 BINS = 60
@@ -24,10 +25,16 @@ class Histogram:
 
 
 def count_scores(lake: Lake, scores: Manifest, threshold: float) -> Histogram | None:
-    """The histogram of a batch's scores; None if no rows were scored."""
+    """The histogram of a batch's scores; None if no rows were scored.
+
+    Where thresholds go by segment, a score is drawn as the same multiple of `threshold` as it is of its own.
+    """
     if not scores.parts:
         return None
-    height, is_flag = f"log10(greatest(score, {SMALLEST!r}))", f"score > {threshold!r}"
+    shown, limit_of_row = "score", f"{threshold!r}"
+    if has_limits(lake, scores.parts):
+        shown, limit_of_row = f"score / greatest({LIMIT}, {SMALLEST!r}) * {threshold!r}", LIMIT
+    height, is_flag = f"log10(greatest({shown}, {SMALLEST!r}))", f"score > {limit_of_row}"
     sql = f"select min({height}), max({height}), not bool_and({is_flag}), bool_or({is_flag}) from parts"  # noqa: S608
     low, high, has_usual, has_flags = lake.query(sql, scores.parts).to_pylist()[0].values()
     limit, usual = (high, BINS) if has_usual else (low, 0)

@@ -19,8 +19,9 @@ import torch
 
 from models.calibration import Floats
 from models.detector import Detector
+from models.segments import Names
 from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records
+from tasks.rows.columns import to_records, translate
 from tasks.stores.lake import Lake
 
 Mask = npt.NDArray[np.bool_]
@@ -35,7 +36,7 @@ class Judgement:
     """
 
     detector: Detector
-    threshold: float
+    threshold: Floats
     rows: pa.Table
     score: Floats
     second_stage_probability: Floats
@@ -53,7 +54,7 @@ class Judgement:
 
     @cached_property
     def is_flagged(self) -> Mask:
-        """Rows that score strictly above the threshold."""
+        """Rows that score strictly above their threshold."""
         return self.score > self.threshold
 
     @cached_property
@@ -72,6 +73,7 @@ class Judgement:
         """Take rows by a bool mask (N,)."""
         return replace(
             self,
+            threshold=self.threshold[chosen],
             rows=self.rows.filter(pa.array(chosen)),
             score=self.score[chosen],
             second_stage_probability=self.second_stage_probability[chosen],
@@ -120,11 +122,25 @@ def load_detector(lake: Lake, name: str, bundle: Path) -> Detector:
     return replace(detector, nonnegative=frozenset(never))
 
 
-def judge(detector: Detector, rows: pa.Table, threshold: float | None = None) -> Judgement:
-    """Judge rows (N,) by the detector's threshold or by the given one. Raises BatchRejected, see `to_records`."""
+def read_segments(column: pa.ChunkedArray) -> Names:
+    """The segment of each row (N,): its value as text, or None."""
+    return translate(column, lambda texts: np.array(texts, dtype=object))
+
+
+def find_thresholds(detector: Detector, rows: pa.Table) -> Floats:
+    """The threshold of each row (N,): that of its segment, or the detector's."""
+    pooled, segments = detector.threshold.value, detector.segments
+    if segments is None or not rows.num_rows:
+        return np.full(rows.num_rows, pooled)
+    own: dict[str | None, float] = {name: found.value for name, found in segments.thresholds.items()}
+    return translate(rows[segments.column], lambda texts: np.array([own.get(text, pooled) for text in texts]))
+
+
+def judge(detector: Detector, rows: pa.Table, threshold: float | Floats | None = None) -> Judgement:
+    """Judge rows (N,) by their thresholds, or by the given one or ones (N,). Raises BatchRejected, see `to_records`."""
     records, is_unseen = to_records(rows, detector.columns)
     score = detector.score(records)
-    level = detector.threshold.value if threshold is None else threshold
+    level = find_thresholds(detector, rows) if threshold is None else np.broadcast_to(threshold, score.shape)
     is_flagged = score > level
     probability = np.full(len(score), np.nan)
     probability[is_flagged], _ = detector.reduce(records[torch.from_numpy(is_flagged)])

@@ -24,8 +24,11 @@ class Metrics:
     anomalies: int
 
 
-def measure(scores: Floats, is_anomaly: Flags, threshold: float) -> Metrics:
-    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged: strictly above threshold."""
+def measure(scores: Floats, is_anomaly: Flags, threshold: float | Floats) -> Metrics:
+    """Metrics of scores (N,), higher = more anomalous, against the truth (N,); flagged: strictly above threshold.
+
+    threshold: of all, or of each (N,).
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
 
     flagged = scores > threshold

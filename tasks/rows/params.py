@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from models.params import (
+    AlarmBudgetPolicy,
     EncodeParams,
     FitParams,
     NetworkReducerParams,
@@ -310,9 +311,17 @@ class TrainParams(Section):
 
 
 class CalibrateParams(Section):
-    """The threshold policy."""
+    """The threshold policy, and the column by whose values thresholds differ."""
 
     threshold: ThresholdParams = Field(default=QuantilePolicy(), discriminator="kind")
+    by: str | None = Field(default=None, exclude_if=lambda given: given is None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "CalibrateParams":
+        if self.by is not None and not isinstance(self.threshold, QuantilePolicy | AlarmBudgetPolicy):
+            kind = self.threshold.kind
+            raise ValueError(f"by needs a threshold of kind quantile or alarm_budget: {kind} has none for a segment")
+        return self
 
 
 class GroupsParams(Section):
@@ -575,6 +584,6 @@ class DetectorParams(Section):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns that judging a record needs: those that are learnt from, and the entity if scales are its own."""
-        keys = [self.entity] if self.entity and self.train.per_entity else []
-        return tuple(dict.fromkeys([*self.train.columns.names, *keys]))
+        """The columns that judging a record needs: those learnt from, and the keys of its scales and its threshold."""
+        keys = [self.entity if self.train.per_entity else None, self.calibrate.by]
+        return tuple(dict.fromkeys([*self.train.columns.names, *(name for name in keys if name)]))

@@ -16,13 +16,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.calibration import Floats
 from models.detector import Detector
 from tasks.errors import NightjarError
 from tasks.rows.contract import Contract
 from tasks.rows.derive import History, add_columns
 from tasks.rows.duplicates import find_replaced
 from tasks.rows.history import EnrichParams
-from tasks.rows.judge import judge
+from tasks.rows.judge import find_thresholds, judge
+from tasks.rows.limits import LIMIT, name_limit
 from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
@@ -95,16 +97,17 @@ class CheckedNight:
 
     @cached_property
     def above(self) -> pd.DataFrame:
-        """Rows of the scores zone above the recorded threshold: record_id, score, percentile_rank."""
-        return self.query_scores(f"where score > '{self.batch.threshold!r}'::double")
+        """Rows of the scores zone above the recorded threshold, see `query_scores`."""
+        return self.query_scores("where score > threshold")
 
     def query_scores(self, clause: str) -> pd.DataFrame:
-        """Rows of the scores zone."""
-        scores = self.partitions["scores"]
+        """Rows of the scores zone: record_id, score, percentile_rank and threshold."""
+        scores, numbers = self.partitions["scores"], ("score", "percentile_rank", LIMIT)
         if scores is None or not scores.parts:
-            return pd.DataFrame({"record_id": pd.Series(dtype="str"), "score": [], "percentile_rank": []})
-        sql = f"select record_id, score, percentile_rank from parts {clause}"  # noqa: S608 - numbers only
-        frame: pd.DataFrame = self.site.lake.query(sql, scores.parts).to_pandas()
+            return pd.DataFrame({"record_id": pd.Series(dtype="str"), **{name: [] for name in numbers}})
+        limit = name_limit(self.site.lake, scores.parts, self.batch.threshold)
+        rows = f"select record_id, score, percentile_rank, {limit} as {LIMIT} from parts"  # noqa: S608 - numbers only
+        frame: pd.DataFrame = self.site.lake.query(f"from ({rows}) {clause}", scores.parts).to_pandas()
         return frame
 
 
@@ -226,7 +229,7 @@ def check_flags(night: CheckedNight) -> Finding:
         "with a rank that differs from the scores zone": known["score"].notna()
         & (known["percentile_rank"].astype("float32") != flags["percentile_rank"].astype("float32")),
         "from another model version": flags["model_version"] != batch.model_version,
-        "with another threshold": flags["threshold"] != batch.threshold,
+        "with another threshold": flags["threshold"] != known["threshold"].fillna(batch.threshold),
         "from another attempt": flags["attempt"] != batch.attempt,
     }
     problems = [f"{_name(flags.index[mask])} {what}" for what, mask in wrong.items() if mask.any()]
@@ -250,8 +253,9 @@ def check_scores(night: CheckedNight) -> Finding:
     detector = Detector.load(night.site.registry.fetch_bundle(version))
     chosen = sample_rows(night)
     # Another processor may score a flag just below the threshold; its second stage is compared all the same.
-    edge = detector.threshold.value - TOLERANCE * abs(detector.threshold.value)
-    again = judge_again(detector, read_landed(night, landing, chosen["record_id"]), edge)
+    rows = read_landed(night, landing, chosen["record_id"])
+    limits = find_thresholds(detector, rows)
+    again = judge_again(detector, rows, limits - TOLERANCE * np.abs(limits)).assign(limit=limits)
     lost = chosen.index.difference(again.index)
     problems = [f"{_name(lost)} not in landing"] if len(lost) else []
     if detector.threshold.value != night.batch.threshold:
@@ -261,6 +265,8 @@ def check_scores(night: CheckedNight) -> Finding:
     difference = (again["score"] - chosen["score"]).abs() / again["score"].abs().clip(lower=least)
     ranks = pd.Series(detector.rank(chosen["score"].to_numpy()).astype("float32"), chosen.index)
     wrong = {"score": ~(difference <= TOLERANCE), "rank": ranks != chosen["percentile_rank"]}
+    if detector.segments:
+        wrong["threshold"] = again["limit"] != chosen["threshold"]
     wrong |= compare_flags(detector, flags.loc[flags.index.intersection(again.index)], again)
     problems += [f"{_name(mask.index[mask])}: different {what}" for what, mask in wrong.items() if mask.any()]
     largest = f"{difference.max():.2g}" if len(difference) else "none"
@@ -311,8 +317,8 @@ def read_landed(night: CheckedNight, landing: Manifest, ids: pd.Series) -> pa.Ta
     return add_columns(rows, History(night.site, night.enrich).derive(rows)) if night.enrich else rows
 
 
-def judge_again(detector: Detector, rows: pa.Table, threshold: float) -> pd.DataFrame:
-    """Judge the rows again with a given threshold, by record_id; see `Judgement.arrays`."""
+def judge_again(detector: Detector, rows: pa.Table, threshold: float | Floats) -> pd.DataFrame:
+    """Judge the rows (N,) again with a given threshold or thresholds (N,), by record_id; see `Judgement.arrays`."""
     return pd.DataFrame(judge(detector, rows, threshold).arrays(), pd.Index(rows["record_id"].to_pylist(), dtype="str"))
 
 

@@ -115,7 +115,9 @@ def render(
     flags = make_flags("pay-1", EVIL) if flags is None else flags
     trend = lay_out_trend({DAY: 5}, {DAY: 4.0}, DAY)
     facts = {"cases": {}, "finding": None, "statistics": (), "trend": trend} | (known or {})
-    night = NightFacts(make_batch(**changes), flags, groups, **facts)
+    batch = make_batch(**changes)
+    flags = flags if "threshold" in flags else flags.assign(threshold=batch.threshold)
+    night = NightFacts(batch, flags, groups, **facts)
     return render_report(night, histogram, make_validation(), VERSION, params, BERLIN, sketch)
 
 
@@ -402,6 +404,12 @@ def test_groups_are_shown_worst_first_and_only_where_there_are_any():
     assert "1,234" in page
     assert "none yet" in render(groups=groups.head(1)) and "No threshold yet" in page
     assert "Groups" not in render()
+
+
+def test_a_flag_is_compared_with_the_threshold_of_its_segment():
+    page = render(make_flags("pay-1", "pay-2").assign(threshold=[5.0, 2.5]))
+    assert "<i>2.0 " in page and "<i>1.2 " in page
+    assert "pooled: some segments have their own" in page and "pooled" not in render()
 
 
 def test_a_threshold_of_zero_is_shown_as_any_other():

@@ -274,3 +274,41 @@ def test_the_entity_counts_in_the_hash_and_is_read_only_where_scales_are_its_own
     assert len({plain.params_hash, scaled.params_hash, other.params_hash}) == 3
     assert scaled.detector.reads == (*plain.detector.reads, "customer")
     assert other.detector.reads == plain.detector.reads  # it is learnt from anyway
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "words"),
+    [
+        ({"by": "region"}, ["region is not in the contract"]),
+        ({"by": "photo"}, ["photo is an image"]),
+        ({"by": "customer"}, ["customer is masked"]),
+        ({"by": "fraud"}, ["fraud is the label"]),
+        ({"by": "shop", "threshold": {"kind": "fixed", "value": 1.0}}, ["by needs", "fixed has none"]),
+        ({"by": "shop", "threshold": {"kind": "best_f_beta"}}, ["quantile or alarm_budget", "best_f_beta has none"]),
+    ],
+)
+def test_thresholds_by_segment_need_a_column_with_values_to_show_and_a_policy_that_fits(
+    folder: Path, calibrate: dict[str, object], words: list[str]
+) -> None:
+    photo = {"photo": {"type": "image", "shape": [2, 2]}}
+    contract = CONTRACT | {"columns": CONTRACT["columns"] | photo}
+    (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump(contract))
+    write(folder, {"detectors": {"orders": PARAMS | {"calibrate": calibrate}}})
+    message = refuse(folder)
+    assert all(word in message for word in ["calibrate", *words])
+
+
+def test_segments_change_the_threshold_policy_but_not_what_is_learnt(folder: Path) -> None:
+    contract = CONTRACT | {"columns": CONTRACT["columns"] | {"kind": {"type": "text"}}}
+    (folder / "contracts" / "orders.yaml").write_text(yaml.safe_dump(contract))
+
+    def find(calibrate: dict[str, object]) -> tuple[str, str, tuple[str, ...]]:
+        write(folder, {"detectors": {"orders": PARAMS | {"calibrate": calibrate}}})
+        setup = load_setup("orders", Settings(project=folder))
+        return setup.configured.params_hash, setup.tags["threshold_policy"], setup.configured.detector.reads
+
+    params, policy, reads = find({})
+    again, by_shop, shop = find({"by": "shop"})
+    _, by_kind, kind = find({"by": "kind"})
+    assert params == again and reads == shop and kind == (*reads, "kind")
+    assert len({policy, by_shop, by_kind}) == 3 and '"by":"shop"' in by_shop and "by" not in policy

@@ -42,3 +42,14 @@ def test_the_counts_agree_with_numpy(site, threshold):
 
 def test_a_batch_without_scores_has_no_histogram(site):
     assert count_scores(site.lake, put_scores(site), 1.0) is None
+
+
+def test_rows_with_thresholds_of_their_own_are_drawn_as_multiples_of_these(site):
+    scores, limits = np.array([0.5, 3.0, 3.0, 9.0]), np.array([1.0, 1.0, 4.0, 4.0])
+    partition = site.lake.write("scores", "toy", DAY)
+    with partition.part("part-0") as part:
+        part.append(pa.table({"score": scores, "threshold": limits}))
+    found = count_scores(site.lake, partition.commit({}), 2.0)
+    assert sum(found.counts[: found.usual]) == 2 and sum(found.counts[found.usual :]) == 2
+    assert found.edges[found.usual] == pytest.approx(2.0)
+    assert (found.edges[0], found.edges[-1]) == pytest.approx((1.0, 6.0))

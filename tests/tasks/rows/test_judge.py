@@ -1,7 +1,10 @@
-"""The six paths that judge rows agree on one record in every field, whatever the second stage makes of it."""
+"""The six paths that judge rows agree on one record in every field, whatever the second stage makes of it.
+
+So they do where scales and thresholds are those of the record's customer and shop.
+"""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,17 +14,22 @@ import pyarrow as pa
 import pytest
 from steps import TONIGHT, NightSteps, TrainingSteps, load, migrate
 from tiny import COLUMNS, add_reducer, make_tiny_detector
-from toy import CUTOFF, make_project, make_rows
+from toy import CUTOFF, PARAMS, make_project, make_rows
 
 from flows.config.setup import Setup
 from models.detector import Detector
 from models.records import Records
+from models.segments import Segments
+from tasks.evaluate import evaluate_nights
 from tasks.on_demand.explain import explain_record
 from tasks.on_demand.loose import score_file
 from tasks.on_demand.rank import rank_by_champion
 from tasks.register import register_bundle
+from tasks.review import sample_below
 from tasks.rows.columns import to_records
-from tasks.rows.judge import Judgement, judge, load_detector
+from tasks.rows.histogram import count_scores
+from tasks.rows.judge import Judgement, find_thresholds, judge, load_detector
+from tasks.rows.measures import measure
 from tasks.rows.params import RetentionParams
 from tasks.serving import ServedDetector
 from tasks.stores import registry
@@ -32,9 +40,15 @@ FRAUD, ORDINARY = f"{TONIGHT:%m%d}-0299", f"{TONIGHT:%m%d}-0000"
 NOW = datetime(2026, 4, 4, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "by customer and shop"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     project = make_project(tmp_path_factory.mktemp("judge") / "project")
+    if request.param:
+        project.change("contracts/orders.yaml", "columns", "customer", value={"type": "text"})
+        project.change("params.yaml", "detectors", "orders", "entity", value="customer")
+        train = PARAMS["train"] | {"per_entity": {"scale": ["spend"], "minimum": 3}}
+        project.change("params.yaml", "detectors", "orders", "train", value=train)
+        project.change("params.yaml", "detectors", "orders", "calibrate", value={"by": "shop"})
     setup = load(project.folder)
     migrate(setup)
     TrainingSteps(setup).run_all()
@@ -85,7 +99,7 @@ def ask_for_a_loose_file(setup: Setup, record: str) -> dict[str, Any]:
 
 
 def ask_to_rank(setup: Setup, record: str) -> dict[str, Any]:
-    values = {name: str(read_row(record)[name]) for name in ("items", "spend", "shop")}
+    values = {name: str(read_row(record)[name]) for name in ("items", "spend", "shop", "customer")}
     params = setup.configured.detector.score
     return asdict(rank_by_champion(setup.site, setup.configured.contract, values, params))
 
@@ -95,7 +109,7 @@ def ask_to_explain(setup: Setup, record: str) -> dict[str, Any]:
 
 
 def ask_over_http(detector: Detector, record: str) -> dict[str, Any]:
-    values = {name: read_row(record)[name] for name in ("items", "spend", "shop")}
+    values = {name: read_row(record)[name] for name in ("items", "spend", "shop", "customer")}
     body = json.dumps({"dataframe_records": [values]}, default=float).encode()
     answer = ServedDetector(detector).respond(body, "application/json")
     assert answer.status == 200
@@ -110,7 +124,7 @@ def ask_to_verify(setup: Setup, detector: Detector, record: str) -> dict[str, An
     assert {check.result for check in checks} == {"ok"}
     published = CheckedNight(site, contract, site.warehouse.get_nights("orders", TONIGHT)[0], 1000, 7)
     rows = read_landed(published, site.lake.get("landing", "orders", TONIGHT), pd.Series([record]))
-    found = judge_again(detector, rows, published.batch.threshold).loc[record].to_dict()
+    found = judge_again(detector, rows, find_thresholds(detector, rows)).loc[record].to_dict()
     return found | {"second_stage_probability": none_if_missing(found["second_stage_probability"])}
 
 
@@ -145,8 +159,34 @@ def test_six_paths_say_the_same_of_one_record(night: tuple[Setup, Detector], rec
     for who, answer in answers.items():
         assert {name: answer[name] for name in FIELDS} == {name: ranked[name] for name in FIELDS}, who
     assert answers["explain"]["causes"] == [cause for cause in ranked["causes"] if cause["share"]]
+    thresholds = {answers[who]["threshold"] for who in ("rank", "explain", "night") if "threshold" in answers[who]}
+    segments = detector.segments
+    own = segments.thresholds[read_row(record)["shop"]] if segments else detector.threshold
+    assert thresholds == {own.value} and (own == detector.threshold) == (segments is None)
     if record == FRAUD:
         assert answers["night"]["causes"] == answers["loose file"]["causes"] == ranked["causes"]
+
+
+def test_what_follows_a_night_goes_by_the_thresholds_that_applied(night: tuple[Setup, Detector]) -> None:
+    setup, detector = night
+    site, lake = setup.site, setup.site.lake
+    [batch], flags = site.warehouse.get_nights("orders", TONIGHT), site.warehouse.read_flags("orders", TONIGHT)
+    validated, scores = lake.get("validated", "orders", TONIGHT), lake.get("scores", "orders", TONIGHT, batch.scores)
+    rows = pa.concat_tables(table for part in validated.parts for table in lake.slices(part))
+    limits = pd.Series(find_thresholds(detector, rows), rows["record_id"].to_pylist())
+    found = lake.query("select record_id, score from parts", scores.parts).to_pandas().set_index("record_id")["score"]
+    is_flag = found > limits[found.index]
+    assert batch.threshold == detector.threshold.value and batch.flagged == is_flag.sum() > 0
+    assert (limits.nunique() > 1) == (detector.segments is not None)
+    assert flags["threshold"].tolist() == limits[flags["record_id"]].tolist()
+    below, number = sample_below(lake, scores, batch.threshold, 1000)
+    assert set(below["record_id"]) == set(found.index[~is_flag]) and number == len(below)
+    histogram = count_scores(lake, scores, batch.threshold)
+    assert sum(histogram.counts[histogram.usual :]) == batch.flagged
+    evaluation = evaluate_nights(site, setup.ingest_params, [TONIGHT], NOW)
+    truth = site.warehouse.read_labels("orders", NOW, found.index).set_index("record_id")["label"]
+    is_fraud = np.asarray(found.index.map(truth) == 1)
+    assert evaluation.metrics == measure((found - limits[found.index]).to_numpy(), is_fraud, 0.0)
 
 
 def test_no_negative_value_is_expected_of_a_column_that_has_none_in_the_fit_rows(trained: Setup) -> None:
@@ -158,7 +198,7 @@ def test_no_negative_value_is_expected_of_a_column_that_has_none_in_the_fit_rows
     clean = site.lake.get("clean", "orders", CUTOFF)
     [fit] = [part for part in clean.parts if part.source == "fit"]
     assert site.lake.lowest(fit)["spend"] == min(table["spend"].to_numpy().min() for table in site.lake.slices(fit))
-    low = pa.table({"items": [-40, 3], "spend": [-900.0, 30.0], "shop": ["north", "south"]})
+    low = pa.table({"items": [-40, 3], "spend": [-900.0, 30.0], "shop": ["north", "south"], "customer": ["?", None]})
     records, _ = to_records(low, detector.columns)
     shown, before = detector.explain(records), plain.explain(records)
     assert before.expected[0, :2].min() < 0
@@ -238,3 +278,20 @@ def test_a_recorded_threshold_decides_what_is_a_flag() -> None:
 def test_no_rows_are_judged_to_nothing() -> None:
     judged: Judgement = judge(add_reducer(make_tiny_detector(), 0.0), make_table(0, 0))
     assert {len(array) for array in judged.arrays().values()} == {0}
+
+
+def test_a_row_has_the_threshold_of_its_segment_and_without_one_the_pooled_one() -> None:
+    detector, table = make_tiny_detector(), make_table(60, 5)
+    thresholds = {"DE": replace(detector.threshold, value=-1.0), "FR": replace(detector.threshold, value=1e9)}
+    calibration = replace(detector.calibration, segments=Segments("country", thresholds))
+    judged = judge(replace(detector, calibration=calibration), table)
+    country = np.array(table["country"].to_pylist())
+    pooled = judge(detector, table)
+    assert np.array_equal(
+        judged.threshold, np.select([country == "DE", country == "FR"], [-1.0, 1e9], pooled.threshold)
+    )
+    assert judged.is_flagged[country == "DE"].all() and not judged.is_flagged[country == "FR"].any()
+    assert np.array_equal(judged.is_flagged[country == "XX"], pooled.is_flagged[country == "XX"])
+    assert np.array_equal(judged.percentile_rank, pooled.percentile_rank)
+    missing = table.set_column(1, "country", pa.nulls(60, pa.string()))
+    assert set(judge(judged.detector, missing).threshold) == {detector.threshold.value}
