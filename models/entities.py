@@ -6,13 +6,13 @@ entity. Out: the same numbers as deviations from the entity's own location, in i
 Location: the median of an entity's n fit rows. Spread: their median absolute deviation, consistent with a normal one
 (Rousseeuw & Croux 1993, doi:10.1080/01621459.1993.10476408), or, where that is 0, the mean absolute one (Iglewicz &
 Hoaglin 1993). A short history says little, so both are drawn towards those of all rows (credibility: Bühlmann 1967,
-doi:10.1017/S0515036100008989). With S the spread of all rows and W the usual one within an entity:
+doi:10.1017/S0515036100008989). With W the usual spread within an entity, and B that of the locations of entities:
 
-    own location counts for Z = n / (n + k), k = W^2 / (S^2 - W^2), at most minimum
-    own spread counts for Y = n / (n + minimum): spread^2 = Y own^2 + (1 - Y) W^2 + (1 - Z) (S^2 - W^2)
+    own location counts for Z = n / (n + k), k = W^2 / B^2, at most minimum; the median of all rows for the rest
+    own spread counts for Y = n / (n + minimum): spread^2 = Y own^2 + (1 - Y) W^2 + (1 - Z) B^2
 
-so an unknown entity has location and spread of all rows. Where entities differ much, k is small: few rows show where
-one of them lies. The last term is what is not known of that.
+Where entities differ much, k is small: few rows show where one of them lies. The last term is what is not known of
+that; an unknown entity has it whole.
 """
 
 import math
@@ -32,7 +32,7 @@ class EntityScales(nn.Module):
     """Location and spread of all rows, and relative to them those of each entity, found by its hash.
 
     hashes: int64 (E,), sorted. location, spread: float64 (K,). shifts, ratios: float32 (E + 1, K), in spreads of all
-    rows; the last row, 0 and 1, is for entities that are unknown or missing. About 8 + 8 K bytes per entity.
+    rows; the last row is for entities that are unknown or missing. 8 + 8 K bytes per entity.
     """
 
     hashes: Tensor
@@ -64,13 +64,15 @@ class EntityScales(nn.Module):
             _, location, spread = (float(found) for found in measure_groups(values, everyone, 1))
             spread = spread if spread > 0 else 1.0
             n, own_location, own_spread = measure_groups((values[known] - location) / spread, groups, len(hashes))
-            most, within = float(minimum[column]), _find_usual(own_spread, n) ** 2
-            k = within / (1 - within) if within * (most + 1) < most else most
+            within, between = _split_variance(n, own_location, own_spread)
+            most = float(minimum[column])
+            k = within / between if within < most * between else most
             z, y = n / (n + k).clamp(min=1), n / (n + most)  # 0 without rows
-            squared = y * own_spread.square() + (1 - y) * within + (1 - z) * (1 - within)
+            squared = y * own_spread.square() + (1 - y) * within + (1 - z) * between
+            squared = torch.cat([squared, squared.new_tensor([within + between])])
             self.location[column], self.spread[column] = location, spread
             self.shifts[:-1, column] = z * own_location
-            self.ratios[:-1, column] = squared.sqrt().clamp(SPREAD_FLOOR * (math.sqrt(within) or 1), SPREAD_LIMIT)
+            self.ratios[:, column] = squared.sqrt().clamp(SPREAD_FLOOR * (math.sqrt(within) or 1), SPREAD_LIMIT)
 
     def find(self, entities: Tensor) -> Tensor:
         """The place of each entity (N,) in shifts and ratios: the last one if it is unknown or missing."""
@@ -107,14 +109,20 @@ def measure_groups(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor,
     return n.double(), median, torch.where(spread > 0, spread, FROM_MEAN * mean)
 
 
-def _find_usual(spreads: Tensor, n: Tensor) -> float:
-    """The median of the spreads (E,), each as often as its entity has rows; 1 if none has at least LEAST of them."""
+def _split_variance(n: Tensor, locations: Tensor, spreads: Tensor) -> tuple[float, float]:
+    """The variances W^2 and B^2 from entities of at least LEAST rows, weighted by these; 1 and 0 if there are none.
+
+    W is the median of their spreads. B^2 is what the mean square of their locations exceeds the chance of medians by.
+    """
     is_long = n >= LEAST
     if not is_long.any():
-        return 1.0
+        return 1.0, 0.0
+    n, locations = n[is_long], locations[is_long]
     ordered, order = spreads[is_long].sort()
-    rows = n[is_long][order].cumsum(0)
-    return float(ordered[torch.searchsorted(rows, rows[-1] / 2)])
+    rows = n[order].cumsum(0)
+    within = float(ordered[torch.searchsorted(rows, rows[-1] / 2)]) ** 2
+    by_chance = math.pi / 2 * within * len(n)  # a normal median of n has the variance pi / 2 W^2 / n
+    return within, max(0.0, (float((n * locations.square()).sum()) - by_chance) / float(n.sum()))
 
 
 def _take_medians(values: Tensor, groups: Tensor, n: Tensor) -> Tensor:

@@ -51,11 +51,14 @@ def measure_by_hand(values: pd.Series) -> tuple[float, float]:
     return median, 1.4826 * far.quantile(0.5, interpolation="lower") or np.sqrt(np.pi / 2) * far.mean()
 
 
-def find_usual_by_hand(values: pd.Series, entities: np.ndarray) -> float:
-    """The median over rows of the spread of their entity, among entities of at least five rows."""
+def split_by_hand(values: pd.Series, entities: np.ndarray, location: float) -> tuple[float, float]:
+    """The variance within entities and that between them, from those of at least five rows."""
     groups = [own.dropna() for entity, own in values.groupby(entities) if entity != NO_ENTITY]
-    spreads = [np.repeat(measure_by_hand(own)[1], len(own)) for own in groups if len(own) >= 5]
-    return float(np.quantile(np.concatenate(spreads), 0.5, method="inverted_cdf"))
+    long = [(len(own), *measure_by_hand(own)) for own in groups if len(own) >= 5]
+    spreads = np.concatenate([np.repeat(spread, n) for n, _, spread in long])
+    within = float(np.quantile(spreads, 0.5, method="inverted_cdf")) ** 2
+    squares = sum(n * ((own - location) ** 2 - np.pi / 2 * within / n) for n, own, _ in long)
+    return within, max(0.0, squares / sum(n for n, *_ in long))
 
 
 def test_location_and_spread_of_each_entity_are_those_of_pandas_drawn_towards_those_of_all_rows() -> None:
@@ -68,8 +71,8 @@ def test_location_and_spread_of_each_entity_are_those_of_pandas_drawn_towards_th
     for column, values in enumerate(numbers):
         location, spread = measure_by_hand(pd.Series(values).dropna())
         assert np.isclose(float(scales.location[column]), location) and np.isclose(float(scales.spread[column]), spread)
-        within = find_usual_by_hand(pd.Series(values), entities)
-        k = min(MINIMUM, within**2 / (spread**2 - within**2)) if within < spread else MINIMUM
+        within, between = split_by_hand(pd.Series(values), entities, location)
+        k = min(MINIMUM, within / between) if between else MINIMUM
         for entity, own in pd.Series(values).groupby(entities):
             place = int(places[np.flatnonzero(entities == entity)[0]])
             n = own.count() if entity != NO_ENTITY else 0
@@ -77,16 +80,16 @@ def test_location_and_spread_of_each_entity_are_those_of_pandas_drawn_towards_th
             own_location, own_spread = measure_by_hand(own.dropna())
             expected = z * own_location + (1 - z) * location
             assert np.isclose(location + spread * float(scales.shifts[place, column]), expected, atol=1e-6)
-            between = spread**2 - within**2
-            expected = np.sqrt(y * own_spread**2 + (1 - y) * within**2 + (1 - z) * between)
+            expected = np.sqrt(y * own_spread**2 + (1 - y) * within + (1 - z) * between)
             assert np.isclose(spread * float(scales.ratios[place, column]), expected)
 
 
 def test_an_unknown_entity_and_a_missing_one_have_the_scale_of_all_rows() -> None:
-    scales = fit_scales(np.array([[1.0, 2.0, 3.0, 40.0]]), np.array([5, 5, 7, NO_ENTITY]))
-    expected = (10.0 - float(scales.location)) / float(scales.spread)
+    numbers, entities = np.array([[1.0, 2.0, 3.0, 40.0]]), np.array([5, 5, 7, NO_ENTITY])
+    scales = fit_scales(numbers, entities)
+    expected = (10.0 - 2.0) / (1.4826 * 1.0)  # lower medians
     found = scales.scale(torch.full((1, 4), 10.0, dtype=torch.float64), torch.tensor([NO_ENTITY, 6, -9, 8]))
-    assert found.tolist() == [[expected] * 4]
+    assert found[0].tolist() == pytest.approx([expected] * 4)
     assert float(scales.scale(torch.full((1, 1), 10.0).double(), torch.tensor([5]))) != expected
 
 
