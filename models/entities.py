@@ -59,10 +59,8 @@ class EntityScales(nn.Module):
         hashes, groups = torch.unique(entities[known], return_inverse=True)  # sorted
         self.make_room(len(hashes))
         self.hashes.copy_(hashes)
-        everyone = torch.zeros(numbers.shape[1], dtype=torch.int64)
         for column, values in enumerate(numbers):
-            _, location, spread = (float(found) for found in measure_groups(values, everyone, 1))
-            spread = spread if spread > 0 else 1.0
+            location, spread = _measure_all(values)
             n, own_location, own_spread = measure_groups((values[known] - location) / spread, groups, len(hashes))
             within, between = _split_variance(n, own_location, own_spread)
             most = float(minimum[column])
@@ -107,6 +105,14 @@ def measure_groups(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor,
     spread = FROM_MEDIAN * _take_medians(deviations, groups, n)
     mean = deviations.new_zeros(number).index_add_(0, groups, deviations / n[groups])
     return n.double(), median, torch.where(spread > 0, spread, FROM_MEAN * mean)
+
+
+def _measure_all(values: Tensor) -> tuple[float, float]:
+    """Median and spread of values (N,), without NaN; 0 and 1 if there are none or all are equal."""
+    location = values.nanmedian().nan_to_num()
+    deviations = (values - location).abs_()
+    spread = FROM_MEDIAN * float(deviations.nanmedian()) or FROM_MEAN * float(deviations.nanmean())
+    return float(location), spread if 0 < spread < math.inf else 1.0
 
 
 def _split_variance(n: Tensor, locations: Tensor, spreads: Tensor) -> tuple[float, float]:
