@@ -33,13 +33,13 @@ from tasks.rows.params import PerEntityParams
 from tasks.sources import payments
 
 PROJECT = Path(__file__).resolve().parents[1]
-TEST_DAYS, SHARE, FACTOR, WHOM, WHERE = 7, 0.1, 20.0, "card_id", "country"
+TEST_DAYS, SHARE, WHOM, WHERE = 7, 0.1, "card_id", "country"
 MONEY = ("amount", "spend_1h", "spend_24h")
 SETS = ("fit", "stopping", "calibration", "test")
 Floats = npt.NDArray[np.float64]
 
 
-def simulate(configured: Configured, seed: int) -> dict[str, pd.DataFrame]:
+def simulate(configured: Configured, seed: int, factor: float) -> dict[str, pd.DataFrame]:
     """The sets of one seed with the planted cards; kind is "" for honest payments, decile that of the card."""
     detector = configured.detector
     source = detector.ingest.source.model_copy(update={"seed": seed})
@@ -58,16 +58,16 @@ def simulate(configured: Configured, seed: int) -> dict[str, pd.DataFrame]:
     # Drop what validation quarantines or excludes.
     rows = rows[np.isfinite(rows["amount"]) & (rows["amount"] > 0) & rows["country"].notna()]
     rows = rows[rows["event_time"].notna()].drop_duplicates("payment_id").drop(columns="wallet", errors="ignore")
-    rows = plant_levels(rows.sort_values("event_time", ignore_index=True), seed)
+    rows = plant_levels(rows.sort_values("event_time", ignore_index=True), seed, factor)
     found = {name: own.drop(columns="set") for name, own in rows.groupby("set") if name in SETS}
     return {name: own if name == "test" else own[own["kind"] == ""] for name, own in found.items()}
 
 
-def plant_levels(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+def plant_levels(rows: pd.DataFrame, seed: int, most: float) -> pd.DataFrame:
     """Make small and heavy accounts of the honest payments of some cards, and add their money up again."""
     cards = np.sort(rows[WHOM].unique())
     draw = np.random.default_rng(seed).random(len(cards))
-    factors = pd.Series(np.select([draw < SHARE, draw > 1 - SHARE], [1 / FACTOR, FACTOR], 1.0), cards)
+    factors = pd.Series(np.select([draw < SHARE, draw > 1 - SHARE], [1 / most, most], 1.0), cards)
     factor = rows[WHOM].map(factors).to_numpy()
     amount = np.where(rows["kind"] == "", rows["amount"] * factor, rows["amount"]).round(2).clip(min=0.01)
     rows = rows.assign(amount=amount, amount_to_mean=rows["amount_to_mean"] * amount / rows["amount"] / factor)
@@ -165,13 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], help="simulations")
     parser.add_argument("--minimums", type=int, nargs="+", default=[30, 5], help="train.per_entity.minimum")
+    parser.add_argument("--factor", type=float, default=20.0, help="of the planted accounts; 1 plants none")
     parser.add_argument("--with-means", action="store_true", help="keep the feed's column amount_to_mean")
     options = parser.parse_args()
     torch.set_num_threads(1)
     configured = load_detector(PROJECT, "payments")
     results: dict[str, list[dict[str, dict[str, float]]]] = {}
     for seed in options.seeds:
-        frames = simulate(configured, seed)
+        frames = simulate(configured, seed, options.factor)
         tables = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in frames.items()}
         for name, scales, by in list_variants(options.minimums):
             detector = fit(configured, tables, scales, by, options.with_means)

@@ -8,7 +8,8 @@ import torch
 from models.columns import Column
 from models.detector import Detector, ModelParams, fit_detector
 from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy, ResidualParams
-from tasks.calibrate import calibrate_bundle, describe_threshold
+from models.segments import fit_segments
+from tasks.calibrate import SHOWN_SEGMENTS, calibrate_bundle, describe_threshold, list_segments
 from tasks.filter import prepare_rows
 from tasks.rows.columns import to_records
 from tasks.rows.params import CalibrateParams, FilterParams, LeadingFraction
@@ -68,3 +69,11 @@ def test_the_rate_of_a_fixed_threshold_does_not_count_suspects_but_its_interval_
     _, _, unlabelled = calibrate(False, FixedPolicy(value=1.0))
     assert unlabelled.trimmed > 0
     assert unlabelled.false_alarm_rate < labelled.false_alarm_rate <= unlabelled.interval_high
+
+
+def test_the_segments_with_the_most_rows_are_listed_with_their_thresholds():
+    names = np.array([f"a|{n:02}" for n in range(25) for _ in range(200 + n)], dtype=object)
+    segments = fit_segments(np.arange(len(names), dtype=float), "country", names, QuantilePolicy())
+    text = list_segments(segments)
+    assert text.count("| 224 |") == 1 and "a\\|24" in text and "| 200 |" not in text
+    assert text.count("\n| a") == SHOWN_SEGMENTS and "and 5 more" in text
