@@ -8,11 +8,12 @@ Location: the median of an entity's n fit rows. Spread: their median absolute de
 Hoaglin 1993). A short history says little, so both are drawn towards those of all rows (credibility: Bühlmann 1967,
 doi:10.1017/S0515036100008989). With W the usual spread within an entity, and B that of the locations of entities:
 
-    own location counts for Z = n / (n + k), k = W^2 / B^2, at most minimum; the median of all rows for the rest
-    own spread counts for Y = n / (n + minimum): spread^2 = Y own^2 + (1 - Y) W^2 + (1 - Z) B^2
+    own location counts for Z = n / (n + k), the median of all rows for the rest
+    own spread counts for Y = n / (n + c): spread^2 = Y own^2 + (1 - Y) W^2 + (1 - Z) B^2
 
-Where entities differ much, k is small: few rows show where one of them lies. The last term is what is not known of
-that; an unknown entity has it whole.
+k, c and B come from how far the earlier half of a history agrees with its later one. Where entities differ much, k is
+small: few rows show where one of them lies. Where they are alike, k is large, and all have the same scale. c is at
+least `minimum`. The last term is what is not known of a location; an unknown entity has it whole.
 """
 
 import math
@@ -24,7 +25,8 @@ NO_ENTITY = 0  # in place of a hash; also of padding
 # A spread counts as at least this share of the usual one within an entity: where all its values were equal, its first
 # small change would otherwise be a huge deviation.
 SPREAD_FLOOR, SPREAD_LIMIT = 0.1, 1e6
-LEAST = 5  # rows of the entities that show the usual spread within one
+LEAST = 5  # rows in a half of the histories that show how much entities differ
+SMALLEST = 1e-3  # spread whose logarithm is taken
 FROM_MEDIAN, FROM_MEAN = 1.4826, math.sqrt(math.pi / 2)  # from absolute deviations to a normal standard deviation
 
 
@@ -62,10 +64,14 @@ class EntityScales(nn.Module):
         for column, values in enumerate(numbers):
             location, spread = _measure_all(values)
             n, own_location, own_spread = measure_groups((values[known] - location) / spread, groups, len(hashes))
-            within, between = _split_variance(n, own_location, own_spread)
-            most = float(minimum[column])
-            k = within / between if within < most * between else most
-            z, y = n / (n + k).clamp(min=1), n / (n + most)  # 0 without rows
+            within, between, k, least = 1.0, 0.0, float(minimum[column]), float(minimum[column])
+            if (is_long := n >= 2 * LEAST).any():
+                halves = _measure_halves((values[known] - location) / spread, groups, len(hashes))
+                locations, spreads = (found[is_long] for found in halves)
+                within = _find_usual(n[is_long], own_spread[is_long]) ** 2
+                between, k = _compare_halves(n[is_long], locations)
+                least = max(least, _compare_halves(n[is_long], spreads.clamp(min=SMALLEST).log())[1])
+            z, y = n / (n + k).clamp(min=1), n / (n + least)  # 0 without rows
             squared = y * own_spread.square() + (1 - y) * within + (1 - z) * between
             squared = torch.cat([squared, squared.new_tensor([within + between])])
             self.location[column], self.spread[column] = location, spread
@@ -115,20 +121,39 @@ def _measure_all(values: Tensor) -> tuple[float, float]:
     return float(location), spread if 0 < spread < math.inf else 1.0
 
 
-def _split_variance(n: Tensor, locations: Tensor, spreads: Tensor) -> tuple[float, float]:
-    """The variances W^2 and B^2 from entities of at least LEAST rows, weighted by these; 1 and 0 if there are none.
+def _measure_halves(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Locations and spreads, (number, 2), of the earlier and the later half of each group's values, without NaN."""
+    is_there = ~values.isnan()
+    values, groups = values[is_there], groups[is_there]
+    n = torch.bincount(groups, minlength=number)
+    order = groups.argsort(stable=True)
+    owner = groups[order]
+    place = torch.arange(len(order)) - (n.cumsum(0) - n)[owner]
+    halves = torch.empty_like(groups)
+    halves[order] = 2 * owner + (2 * place >= n[owner])
+    _, locations, spreads = measure_groups(values, halves, 2 * number)
+    return locations.view(-1, 2), spreads.view(-1, 2)
 
-    W is the median of their spreads. B^2 is what the mean square of their locations exceeds the chance of medians by.
-    """
-    is_long = n >= LEAST
-    if not is_long.any():
-        return 1.0, 0.0
-    n, locations = n[is_long], locations[is_long]
-    ordered, order = spreads[is_long].sort()
+
+def _find_usual(n: Tensor, spreads: Tensor) -> float:
+    """The median of the spreads (E,), each as often as its entity has rows."""
+    ordered, order = spreads.sort()
     rows = n[order].cumsum(0)
-    within = float(ordered[torch.searchsorted(rows, rows[-1] / 2)]) ** 2
-    by_chance = math.pi / 2 * within * len(n)  # a normal median of n has the variance pi / 2 W^2 / n
-    return within, max(0.0, (float((n * locations.square()).sum()) - by_chance) / float(n.sum()))
+    return float(ordered[torch.searchsorted(rows, rows[-1] / 2)])
+
+
+def _compare_halves(n: Tensor, halves: Tensor) -> tuple[float, float]:
+    """The variance of entities in what both halves of their histories show, float64 (E, 2), and the constant k.
+
+    What the halves have in common is the entity's own: their covariance. The rest of their variance is chance, so n
+    rows show n / (n + k) of an entity. Weighted by the rows n (E,); k is infinite if nothing is in common.
+    """
+    weight = n[:, None] / n.sum()
+    offsets = halves - (weight * halves).sum(dim=0)
+    own = float((weight * offsets).T[0] @ offsets[:, 1])
+    whole = float((weight * offsets.square()).sum()) / 2
+    rows = float(n.mean()) / 2  # of a half
+    return max(own, 0.0), rows * max(whole - own, 0.0) / own if own > 0 else math.inf
 
 
 def _take_medians(values: Tensor, groups: Tensor, n: Tensor) -> Tensor:

@@ -51,14 +51,25 @@ def measure_by_hand(values: pd.Series) -> tuple[float, float]:
     return median, 1.4826 * far.quantile(0.5, interpolation="lower") or np.sqrt(np.pi / 2) * far.mean()
 
 
-def split_by_hand(values: pd.Series, entities: np.ndarray, location: float) -> tuple[float, float]:
-    """The variance within entities and that between them, from those of at least five rows."""
+def compare_by_hand(n: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The variance that two halves have in common, and the rows that show as much of an entity as is its own."""
+    found = np.cov(np.stack([first, second]), aweights=n, ddof=0)
+    own, whole = found[0, 1], np.trace(found) / 2
+    return max(own, 0.0), n.mean() / 2 * max(whole - own, 0.0) / own if own > 0 else np.inf
+
+
+def weigh_by_hand(values: pd.Series, entities: np.ndarray, spread: float) -> tuple[float, float, float, float]:
+    """The variances within entities and between them, k, and c, from those of at least ten rows."""
     groups = [own.dropna() for entity, own in values.groupby(entities) if entity != NO_ENTITY]
-    long = [(len(own), *measure_by_hand(own)) for own in groups if len(own) >= 5]
-    spreads = np.concatenate([np.repeat(spread, n) for n, _, spread in long])
+    long = [own for own in groups if len(own) >= 10]
+    n = np.array([len(own) for own in long])
+    spreads = np.concatenate([np.repeat(measure_by_hand(own)[1], len(own)) for own in long])
     within = float(np.quantile(spreads, 0.5, method="inverted_cdf")) ** 2
-    squares = sum(n * ((own - location) ** 2 - np.pi / 2 * within / n) for n, own, _ in long)
-    return within, max(0.0, squares / sum(n for n, *_ in long))
+    cut = [(own.iloc[: -(-len(own) // 2)], own.iloc[-(-len(own) // 2) :]) for own in long]
+    first, second = (np.array([measure_by_hand(pair[half]) for pair in cut]) for half in (0, 1))
+    between, k = compare_by_hand(n, first[:, 0], second[:, 0])
+    logs = (np.log(np.maximum(half[:, 1] / spread, 1e-3)) for half in (first, second))
+    return within, between, k, max(MINIMUM, compare_by_hand(n, *logs)[1])
 
 
 def test_location_and_spread_of_each_entity_are_those_of_pandas_drawn_towards_those_of_all_rows() -> None:
@@ -71,12 +82,11 @@ def test_location_and_spread_of_each_entity_are_those_of_pandas_drawn_towards_th
     for column, values in enumerate(numbers):
         location, spread = measure_by_hand(pd.Series(values).dropna())
         assert np.isclose(float(scales.location[column]), location) and np.isclose(float(scales.spread[column]), spread)
-        within, between = split_by_hand(pd.Series(values), entities, location)
-        k = min(MINIMUM, within / between) if between else MINIMUM
+        within, between, k, c = weigh_by_hand(pd.Series(values), entities, spread)
         for entity, own in pd.Series(values).groupby(entities):
             place = int(places[np.flatnonzero(entities == entity)[0]])
             n = own.count() if entity != NO_ENTITY else 0
-            z, y = n / (n + k), n / (n + MINIMUM)
+            z, y = n / (n + k), n / (n + c)
             own_location, own_spread = measure_by_hand(own.dropna())
             expected = z * own_location + (1 - z) * location
             assert np.isclose(location + spread * float(scales.shifts[place, column]), expected, atol=1e-6)
@@ -100,11 +110,20 @@ def test_a_long_history_counts_for_itself_and_a_short_one_hardly() -> None:
     numbers[:, 3000:3003] = [[3.0, 3.01, 3.02], [50.0, 50.01, 50.02]]
     scales = fit_scales(numbers, np.repeat([1, 2, 3], [3000, 3, 3000]), 30)
     location = scales.location + scales.spread * scales.shifts.double()
-    assert abs(float(location[1, 0])) < 0.5 and float(location[1, 1]) == pytest.approx(50, abs=0.5)
-    assert location[[0, 2], 1].tolist() == pytest.approx([0, 100], abs=0.2)
+    assert location[:, 0].tolist() == pytest.approx([0] * 4, abs=0.2)
+    assert location[:3, 1].tolist() == pytest.approx([0, 50, 100], abs=0.5)
     spread = scales.spread * scales.ratios.double()
     assert spread[[0, 2]].flatten().tolist() == pytest.approx([1, 1, 1, 1], abs=0.1)
     assert 0.8 < float(spread[1, 0]) < 1.1 and 0.8 < float(spread[1, 1]) < 2
+
+
+def test_entities_that_are_alike_have_one_scale() -> None:
+    rng = np.random.default_rng(5)
+    entities = rng.integers(1, 3000, 60_000)
+    prices = np.array([1.0, 3.0, 6.0])[rng.integers(0, 3, 60_000)]  # whatever the shape of the values
+    scales = fit_scales((prices + rng.normal(0, 0.3, 60_000))[None], entities, 30)
+    ratios = scales.ratios[:-1, 0] / scales.ratios[:-1, 0].median()
+    assert float(scales.shifts.abs().max()) < 0.1 and 0.9 < float(ratios.min()) < float(ratios.max()) < 1.1
 
 
 def test_an_entity_whose_values_are_all_equal_has_a_tenth_of_the_usual_spread() -> None:
