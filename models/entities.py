@@ -63,20 +63,10 @@ class EntityScales(nn.Module):
         self.hashes.copy_(hashes)
         for column, values in enumerate(numbers):
             location, spread = _measure_all(values)
-            n, own_location, own_spread = measure_groups((values[known] - location) / spread, groups, len(hashes))
-            within, between, k, least = 1.0, 0.0, float(minimum[column]), float(minimum[column])
-            if (is_long := n >= 2 * LEAST).any():
-                halves = _measure_halves((values[known] - location) / spread, groups, len(hashes))
-                locations, spreads = (found[is_long] for found in halves)
-                within = _find_usual(n[is_long], own_spread[is_long]) ** 2
-                between, k = _compare_halves(n[is_long], locations)
-                least = max(least, _compare_halves(n[is_long], spreads.clamp(min=SMALLEST).log())[1])
-            z, y = n / (n + k).clamp(min=1), n / (n + least)  # 0 without rows
-            squared = y * own_spread.square() + (1 - y) * within + (1 - z) * between
-            squared = torch.cat([squared, squared.new_tensor([within + between])])
             self.location[column], self.spread[column] = location, spread
-            self.shifts[:-1, column] = z * own_location
-            self.ratios[:, column] = squared.sqrt().clamp(SPREAD_FLOOR * (math.sqrt(within) or 1), SPREAD_LIMIT)
+            own = (values[known] - location) / spread
+            shifts, ratios = weigh_histories(own, groups, len(hashes), int(minimum[column]))
+            self.shifts[:-1, column], self.ratios[:, column] = shifts, ratios
 
     def find(self, entities: Tensor) -> Tensor:
         """The place of each entity (N,) in shifts and ratios: the last one if it is unknown or missing."""
@@ -96,6 +86,24 @@ class EntityScales(nn.Module):
         places = self.find(entities)
         shared = deviations * self.ratios[places].T + self.shifts[places].T
         return shared * self.spread[:, None] + self.location[:, None]
+
+
+def weigh_histories(values: Tensor, groups: Tensor, number: int, minimum: int) -> tuple[Tensor, Tensor]:
+    """Shifts, float64 (E,), and ratios, (E + 1,), from the values (N,) of entities numbered by groups (N,).
+
+    See the module, whose letters these are; number: E.
+    """
+    n, location, spread = measure_groups(values, groups, number)
+    within, between, k, c = 1.0, 0.0, float(minimum), float(minimum)
+    if (is_long := n >= 2 * LEAST).any():
+        locations, spreads = (found[is_long] for found in _measure_halves(values, groups, number))
+        within = _find_usual(n[is_long], spread[is_long]) ** 2
+        between, k = _compare_halves(n[is_long], locations)
+        c = max(c, _compare_halves(n[is_long], spreads.clamp(min=SMALLEST).log())[1])
+    z, y = n / (n + k).clamp(min=1), n / (n + c)  # 0 without rows
+    known = y * spread.square() + (1 - y) * within + (1 - z) * between
+    squared = torch.cat([known, known.new_tensor([within + between])])
+    return z * location, squared.sqrt().clamp(SPREAD_FLOOR * (math.sqrt(within) or 1), SPREAD_LIMIT)
 
 
 def measure_groups(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
