@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,10 +39,14 @@ from tasks.validate import validate
 
 @dataclass(frozen=True)
 class Compared(Registered):
-    """A trained version, what it would change on later nights (None without any), and what to know of it."""
+    """A trained version, what it would change on later nights (None without any), and what to know of it.
+
+    threshold: its calibration in words.
+    """
 
     comparison: Comparison | None = None
     notes: tuple[str, ...] = ()
+    threshold: str = ""
 
 
 def name_run() -> str:
@@ -72,12 +76,12 @@ def training(name: str, cutoff: date | None = None) -> Compared:
     begun = datetime.now(UTC)
     fitted = train_here_or_there(setup, rows)
     calibrated = calibrate(site, rows, fitted, params.calibrate, params.ingest.has_labels)
-    evaluation = evaluate(site, rows, calibrated)
+    evaluation = evaluate(site, rows, calibrated.bundle)
     with TemporaryDirectory() as folder:
-        draw_pictures(site, rows, calibrated, Path(folder))
-        trained = Trained(cutoff, begun, params.train.fit, Path(folder))
-        registered = register(site, calibrated, evaluation.metrics, setup.tags | evaluation.tags, trained)
-    return challenge(setup, registered)
+        draw_pictures(site, rows, calibrated.bundle, Path(folder))
+        trained = Trained(cutoff, begun, params.train.fit, Path(folder), rows.rows_per_night)
+        registered = register(site, calibrated.bundle, evaluation.metrics, setup.tags | evaluation.tags, trained)
+    return replace(challenge(setup, registered), threshold=calibrated.threshold)
 
 
 def challenge(setup: Setup, registered: Registered) -> Compared:

@@ -6,6 +6,7 @@ without labels may hide anomalies: scores beyond the tail of the others are left
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Annotated
@@ -38,6 +39,23 @@ class Threshold:
     interval_high: float
     # Omitted at 0, so that bundles calibrated on all their rows keep their bytes.
     trimmed: Annotated[int, Field(exclude_if=lambda given: not given)] = 0
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """How many of a night's normal rows will be flagged: the expected number, and the ends of its interval."""
+
+    rows: int
+    expected: float
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.expected:,.{0 if self.expected >= 10 else 1}f} false alarms are expected in a night of "
+            f"{self.rows:,} normal rows (95 % of such nights: {self.low:,} to {self.high:,})"
+        )
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,33 @@ def bound_quantile(ordered: Floats, q: float) -> tuple[float, float]:
     at_most = betainc(n - below, below + 1, 1 - q)  # the probability that at most so many lie below it
     low, high = int(np.searchsorted(at_most, tail, side="right")), int(np.searchsorted(at_most, 1 - tail))
     return float(ordered[low - 1]) if low else -math.inf, float(ordered[high]) if high < n else math.inf
+
+
+def expect_false_alarms(threshold: Threshold, rows: int, outside: float = 1 - CONFIDENCE) -> FalseAlarms:
+    """How many of the next `rows` normal rows exceed the threshold; at most a share `outside` of nights is beyond.
+
+    Exact for rows that could be exchanged with the calibration rows. The number above the k-th smallest of n scores is
+    beta-binomial with the Beta(n + 1 - k, k) of the rate (Gumbel & von Schelling 1950, doi:10.1214/aoms/1177729842).
+    With ties, suspects, or a threshold that does not depend on the scores, the ends are those of two beta-binomials
+    (Thatcher 1964, doi:10.1111/j.2517-6161.1964.tb00550.x), and fewer nights are beyond them.
+    """
+    from scipy.stats import betabinom  # type: ignore[import-untyped] # a second to import
+
+    low, high = find_betas(threshold)
+    ends = (
+        betabinom.ppf(outside / 2, rows, *low) if low[0] else 0,
+        betabinom.ppf(1 - outside / 2, rows, *high) if high[1] else rows,
+    )
+    return FalseAlarms(rows, threshold.false_alarm_rate * rows, *map(int, ends))
+
+
+def find_betas(threshold: Threshold) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The beta distributions of which the rate's interval has its lower and its upper end; (0, b) or (a, 0): 0 or 1."""
+    lower, higher = threshold.n + 1, threshold.n + threshold.trimmed + 1
+    # The ends rise with a, by more than rounding can move them.
+    low = bisect_left(range(lower), threshold.interval_low * (1 - 1e-9), key=lambda a: _bound_low(a, lower - a))
+    high = bisect_left(range(1, higher), threshold.interval_high * (1 - 1e-9), key=lambda a: _bound_high(a, higher - a))
+    return (low, lower - low), (high + 1, higher - high - 1)
 
 
 def _width(n: int, q: float) -> float:

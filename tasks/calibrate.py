@@ -1,12 +1,12 @@
 """Calibrate a fitted bundle: set its threshold on clean rows used neither for weights nor for spreads."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from models.calibration import Threshold
+from models.calibration import Threshold, expect_false_alarms
 from models.detector import Detector, calibrate_detector
 from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
@@ -19,6 +19,14 @@ from tasks.stores.faults import writing
 from tasks.stores.site import Site
 
 SHOWN_SEGMENTS = 20
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated bundle, and its threshold in words."""
+
+    bundle: Path
+    threshold: str
 
 
 def calibrate_bundle(
@@ -46,13 +54,14 @@ def calibrate_bundle(
     return folder, calibrated.threshold
 
 
-def describe_threshold(threshold: Threshold) -> str:
-    """The calibration in a sentence."""
+def describe_threshold(threshold: Threshold, rows_per_night: float) -> str:
+    """The calibration in words: the rate of false alarms, and their number per night."""
     without = f" (without {threshold.trimmed:,} suspected anomalies)" if threshold.trimmed else ""
     return (
         f"threshold {threshold.value:.4g} from {threshold.n:,} clean rows{without}: flags "
         f"{threshold.false_alarm_rate:.3%} of normal records "
-        f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%})"
+        f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%}); "
+        f"{expect_false_alarms(threshold, round(rows_per_night))}"
     )
 
 
@@ -70,14 +79,15 @@ def list_segments(segments: Segments) -> str:
 
 
 @task(task_run_name="calibrate {site.detector}", **PURE)
-def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams, has_labels: bool) -> Path:
+def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams, has_labels: bool) -> Calibrated:
     """Calibrate the bundle, and show the threshold with its interval."""
     folder, threshold = calibrate_bundle(site, rows, bundle, params, has_labels)
     segments = Detector.load(folder).segments if params.by else None
+    described = describe_threshold(threshold, rows.rows_per_night)
     create_markdown_artifact(
-        f"**{site.detector}**, {params.threshold.kind} policy: {describe_threshold(threshold)}\n"
+        f"**{site.detector}**, {params.threshold.kind} policy: {described}\n"
         + (list_segments(segments) if segments else ""),
         key=f"calibration-{site.artifact_key}",
         description=f"Calibration of {site.detector}",
     )
-    return folder
+    return Calibrated(folder, described)

@@ -15,6 +15,7 @@ from prefect import get_run_logger, task
 from pydantic import JsonValue
 
 from models.bundle import read_bundle_manifest
+from models.calibration import expect_false_alarms
 from models.columns import Column
 from models.detector import Detector
 from models.params import FitParams, NetworkParams, VariationalParams
@@ -35,12 +36,13 @@ BY_EPOCH = ("fit_loss", "stopping_loss", "tuning_precision", "tuning_recall")
 
 @dataclass(frozen=True)
 class Trained:
-    """The training of a bundle: its cut-off, its begin, how it was fitted, and a folder of pictures."""
+    """The training of a bundle: its cut-off, its begin, how it was fitted, a folder of pictures, the usual night."""
 
     cutoff: date
     begun: datetime
     fit: FitParams
     pictures: Path
+    rows_per_night: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def list_columns(columns: Sequence[Column]) -> str:
     return f"{', '.join(names[:SHOWN_COLUMNS])}{more}"
 
 
-def describe_version(detector: Detector, metrics: Metrics | None) -> str:
+def describe_version(detector: Detector, metrics: Metrics | None, rows_per_night: float = 0.0) -> str:
     """A version in words, as Markdown: network, columns, training data, threshold and metrics."""
     lineage, threshold, columns, own = detector.lineage, detector.threshold, detector.columns, detector.segments
     networks = ", ".join(f"{network.kind} {describe_layers(network)}" for network in detector.network_params)
@@ -114,7 +116,8 @@ def describe_version(detector: Detector, metrics: Metrics | None) -> str:
         f"Columns ({len(columns):,}): {escape_markdown(list_columns(columns))}.",
         f"Trained on: {escape_markdown(str(lineage.get('split', 'unknown rows')))}{fitted}.",
         f"Threshold: {threshold.value:.4g}, which {threshold.false_alarm_rate:.2%} of normal rows exceed "
-        f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%})."
+        f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%})"
+        + (f"; {expect_false_alarms(threshold, round(rows_per_night))}." if rows_per_night else ".")
         + (f" {len(own.thresholds):,} values of {escape_markdown(own.column)} have their own." if own else ""),
     ]
     if detector.reducer:
@@ -179,7 +182,7 @@ def register_bundle(
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
         | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
         drop_long(named),
-        describe_version(detector, metrics),
+        describe_version(detector, metrics, trained.rows_per_night if trained else 0.0),
         {"lineage.json": {"tags": named, "columns": {column.name: column.kind for column in detector.columns}}},
         describe_training(site, trained) if trained else None,
     )

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from models.calibration import FalseAlarms, expect_false_alarms
 from models.detector import Detector
 from tasks.pages.charts import TREND_DAYS, Chart, lay_out_histogram, lay_out_hours, lay_out_trend
 from tasks.pages.nights import link_nights, write_page
@@ -87,6 +88,7 @@ def render_report(
     sketch: Sketch = NO_SKETCH,
     has_times: bool = True,
     validation_page: str = "",
+    false_alarms: FalseAlarms | None = None,
 ) -> str:
     """The page as HTML: alerts and groups in tables, suppressed flags as a count.
 
@@ -141,6 +143,7 @@ def render_report(
         latent=sketch.latent,
         validation=validation,
         validation_page=validation_page,
+        false_alarms=false_alarms,
         lineage={key: version.tags[key] for key in LINEAGE if key in version.tags},
         version=version,
     )
@@ -278,11 +281,15 @@ def write_report(
     facts = read_night(site, day)
     histogram = count_scores(lake, lake.get("scores", site.detector, day, facts.batch.scores), facts.batch.threshold)
     validated = lake.get("validated", site.detector, day)
-    sketch = draw_sketch(lake, validated, Detector.load(bundle), contract, facts.flags)
+    detector = Detector.load(bundle)
+    sketch = draw_sketch(lake, validated, detector, contract, facts.flags)
+    expected = expect_false_alarms(detector.threshold, facts.batch.scored)
     path = site.reports / f"{day.isoformat()}.html"
     checked = site.validations / path.name  # on another machine, if that one validated the batch
     link = Path(os.path.relpath(checked, site.reports)).as_posix() if checked.exists() else ""
-    page = render_report(facts, histogram, validation, version, params, site.zone, sketch, site.has_times, link)
+    page = render_report(
+        facts, histogram, validation, version, params, site.zone, sketch, site.has_times, link, expected
+    )
     with writing(path):
         write_page(path, page)
         link_nights(site.reports, [path], lambda: render_index(site))

@@ -33,6 +33,7 @@ def train(
         return
     state = f"is the {trained.alias}" if trained.is_new else "already holds exactly this bundle"
     stdout.print(f"version {trained.version} of {setup.site.registry.model_name} {state}")
+    stdout.print(trained.threshold, soft_wrap=True, highlight=False)
     if trained.comparison:
         show_comparison(trained.comparison)
     for note in trained.notes:

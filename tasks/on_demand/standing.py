@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from models.bundle import CALIBRATION, HEADER
-from models.calibration import bound_quantile, rows_for_loss
+from models.calibration import FalseAlarms, Threshold, bound_quantile, expect_false_alarms, rows_for_loss
 from models.params import ReducerLimits
 from tasks.errors import NightjarError
 from tasks.follow_up.cases import ANOMALY, NORMAL
@@ -34,8 +35,9 @@ CUT_CONFIDENCE = 0.9  # models.reducer.CONFIDENCE, without torch
 class Standing:
     """One version. threshold_low, threshold_high: the 95 % interval of its quantile; None for other policies.
 
-    false_alarm_rate: the share of normal rows above the threshold, with its interval. losses: per network and epoch
-    (E,), by name. metrics: on test rows. note: why the bundle's figures are missing; "" if they are there.
+    false_alarm_rate: the share of normal rows above the threshold, with its interval. false_alarms: their number in a
+    night; None if no night is known. losses: per network and epoch (E,), by name. metrics: on test rows. note: why the
+    bundle's figures are missing; "" if they are there.
     """
 
     version: int
@@ -51,14 +53,15 @@ class Standing:
     threshold_high: float | None
     policy: Mapping[str, Any]
     false_alarm_rate: Share
+    false_alarms: FalseAlarms | None
     losses: Mapping[str, Sequence[float]]
     metrics: Mapping[str, float]
     searched: Mapping[str, Any] | None
     note: str = ""
 
 
-def describe_standing(registry: Registry, version: Version) -> Standing:
-    """A version as the page shows it, from its tags, its run and its bundle."""
+def describe_standing(registry: Registry, version: Version, rows: int = 0) -> Standing:
+    """A version as the page shows it, from its tags, its run and its bundle. rows: those of a night; 0: not known."""
     figures, note = dict[str, Any](), ""
     try:
         figures = _read_figures(registry, version.version, version.tags.get(HASH_TAG, ""))
@@ -66,9 +69,11 @@ def describe_standing(registry: Registry, version: Version) -> Standing:
         note = error.line
     threshold = figures.get("threshold", {})
     rate, n = threshold.get("false_alarm_rate"), threshold.get("n", 0)
-    false_alarms = Share(0, 0, None, None, None)
+    measured, false_alarms = Share(0, 0, None, None, None), None
     if rate is not None:
-        false_alarms = Share(round(rate * n), n, rate, threshold["interval_low"], threshold["interval_high"])
+        measured = Share(round(rate * n), n, rate, threshold["interval_low"], threshold["interval_high"])
+    if threshold and rows:
+        false_alarms = expect_false_alarms(TypeAdapter(Threshold).validate_python(threshold), rows)
     curves = figures.get("curves", {})
     return Standing(
         version=version.version,
@@ -83,7 +88,8 @@ def describe_standing(registry: Registry, version: Version) -> Standing:
         threshold_low=figures.get("low"),
         threshold_high=figures.get("high"),
         policy=threshold.get("policy", {}),
-        false_alarm_rate=false_alarms,
+        false_alarm_rate=measured,
+        false_alarms=false_alarms,
         losses={name: values for name, values in curves.items() if name.endswith(LOSS)},
         metrics={name.removeprefix(TEST): values[-1] for name, values in curves.items() if name.startswith(TEST)},
         searched=version.searched,

@@ -1,16 +1,20 @@
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binom, binomtest
+from scipy.stats import beta, betabinom, binom, binomtest
 
 from models.calibration import (
+    FalseAlarms,
     Threshold,
     Tuning,
     bound_quantile,
     count_suspects,
+    expect_false_alarms,
+    find_betas,
     fit_threshold,
     p_values,
     percentile_ranks,
@@ -57,6 +61,64 @@ def test_the_false_alarm_rate_falls_into_its_interval_as_often_as_promised() -> 
     inside = [t.interval_low <= rate <= t.interval_high for t, rate in zip(thresholds, rates, strict=True)]
     assert 0.92 <= np.mean(inside) <= 0.98
     assert abs(rates.mean() - thresholds[0].false_alarm_rate) < 0.005
+
+
+def count_orders(n: int, k: int, rows: int) -> list[float]:
+    """The probability of each number of `rows` new scores above the k-th of n, by all orders of old and new scores."""
+    counts = [0] * (rows + 1)
+    for places in combinations(range(n + rows), n):  # of the old scores, by size
+        counts[n + rows - 1 - places[k - 1] - (n - k)] += 1
+    return [count / sum(counts) for count in counts]
+
+
+@pytest.mark.parametrize(("n", "k", "rows"), [(9, 9, 6), (9, 5, 7), (4, 4, 12), (12, 11, 5)])
+def test_the_number_of_false_alarms_has_the_distribution_that_all_orders_of_the_rows_give(n, k, rows) -> None:
+    threshold = fit(n, (k - 0.5) / (n + 1))
+    low, high = find_betas(threshold)
+    assert low == high == (n + 1 - k, k)
+    chances = count_orders(n, k, rows)
+    assert chances == pytest.approx(betabinom.pmf(range(rows + 1), rows, *low))
+    for outside in (0.05, 0.3):
+        found = expect_false_alarms(threshold, rows, outside)
+        assert found.expected == pytest.approx(sum(count * chance for count, chance in enumerate(chances)))
+        assert sum(chances[: found.low]) <= outside / 2 < sum(chances[: found.low + 1]) + 1e-12
+        assert sum(chances[found.high + 1 :]) <= outside / 2 < sum(chances[found.high :]) + 1e-12
+
+
+@pytest.mark.parametrize("policy", [QuantilePolicy(q=0.95), FixedPolicy(value=0.95), QuantilePolicy(q=0.5)])
+@pytest.mark.parametrize("digits", [2, 16])
+def test_nights_have_as_many_false_alarms_as_expected(policy: QuantilePolicy | FixedPolicy, digits: int) -> None:
+    rng, inside = np.random.default_rng(3), []
+    for _ in range(1500):
+        old, new = rng.uniform(size=150).round(digits), rng.uniform(size=400).round(digits)
+        found = expect_false_alarms(threshold := fit_threshold(old, policy), 400)
+        inside.append(found.low <= (new > threshold.value).sum() <= found.high)
+    assert np.mean(inside) >= 0.94
+    assert np.mean(inside) <= (0.98 if digits == 16 else 1)
+
+
+@given(st.integers(1, 300), st.integers(0, 30), st.floats(0.01, 0.99), st.booleans())
+def test_the_distributions_of_the_rate_are_found_again_from_its_interval(
+    n: int, trimmed: int, share: float, is_fixed: bool
+) -> None:
+    k = max(1, round(share * n))
+    pairs = ((n - k, k + 1), (n - k + trimmed + 1, k)) if is_fixed else ((n + 1 - k, k), (n + trimmed + 1 - k, k))
+    ends = float(beta.ppf(0.025, *pairs[0])) if pairs[0][0] else 0.0, float(beta.ppf(0.975, *pairs[1]))
+    assert find_betas(Threshold(1.0, QuantilePolicy(), n, share, *ends, trimmed)) == pairs
+
+
+def test_a_threshold_that_no_row_or_every_row_exceeds_has_one_end_only() -> None:
+    none = expect_false_alarms(fit_threshold(np.ones(50), FixedPolicy(value=2.0)), 100)
+    every = expect_false_alarms(fit_threshold(np.ones(50), FixedPolicy(value=0.0)), 100)
+    assert (none.expected, none.low, every.expected, every.high) == (0, 0, 100, 100)
+    assert none.high == 100 - every.low == betabinom.ppf(0.975, 100, 1, 50)
+    assert expect_false_alarms(fit(199, 0.9), 0) == FalseAlarms(0, 0, 0, 0)
+
+
+def test_expected_false_alarms_in_words() -> None:
+    text = str(expect_false_alarms(fit(199, 0.9), 1000))
+    assert text == "100 false alarms are expected in a night of 1,000 normal rows (95 % of such nights: 59 to 149)"
+    assert str(FalseAlarms(90, 0.94, 0, 4)).startswith("0.9 false alarms are expected")
 
 
 def test_too_few_rows_for_the_quantile_say_how_many_are_missing() -> None:

@@ -60,8 +60,8 @@ def test_without_labels_hidden_anomalies_are_left_out_of_the_calibration(calibra
     assert '"trimmed"' in header and found.threshold == unlabelled
     assert len(found.calibration.scores) == unlabelled.n and len(known.calibration.scores) == 1500
     assert unlabelled.value < labelled.value
-    assert f"(without {unlabelled.trimmed} suspected anomalies)" in describe_threshold(unlabelled)
-    assert "suspected" not in describe_threshold(labelled)
+    assert f"(without {unlabelled.trimmed} suspected anomalies)" in describe_threshold(unlabelled, 2000)
+    assert "suspected" not in describe_threshold(labelled, 2000)
 
 
 def test_the_rate_of_a_fixed_threshold_does_not_count_suspects_but_its_interval_may(calibrate):

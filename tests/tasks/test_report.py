@@ -280,6 +280,8 @@ def test_nights_link_each_other_and_the_index_lists_them_newest_first(site, publ
     assert find_links(pages[NIGHTS[2]]) == ["index.html", names[1], *cases]
     index = site.reports / "index.html"
     assert find_links(index) == names[::-1]
+    expected = "100 false alarms are expected in a night of 1,008 normal rows (95 % of such nights: 59 to 150)."
+    assert expected in " ".join(Page(pages[NIGHTS[0]].read_text()).text.split())
     text = " ".join(Page(index.read_text()).text.split())
     assert "toy: 3 nights" in text
     assert "2026-03-04 attack 1,012 3 1,008 5 2 2 4 2026-03-02 attack" in text

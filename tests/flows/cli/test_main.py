@@ -251,7 +251,9 @@ def test_a_second_training_makes_a_challenger_that_can_be_promoted_and_rolled_ba
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
-    assert answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))["alias"] == "challenger"
+    trained_again = answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
+    assert trained_again["alias"] == "challenger"
+    assert "false alarms are expected in a night of" in trained_again["threshold"]
     again = answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
     assert (again["version"], again["is_new"]) == (2, False)
     assert answer(capsys, "promote", "orders") == {"detector": "orders", "champion": 2, "before": 1, "note": ""}
