@@ -162,7 +162,7 @@ def measure_variant(variant: str, seed: int) -> tuple[float, float, float, float
             enrich_batches(site, contract, days, params.validate_, params.enrich)
         rows = prepare_rows(site, cutoff, params.filter, params.train.columns.numbers)
         fitted = fit_bundle(site, rows, params.train, {})
-        bundle, _ = calibrate_bundle(site, rows, fitted, params.calibrate, params.ingest.has_labels)
+        bundle = calibrate_bundle(site, rows, fitted, params.calibrate, params.ingest.has_labels).bundle
         detector = Detector.load(bundle)
         test = read_set(site.lake, "payments", cutoff, "test")
         scores = detector.score(to_records(test, detector.columns)[0])

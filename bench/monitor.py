@@ -170,8 +170,8 @@ def train(setup: Setup) -> None:
     validate_batches(site, setup.configured.contract, setup.landed_before(CUTOFF), params.validate_)
     rows = prepare_rows(site, CUTOFF, params.filter, params.train.columns.numbers)
     fitted = fit_bundle(site, rows, params.train, setup.hashes)
-    bundle, _ = calibrate_bundle(site, rows, fitted, params.calibrate, params.ingest.has_labels)
-    register_bundle(site, bundle, None)
+    calibrated = calibrate_bundle(site, rows, fitted, params.calibrate, params.ingest.has_labels)
+    register_bundle(site, calibrated.bundle, None, calibrated.tags)
 
 
 class Nights:

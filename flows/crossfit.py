@@ -94,7 +94,7 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
     fitted = fit_bundle(site, rows, params.train, setup.hashes)
     policy = fit_policy(params.calibrate.threshold, rows.rows["calibration"])
     calibrate = params.calibrate.model_copy(update={"threshold": policy})
-    folder, _ = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels)
+    folder = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels).bundle
     return load_detector(setup.site.lake, setup.site.detector, folder)
 
 

@@ -79,9 +79,10 @@ def training(name: str, cutoff: date | None = None) -> Compared:
     evaluation = evaluate(site, rows, calibrated.bundle)
     with TemporaryDirectory() as folder:
         draw_pictures(site, rows, calibrated.bundle, Path(folder))
-        trained = Trained(cutoff, begun, params.train.fit, Path(folder), rows.rows_per_night)
-        registered = register(site, calibrated.bundle, evaluation.metrics, setup.tags | evaluation.tags, trained)
-    return replace(challenge(setup, registered), threshold=calibrated.threshold)
+        trained = Trained(cutoff, begun, params.train.fit, Path(folder))
+        tags = setup.tags | calibrated.tags | evaluation.tags
+        registered = register(site, calibrated.bundle, evaluation.metrics, tags, trained)
+    return replace(challenge(setup, registered), threshold=str(calibrated))
 
 
 def challenge(setup: Setup, registered: Registered) -> Compared:

@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 TAIL = 0.7, 0.9  # the scores whose tail is extended: above normal noise, below up to 10 % of anomalies
 SURE = 3  # standard deviations by which the highest scores must outnumber that tail
+FEWEST_DAYS = 5  # of calibration, to measure how much days vary
+MOST_CORRELATED = 0.5  # rows of one night
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,23 @@ class Threshold:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """How many of a night's normal rows will be flagged: the expected number, and the ends of its interval."""
+    """How many of a night's normal rows will be flagged: the expected number, and the ends of its interval.
+
+    spread: see `measure_spread`.
+    """
 
     rows: int
     expected: float
     low: int
     high: int
+    spread: float
 
     def __str__(self) -> str:
         """In words."""
+        varied = f"; the variance between days is {self.spread:.1f} times that of chance" if self.spread >= 1.05 else ""
         return (
             f"{self.expected:,.{0 if self.expected >= 10 else 1}f} false alarms are expected in a night of "
-            f"{self.rows:,} normal rows (95 % of such nights: {self.low:,} to {self.high:,})"
+            f"{self.rows:,} normal rows (95 % of such nights: {self.low:,} to {self.high:,}{varied})"
         )
 
 
@@ -228,22 +235,47 @@ def bound_quantile(ordered: Floats, q: float) -> tuple[float, float]:
     return float(ordered[low - 1]) if low else -math.inf, float(ordered[high]) if high < n else math.inf
 
 
-def expect_false_alarms(threshold: Threshold, rows: int, outside: float = 1 - CONFIDENCE) -> FalseAlarms:
+def measure_spread(is_flagged: NDArray[np.bool_], days: NDArray[np.int64]) -> float:
+    """The variance of the numbers of flags between days, as a multiple of that of chance; at least 1.
+
+    In: calibration rows, flagged or not and their days (n,). Pearson's statistic per degree of freedom (McCullagh &
+    Nelder 1989, section 4.5); 1 with fewer than FEWEST_DAYS days or without flags.
+    """
+    _, day, rows = np.unique(days, return_inverse=True, return_counts=True)
+    rate = is_flagged.mean() if len(is_flagged) else 0.0
+    if len(rows) < FEWEST_DAYS or not 0 < rate < 1:
+        return 1.0
+    flags = np.bincount(day, weights=is_flagged)
+    statistic = ((flags - rows * rate) ** 2 / (rows * rate * (1 - rate))).sum()
+    return max(1.0, float(statistic / (len(rows) - 1)))
+
+
+def expect_false_alarms(
+    threshold: Threshold, rows: int, spread: float = 1.0, outside: float = 1 - CONFIDENCE
+) -> FalseAlarms:
     """How many of the next `rows` normal rows exceed the threshold; at most a share `outside` of nights is beyond.
 
-    Exact for rows that could be exchanged with the calibration rows. The number above the k-th smallest of n scores is
-    beta-binomial with the Beta(n + 1 - k, k) of the rate (Gumbel & von Schelling 1950, doi:10.1214/aoms/1177729842).
-    With ties, suspects, or a threshold that does not depend on the scores, the ends are those of two beta-binomials
-    (Thatcher 1964, doi:10.1111/j.2517-6161.1964.tb00550.x), and fewer nights are beyond them.
+    Exact with spread 1, for rows that could be exchanged with the calibration rows: the number above the k-th smallest
+    of n scores is beta-binomial with the Beta(n + 1 - k, k) of the rate (Gumbel & von Schelling 1950,
+    doi:10.1214/aoms/1177729842). With ties, suspects, or a threshold that does not depend on the scores, the ends are
+    those of two beta-binomials (Thatcher 1964, doi:10.1111/j.2517-6161.1964.tb00550.x), and fewer nights are beyond.
+    A larger spread multiplies the variance.
     """
     from scipy.stats import betabinom  # type: ignore[import-untyped] # a second to import
 
-    low, high = find_betas(threshold)
-    ends = (
-        betabinom.ppf(outside / 2, rows, *low) if low[0] else 0,
-        betabinom.ppf(1 - outside / 2, rows, *high) if high[1] else rows,
-    )
-    return FalseAlarms(rows, threshold.false_alarm_rate * rows, *map(int, ends))
+    low, high = (widen(*pair, rows, spread) for pair in find_betas(threshold))
+    least = betabinom.ppf(outside / 2, rows, *low) if low[0] else 0
+    most = betabinom.ppf(1 - outside / 2, rows, *high) if high[1] else rows
+    return FalseAlarms(rows, threshold.false_alarm_rate * rows, int(least), int(most), spread)
+
+
+def widen(a: float, b: float, rows: int, spread: float) -> tuple[float, float]:
+    """The beta distribution of the same mean whose beta-binomial of `rows` rows has `spread` times the variance."""
+    if spread == 1 or rows < 2:
+        return a, b
+    correlation = min((spread * (1 + (rows - 1) / (a + b + 1)) - 1) / (rows - 1), MOST_CORRELATED)
+    factor = (1 / correlation - 1) / (a + b)
+    return a * factor, b * factor
 
 
 def find_betas(threshold: Threshold) -> tuple[tuple[int, int], tuple[int, int]]:

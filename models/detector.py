@@ -426,9 +426,21 @@ def calibrate_detector(
     the segment of each record (n,), for `fit_segments`. A reducer is dropped, because it was fitted on the flags of
     another threshold.
     """
-    scores = detector.score(records)
     labelled = Tuning(detector.score(tuning[0]), tuning[1]) if tuning else None
-    threshold = fit_threshold(scores, policy, labelled, rows_per_night, trims)
+    return calibrate_by_scores(detector, detector.score(records), policy, labelled, rows_per_night, trims, by)
+
+
+def calibrate_by_scores(
+    detector: Detector,
+    scores: Floats,
+    policy: ThresholdParams,
+    tuning: Tuning | None = None,
+    rows_per_night: float = math.nan,
+    trims: bool = False,
+    by: tuple[str, Names] | None = None,
+) -> Detector:
+    """See `calibrate_detector`: the same from the scores of clean records."""
+    threshold = fit_threshold(scores, policy, tuning, rows_per_night, trims)
     segments = fit_segments(scores, *by, policy, rows_per_night, trims) if by else None
     calibration = Calibration(np.sort(scores)[: threshold.n], threshold, segments)
     return replace(detector, calibration=calibration, reducer=None)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from models.calibration import Threshold, expect_false_alarms
-from models.detector import Detector, calibrate_detector
+from models.calibration import Threshold, Tuning, expect_false_alarms, measure_spread
+from models.detector import Detector, calibrate_by_scores
 from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
@@ -16,6 +17,7 @@ from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import read_segments
 from tasks.rows.params import CalibrateParams
 from tasks.stores.faults import writing
+from tasks.stores.registry import NIGHT_SPREAD, ROWS_PER_NIGHT
 from tasks.stores.site import Site
 
 SHOWN_SEGMENTS = 20
@@ -23,15 +25,33 @@ SHOWN_SEGMENTS = 20
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibrated bundle, and its threshold in words."""
+    """A calibrated bundle and its threshold; the rows of a night, and how much days vary: see `measure_spread`."""
 
     bundle: Path
-    threshold: str
+    threshold: Threshold
+    rows_per_night: float
+    spread: float
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the tags of the version say of its nights."""
+        return {ROWS_PER_NIGHT: f"{self.rows_per_night:.0f}", NIGHT_SPREAD: f"{self.spread:.3g}"}
+
+    def __str__(self) -> str:
+        """In words: the rate of false alarms, and their number in a night."""
+        threshold = self.threshold
+        without = f" (without {threshold.trimmed:,} suspected anomalies)" if threshold.trimmed else ""
+        return (
+            f"threshold {threshold.value:.4g} from {threshold.n:,} clean rows{without}: flags "
+            f"{threshold.false_alarm_rate:.3%} of normal records "
+            f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%}); "
+            f"{expect_false_alarms(threshold, round(self.rows_per_night), self.spread)}"
+        )
 
 
 def calibrate_bundle(
     site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams, has_labels: bool
-) -> tuple[Path, Threshold]:
+) -> Calibrated:
     """Save a calibrated copy of a bundle. Raises TooFewRows if there are too few rows for the quantile.
 
     Without labels, anomalies may hide among the calibration rows: scores beyond the tail of the others are left out.
@@ -39,30 +59,21 @@ def calibrate_bundle(
     detector = Detector.load(bundle)
     if params.by:
         detector = replace(detector, columns=add_key(detector.columns, params.by))
-    table = read_set(site.lake, site.detector, rows.cutoff, "calibration")
-    clean, _ = to_records(table, detector.columns)
+    clean = read_set(site.lake, site.detector, rows.cutoff, "calibration")
+    scores = detector.score(to_records(clean, detector.columns)[0])
     labelled = read_set(site.lake, site.detector, rows.cutoff, "tuning")
-    tuning, _ = to_records(labelled, detector.columns)
-    is_anomaly = labelled[LABEL].to_numpy() == 1
-    by = (params.by, read_segments(table[params.by])) if params.by else None
-    calibrated = calibrate_detector(
-        detector, clean, params.threshold, (tuning, is_anomaly), rows.rows_per_night, trims=not has_labels, by=by
+    tuning = Tuning(detector.score(to_records(labelled, detector.columns)[0]), labelled[LABEL].to_numpy() == 1)
+    by = (params.by, read_segments(clean[params.by])) if params.by else None
+    calibrated = calibrate_by_scores(
+        detector, scores, params.threshold, tuning, rows.rows_per_night, trims=not has_labels, by=by
     )
     folder = site.calibrated(rows.cutoff)
     with writing(folder):
         calibrated.save(folder)
-    return folder, calibrated.threshold
-
-
-def describe_threshold(threshold: Threshold, rows_per_night: float) -> str:
-    """The calibration in words: the rate of false alarms, and their number per night."""
-    without = f" (without {threshold.trimmed:,} suspected anomalies)" if threshold.trimmed else ""
-    return (
-        f"threshold {threshold.value:.4g} from {threshold.n:,} clean rows{without}: flags "
-        f"{threshold.false_alarm_rate:.3%} of normal records "
-        f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%}); "
-        f"{expect_false_alarms(threshold, round(rows_per_night))}"
-    )
+    kept = scores <= np.partition(scores, calibrated.threshold.n - 1)[calibrated.threshold.n - 1]
+    days = clean["event_time"].to_pandas().dt.tz_convert(site.zone).dt.tz_localize(None).dt.normalize()
+    spread = measure_spread(scores[kept] > calibrated.threshold.value, days.astype("int64").to_numpy()[kept])
+    return Calibrated(folder, calibrated.threshold, rows.rows_per_night, spread)
 
 
 def list_segments(segments: Segments) -> str:
@@ -81,13 +92,12 @@ def list_segments(segments: Segments) -> str:
 @task(task_run_name="calibrate {site.detector}", **PURE)
 def calibrate(site: Site, rows: TrainingSet, bundle: Path, params: CalibrateParams, has_labels: bool) -> Calibrated:
     """Calibrate the bundle, and show the threshold with its interval."""
-    folder, threshold = calibrate_bundle(site, rows, bundle, params, has_labels)
-    segments = Detector.load(folder).segments if params.by else None
-    described = describe_threshold(threshold, rows.rows_per_night)
+    calibrated = calibrate_bundle(site, rows, bundle, params, has_labels)
+    segments = Detector.load(calibrated.bundle).segments if params.by else None
     create_markdown_artifact(
-        f"**{site.detector}**, {params.threshold.kind} policy: {described}\n"
+        f"**{site.detector}**, {params.threshold.kind} policy: {calibrated}\n"
         + (list_segments(segments) if segments else ""),
         key=f"calibration-{site.artifact_key}",
         description=f"Calibration of {site.detector}",
     )
-    return Calibrated(folder, described)
+    return calibrated

@@ -36,13 +36,12 @@ BY_EPOCH = ("fit_loss", "stopping_loss", "tuning_precision", "tuning_recall")
 
 @dataclass(frozen=True)
 class Trained:
-    """The training of a bundle: its cut-off, its begin, how it was fitted, a folder of pictures, the usual night."""
+    """The training of a bundle: its cut-off, its begin, how it was fitted, and a folder of pictures."""
 
     cutoff: date
     begun: datetime
     fit: FitParams
     pictures: Path
-    rows_per_night: float
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,16 @@ def list_columns(columns: Sequence[Column]) -> str:
     return f"{', '.join(names[:SHOWN_COLUMNS])}{more}"
 
 
-def describe_version(detector: Detector, metrics: Metrics | None, rows_per_night: float = 0.0) -> str:
-    """A version in words, as Markdown: network, columns, training data, threshold and metrics."""
+def describe_version(
+    detector: Detector, metrics: Metrics | None, tags: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """A version in words, as Markdown: network, columns, training data, threshold and metrics.
+
+    tags: may say how many rows a night has, and how much nights vary.
+    """
     lineage, threshold, columns, own = detector.lineage, detector.threshold, detector.columns, detector.segments
+    rows_per_night, spread = (registry.read_number(tags, name) for name in registry.NIGHT_TAGS)
+    expected = expect_false_alarms(threshold, round(rows_per_night), max(1.0, spread)) if rows_per_night else ""
     networks = ", ".join(f"{network.kind} {describe_layers(network)}" for network in detector.network_params)
     rows = lineage.get("rows")
     fitted = f", {rows['fit']:,} rows to fit on" if isinstance(rows, dict) and isinstance(rows.get("fit"), int) else ""
@@ -117,7 +123,7 @@ def describe_version(detector: Detector, metrics: Metrics | None, rows_per_night
         f"Trained on: {escape_markdown(str(lineage.get('split', 'unknown rows')))}{fitted}.",
         f"Threshold: {threshold.value:.4g}, which {threshold.false_alarm_rate:.2%} of normal rows exceed "
         f"({threshold.interval_low:.2%} to {threshold.interval_high:.2%})"
-        + (f"; {expect_false_alarms(threshold, round(rows_per_night))}." if rows_per_night else ".")
+        + (f"; {expected}." if expected else ".")
         + (f" {len(own.thresholds):,} values of {escape_markdown(own.column)} have their own." if own else ""),
     ]
     if detector.reducer:
@@ -182,7 +188,7 @@ def register_bundle(
         | {"threshold": threshold.value, "expected_false_alarm_rate": threshold.false_alarm_rate}
         | ({"suspected_calibration_rows": threshold.trimmed} if threshold.trimmed else {}),
         drop_long(named),
-        describe_version(detector, metrics, trained.rows_per_night if trained else 0.0),
+        describe_version(detector, metrics, tags),
         {"lineage.json": {"tags": named, "columns": {column.name: column.kind for column in detector.columns}}},
         describe_training(site, trained) if trained else None,
     )

@@ -283,7 +283,7 @@ def write_report(
     validated = lake.get("validated", site.detector, day)
     detector = Detector.load(bundle)
     sketch = draw_sketch(lake, validated, detector, contract, facts.flags)
-    expected = expect_false_alarms(detector.threshold, facts.batch.scored)
+    expected = expect_false_alarms(detector.threshold, facts.batch.scored, version.night_spread)
     path = site.reports / f"{day.isoformat()}.html"
     checked = site.validations / path.name  # on another machine, if that one validated the batch
     link = Path(os.path.relpath(checked, site.reports)).as_posix() if checked.exists() else ""

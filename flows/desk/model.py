@@ -34,8 +34,7 @@ def read_model(page: Page) -> dict[str, Any]:
     site = page.site
     versions = site.registry.list_versions()
     champion, challenger = (find_alias(versions, alias) for alias in (CHAMPION, CHALLENGER))
-    rows = next((night.scored for night in reversed(site.warehouse.read_nights(site.detector))), 0)
-    sides = [describe_standing(site.registry, one, rows) for one in (champion, challenger) if one]
+    sides = [describe_standing(site.registry, one) for one in (champion, challenger) if one]
     return {
         "versions": versions[::-1],
         "champion": champion,

@@ -36,8 +36,8 @@ class Standing:
     """One version. threshold_low, threshold_high: the 95 % interval of its quantile; None for other policies.
 
     false_alarm_rate: the share of normal rows above the threshold, with its interval. false_alarms: their number in a
-    night; None if no night is known. losses: per network and epoch (E,), by name. metrics: on test rows. note: why the
-    bundle's figures are missing; "" if they are there.
+    night; None if the version does not say how many rows one has. losses: per network and epoch (E,), by name. metrics:
+    on test rows. note: why the bundle's figures are missing; "" if they are there.
     """
 
     version: int
@@ -60,8 +60,8 @@ class Standing:
     note: str = ""
 
 
-def describe_standing(registry: Registry, version: Version, rows: int = 0) -> Standing:
-    """A version as the page shows it, from its tags, its run and its bundle. rows: those of a night; 0: not known."""
+def describe_standing(registry: Registry, version: Version) -> Standing:
+    """A version as the page shows it, from its tags, its run and its bundle."""
     figures, note = dict[str, Any](), ""
     try:
         figures = _read_figures(registry, version.version, version.tags.get(HASH_TAG, ""))
@@ -72,8 +72,9 @@ def describe_standing(registry: Registry, version: Version, rows: int = 0) -> St
     measured, false_alarms = Share(0, 0, None, None, None), None
     if rate is not None:
         measured = Share(round(rate * n), n, rate, threshold["interval_low"], threshold["interval_high"])
-    if threshold and rows:
-        false_alarms = expect_false_alarms(TypeAdapter(Threshold).validate_python(threshold), rows)
+    if threshold and version.rows_per_night:
+        calibrated = TypeAdapter(Threshold).validate_python(threshold)
+        false_alarms = expect_false_alarms(calibrated, version.rows_per_night, version.night_spread)
     curves = figures.get("curves", {})
     return Standing(
         version=version.version,

@@ -36,6 +36,7 @@ REGISTERING_TAG = "registering_since"  # a run begins with the training, which m
 NOTE_TAG = "mlflow.note.content"  # the description of a run
 MOST_METRICS, DIGEST = 1000, 12  # of one request; digits of a digest, as shown elsewhere
 COLUMN_TYPES, THRESHOLD_POLICY, MOST_FALSE_ALARMS = "column_types", "threshold_policy", "most_false_alarms"
+NIGHT_TAGS = ROWS_PER_NIGHT, NIGHT_SPREAD = "rows_per_night", "night_spread"
 SEARCHED = "searched_threshold"  # JSON: the threshold with the best F1, and both thresholds' precision and recall
 DECISION = "promotion"  # what was decided of it the last time: when, what and why
 TEST = "test_"  # begins the names of metrics on test rows
@@ -43,6 +44,15 @@ SINCE_TAG = "champion_since."  # followed by the instant; the value is the versi
 LOADER = "tasks.serving"
 DOWNLOADING, STALE_S = "downloading-", 3600
 DELETED = "Deleted_Internal"  # the stage that MLflow gives a deleted version
+
+
+def read_number(tags: Mapping[str, str], name: str) -> float:
+    """The number in a tag; 0 if there is none."""
+    try:
+        found = float(tags.get(name, ""))
+    except ValueError:
+        return 0.0
+    return found if math.isfinite(found) and found > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,18 @@ class Version:
     @property
     def most_false_alarms(self) -> float | None:
         """The upper end of the interval of its false-alarm rate; None if no tag says so."""
-        try:
-            found = float(self.tags.get(MOST_FALSE_ALARMS, ""))
-        except ValueError:
-            return None
+        found = read_number(self.tags, MOST_FALSE_ALARMS)
         return found if 0 < found <= 1 else None
+
+    @property
+    def rows_per_night(self) -> int:
+        """The rows of a usual night before its training; 0 if no tag says so."""
+        return round(read_number(self.tags, ROWS_PER_NIGHT))
+
+    @property
+    def night_spread(self) -> float:
+        """The variance of its false alarms between nights, as a multiple of that of chance; 1 if no tag says so."""
+        return max(1.0, read_number(self.tags, NIGHT_SPREAD))
 
     @property
     def searched(self) -> dict[str, Any] | None:

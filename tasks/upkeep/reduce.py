@@ -19,7 +19,7 @@ from tasks.register import Registered, register_bundle
 from tasks.rows.columns import fits, to_records
 from tasks.rows.judge import Mask, judge
 from tasks.rows.params import ReviewParams
-from tasks.stores.registry import CHAMPION
+from tasks.stores.registry import CHAMPION, NIGHT_TAGS
 from tasks.stores.site import Site
 
 
@@ -147,7 +147,8 @@ def register_reducer(site: Site, params: ReviewParams, version: int | None = Non
     reduced, gain = reduce_detector(detector, verdicts, nights, base.version, params)
     folder = registry.bundles / "reduced" / str(base.version)
     reduced.save(folder)
-    registered = register_bundle(site, folder, None)
+    kept = {name: base.tags[name] for name in NIGHT_TAGS if name in base.tags}
+    registered = register_bundle(site, folder, None, kept)
     if CHAMPION not in base.aliases:
         return Reduced(registered, gain, None, None)
     batches = site.warehouse.read_nights(site.detector)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, betabinom, binom, binomtest
+from scipy.stats import beta, betabinom, binom, binomtest, chi2_contingency
 
 from models.calibration import (
     FalseAlarms,
@@ -16,8 +16,10 @@ from models.calibration import (
     expect_false_alarms,
     find_betas,
     fit_threshold,
+    measure_spread,
     p_values,
     percentile_ranks,
+    widen,
 )
 from models.errors import NightjarError, TooFewRows
 from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
@@ -79,7 +81,7 @@ def test_the_number_of_false_alarms_has_the_distribution_that_all_orders_of_the_
     chances = count_orders(n, k, rows)
     assert chances == pytest.approx(betabinom.pmf(range(rows + 1), rows, *low))
     for outside in (0.05, 0.3):
-        found = expect_false_alarms(threshold, rows, outside)
+        found = expect_false_alarms(threshold, rows, outside=outside)
         assert found.expected == pytest.approx(sum(count * chance for count, chance in enumerate(chances)))
         assert sum(chances[: found.low]) <= outside / 2 < sum(chances[: found.low + 1]) + 1e-12
         assert sum(chances[found.high + 1 :]) <= outside / 2 < sum(chances[found.high :]) + 1e-12
@@ -112,13 +114,54 @@ def test_a_threshold_that_no_row_or_every_row_exceeds_has_one_end_only() -> None
     every = expect_false_alarms(fit_threshold(np.ones(50), FixedPolicy(value=0.0)), 100)
     assert (none.expected, none.low, every.expected, every.high) == (0, 0, 100, 100)
     assert none.high == 100 - every.low == betabinom.ppf(0.975, 100, 1, 50)
-    assert expect_false_alarms(fit(199, 0.9), 0) == FalseAlarms(0, 0, 0, 0)
+    assert expect_false_alarms(fit(199, 0.9), 0) == FalseAlarms(0, 0, 0, 0, 1.0)
+
+
+def test_the_spread_of_days_is_pearsons_statistic_of_their_counts() -> None:
+    rng = np.random.default_rng(1)
+    days = rng.permutation(np.repeat([3, 4, 7, 8, 9], [200, 210, 190, 180, 220]))
+    is_flagged = rng.random(1000) < np.where(days == 7, 0.2, 0.05)
+    counts = [[(is_flagged & (days == day)).sum(), (~is_flagged & (days == day)).sum()] for day in (3, 4, 7, 8, 9)]
+    assert measure_spread(is_flagged, days) == pytest.approx(chi2_contingency(np.array(counts)).statistic / 4)
+    assert measure_spread(is_flagged, np.arange(1000) % 5) >= 1
+    few = days != 9
+    assert measure_spread(is_flagged[few], days[few]) == 1  # four days are too few
+    assert measure_spread(np.zeros(1000, bool), days) == measure_spread(np.empty(0, bool), np.empty(0, np.int64)) == 1
+
+
+def test_a_spread_multiplies_the_variance_and_keeps_the_mean() -> None:
+    for a, b, rows, spread in ((450, 44550, 5000, 2.1), (20, 180, 300, 1.4), (3, 97, 10, 5.0)):
+        wide = widen(a, b, rows, spread)
+        exact, found = (betabinom.stats(rows, *pair) for pair in ((a, b), wide))
+        assert found[0] == pytest.approx(exact[0])
+        assert found[1] == pytest.approx(spread * exact[1])
+    assert widen(1, 99, 100, 1e9)[0] > 0  # as much as rows can vary
+    threshold = fit(199, 0.9)
+    exact, wide = (expect_false_alarms(threshold, 1000, spread) for spread in (1.0, 2.0))
+    assert wide.low < exact.low < exact.high < wide.high and wide.expected == exact.expected
+
+
+def test_nights_that_vary_have_as_many_false_alarms_as_expected() -> None:
+    rng, inside = np.random.default_rng(4), {"exact": [], "widened": []}
+    for _ in range(150):
+        levels = rng.lognormal(0, 0.3, 40)
+        nights = [rng.exponential(levels[day], 1000) for day in range(40)]  # their rates differ
+        scores, days = np.concatenate(nights[:9]), np.repeat(np.arange(9), 1000)
+        threshold = fit_threshold(scores, QuantilePolicy(q=0.95))
+        spread = measure_spread(scores > threshold.value, days)
+        for name, ratio in (("exact", 1.0), ("widened", spread)):
+            found = expect_false_alarms(threshold, 1000, ratio)
+            inside[name] += [found.low <= (night > threshold.value).sum() <= found.high for night in nights[9:]]
+    assert np.mean(inside["exact"]) < 0.6
+    assert np.mean(inside["widened"]) > 0.85
 
 
 def test_expected_false_alarms_in_words() -> None:
     text = str(expect_false_alarms(fit(199, 0.9), 1000))
     assert text == "100 false alarms are expected in a night of 1,000 normal rows (95 % of such nights: 59 to 149)"
-    assert str(FalseAlarms(90, 0.94, 0, 4)).startswith("0.9 false alarms are expected")
+    varied = str(expect_false_alarms(fit(199, 0.9), 1000, 2.0))
+    assert varied.endswith("to 172; the variance between days is 2.0 times that of chance)")
+    assert str(FalseAlarms(90, 0.94, 0, 4, 1.0)).startswith("0.9 false alarms are expected")
 
 
 def test_too_few_rows_for_the_quantile_say_how_many_are_missing() -> None:

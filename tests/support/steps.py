@@ -90,8 +90,8 @@ class TrainingSteps(Steps):
             "train": lambda site: fit_bundle(site, done["filter"], params.train, self.setup.hashes),
             "calibrate": lambda site: calibrate_bundle(
                 site, done["filter"], done["train"], params.calibrate, params.ingest.has_labels
-            )[0],
-            "register": lambda site: register_bundle(site, done["calibrate"], None),
+            ),
+            "register": lambda site: register_bundle(site, done["calibrate"].bundle, None, done["calibrate"].tags),
         }
 
 

@@ -5,11 +5,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.calibration import expect_false_alarms
 from models.columns import Column
 from models.detector import Detector, ModelParams, fit_detector
 from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy, ResidualParams
 from models.segments import fit_segments
-from tasks.calibrate import SHOWN_SEGMENTS, calibrate_bundle, describe_threshold, list_segments
+from tasks.calibrate import SHOWN_SEGMENTS, calibrate_bundle, list_segments
 from tasks.filter import prepare_rows
 from tasks.rows.columns import to_records
 from tasks.rows.params import CalibrateParams, FilterParams, LeadingFraction
@@ -29,7 +30,7 @@ def calibrate(site, put_validated):
     table = pa.table(
         {
             "record_id": [str(n) for n in range(N)],
-            "event_time": pa.array([start + timedelta(seconds=n) for n in range(N)], pa.timestamp("us", tz="UTC")),
+            "event_time": pa.array([start + timedelta(minutes=5 * n) for n in range(N)], pa.timestamp("us", tz="UTC")),
             **dict(zip("abc", numbers.T, strict=True)),
         }
     )
@@ -46,27 +47,28 @@ def calibrate(site, put_validated):
     fit_detector(COLUMNS, fit, stopping, params, torch.device("cpu")).save(bundle)
 
     def run(has_labels, policy):
-        folder, threshold = calibrate_bundle(site, rows, bundle, CalibrateParams(threshold=policy), has_labels)
-        return (folder / "detector.json").read_text(), Detector.load(folder), threshold
+        found = calibrate_bundle(site, rows, bundle, CalibrateParams(threshold=policy), has_labels)
+        return (found.bundle / "detector.json").read_text(), Detector.load(found.bundle), found
 
     return run
 
 
 def test_without_labels_hidden_anomalies_are_left_out_of_the_calibration(calibrate):
-    header, known, labelled = calibrate(True, QuantilePolicy())
+    header, known, with_labels = calibrate(True, QuantilePolicy())
+    labelled = with_labels.threshold
     assert (labelled.n, labelled.trimmed) == (1500, 0) and '"trimmed"' not in header
-    header, found, unlabelled = calibrate(False, QuantilePolicy())
+    header, found, without_labels = calibrate(False, QuantilePolicy())
+    unlabelled = without_labels.threshold
     assert unlabelled.n + unlabelled.trimmed == 1500 and HIDDEN / 2 < unlabelled.trimmed <= 1.5 * HIDDEN
     assert '"trimmed"' in header and found.threshold == unlabelled
     assert len(found.calibration.scores) == unlabelled.n and len(known.calibration.scores) == 1500
     assert unlabelled.value < labelled.value
-    assert f"(without {unlabelled.trimmed} suspected anomalies)" in describe_threshold(unlabelled, 2000)
-    assert "suspected" not in describe_threshold(labelled, 2000)
+    assert f"(without {unlabelled.trimmed} suspected anomalies)" in str(without_labels)
+    assert "suspected" not in str(with_labels)
 
 
 def test_the_rate_of_a_fixed_threshold_does_not_count_suspects_but_its_interval_may(calibrate):
-    _, _, labelled = calibrate(True, FixedPolicy(value=1.0))
-    _, _, unlabelled = calibrate(False, FixedPolicy(value=1.0))
+    labelled, unlabelled = (calibrate(has_labels, FixedPolicy(value=1.0))[2].threshold for has_labels in (True, False))
     assert unlabelled.trimmed > 0
     assert unlabelled.false_alarm_rate < labelled.false_alarm_rate <= unlabelled.interval_high
 
@@ -77,3 +79,13 @@ def test_the_segments_with_the_most_rows_are_listed_with_their_thresholds():
     text = list_segments(segments)
     assert text.count("| 224 |") == 1 and "a\\|24" in text and "| 200 |" not in text
     assert text.count("\n| a") == SHOWN_SEGMENTS and "and 5 more" in text
+
+
+def test_how_much_the_days_of_the_calibration_vary_is_measured_and_said(calibrate):
+    found = calibrate(True, QuantilePolicy(q=0.9))[2]
+    assert found.spread > 1.05  # the anomalies lie on one day of six
+    assert found.tags == {"rows_per_night": str(N), "night_spread": f"{found.spread:.3g}"}
+    expected = expect_false_alarms(found.threshold, N, found.spread)
+    assert str(found).endswith(str(expected)) and f"between days is {found.spread:.1f} times" in str(found)
+    kept = calibrate(False, QuantilePolicy(q=0.9))[2]
+    assert 1 <= kept.spread < found.spread  # without the suspects

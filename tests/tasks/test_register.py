@@ -14,6 +14,7 @@ from mlflow.artifacts import download_artifacts
 from prefect.logging import disable_run_logger
 from tiny import add_reducer, make_tiny_detector
 
+from models.calibration import expect_false_alarms
 from models.columns import Column
 from models.fitting import EpochLog
 from models.params import AutoencoderParams, FitParams, NetworkParams, VariationalParams
@@ -79,7 +80,8 @@ def test_a_version_is_described_in_words() -> None:
     assert columns == "Columns (3): amount, country, at."
     assert trained == "Trained on: by\\_date, 2026-03-01 to 2026-03-10, 1,200 rows to fit on."
     assert threshold.endswith("%).") and "of normal rows exceed (" in threshold
-    assert "false alarms are expected in a night of 400 normal rows (95 %" in describe_version(detector, None, 400.0)
+    nights = {"rows_per_night": "400", "night_spread": "2.25"}
+    assert str(expect_false_alarms(detector.threshold, 400, 2.25)) in describe_version(detector, None, nights)
     assert second == "A second stage suppresses false alarms."
     assert test == "Test rows: 2,000, 40 of them anomalies, precision 0.5, recall 0.25, false alarm rate 0.01."
     assert "Trained on: unknown rows." in describe_version(make_tiny_detector(), None)
@@ -102,7 +104,7 @@ def make_trained(site: Site, folder: Path, networks: int = 1) -> Trained:
     write_epochs(site.epochs(CUTOFF), epochs)
     (folder / "pictures").mkdir()
     (folder / "pictures" / "losses.png").write_bytes(b"a picture")
-    return Trained(CUTOFF, BEGUN, FitParams(epochs=2, batch_size=32, seed=7), folder / "pictures", 1000.0)
+    return Trained(CUTOFF, BEGUN, FitParams(epochs=2, batch_size=32, seed=7), folder / "pictures")
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,7 @@ def test_champion_and_challenger_are_side_by_side(desk: TestClient, site: Site) 
     assert f"{threshold.value:.4g}" in first
     assert f"{100 * threshold.false_alarm_rate:.2f} %" in first
     assert f"({100 * threshold.interval_low:.2f} to {100 * threshold.interval_high:.2f} %)" in first
-    night = site.warehouse.get_nights("orders")[-1]
-    assert str(expect_false_alarms(threshold, night.scored)) in first
+    assert str(expect_false_alarms(threshold, champion.rows_per_night, champion.night_spread)) in first
     assert first.count("<polyline") == 2  # fit and stopping losses
     assert "<polyline" not in second and "No training losses are recorded" in second
     assert str(champion.trained_through) in first
