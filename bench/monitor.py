@@ -208,7 +208,7 @@ class Nights:
         begun = Begun(site.warehouse.begin_attempt(site.detector, day, "begin", now), now)
         known = (site, setup.configured.contract, validation, self.version, self.bundle, params.score)
         night = publish_scored(site, begun, score_night(*known, now), setup.record_rule)
-        watched = (setup.record_rule, params.monitor, params.filter.exclude_dates)
+        watched = (setup.record_rule, params.monitor, params.filter.exclude_dates, self.version.night_spread, True)
         return monitor_night(site, setup.configured.contract, night, self.bundle, *watched)
 
 

@@ -81,8 +81,9 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
         scored = score(site, contract, validation, scorer, bundle, params.score, begun.started_at)
         night = at(publish)(site, begun, scored, rule, params.cases)
         shadow(site, contract, types, validation, params.score, begun.started_at, return_state=True)
-        excluded = params.filter.exclude_dates
-        found = monitor(site, contract, night, scorer, bundle, rule, params.monitor, excluded, return_state=True)
+        watched = contract, night, scorer, bundle, rule, params.monitor
+        known = params.filter.exclude_dates, params.ingest.has_labels
+        found = monitor(site, *watched, *known, return_state=True)
         report(site, contract, validation, scorer, bundle, params.score)
         found.result()
     tell([name], not is_part_of_run())

@@ -21,6 +21,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from models.bundle import read_bundle_manifest
+from models.calibration import expect_false_alarms
 from models.detector import Detector
 from models.fitting import resolve_device
 from tasks.on_demand.findings import describe_labels, describe_version
@@ -28,13 +29,17 @@ from tasks.policy import IO
 from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.contract import Contract
 from tasks.rows.drift import (
+    ALMOST_SURE,
     SHIFT_EXPLAINS,
     UNLEARNT,
+    WEEK,
+    Counts,
     Floats,
     PastNight,
     Values,
     bound_values,
     compare_counts,
+    compare_flags,
     compare_medians,
     compute_psi,
     correct_p_values,
@@ -61,7 +66,7 @@ from tasks.rows.reference import (
 from tasks.stores.lake import Lake, Manifest, Part, count_slice_rows, quote
 from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
-from tasks.stores.tables import DATA_BROKE, Drift, Finding, Night
+from tasks.stores.tables import DATA_BROKE, Drift, Finding, Night, PublishedNight
 
 SAMPLE_ROWS = 50_000
 PRACTICE_ROWS = 10_000  # of a day before the cut-off, which has to be scored first
@@ -191,7 +196,10 @@ def draw_rows(
 
 @dataclass(frozen=True)
 class Watch:
-    """A version that is watched: what measures its nights. reference: empty if its clean rows are gone."""
+    """A version that is watched: what measures its nights. reference: empty if its clean rows are gone.
+
+    spread: of the false alarms between nights, see `models.calibration.measure_spread`.
+    """
 
     site: Site
     detector: Detector
@@ -200,6 +208,8 @@ class Watch:
     params: MonitorParams
     reference: Reference = field(default_factory=dict)
     practice: tuple[PastNight, ...] = ()
+    spread: float = 1.0
+    has_labels: bool = False
 
     @property
     def cutoff(self) -> date:
@@ -331,18 +341,38 @@ def list_values(values: Values) -> list[list[Any]]:
     return [[column, statistic, value] for (column, statistic), value in values.items()]
 
 
-def read_history(watch: Watch, day: date, version: int) -> list[PastNight]:
-    """The nights before a date that a version has scored, without those on which the data broke, and its practice."""
+def read_nights(watch: Watch, day: date, version: int) -> list[PublishedNight]:
+    """The nights up to a date that a version has scored, without earlier ones on which the data broke."""
     warehouse, name = watch.site.warehouse, watch.site.detector
-    scored = {n.batch_date for n in warehouse.read_nights(name) if n.model_version == version and n.batch_date < day}
-    broken = {one.batch_date for one in warehouse.read_findings(name) if one.finding == DATA_BROKE}
-    found = warehouse.read_drift(name, day - timedelta(days=HISTORY_DAYS), day - timedelta(days=1))
-    nights = [
+    broken = {one.batch_date for one in warehouse.read_findings(name) if one.finding == DATA_BROKE} - {day}
+    nights = (night for night in warehouse.read_nights(name) if night.batch_date <= day)
+    return [night for night in nights if night.model_version == version and night.batch_date not in broken]
+
+
+def read_history(watch: Watch, nights: Sequence[PublishedNight], day: date) -> list[PastNight]:
+    """What was measured of nights before a date, and the version's practice."""
+    scored, first = {night.batch_date for night in nights}, day - timedelta(days=HISTORY_DAYS)
+    found = watch.site.warehouse.read_drift(watch.site.detector, first, day - timedelta(days=1))
+    past = [
         PastNight(date_, {(one.column, one.statistic): one.value for one in drift})
         for date_, drift in found.items()
-        if date_ in scored - broken
+        if date_ in scored
     ]
-    return [*watch.practice, *nights]
+    return [*watch.practice, *past]
+
+
+def count_false_alarms(watch: Watch, nights: Sequence[PublishedNight], now: datetime) -> list[Counts]:
+    """The flags without an anomalous label, and the rows, of the latest nights whose labels have arrived."""
+    site, today = watch.site, now.astimezone(watch.site.zone).date()
+    whole = (night for night in nights if night.published == night.flagged)
+    chosen = [night for night in whole if watch.has_labels and site.has_matured(night.batch_date, today)][-WEEK:]
+    if not chosen:
+        return []
+    flags = site.warehouse.read_flags(site.detector, chosen[0].batch_date, chosen[-1].batch_date)
+    labels = site.warehouse.read_labels(site.detector, now, flags["record_id"])
+    is_false = ~flags["record_id"].isin(labels.loc[labels["label"] == 1, "record_id"])
+    counts = Counter(flags.loc[is_false, "batch_date"])
+    return [(counts[night.batch_date], night.scored) for night in chosen]
 
 
 def measure_arrival(site: Site, day: date) -> Values:
@@ -355,16 +385,23 @@ def measure_arrival(site: Site, day: date) -> Values:
     return {("", "arrival_hours"): late.total_seconds() / 3600}
 
 
-def watch_night(watch: Watch, night: Night, most_false_alarms: float, now: datetime) -> tuple[list[Drift], Finding]:
+def watch_night(watch: Watch, night: Night, now: datetime) -> tuple[list[Drift], Finding]:
     """Measure a published night against the nights before, and decide what has happened."""
-    site, day = watch.site, night.batch_date
+    site, day, threshold = watch.site, night.batch_date, watch.detector.threshold
     batch = site.lake.get("validated", site.detector, day)
     scores = site.lake.get("scores", site.detector, day, night.scores)
     is_whole = scores.facts["validated"] == batch.hash  # otherwise another run has validated the rows again
     values, shared = watch.measure(batch, scores if is_whole else None)
     values = {**values, **measure_arrival(site, day), ("", "champion_age_days"): (day - watch.trained_through).days}
-    history = read_history(watch, day, night.model_version)
-    drift = bound_values(values, history, day, most_false_alarms)
+    nights = read_nights(watch, day, night.model_version)
+    history = read_history(watch, nights, day)
+    chance = expect_false_alarms(threshold, night.scored, watch.spread, 2 * ALMOST_SURE)
+    before = [one for one in nights if one.batch_date < day]
+    recent = [(one.flagged, one.scored) for one in (*before[1 - WEEK :], night)]
+    drift = [
+        *bound_values(values, history, day, chance.high / max(1, night.scored)),
+        *compare_flags(recent, count_false_alarms(watch, nights, now), threshold, watch.spread),
+    ]
     decision = decide(site.detector, day.isoformat(), Watched(drift, history, shared))
     lack = () if watch.reference else (describe_lack(site.detector, night.model_version),)
     evidence = (*decision.evidence, *lack)
@@ -403,12 +440,14 @@ def monitor_night(
     rule: RecordRule,
     params: MonitorParams,
     excluded: Collection[date],
+    spread: float = 1.0,
+    has_labels: bool = False,
 ) -> tuple[list[Drift], Finding]:
     """Watch a published night and write its statistics and its finding to the warehouse."""
     detector = Detector.load(bundle).to(resolve_device(site.device))
-    opened = Watch(site, detector, contract, rule, params)
+    opened = Watch(site, detector, contract, rule, params, spread=spread, has_labels=has_labels)
     watch = open_watch(opened, read_bundle_manifest(bundle).content_hash, excluded)
-    drift, finding = watch_night(watch, night, detector.threshold.interval_high, datetime.now(UTC))
+    drift, finding = watch_night(watch, night, datetime.now(UTC))
     site.warehouse.replace_drift(finding, drift)
     return drift, finding
 
@@ -423,9 +462,12 @@ def monitor(
     rule: RecordRule,
     params: MonitorParams,
     excluded: Collection[date],
+    has_labels: bool,
 ) -> Finding:
     """Say of a published night whether its data broke, its world changed, or it was attacked."""
-    drift, finding = monitor_night(site, contract, night, bundle, rule, params, excluded)
+    drift, finding = monitor_night(
+        site, contract, night, bundle, rule, params, excluded, version.night_spread, has_labels
+    )
     challenger = site.registry.find_version(CHALLENGER)
     facts = describe_version(version, challenger, night.batch_date)
     page = summarise_finding(finding, drift, facts | {"labels": describe_labels(site, night.batch_date)})

@@ -13,17 +13,20 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from models.calibration import Threshold, expect_false_alarms
 from tasks.rows.reference import HOURS, Bins
 from tasks.stores.tables import Drift
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Values = Mapping[tuple[str, str], float]  # by column and statistic
+Counts = tuple[int, int]  # flags and scored rows of a night
 MIN_NIGHTS = 5  # of history, before a bound is learnt from it
 MIN_OF_WEEKDAY = 3
 SPREADS = 5.0  # from the usual value to a bound
 ALPHA = 0.01  # of two-sample tests, after the correction for many columns
 ALMOST_SURE = 1e-5  # of counts: the chance to be beyond a control limit
+WEEK = 7  # nights whose flags are counted together
 SHIFT_EXPLAINS = 0.3  # of the PSI may be left once times are moved back, or columns swapped back
 FLOORS: Mapping[str, float] = {  # the least distance from the usual value to a bound
     "psi": 0.05,
@@ -129,7 +132,7 @@ def learn_usual(history: Sequence[PastNight], key: tuple[str, str], day: date) -
 def bound_statistic(
     statistic: str, learnt: tuple[float, float] | None, rows: int, most_false_alarms: float
 ) -> float | None:
-    """The bound of one statistic; None if it has none, or none yet. most_false_alarms: a share of rows."""
+    """The bound of one statistic; None if it has none, or none yet. most_false_alarms: see `bound_values`."""
     name = statistic.split(" ")[0]
     if name in FIXED:
         return max(FIXED[name], FEW / max(rows, 1)) if name in SHARES else FIXED[name]
@@ -143,8 +146,8 @@ def bound_statistic(
     if statistic == "flag_rate":
         from scipy.stats import binom
 
-        rate = max(usual, most_false_alarms)
-        return max(usual + margin, float(binom.ppf(1 - ALMOST_SURE, rows, min(rate, 1.0))) / max(rows, 1))
+        by_chance = float(binom.ppf(1 - ALMOST_SURE, rows, min(usual, 1.0))) / max(rows, 1)
+        return max(usual + margin, by_chance, most_false_alarms)
     if statistic == "flags_of_one_value":
         return usual + max(margin, 5 * math.sqrt(usual) + 5)  # one card's bursts come together
     if statistic == "flags_of_one_category":
@@ -166,11 +169,38 @@ def bound_rows(rows: int, learnt: tuple[float, float] | None) -> list[Drift]:
 
 
 def bound_values(values: Values, history: Sequence[PastNight], day: date, most_false_alarms: float) -> list[Drift]:
-    """A night's statistics with their bounds, in their order."""
+    """A night's statistics with their bounds, in their order.
+
+    most_false_alarms: the share of rows up to which chance alone may flag normal ones.
+    """
     rows = int(values[("", "rows")])
     found = bound_rows(rows, learn_usual(history, ("", "rows"), day))
     for (column, statistic), value in values.items():
         if statistic != "rows":
             learnt = learn_usual(history, (column, statistic), day)
             found.append(Drift(column, statistic, value, bound_statistic(statistic, learnt, rows, most_false_alarms)))
+    return found
+
+
+def compare_flags(
+    recent: Sequence[Counts], answered: Sequence[Counts], threshold: Threshold, spread: float
+) -> list[Drift]:
+    """How far the latest nights are from the calibration; a bound is passed by chance 1 time in 100,000.
+
+    In: flags of the latest nights, the last one tonight, and false alarms of the latest nights whose labels have
+    arrived, each with the rows scored. Anomalies only add flags: fewer than the false alarms alone are none of theirs.
+    """
+    found = []
+    week = recent if len(recent) > 1 else ()
+    for statistic, nights in (
+        ("flags_lacking", recent[-1:]),
+        ("week_flags_lacking", week),
+        ("false_alarms_in_excess", answered),
+    ):
+        flags, rows = sum(night[0] for night in nights), sum(night[1] for night in nights)
+        chance = expect_false_alarms(threshold, rows, spread, 2 * ALMOST_SURE)
+        if chance.expected:
+            low, value, high = (count / chance.expected - 1 for count in (chance.low, flags, chance.high))
+            value, bound = (value, high) if statistic == "false_alarms_in_excess" else (-value, -low)
+            found.append(Drift("", statistic, max(0.0, value), bound))
     return found

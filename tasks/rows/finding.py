@@ -14,6 +14,16 @@ RESCALED = 3.0  # times the usual median, or a third of it: more than a world ch
 GROSS = 1.0  # a PSI that only a fault of the data makes overnight
 MOSTLY_UNSEEN = 0.5
 RECENT = 3  # nights
+NOTED = (
+    "canary_recall",
+    "arrival_hours",
+    "score_psi",
+    "score_shift",
+    "flags_lacking",
+    "week_flags_lacking",
+    "false_alarms_in_excess",
+)
+ALONE = "normal rows alone should give"
 BREAKS = (
     "rows_lacking",
     "rows_in_excess",
@@ -141,7 +151,7 @@ def list_strikes(night: Watched) -> list[str]:
 
 def list_notes(night: Watched) -> list[str]:
     """What else should be known, and makes no finding, as sentences."""
-    found = [describe_note(one) for one in night.beyond("canary_recall", "arrival_hours", "score_psi", "score_shift")]
+    found = [describe_note(one) for one in night.beyond(*NOTED)]
     if not any(one.statistic == "rows_lacking" for one in night.drift):
         found.append(f"Fewer than {MIN_NIGHTS} earlier nights are known, too few to learn how many rows are usual.")
     return found
@@ -155,4 +165,8 @@ def describe_note(one: Drift) -> str:
         "arrival_hours": f"The last rows arrived {value:.0f} hours after the day's end, later than usual.",
         "score_psi": f"Scores have moved away from the calibration's (PSI {value:.3f}).",
         "score_shift": f"The median score is {value:.0f} ranks away from the calibration's.",
+        "flags_lacking": f"{value:.0%} fewer flags than {ALONE}; up to {bound:.0%} fewer is chance.",
+        "week_flags_lacking": f"Over a week {value:.0%} fewer flags than {ALONE}; up to {bound:.0%} fewer is chance.",
+        "false_alarms_in_excess": f"In the latest nights with labels, {value:.0%} more false alarms than the "
+        f"calibration says; up to {bound:.0%} more is chance.",
     }[one.statistic]

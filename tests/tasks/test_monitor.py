@@ -13,6 +13,8 @@ from tiny import make_tiny_detector
 from toy import CUTOFF, FIRST, Project, make_project, make_rows
 
 from flows.config.setup import Setup
+from models.calibration import expect_false_alarms
+from models.detector import Detector
 from tasks.ingest import ingest_arrivals
 from tasks.monitor import Watch, draw_rows, measure_flags, monitor_night, summarise_finding
 from tasks.on_demand.findings import describe_finding, read_watched
@@ -58,7 +60,8 @@ def run_night(project: Project, day: date = DAY, frame: pd.DataFrame | None = No
     version = site.registry.get_champion()
     bundle = site.registry.fetch_bundle(version)
     night = publish_scored(site, begun, score_night(site, contract, validation, version, bundle, params.score, now))
-    return monitor_night(site, contract, night, bundle, setup.record_rule, params.monitor, params.filter.exclude_dates)
+    watched = (setup.record_rule, params.monitor, params.filter.exclude_dates)
+    return monitor_night(site, contract, night, bundle, *watched, version.night_spread, params.ingest.has_labels)
 
 
 def reopen(project: Project) -> Setup:
@@ -142,6 +145,27 @@ def test_many_similar_flags_among_ordinary_rows_are_an_attack(project):
     _, finding = run_night(project, frame=frame)
     assert finding.finding == "attack", finding
     assert f"nightjar flags orders --date {DAY}" in finding.todo
+
+
+def test_flags_and_false_alarms_are_compared_with_what_the_calibration_expects(project):
+    first, _ = run_night(project)
+    assert not any(one.statistic == "week_flags_lacking" for one in first)  # there is one night
+    day = DAY + timedelta(days=1)
+    drift, _ = run_night(project, day, make_rows(day))
+    site = reopen(project).site
+    version = site.registry.get_champion()
+    threshold = Detector.load(site.registry.fetch_bundle(version)).threshold
+    nights = site.warehouse.get_nights("orders")
+    flags, rows = sum(night.flagged for night in nights), sum(night.scored for night in nights)
+    expected = expect_false_alarms(threshold, rows, version.night_spread)
+    assert find(drift, "", "week_flags_lacking").value == max(0, 1 - flags / expected.expected)
+    assert find(drift, "", "flags_lacking").bound == 1  # none of three is no wonder
+    labels = site.warehouse.read_labels("orders", datetime.now(UTC)).set_index("record_id")["label"]
+    flagged = site.warehouse.read_flags("orders", DAY, day)["record_id"]
+    false_alarms = int((flagged.map(labels).fillna(0) == 0).sum())
+    assert 0 < false_alarms < flags
+    found = find(drift, "", "false_alarms_in_excess").value
+    assert found == pytest.approx(max(0, false_alarms / expected.expected - 1))
 
 
 def test_a_night_without_rows_is_watched(project):

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, chi2_contingency
+from scipy.stats import betabinom, binom, chi2_contingency
 
+from models.calibration import fit_threshold
 from models.columns import Column
+from models.params import QuantilePolicy
 from tasks.rows.drift import (
     PastNight,
     bound_values,
     compare_counts,
+    compare_flags,
     compute_psi,
     correct_p_values,
     find_hour_shift,
@@ -96,13 +99,50 @@ def test_one_gross_night_does_not_move_a_bound():
     assert bounds[0] == pytest.approx(bounds[1], abs=0.01)
 
 
-def test_the_flag_rate_may_vary_as_chance_lets_it_from_the_upper_end_of_the_thresholds_interval():
+def test_the_flag_rate_may_be_as_high_as_chance_lets_it_from_the_threshold_or_from_the_usual_rate():
     few, many = (bound("flag_rate", 0.02, [], rows=n) for n in (100, 100_000))
     assert few.bound is None and many.bound is None  # the real anomalies are not known yet
-    history = make_history("flag_rate", *[0.005] * 10)
-    few, many = (bound("flag_rate", 0.02, history, rows=n) for n in (100, 100_000))
-    assert few.bound == pytest.approx(binom.ppf(1 - 1e-5, 100, 0.011) / 100)
+    low, high = (make_history("flag_rate", *[rate] * 10) for rate in (0.005, 0.03))
+    assert bound("flag_rate", 0.02, low).bound == 0.011  # as `most_false_alarms`
+    assert bound("flag_rate", 0.02, low).is_beyond
+    few, many = (bound("flag_rate", 0.05, high, rows=n) for n in (100, 100_000))
+    assert few.bound == pytest.approx(binom.ppf(1 - 1e-5, 100, 0.03) / 100)
     assert not few.is_beyond and many.is_beyond
+
+
+THRESHOLD = fit_threshold(np.arange(9999.0), QuantilePolicy(q=0.99))  # 1 % of the rows, from Beta(100, 9900)
+
+
+def compare(recent, answered=(), spread=1.0):
+    return {one.statistic: one for one in compare_flags(recent, answered, THRESHOLD, spread)}
+
+
+def test_flags_that_are_fewer_than_the_false_alarms_alone_are_beyond_their_bound():
+    least = int(betabinom.ppf(1e-5, 5000, 100, 9900))
+    for flags, is_beyond in ((least - 1, True), (least, False), (50, False), (5000, False)):
+        found = compare([(flags, 5000)])["flags_lacking"]
+        assert found.is_beyond is is_beyond
+        assert found.value == pytest.approx(max(0, 1 - flags / 50))
+    assert found.bound == pytest.approx(1 - least / 50)
+    assert not compare([(least - 1, 5000)], spread=2.0)["flags_lacking"].is_beyond
+    assert not compare([(0, 300)])["flags_lacking"].is_beyond  # none of three is no wonder
+    assert compare([(0, 0)]) == {}
+
+
+def test_a_week_shows_what_one_night_cannot():
+    nights = [(0, 300)] * 7
+    found = compare(nights)
+    assert "week_flags_lacking" not in compare(nights[:1])
+    assert not found["flags_lacking"].is_beyond and found["week_flags_lacking"].is_beyond
+    assert not compare([(3, 300)] * 7)["week_flags_lacking"].is_beyond
+
+
+def test_false_alarms_by_label_are_beyond_their_bound_if_chance_does_not_give_so_many():
+    most = int(betabinom.ppf(1 - 1e-5, 15_000, 100, 9900))
+    for flags, is_beyond in ((most + 1, True), (most, False), (0, False)):
+        answered = [(flags // 3, 5000), (flags // 3, 5000), (flags - 2 * (flags // 3), 5000)]
+        assert compare([(50, 5000)], answered)["false_alarms_in_excess"].is_beyond is is_beyond
+    assert "false_alarms_in_excess" not in compare([(50, 5000)])
 
 
 def test_a_falling_canary_is_beyond_its_bound():

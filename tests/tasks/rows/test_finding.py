@@ -101,3 +101,18 @@ def test_too_few_nights_to_know_what_is_usual_are_said():
     found = decide("cards", "2026-11-20", Watched([], (), {}))
     assert found.finding == "nothing"
     assert "Fewer than 5 earlier nights" in found.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("statistic", "sentence"),
+    [
+        ("flags_lacking", "95% fewer flags than normal rows alone should give; up to 60% fewer is chance."),
+        ("week_flags_lacking", "Over a week 95% fewer flags than normal rows alone should give; up to 60% fewer"),
+        ("false_alarms_in_excess", "In the latest nights with labels, 95% more false alarms than the calibration says"),
+    ],
+)
+def test_flags_that_do_not_fit_the_calibration_are_said_and_make_no_finding(statistic, sentence):
+    found = find(Drift("", statistic, 0.95, 0.6))
+    assert found.finding == "nothing"
+    assert any(one.startswith(sentence) for one in found.evidence)
+    assert find(Drift("", statistic, 0.5, 0.6)).evidence == ()
