@@ -82,7 +82,8 @@ def training(name: str, cutoff: date | None = None) -> Compared:
         trained = Trained(cutoff, begun, params.train.fit, Path(folder))
         tags = setup.tags | calibrated.tags | evaluation.tags
         registered = register(site, calibrated.bundle, evaluation.metrics, tags, trained)
-    return replace(challenge(setup, registered), threshold=str(calibrated))
+    found, doubt = challenge(setup, registered), calibrated.doubt(evaluation.metrics)
+    return replace(found, threshold=str(calibrated), notes=(*filter(None, [doubt]), *found.notes))
 
 
 def challenge(setup: Setup, registered: Registered) -> Compared:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.errors import NightjarError, TooFewRows
-from models.params import AlarmBudgetPolicy, FixedPolicy, QuantilePolicy, ThresholdParams
+from models.params import AlarmBudgetPolicy, FixedPolicy, QuantilePolicy, RecallPolicy, ThresholdParams
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -27,10 +27,28 @@ MOST_CORRELATED = 0.5  # rows of one night
 
 
 @dataclass(frozen=True)
+class Recall:
+    """How many known anomalies of the tuning rows a threshold flags, and the 95 % interval of its recall."""
+
+    flagged: int
+    anomalies: int
+    interval_low: float
+    interval_high: float
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.flagged / self.anomalies:.1%} of anomalies (95 % interval {self.interval_low:.1%} to "
+            f"{self.interval_high:.1%}, from {self.anomalies:,} known ones)"
+        )
+
+
+@dataclass(frozen=True)
 class Threshold:
     """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows.
 
     trimmed: how many of the highest scores were left out besides; the interval holds whether they are anomalies or not.
+    recall: of a threshold that was chosen for it.
     """
 
     value: float
@@ -41,6 +59,7 @@ class Threshold:
     interval_high: float
     # Omitted at 0, so that bundles calibrated on all their rows keep their bytes.
     trimmed: Annotated[int, Field(exclude_if=lambda given: not given)] = 0
+    recall: Annotated[Recall | None, Field(exclude_if=lambda given: given is None)] = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,7 @@ def fit_threshold(
 ) -> Threshold:
     """Find the policy's threshold and the share of clean records above it.
 
-    Only best_f_beta uses tuning, only alarm_budget uses rows_per_night. trims: some rows may be
+    Only best_f_beta and recall use tuning, only alarm_budget uses rows_per_night. trims: some rows may be
     anomalies, so the suspects of `count_suspects` are left out, as long as enough rows for the quantile remain. Raises
     TooFewRows if there are too few rows for the quantile, the requested width or the search, and NightjarError if a
     budget is not smaller than a night.
@@ -102,12 +121,16 @@ def fit_threshold(
         return _fit_quantile(ordered, policy, trimmed)
     if isinstance(policy, AlarmBudgetPolicy):
         return replace(_fit_quantile(ordered, spend_budget(policy, rows_per_night), trimmed), policy=policy)
-    value = policy.value if isinstance(policy, FixedPolicy) else search_f_beta(tuning, policy.beta)
+    recall = None
+    if isinstance(policy, RecallPolicy):
+        value, recall = keep_recall(tuning, policy.at_least)
+    else:
+        value = policy.value if isinstance(policy, FixedPolicy) else search_f_beta(tuning, policy.beta)
     # The value does not depend on these rows, so the number above it is binomial: Clopper & Pearson 1934.
     n = len(scores) - trimmed
     above = int(np.count_nonzero(ordered[:n] > value))
     low, high = _bound_low(above, n + 1 - above), _bound_high(above + trimmed + 1, n - above)
-    return Threshold(value, policy, n, above / n, low, high, trimmed)
+    return Threshold(value, policy, n, above / n, low, high, trimmed, recall)
 
 
 def count_suspects(ordered: Floats) -> int:
@@ -304,6 +327,29 @@ def _beta_quantile(a: int, b: int, share: float) -> float:
     from scipy.special import betaincinv  # 0.3 s, which scoring does without
 
     return float(betaincinv(a, b, share))
+
+
+def keep_recall(tuning: Tuning | None, at_least: float) -> tuple[float, Recall]:
+    """The highest threshold that a new anomaly exceeds with this probability, and its recall; exact for finite m.
+
+    It lies just below the k-th smallest score of the m known anomalies, k = floor((m + 1)(1 - at_least)), as the
+    quantile of clean rows does above theirs. The interval is that of Clopper & Pearson 1934; anomalies tied with the
+    k-th are flagged too and do not raise its lower end. Raises TooFewRows.
+    """
+    known = np.sort(tuning.scores[tuning.is_anomaly]) if tuning else np.empty(0)
+    m = len(known)
+    k = math.floor((m + 1) * (1 - Fraction(str(at_least))))
+    if k < 1:
+        needed = rows_for_quantile(at_least)
+        raise TooFewRows(
+            f"There are too few known anomalies among the tuning rows for a recall of {at_least:g}.",
+            got=f"{m} anomalies among {len(tuning.scores) if tuning else 0} tuning rows",
+            expected=f"at least {needed} anomalies, by label or verdict: {needed - m} are missing",
+            todo="widen the tuning dates, judge more flags, or lower threshold.at_least",
+        )
+    flagged = m - int(np.searchsorted(known, known[k - 1]))
+    value = float(np.nextafter(known[k - 1], -np.inf))
+    return value, Recall(flagged, m, _bound_low(m + 1 - k, k), _bound_high(flagged + 1, m - flagged))
 
 
 def search_f_beta(tuning: Tuning | None, beta: float) -> float:

@@ -136,6 +136,13 @@ class BestFBetaPolicy(Section):
     beta: float = Field(default=1.0, gt=0)
 
 
+class RecallPolicy(Section):
+    """Flag at least this share of anomalies, as the known ones among the tuning rows tell."""
+
+    kind: Literal["recall"] = "recall"
+    at_least: float = Field(default=0.9, gt=0, lt=1)
+
+
 class AlarmBudgetPolicy(Section):
     """Flag a fixed expected number of clean records per night."""
 
@@ -144,7 +151,7 @@ class AlarmBudgetPolicy(Section):
 
 
 ThresholdParams = Annotated[
-    QuantilePolicy | FixedPolicy | BestFBetaPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
+    QuantilePolicy | FixedPolicy | BestFBetaPolicy | RecallPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
 ]
 
 

@@ -13,8 +13,10 @@ from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
 from tasks.rows.columns import add_key, to_records
+from tasks.rows.drift import ALMOST_SURE
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import read_segments
+from tasks.rows.measures import Metrics
 from tasks.rows.params import CalibrateParams
 from tasks.stores.faults import writing
 from tasks.stores.registry import NIGHT_SPREAD, ROWS_PER_NIGHT
@@ -41,11 +43,27 @@ class Calibrated:
         """In words: the rate of false alarms, and their number in a night."""
         threshold = self.threshold
         without = f" (without {threshold.trimmed:,} suspected anomalies)" if threshold.trimmed else ""
+        recall = f" and {threshold.recall}" if threshold.recall else ""
         return (
             f"threshold {threshold.value:.4g} from {threshold.n:,} clean rows{without}: flags "
             f"{threshold.false_alarm_rate:.3%} of normal records "
-            f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%}); "
+            f"(95 % interval {threshold.interval_low:.3%} to {threshold.interval_high:.3%}){recall}; "
             f"{expect_false_alarms(threshold, round(self.rows_per_night), self.spread)}"
+        )
+
+    def doubt(self, metrics: Metrics | None) -> str:
+        """That more normal test rows are flagged than chance explains 1 time in 100,000, and what to do; else ""."""
+        if metrics is None or metrics.false_alarm_rate is None:
+            return ""
+        normals = metrics.rows - metrics.anomalies
+        flags = round(metrics.false_alarm_rate * normals)
+        most = expect_false_alarms(self.threshold, normals, self.spread, 2 * ALMOST_SURE).high
+        if flags <= most:
+            return ""
+        return (
+            f"the calibration does not fit the test rows: {flags:,} of {normals:,} normal ones are flagged "
+            f"({metrics.false_alarm_rate:.1%}), where up to {most:,} could be chance; they differ from the calibration "
+            "rows, so expect as many false alarms at night, or calibrate on days more like them (filter.splits)"
         )
 
 

@@ -36,8 +36,9 @@ class Standing:
     """One version. threshold_low, threshold_high: the 95 % interval of its quantile; None for other policies.
 
     false_alarm_rate: the share of normal rows above the threshold, with its interval. false_alarms: their number in a
-    night; None if the version does not say how many rows one has. losses: per network and epoch (E,), by name. metrics:
-    on test rows. note: why the bundle's figures are missing; "" if they are there.
+    night; None if the version does not say how many rows one has. recall: of a threshold that was chosen for it.
+    losses: per network and epoch (E,), by name. metrics: on test rows. note: why the bundle's figures are missing; ""
+    if they are there.
     """
 
     version: int
@@ -54,6 +55,7 @@ class Standing:
     policy: Mapping[str, Any]
     false_alarm_rate: Share
     false_alarms: FalseAlarms | None
+    recall: Share | None
     losses: Mapping[str, Sequence[float]]
     metrics: Mapping[str, float]
     searched: Mapping[str, Any] | None
@@ -69,7 +71,10 @@ def describe_standing(registry: Registry, version: Version) -> Standing:
         note = error.line
     threshold = figures.get("threshold", {})
     rate, n = threshold.get("false_alarm_rate"), threshold.get("n", 0)
-    measured, false_alarms = Share(0, 0, None, None, None), None
+    measured, false_alarms, recall = Share(0, 0, None, None, None), None, None
+    if found := threshold.get("recall"):
+        hits, total = found["flagged"], found["anomalies"]
+        recall = Share(hits, total, hits / total, found["interval_low"], found["interval_high"])
     if rate is not None:
         measured = Share(round(rate * n), n, rate, threshold["interval_low"], threshold["interval_high"])
     if threshold and version.rows_per_night:
@@ -91,6 +96,7 @@ def describe_standing(registry: Registry, version: Version) -> Standing:
         policy=threshold.get("policy", {}),
         false_alarm_rate=measured,
         false_alarms=false_alarms,
+        recall=recall,
         losses={name: values for name, values in curves.items() if name.endswith(LOSS)},
         metrics={name.removeprefix(TEST): values[-1] for name, values in curves.items() if name.startswith(TEST)},
         searched=version.searched,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, betabinom, binom, binomtest, chi2_contingency
+from scipy.stats import beta, betabinom, binom, binomtest, chi2_contingency, norm
 
 from models.calibration import (
     FalseAlarms,
@@ -22,7 +22,7 @@ from models.calibration import (
     widen,
 )
 from models.errors import NightjarError, TooFewRows
-from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy
+from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy, RecallPolicy
 
 FEW_VALUES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=20)
 
@@ -227,6 +227,43 @@ def test_the_best_f_beta_threshold_lies_between_the_scores_it_parts() -> None:
     assert fit_threshold(np.arange(9.0), BestFBetaPolicy(), tuning).value == 3
     close = Tuning(np.array([1.0, np.nextafter(1.0, 2)]), np.array([False, True]))
     assert fit_threshold(np.arange(9.0), BestFBetaPolicy(), close).value == 1
+
+
+def test_a_recall_is_kept_by_the_lowest_of_known_anomalies_that_may_be_missed() -> None:
+    tuning = Tuning(np.arange(40.0), np.arange(40) >= 20)  # k = floor(21 * 0.1) = 2 of 20 anomalies
+    found = fit_threshold(np.arange(30.0), RecallPolicy(at_least=0.9), tuning)
+    assert found.value == np.nextafter(21.0, 0)
+    assert found.recall is not None and (found.recall.flagged, found.recall.anomalies) == (19, 20)
+    exact = binomtest(19, 20).proportion_ci(method="exact")
+    assert np.allclose([found.recall.interval_low, found.recall.interval_high], [exact.low, exact.high])
+    assert found.false_alarm_rate == 9 / 30
+    assert str(found.recall) == "95.0% of anomalies (95 % interval 75.1% to 99.9%, from 20 known ones)"
+
+
+def test_new_anomalies_are_flagged_as_often_as_the_recall_policy_promises() -> None:
+    rng, recalls, inside = np.random.default_rng(6), [], []
+    for _ in range(600):
+        known = rng.normal(size=45)
+        found = fit_threshold(np.zeros(9), RecallPolicy(at_least=0.8), Tuning(known, np.ones(45, bool)))
+        assert found.recall is not None
+        recalls.append(norm.sf(found.value))
+        inside.append(found.recall.interval_low <= recalls[-1] <= found.recall.interval_high)
+    assert 0.8 - 3 * np.std(recalls) / 600**0.5 <= np.mean(recalls) <= 0.82
+    assert np.mean(inside) >= 0.94
+
+
+def test_anomalies_that_are_tied_are_flagged_together_and_do_not_raise_the_lower_end() -> None:
+    tied = fit_threshold(np.zeros(9), RecallPolicy(at_least=0.5), Tuning(np.ones(20), np.ones(20, bool)))
+    assert tied.recall is not None and (tied.recall.flagged, tied.recall.interval_high) == (20, 1)
+    assert tied.recall.interval_low == pytest.approx(beta.ppf(0.025, 11, 10))
+
+
+@pytest.mark.parametrize("rows", [8, 0])
+def test_too_few_known_anomalies_for_a_recall_say_how_many_are_missing(rows: int) -> None:
+    tuning = Tuning(np.arange(100.0), np.arange(100) < rows)
+    with pytest.raises(TooFewRows, match=f"(?s){rows} anomalies among 100 tuning rows.*{9 - rows} are missing"):
+        fit_threshold(np.arange(9.0), RecallPolicy(at_least=0.9), tuning)
+    assert fit_threshold(np.arange(9.0), RecallPolicy(at_least=0.9), Tuning(np.arange(9.0), np.ones(9, bool))).recall
 
 
 def test_no_rows_and_scores_that_are_not_numbers_are_refused() -> None:

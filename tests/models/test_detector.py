@@ -26,6 +26,7 @@ from models.params import (
     NeighboursParams,
     NetworkParams,
     QuantilePolicy,
+    RecallPolicy,
     ResidualParams,
     ScoringParams,
     VariationalParams,
@@ -294,6 +295,16 @@ def test_calibrating_again_keeps_the_weights_and_reads_tuning_rows(detector: Det
     assert again.networks is detector.networks and again.lineage == LINEAGE
     assert np.array_equal(detector.score(tuning) > again.threshold.value, is_anomaly)
     assert detector.threshold.n == 120 and again.threshold.n == 50
+
+
+def test_a_recall_is_kept_in_the_bundle_and_in_no_other(detector: Detector, tmp_path: Path) -> None:
+    tuning, policy = make_batch(40, 9), RecallPolicy(at_least=0.9)
+    kept = calibrate_detector(detector, make_batch(50, 10), policy, (tuning, np.arange(40) < 12))
+    kept.save(tmp_path / "kept")
+    assert Detector.load(tmp_path / "kept").threshold == kept.threshold
+    assert kept.threshold.recall and kept.threshold.recall.anomalies == 12
+    detector.save(tmp_path / "other")
+    assert "recall" not in (tmp_path / "other" / "detector.json").read_text()
 
 
 def test_every_epoch_is_reported() -> None:

@@ -1,18 +1,22 @@
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy.stats import betabinom
 
-from models.calibration import expect_false_alarms
+from models.calibration import expect_false_alarms, fit_threshold
 from models.columns import Column
 from models.detector import Detector, ModelParams, fit_detector
 from models.params import AutoencoderParams, FitParams, FixedPolicy, QuantilePolicy, ResidualParams
 from models.segments import fit_segments
-from tasks.calibrate import SHOWN_SEGMENTS, calibrate_bundle, list_segments
+from tasks.calibrate import SHOWN_SEGMENTS, Calibrated, calibrate_bundle, list_segments
 from tasks.filter import prepare_rows
 from tasks.rows.columns import to_records
+from tasks.rows.measures import Metrics
 from tasks.rows.params import CalibrateParams, FilterParams, LeadingFraction
 
 DAY, N, HIDDEN = date(2026, 3, 1), 3000, 45
@@ -89,3 +93,15 @@ def test_how_much_the_days_of_the_calibration_vary_is_measured_and_said(calibrat
     assert str(found).endswith(str(expected)) and f"between days is {found.spread:.1f} times" in str(found)
     kept = calibrate(False, QuantilePolicy(q=0.9))[2]
     assert 1 <= kept.spread < found.spread  # without the suspects
+
+
+def test_a_calibration_that_does_not_fit_the_test_rows_is_doubted():
+    threshold = fit_threshold(np.arange(9999.0), QuantilePolicy(q=0.99))
+    calibrated = Calibrated(Path("bundle"), threshold, 5000, 1.0)
+    most = int(betabinom.ppf(1 - 1e-5, 20_000, 100, 9900))
+    metrics = Metrics(0.5, 0.5, 0.5, 0.9, 0.5, most / 20_000, 20_040, 40)
+    assert calibrated.doubt(metrics) == calibrated.doubt(replace(metrics, false_alarm_rate=None)) == ""
+    assert calibrated.doubt(None) == ""
+    doubt = calibrated.doubt(replace(metrics, false_alarm_rate=0.208))
+    assert f"4,160 of 20,000 normal ones are flagged (20.8%), where up to {most} could be chance" in doubt
+    assert replace(calibrated, spread=1e3).doubt(replace(metrics, false_alarm_rate=0.03)) == ""
