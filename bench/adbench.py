@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,11 @@ def write_before(learn: TrainParams, fit: Floats) -> TrainParams:
     return learn.model_copy(update={"columns": columns, "networks": networks, "score": NeighboursParams()})
 
 
+def compare_with(references: int, draw: Literal["random", "spread"]) -> Change:
+    score = NeighboursParams(references=references, draw=draw)
+    return lambda learn, fit: learn.model_copy(update={"score": score})
+
+
 def score_forest(fit: Floats, test: Floats, seed: int) -> Floats:
     return -IsolationForest(random_state=seed).fit(fit).score_samples(test)
 
@@ -140,15 +146,27 @@ def list_methods() -> dict[str, Scorer]:
     return methods | peers
 
 
+def list_steps() -> dict[str, Scorer]:
+    """What lies between "before" and "init"."""
+    changes = {
+        "2,000 random": compare_with(2000, "random"),
+        "all rows": compare_with(20_000, "random"),
+        "2,000 spread": compare_with(2000, "spread"),
+        "4,000 spread": compare_with(4000, "spread"),
+    }
+    return {name: score_nightjar(change) for name, change in changes.items()}
+
+
 def main() -> None:
-    methods = list_methods()
+    usual = list_methods()
+    methods = usual | list_steps()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with one NAME.npz per table")
     parser.add_argument("--order", choices=("shuffled", "file"), default="shuffled", help="how ADBench is halved")
     parser.add_argument("--fit-rows", type=int, default=20_000, help="maximum number of fit rows, for every method")
     parser.add_argument("--test-rows", type=int, default=20_000, help="maximum number of test rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser.add_argument("--methods", nargs="+", choices=methods, default=list(usual))
     parser.add_argument("--tables", nargs="+", help="only the tables whose names contain one of these")
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
     options = parser.parse_args()

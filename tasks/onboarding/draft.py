@@ -72,7 +72,7 @@ ENTITY_NAME = re.compile(
 MIN_ROWS_PER_ENTITY = 1.5
 SHOWN_VALUES = 8  # columns of a record that are published with its flag
 TRIMMED = 0.01  # of unlabelled rows: costs little if all are normal, and helps much if some are not
-WIDE = 30  # slots of a row: up to here, comparing with 4,000 rows takes no longer than 2,000 random ones did
+WIDE = 20  # slots of a row: up to here, comparing with 4,000 rows takes no longer than 2,000 random ones did
 MAX_RANGES = 40  # each expectation costs milliseconds, so wide tables get no ranges
 
 
