@@ -4,8 +4,8 @@ A folder of NAME.npz files. ADBench (Han et al. 2022) has arrays X and y: fit on
 --fit-rows), test on the other normal rows and all anomalies. --order shuffled draws that half at random; file takes the
 first half, which resembles a source that drifts, and scores lower: never compare the two. OddBench (arXiv 2602.09329)
 has arrays train, test and test_labels. Nightjar uses the columns, networks and score that `init` writes, and a fifth of
-its fit rows for early stopping; "before" is what `init` wrote until now. neighbours and LOF see standardised columns.
-PyOD is left out if it is not installed. Means and ranges are over seeds; a table counts once.
+its fit rows for early stopping; "before" has the 2,000 random references that `init` wrote first. neighbours and LOF
+see standardised columns. PyOD is left out if it is not installed. Means and ranges are over seeds; a table counts once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from models.detector import ModelParams, fit_detector
 from models.encoders import choose_kinds
-from models.params import AutoencoderParams, NeighboursParams
+from models.params import NeighboursParams
 from tasks.onboarding.draft import Request, draft_detector
 from tasks.rows.columns import describe_columns, to_records
 from tasks.rows.params import TrainParams
@@ -84,15 +84,6 @@ def score_nightjar(change: Change = lambda learn, fit: learn) -> Scorer:
     return score
 
 
-def write_before(learn: TrainParams, fit: Floats) -> TrainParams:
-    """One network, 2,000 random references, and one-hot for columns of two whole numbers only."""
-    few = [name for name in learn.columns.categorical if len(np.unique(fit[:, int(name[1:])])) > 2]
-    kept = tuple(name for name in learn.columns.categorical if name not in few)
-    columns = learn.columns.model_copy(update={"categorical": kept, "numeric": (*learn.columns.numeric, *few)})
-    networks = (AutoencoderParams(layers=(64, 2, 64)),)
-    return learn.model_copy(update={"columns": columns, "networks": networks, "score": NeighboursParams()})
-
-
 def compare_with(references: int, draw: Literal["random", "spread"]) -> Change:
     score = NeighboursParams(references=references, draw=draw)
     return lambda learn, fit: learn.model_copy(update={"score": score})
@@ -139,7 +130,7 @@ def score_pyod(name: str) -> Scorer:
 
 
 def list_methods() -> dict[str, Scorer]:
-    methods: dict[str, Scorer] = {"init": score_nightjar(), "before": score_nightjar(write_before)}
+    methods: dict[str, Scorer] = {"init": score_nightjar(), "before": score_nightjar(compare_with(2000, "random"))}
     if importlib.util.find_spec("pyod"):
         methods |= {f"PyOD {name}": score_pyod(name) for name in ("AutoEncoder", "VAE")}
     peers = {"5 neighbours": score_neighbours, "LOF": score_lof, "ECOD": score_ecod, "forest": score_forest}
@@ -149,7 +140,6 @@ def list_methods() -> dict[str, Scorer]:
 def list_steps() -> dict[str, Scorer]:
     """What lies between "before" and "init"."""
     changes = {
-        "2,000 random": compare_with(2000, "random"),
         "all rows": compare_with(20_000, "random"),
         "2,000 spread": compare_with(2000, "spread"),
         "4,000 spread": compare_with(4000, "spread"),

@@ -35,8 +35,7 @@ EXTREME = 0.001  # share of numbers at either end that neither the skewness nor 
 # larger share of them than this could reject a day.
 MAX_INFINITE = 0.01
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
-FEW_VALUES = 12  # a number with at most this many values is categorical where each is common
-ROWS_PER_VALUE = 100  # on average, for a value to be common
+FEW_VALUES = 2  # a whole-number column with at most this many values is categorical
 MIN_COVERED = 0.8  # smallest share of rows whose category is in the vocabulary
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
 Kind = Literal["numeric", "log_numeric", "categorical", "date-time", "left out"]
@@ -324,7 +323,7 @@ def _decide_number(profile: ColumnProfile) -> Decision:
     is_key = there >= ENOUGH_ROWS and profile.distinct == there and profile.is_whole
     if is_key and ID_NAME.search(profile.name):
         return decide("left out", "an identifier: whole numbers, no repeats, and named like one")
-    if there >= ENOUGH_ROWS and profile.is_whole and ID_NAME.search(profile.name) and profile.distinct > 2:
+    if there >= ENOUGH_ROWS and profile.is_whole and ID_NAME.search(profile.name) and profile.distinct > FEW_VALUES:
         if profile.distinct <= MAX_CATEGORIES:
             return decide("categorical", "whole numbers named like an identifier", f"{profile.distinct:,} categories")
         return decide("left out", "an identifier of whom or what, not a measurement", f"{profile.distinct:,} different")
@@ -334,11 +333,8 @@ def _decide_number(profile: ColumnProfile) -> Decision:
         return decide("left out", "infinite in too many rows", f"{profile.infinite:,} of {profile.rows:,}")
     detail = f"{profile.low:.4g} to {profile.high:.4g}" + _far_text(profile) + _missing_text(profile, ", ")
     detail += f", {profile.infinite:,} infinite to be quarantined" if profile.infinite else ""
-    if profile.is_whole and profile.distinct <= 2:
+    if profile.is_whole and profile.distinct <= FEW_VALUES:
         return decide("categorical", "two whole numbers", detail)
-    if profile.distinct <= FEW_VALUES and there > ROWS_PER_VALUE * profile.distinct:
-        rule = f"numbers of at most {FEW_VALUES} values, with more than {ROWS_PER_VALUE} rows per value"
-        return decide("categorical", rule, f"{profile.distinct} values, {detail}")
     limit = EncodeParams().log_skewness
     if limit is not None and profile.skewness > limit and not profile.has_negative:
         rule = f"numbers, none negative, skewness above {limit:g}"

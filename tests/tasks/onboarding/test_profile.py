@@ -95,17 +95,6 @@ def test_an_unordered_key_is_left_out_by_its_name_alone() -> None:
     assert decide_kind(look_at(shuffled, "humid")).kind == "numeric"
 
 
-@pytest.mark.parametrize(
-    ("distinct", "rows", "kind"),
-    [(3, 301, "categorical"), (3, 300, "numeric"), (12, 1300, "categorical"), (13, 1400, "numeric")],
-)
-@pytest.mark.parametrize("unit", [1, 0.25])
-def test_numbers_of_few_common_values_are_categories(distinct: int, rows: int, kind: str, unit: float) -> None:
-    decision = decide_kind(look_at([unit * (n % distinct) for n in range(rows)]))
-    assert decision.kind == kind
-    assert (f"{distinct} values" in decision.detail) == (kind == "categorical")
-
-
 def test_too_many_categories_are_left_out_and_many_with_few_common_ones_are_not() -> None:
     even = [f"shop {n // 2}" for n in range(1200)]
     assert "too many" in decide_kind(look_at(even)).rule
