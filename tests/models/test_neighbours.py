@@ -158,6 +158,11 @@ def test_spread_references_also_come_from_the_stopping_rows() -> None:
         assert set(drawn.flatten().int().tolist()) == expected
 
 
+def test_params_older_than_draw_keep_their_text_and_so_their_hash() -> None:
+    assert "draw" not in NeighboursParams().model_dump()
+    assert NeighboursParams(draw="spread").model_dump()["draw"] == "spread"
+
+
 def test_only_so_many_rows_are_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CANDIDATES", 30)
     rows, seen = torch.arange(100.0)[:, None], []
