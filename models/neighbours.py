@@ -128,13 +128,13 @@ def _find_nearest(points: Tensor, references: Tensor, k: int, is_fast: bool) -> 
     """
     columns = points.T.contiguous()  # (W, N)
     halves = references.square().sum(dim=1, keepdim=True) / 2  # (m, 1)
-    size = CACHED if is_fast and points.device.type == "cpu" else max(len(points), 1)
-    find = _select_lowest if is_fast else _sort_lowest
-    parts = []
-    for part in torch.split(columns, size, dim=1):
-        # Half the squared distance, less half the square of the point: (m, size).
-        parts.append(find(torch.addmm(halves, references, part.contiguous(), alpha=-1), k))
-    nearest = torch.cat(parts, dim=1)  # (k, N)
+    # Closeness is half the squared distance, less half the square of the point: (m, N).
+    if is_fast:
+        parts = torch.split(columns, CACHED if columns.device.type == "cpu" else len(points), dim=1)
+        found = [_select_lowest(torch.addmm(halves, references, part.contiguous(), alpha=-1), k) for part in parts]
+        nearest = torch.cat(found, dim=1)  # (k, N)
+    else:  # its memory layout decides the last bits of means over it, so bundles without `spread` keep it
+        nearest = _sort_lowest(torch.addmm(halves, references, columns, alpha=-1), k)  # (k, N)
     return nearest, references[nearest].transpose(1, 2).contiguous().sub_(columns)  # (k, W, N)
 
 
