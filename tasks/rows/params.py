@@ -292,7 +292,7 @@ class ColumnsParams(Section):
 
 
 class PerEntityParams(Section):
-    """The numbers that are scaled for each entity, and the rows after which its own history counts for half."""
+    """The numbers that are scaled for each entity, and the fewest rows after which its own spread counts for half."""
 
     scale: tuple[str, ...] = Field(min_length=1)
     minimum: int = Field(default=30, ge=1)
