@@ -159,14 +159,14 @@ def test_spread_references_also_come_from_the_stopping_rows() -> None:
 
 
 def test_random_references_score_to_the_bit_as_before_there_were_others() -> None:
-    references, points = draw(200, 9), draw(BLOCK, 9, seed=1)
-    fitted, columns = fit_references(references, PARAMS), points.T.contiguous()
+    references, points = draw(2000, 9), draw(BLOCK, 9, seed=1)
+    fitted, columns = fit_references(references, NeighboursParams()), points.T.contiguous()
     halves = references.square().sum(dim=1, keepdim=True) / 2
     closeness = torch.addmm(halves, references, columns, alpha=-1)
-    nearest = closeness.T.contiguous().topk(4, dim=1, largest=False).indices.T
+    nearest = closeness.T.contiguous().topk(5, dim=1, largest=False).indices.T
     distances = (references[nearest].transpose(1, 2).contiguous() - columns).double().square().sum(dim=1).sqrt()
     expected = distances.mean(dim=0) / fitted.spacing[nearest].mean(dim=0).pow(0.5)
-    assert torch.equal(score_neighbours(points, fitted, PARAMS), expected)
+    assert torch.equal(score_neighbours(points, fitted, NeighboursParams()), expected)
 
 
 def test_params_older_than_draw_keep_their_text_and_so_their_hash() -> None:
