@@ -93,7 +93,8 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
     rows = prepare_rows(site, cutoff, filtered, params.train.columns.numbers)
     fitted = fit_bundle(site, rows, params.train, setup.hashes)
     policy = fit_policy(params.calibrate.threshold, rows.rows["calibration"])
-    calibrate = params.calibrate.model_copy(update={"threshold": policy})
+    # Folds are too small for thresholds by segment.
+    calibrate = params.calibrate.model_copy(update={"threshold": policy, "by": None})
     folder = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels).bundle
     return load_detector(setup.site.lake, setup.site.detector, folder)
 

@@ -49,8 +49,11 @@ def fit_segments(
         )
     found: dict[str, Threshold] = {}
     most = 0
-    for name in sorted({name for name in names if name is not None}):
-        own = scores[names == name]
+    order = np.argsort(names.astype(str), kind="stable")
+    order = order[names[order] != None]  # noqa: E711 - elementwise
+    ends = np.flatnonzero(names[order][1:] != names[order][:-1]) + 1
+    for rows in np.split(order, ends) if len(order) else []:
+        name, own = names[rows[0]], scores[rows]
         most = max(most, len(own))
         try:
             found[name] = fit_threshold(own, policy, trims=trims)

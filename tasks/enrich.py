@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
 
-from tasks.errors import BatchMissing, BatchRejected
+from tasks.errors import BatchRejected
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
-from tasks.rows.derive import add_columns, choose_reports, derive_history, read_reports, take_rows
+from tasks.rows.derive import add_columns, choose_reports, count_missing, derive_history, read_reports, take_rows
 from tasks.rows.history import EnrichParams
 from tasks.rows.params import ValidateParams
 from tasks.rows.validation import Validation
@@ -31,7 +31,8 @@ from tasks.validate import validate_batches
 CODE_VERSION = 1  # increase it when the same rows and params give other columns
 RUN_ROWS = 4_000_000  # rows of neighbouring batches that are enriched together, to read their history once
 MOST_MISSING = 0.5  # share of a batch's rows without an entity
-HISTORY, PLAIN = "history", "plain"  # facts: the key of the columns, the hash of the partition without them
+# Facts: the key of the columns, what they are, and the hash of the partition without them.
+HISTORY, COLUMNS, PLAIN = "history", "history_columns", "plain"
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,33 @@ def enrich_batches(
     """Enrich batches; returns their validations, each with the input hash of the batch and its history.
 
     Validates the earlier batches that the windows reach, where that is due; a rejected one has no rows in any history.
-    A rejected batch of `days` itself is left as it is. Raises BatchMissing.
+    Those that lose their history columns by that get them again. A rejected batch of `days` is left as it is, and so is
+    one whose history was pruned since it got these columns. Raises BatchMissing, BatchRejected.
     """
     lake, name = site.lake, site.detector
     # What arrives for a pruned batch is not whole: the rows validated before count.
-    landed = {*lake.dates("landing", name)} - lake.pruned(name).keys()
+    pruned = lake.pruned(name).keys()
+    landed = {*lake.dates("landing", name)} - pruned
     reached = sorted({one for day in days for one in site.list_reached(day)} | {*days})
-    inputs = site.hash_inputs(days)  # before the rows are read: what lands meanwhile is refused when it is published
+    before = {day for day in reached if (batch := lake.find("validated", name, day)) and HISTORY in batch.facts}
+    inputs = site.hash_inputs(reached)  # before the rows are read: what lands meanwhile is refused when it is published
     validations = validate_batches(site, contract, [day for day in reached if day in landed or day in days], validate)
     found = {validation.batch_date: validation for validation in validations}
     rejected = {day for day, validation in found.items() if validation.failures}
     batches = {day: batch for day in reached if day not in rejected and (batch := lake.find("validated", name, day))}
-    reports = read_reports(site, params, reached)
+    lost = [day for day in before & batches.keys() if HISTORY not in batches[day].facts]
+    further = {one for day in lost for one in site.list_reached(day)} - batches.keys() - rejected
+    batches |= {day: batch for day in further if (batch := lake.find("validated", name, day))}
+    reports = read_reports(site, params, sorted({*reached, *batches}))
     due = []
-    for day in days:
-        if day in rejected:
+    for day in sorted({*days, *lost} - rejected):
+        batch, input_hash = batches[day], inputs[day]
+        is_cut = any(one in pruned and one not in batches for one in site.list_reached(day))
+        if input_hash is None or (is_cut and batch.facts.get(COLUMNS) == params.definitions):
             continue
-        if (input_hash := inputs[day]) is None:
-            raise _pruned(site, day)
         key = make_key(site, params, day, batches, reports)
-        if batches[day].facts.get(HISTORY) != key or batches[day].input_hash != input_hash:
-            due.append(_Due(batches[day], input_hash, key))
+        if batch.facts.get(HISTORY) != key or batch.input_hash != input_hash:
+            due.append(_Due(batch, input_hash, key))
     total, done = sum(one.batch.rows for one in due), 0
     for run in _group(due):
         _enrich(site, contract, params, run, batches, reports)
@@ -132,10 +139,15 @@ def _enrich(
         for number, part in enumerate(one.batch.parts):
             with partition.part(f"part-{number}") as writer:
                 for table in read_ahead(lake.slices(part, contract.schema.names)):  # without older history columns
-                    missing.update({name: table[name].null_count for name in entities})
+                    missing.update({name: count_missing(table[name]) for name in entities})
                     writer.append(add_columns(table, take(table.num_rows)))
         _refuse_missing(one.batch, missing)
-        facts = {HISTORY: one.key, PLAIN: hash_plain(one.batch), "input_hash": one.input_hash}
+        facts = {
+            HISTORY: one.key,
+            COLUMNS: params.definitions,
+            PLAIN: hash_plain(one.batch),
+            "input_hash": one.input_hash,
+        }
         partition.commit({**one.batch.facts, **facts})
 
 
@@ -151,16 +163,6 @@ def _refuse_missing(batch: Manifest, missing: Mapping[str, int]) -> None:
             todo="deliver the batch with the column filled, choose another entity in enrich, or list the date in "
             "filter.exclude_dates",
         )
-
-
-def _pruned(site: Site, day: date) -> BatchMissing:
-    first = site.list_reached(day)[0]
-    return BatchMissing(
-        f"The history of {site.detector} on {day} is incomplete: a batch that it needs was pruned.",
-        where=f"landing and validated, {first} to {day}",
-        expected=f"every batch that landed in the {site.reach.days} days before",
-        todo="list the date in filter.exclude_dates, shorten enrich.windows, or keep batches longer (retention)",
-    )
 
 
 @task(task_run_name="enrich {site.detector}", **PURE)

@@ -127,9 +127,16 @@ def _check_history(detector: DetectorParams, contract: Contract, path: Path) -> 
         return
     columns, numbers = contract.columns, {"int", "float"}
     bad = [f"{name} is not in the contract" for name in enrich.reads if name not in columns]
-    bad += [f"{name} is a column of the contract" for name in enrich.history if name in {*columns, "event_time"}]
+    taken = {*columns, "record_id", "event_time", "_batch_date", "_label"}
+    bad += [f"{name} is a column of the contract" for name in enrich.history if name in taken]
+    labels = detector.ingest.labels.column if detector.ingest.labels else None
+    bad += [f"{name} is the label" for name in enrich.reads if name == labels]
+    same = {name: [other for other in columns if other != name and other.casefold() == name.casefold()]
+            for name in enrich.reads}  # fmt: skip
+    bad += [f"{name} differs from {', '.join(others)} in case only" for name, others in same.items() if others]
     bad += [f"{name} is an image" for name in enrich.reads if name in columns and columns[name].shape]
     summed = dict.fromkeys(name for column in enrich.history.values() for name in column.numbers)
+    bad += [f"{name} is masked, and would be shown" for name in summed if name in contract.masked]
     bad += [f"{name} is not a number" for name in summed if name in columns and columns[name].type not in numbers]
     if detector.ingest.event_time.column is None:
         bad.append("the rows have no event time")

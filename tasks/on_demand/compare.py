@@ -130,7 +130,7 @@ def find_nights(
     """The validated rows of the newest published nights that neither version has learnt from. Raises BatchMissing.
 
     Nights whose data broke are left out, since what a version makes of them says nothing of it, and nights that were
-    validated without a column that one of them has learnt.
+    validated without a column that one of them has learnt, or with other history columns of the same names.
     """
     learnt = max(version.trained_through for version in pair)
     published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
@@ -138,6 +138,7 @@ def find_nights(
     later = [day for day in published if day > learnt and day not in broken]
     kept = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
     columns = tuple(column for detector in detectors for column in detector.columns)
+    kept = [night for night in kept if all(v.has_learnt(night.facts.get("history_columns", {})) for v in pair)]
     found = [night for night in kept if all(fits(site.lake.schema(part), columns) for part in night.parts)]
     if found:
         return found[-most:]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.errors import ChampionMissing, RecordMissing
+from tasks.errors import BatchRejected, ChampionMissing, RecordMissing
 from tasks.rows.contract import Contract
 from tasks.rows.describe import describe_causes
 from tasks.rows.judge import judge, load_detector
@@ -102,6 +102,14 @@ def explain_record(
     """
     batch, row = find_record(site, record_id, day)
     version = get_scorer(site, batch, record_id)
+    validated = site.lake.get("validated", site.detector, batch.batch_date)
+    if not version.has_learnt(validated.facts.get("history_columns", {})):
+        raise BatchRejected(
+            f"The history columns of {batch.batch_date} are no longer those that version {version.version} has learnt.",
+            where=f"validated rows of {site.detector}",
+            expected="the columns of enrich in params.yaml at its training",
+            todo=f"nightjar score {site.detector} --date {batch.batch_date} scores the night by today's champion",
+        )
     detector = load_detector(site.lake, site.detector, site.registry.fetch_bundle(version))
     judged = judge(detector, row, None if detector.segments else batch.threshold)
     [text] = judged.name_causes(contract.masked, max(len(detector.columns), MOST_CAUSES))

@@ -29,7 +29,7 @@ from tasks.rows.history import (
     read_window,
 )
 from tasks.rows.schema import batch_dates_of
-from tasks.stores.lake import Lake, Part, quote
+from tasks.stores.lake import Lake, Manifest, Part, quote
 from tasks.stores.site import Site
 
 NO_REPORTS = pa.table({"record_id": pa.array([], pa.string()), "known_at": pa.array([], pa.timestamp("us", "UTC"))})
@@ -64,11 +64,18 @@ class History:
     def _derive(self, rows: pa.Table) -> pa.Table:
         site, lake = self.site, self.site.lake
         dates = pc.unique(batch_dates_of(rows["event_time"], site.zone)).to_pylist()
-        reached = sorted({one for day in dates for one in site.list_reached(day)})
-        found = [manifest for day in reached if (manifest := lake.find("validated", site.detector, day))]
+        near = [day for day in dates if 1900 <= day.year < 2200]  # a file may hold impossible times
+        reached = sorted({one for day in near for one in site.list_reached(day)})
+        found = [manifest for day in reached if (manifest := self._find(day))]
         earlier = tuple(part for manifest in found for part in manifest.parts)
         reports = read_reports(site, self.params, reached)
         return pa.concat_tables(derive_history(lake, self.params, rows, earlier, reports))
+
+    def _find(self, day: date) -> Manifest | None:
+        """A batch's validated rows, unless it was rejected since: then a night does not count them either."""
+        landing, validated = (self.site.lake.find(zone, self.site.detector, day) for zone in ("landing", "validated"))
+        is_current = not landing or (validated and validated.facts["validation"]["input_hash"] == landing.hash)
+        return validated if is_current else None
 
 
 def derive_history(
@@ -85,11 +92,15 @@ def derive_history(
     of records labelled anomalous. Counts are int64, first_seen is bool, everything else float64; all are null where
     the entity is missing. DuckDB keeps what does not fit into `lake.HISTORY_MEMORY` in temporary files.
     """
-    names = {name: f"v{place}" for place, name in enumerate(params.reads)}  # whatever users call their columns
+    # Short names: users call their columns what they like, and DuckDB ignores case.
+    names = {name: f"v{place}" for place, name in enumerate(params.reads)}
+    entities = {str(by): f"e{place}" for place, by in enumerate(dict.fromkeys(c.by for c in params.history.values()))}
     columns = [f"{quote(name)} as {short}" for name, short in names.items()]
+    columns += [f"nullif(trim(cast({quote(by)} as varchar)), '') as {short}" for by, short in entities.items()]
     select = ", ".join(["record_id", "epoch_us(event_time) as moment", *columns])
-    sql = write_query(params.history, names, is_loose=isinstance(rows, pa.Table))
-    yield from lake.stream(sql, select, rows, earlier, reports=reports)
+    sql = write_query(params.history, names, entities, is_loose=isinstance(rows, pa.Table))
+    for table in lake.stream(sql, select, rows, earlier, reports=reports):
+        yield table.rename_columns(list(params.history))
 
 
 def read_reports(site: Site, params: EnrichParams, days: Sequence[date]) -> pa.Table:
@@ -107,6 +118,12 @@ def choose_reports(site: Site, days: Sequence[date], reports: pa.Table) -> pa.Ta
     first, end = (pa.scalar(site.start_of(day), kind) for day in (days[0], days[-1] + timedelta(days=1)))
     known = reports["known_at"]
     return reports.filter(pc.and_(pc.greater_equal(known, first), pc.less(known, end)))
+
+
+def count_missing(entities: pa.ChunkedArray) -> int:
+    """The rows without an entity: null, or blank text."""
+    texts = pc.utf8_trim_whitespace(entities.cast(pa.string()))
+    return int(entities.null_count + (pc.sum(pc.equal(texts, "")).as_py() or 0))
 
 
 def take_rows(slices: Iterator[pa.Table]) -> Callable[[int], pa.Table]:
@@ -130,27 +147,32 @@ def add_columns(rows: pa.Table, history: pa.Table) -> pa.Table:
     return rows
 
 
-def write_query(history: Mapping[str, HistoryColumn], names: Mapping[str, str], is_loose: bool) -> str:
-    """The query over the tables `targets`, `earlier` and `reports`; names: what the columns are called in them."""
+def write_query(
+    history: Mapping[str, HistoryColumn], names: Mapping[str, str], entities: Mapping[str, str], is_loose: bool
+) -> str:
+    """The query over the tables `targets`, `earlier` and `reports`, whose result has h0, h1 and so on for `history`.
+
+    names, entities: what the columns that are read, and those that name entities, are called in the tables.
+    """
     others = " where record_id not in (select record_id from targets where record_id is not null)" if is_loose else ""
     steps = [
         f"events as (select * from targets union all by name select -1 as part, -1 as line, * from earlier{others})"
     ]
     joined: list[str] = []
     chosen: dict[str, str] = {}
-    for place, by in enumerate(dict.fromkeys(str(column.by) for column in history.values())):
+    short = {name: f"h{place}" for place, name in enumerate(history)}
+    for by, entity in entities.items():
         own = {name: column for name, column in history.items() if column.by == by}
-        steps += _write_steps(f"of_{place}", own, names)
-        joined.append(f"left join of_{place} using (part, line)")
-        chosen |= {name: f"of_{place}.{quote(name)} as {quote(name)}" for name in own}
+        steps += _write_steps(f"of_{entity}", entity, {short[name]: column for name, column in own.items()}, names)
+        joined.append(f"left join of_{entity} using (part, line)")
+        chosen |= {name: f"of_{entity}.{short[name]}" for name in own}
     listed, joins = ", ".join(chosen[name] for name in history), " ".join(joined)
     return f"with {', '.join(steps)} select {listed} from (select part, line from targets) {joins} order by part, line"
 
 
-def _write_steps(step: str, history: Mapping[str, HistoryColumn], names: Mapping[str, str]) -> list[str]:
+def _write_steps(step: str, by: str, history: Mapping[str, HistoryColumn], names: Mapping[str, str]) -> list[str]:
     """The steps for one entity: its records in order, the number of them in each window, then the columns."""
     columns = history.values()
-    by = names[str(next(iter(columns)).by)]
     summed = sorted({names[column.reads[0]] for column in columns if isinstance(column, SumColumn | RatioColumn)})
     until_now = f"partition by {by} order by moment range between {{}} preceding and current row"
     spans = sorted({_span(column) for column in columns})
@@ -161,7 +183,7 @@ def _write_steps(step: str, history: Mapping[str, HistoryColumn], names: Mapping
         *(f"count(*) over ({until_now.format(span - 1)}) as within_{span}" for span in spans),
         *(f"{_exact(number)} as exact_{number}" for number in summed),
     ]
-    terms = ", ".join(f"{_write_term(by, column, names)} as {quote(name)}" for name, column in history.items())
+    terms = ", ".join(f"{_write_term(by, column, names)} as {name}" for name, column in history.items())
     steps = [
         f"{step}_events as (select * from events where {by} is not null and {by} in (select {by} from targets))",
         f"{step}_placed as (select {', '.join(placed)} from {step}_events)",

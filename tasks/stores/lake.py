@@ -91,7 +91,12 @@ class Manifest:
     @property
     def hash(self) -> str:
         """The content hash of the parts, independent of their order."""
-        return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
+        return hash_parts(self.parts)
+
+
+def hash_parts(parts: Iterable[Part]) -> str:
+    """The content hash of parts, independent of their order."""
+    return hashlib.sha256("\n".join(sorted(part.sha256 for part in parts)).encode()).hexdigest()
 
 
 class PartWriter:

@@ -122,6 +122,10 @@ class Version:
         except ValueError:
             raise _not_a_bundle(self, f"the tag {tag} {text!r}", f"the tag {tag} with a date") from None
 
+    def has_learnt(self, history: Mapping[str, str]) -> bool:
+        """Whether history columns, by what they are as text, are those that it has learnt under these names."""
+        return all(history.get(name, what) == what for name, what in self.column_types.items() if what.startswith("{"))
+
     def check_types(self, types: Mapping[str, str]) -> None:
         """Raise ParamsInvalid if a column has another type now, or is another history column, than at the training.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from tasks.stores.lake import Lake
+from tasks.stores.lake import Lake, hash_parts
 from tasks.stores.registry import Registry
 from tasks.stores.warehouse import Warehouse
 
@@ -72,21 +72,24 @@ class Site:
 
     def list_reached(self, day: date) -> list[date]:
         """The batch dates that a date's history columns look at, the date itself last."""
-        first = (self.start_of(day).astimezone(UTC) - self.reach).astimezone(self.zone).date()
+        try:
+            first = (self.start_of(day).astimezone(UTC) - self.reach).astimezone(self.zone).date()
+        except OverflowError:  # near the year 1, in a file with an impossible time
+            first = day
         return [first + timedelta(days=n) for n in range((day - first).days + 1)]
 
     def hash_inputs(self, days: Iterable[date]) -> dict[date, str | None]:
         """By date, the hash of everything that its night is made from: its batch, and those its history looks at.
 
-        None if nothing has landed for the date, or if landing that the hash needs was pruned.
+        None if nothing has landed for the date. Of a pruned batch the parts are remembered.
         """
         wanted = list(days)
         if not self.reach:
             found = {day: self.lake.find("landing", self.detector, day) for day in wanted}
             return {day: landing.hash if landing else None for day, landing in found.items()}
-        landed, pruned = {*self.lake.dates("landing", self.detector)}, self.lake.pruned(self.detector).keys()
+        landed, pruned = {*self.lake.dates("landing", self.detector)}, self.lake.pruned(self.detector)
         hashes = {
-            day: self._hash_landing(day, day in pruned)
+            day: hash_parts(pruned[day]) if day in pruned else self.lake.get("landing", self.detector, day).hash
             for day in {reached for day in wanted for reached in self.list_reached(day)}
             if day in landed or day in pruned
         }
@@ -101,17 +104,8 @@ class Site:
         """The same for one date."""
         return self.hash_inputs([day])[day]
 
-    def _hash_landing(self, day: date, is_pruned: bool) -> str | None:
-        """The hash of a batch's landing; if that was pruned, as its validated rows remember it."""
-        found = self.lake.find("validated" if is_pruned else "landing", self.detector, day)
-        if found is None or not is_pruned:
-            return found.hash if found else None
-        return str(found.facts["validation"]["input_hash"])
-
     @staticmethod
-    def _combine(hashes: list[tuple[date, str | None]]) -> str | None:
-        if any(one is None for _, one in hashes):
-            return None
+    def _combine(hashes: list[tuple[date, str]]) -> str:
         text = "\n".join(f"{day} {one}" for day, one in hashes)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -199,7 +199,8 @@ def rewrite_partition(lake: Lake, manifest: Manifest, inventory: Inventory, reco
     new = {part.path: partition.rewrite(part, without(lake, part, record_id)) for part in old}
     if old:
         hashes = {part.sha256: new[part.path].sha256 for part in old}
-        partition.commit(manifest.facts, keep=tuple(rename(new.get(p.path, p), hashes) for p in manifest.parts))
+        facts = {name: fact for name, fact in manifest.facts.items() if name not in ("history", "plain")}
+        partition.commit(facts, keep=tuple(rename(new.get(p.path, p), hashes) for p in manifest.parts))
     for name in list_results(manifest, inventory.named):
         frame = lake.read_frame(name)
         if (mask := names_record(frame, record_id)).any():

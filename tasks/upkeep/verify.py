@@ -250,6 +250,8 @@ def check_scores(night: CheckedNight) -> Finding:
     if not night.has_same_input or night.is_pruned("scores"):
         return Finding([], "", "landing has changed since, or the scores were pruned")
     version = night.site.registry.get_version(night.batch.model_version)
+    if not version.has_learnt(night.enrich.definitions if night.enrich else {}):
+        return Finding([], "", "history columns have changed since")
     detector = Detector.load(night.site.registry.fetch_bundle(version))
     chosen = sample_rows(night)
     # Another processor may score a flag just below the threshold; its second stage is compared all the same.
@@ -270,6 +272,8 @@ def check_scores(night: CheckedNight) -> Finding:
     wrong |= compare_flags(detector, flags.loc[flags.index.intersection(again.index)], again)
     problems += [f"{_name(mask.index[mask])}: different {what}" for what, mask in wrong.items() if mask.any()]
     largest = f"{difference.max():.2g}" if len(difference) else "none"
+    if problems and night.enrich and any(column.is_reports for column in night.enrich.history.values()):
+        return Finding([], "", f"reports may have arrived since: {'; '.join(problems)}")
     seen = f"{len(again)} rows from landing by version {version.version}, largest relative difference {largest}"
     return Finding(problems, seen)
 

@@ -12,8 +12,9 @@ from toy import DAYS, FIRST, Project, make_project, make_rows, point_to
 
 from flows.config.setup import Setup
 from tasks.enrich import enrich_batches
-from tasks.errors import BatchMissing, BatchRejected
+from tasks.errors import BatchRejected
 from tasks.ingest import ingest_arrivals
+from tasks.rows.derive import History
 from tasks.stores.lake import Manifest
 from tasks.validate import validate_batches
 
@@ -136,21 +137,46 @@ def test_a_rejected_batch_is_in_no_history(project: Project) -> None:
     assert setup.site.lake.find("validated", "orders", DATES[1]) is None
 
 
-def test_pruned_batches_are_missed_until_their_validated_rows_are_there(project: Project) -> None:
+def test_a_batch_whose_history_was_pruned_keeps_its_columns(project: Project) -> None:
     setup = land(project)
-    lake = setup.site.lake
-    enrich(setup, DATES[:6])
-    before = setup.site.hash_input(DATES[5])
-    prune(setup, "landing", DATES[3])
-    assert setup.site.hash_input(DATES[5]) == before  # the validated rows remember it
-    [manifest] = enrich(setup, [DATES[5]])
-    assert manifest.input_hash == before
-    prune(setup, "validated", DATES[3])
-    assert setup.site.hash_input(DATES[5]) is None  # unknown: its published night is not stale
+    [*_, manifest] = enrich(setup, DATES[:6])
+    for zone in ("landing", "validated"):
+        prune(setup, zone, DATES[3])
+        assert (
+            setup.site.hash_input(DATES[5]) == manifest.input_hash
+        )  # its parts are remembered
+        assert enrich(setup, [DATES[5]]) == [manifest]
     assert setup.site.hash_input(DATES[3]) is None
-    with pytest.raises(BatchMissing, match="history of orders on 2026-03-25 is incomplete"):
-        enrich(setup, [DATES[5]])
-    assert lake.find("validated", "orders", DATES[5])
+    columns = {"n": {"count": "*"}}
+    project.change("params.yaml", "detectors", "orders", "enrich", "columns", value=columns)
+    enrich(load(project.folder), [DATES[5]])
+    assert read(setup, DATES[5])["n"].max() == 2  # other columns are computed from what is left of three days
+
+
+def test_batches_that_another_contract_validates_again_keep_their_history(project: Project) -> None:
+    enrich(land(project), DATES[:6])
+    project.change("contracts/orders.yaml", "columns", "shop", "nullable", value=True)
+    setup = load(project.folder)
+    before = setup.site.lake.get("validated", "orders", DATES[4])
+    enrich(setup, [DATES[5]])
+    after = setup.site.lake.get("validated", "orders", DATES[4])
+    assert after.attempt > before.attempt
+    assert (after.hash, after.input_hash) == (before.hash, before.input_hash)
+
+
+def test_a_batch_that_is_rejected_later_leaves_the_history_of_loose_rows(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES[:4])
+    params = setup.configured.detector
+    assert params.enrich
+    rows = pa.Table.from_pandas(read(setup, DATES[3]).drop(columns=["orders_3d", "spend_3d", "frauds_3d"]))
+    assert History(setup.site, params.enrich).derive(rows)["orders_3d"].to_pylist().count(3) > 0
+    project.write_day(DATES[1], make_rows(DATES[1]).head(20))
+    setup = land(project)
+    [night] = enrich(setup, [DATES[3]])
+    found = History(setup.site, params.enrich).derive(rows)["orders_3d"].to_pylist()
+    assert found == read(setup, DATES[3])["orders_3d"].tolist()
+    assert night.rows == len(found)
 
 
 def prune(setup: Setup, zone: Any, day: date) -> None:

@@ -33,6 +33,9 @@ HISTORY = EnrichParams.model_validate(
             "new_shop": {"first_seen": "shop", "window": "1h"},
             "bad_{window}": {"count": "reports"},
             "of shop": {"count": "*", "by": "shop", "window": "1h"},
+            "N_1H": {"sum": "amount", "window": "1h"},
+            "part": {"count": "*", "window": "90s"},
+            "line": {"count": "*", "window": "1h"},
             "bad shop": {"count": "reports", "by": "shop", "window": "1h"},
         },
     },
@@ -71,7 +74,7 @@ def compute_one(row: dict[str, Any], rows: list[dict[str, Any]], known_at: dict[
         return sum(known_at.get(r["record_id"], datetime.max.replace(tzinfo=UTC)) <= row["event_time"] for r in found)
 
     found: dict[str, Any] = {}
-    if row["card"] is not None:
+    if row["card"] and row["card"].strip():
         for name, seconds in WINDOWS.items():
             window = find("card", seconds)
             found[f"n_{name}"] = len(window)
@@ -81,6 +84,7 @@ def compute_one(row: dict[str, Any], rows: list[dict[str, Any]], known_at: dict[
         amounts = {
             name: [r["amount"] for r in find("card", WINDOWS[name]) if is_number(r["amount"])] for name in WINDOWS
         }
+        found |= {"N_1H": found["spent_1h"], "part": found["n_90s"], "line": found["n_1h"]}  # any name may be used
         found["to_mean"] = divide(row["amount"], math.fsum(amounts["1h"]) / max(1, len(amounts["1h"])))
         found["to_max"] = divide(row["amount"], max(amounts["2d"], default=0))
         if window:
@@ -132,7 +136,7 @@ def make_rows(rng: np.random.Generator, n: int) -> list[dict[str, Any]]:
         {
             "record_id": f"r{number:03d}",
             "event_time": NOON + timedelta(seconds=int(rng.integers(0, 300)) * int(rng.choice([1, 30, 900]))),
-            "card": gap(f"card-{rng.integers(3)}"),
+            "card": gap(gap(f"card-{rng.integers(3)}"), 0.02) or rng.choice([None, "", " "]),
             "shop": gap(int(rng.integers(4))),
             "amount": gap(float(rng.choice([0.1, 0.7, 12.34, 1e9, -3.0, math.inf, math.nan]))),
             "lat": gap(float(rng.uniform(-90, 90))),
