@@ -149,7 +149,7 @@ def test_a_contract_with_another_type_than_was_learnt_scores_nothing(
         ("rank", "orders", "--value", "spend=3", "--value", "items=2", "--value", "shop=north"),
     ):
         message = refuse(capsys, *command)
-        assert "error: ParamsInvalid: The contract has changed the type of items after version 1" in message, command
+        assert "error: ParamsInvalid: The type of items has changed after version 1" in message, command
         assert "items: int, as learnt" in message
 
 

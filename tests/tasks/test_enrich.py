@@ -142,9 +142,7 @@ def test_a_batch_whose_history_was_pruned_keeps_its_columns(project: Project) ->
     [*_, manifest] = enrich(setup, DATES[:6])
     for zone in ("landing", "validated"):
         prune(setup, zone, DATES[3])
-        assert (
-            setup.site.hash_input(DATES[5]) == manifest.input_hash
-        )  # its parts are remembered
+        assert setup.site.hash_input(DATES[5]) == manifest.input_hash  # its parts are remembered
         assert enrich(setup, [DATES[5]]) == [manifest]
     assert setup.site.hash_input(DATES[3]) is None
     columns = {"n": {"count": "*"}}

@@ -245,7 +245,8 @@ def test_a_version_without_the_champions_second_stage_is_refused_and_force_is_re
     shown = " ".join(capsys.readouterr().out.split())
     advice = "version 2 has a second stage, which version 3 lacks: nightjar reduce orders --version 3 learns it again"
     missing = "version 3 has no second stage, which version 2 has: orders has no verdicts that it can learn from."
-    assert shown.startswith("version 3 of nightjar-orders is the challenger orders: 2 nights, ")
+    assert shown.startswith("version 3 of nightjar-orders is the challenger threshold ")
+    assert " orders: 2 nights, " in shown
     assert f"note {missing} After more verdicts" in shown
     again = answer(capsys, "train", "orders", "--cutoff", str(LAST))
     assert again["notes"][0].startswith(missing)

@@ -406,7 +406,11 @@ def test_a_detector_may_read_neither_the_label_nor_masked_nor_unknown_columns(
     columns = {"numeric": ["items", "fraud", "spent"], "categorical": ["customer"]}
     project.change("params.yaml", "detectors", "orders", "train", "columns", value=columns)
     message = refuse(capsys, "run", "orders")
-    for problem in ("fraud is the label", "spent is not in the contract", "customer is masked"):
+    for problem in (
+        "fraud is the label",
+        "spent is neither in the contract nor in enrich.columns",
+        "customer is masked",
+    ):
         assert problem in message
 
 

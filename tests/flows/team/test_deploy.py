@@ -442,7 +442,8 @@ def test_a_bundle_travels_through_the_lake_and_leaves_nothing_there(
     assert (
         read_bundle_manifest(take_bundle(site, cutoff, "old")).content_hash == before
     )  # an older worker sends no epochs
-    assert site.epochs(cutoff).read_text().splitlines() == [epochs.splitlines()[0]]
+    [columns] = site.epochs(cutoff).read_text().splitlines()
+    assert epochs.splitlines()[0].startswith(columns)  # those on tuning rows are only there if these have anomalies
     assert site.lake.files("clean/orders") == files
 
 
