@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from objects import ObjectStore
 
 from tasks.rows.derive import derive_history
 from tasks.rows.history import EnrichParams
@@ -255,3 +256,13 @@ def test_history_is_that_of_the_simulator_without_the_record_itself(tmp_path: Pa
         assert spent[clean].tolist() == pytest.approx(today[f"spend_{window}"][clean].tolist(), rel=1e-12)
     assert found["reports"].tolist() == today["terminal_reports_28d"].tolist()
     assert found["reports"].max() > 3
+
+
+def test_parts_in_an_object_store_give_the_same_history(object_store: ObjectStore, tmp_path: Path) -> None:
+    rows = make_rows(np.random.default_rng(5), 60)
+    found = []
+    for lake in (Lake(f"s3://{object_store.make_bucket()}/some/where"), Lake(str(tmp_path))):
+        targets, earlier = write(lake, "targets", rows[20:]), write(lake, "earlier", rows[:20])
+        found.append(pa.concat_tables(derive_history(lake, HISTORY, targets, earlier)))
+    assert found[0].equals(found[1])
+    assert found[0].num_rows == 40
