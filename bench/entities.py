@@ -79,7 +79,7 @@ def plant_levels(rows: pd.DataFrame, seed: int, most: float) -> pd.DataFrame:
 
 
 def add_up(rows: pd.DataFrame, hours: int) -> Floats:
-    """What a card spent within so many hours up to each payment, which counts."""
+    """What each card had spent in the last `hours` hours at each payment, that payment included."""
     card, at = rows[WHOM].factorize()[0], rows["event_time"].astype("int64").to_numpy()
     at = at - at.min()
     order = np.lexsort([at, card])
