@@ -327,7 +327,7 @@ class Detector:
         """Weight of each slot of each network in a residual score, float64 (M D,); neighbours scores have none."""
         if isinstance(self.score_params, NeighboursParams):
             return torch.empty(0, dtype=torch.float64)
-        learnt = sum(column.kind != "key" for column in self.columns)
+        learnt = _count_learnt(self.columns)
         columns = [self.encoder.slots + i * learnt for i in range(len(self.networks))]
         return weigh_slots(self.score_params, torch.cat(columns), self.spreads)
 
@@ -376,8 +376,7 @@ def fit_detector(
             networks.append(network.cpu())
             with torch.inference_mode():
                 residual = torch.cat([network(part) - part for part in torch.split(stopping_rows, 8192)])  # (N, D)
-                learnt = sum(column.kind != "key" for column in columns)
-                spreads.append(measure_spreads(residual, encoder.slots, learnt))
+                spreads.append(measure_spreads(residual, encoder.slots, _count_learnt(columns)))
         references = NO_REFERENCES
         if isinstance(params.score, NeighboursParams):
             points = draw_points(
@@ -444,6 +443,11 @@ def calibrate_by_scores(
     segments = fit_segments(scores, *by, policy, rows_per_night, trims) if by else None
     calibration = Calibration(np.sort(scores)[: threshold.n], threshold, segments)
     return replace(detector, calibration=calibration, reducer=None)
+
+
+def _count_learnt(columns: Sequence[Column]) -> int:
+    """The number of columns with slots: all but keys."""
+    return sum(column.kind != "key" for column in columns)
 
 
 def _prefix(i: int) -> str:

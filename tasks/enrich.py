@@ -20,7 +20,7 @@ from tasks.errors import BatchRejected
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
 from tasks.rows.derive import add_columns, choose_reports, count_missing, derive_history, read_reports, take_rows
-from tasks.rows.history import EnrichParams
+from tasks.rows.history import COLUMNS, HISTORY, PLAIN, EnrichParams
 from tasks.rows.params import ValidateParams
 from tasks.rows.validation import Validation
 from tasks.stores.files import read_ahead
@@ -31,8 +31,6 @@ from tasks.validate import validate_batches
 CODE_VERSION = 1  # increase it when the same rows and params give other columns
 RUN_ROWS = 4_000_000  # rows of neighbouring batches that are enriched together, to read their history once
 MOST_MISSING = 0.5  # share of a batch's rows without an entity
-# Facts: the key of the columns, what they are, and the hash of the partition without them.
-HISTORY, COLUMNS, PLAIN = "history", "history_columns", "plain"
 
 
 @dataclass(frozen=True)

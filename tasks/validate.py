@@ -29,6 +29,7 @@ from tasks.rows.contract import STATISTICS, Contract, ContractExpectation
 from tasks.rows.duplicates import Duplicates, find_duplicates, find_replaced
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.expectations import Mask, Outcome, Suite, describe_batch, describe_rows
+from tasks.rows.history import HISTORY
 from tasks.rows.params import ValidateParams
 from tasks.rows.schema import Landed, batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.rows.validation import Validation
@@ -237,7 +238,7 @@ def find_validation(site: Site, contract: Contract, day: date, params: ValidateP
     landing, validated = (site.lake.find(zone, site.detector, day) for zone in ("landing", "validated"))
     if not landing or not validated or validated.facts["contract_hash"] != contract.hash:
         return None
-    if "history" in validated.facts and not site.reach:
+    if HISTORY in validated.facts and not site.reach:
         return None  # its history columns are no longer wanted
     found = TypeAdapter(Validation).validate_python(validated.facts["validation"] | {"batch_date": day})
     is_allowed = found.quarantined <= params.max_quarantined_fraction * found.rows_in

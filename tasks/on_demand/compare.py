@@ -26,6 +26,7 @@ from tasks.on_demand.loose import SMALLEST
 from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.columns import fits
 from tasks.rows.escaping import escape_markdown
+from tasks.rows.history import COLUMNS
 from tasks.rows.judge import Judgement, Mask, judge
 from tasks.rows.params import Canary, GateParams
 from tasks.rows.record import RecordRule
@@ -138,7 +139,7 @@ def find_nights(
     later = [day for day in published if day > learnt and day not in broken]
     kept = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
     columns = tuple(column for detector in detectors for column in detector.columns)
-    kept = [night for night in kept if all(v.has_learnt(night.facts.get("history_columns", {})) for v in pair)]
+    kept = [night for night in kept if all(v.has_learnt(night.facts.get(COLUMNS, {})) for v in pair)]
     found = [night for night in kept if all(fits(site.lake.schema(part), columns) for part in night.parts)]
     if found:
         return found[-most:]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tasks.errors import BatchRejected, ChampionMissing, RecordMissing
 from tasks.rows.contract import Contract
 from tasks.rows.describe import describe_causes
+from tasks.rows.history import COLUMNS
 from tasks.rows.judge import judge, load_detector
 from tasks.rows.record import RecordRule
 from tasks.stores.registry import Version
@@ -103,7 +104,7 @@ def explain_record(
     batch, row = find_record(site, record_id, day)
     version = get_scorer(site, batch, record_id)
     validated = site.lake.get("validated", site.detector, batch.batch_date)
-    if not version.has_learnt(validated.facts.get("history_columns", {})):
+    if not version.has_learnt(validated.facts.get(COLUMNS, {})):
         raise BatchRejected(
             f"The history columns of {batch.batch_date} are no longer those that version {version.version} has learnt.",
             where=f"validated rows of {site.detector}",

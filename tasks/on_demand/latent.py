@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from models.detector import Detector
 from tasks.errors import BatchRejected
-from tasks.on_demand.loose import check_rows, list_arrivals
+from tasks.on_demand.loose import check_rows, list_arrivals, mark_good
 from tasks.on_demand.output import check_output, open_output
 from tasks.policy import progress_of
 from tasks.rows.columns import fits, to_records
@@ -123,7 +123,7 @@ def _read_file(
     arrivals = list_arrivals(site, params.ingest, source)
     history = History(site, params.enrich) if params.enrich else None
     for rows, reasons in check_rows(contract, params.ingest, arrivals, site.zone, history):
-        good = reasons == None  # noqa: E711 - elementwise
+        good = mark_good(reasons)
         yield rows.filter(pa.array(good)), reasons[~good].tolist()
 
 

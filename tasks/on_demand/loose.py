@@ -129,20 +129,22 @@ def check_rows(
         yield from check()
         return
     needed = pa.schema([contract.schema.field(name) for name in history.needed]).empty_table()
-    good = (rows.filter(_are_good(reasons)) for rows, reasons in check() if "event_time" in rows.column_names)
+    good = (rows.filter(pa.array(mark_good(reasons))) for rows, reasons in check() if "event_time" in rows.column_names)
     take = take_rows(
         iter([history.derive(pa.concat_tables([needed, *(rows.select(history.needed) for rows in good)]))])
     )
     for rows, reasons in check():
         if "event_time" in rows.column_names:
-            is_good = _are_good(reasons).to_numpy(zero_copy_only=False)
+            is_good = mark_good(reasons)
             places = pa.array(np.cumsum(is_good) - 1, mask=~is_good)  # null: a bad row has no history
             rows = add_columns(rows, take(int(is_good.sum())).take(places))
         yield rows, reasons
 
 
-def _are_good(reasons: Reasons) -> pa.Array:
-    return pa.array(reasons == None)  # noqa: E711 - elementwise
+def mark_good(reasons: Reasons) -> Mask:
+    """The mask (N,) of rows without a reason for which they are bad."""
+    is_good: Mask = reasons == None  # noqa: E711 - elementwise
+    return is_good
 
 
 def score_folds(
@@ -262,15 +264,15 @@ def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Ta
     typed = type_rows(raw, contract)
     reasons = np.full(typed.num_rows, None, dtype=object)
     for name, mask in find_unreadable(raw, typed, contract).items():
-        reasons[mask & (reasons == None)] = describe_unreadable(name, contract)  # noqa: E711 - elementwise
+        reasons[mask & mark_good(reasons)] = describe_unreadable(name, contract)
     for expectation, mask in suite.judge(typed.select(suite.columns).to_pandas()).items():
         if expectation.severity == "critical":
-            reasons[mask & (reasons == None)] = expectation.text  # noqa: E711 - elementwise
+            reasons[mask & mark_good(reasons)] = expectation.text
     return typed, reasons
 
 
 def _score_slice(detector: Detector, masked: Set[str], typed: pa.Table, reasons: Reasons, causes: int) -> pa.Table:
-    good = reasons == None  # noqa: E711 - elementwise
+    good = mark_good(reasons)
     judged = judge(detector, typed.filter(pa.array(good)))
     texts = np.full(len(judged.score), None, dtype=object)
     texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(masked, causes)

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from models.params import Section
 
+# Facts of a validated partition with history columns: the key of everything they depend on, what each one is, and the
+# content hash without them.
+HISTORY, COLUMNS, PLAIN = "history", "history_columns", "plain"
 WINDOW_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST_WINDOW_DAYS = 400
 

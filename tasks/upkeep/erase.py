@@ -24,6 +24,7 @@ from models.detector import Detector
 from tasks.errors import NightjarError, RecordMissing, ServiceUnreachable, SourceInvalid
 from tasks.pages.nights import delete_nights, list_nights
 from tasks.rows.escaping import escape_markdown
+from tasks.rows.history import HISTORY, PLAIN
 from tasks.stores.lake import Lake, Manifest, Part, Zone, read_batch_date
 from tasks.stores.registry import Version
 from tasks.stores.site import Site
@@ -199,7 +200,7 @@ def rewrite_partition(lake: Lake, manifest: Manifest, inventory: Inventory, reco
     new = {part.path: partition.rewrite(part, without(lake, part, record_id)) for part in old}
     if old:
         hashes = {part.sha256: new[part.path].sha256 for part in old}
-        facts = {name: fact for name, fact in manifest.facts.items() if name not in ("history", "plain")}
+        facts = {name: fact for name, fact in manifest.facts.items() if name not in (HISTORY, PLAIN)}
         partition.commit(facts, keep=tuple(rename(new.get(p.path, p), hashes) for p in manifest.parts))
     for name in list_results(manifest, inventory.named):
         frame = lake.read_frame(name)
