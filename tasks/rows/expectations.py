@@ -1,7 +1,8 @@
 """Great Expectations behind one verb, judge: it checks the rows of a slice, or the summaries of batches.
 
-Slices are pandas frames with only the columns that expectations name. A first pass checks success only; the failing
-rows are then fetched for the failed expectations, which is several times cheaper than always fetching them.
+Slices are pandas frames with only the columns that expectations name. Expectations of single values see witnesses only
+(witnesses.py), the others all rows. A first pass checks success; the failing rows are then fetched for the failed
+expectations, which is several times cheaper than always fetching them.
 Great Expectations is imported when first used: that takes seconds and 250 MB.
 """
 
@@ -17,6 +18,7 @@ import pandas as pd
 
 from tasks.errors import BatchRejected, ParamsInvalid
 from tasks.rows.contract import FLOAT_LIMIT, ContractExpectation
+from tasks.rows.witnesses import find_witnesses, is_of_one_value, show
 
 Mask = npt.NDArray[np.bool_]
 LIST = re.compile(r"\$\w+_\d+(?: \$\w+_\d+)+")  # several values in Great Expectations' words
@@ -49,8 +51,21 @@ class Suite:
 
         A frame's rows are the records of a slice or, for batch-level expectations, one summary per batch.
         """
+        masks = self._judge(frame, [e for e in self.expectations if not is_of_one_value(e)])
+        doubtful, witnesses = find_witnesses(frame, filter(is_of_one_value, self.expectations))
+        if doubtful:
+            for expectation, mask in self._judge(show(frame, witnesses), doubtful).items():
+                masks[expectation] = witnesses[str(expectation.kwargs["column"])].expand(mask)
+        return {e: masks[e] for e in self.expectations if e in masks}  # the first that a row broke is its reason
+
+    def _judge(
+        self, frame: pd.DataFrame, expectations: Sequence[ContractExpectation]
+    ) -> dict[ContractExpectation, Mask]:
+        """The masks of the broken ones, as Great Expectations judges each row of the frame."""
         validator = self._show(frame)
-        failed = [e for e, r in self._run(validator, self.expectations, "BOOLEAN_ONLY") if not r.success]
+        if not expectations:
+            return {}
+        failed = [e for e, r in self._run(validator, expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
             if (rows := result.result.get("unexpected_index_list")) is None:
