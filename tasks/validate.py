@@ -42,7 +42,7 @@ from tasks.stores.tables import MOST_KEY_BYTES
 DUPLICATE = "record_id shared by rows that differ"
 LONG_ID = f"record_id: longer than {MOST_KEY_BYTES:,} bytes"
 STRAY = "event_time: after tomorrow, or far from the other rows of its file"
-JUDGED_ROWS = 4 * SLICE_ROWS  # rows judged at once; each call of Great Expectations takes milliseconds per expectation
+JUDGED_ROWS = 2 * SLICE_ROWS  # rows judged at once; each call of Great Expectations takes milliseconds per expectation
 PART_SLICES = 8  # slices per validated part: about a million rows, a second of scoring, the most that a crash can lose
 
 

@@ -4,17 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.stores.lake import Lake, Manifest, Part, quote
-
-# Hashes first: grouping takes eight bytes per id, and only ids that may be duplicates are read a second time.
-FIND_REPEATED = """
-    select record_id from parts
-    where hash(record_id) in (select hash(record_id) from parts group by 1 having count(*) > 1)
-    group by record_id having record_id is not null and count(*) > 1
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +37,14 @@ def find_duplicates(
     """
     if not manifest.parts:
         return Duplicates(pa.array([], pa.string()), pa.array([], pa.string()))
-    repeated = lake.query(FIND_REPEATED, manifest.parts, frugal=True)["record_id"]
-    replayed = frozenset[str]().union(*replaced.values())
-    repeated = repeated.filter(pc.invert(pc.is_in(repeated, pa.array(replayed, pa.string()))))
-    found = [read_versions(lake, manifest.parts, columns, repeated)]
+    replayed = pa.array(frozenset[str]().union(*replaced.values()), pa.string())
+    versions = read_versions(lake, manifest.parts, columns, hash=find_repeated_hashes(lake, manifest.parts))
+    found = [versions.filter(pc.invert(pc.is_in(versions["record_id"], replayed)))]
     # Replayed ids part by part: which of their rows count depends on the part.
     for part in manifest.parts:
-        live = pa.array(replayed - replaced.get(part.sha256, frozenset()), pa.string())
-        found.append(read_versions(lake, (part,), columns, live))
+        gone = pa.array(replaced.get(part.sha256, ()), pa.string())
+        live = replayed.filter(pc.invert(pc.is_in(replayed, gone)))
+        found.append(read_versions(lake, (part,), columns, record_id=live))
     versions = pa.concat_tables(found).group_by("record_id").aggregate([("version", "count_distinct"), ("rows", "sum")])
     twice = versions.filter(pc.greater(versions["rows_sum"], 1))
     differ = pc.greater(twice["version_count_distinct"], 1)
@@ -58,20 +52,30 @@ def find_duplicates(
     return Duplicates(ids.filter(pc.invert(differ)), ids.filter(differ))
 
 
-def read_versions(
-    lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], ids: pa.Array | pa.ChunkedArray
-) -> pa.Table:
-    """The distinct rows of the given records: record_id, version, rows.
+def find_repeated_hashes(lake: Lake, parts: tuple[Part, ...]) -> pa.Array:
+    """The hashes (uint64) that several record_ids share; nearly all are of one id that is repeated.
 
-    version: hash of the columns (uint64). rows: number of such rows (int64).
+    Sorting hashes takes eight bytes per id and a third of the time of grouping ids.
     """
-    requested = pa.table({"record_id": ids})
-    if not len(ids):
-        empty = requested.append_column("version", pa.array([], pa.uint64()))
-        return empty.append_column("rows", pa.array([], pa.int64()))
+    hashes = np.sort(lake.query("select hash(record_id) as hash from parts", parts, frugal=True)["hash"].to_numpy())
+    return pa.array(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+
+
+def read_versions(lake: Lake, parts: tuple[Part, ...], columns: Sequence[str], **of: pa.Array) -> pa.Table:
+    """The distinct rows of some records: record_id, version, rows.
+
+    of: the record_ids (record_id=) or their hashes (hash=). version: hash of the columns (uint64). rows: number of such
+    rows (int64).
+    """
+    [(key, wanted)] = of.items()
+    if not len(wanted):
+        schema = {"record_id": pa.string(), "version": pa.uint64(), "rows": pa.int64()}
+        return pa.schema(schema.items()).empty_table()
     known = {name for part in parts for name in lake.columns(part)}
     hashed = f"hash({', '.join(quote(name) for name in columns if name in known)})"
-    clause = "from parts where record_id in (from requested)"
+    record = "record_id" if key == "record_id" else "hash(record_id)"
+    clause = f"from parts where record_id is not null and {record} in (from requested)"
+    requested = pa.table({key: wanted})
     try:
         return lake.query(
             f"select record_id, {hashed} as version, count(*) as rows {clause} group by all",
