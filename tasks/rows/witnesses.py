@@ -88,7 +88,9 @@ def doubt(values: pd.Series, expectation: ContractExpectation) -> Mask:
 
 def _find_values(values: pd.Series, is_doubtful: Mask) -> Witnesses:
     rows = np.flatnonzero(is_doubtful)
-    codes, distinct = pd.factorize(values.iloc[rows], use_na_sentinel=False)
+    doubted = values.iloc[rows]
+    is_float = doubted.dtype == np.float64  # compared by their bits: 0.0 equals -0.0, but its text does not
+    codes, distinct = pd.factorize(doubted.to_numpy().view(np.int64) if is_float else doubted, use_na_sentinel=False)
     shown = np.zeros(len(distinct), np.int64)
     shown[codes] = rows
     return Witnesses(len(values), rows, codes, shown)

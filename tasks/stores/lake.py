@@ -42,9 +42,8 @@ SLICE_ROWS = 131_072  # rows held in memory at once, fewer of wide rows: a Parqu
 SLICE_BYTES = 128 << 20  # of a slice: rows of less than a kilobyte are cut by SLICE_ROWS
 SLICE_MARK = b"slice_rows"  # in the footer of a part with wide rows and several slices: the rows of one
 FETCHED_SLICES = 4  # slices of a part in an object store that are fetched together, to save requests
-QUERY_MEMORY = "512MB"  # for a batch's ids; DuckDB spills the rest to the temporary folder
-HISTORY_MEMORY = "2GB"  # for the records of weeks, also spilled beyond this
-QUERY_THREADS = 4  # grouping takes about 100 MB per thread
+HISTORY_MEMORY = "2GB"  # for the records of weeks; DuckDB spills the rest to the temporary folder
+HISTORY_THREADS = 4  # grouping takes about 100 MB per thread
 
 
 @dataclass(frozen=True)
@@ -347,12 +346,9 @@ class Lake(Files):
             if found and all(one is not None and one.has_min_max for one in found)
         }
 
-    def query(self, sql: str, parts: tuple[Part, ...], frugal: bool = False, **tables: pa.Table) -> pa.Table:
-        """Run DuckDB over parts; `sql` reads them as the table `parts`, and `tables` by their names.
-
-        frugal: use at most QUERY_MEMORY and spill the rest to disk; too little for columns of images.
-        """
-        with self._reading(*parts), (self._frugal_duckdb if frugal else self._duckdb).cursor() as cursor:
+    def query(self, sql: str, parts: tuple[Part, ...], **tables: pa.Table) -> pa.Table:
+        """Run DuckDB over parts; `sql` reads them as the table `parts`, and `tables` by their names."""
+        with self._reading(*parts), self._duckdb.cursor() as cursor:
             # Temporary: visible to this cursor only; other cursors of this lake read other parts.
             cursor.execute(f"create temporary view parts as select * from {self._source(parts)}")  # noqa: S608 - quoted
             for name, table in tables.items():
@@ -430,12 +426,8 @@ class Lake(Files):
         return self._connect()
 
     @cached_property
-    def _frugal_duckdb(self) -> duckdb.DuckDBPyConnection:
-        return self._connect(memory_limit=QUERY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
-
-    @cached_property
     def _history_duckdb(self) -> duckdb.DuckDBPyConnection:
-        return self._connect(memory_limit=HISTORY_MEMORY, threads=min(QUERY_THREADS, os.cpu_count() or 1))
+        return self._connect(memory_limit=HISTORY_MEMORY, threads=min(HISTORY_THREADS, os.cpu_count() or 1))
 
     @cached_property
     def _spill(self) -> Path:

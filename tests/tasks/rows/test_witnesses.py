@@ -44,6 +44,7 @@ EXPECTATIONS = [
     *(expect("values_to_be_in_set", column=name, value_set=values) for name, values in SETS.items()),
     *(expect("values_to_not_be_in_set", column=name, value_set=values) for name, values in SETS.items()),
     *(expect(f"values_to_{what}", column="town", regex="^B|^[0-9.]+$") for what in ("match_regex", "not_match_regex")),
+    expect("values_to_match_regex", column="amount", regex="^[0-9.]+$"),  # 0.0 matches, -0.0 does not
     expect("values_to_match_strftime_format", column="town", strftime_format="%Y-%m-%d"),
     expect("pair_values_a_to_be_greater_than_b", **PAIR),
 ]
