@@ -128,11 +128,11 @@ class PartWriter:
         if self._parquet is not None:
             return self._parquet
         self._file = self._files.enter_context(self._lake.create(self._path))
-        # Dictionary encoding of numbers makes writing 50 % slower and saves little.
-        texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
-        self._parquet = pq.ParquetWriter(
-            pa.PythonFile(self, mode="w"), schema, use_dictionary=texts or False, write_page_checksum=True
-        )
+        # A dictionary of numbers, or of ids that differ, takes time and saves little. LZ4 is read in two thirds of the
+        # time of Snappy, for 3 % more bytes.
+        texts = [f.name for f in schema if f.type in (pa.string(), pa.large_string()) and f.name != "record_id"]
+        options = {"use_dictionary": texts or False, "compression": "lz4", "write_page_checksum": True}
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, **options)
         return self._parquet
 
     def finish(self, **origin: str) -> Part:
