@@ -8,7 +8,7 @@ of the rows: numbers are added as multiples of 2^-50, so that training, a night 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from typing import assert_never
 
 import numpy as np
@@ -107,15 +107,14 @@ def read_reports(site: Site, params: EnrichParams, days: Sequence[date]) -> pa.T
     """When records were first labelled anomalous, on days in order: record_id, known_at; empty if none are counted."""
     if not days or not any(column.is_reports for column in params.history.values()):
         return NO_REPORTS
-    labels = site.warehouse.list_labels(site.detector)
-    told = labels[labels["label"] == 1].groupby("record_id", sort=True, as_index=False)["known_at"].min()
-    return choose_reports(site, days, pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False))
+    told = site.warehouse.list_reports(site.detector, *site.span_of(days[0], days[-1]))
+    return pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False)
 
 
 def choose_reports(site: Site, days: Sequence[date], reports: pa.Table) -> pa.Table:
     """The reports that became known on some days in order."""
     kind = reports.schema.field("known_at").type
-    first, end = (pa.scalar(site.start_of(day), kind) for day in (days[0], days[-1] + timedelta(days=1)))
+    first, end = (pa.scalar(instant, kind) for instant in site.span_of(days[0], days[-1]))
     known = reports["known_at"]
     return reports.filter(pc.and_(pc.greater_equal(known, first), pc.less(known, end)))
 

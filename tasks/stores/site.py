@@ -64,6 +64,10 @@ class Site:
         """The instant at which a batch date begins."""
         return datetime.combine(day, time(), self.zone)
 
+    def span_of(self, first: date, last: date) -> tuple[datetime, datetime]:
+        """The instants at which the first date begins and the last one ends."""
+        return self.start_of(first), self.start_of(last + timedelta(days=1))
+
     def has_matured(self, day: date, cutoff: date) -> bool:
         """Whether every label of a batch date had arrived when the cut-off date began."""
         # In UTC: adding to a local time ignores the hour that a clock change removes or adds.

@@ -416,6 +416,16 @@ class Warehouse:
         with self.begin_reading() as connection:
             return read_frame(connection, known.order_by(labels.c.record_id, labels.c.known_at))
 
+    def list_reports(self, detector: str, first: datetime, end: datetime) -> pd.DataFrame:
+        """The records whose first label as an anomaly became known in [first, end): record_id, known_at, by record."""
+        known_at = sa.func.min(labels.c.known_at)
+        told = sa.select(labels.c.record_id, known_at.label("known_at")).where(
+            labels.c.detector == detector, labels.c.label == 1, labels.c.known_at < end
+        )
+        reports = told.group_by(labels.c.record_id).having(known_at >= first).order_by(labels.c.record_id)
+        with self.begin_reading() as connection:
+            return read_frame(connection, reports)
+
     def add_reviews(
         self, detector: str, frame: pd.DataFrame, then: Callable[[sa.Connection], None] = lambda connection: None
     ) -> int:

@@ -238,6 +238,9 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
         ],
         "known": engine.read_labels(DETECTOR, NOW + timedelta(days=1), ids).to_dict("records"),
         "unknown": engine.read_labels(DETECTOR, NOW).to_dict("records"),
+        "reports": [
+            engine.list_reports(DETECTOR, NOW, NOW + timedelta(microseconds=end)).to_dict("records") for end in (1, 2)
+        ],
         "verdicts": [engine.read_reviews(DETECTOR, by).to_dict("records") for by in (None, NOW)],
     }
 

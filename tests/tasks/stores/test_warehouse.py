@@ -211,6 +211,16 @@ def test_labels_are_read_as_they_were_known_at_an_instant(engine):
     assert engine.read_labels("cards", later, pd.Series(["b", "z"])).record_id.tolist() == ["b"]
 
 
+def test_a_report_counts_once_when_it_is_first_known(engine):
+    hours = [NOW + timedelta(hours=n) for n in range(5)]
+    again = (("a", 1, hours[1]), ("a", 0, hours[2]), ("a", 1, hours[3]))
+    engine.add_labels("cards", make_labels(*again, ("b", 0, hours[1]), ("b", 1, hours[2]), ("c", 1, hours[0])))
+    engine.add_labels("logs", make_labels(("d", 1, hours[1])))
+    assert engine.list_reports("cards", hours[1], hours[4]).values.tolist() == [["a", hours[1]], ["b", hours[2]]]
+    assert engine.list_reports("cards", hours[1], hours[2]).values.tolist() == [["a", hours[1]]]
+    assert engine.list_reports("cards", hours[3], hours[4]).empty
+
+
 def test_an_empty_answer_has_the_same_types_as_a_full_one(engine):
     empty = engine.read_labels("cards", NOW)
     engine.add_labels("cards", make_labels(("a", 0, NOW)))
