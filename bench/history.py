@@ -153,7 +153,7 @@ def measure_variant(variant: str, seed: int) -> tuple[float, float, float, float
         setup = load_setup("payments", settings)
         site, cutoff = setup.site, LAST + timedelta(days=1)
         if params.enrich:
-            site = replace(site, reach=params.enrich.reach)
+            site = replace(site, reach=params.enrich.reach, counts_reports=params.enrich.counts_reports)
         site.warehouse.migrate()
         ingest_arrivals(site, params.ingest, setup.window(last=LAST))
         days = site.lake.dates("landing", "payments")

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-import pandas as pd
 import pyarrow as pa
 from prefect import get_run_logger, task
 
 from tasks.errors import BatchRejected
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
-from tasks.rows.derive import add_columns, choose_reports, count_missing, derive_history, read_reports, take_rows
+from tasks.rows.derive import add_columns, count_missing, derive_history, take_rows
 from tasks.rows.history import COLUMNS, HISTORY, PLAIN, EnrichParams
 from tasks.rows.params import ValidateParams
 from tasks.rows.validation import Validation
@@ -70,14 +69,15 @@ def enrich_batches(
     lost = [day for day in before & batches.keys() if HISTORY not in batches[day].facts]
     further = {one for day in lost for one in site.list_reached(day)} - batches.keys() - rejected
     batches |= {day: batch for day in further if (batch := lake.find("validated", name, day))}
-    reports = read_reports(site, params, sorted({*reached, *batches}))
+    reports = site.read_reports(sorted({*reached, *batches}))
+    told = site.hash_reports(reports)
     due = []
     for day in sorted({*days, *lost} - rejected):
         batch, input_hash = batches[day], inputs[day]
         is_cut = any(one in pruned and one not in batches for one in site.list_reached(day))
         if input_hash is None or (is_cut and batch.facts.get(COLUMNS) == params.definitions):
             continue
-        key = make_key(site, params, day, batches, reports)
+        key = make_key(site, params, day, batches, told)
         if batch.facts.get(HISTORY) != key or batch.input_hash != input_hash:
             due.append(_Due(batch, input_hash, key))
     total, done = sum(one.batch.rows for one in due), 0
@@ -88,14 +88,18 @@ def enrich_batches(
     return [replace(found[day], input_hash=inputs[day] or found[day].input_hash) for day in days]
 
 
-def make_key(site: Site, params: EnrichParams, day: date, batches: Mapping[date, Manifest], reports: pa.Table) -> str:
-    """A hash of everything that a batch's history columns depend on: code, params, rows, and reports until its end."""
+def make_key(
+    site: Site, params: EnrichParams, day: date, batches: Mapping[date, Manifest], told: Mapping[date, str]
+) -> str:
+    """A hash of everything that a batch's history columns depend on: code, params, rows, and reports until its end.
+
+    told: the hash of the reports of each date.
+    """
     reached = site.list_reached(day)
     rows = [(str(one), hash_plain(batches[one])) for one in reached if one in batches]
-    told = choose_reports(site, reached, reports).to_pandas()
-    told_hash = pd.util.hash_pandas_object(told, index=False).to_numpy().tobytes()
-    facts = {"code": CODE_VERSION, "columns": params.definitions, "rows": rows}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + told_hash).hexdigest()[:32]
+    reports = [(str(one), told[one]) for one in reached if one in told]
+    facts = {"code": CODE_VERSION, "columns": params.definitions, "rows": rows, "reports": reports}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def hash_plain(validated: Manifest) -> str:

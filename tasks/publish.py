@@ -248,7 +248,8 @@ def publish_scored(
     flags, groups = lake.read_frame(facts["flags"]), lake.read_frame(facts["groups"])
     flags = add_records(lake, lake.get("validated", site.detector, scored.batch_date), flags, rule)
     flags = suppress_flags(site.warehouse, site.detector, flags, now)
-    input_hash = lambda: str(site.hash_input(scored.batch_date))  # noqa: E731
+    reports = site.read_reports(site.list_reached(scored.batch_date))  # not while the warehouse is open to write
+    input_hash = lambda: str(site.hash_inputs([scored.batch_date], reports)[scored.batch_date])  # noqa: E731
     publish_night(site.warehouse, night, flags, now, input_hash, groups, cases)
     return night
 

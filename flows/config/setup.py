@@ -195,6 +195,7 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
     """
     settings = settings or load_settings()
     configured = load_detector(settings.project, name)
+    enrich = configured.detector.enrich
     site = Site(
         detector=name,
         time_zone=configured.detector.time_zone,
@@ -208,7 +209,8 @@ def load_setup(name: str, settings: Settings | None = None, sole_writer: bool = 
         threads=settings.threads,
         devices=settings.devices,
         commit=read_commit(settings),
-        reach=configured.detector.enrich.reach if configured.detector.enrich else timedelta(),
+        reach=enrich.reach if enrich else timedelta(),
+        counts_reports=bool(enrich and enrich.counts_reports),
         has_times=configured.detector.ingest.event_time.column is not None,
         entity=configured.detector.entity,
     )

@@ -30,9 +30,8 @@ from tasks.rows.history import (
 )
 from tasks.rows.schema import batch_dates_of
 from tasks.stores.lake import Lake, Manifest, Part, quote
-from tasks.stores.site import Site
+from tasks.stores.site import NO_REPORTS, Site
 
-NO_REPORTS = pa.table({"record_id": pa.array([], pa.string()), "known_at": pa.array([], pa.timestamp("us", "UTC"))})
 UNIT = 2**50  # parts of 1: numbers below 1e-15 count as 0
 LARGEST = 1e15  # larger numbers count as this: 100 million of them still fit into a sum of 128 bits
 EARTH_KM = 6371.0088  # mean radius (IUGG)
@@ -68,7 +67,7 @@ class History:
         reached = sorted({one for day in near for one in site.list_reached(day)})
         found = [manifest for day in reached if (manifest := self._find(day))]
         earlier = tuple(part for manifest in found for part in manifest.parts)
-        reports = read_reports(site, self.params, reached)
+        reports = site.read_reports(reached)
         return pa.concat_tables(derive_history(lake, self.params, rows, earlier, reports))
 
     def _find(self, day: date) -> Manifest | None:
@@ -101,22 +100,6 @@ def derive_history(
     sql = write_query(params.history, names, entities, is_loose=isinstance(rows, pa.Table))
     for table in lake.stream(sql, select, rows, earlier, reports=reports):
         yield table.rename_columns(list(params.history))
-
-
-def read_reports(site: Site, params: EnrichParams, days: Sequence[date]) -> pa.Table:
-    """When records were first labelled anomalous, on days in order: record_id, known_at; empty if none are counted."""
-    if not days or not any(column.is_reports for column in params.history.values()):
-        return NO_REPORTS
-    told = site.warehouse.list_reports(site.detector, *site.span_of(days[0], days[-1]))
-    return pa.Table.from_pandas(told, NO_REPORTS.schema, preserve_index=False)
-
-
-def choose_reports(site: Site, days: Sequence[date], reports: pa.Table) -> pa.Table:
-    """The reports that became known on some days in order."""
-    kind = reports.schema.field("known_at").type
-    first, end = (pa.scalar(instant, kind) for instant in site.span_of(days[0], days[-1]))
-    known = reports["known_at"]
-    return reports.filter(pc.and_(pc.greater_equal(known, first), pc.less(known, end)))
 
 
 def count_missing(entities: pa.ChunkedArray) -> int:

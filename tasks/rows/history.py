@@ -219,6 +219,11 @@ class EnrichParams(Section):
         return max(read_window(column.window or self.longest) for column in self.history.values())
 
     @property
+    def counts_reports(self) -> bool:
+        """Whether a column counts reported anomalies."""
+        return any(column.is_reports for column in self.columns.values())
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The columns of records that it reads, in addition to event_time and record_id."""
         found = [name for column in self.history.values() for name in (column.by, *column.reads)]

@@ -124,8 +124,9 @@ def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) 
 
     summaries: number of Prefect's summaries that were removed before.
     """
-    before = take_inventory(site.lake, site.detector)
-    in_zones, busy = erase_named(site, before, record_id, now)
+    published = sorted(read_published(site))
+    inputs = site.hash_inputs(published)
+    in_zones, busy = erase_named(site, take_inventory(site.lake, site.detector), record_id, now)
     in_files, left = erase_unnamed(site, take_inventory(site.lake, site.detector), record_id, now)
     in_tables = erase_rows(site, record_id)
     try:
@@ -142,12 +143,12 @@ def erase_record(site: Site, record_id: str, now: datetime, summaries: int = 0) 
             todo="check the id and the name of the detector; nothing was changed",
         )
     days = {place.batch_date for place in places if place.batch_date and place.what != "clean"}
-    landed = {place.batch_date for place in places if place.what == "landing"}
+    left_over = site.hash_inputs(published)
     return Erased(
         record_id=record_id,
         places=places,
         pages=pages,
-        stale=tuple(sorted(day for day in read_published(site) if not landed.isdisjoint(site.list_reached(day)))),
+        stale=tuple(day for day in published if inputs[day] != left_over[day]),
         fitted=find_fitted(site, days),
         left=tuple(sorted({*busy, *left})),
         summaries=summaries,

@@ -72,7 +72,7 @@ def count_days_behind(landed: Sequence[date], yesterday: date) -> int | None:
 def read_ledger(site: Site, dates: Sequence[date], champion: Version | None) -> list[BatchState]:
     """The state of batch dates, in order, as today's champion should have scored them.
 
-    stale: published, but from older landing or by another version. failed: nothing is published, and the newest attempt
+    stale: published, but from other input or by another version. failed: nothing is published, and the newest attempt
     that has ended failed. missing: never published, or nothing has landed. early: as missing, but before the first
     cut-off: no version existed that could have scored it, and it was too young to be learnt.
     """

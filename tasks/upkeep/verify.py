@@ -86,7 +86,7 @@ class CheckedNight:
 
     @cached_property
     def has_same_input(self) -> bool:
-        """Whether the night would be made from the same landing now."""
+        """Whether the night would be made from the same input now."""
         return self.site.hash_input(self.batch.batch_date) == self.batch.input_hash
 
     @cached_property
@@ -162,7 +162,7 @@ def check_input(night: CheckedNight) -> Finding:
         return Finding([], "", "landing was pruned") if night.is_pruned("landing") else Finding([NO_LANDING], "")
     if scores and scores.facts["input_hash"] != wanted:
         return Finding([f"the scores are from input {scores.facts['input_hash'][:12]}, recorded {wanted[:12]}"], "")
-    stale = describe_later(night) if night.has_same_input else "landing has changed since"
+    stale = describe_later(night) if night.has_same_input else "its input has changed since"
     return Finding([], f"input hash {wanted[:12]}", stale)
 
 
@@ -211,7 +211,7 @@ def check_counts(night: CheckedNight) -> Finding:
         f"{name}: {stored} in the table, {found} found" for name, (stored, found) in expected.items() if stored != found
     ]
     if problems and not night.has_same_input:
-        return Finding([], "", f"landing has changed since, or was pruned; {'; '.join(problems)}")
+        return Finding([], "", f"its input has changed since, or was pruned; {'; '.join(problems)}")
     return Finding(problems, f"{batch.rows_in} rows in, {batch.scored} scored, {batch.flagged} flagged")
 
 
@@ -248,7 +248,7 @@ def check_scores(night: CheckedNight) -> Finding:
     if landing is None:
         return check_input(night)
     if not night.has_same_input or night.is_pruned("scores"):
-        return Finding([], "", "landing has changed since, or the scores were pruned")
+        return Finding([], "", "its input has changed since, or the scores were pruned")
     version = night.site.registry.get_version(night.batch.model_version)
     if not version.has_learnt(night.enrich.definitions if night.enrich else {}):
         return Finding([], "", "history columns have changed since")

@@ -4,7 +4,9 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import pandas as pd
 import pytest
+from steps import load
 from toy import DAYS, FIRST, Project, make_rows
 
 from flows.cli.main import execute
@@ -19,6 +21,7 @@ ENRICH: dict[str, Any] = {
         "spend_to_mean": {"ratio": "spend"},
         "since_s": {"seconds_since": "previous"},
         "new_shop": {"first_seen": "shop"},
+        "frauds_3d": {"count": "reports"},
     },
 }
 COLUMNS = {
@@ -67,6 +70,21 @@ def test_a_detector_with_history_columns(project: Project, capsys: pytest.Captur
     first = str(LAST - timedelta(days=1))
     assert execute(["backfill", "orders", "--from", first, "--to", str(LAST), "--only", "stale"]) == 0
     assert {night["state"] for night in list_nights(capsys)[-2:]} == {"fresh"}
+
+    site = load(project.folder).site
+    known_at = pd.Timestamp(site.start_of(LAST)).tz_convert("UTC") + timedelta(hours=1)
+    told = pd.DataFrame({"record_id": [make_rows(LAST - timedelta(days=1))["order_id"][0]], "label": 1})
+    site.warehouse.add_labels("orders", told.assign(known_at=known_at))
+    assert [(night["state"], night["why"]) for night in list_nights(capsys)[-2:]] == [
+        ("fresh", ""),
+        ("stale", "its input has changed"),
+    ]
+    assert {check["detail"] for check in ask(capsys, "verify", "orders", "--date", str(LAST))["checks"]} >= {
+        "its input has changed since"
+    }
+    assert execute(["backfill", "orders", "--from", first, "--to", str(LAST), "--only", "stale"]) == 0
+    assert {night["state"] for night in list_nights(capsys)[-2:]} == {"fresh"}
+    assert execute(["verify", "orders"]) == 0
 
     columns = ENRICH["columns"] | {"orders_{window}": {"count": "*", "by": "shop"}}
     project.change("params.yaml", "detectors", "orders", "enrich", "columns", value=columns)

@@ -109,6 +109,34 @@ def test_rows_that_come_late_change_the_input_of_the_nights_that_reach_them(proj
     assert own["orders_3d"].iloc[-1] == (own["event_time"].iloc[:-1] > since).sum()
 
 
+def test_a_report_that_comes_late_changes_the_input_of_the_nights_that_count_it(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES)
+    before, attempts = setup.site.hash_inputs(DATES), [one.attempt for one in enrich(setup, DATES)]
+    told = make_rows(DATES[3])["order_id"][0]
+    known_at = [setup.site.start_of(DATES[5]) + timedelta(hours=hours) for hours in (-1, 0)]
+    labels = pd.DataFrame({"record_id": [told, told], "label": [0, 1], "known_at": pd.to_datetime(known_at, utc=True)})
+    setup.site.warehouse.add_labels("orders", labels.head(1))
+    assert setup.site.hash_inputs(DATES) == before  # no anomaly
+    setup.site.warehouse.add_labels("orders", labels)
+    after = setup.site.hash_inputs(DATES)
+    assert [day for day in DATES if before[day] != after[day]] == DATES[5:9]
+    again = [one.attempt for one in enrich(setup, DATES)]
+    assert [day for day, old, new in zip(DATES, attempts, again, strict=True) if old != new] == DATES[5:9]
+    rows = read(setup, DATES[5])
+    own = rows[rows["customer"] == make_rows(DATES[3])["customer"][0]]
+    assert own["frauds_3d"].tolist() == [1]
+
+
+def test_without_reports_labels_change_no_input(project: Project) -> None:
+    project.change("params.yaml", "detectors", "orders", "enrich", "columns", value={"n": {"count": "*"}})
+    setup = land(project)
+    before = setup.site.hash_inputs(DATES)
+    told = pd.DataFrame({"record_id": ["x"], "label": 1, "known_at": [pd.Timestamp(DATES[6], tz="UTC")]})
+    setup.site.warehouse.add_labels("orders", told)
+    assert setup.site.hash_inputs(DATES) == before
+
+
 def test_other_params_give_other_columns_and_none_give_none(project: Project) -> None:
     setup = land(project)
     enrich(setup, DATES[:4])
