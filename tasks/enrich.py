@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect import get_run_logger, task
 
 from tasks.errors import BatchRejected
 from tasks.policy import PURE, progress_of
 from tasks.rows.contract import Contract
-from tasks.rows.derive import add_columns, count_missing, derive_history, take_rows
+from tasks.rows.derive import add_columns, derive_history, take_rows
+from tasks.rows.entities import lack_entity
 from tasks.rows.history import COLUMNS, HISTORY, PLAIN, EnrichParams
 from tasks.rows.params import ValidateParams
 from tasks.rows.validation import Validation
@@ -141,7 +143,7 @@ def _enrich(
         for number, part in enumerate(one.batch.parts):
             with partition.part(f"part-{number}") as writer:
                 for table in read_ahead(lake.slices(part, contract.schema.names)):  # without older history columns
-                    missing.update({name: count_missing(table[name]) for name in entities})
+                    missing.update({name: pc.sum(lack_entity(table[name])).as_py() or 0 for name in entities})
                     writer.append(add_columns(table, take(table.num_rows)))
         _refuse_missing(one.batch, missing)
         facts = {

@@ -19,6 +19,7 @@ from models.columns import MISSING_TIME, Column
 from models.entities import NO_ENTITY
 from models.records import Records, make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
+from tasks.rows.entities import lack_entity
 from tasks.rows.images import read_pixels
 from tasks.rows.kinds import KINDS
 from tasks.rows.params import ColumnsParams, PerEntityParams
@@ -179,14 +180,9 @@ def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.in
 
 
 def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """The hash of each value's text (N,), 64 bits; NO_ENTITY for a missing value: null, NaN or blank text."""
-
-    def find_hashes(texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
-        is_missing = np.array([text is None or text.strip() in ("", "nan") for text in texts])
-        hashes = _hash_texts([text or "" for text in texts]).view(np.int64)
-        return np.where(is_missing, NO_ENTITY, hashes)
-
-    return translate(column, find_hashes)
+    """The hash of each value's text (N,), 64 bits; NO_ENTITY for a value that names none, see `lack_entity`."""
+    hashes = translate(column, lambda texts: _hash_texts([text or "" for text in texts]).view(np.int64))
+    return np.where(lack_entity(column).to_numpy(), NO_ENTITY, hashes)
 
 
 def translate(column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[T]]) -> npt.NDArray[T]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.rows.entities import write_entity
 from tasks.rows.history import (
     CountColumn,
     DistanceColumn,
@@ -95,17 +96,11 @@ def derive_history(
     names = {name: f"v{place}" for place, name in enumerate(params.reads)}
     entities = {str(by): f"e{place}" for place, by in enumerate(dict.fromkeys(c.by for c in params.history.values()))}
     columns = [f"{quote(name)} as {short}" for name, short in names.items()]
-    columns += [f"nullif(trim(cast({quote(by)} as varchar)), '') as {short}" for by, short in entities.items()]
+    columns += [f"{write_entity(quote(by))} as {short}" for by, short in entities.items()]
     select = ", ".join(["record_id", "epoch_us(event_time) as moment", *columns])
     sql = write_query(params.history, names, entities, is_loose=isinstance(rows, pa.Table))
     for table in lake.stream(sql, select, rows, earlier, reports=reports):
         yield table.rename_columns(list(params.history))
-
-
-def count_missing(entities: pa.ChunkedArray) -> int:
-    """The rows without an entity: null, or blank text."""
-    texts = pc.utf8_trim_whitespace(entities.cast(pa.string()))
-    return int(entities.null_count + (pc.sum(pc.equal(texts, "")).as_py() or 0))
 
 
 def take_rows(slices: Iterator[pa.Table]) -> Callable[[int], pa.Table]:

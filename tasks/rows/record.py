@@ -15,6 +15,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from tasks.rows.entities import lack_entity
+
 PSEUDONYM_DIGITS = 16  # 64 bits: among 100 million entities, two share a pseudonym with a probability of 0.03 %
 MOST_TEXT = 500  # characters of a published text: at most 2,000 bytes, which an index of PostgreSQL can hold
 
@@ -46,13 +48,13 @@ class RecordRule:
     def describe(self, rows: pa.Table) -> pd.DataFrame:
         """entity (text or None) and record (JSON text or None) of N rows, in their order.
 
-        A row without a value in the entity's column has no entity; nor has one with NaN or blank text there.
+        Which rows have no entity: see `lack_entity`.
         """
         values = {name: [self._show(name, value) for value in rows[name].to_pylist()] for name in self.columns}
         entities: list[str | None] = [None] * rows.num_rows
         if self.entity:
-            given = zip(rows[self.entity].to_pylist(), values[self.entity], strict=True)
-            entities = [None if _is_missing(value) else str(shown) for value, shown in given]
+            given = zip(lack_entity(rows[self.entity]).to_pylist(), values[self.entity], strict=True)
+            entities = [None if is_missing else str(shown) for is_missing, shown in given]
         records: list[str | None] = [None] * rows.num_rows
         if self.show:
             shown = zip(*(values[name] for name in self.show), strict=True)
@@ -70,9 +72,3 @@ class RecordRule:
         if isinstance(value, datetime):
             return value.isoformat()
         return value[:MOST_TEXT] if isinstance(value, str) else value
-
-
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
