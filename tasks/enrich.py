@@ -57,9 +57,10 @@ def enrich_batches(
     Those that lose their history columns by that get them again. A rejected batch of `days` is left as it is, and so is
     one whose history was pruned since it got these columns. Raises BatchMissing, BatchRejected.
     """
+    site = replace(site, lake=site.lake.reading_once())
     lake, name = site.lake, site.detector
     # What arrives for a pruned batch is not whole: the rows validated before count.
-    pruned = lake.pruned(name).keys()
+    pruned = {*lake.pruned_dates(name)}
     landed = {*lake.dates("landing", name)} - pruned
     reached = sorted({one for day in days for one in site.list_reached(day)} | {*days})
     before = {day for day in reached if (batch := lake.find("validated", name, day)) and HISTORY in batch.facts}

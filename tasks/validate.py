@@ -219,7 +219,7 @@ def validate_batches(
 
 def check_whole(lake: Lake, manifests: Sequence[Manifest]) -> None:
     """Raise BatchMissing if rows have arrived for a batch whose other rows were pruned: it would be incomplete."""
-    pruned = lake.pruned(manifests[0].detector)
+    pruned = lake.pruned(manifests[0].detector, [manifest.batch_date for manifest in manifests])
     for manifest in manifests:
         needed = {part.source for part in pruned.get(manifest.batch_date, ()) if not part.replaces}  # no repairs
         gone = needed - {part.source for part in manifest.parts}

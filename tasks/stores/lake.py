@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -32,6 +32,7 @@ from tasks.errors import (
 from tasks.stores.files import Files, passing_over_missing
 
 S = TypeVar("S", pa.Table, pa.Schema)
+T = TypeVar("T")
 Zone = Literal["landing", "validated", "quarantine", "clean", "scores"]
 FILE, PART, LINE = "nightjar_file", "nightjar_part", "nightjar_line"  # in queries, beside the columns of rows
 MANIFEST, PRUNED = "manifest.json", "pruned.json"
@@ -228,10 +229,39 @@ class Lake(Files):
     def __init__(self, root: str, sole_writer: bool = False) -> None:
         super().__init__(root)
         self.sole_writer = sole_writer
+        self._read: dict[str, Any] | None = None  # see `reading_once`
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[str, bool]]:
         """Pickle the arguments only: an open DuckDB connection cannot be pickled."""
         return Lake, (self.root, self.sole_writer)
+
+    def reading_once(self) -> "Lake":
+        """The same lake, which reads each small file and listing once, until it writes that file itself."""
+        lake = Lake(self.root, self.sole_writer)
+        lake._read = {}
+        return lake
+
+    def find_file(self, path: str) -> bytes | None:
+        """The content of a small file, or None if it does not exist."""
+        return self._once(path, super().find_file)
+
+    def glob(self, pattern: str) -> list[str]:
+        """The files that match a pattern, see `Files.glob`."""
+        return list(self._once(pattern, super().glob))
+
+    def _once(self, path: str, read: Callable[[str], T]) -> T:
+        if self._read is None:
+            return read(path)
+        if path not in self._read:
+            self._read[path] = read(path)
+        found: T = self._read[path]
+        return found
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Replace a small file in one step."""
+        super().replace(path, data)
+        if self._read is not None:
+            self._read[path] = data
 
     def partition(self, zone: Zone, detector: str, batch_date: date) -> str:
         """The partition's folder, relative to the root."""
@@ -289,18 +319,27 @@ class Lake(Files):
 
     def dates(self, zone: Zone, detector: str) -> list[date]:
         """The batch dates with a committed partition, in order."""
-        found = self.glob(f"{zone}/{detector}/batch_date=*/{MANIFEST}")
+        return self._list_dates(zone, detector, MANIFEST)
+
+    def pruned_dates(self, detector: str) -> list[date]:
+        """The batch dates of which landed parts were pruned, in order."""
+        return self._list_dates("landing", detector, PRUNED)
+
+    def _list_dates(self, zone: Zone, detector: str, name: str) -> list[date]:
+        found = self.glob(f"{zone}/{detector}/batch_date=*/{name}")
         return sorted(day for path in found if (day := read_batch_date(path)))
 
-    def pruned(self, detector: str) -> dict[date, tuple[Part, ...]]:
-        """Landed parts that were pruned, by batch date: remembered so that they do not land again."""
-        manifests = [self.read_manifest(path) for path in self.glob(f"landing/{detector}/batch_date=*/{PRUNED}")]
+    def pruned(self, detector: str, days: Collection[date] | None = None) -> dict[date, tuple[Part, ...]]:
+        """Landed parts that were pruned, by batch date, of some or all: remembered so that they do not land again."""
+        dates = [day for day in self.pruned_dates(detector) if days is None or day in days]
+        paths = [f"{self.partition('landing', detector, day)}/{PRUNED}" for day in dates]
+        manifests = [decode_manifest(data) for path in paths if (data := self.find_file(path))]
         return {manifest.batch_date: manifest.parts for manifest in manifests}
 
     def remember_landing(self, path: str) -> None:
         """Before a landing partition is pruned, record its parts next to the manifest at `path`."""
         going = self.read_manifest(path)
-        before = self.pruned(going.detector).get(going.batch_date, ())
+        before = self.pruned(going.detector, [going.batch_date]).get(going.batch_date, ())
         parts = tuple(dict.fromkeys((*before, *going.parts)))
         self.replace(f"{path.removesuffix(MANIFEST)}{PRUNED}", _encode(replace(going, parts=parts)))
 

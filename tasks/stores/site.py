@@ -114,8 +114,8 @@ class Site:
         if not self.reach:
             found = {day: self.lake.find("landing", self.detector, day) for day in wanted}
             return {day: landing.hash if landing else None for day, landing in found.items()}
-        landed, pruned = {*self.lake.dates("landing", self.detector)}, self.lake.pruned(self.detector)
         all_reached = sorted({reached for day in wanted for reached in self.list_reached(day)})
+        landed, pruned = {*self.lake.dates("landing", self.detector)}, self.lake.pruned(self.detector, all_reached)
         hashes = {
             day: hash_parts(pruned[day]) if day in pruned else self.lake.get("landing", self.detector, day).hash
             for day in all_reached

@@ -38,7 +38,7 @@ class BatchState:
 
 def list_landed_dates(lake: Lake, detector: str) -> list[date]:
     """The dates on which something has landed, in order, including pruned ones."""
-    return sorted({*lake.dates("landing", detector), *lake.pruned(detector)})
+    return sorted({*lake.dates("landing", detector), *lake.pruned_dates(detector)})
 
 
 def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:

@@ -215,7 +215,7 @@ def describe_night(site: Site, day: date) -> dict[str, Any]:
             }
             for part in (landing.parts if landing else ())
         ],
-        "is_pruned": landing is None and day in site.lake.pruned(site.detector),
+        "is_pruned": landing is None and day in site.lake.pruned_dates(site.detector),
         "night": published,
         "scored_at": published and _show_time(site, published.scored_at),
         "finding": next((one for one in findings if one.batch_date == day), None),

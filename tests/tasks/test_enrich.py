@@ -1,8 +1,9 @@
 """The step on a small project of real files, without Prefect."""
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -15,9 +16,11 @@ from tasks.enrich import enrich_batches
 from tasks.errors import BatchRejected
 from tasks.ingest import ingest_arrivals
 from tasks.rows.derive import History
+from tasks.stores.files import Files
 from tasks.stores.lake import Manifest
 from tasks.validate import validate_batches
 
+T = TypeVar("T")
 LAST = FIRST + timedelta(days=DAYS - 1)
 DATES = [FIRST + timedelta(days=n) for n in range(DAYS)]
 ENRICH: dict[str, Any] = {
@@ -203,6 +206,37 @@ def test_a_batch_that_is_rejected_later_leaves_the_history_of_loose_rows(project
     found = History(setup.site, params.enrich).derive(rows)["orders_3d"].to_pylist()
     assert found == read(setup, DATES[3])["orders_3d"].tolist()
     assert night.rows == len(found)
+
+
+def test_a_night_reads_each_manifest_of_its_reach_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = land(project)
+    enrich(setup, DATES[:6])
+    prune(setup, "landing", DATES[3])
+    asked: list[str] = []
+    for name in ("find_file", "glob"):
+        monkeypatch.setattr(Files, name, listen(asked, getattr(Files, name)))
+    params = setup.configured.detector
+    assert params.enrich
+    enrich_batches(setup.site, setup.configured.contract, [DATES[5]], params.validate_, params.enrich)
+    assert len(asked) == len({*asked})
+    monkeypatch.undo()
+    project.write_day(DATES[4], make_rows(DATES[4]).head(200))  # one that is validated again
+    land(project)
+    asked.clear()
+    monkeypatch.setattr(Files, "find_file", listen(asked, Files.find_file))
+    enrich_batches(setup.site, setup.configured.contract, [DATES[5]], params.validate_, params.enrich)
+    assert len(asked) == len({*asked})
+    monkeypatch.undo()
+    assert read(setup, DATES[4]).shape[0] == 200
+    assert "orders_3d" in read(setup, DATES[4])
+
+
+def listen(asked: list[str], read: Callable[[Files, str], T]) -> Callable[[Files, str], T]:
+    def read_and_note(files: Files, path: str) -> T:
+        asked.append(path)
+        return read(files, path)
+
+    return read_and_note
 
 
 def prune(setup: Setup, zone: Any, day: date) -> None:

@@ -78,6 +78,18 @@ def test_a_reader_keeps_the_attempt_it_began_with(lake):
     assert read(lake, lake.get("landing", "toy", DAY)).num_rows == 1
 
 
+def test_a_lake_that_reads_once_sees_what_it_writes_itself_and_nothing_else(lake):
+    old = write(lake, ROWS)
+    once = lake.reading_once()
+    assert (once.find("landing", "toy", DAY), once.dates("landing", "toy")) == (old, [DAY])
+    new, another = write(lake, ROWS.slice(0, 1)), date(2026, 3, 2)
+    write(lake, ROWS, day=another)
+    assert (once.get("landing", "toy", DAY), once.dates("landing", "toy")) == (old, [DAY])
+    assert (lake.get("landing", "toy", DAY), lake.dates("landing", "toy")) == (new, [DAY, another])
+    newest = write(once, ROWS.slice(1))
+    assert once.get("landing", "toy", DAY) == lake.get("landing", "toy", DAY) == newest
+
+
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     lake = Lake(str(tmp_path))
     old = write(lake, ROWS)
