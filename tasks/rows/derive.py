@@ -66,16 +66,20 @@ class History:
         dates = pc.unique(batch_dates_of(rows["event_time"], site.zone)).to_pylist()
         near = [day for day in dates if 1900 <= day.year < 2200]  # a file may hold impossible times
         reached = sorted({one for day in near for one in site.list_reached(day)})
-        found = [manifest for day in reached if (manifest := self._find(day))]
+        pruned = {*lake.pruned_dates(site.detector)}
+        found = [manifest for day in reached if (manifest := self._find(day, day in pruned))]
         earlier = tuple(part for manifest in found for part in manifest.parts)
         reports = site.read_reports(reached)
         return pa.concat_tables(derive_history(lake, self.params, rows, earlier, reports))
 
-    def _find(self, day: date) -> Manifest | None:
-        """A batch's validated rows, unless it was rejected since: then a night does not count them either."""
+    def _find(self, day: date, is_pruned: bool) -> Manifest | None:
+        """A batch's validated rows, unless it was rejected since: then a night does not count them either.
+
+        What arrives for a pruned batch is not whole: the rows validated before count.
+        """
         landing, validated = (self.site.lake.find(zone, self.site.detector, day) for zone in ("landing", "validated"))
         is_current = not landing or (validated and validated.facts["validation"]["input_hash"] == landing.hash)
-        return validated if is_current else None
+        return validated if is_current or is_pruned else None
 
 
 def derive_history(

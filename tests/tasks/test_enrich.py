@@ -208,6 +208,23 @@ def test_a_batch_that_is_rejected_later_leaves_the_history_of_loose_rows(project
     assert night.rows == len(found)
 
 
+def test_rows_that_come_late_for_a_pruned_batch_are_in_no_history_of_nights_and_loose_rows(project: Project) -> None:
+    setup = land(project)
+    enrich(setup, DATES[:4])
+    prune(setup, "landing", DATES[2])
+    make_rows(DATES[2]).head(5).assign(order_id=list("vwxyz")).to_csv(project.orders / "orders-late.csv", index=False)
+    setup = land(project)
+    assert setup.site.lake.get("landing", "orders", DATES[2]).rows == 5
+    enrich(setup, [DATES[4]])
+    night = read(setup, DATES[4])
+    rows = pa.Table.from_pandas(night.drop(columns=["orders_3d", "spend_3d", "frauds_3d"]))
+    params = setup.configured.detector.enrich
+    assert params
+    found = History(setup.site, params).derive(rows).to_pandas()
+    assert found["orders_3d"].max() == 3
+    assert found.to_dict("list") == night[found.columns].to_dict("list")
+
+
 def test_a_night_reads_each_manifest_of_its_reach_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = land(project)
     enrich(setup, DATES[:6])
