@@ -8,7 +8,7 @@ flagged) and is_suppressed. Records that a night would quarantine for a missing 
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ class ServedDetector:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         # In bundles older than this list, no value may be missing.
-        self.nullable, self.infinite = (_names(detector.lineage.get(key)) for key in ("nullable", "infinite"))
+        lists = (_names(detector.lineage.get(key)) for key in ("nullable", "infinite", "history"))
+        self.nullable, self.infinite, self.history = lists
         formats = detector.lineage.get("formats")
         self.formats = {str(k): str(form) for k, form in formats.items()} if isinstance(formats, dict) else {}
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Score the rows of a frame with the detector's columns; other columns are ignored. Raises RecordInvalid."""
+        refuse_absent(self.history, [frame.columns])
         present = [column.name for column in self.detector.columns if column.name in frame]
         return self.score(pa.Table.from_pandas(frame[present], preserve_index=False))
 
@@ -57,7 +59,7 @@ class ServedDetector:
         from mlflow.pyfunc.scoring_server import InvocationsResponse
 
         try:
-            answer = self.score(read_request(body, content_type, self.detector.columns, self.formats))
+            answer = self.score(read_request(body, content_type, self.detector.columns, self.formats, self.history))
         except NightjarError as error:
             failure = {"error_code": "INVALID_PARAMETER_VALUE", "message": str(error)}
             return InvocationsResponse(json.dumps(failure), 400, "application/json")
@@ -81,9 +83,16 @@ class ServedDetector:
 
 
 def read_request(
-    body: bytes, content_type: str | None, columns: Sequence[Column], formats: Mapping[str, str]
+    body: bytes,
+    content_type: str | None,
+    columns: Sequence[Column],
+    formats: Mapping[str, str],
+    history: Collection[str] = (),
 ) -> pa.Table:
-    """The rows of a request as typed columns, only those that the detector reads. Raises RecordInvalid."""
+    """The rows of a request as typed columns, only those that the detector reads. Raises RecordInvalid.
+
+    history: history columns, which no row may leave out.
+    """
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise _invalid_request("header Content-Type", repr(content_type), "application/json")
     try:
@@ -93,8 +102,27 @@ def read_request(
     rows = parse_rows(document)
     if len(rows) > MOST_ROWS:
         raise _invalid_request("body", f"{len(rows):,} rows", f"at most {MOST_ROWS:,} in one request")
+    refuse_absent(history, rows)
     typed = {c.name: type_values(c, [row.get(c.name) for row in rows], formats.get(c.name)) for c in columns}
     return pa.table(typed)
+
+
+def refuse_absent(history: Collection[str], rows: Sequence[Collection[str]]) -> None:
+    """Refuse rows, each its names of columns, without a history column: none is computed here. Raises RecordInvalid.
+
+    Null is accepted: it is the history of a record without an entity.
+    """
+    absent = sorted(name for name in history if any(name not in row for row in rows))
+    if absent:
+        lacking = sum(any(name not in row for name in absent) for row in rows)
+        raise RecordInvalid(
+            "The request lacks history columns, which cannot be computed here.",
+            where=f"column {', '.join(absent)}",
+            got=f"{lacking:,} of {len(rows):,} rows without them",
+            expected="what enrich in params.yaml says, of the records before this one; null without an entity",
+            todo="send them with the request, or score the record with nightjar rank or nightjar score --source, which "
+            "compute them from the lake; docs/realtime.md",
+        )
 
 
 def parse_rows(document: object) -> list[dict[str, Any]]:

@@ -64,13 +64,17 @@ class Setup:
 
     @property
     def hashes(self) -> dict[str, JsonValue]:
-        """What the lineage records of params and contract: hashes, columns that allow null or infinity, and formats."""
+        """What the lineage records of params and contract: hashes, formats, and the columns of `tasks.serving`'s rules.
+
+        Those are columns that allow null, those that allow infinity, and history columns.
+        """
         columns, names = self.configured.contract.columns, self.configured.detector.reads
         read = {name: columns[name] for name in names if name in columns}
         history = [name for name in names if name in self.configured.detector.history]  # none without an entity
         gaps: dict[str, JsonValue] = {
             "nullable": [*(name for name, column in read.items() if column.nullable), *history],
             "infinite": [name for name, column in read.items() if column.infinite],
+            "history": [*history],
         }
         hashes = {"params_hash": self.configured.params_hash, "contract_hash": self.configured.contract.hash}
         formats: dict[str, JsonValue] = {name: column.format for name, column in read.items() if column.format}

@@ -355,6 +355,25 @@ def test_a_value_is_read_in_the_format_of_the_contract(kind: str, form: str, val
         type_values(Column("x", kind), [value, "soon"], form)
 
 
+def test_a_request_without_a_history_column_is_refused_by_its_name() -> None:
+    lineage: dict[str, Any] = {"nullable": [*NULLABLE, "amount"], "history": ["age", "amount"]}
+    detector = make_detector().with_lineage(lineage)
+    served, [full, other] = ServedDetector(detector), write_json(make_rows(9).slice(0, 2))
+
+    def ask(*rows: dict[str, Any]) -> tuple[int, str]:
+        answer = served.respond(json.dumps({"dataframe_records": rows}).encode(), "application/json")
+        return answer.status, answer.response
+
+    assert ask(full, other | {"age": None, "amount": None})[0] == 200  # no entity, no history
+    cut = {name: value for name, value in other.items() if name not in ("age", "amount")}
+    status, text = ask(full, cut)
+    message = json.loads(text)["message"]
+    assert status == 400
+    assert "column age, amount" in message and "1 of 2 rows without them" in message and "nightjar rank" in message
+    with pytest.raises(RecordInvalid, match="column age"):
+        served.predict(make_rows(9).drop_columns("age").to_pandas())
+
+
 def test_only_a_champion_is_served(served: Served) -> None:
     mlflow.set_tracking_uri(served.site.registry.uri)
     with pytest.raises(mlflow.MlflowException, match="alias challenger not found"):

@@ -120,6 +120,15 @@ def test_the_lineage_lists_only_columns_that_may_be_null_or_infinite(folder: Pat
     assert find_keys() == {"nullable": ["spend"], "infinite": ["spend"], "formats": {"spend": "1.234,56 €"}}
 
 
+def test_the_lineage_lists_history_columns_that_are_learnt(folder: Path) -> None:
+    enrich = {"entity": "customer", "windows": ["1d"], "columns": {"n": {"count": "*"}, "unread": {"count": "*"}}}
+    columns = PARAMS["train"]["columns"]
+    numeric = {**PARAMS["train"], "columns": {**columns, "numeric": [*columns["numeric"], "n"]}}
+    write(folder, {"detectors": {"orders": PARAMS | {"enrich": enrich, "train": numeric}}})
+    hashes = load_setup("orders", Settings(project=folder)).hashes
+    assert (hashes["nullable"], hashes["history"]) == (["n"], ["n"])
+
+
 @pytest.mark.parametrize(
     ("name", "params", "contract"),
     [
