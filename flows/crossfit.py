@@ -18,7 +18,7 @@ from models.calibration import rows_for_quantile
 from models.detector import Detector
 from models.params import QuantilePolicy, Section
 from tasks.calibrate import calibrate_bundle
-from tasks.errors import ParamsInvalid
+from tasks.errors import ParamsInvalid, TooFewRows
 from tasks.filter import prepare_rows
 from tasks.ingest import land_arrivals
 from tasks.on_demand.loose import FOLD_SCHEMA, collect_scores, score_folds
@@ -57,9 +57,13 @@ def score_every_row(name: str, most: int | None, output: Path | None) -> dict[st
             detectors[day] = fit_without(setup, day, dates[-1])
             report(done, len(dates))
         scored = score_folds(detectors, contract, params, arrivals, setup.configured.detector.score.causes, site.zone)
-        found = asdict(collect_scores(scored, most, output, FOLD_SCHEMA, "times_threshold"))
-    alarms = max(detector.threshold.false_alarm_rate for detector in detectors.values())
-    return {"detector": name, "folds": len(dates), "false_alarm_rate": alarms} | found
+        counts = asdict(collect_scores(scored, most, output, FOLD_SCHEMA, "times_threshold"))
+    segments = [detector.segments for detector in detectors.values() if detector.segments]
+    thresholds = [detector.threshold for detector in detectors.values()]
+    thresholds += [threshold for found in segments for threshold in found.thresholds.values()]
+    alarms = max(threshold.false_alarm_rate for threshold in thresholds)
+    facts = {"detector": name, "folds": len(dates), "false_alarm_rate": alarms}
+    return facts | ({"thresholds_by": segments[0].column} if segments else {}) | counts
 
 
 @contextmanager
@@ -93,9 +97,14 @@ def fit_without(setup: Setup, day: date, last: date) -> Detector:
     rows = prepare_rows(site, cutoff, filtered, params.train.columns.numbers)
     fitted = fit_bundle(site, rows, params.train, setup.hashes)
     policy = fit_policy(params.calibrate.threshold, rows.rows["calibration"])
-    # Folds are too small for thresholds by segment.
-    calibrate = params.calibrate.model_copy(update={"threshold": policy, "by": None})
-    folder = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels).bundle
+    calibrate = params.calibrate.model_copy(update={"threshold": policy})
+    try:
+        folder = calibrate_bundle(site, rows, fitted, calibrate, params.ingest.has_labels).bundle
+    except TooFewRows:
+        if calibrate.by is None:
+            raise
+        pooled = calibrate.model_copy(update={"by": None})  # in this fold no segment is large enough
+        folder = calibrate_bundle(site, rows, fitted, pooled, params.ingest.has_labels).bundle
     return load_detector(setup.site.lake, setup.site.detector, folder)
 
 

@@ -65,6 +65,7 @@ def run_all(name: str, limit: int | None, output: Path | None, as_json: bool) ->
         print_json(found)
         return
     title = f"{name}: each row scored by one of {found['folds']} models, fitted on the rows of the others"
+    title += f", thresholds by {found['thresholds_by']}" if "thresholds_by" in found else ""
     print_scored(
         found,
         title,

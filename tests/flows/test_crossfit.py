@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from toy import Project, point_to
 
 from flows.cli.main import execute
@@ -53,6 +54,27 @@ def test_every_row_of_a_sorted_table_is_scored_out_of_sample_and_nothing_is_kept
     assert (good["is_flagged"] == (good["score"] > good["threshold"])).all()
     after = {path for path in folder.rglob("*") if path.is_file()}
     assert not [path for path in after - before if path.suffix in (".parquet", ".duckdb", ".safetensors")]
+
+
+def test_thresholds_go_by_segment_where_a_fold_has_enough_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["detectors"]["birds"].setdefault("calibrate", {})["by"] = "species"
+    written = []
+    for q in (0.8, 0.99):
+        params["detectors"]["birds"]["calibrate"]["threshold"] = {"kind": "quantile", "q": q}
+        path.write_text(yaml.safe_dump(params))
+        capsys.readouterr()
+        assert execute(["run", "birds", "--all", "--output", "all.csv", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        rows = pd.read_csv(folder / "all.csv").dropna(subset="score")
+        assert (rows["is_flagged"] == (rows["score"] > rows["threshold"])).all()
+        written.append((found.get("thresholds_by"), rows["threshold"].nunique()))
+    (by, many), (none, folds) = written
+    assert (by, none, folds) == ("species", None, 5)
+    assert many > 5
 
 
 @pytest.mark.parametrize(
