@@ -29,11 +29,13 @@ UNNAMED = ""  # the grouping of groups that were published before schema 0011
 SUMS = {
     "grouping": "str",
     "q": "float64",
+    "minimum": "int64",
     "group": "str",
     "weighted": "float64",
     "weight": "float64",
     "records": "int64",
 }
+RULE = ["grouping", "q", "minimum"]  # of a row of sums or groups: the key of its grouping, and how groups compare
 MISSING = "(missing)"  # the group of records without a value
 
 
@@ -58,10 +60,10 @@ class GroupScores:
     def sums(self) -> pd.DataFrame:
         """One row per grouping, in their order, and group, by name.
 
-        Columns: grouping, q, group, weighted (sum of score times weight), weight (sum), records.
+        Columns: grouping, q, minimum, group, weighted (sum of score times weight), weight (sum), records.
         """
         found = [
-            (params.by, params.q, group, *sums[:2], int(sums[2]))
+            (params.by, params.q, params.minimum, group, *sums[:2], int(sums[2]))
             for params, known in zip(self._groupings, self._sums, strict=True)
             for group, sums in sorted(known.items())
         ]
@@ -69,15 +71,16 @@ class GroupScores:
 
 
 def combine_groups(sums: pd.DataFrame) -> pd.DataFrame:
-    """Combine the sums of a batch's parts into one row per group: grouping, q, group, score (weighted mean), records.
+    """Combine the sums of a batch's parts into one row per group: RULE, group, score (weighted mean), records.
 
     Groupings keep their order; groups are in order of their names.
     """
+    sums = sums.fillna({"minimum": 1})  # of parts that were scored before there was one
     order = {name: place for place, name in enumerate(sums["grouping"].unique())}
-    total = sums.groupby(["grouping", "q", "group"], as_index=False).sum()
+    total = sums.groupby([*RULE, "group"], as_index=False).sum()
     total = total.sort_values(["grouping", "group"], key=lambda c: c.map(order) if c.name == "grouping" else c)
     score = total["weighted"] / total["weight"]
-    return total[["grouping", "q", "group"]].assign(score=score, records=total["records"]).reset_index(drop=True)
+    return total[[*RULE, "group"]].assign(score=score, records=total["records"]).reset_index(drop=True)
 
 
 def name_hours(times: pa.ChunkedArray, zone: ZoneInfo) -> tuple[list[str], npt.NDArray[np.intp]]:
@@ -123,20 +126,24 @@ def _read_weights(rows: pa.Table, name: str) -> Floats:
 
 
 def rank_groups(groups: pd.DataFrame, past: pd.DataFrame) -> pd.DataFrame:
-    """Compare groups with those of their grouping in earlier nights, whose `grouping` and `score` are given.
+    """Compare groups with those of their grouping in earlier nights, whose `grouping`, `score` and `records` are given.
 
     Adds `rank`, the share of past scores strictly below, 0 to 100; `threshold`, the q-quantile of past scores, finite-
     sample exact; and whether the score is `flagged`, strictly above it. Without past scores the rank is NaN, and with
-    too few the threshold. Groups published before groupings had names count for the first grouping.
+    too few the threshold. Groups with fewer records than the grouping's minimum have neither, and do not count for
+    others. Groups published before groupings had names count for the first grouping.
     """
+    groups = groups if "minimum" in groups else groups.assign(minimum=1)  # scored before there was one
     found = groups.assign(rank=np.nan, threshold=np.nan)
     first = groups["grouping"].iloc[0] if len(groups) else UNNAMED
-    for (name, q), own in groups.groupby(["grouping", "q"]):
+    large = groups[groups["records"] >= groups["minimum"]]
+    for (name, q, minimum), own in large.groupby(RULE):
         names = {name, UNNAMED} if name == first else {name}
-        known = np.sort(past.loc[past["grouping"].isin(names), "score"].to_numpy(dtype=np.float64))
+        is_compared = past["grouping"].isin(names) & (past["records"] >= minimum)
+        known = np.sort(past.loc[is_compared, "score"].to_numpy(dtype=np.float64))
         if len(known):
             found.loc[own.index, "rank"] = percentile_ranks(own["score"].to_numpy(), known)
         place = math.ceil((len(known) + 1) * float(str(q)))
         if place <= len(known):
             found.loc[own.index, "threshold"] = known[place - 1]
-    return found.assign(flagged=found["score"] > found["threshold"]).drop(columns="q")
+    return found.assign(flagged=found["score"] > found["threshold"]).drop(columns=["q", "minimum"])

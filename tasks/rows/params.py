@@ -328,12 +328,14 @@ class GroupsParams(Section):
     """How records are grouped, by the hour of event_time or by a column's value, and how they are weighted.
 
     q: a group is flagged when its score is above this quantile of the scores of earlier nights' groups.
+    minimum: groups with fewer records have no rank, are not flagged and are not compared with: a mean of few varies.
     """
 
     by: str
     weight: str | None = None  # a column of positive numbers; None: equal weights
     # Left out of the key of scores at its default, as in params older than it.
     q: float = Field(default=0.99, gt=0, lt=1, exclude_if=lambda given: given == 0.99)
+    minimum: int = Field(default=1, ge=1, exclude_if=lambda given: given == 1)
 
     @property
     def names(self) -> tuple[str, ...]:

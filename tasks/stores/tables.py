@@ -137,9 +137,9 @@ group_scores = sa.Table(
     _key("grouping", sa.Text),  # hour, or a column; "" before schema 0011
     _key("group", sa.Text),
     _value("score", sa.Double),
-    _value("rank", sa.Double, nullable=True),  # among the groups of earlier nights; null if there are none
+    _value("rank", sa.Double, nullable=True),  # among earlier nights' groups; null without any, or of too few records
     _value("records", sa.BigInteger),
-    _value("threshold", sa.Double, nullable=True),  # null if earlier nights have too few groups
+    _value("threshold", sa.Double, nullable=True),  # null if earlier nights have too few groups, or likewise
     _value("flagged", sa.Boolean),  # the score is above the threshold
 )
 labels = sa.Table(

@@ -317,7 +317,7 @@ class Warehouse:
             return read_frame(connection, groups.order_by(group_scores.c.grouping, group_scores.c.group))
 
     def read_past_groups(self, detector: str, threshold: float) -> pd.DataFrame:
-        """All published groups of a detector by grouping and score, see `read_past_groups`."""
+        """All published groups of a detector, see the function `read_past_groups`."""
         with self.begin_reading() as connection:
             return read_past_groups(connection, detector, threshold)
 
@@ -472,13 +472,17 @@ class _Held(Warehouse):
 def read_past_groups(
     connection: sa.Connection, detector: str, threshold: float, before: date | None = None
 ) -> pd.DataFrame:
-    """The groups of a detector's published nights, of those before a date if one is given: grouping, score.
+    """The groups of a detector's published nights, of those before a date if one is given: grouping, score, records.
 
     Versions score on different scales. So scores are multiplied by the given threshold over that of their night.
     """
     g, b = group_scores.c, scoring_batches.c
     night = sa.and_(b.detector == g.detector, b.batch_date == g.batch_date)
-    found = sa.select(g.grouping, g.score, b.threshold).join(scoring_batches, night).where(g.detector == detector)
+    found = (
+        sa.select(g.grouping, g.score, g.records, b.threshold)
+        .join(scoring_batches, night)
+        .where(g.detector == detector)
+    )
     past = read_frame(connection, found if before is None else found.where(g.batch_date < before))
     scale = np.where(past["threshold"] > 0, threshold / past["threshold"].where(past["threshold"] > 0, 1.0), 1.0)
     return past.assign(score=past["score"] * scale)

@@ -89,11 +89,12 @@ def test_a_record_without_a_positive_weight_stops_the_batch(weight):
 
 
 def make_past(grouping: str, *scores: float) -> pd.DataFrame:
-    return pd.DataFrame({"grouping": grouping, "score": scores})
+    return pd.DataFrame({"grouping": grouping, "score": scores, "records": 10})
 
 
 def make_groups(grouping: str, *scores: float, q: float = 0.75) -> pd.DataFrame:
-    return pd.DataFrame({"grouping": grouping, "q": q, "group": list("abc")[: len(scores)], "score": scores})
+    names = list("abc")[: len(scores)]
+    return pd.DataFrame({"grouping": grouping, "q": q, "group": names, "score": scores, "records": 10})
 
 
 def test_a_rank_is_the_share_of_past_groups_that_scored_less():
@@ -114,6 +115,21 @@ def test_a_group_is_flagged_above_the_exact_quantile_of_earlier_groups_of_its_ow
     assert np.isnan(rank_groups(make_groups("shop", 9.0, q=0.9), past)["threshold"].item())  # of four, the fifth
 
 
+def test_groups_of_few_records_are_not_compared():
+    groups = make_groups("shop", 9.0, 9.0, 0.5).assign(minimum=10, records=[9, 10, 11])
+    past = make_past("shop", 1.0, 2.0, 3.0, 99.0).assign(records=[10, 12, 10, 9])
+    found = rank_groups(groups, past)
+    assert found["flagged"].tolist() == [False, True, False]
+    assert found["threshold"].fillna(-1).tolist() == [-1, 3.0, 3.0]
+    assert found["rank"].fillna(-1).tolist() == [-1, 100, 0]
+    assert "minimum" not in found
+    rows, scores = make_rows()
+    sums = gather([GroupsParams(by="shop", minimum=60)], rows, scores)
+    assert sums["minimum"].tolist() == [60] * 4  # of every group, however small
+    hashed = [GroupsParams(by="shop", minimum=n).model_dump(mode="json") for n in (1, 2)]
+    assert ["minimum" in one for one in hashed] == [False, True]
+
+
 def test_each_grouping_has_its_own_groups_in_the_order_of_params():
     rows, scores = make_rows()
     hours = GroupsParams(by="hour", q=0.9)
@@ -127,4 +143,4 @@ def test_each_grouping_has_its_own_groups_in_the_order_of_params():
 def test_without_params_there_are_no_groups():
     found = gather([], *make_rows())
     assert found.empty
-    assert found.columns.tolist() == ["grouping", "q", "group", "score", "records"]
+    assert found.columns.tolist() == ["grouping", "q", "minimum", "group", "score", "records"]
