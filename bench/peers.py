@@ -38,7 +38,7 @@ import torch
 from throughput import DAY, NAME, PROJECT, open_site, prepare, score_and_publish
 
 from flows.config.params import load_detector
-from flows.config.quiet import hush_at_exit
+from flows.config.quiet import hush_at_exit, hush_great_expectations
 from models.detector import Detector, ModelParams, fit_detector
 from models.encoders import encode_records
 from models.params import AutoencoderParams
@@ -210,6 +210,7 @@ def main() -> None:
         sys.exit("PyOD is not installed; bench/peers.py --help says how to get it.")
     if options.case:  # in a process started by measure
         hush_at_exit()
+        hush_great_expectations()
         print(json.dumps(run_one(open_site(options.folder, options.rows), *options.case, options.rows)))
         return
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
