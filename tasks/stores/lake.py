@@ -134,6 +134,8 @@ class PartWriter:
         texts = [f.name for f in schema if f.type in (pa.string(), pa.large_string()) and f.name != "record_id"]
         options = {"use_dictionary": texts or False, "compression": "lz4", "write_page_checksum": True}
         self._parquet = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, **options)
+        # Python cannot collect the circle through PyArrow, which would keep this lake and DuckDB's threads for ever.
+        self._files.callback(setattr, self, "_parquet", None)
         return self._parquet
 
     def finish(self, **origin: str) -> Part:

@@ -1,5 +1,8 @@
+import gc
 import json
 import pickle
+import weakref
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -112,6 +115,21 @@ def test_a_part_whose_rows_end_in_an_error_leaves_no_file(tmp_path):
         raise OSError("the source is gone")
     assert not list(tmp_path.rglob("part-*"))
     assert not partition.parts
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_lake_that_has_written_leaves_memory_with_its_last_user(tmp_path, fails):
+    def use() -> weakref.ref[Lake]:
+        lake = Lake(str(tmp_path))
+        with suppress(OSError), lake.write("landing", "toy", DAY).part("part-0") as part:
+            part.append(ROWS)
+            if fails:
+                raise OSError
+        return weakref.ref(lake)
+
+    used = use()
+    gc.collect()
+    assert used() is None
 
 
 def test_partitions_with_different_inputs_exist_side_by_side(lake):
