@@ -46,6 +46,8 @@ from models.reducer import Reducer, ReducerHeader, describe_records
 from models.scoring import measure_spreads, score_residuals, share_scores, weigh_slots
 from models.segments import Names, Segments, fit_segments
 
+ENCODED = 1 << 19  # slots of a piece that is encoded at once: 2 MB, which stay in a processor's cache
+
 
 class ModelParams(Section):
     """How a detector is fitted. threads is pinned during fitting and scoring, and saved with the detector."""
@@ -132,20 +134,21 @@ class Detector:
 
     def score(self, records: Records) -> Floats:
         """Score rows, float64 (N,). A row's score is the same to the bit whatever other rows are scored with it."""
-        scores = torch.empty(len(records), dtype=torch.float64, device=self.spreads.device)
         weights = self._weigh().float()
         self.encoder.check_widths(records)
+        scores = [torch.empty(0, dtype=torch.float64, device=self.spreads.device)]
+        together = max(1, ENCODED // (self.block * self.encoder.width))  # blocks, for fewer and longer operations
         with self._pinned():
-            for rows, block in self._cut(records):
-                encoded = self.encoder(block)
-                # In place: allocating memory takes longer than the arithmetic.
-                residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
-                if isinstance(self.score_params, NeighboursParams):
-                    found = score_neighbours(join_points(encoded, residual), self.references, self.score_params)
-                else:
-                    found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
-                scores[rows] = found[: rows.stop - rows.start]
-        return scores.numpy(force=True)  # the only place that waits for a GPU
+            for _, piece in self._cut(records, together):
+                for encoded in self.encoder(piece).split(self.block):
+                    # In place: allocating memory takes longer than the arithmetic.
+                    residual = rebuild(self.networks, encoded).sub_(encoded.T)  # (M, D, N)
+                    if isinstance(self.score_params, NeighboursParams):
+                        found = score_neighbours(join_points(encoded, residual), self.references, self.score_params)
+                    else:
+                        found = score_residuals(residual.flatten(0, 1).T, weights, self.score_params).double()
+                    scores.append(found)
+        return torch.cat(scores)[: len(records)].numpy(force=True)  # the only place that waits for a GPU
 
     def explain(self, records: Records) -> Explanation:
         """Split the scores of rows among the units; slower than scoring, meant for flags."""
@@ -320,8 +323,8 @@ class Detector:
                 todo="free the GPU, or set NIGHTJAR_DEVICE=cpu",
             ) from error
 
-    def _cut(self, records: Records) -> Iterator[tuple[slice, Records]]:
-        return iterate_blocks(records, self.block, self.spreads.device)
+    def _cut(self, records: Records, together: int = 1) -> Iterator[tuple[slice, Records]]:
+        return iterate_blocks(records, self.block, self.spreads.device, together)
 
     def _weigh(self) -> Tensor:
         """Weight of each slot of each network in a residual score, float64 (M D,); neighbours scores have none."""

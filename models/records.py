@@ -21,11 +21,14 @@ from models.errors import NightjarError
 BLOCK, GPU_BLOCK = 1024, 65_536
 CPU = torch.device("cpu")
 TYPES = (np.float64, np.int64, np.int64, np.uint8, np.int64, np.int64)  # of the parts of records
+DTYPES = [torch.from_numpy(np.empty(0, kind)).dtype for kind in TYPES]
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
     """Rows of one batch; each part has the columns of its kind, in the order of the detector's columns.
+
+    Encoding is fastest where each column is contiguous in memory.
 
     numbers: float64 (N, Fn), numeric and log_numeric columns; NaN is a missing value.
     codes: int64 (N, Fc); anything outside 0..V-1 reads as "not seen in fitting".
@@ -50,7 +53,7 @@ class Records:
                 got=f"shapes {[tuple(part.shape) for part in self.parts]}",
                 expected="arrays (N, Fn), (N, Fc), (N, Ft), (N, P), (N, L), (N, Fe) with the same N",
             )
-        if [part.dtype for part in self.parts] != [getattr(torch, np.dtype(kind).name) for kind in TYPES]:
+        if [part.dtype for part in self.parts] != DTYPES:
             raise NightjarError(
                 "The parts of the records have wrong types.",
                 got=str([part.dtype for part in self.parts]),
@@ -73,7 +76,8 @@ class Records:
 
     def to(self, device: torch.device) -> "Records":
         """The rows on a device; copied to a GPU through pinned pages, so that the copy is asynchronous."""
-        parts = (part.contiguous().pin_memory() for part in self.parts) if device.type == "cuda" else self.parts
+        pinned = (torch.empty_like(part, pin_memory=True).copy_(part) for part in self.parts)
+        parts = pinned if device.type == "cuda" else self.parts
         return Records(*(part.to(device, non_blocking=True) for part in parts))
 
     def __getitem__(self, rows: slice | Tensor) -> "Records":
@@ -98,21 +102,21 @@ def make_records(
     return Records(*(torch.from_numpy(part) for part in parts))
 
 
-def iterate_blocks(records: Records, size: int = BLOCK, device: torch.device = CPU) -> Iterator[tuple[slice, Records]]:
+def iterate_blocks(
+    records: Records, size: int = BLOCK, device: torch.device = CPU, together: int = 1
+) -> Iterator[tuple[slice, Records]]:
     """Cut records into blocks of exactly `size` rows, the last padded with zeros; the slice says which rows are real.
 
     Matrix kernels round differently for different shapes. With a single shape, a record's score cannot depend on the
-    other rows, on the size of its batch, or on how the batch was sliced.
+    other rows, on the size of its batch, or on how the batch was sliced. together: up to this many blocks come as one
+    piece, for work on single elements, which rounds the same whatever the shape.
     """
-    for start in range(0, len(records), size):
-        block = records[start : start + size].to(device)
-        rows = slice(start, start + len(block))
-        yield rows, Records(*(_pad(part, size) for part in block.parts))
+    for start in range(0, len(records), size * together):
+        piece = records[start : start + size * together]
+        rows = slice(start, start + len(piece))
+        yield rows, Records(*(_pad(part, size) for part in piece.parts)).to(device)
 
 
 def _pad(part: Tensor, size: int) -> Tensor:
-    if len(part) == size:
-        return part.contiguous()  # the caller's memory layout must not select the kernel either
-    padded = part.new_zeros(size, part.shape[1])
-    padded[: len(part)] = part
-    return padded
+    lacking = -len(part) % size
+    return torch.cat([part, part.new_zeros(lacking, part.shape[1])]) if lacking else part

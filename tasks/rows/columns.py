@@ -108,19 +108,20 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     n = table.num_rows
     kinds = ("numeric", "categorical", "datetime", "image", "sequence")
     of_kind = {kind: [c for c in columns if kind in c.kind] for kind in kinds}
-    numbers = np.empty((n, len(of_kind["numeric"])))
-    codes = np.empty((n, len(of_kind["categorical"])), dtype=np.int64)
-    times = np.empty((n, len(of_kind["datetime"])), dtype=np.int64)
-    for position, column in enumerate(of_kind["numeric"]):
-        numbers[:, position] = table[column.name].cast(pa.float64(), safe=False).to_numpy()
-    for position, column in enumerate(of_kind["categorical"]):
-        codes[:, position] = encode_text(table[column.name], column)
-    for position, column in enumerate(of_kind["datetime"]):
+    # Each column is contiguous, as the encoder reads them.
+    numbers = np.empty((len(of_kind["numeric"]), n))
+    codes = np.empty((len(of_kind["categorical"]), n), dtype=np.int64)
+    times = np.empty((len(of_kind["datetime"]), n), dtype=np.int64)
+    for column, values in zip(of_kind["numeric"], numbers, strict=True):
+        values[:] = table[column.name].cast(pa.float64(), safe=False).to_numpy()
+    for column, values in zip(of_kind["categorical"], codes, strict=True):
+        values[:] = encode_text(table[column.name], column)
+    for column, values in zip(of_kind["datetime"], times, strict=True):
         stamps = table[column.name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        times[:, position] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
+        values[:] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
     unseen = np.zeros(n, dtype=bool)
-    for position, column in enumerate(of_kind["categorical"]):
-        unseen |= codes[:, position] == column.unseen
+    for column, values in zip(of_kind["categorical"], codes, strict=True):
+        unseen |= values == column.unseen
     pixels = [read_pixels(table[column.name], column) for column in of_kind["image"]]
     tokens = []
     for column in of_kind["sequence"]:
@@ -129,7 +130,7 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
         tokens.append(found)
     joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
     entities = [hash_entities(table[column.name])[:, None] for column in columns if column.is_entity]
-    return make_records(numbers, codes, times, *joined, *entities), unseen
+    return make_records(numbers.T, codes.T, times.T, *joined, *entities), unseen
 
 
 def _refuse_other_columns(table: pa.Table, columns: Sequence[Column]) -> None:

@@ -52,12 +52,15 @@ def test_a_record_has_room_for_all_its_runs_of_words_and_edges(ngrams: int, word
     assert Tokens(r"\s+", ngrams, words, "counts").length == words + len(runs)
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
 @pytest.mark.parametrize("n", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
-def test_blocks_have_one_shape_and_cover_every_row_once(n: int) -> None:
+def test_pieces_are_whole_blocks_and_cover_every_row_once(n: int, together: int) -> None:
     numbers = np.asfortranarray(np.arange(2.0 * n).reshape(n, 2))
     seen = []
-    for rows, block in iterate_blocks(make_records(numbers)):
-        assert block.numbers.shape == (BLOCK, 2) and block.codes.shape == (BLOCK, 0)
-        assert block.numbers.is_contiguous() and block.widths == (2, 0, 0, 0, 0, 0)
-        seen.append(block.numbers[: rows.stop - rows.start].numpy())
+    for rows, piece in iterate_blocks(make_records(numbers), together=together):
+        assert len(piece) % BLOCK == 0 and 0 < len(piece) <= together * BLOCK
+        assert piece.widths == (2, 0, 0, 0, 0, 0)
+        real = rows.stop - rows.start
+        assert len(piece) - real < BLOCK and not piece.numbers[real:].any()
+        seen.append(piece.numbers[:real].numpy())
     assert np.array_equal(np.concatenate(seen) if seen else np.empty((0, 2)), numbers)
