@@ -27,6 +27,7 @@ from flows.config.setup import Setup, load_setup
 from flows.status import read_nights
 from tasks.errors import NightjarError, ParamsInvalid, SchemaMismatch
 from tasks.follow_up.deliveries import count_failed
+from tasks.on_demand.cases import count_open
 from tasks.stores.faults import writing
 from tasks.stores.warehouse import SCHEMA_VERSION, Warehouse
 from tasks.upkeep.ledger import State, list_landed_dates
@@ -96,13 +97,13 @@ def read_calendar(setup: Setup, reading: Reading) -> Reading:
 
 
 def read_warehouse(setup: Setup, reading: Reading) -> Reading:
-    """Add the newest published night, what monitor found on it, the attempts and the messages that failed."""
+    """Add the newest published night, its finding, the attempts, the open cases and the messages that failed."""
     warehouse = setup.site.warehouse
     batches = warehouse.read_nights(reading.detector)
     newest = batches[-1] if batches else None
     attempts = Counter(attempt.status for attempt in warehouse.read_attempts(reading.detector))
-    untold = count_failed(warehouse, reading.detector)
-    reading = replace(reading, newest=newest, attempts=attempts, untold=untold)
+    cases, untold = vars(count_open(setup.site, datetime.now(UTC))), count_failed(warehouse, reading.detector)
+    reading = replace(reading, newest=newest, attempts=attempts, cases=cases, untold=untold)
     if newest is None:
         return reading
     day = newest.batch_date

@@ -77,9 +77,9 @@ class _Rule(Section):
 
 
 class NightRule(_Rule):
-    """A night that failed, was rejected by its contract, or was not published at six in the morning."""
+    """A night that failed, was rejected by its contract, was not published at six in the morning, or was after all."""
 
-    on: Literal["night_failed", "night_rejected", "night_late"]
+    on: Literal["night_failed", "night_rejected", "night_late", "night_recovered"]
 
     def accepts(self, fact: Fact) -> bool:
         """Whether the rule reports a fact of its kind."""

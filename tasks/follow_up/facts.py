@@ -41,7 +41,8 @@ def read_facts(site: Site, since: datetime, now: datetime, is_nightly: bool) -> 
         *_list_findings(site, since),
         *_list_recalls(site, nights),
         *_list_cases(site, since),
-        *(list_late(site, attempts, now) if is_nightly else ()),
+        *list_recovered(attempts, late := list_late(site, attempts, now) if is_nightly else []),
+        *late,
     ]
     return sorted((fact for fact in found if since < fact.at <= now), key=lambda fact: fact.at)
 
@@ -93,6 +94,28 @@ def list_late(site: Site, attempts: Sequence[Attempt], now: datetime) -> list[Fa
                 )
             )
         day += timedelta(days=1)
+    return facts
+
+
+def list_recovered(attempts: Iterable[Attempt], late: Iterable[Fact]) -> list[Fact]:
+    """The nights that were published after all: after an attempt that failed, or after they were due."""
+    broken = {fact.day: "it was late" for fact in late}
+    facts = []
+    for one in sorted(attempts, key=lambda attempt: (attempt.batch_date, attempt.attempt)):
+        if one.status == "failed" and one.failure and one.failure.error not in IS_NO_FAILURE:
+            broken[one.batch_date] = f"attempt {one.attempt} had failed: {one.failure.line}"
+        elif one.status == "published" and one.finished_at and (why := broken.pop(one.batch_date, None)):
+            facts.append(
+                Fact(
+                    kind="night_recovered",
+                    detector=one.detector,
+                    about=f"{one.detector} {one.batch_date} attempt {one.attempt}",
+                    day=one.batch_date,
+                    at=one.finished_at,
+                    title=f"{one.detector}: the night of {one.batch_date} is published",
+                    body=f"Attempt {one.attempt} succeeded; {why}\nnightjar status {one.detector}",
+                )
+            )
     return facts
 
 

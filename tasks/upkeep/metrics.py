@@ -33,6 +33,7 @@ class Reading:
     champion: int | None = None
     finding: str | None = None  # of the newest published night
     canaries: Mapping[str, float] = field(default_factory=dict)  # their recall on it
+    cases: Mapping[str, int] | None = None  # open, critical (of the open), overdue (of the open)
     untold: int | None = None  # messages that a channel did not take, and that are tried again
     error: Exception | None = None
 
@@ -62,6 +63,18 @@ GAUGES: Mapping[str, tuple[str, Value]] = {
     "nightjar_champion_version": (
         "The model version that scores tonight; absent without a champion.",
         lambda reading: reading.champion,
+    ),
+    "nightjar_cases_open": (
+        "Open cases, with the snoozed ones whose time has come.",
+        lambda reading: None if reading.cases is None else reading.cases["open"],
+    ),
+    "nightjar_cases_critical": (
+        "Open cases of the highest severity.",
+        lambda reading: None if reading.cases is None else reading.cases["critical"],
+    ),
+    "nightjar_cases_overdue": (
+        "Open cases past their due date.",
+        lambda reading: None if reading.cases is None else reading.cases["overdue"],
     ),
     "nightjar_messages_failed": (
         "Messages of alerts.yaml that a channel did not take, and that are tried again.",

@@ -240,7 +240,8 @@ def test_the_example_of_the_docs_is_valid() -> None:
     text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
     alerts = parse_section(Alerts, parse_yaml(text.split("```yaml\n")[1].split("```")[0], Path("alerts.md")), Path())
     assert {rule.on for rule in alerts.rules.values()} == {
-        "night_failed", "night_rejected", "night_late", "drifted", "over_budget", "canary_recall", "case",
+        "night_failed", "night_rejected", "night_late", "night_recovered", "drifted", "over_budget",
+        "canary_recall", "case",
     }  # fmt: skip
 
 

@@ -60,7 +60,16 @@ def test_alerts(document: object) -> None:
         assert "params.yaml" in str(error)
         return
     assert parse_section(Alerts, json.loads(alerts.model_dump_json()), PATH) == alerts
-    kinds = ("night_failed", "night_rejected", "night_late", "drifted", "over_budget", "canary_recall", "case")
+    kinds = (
+        "night_failed",
+        "night_rejected",
+        "night_late",
+        "night_recovered",
+        "drifted",
+        "over_budget",
+        "canary_recall",
+        "case",
+    )
     more = {"severity": "critical", "finding": "attack", "records": [{"a": "b", "c": 3}, {}]}
     facts = [Fact(kind, "toy", kind, NOW.date(), NOW, "title", "body", 10, 1, **more) for kind in kinds]
     planned = plan_messages(alerts, facts, {})

@@ -92,6 +92,10 @@ def test_the_metrics_equal_the_tables(trained: Project, capsys: pytest.CaptureFi
     [(nights,)] = ask(trained, "select count(*) from scoring_batches")
     assert found["nightjar_attempts_total", "orders", "published"] == nights == states["fresh"] == 2
     assert found["nightjar_attempts_total", "orders", "failed"] == found["nightjar_attempts_running", "orders"] == 0
+    for what, condition in {"open": "true", "critical": "severity = 'critical'", "overdue": "due_at < now()"}.items():
+        [(count,)] = ask(trained, f"select count(*) from cases where state = 'open' and {condition}")
+        assert found[f"nightjar_cases_{what}", "orders"] == count
+    assert found["nightjar_cases_open", "orders"] > 0
     assert found["nightjar_messages_failed", "orders"] == 0
     assert found["nightjar_detector_up", "orders"] == 1
     [(schema,)] = ask(trained, "select version_num from alembic_version")

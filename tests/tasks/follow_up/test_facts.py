@@ -79,10 +79,36 @@ def test_a_night_is_late_at_six_in_the_morning_unless_it_was_published(site: Sit
     publish(site, DAY, six + HOUR)
     publish(site, DAY, six + 9 * HOUR, attempt=2)
     assert read(site, now=six + 20 * HOUR) == []
-    late = read(site, now=six + 26 * HOUR, is_nightly=True)
+    found = read(site, now=six + 26 * HOUR, is_nightly=True)
+    late = [one for one in found if one.kind == "night_late"]
     assert [(one.about, one.at) for one in late] == [("toy 2026-03-01", six), ("toy 2026-03-02", six + 24 * HOUR)]
     assert late[0].title == "toy: the night of 2026-03-01 is late"
     assert [one.about for one in read(site, now=six - timedelta(seconds=1), is_nightly=True)] == []
+
+
+def test_a_night_that_is_published_after_all_is_a_fact_once(site: Site) -> None:
+    six = datetime(2026, 3, 2, 5, tzinfo=UTC)
+    publish(site, DAY - timedelta(days=1), six - 30 * HOUR)
+    fail(site, "SourceInvalid", six - HOUR)
+    fail(site, "BatchMissing", six - HOUR)
+    publish(site, DAY, six + HOUR, attempt=3)
+    publish(site, DAY, six + 2 * HOUR, attempt=4)  # replaces a night that was fine
+    fail(site, "BatchMissing", six + 3 * HOUR)
+    publish(site, DAY, six + 4 * HOUR, attempt=6)  # the file came late, that is all
+    for is_nightly in (True, False):
+        [found] = [one for one in read(site, six + 9 * HOUR, is_nightly=is_nightly) if one.kind == "night_recovered"]
+        assert (found.about, found.at) == ("toy 2026-03-01 attempt 3", six + HOUR)
+        assert found.title == "toy: the night of 2026-03-01 is published"
+        assert "attempt 1 had failed: SourceInvalid: It broke." in found.body
+
+
+def test_a_late_night_that_is_published_has_recovered(site: Site) -> None:
+    six = datetime(2026, 3, 2, 5, tzinfo=UTC)
+    publish(site, DAY - timedelta(days=1), six - 30 * HOUR)
+    publish(site, DAY, six + HOUR)
+    found = [one for one in read(site, six + 9 * HOUR, is_nightly=True) if one.kind == "night_recovered"]
+    assert [(one.day, one.at) for one in found] == [(DAY, six + HOUR)]
+    assert "it was late" in found[0].body
 
 
 def test_a_night_counts_its_alerts_and_what_the_cap_left_out(site: Site) -> None:
