@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 
 from models.calibration import Floats
 from models.detector import Detector
@@ -29,7 +30,7 @@ from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import SECOND_STAGE, PublishedNight
+from tasks.stores.tables import SECOND_STAGE, PublishedNight, case_flags
 
 Result = Literal["ok", "failed", "stale"]
 # Largest difference between processors, relative to the score or, if larger, to the threshold: float32 is less exact
@@ -139,6 +140,7 @@ def verify_night(night: CheckedNight) -> list[Check]:
         "counts": check_counts,
         "flags": check_flags,
         "scores": check_scores,
+        "cases": check_cases,
     }
     return [_make(night, name, check) for name, check in checks.items()]
 
@@ -276,6 +278,21 @@ def check_scores(night: CheckedNight) -> Finding:
         return Finding([], "", f"reports may have arrived since: {'; '.join(problems)}")
     seen = f"{len(again)} rows from landing by version {version.version}, largest relative difference {largest}"
     return Finding(problems, seen)
+
+
+def check_cases(night: CheckedNight) -> Finding:
+    """Each alert is in a case, and no case has a record of this night that is not flagged."""
+    members = case_flags.c.detector == night.site.detector, case_flags.c.batch_date == night.batch.batch_date
+    with night.site.warehouse.begin_reading() as connection:
+        held = pd.Index(connection.scalars(sa.select(case_flags.c.record_id).where(*members)).all())
+    is_alert = ~night.flags["suppressed"] & night.flags["suppressed_by"].isna()
+    alerts = pd.Index(night.flags.loc[is_alert, "record_id"])
+    wrong = {
+        "in no case": alerts.difference(held),
+        "in a case but not flagged": held.difference(night.flags["record_id"]),
+    }
+    problems = [f"{_name(ids)} {what}" for what, ids in wrong.items() if len(ids)]
+    return Finding(problems, f"{len(alerts)} alerts in their cases")
 
 
 def compare_flags(detector: Detector, flags: pd.DataFrame, again: pd.DataFrame) -> dict[str, "pd.Series[bool]"]:

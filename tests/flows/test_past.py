@@ -16,7 +16,7 @@ from flows.cli.main import execute
 from flows.config.setup import load_setup
 from tasks.errors import ChampionMissing, Failure
 from tasks.stores.lake import Lake, Zone
-from tasks.stores.tables import flagged_anomalies, scoring_batches
+from tasks.stores.tables import case_flags, flagged_anomalies, scoring_batches
 from tasks.stores.warehouse import Warehouse
 
 LAST = FIRST + timedelta(days=DAYS - 1)
@@ -347,11 +347,11 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
 ) -> None:
     sound = verify(capsys)
     assert {name: result for name, (result, _) in sound.items()} == dict.fromkeys(
-        ("input", "files", "counts", "flags", "scores"), "ok"
+        ("input", "files", "counts", "flags", "scores", "cases"), "ok"
     )
     assert sound["scores"][1] == f"{ROWS} rows from landing by version 1, largest relative difference 0"
     assert execute(["verify", "orders"]) == 0
-    assert capsys.readouterr().out.count(" ok ") == 10
+    assert capsys.readouterr().out.count(" ok ") == 12
 
     flag = Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").read_flags("orders", LAST).iloc[0]
     for altered, fine, expected in (
@@ -367,6 +367,9 @@ def test_a_published_night_verifies_and_each_alteration_is_found(
     assert verify(capsys, 1)["counts"][0] == "failed"
     change_table(trained, scoring_batches, scored=ROWS)
     assert verify(capsys)["counts"][0] == "ok"
+    with Warehouse(f"duckdb:///{trained.folder}/.nightjar/warehouse.duckdb").begin() as connection:
+        connection.execute(sa.delete(case_flags).where(case_flags.c.record_id == flag["record_id"]))
+    assert verify(capsys, 1)["cases"] == ("failed", f"{flag['record_id']} in no case")
 
 
 @pytest.mark.parametrize(
@@ -441,6 +444,7 @@ def test_data_removed_by_retention_is_reported_as_pruned_not_lost(
         "counts": "ok",
         "flags": "stale",
         "scores": "stale",
+        "cases": "ok",
     }
     assert found["files"][1].endswith("pruned: landing, scores")
     assert read_states(capsys)[str(LAST)] == ("fresh", "")
