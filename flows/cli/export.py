@@ -19,12 +19,17 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Copy all warehouse tables for others, as of one moment: to Parquet files, or into one DuckDB file."""
+    from flows.config.params import check_name, detector_names
     from flows.config.settings import load_settings
     from tasks.stores.warehouse import Warehouse
     from tasks.upkeep.backup import export_file, export_warehouse
 
+    settings = load_settings()
+    warehouse = Warehouse(settings.warehouse_url)
+    warehouse.migrate()
+    if detector is not None and not warehouse.has_rows(detector):  # params may no longer have one that has rows
+        check_name(detector, detector_names(settings.project), settings.project / "params.yaml")
     is_file = target.suffix == ".duckdb"
-    warehouse = Warehouse(load_settings().warehouse_url)
     rows = (export_file if is_file else export_warehouse)(warehouse, target, detector)
     if as_json:
         print_json({"file" if is_file else "folder": str(target), "rows": rows})

@@ -8,6 +8,7 @@ an error in another detector must not stop its night.
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -78,17 +79,22 @@ def _configure(document: object, path: Path, name: str) -> Configured:
 def parse_detector(document: object, path: Path, name: str) -> DetectorParams:
     """One detector of a parsed params.yaml; errors in others are ignored. Raises ParamsInvalid."""
     sections = {str(key): section for key, section in read_sections(document, path).items()}
-    if name not in sections:
-        near = difflib.get_close_matches(name, sections, n=1)
+    check_name(name, list(sections), path)
+    return parse_section(_Params, {"detectors": {name: sections[name]}}, path).detectors[name]
+
+
+def check_name(name: str, names: Sequence[str], path: Path) -> None:
+    """Raise ParamsInvalid, with the nearest name, if a detector is not among those of params.yaml."""
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         raise ParamsInvalid(
             f"The detector {name!r} does not exist.",
             where=str(path),
-            expected=", ".join(sorted(sections)),
+            expected=", ".join(sorted(names)),
             todo=f"did you mean {near[0]}?"
             if near
             else f"use one of these names, or create it: nightjar init {name} --source FILE",
         )
-    return parse_section(_Params, {"detectors": {name: sections[name]}}, path).detectors[name]
 
 
 def read_sections(document: object, path: Path) -> dict[Any, object]:

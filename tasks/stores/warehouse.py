@@ -40,6 +40,7 @@ from tasks.stores.tables import (
     flagged_anomalies,
     group_scores,
     labels,
+    metadata,
     reviews,
     scoring_batches,
 )
@@ -186,6 +187,14 @@ class Warehouse:
             return None  # reading creates no file
         with self.begin_reading() as connection:
             return _read_version(connection)
+
+    def has_rows(self, detector: str) -> bool:
+        """Whether a table has a row of a detector."""
+        any_row = (
+            sa.select(sa.literal(1)).where(table.c.detector == detector).limit(1) for table in metadata.tables.values()
+        )
+        with self.begin_reading() as connection:
+            return any(connection.scalars(one).all() for one in any_row)
 
     def renew_roles(self) -> list[str]:
         """Create PostgreSQL's roles if missing, grant them their rights again, and return the roles that have them."""

@@ -190,6 +190,9 @@ def test_an_export_to_a_file_is_a_copy_of_all_or_one_detector_that_replaces_an_o
             found = connection.execute("select detector, started_at from attempts order by 1").fetchall()
         assert found == [(name, NOW) for name in wanted or ["cards", "orders"]]
     assert [path.name for path in tmp_path.iterdir() if "flags" in path.name] == ["flags.duckdb"]
+    code, _, err = say(warehouse_url, "export", str(tmp_path / "typo"), "--detector", "order")
+    assert code == 1 and "The detector 'order' does not exist." in err and "did you mean orders?" in err
+    assert not (tmp_path / "typo").exists()
     other = tmp_path / "other.duckdb"
     duckdb.connect(other).close()
     for file in (other, Path(warehouse_url.removeprefix("duckdb:///"))):

@@ -241,6 +241,7 @@ def read_everything(engine: Warehouse) -> dict[str, Any]:
         "reports": [
             engine.list_reports(DETECTOR, NOW, NOW + timedelta(microseconds=end)).to_dict("records") for end in (1, 2)
         ],
+        "has rows": [engine.has_rows(name) for name in (DETECTOR, "nobody")],
         "verdicts": [engine.read_reviews(DETECTOR, by).to_dict("records") for by in (None, NOW)],
     }
 
