@@ -180,7 +180,7 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
     """
     sql = "select count(*) - count(distinct (_batch_date, record_id)) as shared, max(_batch_date) as newest from parts"
     found = lake.query(sql, clean.parts).to_pylist()[0]
-    future = int((labels["known_at"] > pd.Timestamp(site.start_of(cutoff))).sum())
+    future = int((labels["known_at"] > pd.Timestamp(site.start_of(cutoff))).sum()) if site.has_times else 0
     problems = {
         "records in two sets": found["shared"],
         "batch dates on or after the cut-off": found["newest"] >= cutoff,
@@ -197,8 +197,11 @@ def check_leakage(lake: Lake, clean: Manifest, labels: pd.DataFrame, site: Site,
 
 
 def read_known(site: Site, cutoff: date) -> pd.DataFrame:
-    """What was known when the cut-off began: record_id, label, known_at. Verdicts count for records without a label."""
-    engine, start = site.warehouse, site.start_of(cutoff)
+    """What was known when the cut-off began: record_id, label, known_at. Verdicts count for records without a label.
+
+    Of a table without times, whose dates are invented, all that is known now.
+    """
+    engine, start = site.warehouse, site.start_of(cutoff) if site.has_times else None
     labels = engine.read_labels(site.detector, start)
     reviews = engine.read_reviews(site.detector, start).drop_duplicates("record_id", keep="last")
     judged = reviews[~reviews["record_id"].isin(labels["record_id"])]

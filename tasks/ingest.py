@@ -448,7 +448,7 @@ def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: dateti
         return 0
     engine, labels = site.warehouse, pd.concat(filled, ignore_index=True)
     if corrected_at:
-        known = engine.read_labels(site.detector, datetime.max.replace(tzinfo=UTC), labels["record_id"])
+        known = engine.read_labels(site.detector, None, labels["record_id"])
         labels = date_corrections(labels, known, corrected_at)
     return engine.add_labels(site.detector, labels)
 

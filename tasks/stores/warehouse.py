@@ -396,16 +396,18 @@ class Warehouse:
                 )
         return added
 
-    def read_labels(self, detector: str, known_by: datetime, record_ids: pd.Series | None = None) -> pd.DataFrame:
-        """The labels known at an instant: per record the latest with known_at <= known_by.
+    def read_labels(
+        self, detector: str, known_by: datetime | None, record_ids: pd.Series | None = None
+    ) -> pd.DataFrame:
+        """The labels known at an instant: per record the latest with known_at <= known_by; None: the latest of all.
 
         Columns record_id, label, known_at, ordered by record_id; limited to `record_ids` if given.
         """
         latest = sa.func.row_number().over(partition_by=labels.c.record_id, order_by=labels.c.known_at.desc())
         columns = [labels.c.record_id, labels.c.label, labels.c.known_at]
-        known = sa.select(*columns, latest.label("recency")).where(
-            labels.c.detector == detector, labels.c.known_at <= known_by
-        )
+        known = sa.select(*columns, latest.label("recency")).where(labels.c.detector == detector)
+        if known_by is not None:
+            known = known.where(labels.c.known_at <= known_by)
         with self.begin_reading() as connection:
             if record_ids is not None:
                 requested = sa.Table(

@@ -221,6 +221,19 @@ def test_a_verdict_by_the_cut_off_counts_where_no_label_has_arrived(site, days, 
     assert [fit[f"{FIRST}/{i}"] for i in (1, 3, 4)] == [0, 0, -1]
 
 
+def test_where_dates_are_invented_all_that_is_known_now_counts(site, days, label):
+    site, now = dataclasses.replace(site, has_times=False), datetime(2030, 1, 1, tzinfo=UTC)
+    label(f"{FIRST}/1", known_at=datetime(2026, 3, 4, tzinfo=UTC), label=0)
+    label(f"{FIRST}/1", known_at=now)  # a correction
+    given = pd.DataFrame({"record_id": [f"{FIRST}/2", f"{FIRST}/3"], "verdict": ["anomaly", "normal"]})
+    site.warehouse.add_reviews("toy", given.assign(batch_date=FIRST, reviewer="ada", inclusion=1.0, reviewed_at=now))
+    prepared = prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])
+    assert prepared.excluded["labelled anomalous"] == 2
+    fit = read_set(site.lake, "toy", CUTOFF, "fit").to_pandas().set_index("record_id")[LABEL]
+    assert not {f"{FIRST}/1", f"{FIRST}/2"} & {*fit.index}
+    assert (fit[f"{FIRST}/3"], fit[f"{FIRST}/4"]) == (0, -1)
+
+
 def test_tuning_and_test_keep_their_anomalies_with_the_label(site, days, label):
     label(f"{DAYS[3]}/4", f"{DAYS[4]}/5", known_at=datetime(2026, 3, 8, tzinfo=UTC))
     prepare_rows(site, CUTOFF, FilterParams(splits=BY_DATE), [])

@@ -209,6 +209,7 @@ def test_labels_are_read_as_they_were_known_at_an_instant(engine):
     assert known[["record_id", "label"]].values.tolist() == [["a", 1], ["b", 1]]
     assert known.known_at.tolist() == [later, later]
     assert engine.read_labels("cards", later, pd.Series(["b", "z"])).record_id.tolist() == ["b"]
+    pd.testing.assert_frame_equal(engine.read_labels("cards", None), known)
 
 
 def test_a_report_counts_once_when_it_is_first_known(engine):
