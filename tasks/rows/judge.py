@@ -141,7 +141,7 @@ def judge(detector: Detector, rows: pa.Table, threshold: float | Floats | None =
     records, is_unseen = to_records(rows, detector.columns)
     score = detector.score(records)
     level = find_thresholds(detector, rows) if threshold is None else np.broadcast_to(threshold, score.shape)
-    is_flagged = score > level
+    flagged = np.flatnonzero(score > level)  # positions: with a mask, torch's threads would wait for busy cores
     probability = np.full(len(score), np.nan)
-    probability[is_flagged], _ = detector.reduce(records[torch.from_numpy(is_flagged)])
+    probability[flagged], _ = detector.reduce(records[torch.from_numpy(flagged)])
     return Judgement(detector, level, rows, score, probability, is_unseen)
