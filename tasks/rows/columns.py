@@ -188,8 +188,10 @@ def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 def translate(column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[T]]) -> npt.NDArray[T]:
     """What `find` gives for each value's text (N,); it gets the distinct texts of a chunk, the last of them None."""
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.string())  # 0.0 and -0.0 are one value, but two texts
     if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
+        column = column.dictionary_encode().cast(pa.dictionary(pa.int32(), pa.string()))
     chunks = []
     for chunk in column.chunks:
         texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]

@@ -11,7 +11,15 @@ from models.columns import MISSING_TIME, Column, Tokens
 from models.entities import NO_ENTITY
 from models.records import make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
-from tasks.rows.columns import check_entities, describe_columns, encode_text, hash_entities, mark_entity, to_records
+from tasks.rows.columns import (
+    check_entities,
+    describe_columns,
+    encode_text,
+    hash_entities,
+    mark_entity,
+    to_records,
+    translate,
+)
 from tasks.rows.params import ColumnsParams, PerEntityParams, SequenceParams
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -220,6 +228,22 @@ def test_an_entity_has_one_hash_however_its_column_is_typed_and_none_if_it_is_mi
     five, seventeen = hash_entities(pa.chunked_array([["5", "17"]])).tolist()
     assert records.entities[:, 0].tolist() == [five, seventeen, NO_ENTITY, five] and five != seventeen
     assert not unseen.any() and records.codes.shape == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([True, None, False, True]),
+        pa.array([7, -3, None, 7]),
+        pa.array([0.0, -0.0, None, float("nan"), 1e20]),
+        pa.array([NOON, None, NOON], pa.timestamp("us", "UTC")),
+        pa.nulls(2),
+    ],
+    ids=["bool", "int", "float", "instant", "null"],
+)
+def test_a_value_is_looked_up_by_its_text(values):
+    found = translate(pa.chunked_array([values, values]), lambda texts: np.array(texts, dtype=object))
+    assert found.tolist() == 2 * values.cast(pa.string()).to_pylist()
 
 
 def test_a_million_entities_have_a_million_hashes():
