@@ -158,15 +158,87 @@ def test_spread_references_also_come_from_the_stopping_rows() -> None:
         assert set(drawn.flatten().int().tolist()) == expected
 
 
-def test_random_references_score_to_the_bit_as_before_there_were_others() -> None:
-    references, points = draw(2000, 9), draw(BLOCK, 9, seed=1)
-    fitted, columns = fit_references(references, NeighboursParams()), points.T.contiguous()
+def draw_table(kind: str, m: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """References (m, W) and points (600, W), some of which are references."""
+    references, points = draw(m, width, seed), draw(600, width, seed + 1) * 1.5
+    if kind == "few values":
+        references, points = references.round(), points.round()
+    if kind == "constant":
+        references[:, : width // 2] = points[:, : width // 2] = 1
+    if kind == "copies":
+        references[m // 3 :] = references[torch.arange(m // 3, m) % (m // 3)]
+    if kind == "far":
+        points *= 1e4
+    points[:100] = references[:100]
+    return references, points
+
+
+KINDS = ["usual", "few values", "constant", "copies", "far"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("m", "width"), [(2000, 9), (1563, 40), (2400, 200)])
+def test_the_distances_are_those_to_the_nearest_in_float64(kind: str, m: int, width: int) -> None:
+    references, points = draw_table(kind, m, width, seed=5)
+    exact = torch.cdist(points.double(), references.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected = exact.sort(dim=1).values[:, :5].mean(dim=1)
+    for how in ("random", "spread"):
+        params = NeighboursParams(draw=how, local_scaling=0)
+        found = score_neighbours(points, fit_references(references, params), params)
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6 if kind != "far" else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(KINDS), st.integers(2, 2500), st.integers(1, 70), st.integers(1, 12),
+    st.sampled_from(["random", "spread"]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_scores_are_to_the_bit_those_of_sorting_every_product(
+    kind: str, m: int, width: int, k: int, how: Literal["random", "spread"], seed: int
+) -> None:
+    references, points = draw_table(kind, max(m, 3 * k, 100), width, seed)
+    params = NeighboursParams(draw=how, neighbours=k)
+    fitted, columns = fit_references(references, params), points.T.contiguous()
     halves = references.square().sum(dim=1, keepdim=True) / 2
     closeness = torch.addmm(halves, references, columns, alpha=-1)
-    nearest = closeness.T.contiguous().topk(5, dim=1, largest=False).indices.T
+    if how == "spread":
+        nearest = neighbours._select_lowest(closeness, k).contiguous()
+    else:
+        nearest = closeness.T.contiguous().topk(k, dim=1, largest=False).indices.T
     distances = (references[nearest].transpose(1, 2).contiguous() - columns).double().square().sum(dim=1).sqrt()
     expected = distances.mean(dim=0) / fitted.spacing[nearest].mean(dim=0).pow(0.5)
-    assert torch.equal(score_neighbours(points, fitted, NeighboursParams()), expected)
+    assert torch.equal(score_neighbours(points, fitted, params), expected)
+    shares, means = share_neighbours(points, fitted, params)
+    assert torch.allclose(shares.sum(dim=1), expected) and torch.equal(means, references[nearest].mean(dim=0))
+
+
+def test_copies_of_references_count_as_often_as_there_are() -> None:
+    references = draw(1500, 30)
+    references = torch.cat([references, references[:400], references[:100]])
+    exact = torch.cdist(references.double(), references.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    params = NeighboursParams(neighbours=2, local_scaling=0)
+    found = score_neighbours(references, fit_references(references, params), params)
+    assert torch.allclose(found, exact.sort(dim=1).values[:, :2].mean(dim=1), atol=1e-6)
+    assert found[:100].eq(0).all() and found[400:1500].gt(0).all()
+
+
+@pytest.mark.parametrize("how", ["random", "spread"])
+def test_a_point_that_is_not_a_number_spoils_no_other(how: Literal["random", "spread"]) -> None:
+    references, points = draw(1100, 30), draw(300, 30, seed=1)
+    fitted = fit_references(references, NeighboursParams(draw=how))
+    expected = score_neighbours(points, fitted, NeighboursParams(draw=how))
+    points[7, 3], points[11, 0] = torch.nan, torch.inf
+    found = score_neighbours(points, fitted, NeighboursParams(draw=how))
+    others = [i for i in range(300) if i not in (7, 11)]
+    assert torch.equal(found[others], expected[others]) and not found[[7, 11]].isfinite().any()
+
+
+def test_without_onednn_the_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    references, points = draw(1100, 50), draw(300, 50, seed=1)
+    fitted = fit_references(references, NeighboursParams())
+    expected = score_neighbours(points, fitted, NeighboursParams())
+    monkeypatch.setattr(neighbours, "ONEDNN", None)
+    assert torch.allclose(score_neighbours(points, fitted, NeighboursParams()), expected, rtol=1e-9)
 
 
 def test_params_older_than_draw_keep_their_text_and_so_their_hash() -> None:
