@@ -31,7 +31,6 @@ from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments
 from tasks.sources.arrival import UNPARSED, Arrival
 from tasks.sources.kinds import Window, list_arrivals
-from tasks.stores import warehouse
 from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
 from tasks.stores.site import Site
 from tasks.stores.tables import MOST_KEY_BYTES
@@ -289,8 +288,7 @@ def commit_parts(
     """
     lake = site.lake
     left = {day: lake.write("landing", site.detector, day) for day in sorted(set(elsewhere) - partitions.keys())}
-    with site.warehouse.begin() as connection:
-        warehouse.lock_key(connection, site.detector, "landing")
+    with site.warehouse.lock(site.detector, "landing"):
         for day, partition in {**partitions, **left}.items():  # new parts first: a rerun repairs a crash in between
             old = lake.find("landing", site.detector, day)
             if old is None and day in left:

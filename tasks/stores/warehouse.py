@@ -123,6 +123,20 @@ class Warehouse:
             yield connection
 
     @contextmanager
+    def lock(self, *key: str) -> Iterator[None]:
+        """Keep out others that lock the same key, for what is not in the warehouse; raises what `begin` raises.
+
+        DuckDB's file is not opened, which would take longer than most of what is locked.
+        """
+        if self.engine.dialect.name == "duckdb":
+            with _alone(self.engine, LOCK_TIMEOUT_S):
+                yield
+            return
+        with self.begin() as connection:
+            lock_key(connection, *key)
+            yield
+
+    @contextmanager
     def hold(self) -> Iterator["Warehouse"]:
         """The same warehouse, but all of its reading is in one transaction; raises what `begin` raises."""
         with self.begin_reading(isolation_level="REPEATABLE READ") as connection:
