@@ -1,7 +1,8 @@
 # One runner for people, hooks and CI.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PREFECT_HOME := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))/prefect
+HOME_FOLDER := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))
+PREFECT_HOME := $(HOME_FOLDER)/prefect
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly test test-fast stack-test torture lint bench ui up down deploy clean
@@ -13,10 +14,12 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@# Creating Prefect's empty database takes long, so it is part of the install.
+	@# Creating the empty databases of Prefect and MLflow takes long, so it is part of the install.
 	@umask 077 && mkdir -p $(PREFECT_HOME)
 	@PREFECT_HOME=$(PREFECT_HOME) DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
 		$(BIN)/prefect server database upgrade --yes >/dev/null
+	@umask 077 && test -e $(HOME_FOLDER)/mlflow.db || DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING \
+		$(BIN)/mlflow db upgrade sqlite:///$(HOME_FOLDER)/mlflow.db
 	@touch $@
 
 nightly: $(BIN)/.installed ## run the bundled payments detector
