@@ -3,9 +3,9 @@
     python bench/growth.py                # about twenty minutes; --nights 20 for a first look
 
 Two projects of payments score the same nights in turn, each in a process of its own: one has published five nights,
-the other 200. A night is the whole flow, from ingest to report, in a process that has scored one before; its CPU
-seconds include those of the temporary Prefect server. Then the backfill of the long project: seconds and memory of its
-first nights beside its last.
+the other 200. A night is the whole flow, from ingest to report, in a process that has scored others before; its CPU
+seconds include those of the temporary Prefect server. Medians, and the median of the ratios of the same night. Then the
+backfill of the long project: seconds and memory of its first nights beside its last.
 """
 
 import argparse
@@ -25,7 +25,8 @@ import psutil
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
-NAME, FIRST, TRAINED_DAYS, FEW, MEASURED = "payments", date(2026, 1, 5), 53, 5, 5
+NAME, FIRST, TRAINED_DAYS, FEW = "payments", date(2026, 1, 5), 53, 5
+WARM, PAIRS = 3, 15  # nights that both score in turn: at first, and those that are compared
 Costs = dict[str, float]  # cpu_s: of this process and those it started; mb: of this process
 
 
@@ -105,9 +106,8 @@ def list_days(first: date, last: date) -> list[date]:
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
-def show(name: str, few: Iterable[float], many: Iterable[float], target: str = "") -> None:
-    before, after = statistics.median(few), statistics.median(many)
-    print(f"{name:60} {before:8.2f} {after:8.2f}   {after / before:5.2f} {target}")
+def show(name: str, few: Iterable[float], many: Iterable[float], ratio: float, note: str = "") -> None:
+    print(f"{name:40} {statistics.median(few):>12.2f} {statistics.median(many):>12.2f}   {ratio:5.2f} {note}")
 
 
 def main() -> None:
@@ -131,19 +131,21 @@ def main() -> None:
             backfilled = projects[-1].do("backfill", cutoff, after - timedelta(days=1))
             print(f"{nights} nights after {time.monotonic() - began:.0f} s", file=sys.stderr)
         turns: list[list[Costs]] = [[], []]
-        for day in list_days(after, after + timedelta(days=MEASURED)):
+        for day in list_days(after, after + timedelta(days=WARM + PAIRS - 1)):
             for project, found in zip(projects, turns, strict=True):
                 found += project.do("night", day)
         for project in projects:
             project.process.communicate()
-    turns = [found[1:] for found in turns]
-    few, many = ([one["cpu_s"] for one in found] for found in turns)
-    ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(few, many, strict=True))
-    first, last = backfilled[FEW : FEW + MEASURED], backfilled[-MEASURED:]
-    print(f"{'':60} {f'night {FEW}':>8} {options.nights:>8}   ratio")
-    show("a night, CPU seconds", few, many, f"(target <= 1.05; pairs {ratios})")
-    show("backfill, CPU seconds of a night", *([one["cpu_s"] for one in found] for found in (first, last)))
-    show("backfill, MB after a night", *([one["mb"] for one in found] for found in (first, last)))
+    few, many = ([one["cpu_s"] for one in found[WARM:]] for found in turns)
+    ratios = sorted(b / a for a, b in zip(few, many, strict=True))
+    quarter = len(ratios) // 4
+    spread = f"half of the pairs {ratios[quarter]:.2f} to {ratios[-quarter - 1]:.2f}"
+    print(f"{'':40} {f'{FEW} nights':>12} {f'{options.nights} nights':>12}   ratio")
+    show("a night, CPU seconds", few, many, statistics.median(ratios), f"(target <= 1.05; {spread})")
+    first, last = backfilled[FEW : FEW + PAIRS], backfilled[-PAIRS:]
+    for name, key in (("backfill, CPU seconds of a night", "cpu_s"), ("backfill, MB after a night", "mb")):
+        before, now = ([one[key] for one in found] for found in (first, last))
+        show(name, before, now, statistics.median(now) / statistics.median(before))
 
 
 if __name__ == "__main__":
