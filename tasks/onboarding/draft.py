@@ -134,8 +134,8 @@ def check_names(names: Sequence[str]) -> None:
         raise SourceInvalid(
             "The name of a column holds unprintable characters.",
             got=", ".join(odd),
-            expected="names of printable characters",
-            todo="rename the column where the data is written",
+            expected="names of printable characters; in files, line breaks, tabs and no-break spaces count as blanks",
+            todo="rename the column where the data is written; in a query, with AS",
         )
 
 

@@ -7,6 +7,7 @@ import codecs
 import io
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -69,6 +70,7 @@ def read_file(
                     continue
                 for table in read_stream(stream, name, dialect, header, sheet, files):
                     if table.column_names != [UNPARSED]:
+                        table = table.rename_columns([tidy_name(column) for column in table.column_names])
                         names = names or table.column_names
                         table = _align(table, names, name)
                     elif name != path:  # several members may have bad rows on one line
@@ -77,6 +79,13 @@ def read_file(
                     yield table
     except (*UNPACKING, ValueError, pa.ArrowException) as error:  # UnicodeDecodeError is a ValueError
         raise damaged_file(path, error) from error
+
+
+def tidy_name(name: str) -> str:
+    """A column's name in which line breaks, tabs and no-break spaces are one blank, and invisible marks are gone."""
+    if name.isprintable():
+        return name
+    return " ".join("".join(character for character in name if unicodedata.category(character) != "Cf").split())
 
 
 def _align(table: pa.Table, names: list[str], where: str) -> pa.Table:

@@ -373,6 +373,28 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert not (folder / "contracts").exists()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "xlsx", "parquet"])
+def test_blanks_of_any_kind_in_the_names_of_columns_become_plain_ones(folder: Path, suffix: str) -> None:
+    names = {"load %": "load\r\nin  %", "heat, in °C": "\u200bheat,\xa0in\t°C"}
+    frame = make_machines().rename(columns=names)
+    path = folder / f"sheet.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_excel(path, index=False)
+    assert execute(["init", "sheet", "--source", path.name, "--label", "label"]) == 0
+    columns = yaml.safe_load((folder / "contracts" / "sheet.yaml").read_text())["columns"]
+    assert {"load in %", "heat, in °C"} <= columns.keys()
+    assert execute(["ingest", "sheet"]) == 0
+
+
+def test_two_names_that_become_one_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd.DataFrame({"a b": [1, 2], "a\xa0b": [3, 4]}).to_csv(folder / "bad.csv", index=False)
+    assert "two columns with the same name" in refuse(capsys, "init", "bad", "--source", "bad.csv")
+
+
 def test_init_shows_its_choices_with_reasons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*INIT, "--label", "label"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
