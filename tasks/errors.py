@@ -126,4 +126,4 @@ class RunFailed(NightjarError):
 
 
 class ServiceUnreachable(NightjarError):
-    """The warehouse, the lake or MLflow does not answer."""
+    """The warehouse, the lake, MLflow or the database of a source does not answer."""

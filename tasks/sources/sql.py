@@ -11,9 +11,9 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from models.params import Section
-from tasks.errors import SourceInvalid
+from tasks.errors import ServiceUnreachable, SourceInvalid
 from tasks.sources.arrival import Arrival
-from tasks.stores.faults import FILES
+from tasks.stores.faults import FILES, is_lost
 from tasks.stores.lake import SLICE_ROWS
 
 
@@ -26,7 +26,10 @@ class SqlSource(Section):
 
 
 def read_query(source: SqlSource, now: datetime) -> Arrival:
-    """A query's rows, slice by slice. The version is the time of reading, since a query has no other."""
+    """A query's rows, slice by slice. The version is the time of reading, since a query has no other.
+
+    Reading raises ServiceUnreachable if the server does not answer, and SourceInvalid for any other failure.
+    """
 
     def read() -> Iterator[pa.Table]:
         schema = None
@@ -38,12 +41,19 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
                     schema = schema or _settle(table.schema)
                     yield table.cast(schema)
         except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ValueError) as error:  # or duplicate columns
+            if is_lost(error):
+                raise ServiceUnreachable(
+                    "The source's database does not answer.",
+                    where=source.url,
+                    got=str(error).splitlines()[0],
+                    todo="check that its server is running and can be reached; nothing has landed",
+                ) from error
             raise SourceInvalid(
                 "The query cannot be read.",
                 where=source.url,
                 got=str(error).splitlines()[0],
                 expected="a query whose columns have the same type in every row",
-                todo="correct ingest.source in params.yaml, or check that the database answers; nothing has landed",
+                todo="correct ingest.source in params.yaml; nothing has landed",
             ) from error
 
     name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"

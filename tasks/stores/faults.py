@@ -117,10 +117,24 @@ def reaching_warehouse(url: sa.URL) -> Iterator[None]:
         raise
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether a database server does not answer, or ended the connection; not if it refused the login."""
+    cause = error if isinstance(error, sa.exc.DBAPIError) else error.__cause__
+    if not isinstance(cause, sa.exc.DBAPIError):
+        return False
+    is_server = not type(cause.orig).__module__.lstrip("_").startswith(FILES)
+    is_refused = isinstance(cause, sa.exc.OperationalError) and _is_login(str(cause.orig))
+    return is_server and not is_refused and (cause.connection_invalidated or isinstance(cause, sa.exc.OperationalError))
+
+
+def _is_login(got: str) -> bool:
+    return "FATAL:" in got and ("authentication failed" in got or "does not exist" in got)
+
+
 def explain_database(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:
     """The error for an unusable database, from the message of its driver or the operating system."""
     got = " ".join(str(cause if isinstance(cause, str) else cause.orig).split())
-    if "FATAL:" in got and ("authentication failed" in got or "does not exist" in got):
+    if _is_login(got):
         return ParamsInvalid(
             "The warehouse's server refuses the login, or the database does not exist.",
             where=describe_place(url),
