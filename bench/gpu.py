@@ -21,14 +21,18 @@ from models.params import AutoencoderParams, FitParams, NeighboursParams, Residu
 from models.records import Records, make_records
 
 CPU = torch.device("cpu")
-NUMBERS, CATEGORIES, VALUES = 20, 4, 8  # 20 numeric columns and 4 categorical ones with 8 values: 56 slots
-COLUMNS = [Column(f"x{i}", "numeric") for i in range(NUMBERS)]
-COLUMNS += [Column(f"c{i}", "categorical", tuple(map(str, range(VALUES)))) for i in range(CATEGORIES)]
+VALUES = 8  # of each categorical column, which has 9 slots
 NETWORKS = {
     "narrow (32, 7, 32)": AutoencoderParams(layers=(32, 7, 32)),
     "wide (1024, 64, 1024)": AutoencoderParams(layers=(1024, 64, 1024)),
 }
-SCORES: dict[str, ScoringParams] = {"residual": ResidualParams(), "2,000 neighbours": NeighboursParams()}
+SCORES: dict[str, ScoringParams] = {
+    "residual": ResidualParams(),
+    "2,000 neighbours": NeighboursParams(),
+    "2,000 neighbours, spread": NeighboursParams(draw="spread"),
+    "4,000 neighbours": NeighboursParams(references=4000),
+    "4,000 neighbours, spread": NeighboursParams(references=4000, draw="spread"),
+}
 FITS = {
     "float32": FitParams(),
     "bfloat16": FitParams(precision="bfloat16"),
@@ -37,11 +41,11 @@ FITS = {
 }
 
 
-def draw_records(rows: int, seed: int) -> Records:
+def draw_records(rows: int, numeric: int, categorical: int, seed: int) -> Records:
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(rows, 4)).astype(np.float32)
-    numbers = hidden @ rng.normal(size=(4, NUMBERS)) + 0.1 * rng.normal(size=(rows, NUMBERS))
-    return make_records(numbers, rng.integers(0, VALUES, (rows, CATEGORIES)))
+    numbers = hidden @ rng.normal(size=(4, numeric)) + 0.1 * rng.normal(size=(rows, numeric))
+    return make_records(numbers, rng.integers(0, VALUES, (rows, categorical)))
 
 
 def fit(
@@ -52,15 +56,19 @@ def fit(
     epochs: list[EpochLog] = []
     params = ModelParams(networks=(network,), fit=learn, score=score)
     log = lambda number, epoch: epochs.append(epoch)  # noqa: E731
-    detector = fit_detector(COLUMNS, rows, rows[:4096], params, device, log, devices)
+    columns = [Column(f"x{i}", "numeric") for i in range(rows.numbers.shape[1])]
+    columns += [Column(f"c{i}", "categorical", tuple(map(str, range(VALUES)))) for i in range(rows.codes.shape[1])]
+    detector = fit_detector(columns, rows, rows[:4096], params, device, log, devices)
     return detector, len(rows) / statistics.median(epoch.seconds for epoch in epochs[1:])
 
 
 def time_scoring(detector: Detector, rows: Records) -> float:
+    # CPU seconds, where other processes may share the processor.
+    clock = time.process_time if detector.spreads.device == CPU else time.perf_counter
     detector.score(rows[: 2 * detector.block])
-    started = time.perf_counter()
+    started = clock()
     detector.score(rows)
-    return len(rows) / (time.perf_counter() - started)
+    return len(rows) / (clock() - started)
 
 
 def name_device(device: torch.device) -> str:
@@ -79,6 +87,11 @@ def main() -> None:
     parser.add_argument(
         "--cpu-share", type=float, default=0.02, help="share of the rows that the CPU uses for the wide network"
     )
+    parser.add_argument(
+        "--columns", type=int, nargs=2, default=(20, 4), metavar=("NUMERIC", "CATEGORICAL"),
+        help="number of numeric columns, a slot each, and of categorical ones, 9 slots each",
+    )  # fmt: skip
+    parser.add_argument("--only-score", action="store_true", help="do not time fits")
     options = parser.parse_args()
     gpus = torch.cuda.device_count()
     devices = [CPU, *([torch.device("cuda")] if gpus else [])]
@@ -86,17 +99,17 @@ def main() -> None:
     if not gpus:
         print("torch finds no GPU.\n")
     print("| device | network | what | rows/s |\n|---|---|---|---|")
-    records = draw_records(options.rows, 1)
+    records = draw_records(options.rows, *options.columns, seed=1)
     for name, network in NETWORKS.items():
         for device in devices:
             few = name.startswith("wide") and device is CPU
             rows = records[: int(options.rows * options.cpu_share)] if few else records
             row = f"| {name_device(device)} | {name} |"
             brief = {"epochs": options.epochs, "batch_size": options.batch, "patience_epochs": options.epochs}
-            for what, learn in FITS.items():
+            for what, learn in {} if options.only_score else FITS.items():
                 _, rate = fit(network, learn.model_copy(update=brief), rows, device)
                 print(f"{row} fit, {what} | {rate:,.0f} |", flush=True)
-            if device.type == "cuda" and gpus > 1:
+            if device.type == "cuda" and gpus > 1 and not options.only_score:
                 _, rate = fit(network, FITS["float32"].model_copy(update=brief), rows, device, gpus)
                 print(f"{row} fit, float32, {gpus} together | {rate:,.0f} |", flush=True)
             for what, score in SCORES.items():
