@@ -178,8 +178,9 @@ def choose_drift(statistics: Sequence[Drift]) -> list[Drift]:
 def read_night(site: Site, day: date) -> NightFacts:
     """A published night. Raises BatchMissing."""
     with site.warehouse.hold() as warehouse:
-        [batch] = warehouse.get_nights(site.detector, day)
-        said = {(one.batch_date, one.attempt): one for one in warehouse.read_findings(site.detector)}
+        nights = warehouse.read_nights(site.detector, day - timedelta(days=TREND_DAYS))
+        [batch] = [one for one in nights if one.batch_date == day] or warehouse.get_nights(site.detector, day)
+        said = {(one.batch_date, one.attempt): one for one in warehouse.read_findings(site.detector, day)}
         finding = said.get((day, batch.attempt))
         return NightFacts(
             batch=batch,
@@ -188,7 +189,7 @@ def read_night(site: Site, day: date) -> NightFacts:
             cases=_read_cases(warehouse, batch),
             finding=finding,
             statistics=warehouse.read_drift(site.detector, day, day).get(day, ()) if finding else (),
-            trend=_read_trend(warehouse, warehouse.read_nights(site.detector), day),
+            trend=_read_trend(warehouse, nights, day),
         )
 
 

@@ -281,9 +281,10 @@ class Warehouse:
                 dead.append((one, Failure("ProcessLost", {"what": what})))
         return dead
 
-    def read_nights(self, detector: str) -> list[PublishedNight]:
-        """Every published night of a detector, by date."""
-        nights = sa.select(scoring_batches).where(scoring_batches.c.detector == detector)
+    def read_nights(self, detector: str, first: date = date.min) -> list[PublishedNight]:
+        """Every published night of a detector, by date, from the first date on."""
+        of_detector = scoring_batches.c.detector == detector, scoring_batches.c.batch_date >= first
+        nights = sa.select(scoring_batches).where(*of_detector)
         with self.begin_reading() as connection:
             return [
                 PublishedNight(**row)
@@ -376,9 +377,10 @@ class Warehouse:
                 found.setdefault(row["batch_date"], []).append(one)
         return found
 
-    def read_findings(self, detector: str) -> list[Finding]:
-        """The findings of a detector, by batch date."""
-        chosen = sa.select(findings).where(findings.c.detector == detector).order_by(findings.c.batch_date)
+    def read_findings(self, detector: str, first: date = date.min) -> list[Finding]:
+        """The findings of a detector, by batch date, from the first date on."""
+        of_detector = findings.c.detector == detector, findings.c.batch_date >= first
+        chosen = sa.select(findings).where(*of_detector).order_by(findings.c.batch_date)
         with self.begin_reading() as connection:
             rows = [dict(row) for row in connection.execute(chosen).mappings()]
         return [Finding(**row | {"evidence": tuple(json.loads(row["evidence"]))}) for row in rows]
