@@ -174,10 +174,12 @@ def fill_in(url: str, environment: Mapping[str, str]) -> str:
 def prepare(name: str) -> Setup:
     """Load a detector, migrate its warehouse and mark attempts of dead processes as failed.
 
-    Raises ParamsInvalid, ServiceUnreachable.
+    If the project was copied, MLflow's file is made to name the copy's artifacts. Raises ParamsInvalid,
+    ServiceUnreachable.
     """
     setup = prepare_reading(name)
     setup.site.warehouse.end_dead_attempts(name, datetime.now(UTC))
+    setup.site.registry.follow_copy()
     return setup
 
 

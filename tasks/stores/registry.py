@@ -177,6 +177,14 @@ class _Model:
     versions: tuple[Version, ...]
 
 
+LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+
+
 @dataclass(frozen=True)
 class Registry:
     """The versions of one detector in the MLflow at `uri`, and the local folder with their bundles.
@@ -193,6 +201,30 @@ class Registry:
     def model_name(self) -> str:
         """The name of the registered model and of the experiment with its runs."""
         return f"nightjar-{self.detector}"
+
+    def follow_copy(self) -> None:
+        """Point an MLflow file that was copied or moved with its artifacts at these; otherwise do nothing.
+
+        MLflow keeps absolute locations: a copy of a project would write its versions into the original's folder.
+        """
+        path = find_file(self.uri)
+        if path is None or self.artifacts is None or "://" in self.artifacts or not path.exists():
+            return
+        folder = Path(self.artifacts) / self.detector
+        new = locate_artifacts(self.artifacts, self.detector)
+        with reaching_registry(self.uri), closing(sqlite3.connect(path)) as connection:
+            if not connection.execute("select 1 from sqlite_master where name = 'logged_models'").fetchone():
+                return
+            sql = "select artifact_location from experiments where name = ?"
+            old = next((place for (place,) in connection.execute(sql, (self.model_name,))), new)
+            sql = "select artifact_location from logged_models where substr(artifact_location, 1, ?) = ?"
+            models = [place[len(old) + 1 :] for (place,) in connection.execute(sql, (len(old) + 1, f"{old}/"))]
+        is_copied = old.startswith("file://") and all((folder / model).is_dir() for model in models)
+        if old == new or not is_copied:
+            return
+        for file in folder.rglob("MLmodel"):
+            file.write_text(file.read_text(encoding="utf-8").replace(f"{old}/", f"{new}/"), encoding="utf-8")
+        rewrite_locations(path, {old: new})
 
     def without_password(self) -> "Registry":
         """A copy for workers, which use their own login."""
@@ -567,6 +599,17 @@ def _to_instant(milliseconds: int) -> datetime:
 def locate_artifacts(root: str, detector: str) -> str:
     """The URL of the files of a detector's versions, below the folder or URL `root`."""
     return f"{root.rstrip('/')}/{detector}" if "://" in root else Path(root).joinpath(detector).as_uri()
+
+
+def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
+    """Replace old locations in a database's texts, where they are the whole text or its beginning."""
+    with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection, connection:
+        for table, columns in LOCATIONS.items():
+            for column in columns:
+                # The names are constants. The slash keeps the location of "cards" from matching that of "cards2".
+                sql = f"update {table} set {column} = ? || substr({column}, ?) where substr({column} || '/', 1, ?) = ?"  # noqa: S608
+                for old, new in moved.items():
+                    connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
 
 
 def _clear_downloads(folder: Path) -> None:

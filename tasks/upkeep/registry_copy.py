@@ -14,16 +14,10 @@ from urllib.parse import unquote
 from tasks.errors import BackupInvalid, StoreNotEmpty
 from tasks.stores.faults import reaching_registry
 from tasks.stores.files import Files
-from tasks.stores.registry import find_file, locate_artifacts
+from tasks.stores.registry import find_file, locate_artifacts, rewrite_locations
 
 FOLDER = "mlflow"
 DATABASE = "mlflow.db"
-LOCATIONS = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("source", "storage_location"),
-}
 PREFIX = "nightjar-"  # of our experiments and registered models
 
 
@@ -109,17 +103,6 @@ def check_registry_empty(database: Path, expected: Path) -> None:
             expected="no database, or one without runs",
             todo="move the file and its artifacts away, or set NIGHTJAR_HOME or NIGHTJAR_MLFLOW to another location",
         )
-
-
-def rewrite_locations(database: Path, moved: Mapping[str, str]) -> None:
-    """Replace old locations in a database's texts, where they are the whole text or its beginning."""
-    with reaching_registry(str(database)), closing(sqlite3.connect(database)) as connection, connection:
-        for table, columns in LOCATIONS.items():
-            for column in columns:
-                # The names are constants. The slash keeps the location of "cards" from matching that of "cards2".
-                sql = f"update {table} set {column} = ? || substr({column}, ?) where substr({column} || '/', 1, ?) = ?"  # noqa: S608
-                for old, new in moved.items():
-                    connection.execute(sql, (new, len(old) + 1, len(old) + 1, f"{old}/"))
 
 
 def copy_artifacts(source: Path, target: Files, old: str, new: str) -> None:

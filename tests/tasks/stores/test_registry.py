@@ -344,3 +344,37 @@ def test_a_server_that_wants_another_login_says_so(
             assert "hunter2" not in str(refused.value)
         server.shutdown()
     mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "without its artifacts"])
+def test_a_copied_project_keeps_its_versions_and_writes_new_ones_beside_them(
+    registered: tuple[Site, Version], tmp_path: Path, how: str
+) -> None:
+    from_folder, folder = Path(str(registered[0].registry.artifacts)).parent, tmp_path / "copy of it"
+    original = tmp_path / "original"
+    shutil.copytree(from_folder, original)
+    first = open_site(original, artifacts=original / "artifacts")
+    first.registry.follow_copy()
+    if how == "moved":
+        original.rename(folder)
+    else:
+        shutil.copytree(original, folder)
+    if how == "without its artifacts":
+        shutil.rmtree(folder / "artifacts")
+    site = open_site(folder, artifacts=folder / "artifacts")
+    site.registry.follow_copy()
+    uri = f"sqlite:///{folder}/mlflow.db"
+    location = MlflowClient(uri).get_experiment_by_name(site.registry.model_name).artifact_location
+    if how == "without its artifacts":
+        assert location == f"file://{original}/artifacts/toy"  # where the files still are
+        return
+    if how == "copied":
+        shutil.rmtree(original)
+    [version] = at_home(site, tmp_path / "home").registry.list_versions()
+    bundle = at_home(site, tmp_path / "home").registry.fetch_bundle(version)
+    check_bundle(bundle, version.tags[HASH_TAG])
+    example, answer = pd.DataFrame({"amount": [1.0]}), pd.DataFrame({"score": [1.0]})
+    made = site.registry.log_version(bundle, version.tags[HASH_TAG], example, answer, {}, {}, {"cutoff": "2026-03-02"})
+    assert made.version == 2
+    assert not original.exists()  # nothing was written there
+    assert all("copy%20of%20it" in path.read_text() for path in folder.rglob("MLmodel"))
