@@ -23,9 +23,8 @@ from models.records import BLOCK
 SPACING_RANGE = (0.1, 3.0)
 CACHED = 256  # points whose closeness to all references stays in a processor's cache
 GROUP = 10  # references per group in `_select_lowest`
-GROUPS = (
-    64  # groups per value wanted in `_find_lowest`: with fewer values torch's topk takes four times as long for each
-)
+# Groups per value wanted in `_find_lowest`: with fewer values torch's topk takes four times as long for each.
+GROUPS = 64
 MULTIPLE = 32  # distinct references are filled up to a multiple of this with points at infinity
 SAME_SUMS = 192  # up to this width MKL adds in one chain, as oneDNN does: the same bits
 NARROW = 24  # below this width products cost little, and `_select_lowest` alone is as fast

@@ -20,7 +20,7 @@ def lack_entity(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def write_entity(column: str) -> str:
-    """The text of the entity that a column names, null without one, as DuckDB's SQL. column: quoted."""
+    """SQL for the entity that a column (quoted) names, as text without spaces around it; null without one."""
     text = f"cast({column} as varchar)"
     is_nan = f"typeof({column}) in ('FLOAT', 'DOUBLE') and {text} in ('nan', '-nan')"
-    return f"case when not (regexp_matches({text}, '{BLANK}') or {is_nan}) then {text} end"
+    return f"case when not (regexp_matches({text}, '{BLANK}') or {is_nan}) then trim({text}) end"

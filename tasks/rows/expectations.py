@@ -9,6 +9,7 @@ Great Expectations is imported when first used: that takes seconds and 250 MB.
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from string import Template
 from typing import Any
 
@@ -143,6 +144,7 @@ def configure(expectation: ContractExpectation, position: int = 0) -> Any:
     )
 
 
+@cache  # takes up to five milliseconds
 def describe_in_words(expectation: ContractExpectation) -> str:
     """An expectation as Great Expectations words it for people; as in the contract where it has no words for it."""
     from great_expectations.expectations.registry import get_renderer_impl

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from tasks.rows.contract import TYPES, Contract, ContractColumn
 from tasks.rows.images import describe_shape
-from tasks.sources.formats import EPOCHS, is_time_format, rewrite
+from tasks.sources.formats import EPOCHS, is_time_format, rewrite, tidy_name
 from tasks.sources.images import read_shape
 
 Mask = npt.NDArray[np.bool_]
@@ -283,7 +283,7 @@ class Landed:
         columns, names = self.contract.columns, set(raw.column_names) - {"record_id", "event_time"}
         self.rows += raw.num_rows
         self.lacking.update(dict.fromkeys(columns.keys() - names - {"event_time"}, raw.num_rows))
-        for name in names - columns.keys() - set(self.contract.ignored) - self.extra.keys():
+        for name in names - columns.keys() - {*map(tidy_name, self.contract.ignored)} - self.extra.keys():
             self.extra[name] = raw[name].slice(0, SAMPLE)
         self.misshapen |= find_misshapen(raw.schema, self.contract)
         has_types = not all(is_text(raw.schema.field(name).type) for name in names)  # CSV and text lines have no types

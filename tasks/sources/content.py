@@ -7,7 +7,6 @@ import codecs
 import io
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from tasks.errors import SourceInvalid
 from tasks.sources.arrival import UNPACKING, UNPARSED, damaged_file
 from tasks.sources.dialect import PLAIN, SHOWN, Dialect, decode, find_dialect, find_encoding, read_mark
+from tasks.sources.formats import tidy_name
 from tasks.sources.images import read_images
 from tasks.sources.json_lines import read_json_lines
 from tasks.sources.unpack import HEAD, ZIP, Stream, make_seekable, unpack
@@ -79,13 +79,6 @@ def read_file(
                     yield table
     except (*UNPACKING, ValueError, pa.ArrowException) as error:  # UnicodeDecodeError is a ValueError
         raise damaged_file(path, error) from error
-
-
-def tidy_name(name: str) -> str:
-    """A column's name in which line breaks, tabs and no-break spaces are one blank, and invisible marks are gone."""
-    if name.isprintable():
-        return name
-    return " ".join("".join(character for character in name if unicodedata.category(character) != "Cf").split())
 
 
 def _align(table: pa.Table, names: list[str], where: str) -> pa.Table:

@@ -6,6 +6,7 @@ texts (N,). Out: the same values as every reader knows them, 1234.56 or ISO 8601
 """
 
 import re
+import unicodedata
 from functools import cache
 from typing import TypeAlias
 
@@ -154,3 +155,10 @@ def _time_pattern(form: str) -> str:
 def _literal(mark: str) -> str:
     """The pattern of a separator; a space or comma may be any number of them."""
     return rf"(?:,|{SPACES})+" if mark.strip(", ") == "" and mark else re.escape(mark)
+
+
+def tidy_name(name: str) -> str:
+    """A column's name in which line breaks, tabs and no-break spaces are one blank, and invisible marks are gone."""
+    if name.isprintable():
+        return name
+    return " ".join("".join(character for character in name if unicodedata.category(character) != "Cf").split())

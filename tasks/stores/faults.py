@@ -17,6 +17,7 @@ from tasks.errors import NightjarError, ParamsInvalid, ServiceUnreachable, hide_
 from tasks.stores.owner import describe_process
 from tasks.stores.roles import WRITER
 
+LOST = ("08", "53", "57P")  # SQLSTATEs: a lost connection, no room, a server that is shut down
 FILES = ("duckdb", "sqlite")  # warehouses that are a single file
 NO_RIGHT = "42501"  # SQLSTATE insufficient_privilege
 READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction: a standby server
@@ -118,17 +119,17 @@ def reaching_warehouse(url: sa.URL) -> Iterator[None]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a database server does not answer, or ended the connection; not if it refused the login."""
+    """Whether a database server does not answer, ended the connection, or has no room; not if it refused the login."""
     cause = error if isinstance(error, sa.exc.DBAPIError) else error.__cause__
-    if not isinstance(cause, sa.exc.DBAPIError):
+    if not isinstance(cause, sa.exc.OperationalError) or type(cause.orig).__module__.lstrip("_").startswith(FILES):
         return False
-    is_server = not type(cause.orig).__module__.lstrip("_").startswith(FILES)
-    is_refused = isinstance(cause, sa.exc.OperationalError) and _is_login(str(cause.orig))
-    return is_server and not is_refused and (cause.connection_invalidated or isinstance(cause, sa.exc.OperationalError))
+    state = getattr(cause.orig, "sqlstate", None)  # none: there was no connection
+    return not _is_login(str(cause.orig)) and (state is None or state.startswith(LOST))
 
 
 def _is_login(got: str) -> bool:
-    return "FATAL:" in got and ("authentication failed" in got or "does not exist" in got)
+    refusals = ("authentication failed", "does not exist", "no pg_hba.conf entry")
+    return "FATAL:" in got and any(refusal in got for refusal in refusals)
 
 
 def explain_database(url: sa.URL, cause: sa.exc.DBAPIError | str) -> NightjarError:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from glob import glob
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -199,7 +200,8 @@ class Files:
         """
         if self.is_local:
             with self.reaching(pattern):
-                return [str(path.relative_to(self.base)) for path in Path(self.base).glob(pattern)]
+                # Path.glob fails where another process removes a folder meanwhile.
+                return sorted(glob(pattern, root_dir=self.base))  # noqa: PTH207
         if self._has_folders:
             with self.reaching(pattern):
                 return [str(path).removeprefix(f"{self.base}/") for path in self.fs.glob(self.full(pattern))]

@@ -28,6 +28,7 @@ import yaml
 from models.bundle import check_bundle
 from tasks.errors import BundleInvalid, ChampionMissing, ParamsInvalid, hide_password
 from tasks.stores.faults import reaching_registry, writing
+from tasks.stores.files import appear
 from tasks.stores.owner import is_dead, is_elsewhere, name_process
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -219,11 +220,13 @@ class Registry:
             old = next((place for (place,) in connection.execute(sql, (self.model_name,))), new)
             sql = "select artifact_location from logged_models where substr(artifact_location, 1, ?) = ?"
             models = [place[len(old) + 1 :] for (place,) in connection.execute(sql, (len(old) + 1, f"{old}/"))]
-        is_copied = old.startswith("file://") and all((folder / model).is_dir() for model in models)
+        came_along = any((folder / model).is_dir() for model in models) if models else folder.is_dir()
+        is_copied = old.startswith("file://") and came_along
         if old == new or not is_copied:
             return
         for file in folder.rglob("MLmodel"):
-            file.write_text(file.read_text(encoding="utf-8").replace(f"{old}/", f"{new}/"), encoding="utf-8")
+            with appear(str(file)) as rewritten:
+                rewritten.write(file.read_bytes().replace(f"{old}/".encode(), f"{new}/".encode()))
         rewrite_locations(path, {old: new})
 
     def without_password(self) -> "Registry":

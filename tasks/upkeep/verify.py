@@ -30,7 +30,7 @@ from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
 from tasks.stores.site import Site
-from tasks.stores.tables import SECOND_STAGE, PublishedNight, case_flags
+from tasks.stores.tables import SECOND_STAGE, PublishedNight, case_flags, cases
 
 Result = Literal["ok", "failed", "stale"]
 # Largest difference between processors, relative to the score or, if larger, to the threshold: float32 is less exact
@@ -282,11 +282,15 @@ def check_scores(night: CheckedNight) -> Finding:
 
 def check_cases(night: CheckedNight) -> Finding:
     """Each alert is in a case, and no case has a record of this night that is not flagged."""
+    opened = sa.select(sa.func.min(cases.c.opened_at)).where(cases.c.detector == night.site.detector)
     members = case_flags.c.detector == night.site.detector, case_flags.c.batch_date == night.batch.batch_date
     with night.site.warehouse.begin_reading() as connection:
         held = pd.Index(connection.scalars(sa.select(case_flags.c.record_id).where(*members)).all())
+        first = connection.scalar(opened)
     is_alert = ~night.flags["suppressed"] & night.flags["suppressed_by"].isna()
     alerts = pd.Index(night.flags.loc[is_alert, "record_id"])
+    if held.empty and len(alerts) and (first is None or night.batch.scored_at < first):
+        return Finding([], "", "it was published before there were cases")
     wrong = {
         "in no case": alerts.difference(held),
         "in a case but not flagged": held.difference(night.flags["record_id"]),
