@@ -220,8 +220,7 @@ class Registry:
             old = next((place for (place,) in connection.execute(sql, (self.model_name,))), new)
             sql = "select artifact_location from logged_models where substr(artifact_location, 1, ?) = ?"
             models = [place[len(old) + 1 :] for (place,) in connection.execute(sql, (len(old) + 1, f"{old}/"))]
-        came_along = any((folder / model).is_dir() for model in models) if models else folder.is_dir()
-        is_copied = old.startswith("file://") and came_along
+        is_copied = old.startswith("file://") and folder.is_dir() and all((folder / one).is_dir() for one in models)
         if old == new or not is_copied:
             return
         for file in folder.rglob("MLmodel"):
