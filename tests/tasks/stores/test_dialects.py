@@ -54,6 +54,7 @@ from tasks.on_demand.worth import count_worth
 from tasks.publish import publish_night
 from tasks.report import read_night, render_index
 from tasks.review import draw_sample
+from tasks.rows.contract import Contract
 from tasks.rows.params import CasesParams, DetectorParams, RetentionParams
 from tasks.rows.record import RecordRule
 from tasks.stores import tables
@@ -68,6 +69,7 @@ from tasks.upkeep.backup import check_tables_empty, export_tables, fill_tables
 from tasks.upkeep.delete import delete_rows
 from tasks.upkeep.erase import erase_rows, read_published
 from tasks.upkeep.prune import hold_batch, prune_tables
+from tasks.upkeep.verify import CheckedNight, check_cases
 
 DAY = date(2026, 3, 1)
 DETECTOR = "race"  # of the racers' nights
@@ -139,7 +141,9 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
         engine.replace_drift(Finding(DETECTOR, DAY, 2, DATA_BROKE, ("in cents",), "stop", NOW), statistics)
     read["watched"] = engine.read_drift(DETECTOR, DAY, DAY), engine.read_findings(DETECTOR)
     read["told"] = follow_up(site)
-    read["desk"] = work_at_the_desk(replace(site, detector="toy"))
+    read["desk"] = work_at_the_desk(toy := replace(site, detector="toy"))
+    [night] = engine.get_nights("toy", DAY)
+    read["verified"] = check_cases(CheckedNight(toy, Contract(columns={}), night, 1, 0))
     limits = RetentionParams(superseded_days=1, attempts_days=1)
     read["pruned"] = prune_tables(site, limits, NOW + timedelta(days=9), dry_run=False)
     read["erased"] = erase_rows(site, "r2-0")
