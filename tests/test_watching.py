@@ -30,7 +30,9 @@ BATCH = PublishedNight(
 )  # fmt: skip
 FULL = Reading(
     "orders", newest=BATCH, published=NOW, landed=NOW, expected=NOW, attempts={"failed": 1},
-    nights={"fresh": 1, "stale": 0, "failed": 0, "missing": 0}, champion=1, untold=1, error=ServiceUnreachable("away"),
+    nights={"fresh": 1, "stale": 0, "failed": 0, "missing": 0}, champion=1, finding="nothing",
+    canaries={"shifted": 1.0}, cases={"open": 2, "critical": 1, "overdue": 0},
+    untold=1, error=ServiceUnreachable("away"),
 )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def test_every_exported_metric_follows_prometheus_conventions() -> None:
     for name, labels in exported().items():
         assert name.startswith("nightjar_")
         assert not re.search(r"_(ms|minutes|hours|days|percent|count)$", name)
-        assert set(labels) <= {"detector", "outcome", "state", "error"}
+        assert set(labels) <= {"detector", "outcome", "state", "error", "finding", "canary"}
     from prometheus_client.metrics_core import Metric
 
     families: list[Metric] = list(describe_detectors([FULL], "0004", NOW))
