@@ -209,7 +209,7 @@ def _find_lowest(points: Tensor, distinct: Distinct, k: int) -> tuple[Tensor, Te
     """
     closeness, copies = _multiply(points, distinct.negated, distinct.halves), distinct.copies  # (n, u)
     n, u = closeness.shape
-    size = 1 << (u // (GROUPS * (k + 1))).bit_length() - 1  # the power of 2 that leaves so many groups
+    size = 1 << (u // (GROUPS * (k + 1))).bit_length() - 1  # a power of 2 that leaves at least GROUPS per value
     grouped = closeness.view(n, min(size, MULTIPLE), -1)  # (n, size, groups)
     first = grouped.amin(dim=1).topk(k + 1, dim=1, largest=False, sorted=False).indices  # (n, k + 1)
     inside = grouped.gather(2, first[:, None].expand(-1, grouped.shape[1], -1)).flatten(1)  # (n, size (k + 1))

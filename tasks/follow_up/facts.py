@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tasks.errors import Failure
 from tasks.follow_up.alerts import Fact
 from tasks.stores.site import Site
 from tasks.stores.tables import (
@@ -51,8 +52,7 @@ def list_failures(attempts: Iterable[Attempt], now: datetime) -> list[Fact]:
     """The attempts that failed or were rejected, whatever became of their nights later."""
     facts = []
     for one in attempts:
-        failure = one.failure if one.status == "failed" else None
-        if failure is None or failure.error in IS_NO_FAILURE:
+        if (failure := _find_failure(one)) is None:
             continue
         is_rejected = failure.error == "BatchRejected"
         what = "was rejected by its contract" if is_rejected else "failed"
@@ -69,6 +69,12 @@ def list_failures(attempts: Iterable[Attempt], now: datetime) -> list[Fact]:
             )
         )
     return facts
+
+
+def _find_failure(attempt: Attempt) -> Failure | None:
+    """Why an attempt failed; None if it did not, or for a reason that people need not hear of."""
+    failure = attempt.failure if attempt.status == "failed" else None
+    return None if failure is None or failure.error in IS_NO_FAILURE else failure
 
 
 def list_late(site: Site, attempts: Sequence[Attempt], now: datetime) -> list[Fact]:
@@ -102,8 +108,8 @@ def list_recovered(attempts: Iterable[Attempt], late: Iterable[Fact]) -> list[Fa
     broken = {fact.day: "it was late" for fact in late}
     facts = []
     for one in sorted(attempts, key=lambda attempt: (attempt.batch_date, attempt.attempt)):
-        if one.status == "failed" and one.failure and one.failure.error not in IS_NO_FAILURE:
-            broken[one.batch_date] = f"attempt {one.attempt} had failed: {one.failure.line}"
+        if failure := _find_failure(one):
+            broken[one.batch_date] = f"attempt {one.attempt} had failed: {failure.line}"
         elif one.status == "published" and one.finished_at and (why := broken.pop(one.batch_date, None)):
             facts.append(
                 Fact(

@@ -9,7 +9,7 @@ BLANK = f"^[{SPACES}]*$"
 
 
 def lack_entity(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each value (N,) of a column of any type names no entity."""
+    """A mask (N,) of the values that name no entity; the column may have any type."""
     if pa.types.is_floating(column.type):
         return pc.is_null(column, nan_is_null=True)
     if pa.types.is_dictionary(column.type):

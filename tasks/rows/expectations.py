@@ -9,7 +9,7 @@ Great Expectations is imported when first used: that takes seconds and 250 MB.
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from string import Template
 from typing import Any
 
@@ -45,13 +45,13 @@ class Suite:
     def __init__(self, expectations: Sequence[ContractExpectation], masked: Collection[str] = ()) -> None:
         self.expectations, self._masked = tuple(expectations), set(masked)
         self.columns = list(dict.fromkeys(name for e in self.expectations for name in e.columns))
-        self._validator: Any = None
 
     def judge(self, frame: pd.DataFrame) -> dict[ContractExpectation, Mask]:
         """For each broken expectation, the mask (N,) of the rows that break it.
 
         A frame's rows are the records of a slice or, for batch-level expectations, one summary per batch.
         """
+        _ = self._validator  # checks the arguments, also of expectations that no row leaves in doubt
         masks = self._judge(frame, [e for e in self.expectations if not is_of_one_value(e)])
         doubtful, witnesses = find_witnesses(frame, filter(is_of_one_value, self.expectations))
         if doubtful:
@@ -63,9 +63,10 @@ class Suite:
         self, frame: pd.DataFrame, expectations: Sequence[ContractExpectation]
     ) -> dict[ContractExpectation, Mask]:
         """The masks of the broken ones, as Great Expectations judges each row of the frame."""
-        validator = self._show(frame)
         if not expectations:
             return {}
+        validator = self._validator
+        validator.execution_engine.load_batch_data("slice", frame)
         failed = [e for e, r in self._run(validator, expectations, "BOOLEAN_ONLY") if not r.success]
         masks = {}
         for expectation, result in self._run(validator, failed, "COMPLETE"):
@@ -95,20 +96,18 @@ class Suite:
                 )
         return list(zip(chosen, by_position, strict=True))
 
-    def _show(self, frame: pd.DataFrame) -> Any:
+    @cached_property
+    def _validator(self) -> Any:
         # A validator directly, because a data source would first hash every value of the frame. One validator for all
         # frames, because a used one keeps its frame alive until the next garbage collection.
         import great_expectations as gx
         from great_expectations.execution_engine import PandasExecutionEngine
         from great_expectations.validator.validator import Validator
 
-        if self._validator is None:
-            check_arguments(self.expectations)
-            context = gx.get_context(mode="ephemeral")
-            context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-            self._validator = Validator(execution_engine=PandasExecutionEngine(), data_context=context)
-        self._validator.execution_engine.load_batch_data("slice", frame)
-        return self._validator
+        check_arguments(self.expectations)
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+        return Validator(execution_engine=PandasExecutionEngine(), data_context=context)
 
 
 def check_arguments(expectations: Sequence[ContractExpectation]) -> None:
