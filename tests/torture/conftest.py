@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line("  ".join(cells).rstrip())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server that outlives killed runs; this process and its children use it."""
     home, port = tmp_path_factory.mktemp("server"), find_free_port()
@@ -69,14 +69,14 @@ def wait_until_healthy(url: str, timeout_s: float = 120) -> None:
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="session", params=["duckdb", "postgresql"])
+@pytest.fixture(scope="module", params=["duckdb", "postgresql"])
 def scene(request: pytest.FixtureRequest, prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """A project just before its night, for each engine."""
     postgres = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
     return make_scene(tmp_path_factory.mktemp(request.param) / "project", postgres, {"PREFECT_API_URL": prefect_url})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def remote_scene(
     prefect_url: str, object_server: ObjectStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
