@@ -80,6 +80,14 @@ def open_scratch(name: str) -> Iterator[Setup]:
                 expected="no column: rows with times are scored night by night, by what was known before",
                 todo=f"leave out --all; nightjar backfill {name} scores earlier nights",
             )
+        if (threshold := setup.configured.detector.calibrate.threshold).kind == "false_discovery_rate":
+            raise ParamsInvalid(
+                "A false-discovery rate needs whole nights, and --all scores the rows in parts.",
+                where=f"detectors.{name}.calibrate.threshold",
+                got=f"kind {threshold.kind}",
+                expected="another policy, such as {kind: quantile, q: 0.99}",
+                todo="leave out --all, or change calibrate.threshold",
+            )
         setup.site.warehouse.migrate()
         configured = setup.configured
         ingest = configured.detector.ingest.model_copy(update={"event_time": RULE})

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.errors import NightjarError, TooFewRows
-from models.params import AlarmBudgetPolicy, FixedPolicy, QuantilePolicy, RecallPolicy, ThresholdParams
+from models.params import (
+    AlarmBudgetPolicy,
+    FalseDiscoveryPolicy,
+    FixedPolicy,
+    QuantilePolicy,
+    RecallPolicy,
+    ThresholdParams,
+)
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -48,7 +55,8 @@ class Threshold:
     """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows.
 
     trimmed: how many of the highest scores were left out besides; the interval holds whether they are anomalies or not.
-    recall: of a threshold that was chosen for it.
+    recall: of a threshold that was chosen for it. With a false-discovery rate each night has a threshold of its own,
+    see `discover`; this one is that of a record judged alone, as the only anomaly of a night.
     """
 
     value: float
@@ -66,7 +74,8 @@ class Threshold:
 class FalseAlarms:
     """How many of a night's normal rows will be flagged: the expected number, and the ends of its interval.
 
-    spread: see `measure_spread`.
+    spread: see `measure_spread`. discovery_rate: the share of a night's flags that are false alarms is at most this on
+    average; None for a threshold that is the same every night.
     """
 
     rows: int
@@ -74,9 +83,15 @@ class FalseAlarms:
     low: int
     high: int
     spread: float
+    discovery_rate: float | None = None
 
     def __str__(self) -> str:
         """In words."""
+        if self.discovery_rate is not None:
+            return (
+                f"each night has its own threshold, so that on average at most "
+                f"{100 * self.discovery_rate:.3g} % of its flags are false alarms"
+            )
         varied = f"; the variance between days is {self.spread:.1f} times that of chance" if self.spread >= 1.05 else ""
         return (
             f"{self.expected:,.{0 if self.expected >= 10 else 1}f} false alarms are expected in a night of "
@@ -101,10 +116,10 @@ def fit_threshold(
 ) -> Threshold:
     """Find the policy's threshold and the share of clean records above it.
 
-    Only best_f_beta and recall use tuning, only alarm_budget uses rows_per_night. trims: some rows may be
-    anomalies, so the suspects of `count_suspects` are left out, as long as enough rows for the quantile remain. Raises
-    TooFewRows if there are too few rows for the quantile, the requested width or the search, and NightjarError if a
-    budget is not smaller than a night.
+    Only best_f_beta and recall use tuning; only alarm_budget and false_discovery_rate use rows_per_night. trims: some
+    rows may be anomalies, so the suspects of `count_suspects` are left out, as long as enough rows for the quantile
+    remain. Raises TooFewRows if there are too few rows for the quantile, the requested width, the search or a single
+    discovery, and NightjarError if a budget is not smaller than a night.
     """
     if len(scores) == 0:
         raise TooFewRows("There are no calibration rows.", got="0 rows", expected="at least 1 row")
@@ -121,6 +136,8 @@ def fit_threshold(
         return _fit_quantile(ordered, policy, trimmed)
     if isinstance(policy, AlarmBudgetPolicy):
         return replace(_fit_quantile(ordered, spend_budget(policy, rows_per_night), trimmed), policy=policy)
+    if isinstance(policy, FalseDiscoveryPolicy):
+        return _fit_alone(ordered, policy, rows_per_night, trimmed)
     recall = None
     if isinstance(policy, RecallPolicy):
         value, recall = keep_recall(tuning, policy.at_least)
@@ -170,6 +187,33 @@ def p_values(scores: Floats, calibration: Floats) -> Floats:
     return (1.0 + len(calibration) - _count_below(scores, calibration)) / (len(calibration) + 1)
 
 
+def bound_discoveries(calibration: Floats, rate: float) -> float:
+    """The score that all discoveries exceed: a p-value above the rate never is one. calibration: sorted, (n,)."""
+    return float(calibration[len(calibration) - _count_steps(calibration, rate)])
+
+
+def discover(calibration: Floats, scores: Floats, rows: int, rate: float) -> float:
+    """The threshold of one night at a false-discovery rate (Benjamini & Hochberg 1995) over its conformal p-values.
+
+    In: sorted calibration scores (n,), and the scores (M,) above `bound_discoveries` of a night of `rows` rows. Where k
+    rows have a p-value of at most k * rate / rows, they are flagged, with the largest such k; without one nothing is.
+    The p-values share their calibration scores; the rate holds all the same (Bates et al. 2023, theorem 2).
+    """
+    steps, n = _count_steps(calibration, rate), len(calibration)
+    above = n - _count_below(scores, calibration)  # calibration scores at least as high: p = (1 + above) / (n + 1)
+    found = np.bincount(above[above < steps], minlength=steps).cumsum()  # rows by their highest p-value
+    exact = Fraction(str(rate))
+    passed = [step for step in range(steps) if (step + 1) * rows <= exact * int(found[step]) * (n + 1)]
+    if not passed:
+        return float(max(calibration[-1], scores.max(initial=-np.inf)))
+    return float(calibration[n - 1 - passed[-1]])
+
+
+def _count_steps(calibration: Floats, rate: float) -> int:
+    """How many of the n + 1 possible p-values are at most the rate."""
+    return math.floor((len(calibration) + 1) * Fraction(str(rate)))
+
+
 def _count_below(scores: Floats, calibration: Floats) -> NDArray[np.int64]:
     order = np.argsort(scores)  # neighbours are found in the cache: a third of the time
     below = np.empty(len(scores), dtype=np.int64)
@@ -201,6 +245,20 @@ def _fit_quantile(ordered: Floats, policy: QuantilePolicy, trimmed: int) -> Thre
     low = _bound_low(n + 1 - k, k) if u == k else _bound_low(n - u, u + 1)
     high = _bound_high(n + trimmed + 1 - k, k)
     return Threshold(value, policy, n, (n + 1 - u) / (n + 1), low, high, trimmed)
+
+
+def _fit_alone(ordered: Floats, policy: FalseDiscoveryPolicy, rows_per_night: float, trimmed: int) -> Threshold:
+    """Take the quantile above which a record is flagged that is the only anomaly of a night."""
+    q = 1 - policy.at_most / rows_per_night
+    needed = rows_for_quantile(q)
+    if len(ordered) < needed:
+        raise TooFewRows(
+            f"There are too few calibration rows for a false-discovery rate of {policy.at_most:g}.",
+            got=f"{len(ordered)} rows: a single anomaly in a night of {rows_per_night:.0f} rows could never be flagged",
+            expected=f"at least {needed} rows: {needed - len(ordered)} are missing",
+            todo="calibrate on more days, or raise threshold.at_most",
+        )
+    return replace(_fit_quantile(ordered, QuantilePolicy(q=q), trimmed), policy=policy)
 
 
 def spend_budget(policy: AlarmBudgetPolicy, rows_per_night: float) -> QuantilePolicy:
@@ -294,7 +352,9 @@ def expect_false_alarms(
     low, high = (widen(*pair, rows, spread) for pair in find_betas(threshold))
     least = betabinom.ppf(outside / 2, rows, *low) if low[0] else 0
     most = betabinom.ppf(1 - outside / 2, rows, *high) if high[1] else rows
-    return FalseAlarms(rows, threshold.false_alarm_rate * rows, int(least), int(most), spread)
+    policy = threshold.policy
+    rate = policy.at_most if isinstance(policy, FalseDiscoveryPolicy) else None
+    return FalseAlarms(rows, threshold.false_alarm_rate * rows, int(least), int(most), spread, rate)
 
 
 def widen(a: float, b: float, rows: int, spread: float) -> tuple[float, float]:

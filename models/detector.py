@@ -24,7 +24,16 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from models.bundle import CALIBRATION, HEADER, TODO, WEIGHTS, dump_json, read_bundle, write_bundle
-from models.calibration import Floats, Threshold, Tuning, fit_threshold, p_values, percentile_ranks
+from models.calibration import (
+    Floats,
+    Threshold,
+    Tuning,
+    bound_discoveries,
+    discover,
+    fit_threshold,
+    p_values,
+    percentile_ranks,
+)
 from models.columns import Column
 from models.distributed import fit_distributed
 from models.encoders import Encoder, Unit, encode_records
@@ -32,6 +41,7 @@ from models.errors import BundleInvalid, MemoryExhausted, NightjarError
 from models.fitting import EpochLog, Network, Watched, build_network, fit_network, pin_arithmetic
 from models.neighbours import NO_REFERENCES, References, draw_points, fit_references, score_neighbours, share_neighbours
 from models.params import (
+    FalseDiscoveryPolicy,
     FitParams,
     NeighboursParams,
     NetworkParams,
@@ -223,8 +233,30 @@ class Detector:
 
     @property
     def threshold(self) -> Threshold:
-        """The threshold; a record is flagged when its score is strictly greater than `threshold.value`."""
+        """The threshold; a record is flagged when its score is strictly greater than `threshold.value`.
+
+        With a `discovery_rate` that is so for a record judged alone; those of a night have that of `find_threshold`.
+        """
         return self._calibrated().threshold
+
+    @property
+    def discovery_rate(self) -> float | None:
+        """The false-discovery rate by which each night gets a threshold of its own; None if all have the same."""
+        policy = self.threshold.policy
+        return policy.at_most if isinstance(policy, FalseDiscoveryPolicy) else None
+
+    @property
+    def least_threshold(self) -> float:
+        """The lowest threshold that a night may get."""
+        if self.discovery_rate is None:
+            return self.threshold.value
+        return bound_discoveries(self._calibrated().scores, self.discovery_rate)
+
+    def find_threshold(self, scores: Floats, rows: int) -> float:
+        """The threshold of a night of `rows` rows, from those of its scores (M,) that are above `least_threshold`."""
+        if self.discovery_rate is None:
+            return self.threshold.value
+        return discover(self._calibrated().scores, scores, rows, self.discovery_rate)
 
     @property
     def segments(self) -> Segments | None:

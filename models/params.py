@@ -150,8 +150,16 @@ class AlarmBudgetPolicy(Section):
     false_alarms_per_night: float = Field(gt=0)
 
 
+class FalseDiscoveryPolicy(Section):
+    """Flag as many records of a night as keep the expected share of false alarms among its flags at most this."""
+
+    kind: Literal["false_discovery_rate"] = "false_discovery_rate"
+    at_most: float = Field(default=0.1, gt=0, lt=1)
+
+
 ThresholdParams = Annotated[
-    QuantilePolicy | FixedPolicy | BestFBetaPolicy | RecallPolicy | AlarmBudgetPolicy, Field(discriminator="kind")
+    QuantilePolicy | FixedPolicy | BestFBetaPolicy | RecallPolicy | AlarmBudgetPolicy | FalseDiscoveryPolicy,
+    Field(discriminator="kind"),
 ]
 
 

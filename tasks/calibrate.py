@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from models.calibration import Threshold, Tuning, expect_false_alarms, measure_spread
 from models.detector import Detector, calibrate_by_scores
+from models.params import FalseDiscoveryPolicy
 from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
@@ -18,6 +19,7 @@ from tasks.rows.escaping import escape_markdown
 from tasks.rows.judge import read_segments
 from tasks.rows.measures import Metrics
 from tasks.rows.params import CalibrateParams
+from tasks.rows.schema import batch_dates_of
 from tasks.stores.faults import writing
 from tasks.stores.registry import NIGHT_SPREAD, ROWS_PER_NIGHT
 from tasks.stores.site import Site
@@ -53,7 +55,8 @@ class Calibrated:
 
     def doubt(self, metrics: Metrics | None) -> str:
         """That more normal test rows are flagged than chance explains 1 time in 100,000, and what to do; else ""."""
-        if metrics is None or metrics.false_alarm_rate is None:
+        by_night = isinstance(self.threshold.policy, FalseDiscoveryPolicy)  # the more anomalies, the more false alarms
+        if metrics is None or metrics.false_alarm_rate is None or by_night:
             return ""
         normals = metrics.rows - metrics.anomalies
         flags = round(metrics.false_alarm_rate * normals)
@@ -89,8 +92,8 @@ def calibrate_bundle(
     with writing(folder):
         calibrated.save(folder)
     kept = scores <= np.partition(scores, calibrated.threshold.n - 1)[calibrated.threshold.n - 1]
-    days = clean["event_time"].to_pandas().dt.tz_convert(site.zone).dt.tz_localize(None).dt.normalize()
-    spread = measure_spread(scores[kept] > calibrated.threshold.value, days.astype("int64").to_numpy()[kept])
+    days = batch_dates_of(clean["event_time"], site.zone).to_numpy().astype(np.int64)
+    spread = measure_spread(scores[kept] > calibrated.threshold.value, days[kept])
     return Calibrated(folder, calibrated.threshold, rows.rows_per_night, spread)
 
 

@@ -66,12 +66,12 @@ def evaluate_bundle(site: Site, rows: TrainingSet, bundle: Path) -> BundleEvalua
         return BundleEvaluation(None)
     from models.detector import Detector  # imports torch, which evaluate_nights does not need
     from tasks.rows.columns import to_records
-    from tasks.rows.judge import find_thresholds
+    from tasks.rows.judge import find_daily_thresholds
 
     detector = Detector.load(bundle)
     scores = detector.score(to_records(test, detector.columns)[0])
     is_anomaly, is_tuned = (table[LABEL].to_numpy() == 1 for table in (test, tuning))
-    metrics = measure(scores, is_anomaly, find_thresholds(detector, test))
+    metrics = measure(scores, is_anomaly, find_daily_thresholds(detector, test, scores, site.zone))
     if detector.threshold.policy.kind == "best_f_beta" or is_tuned.all() or not is_tuned.any():
         return BundleEvaluation(metrics)
     tuned = Tuning(detector.score(to_records(tuning, detector.columns)[0]), is_tuned)

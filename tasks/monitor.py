@@ -33,12 +33,12 @@ from tasks.rows.drift import (
     SHIFT_EXPLAINS,
     UNLEARNT,
     WEEK,
-    Counts,
     Floats,
     PastNight,
     Values,
     bound_values,
     compare_counts,
+    compare_discoveries,
     compare_flags,
     compare_medians,
     compute_psi,
@@ -48,7 +48,7 @@ from tasks.rows.drift import (
 )
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.finding import Watched, decide
-from tasks.rows.judge import Mask, find_thresholds, judge
+from tasks.rows.judge import Mask, find_night_thresholds, judge
 from tasks.rows.params import Canary, MonitorParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
@@ -82,7 +82,7 @@ def measure_rows(
     detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
 ) -> Values:
     """The statistics of rows and of their scores (N,), by column and statistic."""
-    is_flag = score > find_thresholds(detector, rows)
+    is_flag = score > find_night_thresholds(detector, rows, score)
     columns = measure_columns(detector, reference, rows, is_flag, zone, ignored) if reference else {}
     return {**measure_scores(detector, score, is_flag), **columns}
 
@@ -270,7 +270,7 @@ class Watch:
         if self.reference:
             recall = measure_recall(self.detector, columns, self.reference, rows, self.canaries, seed)
             found |= {(name, "canary_recall"): share for name, share in recall.items()}
-        flags = rows.filter(pa.array(score > find_thresholds(self.detector, rows))).select(groups)
+        flags = rows.filter(pa.array(score > find_night_thresholds(self.detector, rows, score))).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
         categories = [name for name in groups if name in self.categories and name not in self.contract.masked]
@@ -361,8 +361,10 @@ def read_history(watch: Watch, nights: Sequence[PublishedNight], day: date) -> l
     return [*watch.practice, *past]
 
 
-def count_false_alarms(watch: Watch, nights: Sequence[PublishedNight], now: datetime) -> list[Counts]:
-    """The flags without an anomalous label, and the rows, of the latest nights whose labels have arrived."""
+def count_false_alarms(
+    watch: Watch, nights: Sequence[PublishedNight], now: datetime
+) -> list[tuple[int, PublishedNight]]:
+    """The flags without an anomalous label of the latest nights whose labels have arrived."""
     site, today = watch.site, now.astimezone(watch.site.zone).date()
     whole = (night for night in nights if night.published == night.flagged)
     chosen = [night for night in whole if watch.has_labels and site.has_matured(night.batch_date, today)][-WEEK:]
@@ -372,7 +374,7 @@ def count_false_alarms(watch: Watch, nights: Sequence[PublishedNight], now: date
     labels = site.warehouse.read_labels(site.detector, now, flags["record_id"])
     is_false = ~flags["record_id"].isin(labels.loc[labels["label"] == 1, "record_id"])
     counts = Counter(flags.loc[is_false, "batch_date"])
-    return [(counts[night.batch_date], night.scored) for night in chosen]
+    return [(counts[night.batch_date], night) for night in chosen]
 
 
 def measure_arrival(site: Site, day: date) -> Values:
@@ -397,11 +399,13 @@ def watch_night(watch: Watch, night: Night, now: datetime) -> tuple[list[Drift],
     history = read_history(watch, nights, day)
     chance = expect_false_alarms(threshold, night.scored, watch.spread, 2 * ALMOST_SURE)
     before = [one for one in nights if one.batch_date < day]
+    answered = count_false_alarms(watch, nights, now)
     recent = [(one.flagged, one.scored) for one in (*before[1 - WEEK :], night)]
-    drift = [
-        *bound_values(values, history, day, chance.high / max(1, night.scored)),
-        *compare_flags(recent, count_false_alarms(watch, nights, now), threshold, watch.spread),
-    ]
+    drift = bound_values(values, history, day, chance.high / max(1, night.scored))
+    if (rate := watch.detector.discovery_rate) is not None:
+        drift += compare_discoveries([(false, one.flagged) for false, one in answered], rate)
+    else:
+        drift += compare_flags(recent, [(false, one.scored) for false, one in answered], threshold, watch.spread)
     decision = decide(site.detector, day.isoformat(), Watched(drift, history, shared))
     lack = () if watch.reference else (describe_lack(site.detector, night.model_version),)
     evidence = (*decision.evidence, *lack)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -66,6 +67,11 @@ class Scoring:
     params: ScoreParams
     partition: PartitionWriter
 
+    @property
+    def least_threshold(self) -> float | None:
+        """The lowest threshold that the night may get once all its parts are scored; None if rows have their own."""
+        return None if self.detector.segments else self.detector.least_threshold
+
     def find(self, name: str) -> PartScores | None:
         """The receipt of a part that an earlier attempt finished, or None."""
         data = self.lake.find_file(self.partition.path(f"{name}.json"))
@@ -82,7 +88,7 @@ class Scoring:
         flagged = unseen = 0
         with self.partition.part(name) as writer:
             for table in read_ahead(lake.slices(validated, read, texts)):
-                judged = judge(self.detector, table)
+                judged = judge(self.detector, table, self.least_threshold)
                 ranks = pa.array(judged.percentile_rank.astype(np.float32))
                 scores = {"record_id": table["record_id"], "score": judged.score, "percentile_rank": ranks}
                 scores |= {LIMIT: judged.threshold} if self.detector.segments else {}
@@ -107,6 +113,17 @@ class Scoring:
             flags = combine_flags([flags, self._read(f"{name}-flags.parquet")], self.params.max_alerts)
             groups = pd.concat([groups, self._read(f"{name}-groups.parquet")], ignore_index=True)
         return flags, combine_groups(groups)
+
+    def find_threshold(self, receipts: Sequence[PartScores]) -> tuple[float, int]:
+        """The night's threshold by all its scores, and how many are above it."""
+        least = self.detector.least_threshold
+        found = [np.empty(0)]
+        for receipt in receipts:
+            slices = (table["score"].to_numpy() for table in self.lake.slices(receipt.part, ["score"]))
+            found += [scores[scores > least] for scores in slices]
+        above, rows = np.concatenate(found), sum(receipt.scored for receipt in receipts)
+        threshold = self.detector.find_threshold(above, rows)
+        return threshold, int((above > threshold).sum())
 
     def _describe(self, worst: WorstRows) -> pd.DataFrame:
         rows, *arrays = worst.take()
@@ -148,7 +165,7 @@ def score_batch(
     """Write the scores of a validated batch under their key, with the flags and groups to publish.
 
     Parts finished by an earlier attempt are not computed again. Facts: input_hash, validated (its hash), bundle (its
-    hash), scored, flagged, unseen, and the paths of flags and groups.
+    hash), scored, flagged, unseen, the paths of flags and groups and, if each night has its own, the threshold.
     """
     key = (site.detector, validated.batch_date)
     if finished := site.lake.find("scores", *key, inputs):
@@ -165,11 +182,15 @@ def score_batch(
             report(part.rows)
         receipts[name] = receipt or scoring.score(name, part, report)
     flags, groups = scoring.combine(list(receipts))
+    counts: dict[str, Any] = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
+    if detector.discovery_rate is not None:
+        threshold, flagged = scoring.find_threshold(list(receipts.values()))
+        flags = flags[flags["score"] > threshold]
+        counts |= {"flagged": flagged, LIMIT: threshold}
     paths = {name: partition.path(f"{name}.parquet") for name in ("flags", "groups")}
     site.lake.replace_frame(paths["flags"], flags)
     site.lake.replace_frame(paths["groups"], groups)
     partition.parts = [receipt.part for receipt in receipts.values()]
-    counts = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
     origin = {"input_hash": validated.input_hash, "validated": validated.hash}
     return partition.commit({**origin, "bundle": bundle_hash, **counts, **paths})
 
@@ -267,7 +288,7 @@ def score_night(
         rows_in=validation.rows_in,
         quarantined=validation.quarantined,
         excluded=validation.excluded,
-        threshold=detector.threshold.value,
+        threshold=scores.facts.get(LIMIT, detector.threshold.value),
         model_name=version.name,
         model_version=version.version,
         scored_at=now,

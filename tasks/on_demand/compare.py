@@ -27,7 +27,7 @@ from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.columns import fits
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.history import COLUMNS
-from tasks.rows.judge import Judgement, Mask, judge
+from tasks.rows.judge import Judgement, Mask, find_level, judge
 from tasks.rows.params import Canary, GateParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import load_reference, name_references
@@ -180,8 +180,10 @@ def compare_versions(
     tallies, overlaps, changed = [_Tally(), _Tally()], [_Both(), _Both()], WorstRows(SHOWN)
     only_entity, answers, anomalies = replace(rule, show=()), 0, 0
     total, done = sum(night.rows for night in nights), 0
+    levels = {night.batch_date: [find_level(one, _slice(site, night, one)) for one in detectors] for night in nights}
     for night, table, truth, is_answered in _read(site, nights, detectors, only_entity, has_labels, now):
-        first, second = (judge(detector, table) for detector in detectors)
+        chosen = zip(detectors, levels[night.batch_date], strict=True)
+        first, second = (judge(detector, table, level) for detector, level in chosen)
         for tally, judged in zip(tallies, (first, second), strict=True):
             tally.add(judged, truth, is_answered)
         answers, anomalies = answers + int(is_answered.sum()), anomalies + int((truth == 1).sum())
@@ -208,6 +210,11 @@ def compare_versions(
         changed=_describe_changed(changed),
         canaries=_judge_canaries(site, pair[0], detectors, nights[-1], canaries),
     )
+
+
+def _slice(site: Site, night: Manifest, detector: Detector) -> Iterator[pa.Table]:
+    columns = [column.name for column in detector.columns]
+    return (table for part in night.parts for table in site.lake.slices(part, columns))
 
 
 def _judge_canaries(

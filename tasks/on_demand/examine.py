@@ -19,7 +19,7 @@ from tasks.pages import pictures
 from tasks.policy import PURE
 from tasks.rows.columns import to_records
 from tasks.rows.images import DRAWN, draw_images
-from tasks.rows.judge import find_thresholds
+from tasks.rows.judge import find_daily_thresholds
 from tasks.rows.measures import Flags, Floats, measure, recall_by_kind, trace_thresholds
 from tasks.rows.params import LabelColumn
 from tasks.stores.site import Site
@@ -135,8 +135,9 @@ class _Judged:
         kinds = pd.Series("anomaly", index=range(len(records)))
         if labels and labels.column in table.column_names:
             kinds = table[labels.column].to_pandas()
-        limits = find_thresholds(detector, table)
-        return cls(records, detector.score(records), limits, table[LABEL].to_numpy() == 1, kinds)
+        scores = detector.score(records)
+        limits = find_daily_thresholds(detector, table, scores, site.zone)
+        return cls(records, scores, limits, table[LABEL].to_numpy() == 1, kinds)
 
 
 def _mean(scores: Floats) -> float | None:

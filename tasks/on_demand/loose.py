@@ -28,7 +28,7 @@ from tasks.rows.contract import Contract
 from tasks.rows.derive import History, add_columns, take_rows
 from tasks.rows.expectations import Mask, Suite
 from tasks.rows.groups import GroupScores, combine_groups, rank_groups
-from tasks.rows.judge import judge, load_detector
+from tasks.rows.judge import find_level, judge, load_detector
 from tasks.rows.params import DetectorParams, IngestParams
 from tasks.rows.schema import batch_dates_of, describe_unreadable, find_unreadable, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
@@ -89,16 +89,18 @@ def score_rows(
     zone: ZoneInfo,
     history: History | None = None,
     groups: GroupScores | None = None,
+    level: float | None = None,
 ) -> Iterator[pa.Table]:
     """The scores of a file's rows, slice by slice, as SCHEMA. `zone` is the detector's. The rows are added to `groups`.
 
-    Raises SourceInvalid if columns are missing, BatchRejected if a group's weight is.
+    level: the threshold of all rows, see `find_level`. Raises SourceInvalid if columns are missing, BatchRejected if a
+    group's weight is.
     """
     for rows, reasons in check_rows(contract, params, arrivals, zone, history):
         if "event_time" not in rows.column_names:
             yield rows
             continue
-        scored = _score_slice(detector, contract.masked, rows, reasons, causes)
+        scored = _score_slice(detector, contract.masked, rows, reasons, causes, level)
         if groups:
             good = scored["score"].is_valid()
             groups.add(rows.filter(good), scored["score"].filter(good).to_numpy())
@@ -230,10 +232,14 @@ def score_file(
     arrivals = list_arrivals(site, params.ingest, source)
     history = History(site, params.enrich) if params.enrich else None
     groups = GroupScores(params.score.groups, site.zone) if with_groups else None
-    scored = score_rows(detector, contract, params.ingest, arrivals, params.score.causes, site.zone, history, groups)
+    checked = check_rows(contract, params.ingest, arrivals, site.zone, history)
+    split = ((rows, mark_good(reasons)) for rows, reasons in checked if "event_time" in rows.column_names)
+    level = find_level(detector, (rows.filter(pa.array(good)) for rows, good in split))
+    causes = params.score.causes
+    scored = score_rows(detector, contract, params.ingest, arrivals, causes, site.zone, history, groups, level)
     facts: dict[str, Any] = {"detector": site.detector, "source": hide_password(source)}
     facts |= {"model": version.name, "version": version.version}
-    threshold = detector.threshold.value
+    threshold = detector.threshold.value if level is None else level
     facts |= {"threshold": threshold} | ({"thresholds_by": detector.segments.column} if detector.segments else {})
     facts |= asdict(collect_scores(scored, most, output))
     if groups:
@@ -271,9 +277,11 @@ def _check_slice(contract: Contract, suite: Suite, raw: pa.Table) -> tuple[pa.Ta
     return typed, reasons
 
 
-def _score_slice(detector: Detector, masked: Set[str], typed: pa.Table, reasons: Reasons, causes: int) -> pa.Table:
+def _score_slice(
+    detector: Detector, masked: Set[str], typed: pa.Table, reasons: Reasons, causes: int, level: float | None = None
+) -> pa.Table:
     good = mark_good(reasons)
-    judged = judge(detector, typed.filter(pa.array(good)))
+    judged = judge(detector, typed.filter(pa.array(good)), level)
     texts = np.full(len(judged.score), None, dtype=object)
     texts[judged.is_flagged] = judged[judged.is_flagged].name_causes(masked, causes)
     arrays = judged.arrays() | {"causes": texts, "threshold": judged.threshold}

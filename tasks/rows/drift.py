@@ -182,6 +182,23 @@ def bound_values(values: Values, history: Sequence[PastNight], day: date, most_f
     return found
 
 
+def compare_discoveries(answered: Sequence[Counts], rate: float) -> list[Drift]:
+    """How far the false alarms of nights exceed a false-discovery rate; passed by chance 1 time in 100,000.
+
+    In: false alarms and flags of the latest nights whose labels have arrived. The share of false alarms among a night's
+    flags is at most the rate on average, so the sum over nights is bounded by a binomial one (Hoeffding 1963).
+    """
+    if not answered:
+        return []
+    from scipy.stats import binom
+
+    nights = len(answered)
+    shares = sum(false / max(1, flags) for false, flags in answered)
+    most = float(binom.ppf(1 - ALMOST_SURE, nights, rate))
+    value, bound = (total / (rate * nights) - 1 for total in (shares, most))
+    return [Drift("", "false_alarms_in_excess", max(0.0, value), bound)]
+
+
 def compare_flags(
     recent: Sequence[Counts], answered: Sequence[Counts], threshold: Threshold, spread: float
 ) -> list[Drift]:
@@ -189,6 +206,7 @@ def compare_flags(
 
     In: flags of the latest nights, the last one tonight, and false alarms of the latest nights whose labels have
     arrived, each with the rows scored. Anomalies only add flags: fewer than the false alarms alone are none of theirs.
+    With a false-discovery rate, where more anomalies allow more false alarms, see `compare_discoveries`.
     """
     found = []
     week = recent if len(recent) > 1 else ()

@@ -5,12 +5,13 @@ serving and verify all use it, so none of them can forget the second stage, whic
 """
 
 import math
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from models.detector import Detector
 from models.segments import Names
 from tasks.rows.causes import name_causes
 from tasks.rows.columns import to_records, translate
+from tasks.rows.schema import batch_dates_of
 from tasks.stores.lake import Lake
 
 Mask = npt.NDArray[np.bool_]
@@ -134,6 +136,40 @@ def find_thresholds(detector: Detector, rows: pa.Table) -> Floats:
         return np.full(rows.num_rows, pooled)
     own: dict[str | None, float] = {name: found.value for name, found in segments.thresholds.items()}
     return translate(rows[segments.column], lambda texts: np.array([own.get(text, pooled) for text in texts]))
+
+
+def find_night_thresholds(detector: Detector, rows: pa.Table, score: Floats) -> Floats:
+    """The threshold of each row (N,) of a whole night, or of a random sample of one, from their scores (N,)."""
+    if detector.discovery_rate is None:
+        return find_thresholds(detector, rows)
+    level = detector.find_threshold(score[score > detector.least_threshold], len(score))
+    return np.full(len(score), level)
+
+
+def find_daily_thresholds(detector: Detector, rows: pa.Table, score: Floats, zone: ZoneInfo) -> Floats:
+    """The threshold of each row (N,) of whole nights, told apart by their event times."""
+    if detector.discovery_rate is None:
+        return find_thresholds(detector, rows)
+    found, days = np.empty(len(score)), batch_dates_of(rows["event_time"], zone).to_numpy()
+    for day in np.unique(days):
+        chosen = days == day
+        found[chosen] = find_night_thresholds(detector, rows.filter(pa.array(chosen)), score[chosen])
+    return found
+
+
+def find_level(detector: Detector, slices: Iterable[pa.Table]) -> float | None:
+    """The threshold by which to judge a whole night or file, from its rows; None for those of `find_thresholds`.
+
+    The slices are only read if the detector gives each night a threshold of its own.
+    """
+    if detector.discovery_rate is None:
+        return None
+    above, rows = [np.empty(0)], 0
+    for table in slices:
+        score = detector.score(to_records(table, detector.columns)[0])
+        above.append(score[score > detector.least_threshold])
+        rows += len(score)
+    return detector.find_threshold(np.concatenate(above), rows)
 
 
 def judge(detector: Detector, rows: pa.Table, threshold: float | Floats | None = None) -> Judgement:

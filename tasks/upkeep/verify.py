@@ -258,12 +258,16 @@ def check_scores(night: CheckedNight) -> Finding:
     chosen = sample_rows(night)
     # Another processor may score a flag just below the threshold; its second stage is compared all the same.
     rows = read_landed(night, landing, chosen["record_id"])
-    limits = find_thresholds(detector, rows)
+    threshold = detector.threshold.value
+    if detector.discovery_rate is not None:
+        above = night.query_scores(f"where score > '{detector.least_threshold!r}'::double")
+        threshold = detector.find_threshold(above["score"].to_numpy(), night.batch.scored)
+    limits = find_thresholds(detector, rows) if detector.segments else np.full(rows.num_rows, threshold)
     again = judge_again(detector, rows, limits - TOLERANCE * np.abs(limits)).assign(limit=limits)
     lost = chosen.index.difference(again.index)
     problems = [f"{_name(lost)} not in landing"] if len(lost) else []
-    if detector.threshold.value != night.batch.threshold:
-        problems.append(f"the threshold is {detector.threshold.value!r}, recorded {night.batch.threshold!r}")
+    if threshold != night.batch.threshold:
+        problems.append(f"the threshold is {threshold!r}, recorded {night.batch.threshold!r}")
     chosen, flags = chosen.loc[again.index], night.flags.set_index("record_id")
     least = max(detector.threshold.value, np.finfo(float).tiny)
     difference = (again["score"] - chosen["score"]).abs() / again["score"].abs().clip(lower=least)

@@ -95,3 +95,10 @@ def test_options_that_cannot_be_met_are_refused(
 def test_a_table_with_times_is_refused(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["run", "orders", "--all"]) == 1
     assert "nightjar backfill orders" in capsys.readouterr().err
+
+
+def test_a_rate_of_false_discoveries_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = {"threshold": {"kind": "false_discovery_rate", "at_most": 0.2}}
+    Project(folder).change("params.yaml", "detectors", "birds", "calibrate", value=policy)
+    assert execute(["run", "birds", "--all"]) == 1
+    assert "A false-discovery rate needs whole nights, and --all scores the rows in parts." in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -11,8 +12,10 @@ from models.calibration import (
     FalseAlarms,
     Threshold,
     Tuning,
+    bound_discoveries,
     bound_quantile,
     count_suspects,
+    discover,
     expect_false_alarms,
     find_betas,
     fit_threshold,
@@ -22,7 +25,14 @@ from models.calibration import (
     widen,
 )
 from models.errors import NightjarError, TooFewRows
-from models.params import AlarmBudgetPolicy, BestFBetaPolicy, FixedPolicy, QuantilePolicy, RecallPolicy
+from models.params import (
+    AlarmBudgetPolicy,
+    BestFBetaPolicy,
+    FalseDiscoveryPolicy,
+    FixedPolicy,
+    QuantilePolicy,
+    RecallPolicy,
+)
 
 FEW_VALUES = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=20)
 
@@ -390,3 +400,62 @@ def test_too_few_scores_bound_a_quantile_on_one_side_only() -> None:
     assert np.isfinite(low)
     assert high == np.inf
     assert bound_quantile(np.arange(50.0), 0.01)[0] == -np.inf
+
+
+def reject(p_values: list[Fraction], rate: Fraction) -> set[int]:
+    """The positions that Benjamini and Hochberg's procedure rejects, as their paper has it."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    passed = [k for k, i in enumerate(order, start=1) if p_values[i] <= k * rate / len(p_values)]
+    return set(order[: max(passed, default=0)])
+
+
+@given(FEW_VALUES, FEW_VALUES, st.integers(1, 99))
+@settings(deadline=None)
+def test_the_discoveries_are_those_of_benjamini_and_hochberg(
+    scores: list[float], calibration: list[float], percent: int
+) -> None:
+    ordered, night = np.sort(calibration), np.array(scores)
+    rate, n = percent / 100, len(calibration)
+    if (n + 1) * Fraction(percent, 100) < 1:
+        return  # no p-value is as low as the rate
+    least = bound_discoveries(ordered, rate)
+    threshold = discover(ordered, night[night > least], len(night), rate)
+    exact = [Fraction(1 + sum(c >= s for c in calibration), n + 1) for s in scores]
+    assert threshold >= least
+    assert set(np.flatnonzero(night > threshold)) == reject(exact, Fraction(percent, 100))
+
+
+def test_a_night_without_discoveries_flags_not_even_its_highest_score() -> None:
+    calibration = np.arange(99.0)
+    assert discover(calibration, np.array([98.5]), 11, 0.1) == 98.5  # p = 1/100 > 0.1/11
+    assert discover(calibration, np.array([98.5]), 10, 0.1) == 98  # p = 1/100 = 0.1/10
+    assert discover(calibration, np.array([98.5, 98.6]), 20, 0.1) == 98
+    assert discover(calibration, np.empty(0), 5, 0.1) == 98
+
+
+def test_the_share_of_false_alarms_is_as_low_as_the_rate_promises() -> None:
+    rng, rate, shares, found = np.random.default_rng(3), 0.2, [], []
+    for _ in range(2000):
+        calibration = np.sort(rng.normal(size=999))
+        night = np.concatenate([rng.normal(size=180), rng.normal(loc=3.5, size=20)])
+        is_flag = night > discover(calibration, night, len(night), rate)
+        shares.append(is_flag[:180].sum() / max(1, is_flag.sum()))
+        found.append(is_flag[180:].mean())
+    assert 0.165 < np.mean(shares) < 0.19  # rate * 180/200 normal rows = 0.18
+    assert np.mean(found) > 0.8
+
+
+def test_a_discovery_rate_is_that_of_nights_and_a_record_alone_has_the_quantile_of_a_single_discovery() -> None:
+    scores = np.random.default_rng(4).permutation(999).astype(float)
+    threshold = fit_threshold(scores, FalseDiscoveryPolicy(at_most=0.1), rows_per_night=100)
+    assert threshold.value == 998  # of 999 scores, the highest: p = 1/1000 = 0.1/100
+    assert str(expect_false_alarms(threshold, 100)) == (
+        "each night has its own threshold, so that on average at most 10 % of its flags are false alarms"
+    )
+
+
+def test_too_few_rows_for_a_single_discovery_say_how_many_are_missing() -> None:
+    with pytest.raises(TooFewRows, match=r"too few calibration rows for a false-discovery rate of 0\.1") as raised:
+        fit_threshold(np.arange(998.0), FalseDiscoveryPolicy(at_most=0.1), rows_per_night=100)
+    assert raised.value.expected == "at least 999 rows: 1 are missing"
+    assert raised.value.got == "998 rows: a single anomaly in a night of 100 rows could never be flagged"
