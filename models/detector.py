@@ -253,7 +253,7 @@ class Detector:
         return bound_discoveries(self._calibrated().scores, self.discovery_rate)
 
     def find_threshold(self, scores: Floats, rows: int) -> float:
-        """The threshold of a night of `rows` rows, from those of its scores (M,) that are above `least_threshold`."""
+        """The threshold of a night of `rows` rows, from its scores (M,), at least those above `least_threshold`."""
         if self.discovery_rate is None:
             return self.threshold.value
         return discover(self._calibrated().scores, scores, rows, self.discovery_rate)

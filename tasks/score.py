@@ -185,7 +185,7 @@ def score_batch(
     counts: dict[str, Any] = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
     if detector.discovery_rate is not None:
         threshold, flagged = scoring.find_threshold(list(receipts.values()))
-        flags = flags[flags["score"] > threshold]
+        flags = flags[flags["score"] > threshold].reset_index(drop=True)
         counts |= {"flagged": flagged, LIMIT: threshold}
     paths = {name: partition.path(f"{name}.parquet") for name in ("flags", "groups")}
     site.lake.replace_frame(paths["flags"], flags)

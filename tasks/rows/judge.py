@@ -142,8 +142,7 @@ def find_night_thresholds(detector: Detector, rows: pa.Table, score: Floats) -> 
     """The threshold of each row (N,) of a whole night, or of a random sample of one, from their scores (N,)."""
     if detector.discovery_rate is None:
         return find_thresholds(detector, rows)
-    level = detector.find_threshold(score[score > detector.least_threshold], len(score))
-    return np.full(len(score), level)
+    return np.full(len(score), detector.find_threshold(score, len(score)))
 
 
 def find_daily_thresholds(detector: Detector, rows: pa.Table, score: Floats, zone: ZoneInfo) -> Floats:
@@ -153,7 +152,7 @@ def find_daily_thresholds(detector: Detector, rows: pa.Table, score: Floats, zon
     found, days = np.empty(len(score)), batch_dates_of(rows["event_time"], zone).to_numpy()
     for day in np.unique(days):
         chosen = days == day
-        found[chosen] = find_night_thresholds(detector, rows.filter(pa.array(chosen)), score[chosen])
+        found[chosen] = detector.find_threshold(score[chosen], int(chosen.sum()))
     return found
 
 

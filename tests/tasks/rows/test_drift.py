@@ -13,6 +13,7 @@ from tasks.rows.drift import (
     PastNight,
     bound_values,
     compare_counts,
+    compare_discoveries,
     compare_flags,
     compute_psi,
     correct_p_values,
@@ -143,6 +144,22 @@ def test_false_alarms_by_label_are_beyond_their_bound_if_chance_does_not_give_so
         answered = [(flags // 3, 5000), (flags // 3, 5000), (flags - 2 * (flags // 3), 5000)]
         assert compare([(50, 5000)], answered)["false_alarms_in_excess"].is_beyond is is_beyond
     assert "false_alarms_in_excess" not in compare([(50, 5000)])
+
+
+def test_a_false_discovery_rate_allows_more_false_alarms_in_nights_with_more_anomalies():
+    def compare(answered):
+        return compare_discoveries(answered, 0.1)
+
+    [found] = compare([(10, 100)] * 7)
+    assert found.value == 0 and not found.is_beyond
+    [found] = compare([(60, 100)] * 7)
+    most = binom.ppf(1 - 1e-5, 7, 0.1)
+    assert found.value == pytest.approx(5) and found.bound == pytest.approx(most / 0.7 - 1)
+    assert not found.is_beyond  # seven nights say little
+    assert [one.is_beyond for one in compare([(90, 100)] * 7)] == [True]
+    [found] = compare([(0, 0), (1, 1), (0, 3)])  # a single false alarm is the share 1 of its night
+    assert found.value == pytest.approx(1 / 0.3 - 1)
+    assert compare([]) == []
 
 
 def test_a_falling_canary_is_beyond_its_bound():
