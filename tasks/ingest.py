@@ -31,7 +31,7 @@ from tasks.rows.schema import batch_dates_of, cast_column, read_times
 from tasks.sources import payments
 from tasks.sources.arrival import UNPARSED, Arrival
 from tasks.sources.kinds import Window, list_arrivals
-from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter
+from tasks.stores.lake import Lake, Part, PartitionWriter, PartWriter, hash_parts
 from tasks.stores.site import Site
 from tasks.stores.tables import MOST_KEY_BYTES
 
@@ -169,13 +169,17 @@ def land(
     incomplete is recognised and lands again. `elsewhere`: other dates with older versions of it.
     """
     partitions = write_parts(site, arrival, params)
+    if not partitions:
+        return {}
     before_commit([part for partition in partitions.values() for part in partition.parts])
-    commit_parts(site, arrival.name, partitions, elsewhere)
+    commit_parts(site, arrival.name, partitions, elsewhere, keep_unchanged=not arrival.is_whole)
     return {day: sum(part.rows for part in partition.parts) for day, partition in partitions.items()}
 
 
 def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date, PartitionWriter]:
     """Write an arrival's rows by batch date; nothing is visible yet. Raises SourceInvalid if there are no rows.
+
+    Only an arrival of the latest days (`first`) may have none.
 
     Rows without a readable event time, or with one far from the others, are added to the date that has the most rows,
     where validation quarantines them. At most OPEN_FILES dates are written at once; rows of others wait in memory, and
@@ -219,12 +223,17 @@ def write_parts(site: Site, arrival: Arrival, params: IngestParams) -> dict[date
             identified = add_identity(table, params, arrival.name, rows, site.zone)
             rows += table.num_rows
             dates = batch_dates_of(identified["event_time"], site.zone)
+            if arrival.first > date.min:
+                is_asked = pc.fill_null(pc.greater_equal(dates, arrival.first), True)
+                identified, dates = identified.filter(is_asked), dates.filter(is_asked)
             for day in pc.unique(dates).to_pylist():
                 chosen = identified.filter(pc.is_null(dates) if day is None else pc.equal(dates, day))
                 undated.append(chosen) if day is None else append(day, chosen)
             if sum(piece.nbytes for pieces in held.values() for piece in pieces) > HELD_BYTES:
                 flush()
                 flushed += 1
+        if arrival.first > date.min and not (undated or writers):
+            return {}  # a query that was asked for the latest days, on which there was nothing
         if not rows or (undated and not writers):
             got = "no rows" if not rows else f"{rows} rows, none with a readable {params.event_time.column}"
             raise SourceInvalid(
@@ -279,9 +288,15 @@ def find_strays(rows: Mapping[date, int], rule: EventTime) -> list[date]:
 
 
 def commit_parts(
-    site: Site, source: str, partitions: Mapping[date, PartitionWriter], elsewhere: Iterable[date] = ()
+    site: Site,
+    source: str,
+    partitions: Mapping[date, PartitionWriter],
+    elsewhere: Iterable[date] = (),
+    keep_unchanged: bool = False,
 ) -> None:
     """Make the parts of a source visible and remove its older ones, also from the dates `elsewhere`.
+
+    keep_unchanged: a date whose rows have already landed keeps its parts, and their new copies go.
 
     A date without remaining rows stays as an empty batch, so that its published night shows as stale. Manifests are
     read and replaced under one lock in the warehouse, so that two processes cannot undo each other's landing.
@@ -293,8 +308,21 @@ def commit_parts(
             old = lake.find("landing", site.detector, day)
             if old is None and day in left:
                 continue  # pruned in the meantime
-            kept = tuple(part for part in old.parts if part.source != source) if old else ()
+            there = old.parts if old else ()
+            kept = tuple(part for part in there if part.source != source)
+            older = tuple(part for part in there if part.source == source)
+            if keep_unchanged and is_unchanged(lake, older, tuple(partition.parts)):
+                for part in partition.parts:
+                    lake.remove(part.path)
+                continue
             partition.commit({}, keep=drop_orphans(kept, partition.parts))
+
+
+def is_unchanged(lake: Lake, old: tuple[Part, ...], new: tuple[Part, ...]) -> bool:
+    """Whether a date's old parts hold the rows of the new ones, by the same rule; a database may change their order."""
+    if {part.rule for part in old} != {part.rule for part in new}:
+        return False
+    return hash_parts(old) == hash_parts(new) or lake.have_same_rows(old, new)
 
 
 def drop_orphans(kept: Sequence[Part], new: Sequence[Part]) -> tuple[Part, ...]:
@@ -330,8 +358,9 @@ def has_landed(arrival: Arrival, parts: Collection[Part], rule: str) -> bool:
 
 def has_changed(arrival: Arrival, parts: Iterable[Part]) -> bool:
     """Whether the parts hold something else than the arrival, though its version may be theirs."""
-    landed = {part.content for part in parts if part.content}
-    return bool(landed) and landed != {arrival.content()}
+    found = arrival.content()
+    known = {"", found, found.partition("@")[0]}  # older landings know nothing, or no time
+    return any(part.content not in known for part in parts)
 
 
 def extract_labels(lake: Lake, parts: Iterable[Part], rule: LabelColumn, delay: timedelta) -> Iterator[pd.DataFrame]:

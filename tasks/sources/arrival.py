@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ class Arrival:
     """One file, query or feed delivery. `version` changes when its content may have.
 
     is_whole: it replaces everything that this name delivered before. A query may return only the latest days.
+    first: the first batch date of which it has all rows; rows of earlier dates do not land.
     content: a hash of what it holds, or "" if that is not cheap to read. It tells a change behind the same version.
     """
 
@@ -27,6 +28,7 @@ class Arrival:
     read: Callable[[], Iterable[pa.Table]]
     is_whole: bool = True
     content: Callable[[], str] = str
+    first: date = date.min
 
     def __post_init__(self) -> None:
         """Names are stored and shown; that of a file behind a URL may end in a token."""

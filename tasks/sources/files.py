@@ -4,6 +4,7 @@ import codecs
 import ftplib
 import glob
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,15 +106,20 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
 
 
 def hash_content(path: Path) -> str:
-    """A hash of a file: of all of it or, if it is large, of its two ends; "" if it cannot be read."""
+    """A hash of a file: of all of it or, if it is large, of its two ends, and @ with the time of its last change.
+
+    Unlike the time stamp that people see, that time cannot be set: it tells a correction between the ends. "" if the
+    file cannot be read.
+    """
     try:
         with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
             digest = hashlib.blake2b(file.read(END), digest_size=16)
-            file.seek(max(END, path.stat().st_size - END))
+            file.seek(max(END, facts.st_size - END))
             digest.update(file.read(END))
     except OSError:
         return ""  # landing it says what is wrong
-    return digest.hexdigest()
+    return digest.hexdigest() if facts.st_size <= 2 * END else f"{digest.hexdigest()}@{facts.st_ctime_ns}"
 
 
 def find_settings(source: FilesSource, root: str, is_headed: bool | None = None) -> tuple[FilesSource, list[str]]:

@@ -38,7 +38,7 @@ def list_arrivals(source: Source, root: str, zone: ZoneInfo, window: Window) -> 
     if isinstance(source, FilesSource):
         return list(list_files(source, root))
     if isinstance(source, SqlSource):
-        found: Iterable[Arrival] = [read_query(source, window.now)]
+        found: Iterable[Arrival] = [read_query(source, window.now, window.first)]
     elif isinstance(source, CodesSource):
         found = codes.list_arrivals(source, zone, window.first, window.last)
     else:

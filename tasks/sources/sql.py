@@ -1,8 +1,9 @@
 """The rows of one SQL query, slice by slice, from any database that SQLAlchemy supports."""
 
 import hashlib
+import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -16,26 +17,39 @@ from tasks.sources.arrival import Arrival
 from tasks.stores.faults import FILES, is_lost
 from tasks.stores.lake import SLICE_ROWS
 
+SINCE = re.compile(r"(?<![:\w\\]):since\b(?!:)")  # as SQLAlchemy finds the parameters of a text
+EARLIEST = date(1900, 1, 2)  # each database has dates from then on
+
 
 class SqlSource(Section):
-    """The rows of one query; `url` is any SQLAlchemy URL, in which `${NAME}` is replaced from the environment."""
+    """The rows of one query; `url` is any SQLAlchemy URL, in which `${NAME}` is replaced from the environment.
+
+    `:since` in the query stands for a date: rows of earlier days need not be returned.
+    """
 
     kind: Literal["sql"]
     url: str
     query: str
 
 
-def read_query(source: SqlSource, now: datetime) -> Arrival:
+def read_query(source: SqlSource, now: datetime, first: date = date.min) -> Arrival:
     """A query's rows, slice by slice. The version is the time of reading, since a query has no other.
+
+    first: the first batch date that is needed. `:since` is the day before it, so that all of its rows come whatever the
+    time zone of the database.
 
     Reading raises ServiceUnreachable if the server does not answer, and SourceInvalid for any other failure.
     """
+
+    needs_since = SINCE.search(source.query) is not None
+    since = sa.bindparam("since", max(first, EARLIEST) - timedelta(days=1), sa.Date())
+    given = [since] if needs_since else []
 
     def read() -> Iterator[pa.Table]:
         schema = None
         try:
             with open_source(source.url).connect().execution_options(stream_results=True) as connection:
-                text = sa.text(source.query)
+                text = sa.text(source.query).bindparams(*given)
                 for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
                     table = pa.Table.from_pandas(frame, preserve_index=False)
                     schema = schema or _settle(table.schema)
@@ -57,7 +71,7 @@ def read_query(source: SqlSource, now: datetime) -> Arrival:
             ) from error
 
     name = f"query-{hashlib.sha256(source.query.encode()).hexdigest()[:12]}"
-    return Arrival(name, now.isoformat(), now, read, is_whole=False)
+    return Arrival(name, now.isoformat(), now, read, is_whole=False, first=first if needs_since else date.min)
 
 
 def open_source(url: str) -> sa.Engine:

@@ -396,6 +396,16 @@ class Lake(Files):
                 cursor.register(name, table)
             return cursor.sql(sql).to_arrow_table()
 
+    def have_same_rows(self, some: tuple[Part, ...], others: tuple[Part, ...]) -> bool:
+        """Whether two sets of parts hold the same rows, each as often, whatever the order of rows and columns."""
+        kinds = [{field.name: field.type for part in parts for field in self.schema(part)} for parts in (some, others)]
+        if kinds[0] != kinds[1] or sum(part.rows for part in some) != sum(part.rows for part in others):
+            return False
+        names = ", ".join(map(quote, kinds[0]))
+        first, second = (f"select {names} from {self._source(parts)}" for parts in (some, others))  # noqa: S608 - quoted
+        with self._reading(*some, *others), self._duckdb.cursor() as cursor:
+            return not cursor.sql(f"({first}) except all ({second}) limit 1").fetchall()
+
     def stream(
         self, sql: str, select: str, targets: tuple[Part, ...] | pa.Table, earlier: tuple[Part, ...], **tables: pa.Table
     ) -> Iterator[pa.Table]:

@@ -414,6 +414,99 @@ def test_what_a_query_asks_for_no_longer_stays(site, tmp_path):
     assert sorted(read_landing(site)["record_id"]) == ["a", "b"]
 
 
+def query_payments(site: Site, folder: Path, query: str = "select * from payments") -> IngestParams:
+    return configure(source=SqlSource(kind="sql", url=f"sqlite:///{folder}/source.db", query=query))
+
+
+def write_payments(folder: Path, *rows: tuple[str, str, float]) -> None:
+    with sqlite3.connect(folder / "source.db") as connection:
+        connection.execute("create table if not exists payments (payment_id text primary key, at text, amount real)")
+        connection.executemany("insert or replace into payments values (?, ?, ?)", rows)
+
+
+def list_files(site: Site) -> dict[str, int]:
+    root = Path(site.lake.root)
+    return {str(path.relative_to(root)): path.stat().st_ino for path in root.rglob("*.parquet")}
+
+
+def test_a_query_that_gives_the_same_rows_again_adds_no_file_to_the_lake(site, tmp_path):
+    days = [DAY + timedelta(days=n) for n in range(5)]
+    write_payments(tmp_path, *((f"{day}-{n}", f"{day} 10:00:00", n) for day in days for n in range(3)))
+    params, now = query_payments(site, tmp_path), datetime(2026, 3, 9, tzinfo=UTC)
+    ingest(site, params, now)
+    files = list_files(site)
+    assert len(files) == 5
+    for later in range(1, 4):
+        ingest(site, params, now + timedelta(days=later))
+        assert list_files(site) == files
+    write_payments(tmp_path, (f"{days[2]}-1", f"{days[2]} 10:00:00", 7), ("new", f"{days[4]} 11:00:00", 1))
+    before = {day: site.lake.get("landing", "toy", day).hash for day in days}
+    ingest(site, params, now + timedelta(days=5))
+    assert [day for day in days if site.lake.get("landing", "toy", day).hash != before[day]] == [days[2], days[4]]
+    assert sorted(read_landing(site, days[2])["amount"]) == [0, 2, 7]
+    assert len(read_landing(site)) == 16
+
+
+@pytest.mark.parametrize("order", ["payment_id desc", "amount", "random()"])
+def test_rows_and_columns_of_a_query_in_another_order_change_nothing(site, tmp_path, order):
+    write_payments(tmp_path, *((f"p{n}", f"2026-03-0{1 + n % 2} 10:00:00", n % 5) for n in range(40)))
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("create view seen as select * from payments order by payment_id")
+    ingest(site, query_payments(site, tmp_path, "select * from seen"), datetime(2026, 3, 3, tzinfo=UTC))
+    files, hashes = list_files(site), [site.lake.get("landing", "toy", day).hash for day in (DAY, NEXT)]
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("drop view seen")
+        connection.execute(f"create view seen as select amount, at, payment_id from payments order by {order}")
+    ingest(site, query_payments(site, tmp_path, "select * from seen"), datetime(2026, 3, 4, tzinfo=UTC))
+    assert list_files(site) == files
+    assert [site.lake.get("landing", "toy", day).hash for day in (DAY, NEXT)] == hashes
+
+
+def test_a_query_whose_rows_are_dated_by_another_rule_lands_again(make_site, tmp_path):
+    write_payments(tmp_path, ("a", "2026-03-01 10:00:00", 1), ("b", "2026-03-02 10:00:00", 2))
+    for zone in ("UTC", "Africa/Abidjan"):  # the same hours
+        site = dataclasses.replace(make_site(), time_zone=zone)
+        ingest(site, query_payments(site, tmp_path), datetime(2026, 3, 9, tzinfo=UTC))
+        rules = {part.rule for day in (DAY, NEXT) for part in site.lake.get("landing", "toy", day).parts}
+        assert rules == {query_payments(site, tmp_path).hash_landing(zone)}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Pacific/Auckland", "America/Los_Angeles"])
+def test_a_query_may_ask_for_the_latest_days_and_lands_only_whole_ones(site, tmp_path, zone):
+    site = dataclasses.replace(site, time_zone=zone)
+    hours = pd.date_range("2026-03-01T00:30", "2026-03-09T23:30", freq="h")
+    write_payments(tmp_path, *((str(n), f"{hour}", n) for n, hour in enumerate(hours)))
+    params = query_payments(site, tmp_path, "select * from payments where at >= :since and at < '2026-03-10'")
+    ingest_arrivals(site, params, Window(date.min, date(2026, 3, 9), datetime(2026, 3, 10, tzinfo=UTC)))
+    rows = read_landing(site)
+    assert len(rows) == len(hours)
+    first = date(2026, 3, 6)
+    done = ingest_arrivals(site, params, Window(first, date(2026, 3, 9), datetime(2026, 3, 11, tzinfo=UTC)))
+    assert min(done.dates) == first
+    assert done.rows == sum(day >= first for day in batch_dates_of(pa.array(rows["event_time"]), site.zone).to_pylist())
+    pd.testing.assert_frame_equal(read_landing(site), rows)
+
+
+def test_a_query_of_postgresql_may_ask_for_the_latest_days(site, postgres_url):
+    url = sa.make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)
+    rows = "select n::text as payment_id, timestamptz '2026-03-01 00:00Z' + n * interval '1 hour' as at"
+    query = f"select * from ({rows} from generate_series(0, 47) as n) as rows where at >= :since"
+    source = SqlSource(kind="sql", url=url, query=query)
+    window = Window(NEXT, NEXT, datetime(2026, 3, 3, tzinfo=UTC))
+    assert ingest_arrivals(site, configure(source=source), window).dates == (NEXT,)
+    assert len(read_landing(site)) == 24
+
+
+def test_a_query_that_has_nothing_on_the_latest_days_lands_nothing_and_is_no_error(site, tmp_path):
+    write_payments(tmp_path, ("a", "2026-03-01 10:00:00", 1))
+    params = query_payments(site, tmp_path, "select * from payments where at >= :since")
+    ingest(site, params, datetime(2026, 3, 3, tzinfo=UTC))
+    for first in (NEXT, date(2026, 3, 9)):  # with a row of the day before, and with none
+        window = Window(first, date(2026, 3, 9), datetime(2026, 3, 10, tzinfo=UTC))
+        assert ingest_arrivals(site, params, window).dates == ()
+    assert read_landing(site)["record_id"].tolist() == ["a"]
+
+
 def make_arrival(number: int) -> Arrival:
     """One row on each of DAY and NEXT."""
     rows = {"payment_id": [f"{number}-{n}" for n in range(2)], "at": [f"{day}T10:00:00Z" for day in (DAY, NEXT)]}
@@ -909,6 +1002,34 @@ def test_a_correction_of_the_same_size_and_time_is_seen_and_other_files_stay_fre
     os.utime(path, ns=(stamp, stamp))
     assert ingest(site, configure("pay.csv")).arrivals == 1
     assert read_landing(site).set_index("record_id").loc["p1", "amount"] == "7.50"
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
+@pytest.mark.parametrize("place", [0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_a_correction_anywhere_in_a_large_file_is_seen(site, place):
+    rows = 60_000  # 2 MB
+    lines = [f"p{n:06d},2026-03-01T10:00:00Z,{n % 9}.50\n" for n in range(rows)]
+    path = put(site, "pay.csv", "payment_id,at,amount\n" + "".join(lines))
+    stamp = path.stat().st_mtime_ns
+    ingest(site, configure("pay.csv"))
+    changed = int(place * rows)
+    lines[changed] = lines[changed].replace(".50", ".75")
+    path.write_text("payment_id,at,amount\n" + "".join(lines))
+    os.utime(path, ns=(stamp, stamp))
+    assert ingest(site, configure("pay.csv")).arrivals == 1
+    assert read_landing(site)["amount"].str.endswith(".75").sum() == 1
+    assert ingest(site, configure("pay.csv")).arrivals == 0
+
+
+@pytest.mark.parametrize("forget", [lambda content: content.partition("@")[0], lambda content: ""])
+def test_a_large_file_of_an_older_landing_stays_fresh(site, forget):
+    put(site, "pay.csv", "payment_id,at,n\n" + "".join(f"p{n},2026-03-01T10:00:00Z,{n}\n" for n in range(50_000)))
+    ingest(site, configure("pay.csv"))
+    path = site.lake.manifest_path("landing", "toy", DAY)
+    manifest = json.loads(site.lake.read(path))
+    for part in manifest["parts"]:
+        part["content"] = forget(part["content"])
+    site.lake.replace(path, json.dumps(manifest).encode())
     assert ingest(site, configure("pay.csv")).arrivals == 0
 
 

@@ -180,6 +180,27 @@ def test_dates_are_listed_in_order_for_their_own_zone_and_detector(lake):
     assert lake.dates("validated", "toy") == lake.dates("landing", "to") == []
 
 
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda rows: rows, True),
+        (lambda rows: rows.take([2, 0, 3, 1]), True),
+        (lambda rows: rows.select(["amount", "record_id"]), True),
+        (lambda rows: rows.take([0, 1, 2, 2]), False),  # as many rows, one twice
+        (lambda rows: rows.take([0, 1, 2]), False),
+        (lambda rows: rows.set_column(1, "amount", pa.array([1.0, 0.0, 3.5, float("nan")])), False),
+        (lambda rows: rows.set_column(1, "amount", pa.array([1, None, 3, 4])), False),
+        (lambda rows: rows.rename_columns(["record_id", "total"]), False),
+    ],
+)
+def test_parts_have_the_same_rows_whatever_their_order(lake, change, same):
+    rows = pa.table({"record_id": ["a", "b", "c", "d"], "amount": [1.0, None, 3.5, float("nan")]})
+    one = write(lake, rows.slice(0, 1), rows.slice(1)).parts
+    other = write(lake, change(rows)).parts
+    assert lake.have_same_rows(one, other) is same
+    assert lake.have_same_rows(other, one) is same
+
+
 def test_a_query_sees_all_parts_by_column_name(lake):
     wider = ROWS.append_column("country", pa.array(["DE", "FR", None])).select(["country", "amount", "record_id"])
     manifest = write(lake, ROWS, wider)
