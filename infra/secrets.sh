@@ -8,6 +8,9 @@ PLACE=${PLACE:-postgres:5432}
 MODE=${MODE:-444}
 mkdir -p "$SECRETS"
 chmod 700 "$SECRETS"
+# Addresses of the channels of alerts.yaml, by hand: one file each, such as nightjar_channel_mail. Compose mounts the folder.
+mkdir -p "$SECRETS/channels"
+chmod 755 "$SECRETS/channels"
 umask 077
 
 put() { # NAME, content on stdin; the file appears whole

@@ -89,7 +89,14 @@ def pod_secrets(name: str) -> set[tuple[str, str]]:
     """Each secret with the name of its file in the pod."""
     volumes = [volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume]
     assert all(volume["secretName"] == "nightjar" for volume in volumes)
+    projected = [source["secret"] for volume in pod(name)["volumes"] for source in list_sources(volume)]
+    volumes += [source for source in projected if source["name"] != "nightjar-channels"]
     return {(item["key"], item["path"]) for volume in volumes for item in volume["items"]}
+
+
+def list_sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = volume.get("projected", {}).get("sources", [])
+    return found
 
 
 def service_secrets(name: str) -> set[tuple[str, str]]:
@@ -216,6 +223,17 @@ def test_mlflow_asks_for_a_password_and_every_nightjar_command_knows_it() -> Non
         assert login["MLFLOW_TRACKING_PASSWORD_FILE"] == "/run/secrets/tracking_password"
 
 
+def test_what_runs_nights_and_deploys_is_given_the_addresses_of_channels() -> None:
+    mount = "./secrets/channels:/run/secrets/channels:ro"
+    assert {name for name, one in SERVICES.items() if mount in one.get("volumes", [])} == {
+        "deploy", "cpu", "gpu", "gpu-stand-in",
+    }  # fmt: skip
+    optional = {"secret": {"name": "nightjar-channels", "optional": True}}
+    given = {name for name in WORKLOADS for volume in pod(name)["volumes"] if optional in list_sources(volume)}
+    assert given == {"deploy", "cpu", "gpu"}
+    assert settings()["NIGHTJAR_SECRETS"] == "/run/secrets"
+
+
 def test_telemetry_is_off_in_the_image() -> None:
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     assert image_environment().items() >= quiet.items()
@@ -237,7 +255,7 @@ def test_files_the_dockerfile_copies_exist_and_pass_dockerignore() -> None:
     assert copied == passing
     mounted = [v.split(":")[0] for one in SERVICES.values() for v in one.get("volumes", []) if v.startswith("./")]
     assert mounted
-    assert all((INFRA / path).exists() for path in mounted)
+    assert all((INFRA / path).exists() for path in mounted if path != "./secrets/channels")  # secrets.sh makes that
 
 
 def test_services_wait_for_one_shot_services() -> None:
@@ -341,7 +359,10 @@ def secrets(tmp_path: Path) -> Path:
 
 
 def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
-    made = {path.name: path.read_text() for path in secrets.iterdir()}
+    channels = secrets / "channels"  # filled by hand, and entered by the containers' user
+    assert (list(channels.iterdir()), stat.S_IMODE(channels.stat().st_mode)) == ([], 0o755)
+    (channels / "nightjar_channel_mail").write_text("mailto://kept")
+    made = {path.name: path.read_text() for path in secrets.iterdir() if path.is_file()}
     token = made.pop("desk_token")  # for a person
     assert set(made) == set(COMPOSE["secrets"])
     assert {f"./secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
@@ -362,9 +383,11 @@ def test_secrets_are_created_once_and_match_each_other(secrets: Path) -> None:
     admin = Access(read_users(secrets / "desk_users"))
     assert (admin.find_token(token), admin.users["admin"].role) == ("admin", "promote")
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets.iterdir()} == {0o444}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets.iterdir() if path.is_file()} == {0o444}
     assert check("sh", secrets.parent / "secrets.sh") == (0, "")
-    assert {path.name: path.read_text() for path in secrets.iterdir()} == made | {"desk_token": token}
+    after = {path.name: path.read_text() for path in secrets.iterdir() if path.is_file()}
+    assert after == made | {"desk_token": token}
+    assert (channels / "nightjar_channel_mail").read_text() == "mailto://kept"
 
 
 def test_the_entrypoint_exports_files_and_execs_the_command(secrets: Path) -> None:

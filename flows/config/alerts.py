@@ -1,7 +1,7 @@
 """alerts.yaml (whom to notify about what), loaded into frozen types; without the file, nobody is notified.
 
 The address of a channel is a secret. It is in the environment variable NIGHTJAR_CHANNEL_NAME, or in the file of that
-name, in lower case, in the folder NIGHTJAR_SECRETS.
+name, in lower case, in the folder NIGHTJAR_SECRETS or its folder `channels`.
 """
 
 import os
@@ -39,9 +39,10 @@ def read_url(name: str, environment: Mapping[str, str] = os.environ) -> str | No
     variable = f"{PREFIX}{name.upper()}"
     if url := environment.get(variable):
         return url
-    file = Path(environment.get("NIGHTJAR_SECRETS", "/nowhere")) / variable.lower()
-    with suppress(OSError, UnicodeDecodeError):
-        return file.read_text(encoding="utf-8").strip() or None
+    secrets = Path(environment.get("NIGHTJAR_SECRETS", "/nowhere"))
+    for folder in (secrets, secrets / "channels"):  # containers mount the second as a whole
+        with suppress(OSError, UnicodeDecodeError):
+            return (folder / variable.lower()).read_text(encoding="utf-8").strip() or None
     return None
 
 

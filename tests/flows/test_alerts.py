@@ -190,6 +190,11 @@ def test_a_test_message_says_whether_a_channel_works(
     assert "sesame7f" not in said
     found = {check["check"]: check["detail"] for check in answer(capsys, "doctor", "orders", code=1)["checks"]}
     assert "The address of channel hook is not one that Apprise knows." in found["alerts"]
+    mail.is_down = False
+    (project.folder / "channels").mkdir()
+    (project.folder / "nightjar_channel_hook").rename(project.folder / "channels" / "nightjar_channel_hook")
+    (project.folder / "channels" / "nightjar_channel_hook").write_text(f"{mail.url}\n")
+    assert answer(capsys, "alerts", "test", "hook") == {"channel": "hook", "sent": True}
 
 
 WORK = {"begin": "2026-03-01", "end": "2026-03-02"}
