@@ -30,6 +30,9 @@ from tasks.rows.canaries import list_canaries, list_segments, measure_recall
 from tasks.rows.contract import Contract
 from tasks.rows.drift import (
     ALMOST_SURE,
+    COUNTED,
+    MIN_NIGHTS,
+    OF_CATEGORY,
     SHIFT_EXPLAINS,
     UNLEARNT,
     WEEK,
@@ -63,6 +66,7 @@ from tasks.rows.reference import (
     rescale,
     unscale,
 )
+from tasks.stores.bulk import NO_NUL
 from tasks.stores.lake import Lake, Manifest, Part, count_slice_rows, quote
 from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
@@ -74,7 +78,9 @@ PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first histor
 HISTORY_DAYS = 56
 SHOWN = 12  # statistics beyond their bounds in the artifact
 TOGETHER = "all categories"  # in place of a column's name
-MOST_VALUE = 60  # characters of a value in evidence
+MOST_VALUE = 60  # characters of a value in the tables and evidence
+MOST_CATEGORIES = 100  # of a column, whose flags are counted
+FORMAT = 2  # of what is kept of a version; 1 had no flags by category
 DECILES = np.array([*range(10, 100, 10), 99])  # of percentile ranks
 
 
@@ -113,7 +119,8 @@ def measure_columns(
         else:
             median = measure_spread(rescale(bins.kind, known))[0]
             now, then = unscale(bins.kind, np.array([median, bins.median]))
-            found[name, "median_ratio"] = compare_medians(float(now), float(then))
+            ratio = found[name, "median_ratio"] = compare_medians(float(now), float(then))
+            found[name, "psi_rescaled"] = compute_psi(bins.count(numbers / ratio), usual)
     for name, p_value in zip(values, correct_p_values(p_values), strict=True):
         found[name, "p_value"] = p_value
     for first, second in find_swaps(reference, values):
@@ -152,18 +159,35 @@ def measure_scores(detector: Detector, score: Floats, is_flag: Mask) -> Values:
     }
 
 
-def measure_flags(flags: pa.Table, names: Sequence[str], categories: Sequence[str]) -> tuple[Values, dict[str, object]]:
-    """How many flags share one value of each column, or of all categories together; and these values."""
-    values = {name: flags[name].to_pylist() for name in names}
-    if len(categories) > 1:
-        values[TOGETHER] = list(zip(*(values[name] for name in categories), strict=True))
+def measure_flags(flags: pa.Table, names: Sequence[str]) -> tuple[Values, dict[str, object]]:
+    """How many flags share one value of each column, and the value that most of them share."""
     found: dict[tuple[str, str], float] = {}
     shared: dict[str, object] = {}
-    for name, column in values.items():
-        [(value, count)] = Counter(one for one in column if one is not None).most_common(1) or [("", 0)]
-        of_what = "category" if name in (*categories, TOGETHER) else "value"
-        found[name, f"flags_of_one_{of_what}"], shared[name] = float(count), value
+    for name in names:
+        values = [value for value in flags[name].to_pylist() if value is not None]
+        [(shared[name], count)] = Counter(values).most_common(1) or [("", 0)]
+        found[name, "flags_of_one_value"] = float(count)
     return found, shared
+
+
+def measure_categories(flags: pa.Table, categories: Sequence[str]) -> Values:
+    """How many flags each category has, of each column and of all together; of many categories the commonest."""
+    values = {name: flags[name].to_pylist() for name in categories}
+    if len(categories) > 1:
+        values[TOGETHER] = list(zip(*values.values(), strict=True))
+    found: dict[tuple[str, str], float] = {}
+    for name, column in values.items():
+        counted = Counter(name_value(value) for value in column if value is not None)
+        found[name, COUNTED] = float(counted.total())
+        for value, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))[:MOST_CATEGORIES]:
+            found[name, f"{OF_CATEGORY} {value}"] = float(count)
+    return found
+
+
+def name_value(value: object) -> str:
+    """A value, or several, as the tables and evidence show it."""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(text.split()).replace("\0", NO_NUL)[:MOST_VALUE]
 
 
 def draw_rows(
@@ -198,7 +222,8 @@ def draw_rows(
 class Watch:
     """A version that is watched: what measures its nights. reference: empty if its clean rows are gone.
 
-    spread: of the false alarms between nights, see `models.calibration.measure_spread`.
+    spread: of the false alarms between nights, see `models.calibration.measure_spread`. unreadable: days before the
+    cut-off that are not in `practice`, because another contract validated them.
     """
 
     site: Site
@@ -208,6 +233,7 @@ class Watch:
     params: MonitorParams
     reference: Reference = field(default_factory=dict)
     practice: tuple[PastNight, ...] = ()
+    unreadable: int = 0
     spread: float = 1.0
     has_labels: bool = False
 
@@ -243,12 +269,24 @@ class Watch:
         rows, _ = draw_rows(lake, parts, columns, self.cutoff.toordinal())
         return make_reference(self.detector.columns, rows, self.site.zone)
 
-    def practise(self, excluded: Collection[date]) -> tuple[PastNight, ...]:
-        """Measure the last days before the cut-off as if they were nights."""
+    def practise(self, excluded: Collection[date]) -> tuple[tuple[PastNight, ...], int]:
+        """Measure the last days before the cut-off as if they were nights; and how many cannot be, see `can_read`."""
         lake, name = self.site.lake, self.site.detector
         days = [day for day in lake.dates("validated", name) if day < self.cutoff and day not in excluded]
         batches = [lake.get("validated", name, day) for day in days[-PRACTICE_DAYS:]]
-        return tuple(PastNight(batch.batch_date, self.measure(batch)[0]) for batch in batches)
+        readable = [batch for batch in batches if self.can_read(batch)]
+        found = tuple(PastNight(batch.batch_date, self.measure(batch)[0]) for batch in readable)
+        return found, len(batches) - len(found)
+
+    def can_read(self, batch: Manifest) -> bool:
+        """Whether a batch has the columns that the version reads, of the types that the contract has now."""
+        names, kinds = {column.name for column in self.detector.columns}, self.contract.schema
+        for schema in (self.site.lake.schema(part) for part in batch.parts):
+            if not names.issubset(schema.names):
+                return False
+            if any(schema.field(name).type != kinds.field(name).type for name in names.intersection(kinds.names)):
+                return False
+        return True
 
     def measure(self, batch: Manifest, scores: Manifest | None = None) -> tuple[Values, dict[str, str]]:
         """The statistics of a validated batch, and the values that its flags share; without `scores` it is scored."""
@@ -273,9 +311,12 @@ class Watch:
         flags = rows.filter(pa.array(score > find_night_thresholds(self.detector, rows, score))).select(groups)
         if rows.num_rows < batch.rows:
             flags = _read_flags(lake, batch, scores, groups)
+        if flags is None:
+            return found, {}
         categories = [name for name in groups if name in self.categories and name not in self.contract.masked]
-        counted, shared = ({}, {}) if flags is None else measure_flags(flags, groups, categories)
-        return {**found, **counted}, {name: self._name_shared(name, value) for name, value in shared.items()}
+        counted, shared = measure_flags(flags, [name for name in groups if name not in categories])
+        found |= {**counted, **measure_categories(flags, categories)}
+        return found, {name: self._name_shared(name, value) for name, value in shared.items()}
 
     def _choose_groups(self, names: Collection[str]) -> list[str]:
         """The columns by whose values flags are counted: the entity, what is published of a flag, and categories."""
@@ -289,8 +330,7 @@ class Watch:
             return self.rule.pseudonym(value)
         if name in self.contract.masked:
             return ""
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        return " ".join(text.split())[:MOST_VALUE]
+        return name_value(value)
 
 
 def _read_flags(lake: Lake, batch: Manifest, scores: Manifest | None, groups: Sequence[str]) -> pa.Table | None:
@@ -310,30 +350,31 @@ def open_watch(watch: Watch, bundle_hash: str, excluded: Collection[date]) -> Wa
     """
     lake = watch.site.lake
     path = name_references(watch.site.detector, bundle_hash)
-    if (kept := lake.find_file(path)) is None:
-        watch = replace(watch, reference=watch.read_reference())
-        watch = replace(watch, practice=watch.practise(excluded))
-        lake.replace(path, dump_known(watch.reference, watch.practice))
-        return watch
-    reference, practice = load_known(kept)
-    return replace(watch, reference=reference, practice=practice)
+    kept = lake.find_file(path)
+    document = json.loads(kept) if kept else {}
+    reference = load_reference(document["columns"]) if document else watch.read_reference()
+    watch = replace(watch, reference=reference)
+    if document.get("format") == FORMAT:
+        return replace(watch, practice=load_practice(document), unreadable=document["unreadable"])
+    practice, unreadable = watch.practise(excluded)
+    lake.replace(path, dump_known(reference, practice, unreadable))
+    return replace(watch, practice=practice, unreadable=unreadable)
 
 
-def dump_known(reference: Reference, practice: Sequence[PastNight]) -> bytes:
+def dump_known(reference: Reference, practice: Sequence[PastNight], unreadable: int) -> bytes:
     """What is known of a version, as JSON."""
     days = [{"batch_date": one.batch_date.isoformat(), "values": list_values(one.values)} for one in practice]
     columns = {name: asdict(bins) for name, bins in reference.items()}
-    return json.dumps({"columns": columns, "practice": days}, allow_nan=False).encode()
+    document = {"format": FORMAT, "columns": columns, "practice": days, "unreadable": unreadable}
+    return json.dumps(document, allow_nan=False).encode()
 
 
-def load_known(data: bytes) -> tuple[Reference, tuple[PastNight, ...]]:
-    """What is known of a version, from JSON."""
-    document = json.loads(data)
-    practice = tuple(
+def load_practice(document: Mapping[str, Any]) -> tuple[PastNight, ...]:
+    """The days before the cut-off, from what `dump_known` has written."""
+    return tuple(
         PastNight(date.fromisoformat(day["batch_date"]), {(c, s): value for c, s, value in day["values"]})
         for day in document["practice"]
     )
-    return load_reference(document["columns"]), practice
 
 
 def list_values(values: Values) -> list[list[Any]]:
@@ -406,19 +447,26 @@ def watch_night(watch: Watch, night: Night, now: datetime) -> tuple[list[Drift],
         drift += compare_discoveries([(false, one.flagged) for false, one in answered], rate)
     else:
         drift += compare_flags(recent, [(false, one.scored) for false, one in answered], threshold, watch.spread)
-    decision = decide(site.detector, day.isoformat(), Watched(drift, history, shared))
-    lack = () if watch.reference else (describe_lack(site.detector, night.model_version),)
-    evidence = (*decision.evidence, *lack)
+    watched = Watched(drift, history, shared, watch.params.is_holiday(day))
+    decision = decide(site.detector, day.isoformat(), watched)
+    evidence = (*decision.evidence, *describe_lacks(watch, night.model_version))
     finding = Finding(site.detector, day, night.attempt, decision.finding, evidence, decision.todo, now)
     return drift, finding
 
 
-def describe_lack(detector: str, version: int) -> str:
-    """That a version has no training reference, and what to do."""
-    return (
-        f"Version {version} has no training reference, since the lake no longer has the rows that it was fitted on: "
-        f"columns and canaries were not checked; nightjar run {detector} --retrain makes a version that has one."
-    )
+def describe_lacks(watch: Watch, version: int) -> Iterator[str]:
+    """What the night could not be compared with, why, and what to do."""
+    if not watch.reference:
+        yield (
+            f"Version {version} has no training reference, since the lake no longer has the rows that it was fitted "
+            f"on: columns and canaries were not checked; nightjar run {watch.site.detector} --retrain makes a version "
+            "that has one."
+        )
+    if watch.unreadable and len(watch.practice) < MIN_NIGHTS:
+        yield (
+            f"{watch.unreadable} days before the training's cut-off were validated by another contract, without these "
+            "columns or with other types, so they do not show what is usual; later nights will."
+        )
 
 
 def summarise_finding(finding: Finding, drift: Sequence[Drift], facts: Mapping[str, str]) -> str:

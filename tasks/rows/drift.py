@@ -25,6 +25,10 @@ MIN_NIGHTS = 5  # of history, before a bound is learnt from it
 MIN_OF_WEEKDAY = 3
 SPREADS = 5.0  # from the usual value to a bound
 ALPHA = 0.01  # of two-sample tests, after the correction for many columns
+OF_CATEGORY, COUNTED = "flags_of_one_category", "flags_counted"  # the first with a category's name after it
+CHANCE = 0.01  # for any category of an ordinary night to have too many flags
+WINSORISED = 3.0  # spreads from the median, beyond which an earlier night's count is taken as this far
+POISSON = 0.5  # the spread of the square root of a count that varies by chance alone
 ALMOST_SURE = 1e-5  # of counts: the chance to be beyond a control limit
 WEEK = 7  # nights whose flags are counted together
 SHIFT_EXPLAINS = 0.3  # of the PSI may be left once times are moved back, or columns swapped back
@@ -150,8 +154,6 @@ def bound_statistic(
         return max(usual + margin, by_chance, most_false_alarms)
     if statistic == "flags_of_one_value":
         return usual + max(margin, 5 * math.sqrt(usual) + 5)  # one card's bursts come together
-    if statistic == "flags_of_one_category":
-        return usual + max(margin, 4 * math.sqrt(usual) + 4)
     if statistic == "canary_recall":
         return usual - max(margin, 0.15)
     return usual + max(margin, FLOORS[statistic]) if statistic in FLOORS else None
@@ -168,6 +170,39 @@ def bound_rows(rows: int, learnt: tuple[float, float] | None) -> list[Drift]:
     return [*found, Drift("", "rows_lacking", lack, bound), Drift("", "rows_in_excess", excess, bound)]
 
 
+def bound_count(past: Sequence[float], tests: int) -> float | None:
+    """The most that chance gives of what was counted on earlier nights; None: too few nights.
+
+    The upper end of the prediction interval for one more night, from Student's t-distribution of the square roots,
+    whose spread hardly depends on the count (Anscombe 1948). `tests` such bounds are together passed by chance in
+    CHANCE of the nights (Bonferroni). Gross nights of the past are winsorised, so that no attack hides the next.
+    """
+    from scipy.stats import t
+
+    if len(past) < MIN_NIGHTS:
+        return None
+    roots = np.sqrt(np.array(past) + 3 / 8)
+    middle = float(np.median(roots))
+    reach = WINSORISED * max(POISSON, 1.4826 * float(np.median(np.abs(roots - middle))))
+    roots = np.clip(roots, middle - reach, middle + reach)
+    quantile = float(t.isf(CHANCE / tests, len(past) - 1))
+    spread = max(POISSON, float(roots.std(ddof=1))) * math.sqrt(1 + 1 / len(past))
+    return (float(roots.mean()) + quantile * spread) ** 2 - 3 / 8
+
+
+def bound_flags(values: Values, history: Sequence[PastNight], rows: int) -> dict[tuple[str, str], float | None]:
+    """The bound of each category's flags, from its own nights before, and the least one of the flag rate."""
+    tonight = [key for key in values if key[1].startswith(OF_CATEGORY)]
+    tests = 1 + len({*tonight, *(key for past in history for key in past.values if key[1].startswith(OF_CATEGORY))})
+    bounds = {}
+    for key in tonight:
+        past = [night.values.get(key, 0.0) for night in history if (key[0], COUNTED) in night.values]
+        bounds[key] = bound_count(past, tests)
+    rate = ("", "flag_rate")
+    most = bound_count([night.values[rate] * rows for night in history if rate in night.values], tests)
+    return bounds | {rate: most and most / max(rows, 1)}
+
+
 def bound_values(values: Values, history: Sequence[PastNight], day: date, most_false_alarms: float) -> list[Drift]:
     """A night's statistics with their bounds, in their order.
 
@@ -175,8 +210,12 @@ def bound_values(values: Values, history: Sequence[PastNight], day: date, most_f
     """
     rows = int(values[("", "rows")])
     found = bound_rows(rows, learn_usual(history, ("", "rows"), day))
+    of_flags = bound_flags(values, history, rows)
+    most_false_alarms = max(most_false_alarms, of_flags["", "flag_rate"] or 0.0)
     for (column, statistic), value in values.items():
-        if statistic != "rows":
+        if statistic.startswith(OF_CATEGORY):
+            found.append(Drift(column, statistic, value, of_flags[column, statistic]))
+        elif statistic != "rows":
             learnt = learn_usual(history, (column, statistic), day)
             found.append(Drift(column, statistic, value, bound_statistic(statistic, learnt, rows, most_false_alarms)))
     return found

@@ -4,10 +4,11 @@ Data that break do so overnight and in ways of their own. An attack adds flags a
 world that changes moves the other rows too. They are looked for in this order.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.rows.drift import ALPHA, MIN_NIGHTS, PastNight
+from tasks.rows.drift import ALPHA, MIN_NIGHTS, OF_CATEGORY, SHIFT_EXPLAINS, PastNight
 from tasks.stores.tables import ATTACK, DATA_BROKE, NOTHING, WORLD_CHANGED, Drift
 
 RESCALED = 3.0  # times the usual median, or a third of it: more than a world changes overnight
@@ -47,12 +48,14 @@ class Decision:
 class Watched:
     """The statistics of a night with their bounds, those of the nights before, and names for its evidence.
 
-    shared: of each column in which flags were counted, the value that most of them share.
+    shared: of each column in which flags were counted, the value that most of them share. is_holiday: the number of
+    rows says nothing.
     """
 
     drift: Sequence[Drift]
     history: Sequence[PastNight]
     shared: Mapping[str, str]
+    is_holiday: bool = False
 
     def find(self, column: str, statistic: str) -> float:
         """The value of a statistic; 0 if it was not measured."""
@@ -68,6 +71,12 @@ class Watched:
         before = max((past.values.get((column, "psi"), 0.0) for past in recent), default=0.0)
         return self.find(column, "psi") > 3 * before
 
+    def is_rescaled(self, column: str) -> bool:
+        """Whether a column's values have suddenly been multiplied by one number, such as miles for kilometres."""
+        ratio, psi, left = (self.find(column, name) for name in ("median_ratio", "psi", "psi_rescaled"))
+        is_scale = abs(ratio - 1) > 0.05 and left < SHIFT_EXPLAINS * psi
+        return is_scale and self.is_sudden(column)
+
 
 def decide(detector: str, day: str, night: Watched) -> Decision:
     """The finding of a night."""
@@ -75,19 +84,24 @@ def decide(detector: str, day: str, night: Watched) -> Decision:
     if broken := list_breaks(night):
         again = f"nightjar score {detector} --date {day}"
         todo = f"stop: do not act on this night's flags; have the data delivered again, then {again}"
+        if night.beyond("rows_lacking", "rows_in_excess"):
+            todo += "; if it was a holiday, add the date to monitor.holidays in params.yaml, then the same command"
         return Decision(DATA_BROKE, (*broken, *notes), todo)
     changed, struck = list_changes(night), list_strikes(night)
     if struck and not changed:
         return Decision(ATTACK, (*struck, *notes), f"look now: nightjar flags {detector} --date {day}")
     if changed:
         todo = f"if it lasts, retrain: nightjar run {detector} --retrain, then nightjar compare {detector}"
+        if any(night.is_rescaled(one.column) for one in night.beyond("psi_unflagged")):
+            again = f"nightjar score {detector} --date {day}"
+            todo = f"ask for the unit; if it is wrong, have the data delivered again, then {again}; {todo}"
         return Decision(WORLD_CHANGED, (*changed, *struck, *notes), todo)
     return Decision(NOTHING, notes, "")
 
 
 def list_breaks(night: Watched) -> list[str]:
     """Signs that the data broke, as sentences."""
-    found = [describe_break(night, one) for one in night.beyond(*BREAKS)]
+    found = [describe_break(night, one) for one in night.beyond(*BREAKS) if not is_expected(night, one)]
     moved = night.beyond("hour_shift", "swapped")
     found += [describe_break(night, one) for one in moved if night.find(one.column, "p_value") < ALPHA]
     found += [
@@ -104,6 +118,11 @@ def list_breaks(night: Watched) -> list[str]:
         elif one.value > GROSS:
             found.append(f"{one.column}: suddenly its values differ grossly from the training's (PSI {one.value:.2f}).")
     return list(dict.fromkeys(found))
+
+
+def is_expected(night: Watched, one: Drift) -> bool:
+    """Whether the night's date explains a statistic: the number of rows on a holiday."""
+    return night.is_holiday and one.statistic in ("rows_lacking", "rows_in_excess")
 
 
 def describe_break(night: Watched, one: Drift) -> str:
@@ -130,6 +149,8 @@ def list_changes(night: Watched) -> list[str]:
         if night.find(one.column, "p_value") < ALPHA:
             ratio = night.find(one.column, "median_ratio")
             more = f"; its median is {ratio:.3g} times the training's" if ratio and abs(ratio - 1) > 0.05 else ""
+            if night.is_rescaled(one.column):
+                more = f"; suddenly all its values are {ratio:.3g} times the training's, as in another unit"
             found.append(f"{one.column}: PSI {one.value:.3f} without the flagged rows, bound {one.bound:.3f}{more}.")
     for one in night.beyond("unseen_share"):
         found.append(f"{one.column}: {one.value:.1%} of its values never occurred in training, bound {one.bound:.1%}.")
@@ -141,17 +162,19 @@ def list_strikes(night: Watched) -> list[str]:
     found = [
         f"{one.value:.2%} of the rows are flagged; up to {one.bound:.2%} is usual." for one in night.beyond("flag_rate")
     ]
-    for one in night.beyond("flags_of_one_value", "flags_of_one_category"):
-        value = night.shared.get(one.column, "")
-        found.append(
-            f"{one.value:.0f} flags share one {one.column}{value and f', {value}'}; up to {one.bound:.0f} is usual."
-        )
+    beyond = night.beyond("flags_of_one_value", OF_CATEGORY)
+    worst = {one.column: one for one in sorted(beyond, key=lambda one: one.value - (one.bound or 0.0))}
+    for name, one in sorted(worst.items(), key=lambda item: (item[1].bound or 0.0) - item[1].value):
+        value = night.shared.get(name) or one.statistic.partition(" ")[2]
+        most = math.floor(one.bound or 0.0)
+        found.append(f"{one.value:.0f} flags share one {name}{value and f', {value}'}; up to {most:,} is usual.")
     return found
 
 
 def list_notes(night: Watched) -> list[str]:
     """What else should be known, and makes no finding, as sentences."""
-    found = [describe_note(one) for one in night.beyond(*NOTED)]
+    found = [f"A holiday: {describe_break(night, one)}" for one in night.beyond(*BREAKS) if is_expected(night, one)]
+    found += [describe_note(one) for one in night.beyond(*NOTED)]
     if not any(one.statistic == "rows_lacking" for one in night.drift):
         found.append(f"Fewer than {MIN_NIGHTS} earlier nights are known, too few to learn how many rows are usual.")
     return found

@@ -457,14 +457,30 @@ class CategoryCanary(Section):
 Canary = Annotated[ShiftCanary | SwapCanary | CategoryCanary, Field(discriminator="kind")]
 
 
+def check_holiday(text: str) -> str:
+    """A date, or a month and day of every year, such as 12-25. Raises ValueError."""
+    try:
+        if date.fromisoformat(f"2024-{text}" if len(text) == len("12-25") else text).isoformat().endswith(text):
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is neither a date such as 2026-04-03 nor a month and day such as 12-25")
+
+
 class MonitorParams(Section):
     """What is watched after each published night.
 
     canaries: None chooses some by the kinds of columns; an empty list makes none. ignore: columns that may drift.
+    holidays: dates whose number of rows says nothing, each a date or, in every year, month and day.
     """
 
     canaries: tuple[Canary, ...] | None = None
     ignore: tuple[str, ...] = ()
+    holidays: tuple[Annotated[str, AfterValidator(check_holiday)], ...] = ()
+
+    def is_holiday(self, day: date) -> bool:
+        """Whether a date is one of the holidays."""
+        return not {day.isoformat(), f"{day:%m-%d}"}.isdisjoint(self.holidays)
 
 
 class RetentionParams(Section):

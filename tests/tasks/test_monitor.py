@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from flows.config.setup import Setup
 from models.calibration import expect_false_alarms
 from models.detector import Detector
 from tasks.ingest import ingest_arrivals
-from tasks.monitor import Watch, draw_rows, measure_flags, monitor_night, summarise_finding
+from tasks.monitor import Watch, draw_rows, measure_categories, measure_flags, monitor_night, summarise_finding
 from tasks.on_demand.findings import describe_finding, read_watched
 from tasks.publish import Begun, publish_scored
 from tasks.rows.params import MonitorParams
@@ -198,17 +199,36 @@ def test_a_version_older_than_the_lineage_of_its_rows_has_no_reference(project):
     assert (watch.read_reference(), watch.cutoff) == ({}, date(2026, 3, 1))
 
 
-def test_flags_are_counted_by_each_value_and_by_all_categories_together():
-    flags = pa.table({"card": ["a", "b", "a", None], "shop": ["x", "x", "x", "y"], "channel": ["p", "q", "p", "p"]})
-    found, shared = measure_flags(flags, ["card", "shop", "channel"], ["shop", "channel"])
-    assert found == {
-        ("card", "flags_of_one_value"): 2,
-        ("shop", "flags_of_one_category"): 3,
-        ("channel", "flags_of_one_category"): 3,
-        ("all categories", "flags_of_one_category"): 2,
+def test_flags_are_counted_by_the_commonest_value_and_by_each_category_and_all_together():
+    flags = pa.table({"card": ["a", "b", "a", None], "shop": ["x", "x", "x", "y"], "channel": ["p", "q", "p", None]})
+    assert measure_flags(flags, ["card"]) == ({("card", "flags_of_one_value"): 2.0}, {"card": "a"})
+    assert measure_flags(flags.slice(0, 0), ["card"]) == ({("card", "flags_of_one_value"): 0.0}, {"card": ""})
+    assert measure_categories(flags, ["shop", "channel"]) == {
+        ("shop", "flags_counted"): 4,
+        ("shop", "flags_of_one_category x"): 3,
+        ("shop", "flags_of_one_category y"): 1,
+        ("channel", "flags_counted"): 3,
+        ("channel", "flags_of_one_category p"): 2,
+        ("channel", "flags_of_one_category q"): 1,
+        ("all categories", "flags_counted"): 4,
+        ("all categories", "flags_of_one_category x, p"): 2,
+        ("all categories", "flags_of_one_category x, q"): 1,
+        ("all categories", "flags_of_one_category y, None"): 1,
     }
-    assert shared["all categories"] == ("x", "p")
-    assert measure_flags(flags.slice(0, 0), ["card"], []) == ({("card", "flags_of_one_value"): 0.0}, {"card": ""})
+    assert measure_categories(flags.slice(0, 0), ["shop"]) == {("shop", "flags_counted"): 0}
+
+
+def test_of_many_categories_the_commonest_are_counted_by_names_that_tables_can_hold():
+    values = ["b", "b", *(f"v{n:03}" for n in range(200)), " a\nb\0 ", "x" * 100]
+    found = measure_categories(pa.table({"code": values}), ["code"])
+    assert len(found) == 101
+    assert found["code", "flags_counted"] == 204
+    assert found["code", "flags_of_one_category b"] == 2
+    assert found["code", "flags_of_one_category a b\ufffd"] == 1
+    assert ("code", "flags_of_one_category v096") in found and ("code", "flags_of_one_category v098") not in found
+    assert (
+        measure_categories(pa.table({"code": ["x" * 100]}), ["code"])["code", f"flags_of_one_category {'x' * 60}"] == 1
+    )
 
 
 def test_rows_of_a_large_batch_are_drawn_with_their_own_scores(tmp_path):
@@ -253,8 +273,61 @@ def test_what_is_known_of_a_version_has_no_values_of_masked_columns(project):
 def test_a_category_that_was_masked_after_it_was_learnt_is_in_no_evidence(project, monkeypatch):
     monkeypatch.setattr(Watch, "categories", ("shop", "customer"))
     drift, _ = run_night(project)
-    assert find(drift, "shop", "flags_of_one_category").value > 0
+    assert find(drift, "shop", "flags_counted").value > 0
     assert not any(one.column == "all categories" for one in drift)
+    assert not any("customer-" in one.statistic for one in drift)
+
+
+def test_what_was_kept_of_a_version_before_categories_were_counted_is_measured_again(project):
+    run_night(project)
+    lake = reopen(project).site.lake
+    [path] = lake.files("references/orders")
+    kept = lake.read(path)
+    document = json.loads(kept)
+    values = [[day["values"].pop() for _ in range(3)] for day in document["practice"]]
+    assert values and document.pop("format") == 2
+    lake.replace(path, json.dumps(document).encode())
+    run_night(project)
+    assert json.loads(lake.read(path)) == json.loads(kept)
+
+
+@pytest.mark.parametrize("change", ["missing", "text"])
+def test_days_that_another_contract_validated_are_left_out_and_said(project, change):
+    lake = reopen(project).site.lake
+    for day in lake.dates("validated", "orders"):
+        batch = lake.get("validated", "orders", day)
+        rows = pa.concat_tables([table for part in batch.parts for table in lake.slices(part)])
+        place = rows.schema.get_field_index("spend")
+        old = rows.remove_column(place)
+        if change == "text":
+            old = old.add_column(place, "spend", rows["spend"].cast(pa.string()))
+        partition = lake.write("validated", "orders", day)
+        with partition.part("part-0") as part:
+            part.append(old)
+        partition.commit(batch.facts)
+    drift, finding = run_night(project)
+    assert finding.finding == "nothing"
+    assert any("were validated by another contract" in sentence for sentence in finding.evidence)
+    assert find(drift, "spend", "psi").value >= 0
+    _, again = run_night(project)  # from what is kept of the version
+    assert any("were validated by another contract" in sentence for sentence in again.evidence)
+
+
+def test_few_rows_on_a_holiday_are_said_and_no_fault(project):
+    frame = half(make_rows(DAY))
+    _, finding = run_night(project, frame=frame)
+    assert finding.finding == "data_broke"
+    assert "if it was a holiday, add the date to monitor.holidays" in finding.todo
+    project.change("params.yaml", "detectors", "orders", "monitor", value={"holidays": [f"{DAY:%m-%d}"]})
+    _, finding = run_night(project, frame=frame)
+    assert (finding.finding, finding.todo) == ("nothing", "")
+    assert finding.evidence[0].startswith("A holiday: 150 rows, 50% fewer than usual on this weekday")
+
+
+def test_of_a_column_in_another_unit_little_has_changed_once_it_is_scaled_back(project):
+    drift, _ = run_night(project, frame=make_rows(DAY).assign(spend=lambda f: f["spend"] * 1.609))
+    assert find(drift, "spend", "median_ratio").value == pytest.approx(1.6, abs=0.2)
+    assert find(drift, "spend", "psi_rescaled").value < 0.3 * find(drift, "spend", "psi").value
 
 
 def test_status_and_monitor_read_what_was_found(project):

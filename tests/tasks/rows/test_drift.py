@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import betabinom, binom, chi2_contingency
+from scipy.stats import betabinom, binom, chi2_contingency, t
 
 from models.calibration import fit_threshold
 from models.columns import Column
@@ -109,6 +109,60 @@ def test_the_flag_rate_may_be_as_high_as_chance_lets_it_from_the_threshold_or_fr
     few, many = (bound("flag_rate", 0.05, high, rows=n) for n in (100, 100_000))
     assert few.bound == pytest.approx(binom.ppf(1 - 1e-5, 100, 0.03) / 100)
     assert not few.is_beyond and many.is_beyond
+
+
+def count_categories(*nights, column="channel"):
+    """Nights with these flags by category."""
+    return [
+        {(column, "flags_counted"): float(sum(counts.values()))}
+        | {(column, f"flags_of_one_category {name}"): float(count) for name, count in counts.items()}
+        for counts in nights
+    ]
+
+
+def bound_categories(tonight, *before):
+    history = [PastNight(MONDAY + timedelta(days=n), found) for n, found in enumerate(count_categories(*before))]
+    values = {("", "rows"): 5000, **count_categories(tonight)[0]}
+    found = bound_values(values, history, MONDAY + timedelta(days=len(before)), most_false_alarms=0.011)
+    return {one.statistic.removeprefix("flags_of_one_category "): one for one in found}
+
+
+def test_flags_of_a_category_are_bounded_by_its_own_past_and_not_by_the_commonest():
+    rng = np.random.default_rng(1)
+    before = [{"shop": int(rng.poisson(40)), "app": int(rng.poisson(10))} for _ in range(28)]
+    found = bound_categories({"shop": 44, "app": 36, "new": 4}, *before)
+    assert found["app"].is_beyond and not found["shop"].is_beyond and not found["new"].is_beyond
+    roots = np.sqrt(np.array([night["app"] for night in before]) + 0.375)
+    upper = roots.mean() + t.isf(0.01 / 4, 27) * max(0.5, roots.std(ddof=1)) * np.sqrt(1 + 1 / 28)
+    assert found["app"].bound == pytest.approx(upper**2 - 0.375)  # three categories and the flag rate are tested
+    assert bound_categories({"shop": 44, "app": 36, "new": 12}, *before)["new"].is_beyond
+    assert bound_categories({"app": 500}, *before[:4])["app"].bound is None  # too few nights
+
+
+def test_a_night_on_which_a_category_had_no_flag_counts_and_one_that_was_not_measured_does_not():
+    none = [{"shop": 3}] * 10
+    assert bound_categories({"app": 9}, *none)["app"].is_beyond
+    history = [PastNight(MONDAY + timedelta(days=n), {("", "rows"): 5000.0}) for n in range(10)]
+    values = {("", "rows"): 5000, **count_categories({"app": 9})[0]}
+    found = bound_values(values, history, MONDAY + timedelta(days=10), most_false_alarms=0.011)
+    assert all(one.bound is None for one in found if one.column == "channel")
+
+
+def test_an_attack_of_some_nights_does_not_hide_that_it_goes_on():
+    rng = np.random.default_rng(2)
+    before = [{"app": int(count)} for count in rng.poisson(10, 28)]
+    assert bound_categories({"app": 60}, *before, *[{"app": 60}] * 5)["app"].is_beyond
+
+
+def test_ordinary_nights_have_no_category_beyond_its_bound_more_often_than_said():
+    rng = np.random.default_rng(3)
+    usual = rng.gamma(0.5, 10.0, 60)
+    passed = 0
+    for _ in range(300):
+        nights = rng.poisson(usual * rng.gamma(20, 1 / 20, (29, 60)))
+        named = [{f"c{place}": int(count) for place, count in enumerate(night) if count} for night in nights]
+        passed += any(one.is_beyond for one in bound_categories(named[-1], *named[:-1]).values())
+    assert passed <= 8  # of 300; up to 3 are expected, and more than 8 in 1 of 250 cases
 
 
 THRESHOLD = fit_threshold(np.arange(9999.0), QuantilePolicy(q=0.99))  # 1 % of the rows, from Beta(100, 9900)

@@ -89,6 +89,45 @@ def test_more_flags_among_unchanged_rows_are_an_attack_and_what_they_share_is_na
     assert "nightjar flags cards --date 2026-11-20" in found.todo
 
 
+def test_of_the_categories_of_a_column_the_one_with_the_most_flags_beyond_its_bound_is_named():
+    drift = [
+        Drift("channel", "flags_of_one_category chip", 20, 18.9),
+        Drift("channel", "flags_of_one_category app", 49, 37.6),
+        Drift("channel", "flags_of_one_category online", 90, 95.0),
+        Drift("all categories", "flags_of_one_category IE, app", 39, 0.4),
+    ]
+    found = find(*drift)
+    assert found.finding == "attack"
+    assert found.evidence == (
+        "39 flags share one all categories, IE, app; up to 0 is usual.",
+        "49 flags share one channel, app; up to 37 is usual.",
+    )
+
+
+def test_a_column_that_is_suddenly_multiplied_by_one_number_asks_for_its_unit():
+    miles = [*changed("km", 0.2, median_ratio=0.621), Drift("km", "psi_rescaled", 0.01, None)]
+    found = find(*miles, history=past("km", 0.01, 0.01, 0.01))
+    assert found.finding == "world_changed"
+    assert found.evidence[0] == (
+        "km: PSI 0.200 without the flagged rows, bound 0.050; suddenly all its values are 0.621 times the training's, "
+        "as in another unit."
+    )
+    assert found.todo.startswith("ask for the unit; if it is wrong, have the data delivered again, then nightjar score")
+    for history, left in ((past("km", 0.15, 0.18, 0.19), 0.01), (past("km", 0.01, 0.01, 0.01), 0.15)):
+        other = find(*miles[:-1], Drift("km", "psi_rescaled", left, None), history=history)
+        assert (other.finding, "unit" in other.todo) == ("world_changed", False)
+
+
+def test_few_rows_on_a_holiday_are_a_note():
+    few = Drift("", "rows", 2000, None), Drift("", "rows_lacking", 0.6, 0.1)
+    assert "add the date to monitor.holidays" in decide("cards", "2026-12-25", Watched(few, (), {})).todo
+    found = decide("cards", "2026-12-25", Watched(few, (), {}, is_holiday=True))
+    assert found.finding == "nothing"
+    assert found.evidence[0].startswith("A holiday: 2,000 rows, 60% fewer than usual on this weekday")
+    broken = (*few, Drift("amount", "null_share", 0.4, 0.02))
+    assert decide("cards", "2026-12-25", Watched(broken, (), {}, is_holiday=True)).finding == "data_broke"
+
+
 @pytest.mark.parametrize("statistic", ["canary_recall", "arrival_hours", "score_psi", "score_shift"])
 def test_some_statistics_are_evidence_but_no_finding(statistic):
     value, bound = (0.1, 0.8) if statistic == "canary_recall" else (0.8, 0.1)
