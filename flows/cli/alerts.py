@@ -1,6 +1,8 @@
 """`nightjar alerts`."""
 
+import re
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,7 +12,9 @@ from rich.table import Table
 from flows.cli.options import Json
 from flows.cli.screen import print_json, print_note, print_rows, stdout
 
-EXAMPLE = "nightjar alerts preview --nights 30; nightjar alerts test mail"
+EXAMPLE = "nightjar alerts preview --nights 30; nightjar alerts test mail; nightjar alerts snooze late --for 8h"
+SPAN = re.compile(r"(\d{1,4})([mhd])")  # minutes, hours, days
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 SHOWN_DELIVERIES = 20  # on screen; --json has all
 
 
@@ -20,16 +24,30 @@ class Action(StrEnum):
     LIST = "list"
     PREVIEW = "preview"
     SEND = "send"
+    SNOOZE = "snooze"
     TEST = "test"
 
 
 def alerts(
     action: Annotated[Action, typer.Argument(help="What to do.")] = Action.LIST,
-    channel: Annotated[str | None, typer.Argument(help="With test: the channel.", metavar="CHANNEL")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="With test: the channel; with snooze: the rule.", metavar="NAME")
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"],
+            metavar="YYYY-MM-DDTHH:MM",
+            help="With snooze: the end, in the time zone of alerts.yaml; one that is over ends the snooze.",
+        ),
+    ] = None,
+    span: Annotated[
+        str | None, typer.Option("--for", metavar="SPAN", help="With snooze: how long, such as 30m, 8h or 2d.")
+    ] = None,
     nights: Annotated[int, typer.Option(min=1, max=366, help="With preview: the number of last nights.")] = 30,
     as_json: Json = False,
 ) -> None:
-    """Show, preview, send or test the messages of alerts.yaml.
+    """Show, preview, send, snooze or test the messages of alerts.yaml.
 
     list: those sent, failed or held back.
 
@@ -37,15 +55,20 @@ def alerts(
 
     send: what is new or due now, and what failed before.
 
+    snooze: write into alerts.yaml that a rule sends nothing about what happens until then.
+
     test: one message to a channel.
     """
-    if (channel is not None) != (action is Action.TEST):
-        raise typer.BadParameter("test needs a channel, and only test takes one", param_hint="CHANNEL")
+    if (name is not None) != (action in (Action.TEST, Action.SNOOZE)):
+        raise typer.BadParameter("test needs a channel and snooze a rule, and only they take one", param_hint="NAME")
+    if ((until is None) == (span is None)) == (action is Action.SNOOZE) or (until and span):
+        raise typer.BadParameter("snooze needs one of --until and --for, and only snooze takes them")
     {
         Action.LIST: lambda: show_list(as_json),
         Action.PREVIEW: lambda: show_preview(nights, as_json),
         Action.SEND: lambda: send(as_json),
-        Action.TEST: lambda: test(channel or "", as_json),
+        Action.SNOOZE: lambda: snooze(name or "", until, span, as_json),
+        Action.TEST: lambda: test(name or "", as_json),
     }[action]()
 
 
@@ -101,6 +124,25 @@ def send(as_json: bool) -> None:
             print_note(problem)
     if told.problems:
         raise typer.Exit(1)
+
+
+def snooze(rule: str, until: datetime | None, span: str | None, as_json: bool) -> None:
+    """Snooze a rule. Raises ParamsInvalid."""
+    from flows.alerts import find_zone
+    from flows.config.alerts import snooze_rule
+    from flows.config.settings import load_settings
+
+    zone = find_zone()
+    if until is None:
+        if not (found := SPAN.fullmatch(span or "")):
+            raise typer.BadParameter(f"{span!r} is not a number and m, h or d, such as 8h", param_hint="--for")
+        end = datetime.now(UTC) + timedelta(**{UNITS[found[2]]: int(found[1])})
+        until = end.astimezone(zone).replace(tzinfo=None, second=0, microsecond=0)
+    snooze_rule(load_settings(), rule, until)
+    if as_json:
+        print_json({"rule": rule, "snoozed_until": f"{until:%Y-%m-%dT%H:%M}", "time_zone": str(zone)})
+    else:
+        stdout.print(f"{rule} is snoozed until {until:%Y-%m-%d %H:%M} ({zone}), in alerts.yaml", highlight=False)
 
 
 def test(channel: str, as_json: bool) -> None:

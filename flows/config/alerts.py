@@ -5,11 +5,15 @@ name, in lower case, in the folder NIGHTJAR_SECRETS or its folder `channels`.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
-from flows.config.documents import parse_yaml, read_text
+from ruamel.yaml.nodes import MappingNode, Node
+
+from flows.config.documents import compose_yaml, parse_yaml, read_text, write_files
 from flows.config.params import detector_names, load_detector, parse_section
 from flows.config.settings import Settings
 from tasks.errors import ParamsInvalid
@@ -56,6 +60,55 @@ def get_url(name: str) -> str:
         expected="an Apprise URL, such as mailtos://USER:PASSWORD@SERVER?to=ADDRESS or json://HOST/PATH",
         todo="set the variable, for workers too, or put a file of that name, in lower case, in NIGHTJAR_SECRETS",
     )
+
+
+def snooze_rule(settings: Settings, rule: str, until: datetime) -> None:
+    """Write `snoozed_until` of a rule into alerts.yaml; all other text is kept. until: of the file's time zone.
+
+    Raises ParamsInvalid if there is no such rule, or if the file cannot be changed.
+    """
+    path = settings.project / FILE
+    alerts, text = load_alerts(settings), read_text(path) or ""
+    if alerts is None or rule not in alerts.rules:
+        raise ParamsInvalid(
+            f"The rule {rule!r} does not exist.",
+            where=str(path),
+            expected=", ".join(alerts.rules) if alerts else f"{FILE} in the project's folder",
+            todo="use one of these names, or add it: docs/alerts.md",
+        )
+    edited = _set_in_rule(text, rule, "snoozed_until", f"'{until:%Y-%m-%dT%H:%M}'", path)
+    wanted = {**alerts.rules, rule: alerts.rules[rule].model_copy(update={"snoozed_until": until})}
+    try:
+        is_whole = parse_section(Alerts, parse_yaml(edited, path), path) == alerts.model_copy(update={"rules": wanted})
+    except ParamsInvalid:
+        is_whole = False
+    if not is_whole:
+        raise ParamsInvalid(
+            f"The rule cannot be changed in {FILE} in its current format; nothing was changed.",
+            where=str(path),
+            todo=f"add snoozed_until: '{until:%Y-%m-%dT%H:%M}' to the rule {rule} by hand",
+        )
+    write_files({path: edited})
+
+
+def _set_in_rule(text: str, rule: str, key: str, value: str, path: Path) -> str:
+    node = _find(_find(compose_yaml(text, path), "rules"), rule)
+    old = _find(node, key)
+    if old is not None:
+        return text[: old.start_mark.index] + value + text[old.end_mark.index :]
+    if not isinstance(node, MappingNode) or not node.value:
+        return text
+    if node.flow_style:
+        end = node.end_mark.index - 1
+        head = re.sub(r",?\s*$", "", text[:end])
+        return f"{head}, {key}: {value}{text[end:]}"
+    first = node.start_mark
+    return f"{text[: first.index]}{key}: {value}\n{' ' * first.column}{text[first.index :]}"
+
+
+def _find(node: Node | None, key: str) -> Node | None:
+    pairs = node.value if isinstance(node, MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
 
 
 def _check_detectors(alerts: Alerts, path: Path, known: list[str]) -> None:

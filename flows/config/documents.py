@@ -1,10 +1,11 @@
-"""Read and write YAML 1.2, as DVC does: params.yaml, the contracts, and the sections that `nightjar init` writes.
+"""Read and write YAML 1.2, as DVC does: params.yaml, the contracts, and what commands write.
 
 In: a file or its text. Out: plain values, or nodes with their positions in the text. Duplicate keys, deep nesting and
 aliases that expand to too many values are errors.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,30 @@ def _check_size(text: str) -> None:
         open_nodes[-1] = (anchor, before + values)
         if before + values > MAX_VALUES:
             raise YAMLError(f"more than {MAX_VALUES:,} values, or a value that contains itself")
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """Write files: all of them or, if one cannot be written, none."""
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}.new")
+            new.write_text(text, encoding="utf-8")
+            new.replace(path)
+    except OSError as error:
+        for path, content in before.items():
+            _restore(path, content)
+        raise ParamsInvalid(
+            "The project's folder cannot be written; nothing was changed.",
+            where=str(error.filename),
+            got=str(error.strerror),
+            todo="check permissions and free space, or point NIGHTJAR_PROJECT to another folder",
+        ) from error
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != content:
+        path.write_bytes(content)

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from ruamel.yaml.nodes import MappingNode, Node
 
-from flows.config.documents import compose_yaml, dump_yaml, parse_yaml, read_text
+from flows.config.documents import compose_yaml, dump_yaml, parse_yaml, read_text, write_files
 from flows.config.params import NAME, combine, parse_detector
 from flows.config.settings import Settings, load_settings
 from flows.config.setup import fill_url
@@ -243,26 +243,6 @@ def _place(entries: dict[str, tuple[Node, Node]], name: str, node: Node, lines: 
     return (starts[place] if name in entries else end), end
 
 
-def write_files(files: Mapping[Path, str]) -> None:
-    """Write files: all of them or, if one cannot be written, none."""
-    before = {path: path.read_bytes() if path.exists() else None for path in files}
-    try:
-        for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(f".{path.name}.new")
-            new.write_text(text, encoding="utf-8")
-            new.replace(path)
-    except OSError as error:
-        for path, content in before.items():
-            _restore(path, content)
-        raise ParamsInvalid(
-            "The project's folder cannot be written; nothing was changed.",
-            where=str(error.filename),
-            got=str(error.strerror),
-            todo="check permissions and free space, or point NIGHTJAR_PROJECT to another folder",
-        ) from error
-
-
 def note_leftovers(settings: Settings, name: str) -> list[str]:
     """A note if rows of an earlier detector of the same name would be mixed with the new detector's rows."""
     dates = Lake(settings.lake_root).dates("landing", name)
@@ -270,13 +250,6 @@ def note_leftovers(settings: Settings, name: str) -> list[str]:
         return []
     return [f"the lake holds {len(dates)} landed dates of an earlier {name}, which now count as this detector's; "
             f"choose another name if it is other data"]  # fmt: skip
-
-
-def _restore(path: Path, content: bytes | None) -> None:
-    if content is None:
-        path.unlink(missing_ok=True)
-    elif path.read_bytes() != content:
-        path.write_bytes(content)
 
 
 def _entries(node: Node | None) -> dict[str, tuple[Node, Node]]:

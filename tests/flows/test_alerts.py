@@ -1,6 +1,7 @@
 """From alerts.yaml to an inbox: what a night, the watch and `nightjar alerts` tell, and what keeps them from it."""
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -195,6 +196,58 @@ def test_a_test_message_says_whether_a_channel_works(
     (project.folder / "nightjar_channel_hook").rename(project.folder / "channels" / "nightjar_channel_hook")
     (project.folder / "channels" / "nightjar_channel_hook").write_text(f"{mail.url}\n")
     assert answer(capsys, "alerts", "test", "hook") == {"channel": "hook", "sent": True}
+
+
+ALERTS_TEXT = """# who is on call
+channels: {mail: }
+rules:
+  broken: {on: night_failed, channels: [mail]}  # at night
+  late:
+    # the feed
+    on: night_late
+    channels: [mail]
+time_zone: Europe/Berlin
+"""
+
+
+def test_a_rule_is_snoozed_by_a_command_that_keeps_all_other_text(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = project.folder / "alerts.yaml"
+    path.write_text(ALERTS_TEXT)
+    said = answer(capsys, "alerts", "snooze", "late", "--until", "2026-12-02")
+    assert said == {"rule": "late", "snoozed_until": "2026-12-02T00:00", "time_zone": "Europe/Berlin"}
+    line = "    # the feed\n    snoozed_until: '2026-12-02T00:00'\n    on: night_late\n"
+    assert path.read_text() == ALERTS_TEXT.replace("    # the feed\n    on: night_late\n", line)
+    answer(capsys, "alerts", "snooze", "late", "--until", "2026-12-02T07:30")
+    assert path.read_text().count("snoozed_until") == 1
+    before = datetime.now(BERLIN)
+    answer(capsys, "alerts", "snooze", "broken", "--for", "8h")
+    [written] = re.findall(
+        r"broken: {on: night_failed, channels: \[mail\], snoozed_until: '(.{16})'}  # at night", path.read_text()
+    )
+    span = datetime.fromisoformat(written).replace(tzinfo=BERLIN).astimezone(UTC) - before.astimezone(UTC)
+    assert timedelta(hours=7, minutes=59) <= span <= timedelta(hours=9)
+    text = path.read_text()
+    for arguments in (("late",), ("late", "--for", "8"), ("late", "--for", "1h", "--until", "2026-12-02"), ()):
+        assert execute(["alerts", "snooze", *arguments]) == 2
+    assert execute(["alerts", "preview", "--for", "8h"]) == 2
+    assert execute(["alerts", "snooze", "nothing", "--for", "8h"]) == 1
+    assert "The rule 'nothing' does not exist." in capsys.readouterr().err
+    path.write_text(text.replace("  late:\n", "  late: &late\n"))
+    assert execute(["alerts", "snooze", "late", "--for", "0m"]) == 0
+    assert path.read_text().startswith("# who is on call")
+
+
+def test_a_rule_that_cannot_be_changed_in_place_is_left_alone(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = project.folder / "alerts.yaml"
+    text = "channels: {mail: }\nrules:\n  one: &both {on: night_late, channels: [mail]}\n  two: *both\n"
+    path.write_text(text)
+    assert execute(["alerts", "snooze", "two", "--until", "2026-12-02"]) == 1
+    assert "nothing was changed" in capsys.readouterr().err
+    assert path.read_text() == text
 
 
 WORK = {"begin": "2026-03-01", "end": "2026-03-02"}
