@@ -1,5 +1,7 @@
 import functools
 import math
+import subprocess
+import sys
 from typing import Literal
 
 import numpy as np
@@ -58,6 +60,37 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     first, again, other = run(5), run(5), run(6)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("params", NETWORKS)
+def test_the_weights_are_those_of_torchs_adamw_to_the_bit(params: AutoencoderParams | VariationalParams) -> None:
+    fit = FitParams(epochs=3, batch_size=16, learning_rate=0.02, weight_decay=0.1, min_improvement=0.0)
+    network, theirs = build_network(params, 4, seed=0), build_network(params, 4, seed=0)
+    result = fit_network(network, make_rows(40, 1), make_rows(16, 2), fit, CPU)
+    assert result.best_epoch == 3  # whose weights are kept
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.1, fused=True)
+    shuffle, chance = torch.Generator().manual_seed(fit.seed), torch.Generator().manual_seed(fit.seed)
+    for _ in range(3):
+        for batch in torch.split(torch.randperm(40, generator=shuffle), 16):
+            rows = make_rows(40, 1)[batch]
+            optimizer.zero_grad()
+            theirs.loss(rows, rows, chance).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weigh(network), weigh(theirs), strict=True))
+
+
+@pytest.mark.slow
+def test_a_fit_does_not_import_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from models.fitting import build_network, fit_network
+from models.params import AutoencoderParams, FitParams
+rows = torch.ones(8, 4)
+fit_network(build_network(AutoencoderParams(layers=(3,)), 4, 0), rows, rows, FitParams(epochs=1), torch.device("cpu"))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_global_random_state_is_left_alone() -> None:
