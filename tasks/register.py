@@ -31,6 +31,7 @@ from tasks.stores.site import Site
 REDUCER = "reducer"  # the key in the lineage, and so the tag, of a version with a second stage
 LONGEST_TAG = 250  # characters
 SHOWN_COLUMNS = 50
+USUAL = 0.01  # of a night's rows may be flagged, where a false-discovery rate lets the number follow the anomalies
 BY_EPOCH = ("fit_loss", "stopping_loss", "tuning_precision", "tuning_recall")
 
 
@@ -174,10 +175,8 @@ def register_bundle(
     example = make_example(detector.columns)
     measured = {k: v for k, v in asdict(metrics).items() if v is not None} if metrics else {}
     threshold = detector.threshold
-    named = name_tags(detector.lineage, site.commit) | {
-        **tags,
-        registry.MOST_FALSE_ALARMS: f"{threshold.interval_high:.6g}",
-    }
+    most = threshold.interval_high if detector.discovery_rate is None else USUAL
+    named = name_tags(detector.lineage, site.commit) | {**tags, registry.MOST_FALSE_ALARMS: f"{most:.6g}"}
     version = site.registry.log_version(
         bundle,
         content_hash,

@@ -116,3 +116,17 @@ def test_two_versions_are_compared_by_their_own_thresholds_of_each_night(
     found = answer(capsys, "compare", "orders")
     flagged = [night.flagged for night in read_nights() if str(night.batch_date) in found["nights"]]
     assert found["first"]["flags"] == sum(flagged)
+
+
+def test_a_night_with_as_many_discoveries_as_anomalies_is_not_called_excessive(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = make_rows(LAST + timedelta(days=1))
+    many.loc[many.index[-20:], "spend"] = many["items"][-20:] * 200.0
+    project.write_day(LAST + timedelta(days=1), many)
+    capsys.readouterr()
+    assert execute(["score", "orders", "--date", str(LAST + timedelta(days=1))]) == 0
+    assert execute(["status", "orders"]) == 0
+    assert "where normal rows are at most" not in capsys.readouterr().out
+    [*_, night] = read_nights()
+    assert night.flagged >= 20
