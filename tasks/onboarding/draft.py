@@ -481,7 +481,12 @@ def describe_readings(
             listed = ", ".join(map(shorten, profile.words))
             yield f"{profile.name}: {listed} is taken as a missing value; see `missing` in the contract"
         if profile.doubt:
-            yield f"{profile.name}: {profile.doubt}; if that is right, change {where}"
+            todo = (
+                f"if that is right, change {where}"
+                if profile.format or profile.type != "text"
+                else ("it is learnt as categories")
+            )
+            yield f"{profile.name}: {profile.doubt}; {todo}"
 
 
 def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:

@@ -26,13 +26,19 @@ MAX_WORDS = 3  # such words
 MIN_NUMBERS = 20  # different numbers next to such a word: fewer may be categories
 CODES = 0.01  # share of values with a leading zero from which a column holds codes
 TRIED = 500  # values on which all formats are tried first
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # or numbers with three decimals
+SURE_THOUSANDS = 50  # such numbers, if none has one or two decimals and smaller ones have no point: decimals vary
 NUMBERS = ("1,234.56", "1.234,56", "1 234,56", "1 234.56", "1'234.56")
 DAYS_FIRST = ("DD-MM-YYYY", "MM-DD-YYYY", "YYYY-MM-DD", "DD-MM-YY", "MM-DD-YY")
 DATES = (
     "MM/DD/YYYY", "DD/MM/YYYY", "YYYY/MM/DD", "MM/DD/YY", "DD/MM/YY",  # the first is taken where nothing decides
     *DAYS_FIRST, *(form.replace("-", ".") for form in DAYS_FIRST),
-    "DD-MMM-YYYY", "DD MMM YYYY", "MMM DD, YYYY", "DD-MMM-YY", "YYYYMMDD",
+    "DD-MMM-YYYY", "DD MMM YYYY", "MMM DD, YYYY", "DD-MMM-YY", "DD/MMM/YYYY", "YYYYMMDD",
 )  # fmt: skip
+TIME_LIKE = re.compile(  # a year with a month, a day or a time of day, in whatever order; a week of a year
+    r"(?i)(?=.*\b(19|20)\d{2})(?=.*(\d{1,2}:\d{2}|\d[-/.年]\s?\d{1,2}|\d[.\s/-]+[^\W\d]{3,9}\b)).{8,40}|\d{4}-?W\d{2}.{0,30}"
+)
+ANY_NUMBER = re.compile(r"([+\-(]*)(\D{0,4}?)[+-]?\d+([.,' ]\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s?(\D{0,5})\)?")
 SIGN = re.compile(
     r"[$€£¥₹₽₩₪₫₴₺₱฿¢%]|(?i:USD|EUR|GBP|JPY|CNY|CHF|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|RON|TRY|RUB|UAH|INR|BRL|MXN|ZAR|"
     r"SGD|HKD|KRW|THB|ILS|AED|SAR|[RACSU]{1,2}\$|kr\.?|kč|zł|fr\.?|lei|ft|rs\.?)"
@@ -88,7 +94,21 @@ def _find_reading_of_text(name: str, column: pa.ChunkedArray) -> Reading:
     if _holds_codes(values):
         return Reading("text")
     numbers = _find_numbers(name, values)
-    return numbers if numbers.type != "text" else _find_times(values) or numbers
+    if numbers.type != "text":
+        return numbers
+    return _find_times(values) or (numbers if numbers.doubt else Reading("text", doubt=_describe_unread(values)))
+
+
+def _describe_unread(values: pa.ChunkedArray) -> str:
+    """What texts look like that are read neither as times nor as numbers; "" if they look like texts."""
+    some = values[:TRIED].to_pylist()
+    numbers = [text for text in some if (parts := ANY_NUMBER.fullmatch(text)) and _is_sign(parts[2], parts[6])]
+    for found, what in (([text for text in some if TIME_LIKE.fullmatch(text)], "times"), (numbers, "numbers")):
+        if len(found) > (1 - MAX_UNREADABLE) * len(some) and len(set(found)) > MIN_NUMBERS:
+            ways = {re.sub(r"\d+", "0", text): text for text in reversed(found)}
+            listed = " and ".join(map(shorten, [*ways.values()][-2:]))
+            return f"its values look like {what} in a form that is not read, such as {listed}"
+    return ""
 
 
 def _holds_codes(values: pa.ChunkedArray) -> bool:
@@ -106,6 +126,9 @@ def _find_numbers(name: str, values: pa.ChunkedArray) -> Reading:
     read = {form: cast_column(texts, TYPES["float"], form) for form in formats}
     totals = {form: int(counts[found.is_valid().to_numpy()].sum()) for form, found in read.items()}
     best = max(formats, key=lambda form: totals[form])  # the first of equals
+    points = _count_thousands(texts) if best is None else 0
+    if points >= SURE_THOUSANDS:
+        best = "1.234,56"
     is_lost = read[best].is_null().to_numpy()
     words = _find_words(texts.filter(pa.array(is_lost)), counts[is_lost], read[best], len(values))
     means_missing = pc.is_in(texts, pa.array(words, pa.string())).to_numpy(zero_copy_only=False)
@@ -121,21 +144,40 @@ def _find_numbers(name: str, values: pa.ChunkedArray) -> Reading:
     others = [form for form in others if not read[form].equals(read[best])]
     example = next(iter(texts.to_pylist()))
     doubt = f"values such as {example!r} are read as {best} and could also be {others[0]}" if others else ""
+    if points:
+        example = next(text for text in texts.to_pylist() if "." in text)
+        read_as, other = ("1.234,56", "1234.56") if best else ("1234.56", "1.234,56")
+        doubt = f"values such as {example!r} are read as {read_as} and could also be {other}"
     return Reading("float", best, words, doubt)
+
+
+def _count_thousands(texts: pa.Array) -> int:
+    """The number of different texts with points, if these may separate thousands; else 0.
+
+    They may if three digits follow each of them, and numbers below a thousand have none.
+    """
+    known = texts.to_pylist()
+    pointed = [text for text in known if "." in text]
+    is_likely = 0 < len(pointed) < len(known) and all(THOUSANDS.fullmatch(text) for text in pointed)
+    others = [text.lstrip("+-") for text in known if "." not in text]
+    return len(pointed) if is_likely and all(len(text) <= 3 or not text.isdigit() for text in others) else 0
 
 
 def _formats_of_numbers(texts: pa.Array) -> list[str]:
     """The formats to try, with the sign of currency, percent or unit that most values have."""
     affixes = [match.groups() for text in texts.to_pylist()[:TRIED] if (match := AFFIX.fullmatch(text))]
     affixes = [(before.strip(), after.strip()) for before, after in affixes]
-    is_sign = {
-        pair: bool(SIGN.fullmatch("".join(pair)) or (UNIT.fullmatch(pair[1]) and not pair[0])) for pair in affixes
-    }
-    signs = sorted((pair for pair, known in is_sign.items() if known), key=affixes.count, reverse=True)
+    signs = sorted({pair for pair in affixes if any(pair) and _is_sign(*pair)}, key=affixes.count, reverse=True)
     if not signs:
         return list(NUMBERS)
     before, after = signs[0]
     return [f"{before}{form}{' ' + after if after else ''}" for form in NUMBERS]
+
+
+def _is_sign(before: str, after: str) -> bool:
+    """Whether what is beside a number is a currency, percent, a unit or nothing."""
+    text = (before + after).strip()
+    return not text or bool(SIGN.fullmatch(text) or (UNIT.fullmatch(text) and not before.strip()))
 
 
 def _find_words(lost: pa.Array, counts: Counts, read: pa.ChunkedArray, n: int) -> tuple[str, ...]:

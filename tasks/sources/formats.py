@@ -77,6 +77,8 @@ def _rewrite_numbers(texts: Texts, form: str) -> Texts:
         pc.less_equal(pc.utf8_length(signs), 1),
         pc.greater(pc.utf8_length(pc.binary_join_element_wise(whole, parts["fraction"], "")), 0),
     )
+    has_power = pc.greater(pc.utf8_length(parts["power"]), 0)  # nobody separates thousands before one: 3,121E+01
+    is_one = pc.and_(is_one, pc.invert(pc.and_(has_power, pc.not_equal(whole, parts["whole"]))))
     number = pc.binary_join_element_wise(signs, whole, ".", parts["fraction"], parts["power"], "")
     return pc.if_else(is_one, number, pa.scalar(None, pa.string()))
 
@@ -149,7 +151,7 @@ def _time_pattern(form: str) -> str:
         pieces = [piece.replace("{1,2}", "{2}") for piece in pieces]
         return rf"^{''.join(pieces)}(?:\.0+)?(?:[T ]?{COMPACT_CLOCK}(?:{HALF})?(?:{ZONE})?)?$"
     date = pieces[0] + _literal(between) + pieces[1] + _literal(after) + pieces[2]
-    return rf"^(?:[A-Za-z]{{2,9}}\.?,?{SPACES}+)?{date}(?:[T,]?{SPACES}*{CLOCK}(?:{HALF})?)?(?:{ZONE})?$"
+    return rf"^(?:[A-Za-z]{{2,9}}\.?,?{SPACES}+)?{date}(?:[T,:]?{SPACES}*{CLOCK}(?:{HALF})?)?(?:{ZONE})?$"
 
 
 def _literal(mark: str) -> str:

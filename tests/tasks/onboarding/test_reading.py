@@ -130,3 +130,86 @@ def test_a_word_that_repeats_among_numbers_means_missing() -> None:
                                    [f"{n % 24:02d}:{n % 60:02d}" for n in range(N)]])  # fmt: skip
 def test_what_is_no_number_and_no_time_stays_text(texts: list[str]) -> None:
     assert find(texts).type == "text"
+
+
+@pytest.mark.parametrize("scale", [10, 30, 1e4])
+def test_points_before_three_digits_are_thousands_if_smaller_numbers_have_none(scale: float) -> None:
+    numbers = [round(x * scale) for x in AMOUNTS]
+    found = find([f"{x:,}".replace(",", ".") for x in numbers])
+    assert (found.type, found.format) == ("float", "1.234,56")
+    assert "could also be 1234.56" in found.doubt or any(x >= 1_000_000 for x in numbers)
+
+
+@pytest.mark.parametrize(
+    "as_text",
+    [
+        lambda x: f"{x:.3f}",  # always three decimals
+        lambda x: f"{x:.3f}".rstrip("0").rstrip("."),
+        lambda x: f"{x / 1e3:.3f}",
+        lambda x: f"{x * 1e3:.3f}",
+        lambda x: f"{round(x)}",
+    ],
+)
+def test_points_before_decimals_stay_decimal(as_text: Callable[[float], str]) -> None:
+    assert find([as_text(x) for x in AMOUNTS]) == Reading("float")
+
+
+def test_a_few_points_before_three_digits_are_doubtful() -> None:
+    found = find([f"{n}" for n in range(1, 300)] + ["2.450", "1.200", "17.315"])
+    assert (found.format, "could also be 1.234,56" in found.doubt) == (None, True)
+
+
+@pytest.mark.parametrize(("mark", "form"), [(",", "1.234,56"), (".", None)])
+def test_a_number_with_a_power_of_ten_has_no_thousands(mark: str, form: str | None) -> None:
+    assert find([f"{x:.3E}".replace(".", mark) for x in AMOUNTS]) == Reading("float", form)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        write("%Y-%m-%d %H:%M:%S CET"),
+        write("%a %b %d %H:%M:%S %Y"),
+        write("%d. Okt %Y %H:%M"),
+        write("%Y年%m月%d日 %H:%M", hours=1),
+        write("%G-W%V-%u", hours=24),
+        [f"{text[:10]} 24:00" if n % 9 == 0 else text for n, text in enumerate(write("%Y-%m-%d %H:%M"))],
+    ],
+)
+def test_times_that_are_not_read_are_named(values: list[str]) -> None:
+    found = find(values, "at")
+    assert found.type == "text"
+    assert found.doubt.startswith("its values look like times in a form that is not read, such as")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"${x:.2f}" if n % 2 else f"€{x:.2f}" for n, x in enumerate(AMOUNTS)],
+        [f"{x:.2f}".replace(".", "," if n % 2 else ".") for n, x in enumerate(AMOUNTS)],
+        [f"{x:.2f} {'lb' if n % 2 else 'kg'}" for n, x in enumerate(AMOUNTS)],
+    ],
+)
+def test_numbers_written_in_two_ways_are_named(values: list[str]) -> None:
+    found = find(values)
+    assert found.type == "text"
+    assert "numbers" in found.doubt
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"r{n}" for n in range(N)],
+        [f"order {n} of 2026, sent on day {n % 31}" for n in range(N)],
+        [f"192.168.{n % 7}.{n % 250}" for n in range(N)],
+        [f"{n:05d}" for n in range(N)],
+        [f"+49 30 {n:07d}" for n in range(N)],
+        [f"{n % 9}-{n:04d}-X" for n in range(N)],
+        [["red", "green"][n % 2] for n in range(N)],
+    ],
+)
+def test_texts_with_digits_are_texts_without_a_doubt(values: list[str]) -> None:
+    assert find(values) == Reading("text")
+
+
+def test_times_of_web_servers_are_read() -> None:
+    assert find(write("%d/%b/%Y:%H:%M:%S +0000"), "at") == Reading("timestamp", "DD/MMM/YYYY")
