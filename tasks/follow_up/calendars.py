@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -21,6 +22,7 @@ from tasks.errors import SourceInvalid, hide_password
 DAY = timedelta(days=1)
 MOST_BYTES = 10_000_000
 TIMEOUT_S = 10
+KEPT = timedelta(minutes=10)
 TOO_OFTEN = re.compile(rb"FREQ=(SECONDLY|MINUTELY)", re.IGNORECASE)  # millions of events
 MOST_WINDOWS = 1000  # one after another, without a gap between them
 
@@ -77,26 +79,41 @@ def find_free(now: datetime, windows: Iterable[Window]) -> tuple[datetime, str]:
     return free, why
 
 
-def read_calendar(path: str, folder: Path, name: str) -> bytes:
+def read_calendar(path: str, folder: Path, name: str, now: datetime) -> bytes:
     """The bytes of a calendar: a file, relative to the folder, or an http(s) URL. Raises SourceInvalid.
 
-    name: what errors call it, since a URL may hold a secret.
+    name: what errors call it, since a URL may hold a secret. now: a URL is read again after KEPT.
     """
     url = re.sub("^webcal://", "https://", path)
-    try:
-        if url.startswith(("http://", "https://")):
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s) only
-                data: bytes = answer.read(MOST_BYTES + 1)
-        else:
-            with (folder / path).open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
-    except HTTPException as error:  # its text may quote the URL
-        raise _unreadable(name, type(error).__name__) from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, str(error).replace(path, name)) from error
+    if url.startswith(("http://", "https://")):
+        data, problem = _fetch(url, int(now.timestamp() // KEPT.total_seconds()))
+    else:
+        data, problem = _read_file(folder / path)
+    if problem:
+        raise _unreadable(name, problem.replace(path, name).replace(url, name))
     if len(data) > MOST_BYTES:
         raise _unreadable(name, f"more than {MOST_BYTES:,} bytes")
     return data
+
+
+@lru_cache(maxsize=64)
+def _fetch(url: str, period: int) -> tuple[bytes, str]:
+    """What a URL answers, or why it does not; the nights of a backfill ask only once in a period."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s) only
+            return answer.read(MOST_BYTES + 1), ""
+    except HTTPException as error:  # its text may quote the URL
+        return b"", type(error).__name__
+    except (OSError, ValueError) as error:
+        return b"", str(error) or type(error).__name__
+
+
+def _read_file(path: Path) -> tuple[bytes, str]:
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1), ""
+    except (OSError, ValueError) as error:
+        return b"", str(error)
 
 
 def list_events(data: bytes, name: str, now: datetime, days: int, zone: ZoneInfo) -> list[Window]:

@@ -1,4 +1,5 @@
 import functools
+import io
 from datetime import UTC, datetime, time, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from tasks.follow_up.calendars import (
 )
 
 BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
 ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC", "Pacific/Apia")
 CLOCKS = st.times(timezones=st.none()).map(lambda clock: clock.replace(microsecond=0, fold=0))
 INSTANTS = st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC))
@@ -200,14 +202,14 @@ def test_a_calendar_that_cannot_be_read_is_an_error_that_names_it(data: bytes) -
 
 def test_a_calendar_that_is_missing_or_too_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceInvalid, match=r"A calendar cannot be read(.|\n)*No such file"):
-        read_calendar("team.ics", tmp_path, "team.ics")
+        read_calendar("team.ics", tmp_path, "team.ics", NOW)
     (tmp_path / "team.ics").write_bytes(make_calendar())
-    assert read_calendar("team.ics", tmp_path, "team.ics") == make_calendar()
+    assert read_calendar("team.ics", tmp_path, "team.ics", NOW) == make_calendar()
     monkeypatch.setattr("tasks.follow_up.calendars.MOST_BYTES", 10)
     with pytest.raises(SourceInvalid, match="more than 10 bytes"):
-        read_calendar("team.ics", tmp_path, "team.ics")
+        read_calendar("team.ics", tmp_path, "team.ics", NOW)
     with pytest.raises(SourceInvalid, match=r"where: http://127\.0\.0\.1"):
-        read_calendar("http://127.0.0.1:1/sesame7f", tmp_path, "http://127.0.0.1:1/${KEY}")
+        read_calendar("http://127.0.0.1:1/sesame7f", tmp_path, "http://127.0.0.1:1/${KEY}", NOW)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: ICS.format(text).encode()))
@@ -229,11 +231,11 @@ def test_a_calendar_on_the_web_is_read_or_named_without_its_secret(tmp_path: Pat
         thread.start()
         place = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert read_calendar(f"{place}/sesame7f.ics", tmp_path, "${KEY}") == make_calendar()
+            assert read_calendar(f"{place}/sesame7f.ics", tmp_path, "${KEY}", NOW) == make_calendar()
             _Files.status = status
             for path in ("sesame7f.ics", "sesame7f ics"):
                 with pytest.raises(SourceInvalid, match=r"where: \$\{KEY\}") as refused:
-                    read_calendar(f"{place}/{path}", tmp_path, "${KEY}")
+                    read_calendar(f"{place}/{path}", tmp_path, "${KEY}", NOW + timedelta(hours=1))
                 assert "sesame7f" not in str(refused.value)
         finally:
             _Files.status = ""
@@ -252,3 +254,25 @@ class _Files(SimpleHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+def test_a_calendar_at_a_url_is_read_once_in_a_while_also_if_it_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def answer(url: str, timeout: float) -> io.BytesIO:
+        asked.append(url)
+        if "down" in url:
+            raise OSError("no route to the host")
+        return io.BytesIO(f"answer {len(asked)}".encode())
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    now = datetime(2026, 3, 2, 4, tzinfo=UTC)
+    for _ in range(5):
+        assert read_calendar("webcal://calendars.test/one.ics", tmp_path, "one", now) == b"answer 1"
+        with pytest.raises(SourceInvalid, match="no route to the host"):
+            read_calendar("http://calendars.test/down.ics", tmp_path, "down", now)
+    assert asked == ["https://calendars.test/one.ics", "http://calendars.test/down.ics"]
+    later = now + timedelta(minutes=11)
+    assert read_calendar("webcal://calendars.test/one.ics", tmp_path, "one", later) == b"answer 3"
