@@ -45,7 +45,7 @@ def tell(names: Iterable[str] | None = None, is_whole: bool = True, is_retry: bo
     is_whole: False for a part of a larger run, which sends the messages of all its parts together at its end. is_retry:
     try again now what failed before.
     """
-    told, now = Told(), datetime.now(UTC)
+    told, now = Told(), read_clock()
     try:
         settings = load_settings()
         alerts = load_alerts(settings)
@@ -55,13 +55,18 @@ def tell(names: Iterable[str] | None = None, is_whole: bool = True, is_retry: bo
         for name in detector_names(settings.project) if names is None else names:
             told.new += _collect(alerts, name, events, now, told.problems)
         if is_whole:
-            told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, now, is_retry)
+            told.sent, failed = send_due(Warehouse(settings.warehouse_url), send_to_channel, read_clock, is_retry)
             told.problems += failed
     except Exception as error:  # noqa: BLE001 - a night that is published must not fail because nobody can be told
         told.problems.append(describe(error))
     if told.problems:
         _log(told.problems)
     return told
+
+
+def read_clock() -> datetime:
+    """The current instant."""
+    return datetime.now(UTC)
 
 
 def _log(problems: list[str]) -> None:
@@ -111,7 +116,7 @@ def read_events(alerts: Alerts, now: datetime, days: int = HORIZON_DAYS) -> tupl
         for path in channel.calendars if channel else ():
             try:
                 url = fill_in(path, os.environ) if "://" in path else path
-                data = read_calendar(url, load_settings().project, path)
+                data = read_calendar(url, load_settings().project, path, read_clock())
                 events.setdefault(name, []).extend(list_events(data, path, now, days, alerts.zone))
             except NightjarError as error:
                 problems.append(f"channel {name}: {describe(error)}")

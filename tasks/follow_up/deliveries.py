@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import groupby
 
 import sqlalchemy as sa
 
@@ -17,9 +16,10 @@ from tasks.stores.bulk import NO_NUL, in_chunks
 from tasks.stores.tables import deliveries
 from tasks.stores.warehouse import Warehouse, lock_key
 
-LEASE = timedelta(minutes=10)  # to send what was claimed
+LEASE = timedelta(minutes=10)  # to send one message, for which a channel takes a minute or two at most
 FIRST_RETRY, LAST_RETRY = timedelta(minutes=10), timedelta(hours=6)
 GIVE_UP_AFTER = timedelta(days=7)
+Clock = Callable[[], datetime]
 Send = Callable[[str, str, str], str]  # channel, title, body; returns why it failed, "" if it did not
 
 
@@ -80,33 +80,45 @@ def keep_messages(warehouse: Warehouse, planned: Sequence[Planned]) -> int:
     return len(new)
 
 
-def send_due(warehouse: Warehouse, send: Send, now: datetime, is_retry: bool = False) -> tuple[int, list[str]]:
+def send_due(warehouse: Warehouse, send: Send, clock: Clock, is_retry: bool = False) -> tuple[int, list[str]]:
     """Send what is due, one message per rule and channel; returns how many were sent, and which failed and why.
 
+    Each message is claimed just before it is sent, so that the claim holds while it is sent however many go before it.
     is_retry: also what failed before, although its next try is not due yet.
     """
-    sent, failed = 0, []
-    for (rule, channel), group in groupby(_claim_due(warehouse, now, is_retry), lambda one: (one.rule, one.channel)):
-        claimed = list(group)
+    sent, failed, due = 0, [], _is_due(clock(), is_retry)
+    for rule, channel in _list_due(warehouse, due):
+        claimed = _claim(warehouse, sa.and_(due, deliveries.c.rule == rule, deliveries.c.channel == channel), clock())
+        if not claimed:  # by another process meanwhile
+            continue
         title, body = write_message(rule, [(one.title, one.body) for one in claimed])
         reason = send(channel, title, body)
-        _finish(warehouse, claimed, reason, now)
+        _finish(warehouse, claimed, reason, clock())
         sent += not reason
         failed += [f"channel {channel}: {reason}"] if reason else []
     return sent, failed
 
 
-def _claim_due(warehouse: Warehouse, now: datetime, is_retry: bool) -> list[Delivery]:
-    """The messages that are due, by rule and channel; nobody else is given them for a while."""
+def _is_due(now: datetime, is_retry: bool) -> sa.ColumnElement[bool]:
     due = deliveries.c.due_at <= now
     if is_retry:
         due = sa.or_(due, sa.and_(deliveries.c.status == "failed", deliveries.c.due_at.is_not(None)))
+    return due
+
+
+def _list_due(warehouse: Warehouse, due: sa.ColumnElement[bool]) -> list[tuple[str, str]]:
+    """The rules and channels with messages that are due, in order."""
+    pair = deliveries.c.rule, deliveries.c.channel
     with warehouse.begin_reading() as connection:
-        if not connection.scalar(sa.select(sa.func.count()).select_from(deliveries).where(due)):
-            return []
+        rows = connection.execute(sa.select(*pair).where(due).distinct().order_by(*pair))
+        return [(row[0], row[1]) for row in rows]
+
+
+def _claim(warehouse: Warehouse, due: sa.ColumnElement[bool], now: datetime) -> list[Delivery]:
+    """The messages that are due, oldest first; nobody else is given them for a while."""
     with warehouse.begin() as connection:
         lock_key(connection, "deliveries")
-        order = (deliveries.c.rule, deliveries.c.channel, deliveries.c.raised_at, deliveries.c.delivery_id)
+        order = (deliveries.c.raised_at, deliveries.c.delivery_id)
         found = connection.execute(sa.select(deliveries).where(due).order_by(*order)).mappings()
         claimed = [Delivery(**row) for row in found]
         claim = {"status": "held", "reason": "being sent", "due_at": now + LEASE, "tries": deliveries.c.tries + 1}

@@ -165,7 +165,7 @@ def follow_up(site: Site) -> list[Any]:
     engine, facts = site.warehouse, read_facts(site, NOW - timedelta(days=9), NOW + timedelta(days=1), is_nightly=True)
     plan = [Planned("rule", name, fact, NOW if name else None) for fact in facts for name in ("up", "down", "")]
     kept = [keep_messages(engine, plan) for _ in range(2)]
-    sent = [send_due(engine, lambda name, *_: "" if name == "up" else "no route", NOW) for _ in range(2)]
+    sent = [send_due(engine, lambda name, *_: "" if name == "up" else "no route", lambda: NOW) for _ in range(2)]
     add_suppression(engine, DETECTOR, "card", None, "why", "kim", NOW, NOW + timedelta(days=1))
     end_suppression(engine, DETECTOR, 1, NOW)
     failed = [find_failing(engine), count_failed(engine, DETECTOR)]
