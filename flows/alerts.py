@@ -149,14 +149,14 @@ def preview(nights: int) -> tuple[dict[str, dict[str, int]], list[str]]:
         except NightjarError as error:
             problems.append(f"{name}: {describe(error)}")
     counts, unread = count_by_rule(alerts, facts, now)
-    return counts, problems + unread
+    return counts, problems + unread + alerts.list_snoozes(now)
 
 
 def count_by_rule(alerts: Alerts, facts: Sequence[Fact], now: datetime) -> tuple[dict[str, dict[str, int]], list[str]]:
     """What each rule would have sent about these facts: facts, messages, held; and which calendars cannot be read."""
     first = min((fact.at for fact in facts), default=now)
     events, unread = read_events(alerts, first, (now - first).days + HORIZON_DAYS)
-    counts = count_messages(plan_messages(alerts, facts, events))
+    counts = count_messages(plan_messages(alerts.without_snoozes(), facts, events))
     empty = {"facts": 0, "messages": 0, "held": 0}
     return {rule: counts.get(rule, empty) for rule in alerts.rules}, unread
 

@@ -196,6 +196,16 @@ class Alerts(Section):
         """The time zone of quiet hours, digests, snoozes and maintenance."""
         return ZoneInfo(self.time_zone)
 
+    def without_snoozes(self) -> "Alerts":
+        """The same without snoozes, which are of today and not of the nights before."""
+        awake = {name: rule.model_copy(update={"snoozed_until": None}) for name, rule in self.rules.items()}
+        return self.model_copy(update={"rules": awake})
+
+    def list_snoozes(self, now: datetime) -> list[str]:
+        """One sentence per rule that is snoozed now."""
+        found = {name: self._in_zone(rule.snoozed_until) for name, rule in self.rules.items() if rule.snoozed_until}
+        return [f"rule {name} is snoozed until {until:%Y-%m-%d %H:%M}" for name, until in found.items() if now < until]
+
     def find_mute(self, rule: Rule, fact: Fact) -> str:
         """Why a fact sends no notification; empty if it does."""
         until = rule.snoozed_until and self._in_zone(rule.snoozed_until)

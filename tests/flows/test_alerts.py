@@ -160,6 +160,9 @@ def test_a_preview_counts_what_past_nights_would_have_sent(
         "rules": {"each": two, "digest": two, "never": dict.fromkeys(two, 0)},
         "problems": [],
     }
+    answer(capsys, "alerts", "snooze", "each", "--until", "2099-01-01")  # of today, not of these nights
+    snoozed = answer(capsys, "alerts", "preview")
+    assert snoozed == found | {"problems": ["rule each is snoozed until 2099-01-01 00:00"]}
     assert answer(capsys, "alerts", "preview", "--nights", "1")["rules"]["each"]["messages"] == 1
     assert execute(["alerts", "preview"]) == 0
     assert "each" in capsys.readouterr().out
