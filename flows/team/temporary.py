@@ -22,6 +22,7 @@ from flows.config.settings import load_settings
 
 # The task run recorder, which fills the run's page, stays on.
 NOT_NEEDED = (
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION",  # imports Prefect's integrations, though no block is registered
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED",
