@@ -49,6 +49,7 @@ from flows.cli import (
     verify,
 )
 from flows.cli.screen import stderr
+from flows.config.garbage import collect_less_often
 from flows.config.quiet import hush_at_exit
 from models.errors import NightjarError, hide_password
 
@@ -120,6 +121,7 @@ def execute(arguments: list[str]) -> int:
 
 def main() -> None:
     """Run the command line."""
+    collect_less_often()
     hush_at_exit()
     sys.exit(execute(sys.argv[1:]))
 

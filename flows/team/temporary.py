@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from flows.config.garbage import collect_less_often
 from flows.config.settings import load_settings
 
 # The task run recorder, which fills the run's page, stays on.
@@ -70,6 +71,7 @@ def serve(socket_number: int) -> None:
     """
     import uvicorn
 
+    collect_less_often()
     with FileLock(Path(os.environ["PREFECT_HOME"]) / "start.lock"):
         asyncio.run(prepare_database())
     uvicorn.run("prefect.server.api.server:create_app", factory=True, fd=socket_number, log_level="error")
