@@ -34,6 +34,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 BLANK = re.compile(r"[ \t]*+(?:\r\n|\r|\n)")
 JSON = re.compile(rb"\s*[\[{]\s*[\"{}\]]")
 LINE_CHARACTERS = 1 << 24
+TAR_MARK = slice(257, 262)  # the name of the first member comes before it
 FOREIGN = {  # formats that are not read, by their first bytes
     b"ORC": "an ORC file",
     b"Obj\1": "an Avro file",
@@ -97,12 +98,19 @@ def _align(table: pa.Table, names: list[str], where: str) -> pa.Table:
 
 def is_csv(head: bytes) -> bool:
     """Whether a file that begins with these bytes is read as CSV."""
-    return not (head.startswith((b"PAR1", ZIP, OLD_OFFICE, *FOREIGN)) or is_json(head))
+    return not (head.startswith((b"PAR1", ZIP, OLD_OFFICE)) or find_foreign(head) or is_json(head))
 
 
 def is_json(head: bytes) -> bool:
     """Whether a file that begins with these bytes is JSON, of whatever encoding."""
     return JSON.match(head[:1000].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\0", b"")) is not None
+
+
+def find_foreign(head: bytes) -> str | None:
+    """The format of a file that is not read, by its first bytes."""
+    if head[TAR_MARK] == b"ustar":
+        return "a tar archive"
+    return next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
 
 
 def read_stream(
@@ -116,7 +124,7 @@ def read_stream(
         yield from read_workbook(stream, name, header, dialect.skip_lines, sheet)
     elif head.startswith(ZIP):  # unpack gives no others
         yield from read_images(stream, name)
-    elif found := next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None):
+    elif found := find_foreign(head):
         raise SourceInvalid(
             f"The file is {found}, which Nightjar does not read.",
             where=name,

@@ -1,6 +1,7 @@
 """The files of a source as arrivals, whose rows are read slice by slice. Nothing here knows what the rows mean."""
 
 import codecs
+import errno
 import ftplib
 import glob
 import hashlib
@@ -275,11 +276,13 @@ def _find(fs: Any, path: str) -> tuple[str, list[str]]:
 
 
 def _look_at(fs: Any, path: str) -> dict[str, Any] | None:
-    """What the store knows about a file; None for a link to nowhere."""
+    """What the store knows about a file; None for a link to nowhere, or to itself."""
     try:
         info: dict[str, Any] = fs.info(path)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP:
+            return None
+        raise
     return info
 
 

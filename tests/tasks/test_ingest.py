@@ -907,6 +907,9 @@ def test_markers_and_links_to_nowhere_are_passed_over(site, path):
     for name in names:
         put(site, f"in/{name}", b"\0\1")
     Path(site.sources, "in", "gone.csv").symlink_to("nowhere.csv")
+    Path(site.sources, "in", "loop.csv").symlink_to("loop.csv")
+    Path(site.sources, "in", "up.csv").symlink_to("..")
+    os.mkfifo(Path(site.sources, "in", "pipe.csv"))
     assert ingest(site, configure(path)).rows == 3
 
 

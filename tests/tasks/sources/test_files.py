@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import lzma
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -77,6 +78,15 @@ PACKED = {
 }
 
 
+def tar_of(content: bytes) -> bytes:
+    """A tar archive of one CSV file."""
+    sink, member = io.BytesIO(), tarfile.TarInfo("rows.csv")
+    member.size = len(content)
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        archive.addfile(member, io.BytesIO(content))
+    return sink.getvalue()
+
+
 @pytest.mark.parametrize("name", ["rows", "rows.csv", "rows.PARQUET", "rows.gz", "rows.zip", "rows.txt"])
 @pytest.mark.parametrize("kind", PACKED)
 def test_the_bytes_of_a_file_say_what_it_is_and_not_its_name(tmp_path: Path, kind: str, name: str) -> None:
@@ -100,6 +110,8 @@ def test_members_of_a_zip_may_order_their_columns_otherwise_but_not_have_others(
         (b"%PDF-1.7", "PDF"),
         (b"<html><body>", "web page"),
         (b"ARROW1\0\0", "Arrow"),
+        (tar_of(TEXT.encode()), "tar archive"),
+        (gzip.compress(tar_of(TEXT.encode())), "tar archive"),
         (b"PK\3\4", "damaged"),
         (zip_of(_hidden=b"a,b\n"), "holds no data"),
         (zstd(TEXT.encode() * 1000)[:-4], "truncated"),
