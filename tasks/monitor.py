@@ -34,6 +34,7 @@ from tasks.rows.drift import (
     MIN_NIGHTS,
     OF_CATEGORY,
     SHIFT_EXPLAINS,
+    TOGETHER,
     UNLEARNT,
     WEEK,
     Floats,
@@ -77,7 +78,6 @@ PRACTICE_ROWS = 10_000  # of a day before the cut-off, which has to be scored fi
 PRACTICE_DAYS = 28  # before the cut-off, measured like nights: the first history
 HISTORY_DAYS = 56
 SHOWN = 12  # statistics beyond their bounds in the artifact
-TOGETHER = "all categories"  # in place of a column's name
 MOST_VALUE = 60  # characters of a value in the tables and evidence
 MOST_CATEGORIES = 100  # of a column, whose flags are counted
 FORMAT = 2  # of what is kept of a version; 1 had no flags by category

@@ -26,6 +26,7 @@ MIN_OF_WEEKDAY = 3
 SPREADS = 5.0  # from the usual value to a bound
 ALPHA = 0.01  # of two-sample tests, after the correction for many columns
 OF_CATEGORY, COUNTED = "flags_of_one_category", "flags_counted"  # the first with a category's name after it
+TOGETHER = "all categories"  # in place of a column's name
 CHANCE = 0.01  # for any category of an ordinary night to have too many flags
 WINSORISED = 3.0  # spreads from the median, beyond which an earlier night's count is taken as this far
 POISSON = 0.5  # the spread of the square root of a count that varies by chance alone

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.rows.drift import ALPHA, MIN_NIGHTS, OF_CATEGORY, SHIFT_EXPLAINS, PastNight
+from tasks.rows.drift import ALPHA, MIN_NIGHTS, OF_CATEGORY, SHIFT_EXPLAINS, TOGETHER, PastNight
 from tasks.stores.tables import ATTACK, DATA_BROKE, NOTHING, WORLD_CHANGED, Drift
 
 RESCALED = 3.0  # times the usual median, or a third of it: more than a world changes overnight
@@ -167,7 +167,8 @@ def list_strikes(night: Watched) -> list[str]:
     for name, one in sorted(worst.items(), key=lambda item: (item[1].bound or 0.0) - item[1].value):
         value = night.shared.get(name) or one.statistic.partition(" ")[2]
         most = math.floor(one.bound or 0.0)
-        found.append(f"{one.value:.0f} flags share one {name}{value and f', {value}'}; up to {most:,} is usual.")
+        what = f"all categories: {value}" if name == TOGETHER else f"one {name}{value and f', {value}'}"
+        found.append(f"{one.value:.0f} flags share {what}; up to {most:,} is usual.")
     return found
 
 

@@ -99,7 +99,7 @@ def test_of_the_categories_of_a_column_the_one_with_the_most_flags_beyond_its_bo
     found = find(*drift)
     assert found.finding == "attack"
     assert found.evidence == (
-        "39 flags share one all categories, IE, app; up to 0 is usual.",
+        "39 flags share all categories: IE, app; up to 0 is usual.",
         "49 flags share one channel, app; up to 37 is usual.",
     )
 
