@@ -37,7 +37,8 @@ stack-test: $(BIN)/.installed ## test the stack of make up end to end; needs Chr
 	$(BIN)/pytest tests/stack
 
 torture: $(BIN)/.installed ## long tests with kills, races, faults and fuzzing (one to two hours); make test has a short form
-	$(BIN)/pytest tests/torture tests/faults tests/fuzz --kills 100 --rounds 250 --hypothesis-profile=torture \
+	$(BIN)/pytest tests/torture tests/faults tests/fuzz tests/models/test_neighbours.py \
+		tests/tasks/follow_up/test_actions.py --kills 100 --rounds 250 --hypothesis-profile=torture \
 		-o timeout=7200
 
 lint: $(BIN)/.installed ## run ruff and mypy

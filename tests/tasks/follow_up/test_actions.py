@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import fuzzing
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import make_flag, publish_flags
 
@@ -65,7 +66,7 @@ def strip(case: Case) -> dict[str, Any]:
 
 
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(fuzzing.cases(0.1), deadline=None, derandomize=False)
 def test_undo_gives_back_the_case_and_its_verdicts_as_they_were_before_the_last_step(
     site: Site, names: list[str]
 ) -> None:
