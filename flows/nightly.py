@@ -69,7 +69,7 @@ def nightly(name: str, batch_date: date | None = None, version: int | None = Non
     begun = begin_night(site, day)
     with follow_steps(site, day, begun) as at:
         landed = at(ingest)(site, setup.ingest_params, setup.window(day - LOOK_BACK, day), return_state=True)
-        check_landed(site, day, landed)
+        check_landed(site, [day], landed)
         scorer, bundle = at(resolve_champion)(site, version)
         types = contract.types | params.history
         scorer.check_types(types)

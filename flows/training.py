@@ -26,7 +26,7 @@ from tasks.enrich import enrich
 from tasks.errors import BatchMissing, NightjarError, ParamsInvalid, RunFailed
 from tasks.evaluate import evaluate
 from tasks.filter import TrainingSet, filter_rows, read_training_set
-from tasks.ingest import ingest
+from tasks.ingest import check_landed, ingest
 from tasks.on_demand.compare import Comparison, choose_versions, compare_versions, summarise_comparison
 from tasks.on_demand.examine import draw_pictures
 from tasks.on_demand.standing import keep_comparison
@@ -60,6 +60,8 @@ def name_run() -> str:
 def training(name: str, cutoff: date | None = None) -> Compared:
     """Fit, calibrate, evaluate and register a detector on what was known at `cutoff`; compare it with the champion.
 
+    A bad file of the source, whose ingest task is red, does not stop it: it learns from what has landed, and says so.
+
     Args:
         name: The detector, as in params.yaml.
         cutoff: Only batches before this date are learnt. Default: all up to yesterday.
@@ -67,8 +69,9 @@ def training(name: str, cutoff: date | None = None) -> Compared:
     setup = prepare(name)
     site, params = setup.site, setup.configured.detector
     cutoff = cutoff or setup.newest_cutoff()
-    ingest(site, setup.ingest_params, setup.window(last=cutoff))
+    landed = ingest(site, setup.ingest_params, setup.window(last=cutoff), return_state=True)
     dates = setup.landed_before(cutoff)
+    bad_files = check_landed(site, dates, landed)
     validate(site, setup.configured.contract, dates, params.validate_)
     if params.enrich:
         enrich(site, setup.configured.contract, dates, params.validate_, params.enrich)
@@ -83,7 +86,8 @@ def training(name: str, cutoff: date | None = None) -> Compared:
         tags = setup.tags | calibrated.tags | evaluation.tags
         registered = register(site, calibrated.bundle, evaluation.metrics, tags, trained)
     found, doubt = challenge(setup, registered), calibrated.doubt(evaluation.metrics)
-    return replace(found, threshold=str(calibrated), notes=(*filter(None, [doubt]), *found.notes))
+    lost = f"it has not learnt from what did not land: {bad_files.what} {bad_files.where}".strip() if bad_files else ""
+    return replace(found, threshold=str(calibrated), notes=(*filter(None, [lost, doubt]), *found.notes))
 
 
 def challenge(setup: Setup, registered: Registered) -> Compared:

@@ -480,13 +480,18 @@ def keep_labels(site: Site, frames: Iterable[pd.DataFrame], corrected_at: dateti
     return engine.add_labels(site.detector, labels)
 
 
-def check_landed(site: Site, batch_date: date, state: State[Any]) -> None:
-    """Raise the error of a failed ingest, unless only some files are bad and rows of the batch date have landed."""
-    error, landing = state.result(raise_on_failure=False), site.lake.find("landing", site.detector, batch_date)
-    if not (isinstance(error, SourceInvalid) and landing and landing.rows):
+def check_landed(site: Site, dates: Iterable[date], state: State[Any]) -> SourceInvalid | None:
+    """The error about bad files of an ingest that failed, if rows of one of these dates have landed from others.
+
+    Raises any other error of the ingest.
+    """
+    error = state.result(raise_on_failure=False)
+    found = (site.lake.find("landing", site.detector, day) for day in dates)
+    if not (isinstance(error, SourceInvalid) and any(landing and landing.rows for landing in found)):
         state.result()
-        return
-    get_run_logger().error("%s is scored from the rows that have landed. %s", batch_date, error)
+        return None
+    get_run_logger().error("Only what has landed is used. %s", error)
+    return error
 
 
 @task(task_run_name="ingest {site.detector}", **IO)

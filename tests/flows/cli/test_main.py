@@ -1,5 +1,6 @@
 """The command line on a small project, with real files, Prefect, MLflow and DuckDB."""
 
+import gzip
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import date, timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +441,18 @@ def test_an_empty_or_truncated_file_is_named_and_the_others_land(
     assert len(partitions(project, "landing")) == DAYS
 
 
+def test_a_damaged_file_of_the_past_stops_neither_the_first_training_nor_the_nights(
+    prefect_server: None, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.orders / "orders-0000.csv").write_bytes(gzip.compress(make_rows(FIRST).to_csv().encode())[:500])
+    assert execute(["run", "orders"]) == 1
+    shown = capsys.readouterr()
+    assert "orders-0000.csv" in shown.err
+    assert "unexpected" not in shown.err
+    assert "it has not learnt from what did not land" in shown.err + shown.out
+    assert published(project)
+
+
 def test_a_file_without_the_needed_columns_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.write_day(FIRST, make_rows(FIRST).drop(columns="placed_at"))
     assert "lacks placed_at" in refuse(capsys, "ingest", "orders")
@@ -563,6 +577,11 @@ def test_only_json_goes_to_stdout_and_everything_else_to_stderr(trained: Project
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert json.loads(done.stdout)["champion"] == 1
     assert "leaked" not in done.stderr
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["nightjar", metadata.version("nightjar")]
 
 
 def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
