@@ -5,6 +5,7 @@ import secrets
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +15,7 @@ import hypothesis
 import psycopg
 import pytest
 import sqlalchemy as sa
+from filelock import FileLock
 from network import find_free_port
 from objects import ObjectStore, forget_stores, start_object_store
 from psycopg import sql
@@ -67,6 +69,21 @@ def registries_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(utils, "_upgrade_db", copy_or_upgrade)
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database of Prefect to copy: its migrations take longer than most tests. All workers share it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prefect-database"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir()
+            code = "import asyncio; from flows.team.temporary import prepare_database; asyncio.run(prepare_database())"
+            quiet = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+            subprocess.run([sys.executable, "-c", code], env=os.environ | quiet, check=True)
+            (folder / "done").touch()
+    return folder / "prefect.db"
 
 
 def copy_sqlite(source: str, target: str) -> None:

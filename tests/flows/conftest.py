@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -13,16 +14,26 @@ from flows.cli.main import execute
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The server that a run starts for itself, here for all tests of this process."""
     from flows.config.settings import Settings, prepare_environment
 
-    prepare_environment(Settings(project=tmp_path_factory.mktemp("prefect")))
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+    folder = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, folder)
+    with patch.dict("os.environ", PREFECT_HOME=str(folder)):
+        prepare_environment(Settings(project=folder))
+        from prefect.context import _temporary_global_settings_context, get_settings_context
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with prefect_test_harness(server_startup_timeout=90), temporary_settings(quiet):
-        yield
+        from flows.team.temporary import temporary_server
+
+        with (
+            temporary_settings({PREFECT_API_URL: None, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            temporary_server(),
+            # For threads that a test starts, as in Prefect's own test harness.
+            _temporary_global_settings_context(get_settings_context()),
+        ):
+            yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Fixtures of the torture tests: a Prefect server, and a project just before a night, on either warehouse."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from network import find_free_port
@@ -32,9 +34,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="module")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_url(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server that outlives killed runs; this process and its children use it."""
     home, port = tmp_path_factory.mktemp("server"), find_free_port()
+    shutil.copy(prefect_database, home)
     url = f"http://127.0.0.1:{port}/api"
     ours = {
         "PREFECT_HOME": str(home),
