@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -122,10 +123,16 @@ class Setup:
         run = self.configured.detector.run
         return self.today() if run.every_night or run.last_date is None else run.last_date + timedelta(days=1)
 
-    def landed_before(self, cutoff: date) -> list[date]:
-        """The landed batch dates before a cut-off, without filter.exclude_dates. Raises BatchMissing."""
-        excluded = self.configured.detector.filter.exclude_dates
-        dates = [d for d in self.site.lake.dates("landing", self.site.detector) if d < cutoff and d not in excluded]
+    def landed_before(self, cutoff: date, most: int | None = None) -> list[date]:
+        """The batch dates with landed rows before a cut-off, without filter.exclude_dates: all, or the latest `most`.
+
+        A date that all rows have left, such as after a change of the rule for their times, is not one of them. Raises
+        BatchMissing without any.
+        """
+        excluded, lake, name = self.configured.detector.filter.exclude_dates, self.site.lake, self.site.detector
+        known = [day for day in lake.dates("landing", name) if day < cutoff and day not in excluded]
+        landed = (day for day in reversed(known) if lake.get("landing", name, day).parts)
+        dates = [*islice(landed, most)][::-1]
         if not dates:
             raise BatchMissing(
                 f"{self.site.detector} has no batches before {cutoff}.",
@@ -138,8 +145,7 @@ class Setup:
         """The dates that `nightjar run` scores: the last `run.nights` landed, up to `run.last_date` or yesterday."""
         run = self.configured.detector.run
         last = run.last_date or self.yesterday()
-        landed = self.landed_before(last + timedelta(days=1))
-        return landed[-run.nights :]
+        return self.landed_before(last + timedelta(days=1), run.nights)
 
 
 def fill_url(source: AnyUrl) -> AnyUrl:

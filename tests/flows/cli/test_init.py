@@ -122,6 +122,25 @@ def test_init_makes_a_detector_from_a_file_that_runs_at_once_and_scores_another_
     assert "201 rows: 198 scored" in capsys.readouterr().out
 
 
+def test_another_rule_for_times_after_a_run_takes_effect(
+    prefect_server: None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, days = np.random.default_rng(0), pd.date_range("2016-01-01", periods=366).astype(str)
+    frame = pd.DataFrame({"DATE": days, "high": rng.normal(20, 5, 366), "low": rng.normal(10, 5, 366)})
+    frame.round(1).to_csv(folder / "weather.csv", index=False)
+    given = ("init", "weather", "--source", "weather.csv")
+    answer(capsys, *given)
+    [old] = answer(capsys, "run", "weather")["nights"]
+    answer(capsys, *given, "--time", "DATE", "--force")
+    found = answer(capsys, "run", "weather")
+    assert found["nights"] == []
+    assert "changed after version 1 was trained: nightjar run weather --retrain" in found["notes"][0]
+    nights = answer(capsys, "run", "weather", "--retrain")["nights"]
+    assert [night["batch_date"] for night in nights] == [f"2016-12-{day}" for day in range(25, 32)]
+    assert old["batch_date"] > "2016-12-31"  # no row is left there, and a training does without the date
+    assert execute(["train", "weather"]) == 0
+
+
 def test_scoring_a_file_gives_the_published_scores_and_lands_nothing(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
