@@ -70,8 +70,8 @@ def training(name: str, cutoff: date | None = None) -> Compared:
     site, params = setup.site, setup.configured.detector
     cutoff = cutoff or setup.newest_cutoff()
     landed = ingest(site, setup.ingest_params, setup.window(last=cutoff), return_state=True)
+    bad_files = check_landed(site, site.lake.dates("landing", name), landed)
     dates = setup.landed_before(cutoff)
-    bad_files = check_landed(site, dates, landed)
     validate(site, setup.configured.contract, dates, params.validate_)
     if params.enrich:
         enrich(site, setup.configured.contract, dates, params.validate_, params.enrich)

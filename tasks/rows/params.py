@@ -99,9 +99,12 @@ class EventTime(Section):
 
 
 def normalise_label(text: str) -> str:
-    """One spelling for equal labels: "1", "1.0", " 1" and "True" are all "1"; words lose case and outer blanks."""
+    """One spelling for equal labels: "1", "1.0", " 1" and "True" are all "1", "Y" and "Yes" are "yes".
+
+    Words lose case and outer blanks.
+    """
     word = text.strip().casefold()
-    word = {"true": "1", "false": "0"}.get(word, word)
+    word = {"true": "1", "false": "0", "y": "yes", "n": "no"}.get(word, word)
     try:
         number = Decimal(word)
     except InvalidOperation:

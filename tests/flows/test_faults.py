@@ -67,6 +67,14 @@ def test_a_persistent_fault_fails_the_night_with_one_message_and_marks_its_attem
     assert "fresh" in capsys.readouterr().out  # the published night is unchanged
 
 
+def test_a_first_training_without_its_source_names_the_source(
+    prefect_server: None, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.change("params.yaml", "detectors", "orders", "ingest", "source", "path", value="elsewhere/*.csv")
+    assert execute(["train", "orders"]) == 1
+    assert "elsewhere/*.csv" in capsys.readouterr().err
+
+
 def test_a_home_that_cannot_be_created_is_named(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

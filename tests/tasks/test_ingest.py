@@ -810,6 +810,13 @@ def test_numbers_mean_the_same_label_however_they_are_spelt(rows):
         ]
 
 
+@given(st.lists(st.sampled_from(["yes", "Yes", "YES", "y", " Y", "no", "No", "n", "N "]), min_size=1))
+def test_words_mean_the_same_label_however_they_are_spelt(words):
+    for rule in ({"anomalous": ("Y",), "normal": ("n",)}, {"normal": ("No",)}):
+        found = interpret_labels(LabelColumn(column="fraud", **rule), pd.Series(words))
+        assert found.tolist() == [int("y" in word.lower()) for word in words]
+
+
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
