@@ -77,7 +77,7 @@ def unpack(raw: Any, name: str, files: ExitStack) -> Iterator[tuple[str, Stream]
             got=", ".join(archive.namelist()[:10]) or "no members",
             expected="CSV, Parquet, JSON or text files",
         )
-    for member in members:
+    for member in [member for member in members if member.file_size] or members:  # an empty one takes nothing away
         yield from unpack(files.enter_context(archive.open(member)), f"{name}/{member.filename}", files)
 
 

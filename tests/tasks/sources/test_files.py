@@ -94,7 +94,9 @@ def test_the_bytes_of_a_file_say_what_it_is_and_not_its_name(tmp_path: Path, kin
 
 
 def test_all_members_of_a_zip_are_read_but_those_that_are_no_data(tmp_path: Path) -> None:
-    content = zip_of(__MACOSX___a_csv=b"\0", a_csv=TEXT.encode(), _DS_Store=b"\0", in__b_csv=TEXT.encode())
+    content = zip_of(
+        __MACOSX___a_csv=b"\0", a_csv=TEXT.encode(), _DS_Store=b"\0", empty_csv=b"", in__b_csv=TEXT.encode()
+    )
     assert read(tmp_path, content) == ROWS + ROWS
 
 
