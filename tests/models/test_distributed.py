@@ -67,9 +67,13 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A separate folder for temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return tmp_path
+    files, compiled = tmp_path / "files", tmp_path / "compiled"
+    files.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
+    monkeypatch.setenv("TMPDIR", str(files))
+    # DistributedDataParallel imports torch's compiler, which makes a folder for its cache and keeps it.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    return files
 
 
 def test_two_processes_learn_what_one_learns_and_the_same_each_time(temporary: Path) -> None:
