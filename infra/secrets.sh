@@ -10,7 +10,7 @@ mkdir -p "$SECRETS"
 chmod 700 "$SECRETS"
 # Addresses of the channels of alerts.yaml, by hand: one file each, such as nightjar_channel_mail. Compose mounts the folder.
 mkdir -p "$SECRETS/channels"
-chmod 755 "$SECRETS/channels"
+case $MODE in *4) chmod 755 "$SECRETS/channels" ;; *) chmod 700 "$SECRETS/channels" ;; esac
 umask 077
 
 put() { # NAME, content on stdin; the file appears whole
