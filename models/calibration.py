@@ -69,6 +69,11 @@ class Threshold:
     trimmed: Annotated[int, Field(exclude_if=lambda given: not given)] = 0
     recall: Annotated[Recall | None, Field(exclude_if=lambda given: given is None)] = None
 
+    @property
+    def discovery_rate(self) -> float | None:
+        """The false-discovery rate by which each night gets a threshold of its own; None if all have the same."""
+        return self.policy.at_most if isinstance(self.policy, FalseDiscoveryPolicy) else None
+
 
 @dataclass(frozen=True)
 class FalseAlarms:
@@ -89,7 +94,7 @@ class FalseAlarms:
         """In words."""
         if self.discovery_rate is not None:
             return (
-                f"each night has its own threshold, so that on average at most "
+                "each night has its own threshold, so that on average at most "
                 f"{100 * self.discovery_rate:.3g} % of its flags are false alarms"
             )
         varied = f"; the variance between days is {self.spread:.1f} times that of chance" if self.spread >= 1.05 else ""
@@ -352,9 +357,8 @@ def expect_false_alarms(
     low, high = (widen(*pair, rows, spread) for pair in find_betas(threshold))
     least = betabinom.ppf(outside / 2, rows, *low) if low[0] else 0
     most = betabinom.ppf(1 - outside / 2, rows, *high) if high[1] else rows
-    policy = threshold.policy
-    rate = policy.at_most if isinstance(policy, FalseDiscoveryPolicy) else None
-    return FalseAlarms(rows, threshold.false_alarm_rate * rows, int(least), int(most), spread, rate)
+    expected = threshold.false_alarm_rate * rows
+    return FalseAlarms(rows, expected, int(least), int(most), spread, threshold.discovery_rate)
 
 
 def widen(a: float, b: float, rows: int, spread: float) -> tuple[float, float]:

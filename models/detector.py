@@ -6,7 +6,7 @@ night. D slots per row, M networks (one by default).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,6 @@ from models.errors import BundleInvalid, MemoryExhausted, NightjarError
 from models.fitting import EpochLog, Network, Watched, build_network, fit_network, pin_arithmetic
 from models.neighbours import NO_REFERENCES, References, draw_points, fit_references, score_neighbours, share_neighbours
 from models.params import (
-    FalseDiscoveryPolicy,
     FitParams,
     NeighboursParams,
     NetworkParams,
@@ -241,9 +240,8 @@ class Detector:
 
     @property
     def discovery_rate(self) -> float | None:
-        """The false-discovery rate by which each night gets a threshold of its own; None if all have the same."""
-        policy = self.threshold.policy
-        return policy.at_most if isinstance(policy, FalseDiscoveryPolicy) else None
+        """See `Threshold.discovery_rate`."""
+        return self.threshold.discovery_rate
 
     @property
     def least_threshold(self) -> float:
@@ -252,11 +250,16 @@ class Detector:
             return self.threshold.value
         return bound_discoveries(self._calibrated().scores, self.discovery_rate)
 
-    def find_threshold(self, scores: Floats, rows: int) -> float:
-        """The threshold of a night of `rows` rows, from its scores (M,), at least those above `least_threshold`."""
-        if self.discovery_rate is None:
-            return self.threshold.value
-        return discover(self._calibrated().scores, scores, rows, self.discovery_rate)
+    def find_threshold(self, slices: Iterable[Floats]) -> tuple[float, int]:
+        """The threshold of a night, from the scores of all its rows in slices, and how many of them are above it."""
+        least, above, rows = self.least_threshold, [np.empty(0)], 0
+        for scores in slices:
+            above.append(scores[scores > least])
+            rows += len(scores)
+        found, threshold = np.concatenate(above), self.threshold.value
+        if self.discovery_rate is not None:
+            threshold = discover(self._calibrated().scores, found, rows, self.discovery_rate)
+        return threshold, int((found > threshold).sum())
 
     @property
     def segments(self) -> Segments | None:

@@ -9,7 +9,6 @@ from prefect.artifacts import create_markdown_artifact
 
 from models.calibration import Threshold, Tuning, expect_false_alarms, measure_spread
 from models.detector import Detector, calibrate_by_scores
-from models.params import FalseDiscoveryPolicy
 from models.segments import Segments
 from tasks.filter import LABEL, TrainingSet, read_set
 from tasks.policy import PURE
@@ -55,9 +54,10 @@ class Calibrated:
 
     def doubt(self, metrics: Metrics | None) -> str:
         """That more normal test rows are flagged than chance explains 1 time in 100,000, and what to do; else ""."""
-        by_night = isinstance(self.threshold.policy, FalseDiscoveryPolicy)  # the more anomalies, the more false alarms
-        if metrics is None or metrics.false_alarm_rate is None or by_night:
+        if metrics is None or metrics.false_alarm_rate is None:
             return ""
+        if self.threshold.discovery_rate is not None:
+            return ""  # the more anomalies, the more false alarms
         normals = metrics.rows - metrics.anomalies
         flags = round(metrics.false_alarm_rate * normals)
         most = expect_false_alarms(self.threshold, normals, self.spread, 2 * ALMOST_SURE).high

@@ -53,6 +53,7 @@ from tasks.rows.drift import (
 from tasks.rows.escaping import escape_markdown
 from tasks.rows.finding import Watched, decide
 from tasks.rows.judge import Mask, find_night_thresholds, judge
+from tasks.rows.limits import read_scores
 from tasks.rows.params import Canary, MonitorParams
 from tasks.rows.record import RecordRule
 from tasks.rows.reference import (
@@ -213,8 +214,7 @@ def draw_rows(
             tables.append(table.filter(pa.array(chosen[start : start + table.num_rows])))
             start += table.num_rows
         if scores:
-            pieces = [piece["score"].to_numpy() for piece in lake.slices(scores[number], ["score"])]
-            found.append(np.concatenate(pieces)[chosen])
+            found.append(np.concatenate([*read_scores(lake, [scores[number]])])[chosen])
     return pa.concat_tables(tables), np.concatenate(found)
 
 

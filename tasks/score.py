@@ -31,7 +31,7 @@ from tasks.rows.contract import Contract
 from tasks.rows.groups import GroupScores, combine_groups
 from tasks.rows.judge import Judgement, find_thresholds, judge, load_detector
 from tasks.rows.kinds import KINDS
-from tasks.rows.limits import LIMIT
+from tasks.rows.limits import LIMIT, read_scores
 from tasks.rows.params import ScoreParams
 from tasks.rows.validation import Validation
 from tasks.rows.worst import WorstRows
@@ -114,17 +114,6 @@ class Scoring:
             groups = pd.concat([groups, self._read(f"{name}-groups.parquet")], ignore_index=True)
         return flags, combine_groups(groups)
 
-    def find_threshold(self, receipts: Sequence[PartScores]) -> tuple[float, int]:
-        """The night's threshold by all its scores, and how many are above it."""
-        least = self.detector.least_threshold
-        found = [np.empty(0)]
-        for receipt in receipts:
-            slices = (table["score"].to_numpy() for table in self.lake.slices(receipt.part, ["score"]))
-            found += [scores[scores > least] for scores in slices]
-        above, rows = np.concatenate(found), sum(receipt.scored for receipt in receipts)
-        threshold = self.detector.find_threshold(above, rows)
-        return threshold, int((above > threshold).sum())
-
     def _describe(self, worst: WorstRows) -> pd.DataFrame:
         rows, *arrays = worst.take()
         if rows is None or not rows.num_rows:
@@ -181,16 +170,16 @@ def score_batch(
         if receipt := scoring.find(name):
             report(part.rows)
         receipts[name] = receipt or scoring.score(name, part, report)
+    partition.parts = [receipt.part for receipt in receipts.values()]
     flags, groups = scoring.combine(list(receipts))
     counts: dict[str, Any] = {name: sum(vars(receipt)[name] for receipt in receipts.values()) for name in COUNTS}
     if detector.discovery_rate is not None:
-        threshold, flagged = scoring.find_threshold(list(receipts.values()))
+        threshold, flagged = detector.find_threshold(read_scores(site.lake, partition.parts))
         flags = flags[flags["score"] > threshold].reset_index(drop=True)
         counts |= {"flagged": flagged, LIMIT: threshold}
     paths = {name: partition.path(f"{name}.parquet") for name in ("flags", "groups")}
     site.lake.replace_frame(paths["flags"], flags)
     site.lake.replace_frame(paths["groups"], groups)
-    partition.parts = [receipt.part for receipt in receipts.values()]
     origin = {"input_hash": validated.input_hash, "validated": validated.hash}
     return partition.commit({**origin, "bundle": bundle_hash, **counts, **paths})
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode
 
-from flows.config.documents import compose_yaml, parse_yaml, read_text, write_files
+from flows.config.documents import compose_yaml, find_entries, parse_yaml, read_text, write_files
 from flows.config.params import detector_names, load_detector, parse_section
 from flows.config.settings import Settings
 from tasks.errors import ParamsInvalid
@@ -92,8 +92,9 @@ def snooze_rule(settings: Settings, rule: str, until: datetime) -> None:
 
 
 def _set_in_rule(text: str, rule: str, key: str, value: str, path: Path) -> str:
-    node = _find(_find(compose_yaml(text, path), "rules"), rule)
-    old = _find(node, key)
+    _, rules = find_entries(compose_yaml(text, path)).get("rules", (None, None))
+    _, node = find_entries(rules).get(rule, (None, None))
+    _, old = find_entries(node).get(key, (None, None))
     if old is not None:
         return text[: old.start_mark.index] + value + text[old.end_mark.index :]
     if not isinstance(node, MappingNode) or not node.value:
@@ -104,11 +105,6 @@ def _set_in_rule(text: str, rule: str, key: str, value: str, path: Path) -> str:
         return f"{head}, {key}: {value}{text[end:]}"
     first = node.start_mark
     return f"{text[: first.index]}{key}: {value}\n{' ' * first.column}{text[first.index :]}"
-
-
-def _find(node: Node | None, key: str) -> Node | None:
-    pairs = node.value if isinstance(node, MappingNode) else []
-    return next((value for name, value in pairs if name.value == key), None)
 
 
 def _check_detectors(alerts: Alerts, path: Path, known: list[str]) -> None:

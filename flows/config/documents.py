@@ -18,7 +18,7 @@ from ruamel.yaml.events import (
     CollectionStartEvent,
     ScalarEvent,
 )
-from ruamel.yaml.nodes import Node
+from ruamel.yaml.nodes import MappingNode, Node
 
 from tasks.errors import ParamsInvalid
 
@@ -139,6 +139,12 @@ def _check_size(text: str) -> None:
         open_nodes[-1] = (anchor, before + values)
         if before + values > MAX_VALUES:
             raise YAMLError(f"more than {MAX_VALUES:,} values, or a value that contains itself")
+
+
+def find_entries(node: Node | None) -> dict[str, tuple[Node, Node]]:
+    """The keys and values of a mapping, by key; empty for anything else."""
+    pairs = node.value if isinstance(node, MappingNode) else []
+    return {str(key.value): (key, value) for key, value in pairs}
 
 
 def write_files(files: Mapping[Path, str]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import Node
 
-from flows.config.documents import compose_yaml, dump_yaml, parse_yaml, read_text, write_files
+from flows.config.documents import compose_yaml, dump_yaml, find_entries, parse_yaml, read_text, write_files
 from flows.config.params import NAME, combine, parse_detector
 from flows.config.settings import Settings, load_settings
 from flows.config.setup import fill_url
@@ -218,17 +218,17 @@ def _parse_or_none(text: str, path: Path) -> object:
 
 def _insert_lines(text: str, name: str, section: str, path: Path) -> str:
     text += "\n" if text and not text.endswith("\n") else ""
-    entries = _entries(compose_yaml(text, path))
+    entries = find_entries(compose_yaml(text, path))
     if "detectors" not in entries:
         return text + "detectors:\n" + _indent(name, section, 2)
     _, node = entries["detectors"]
-    if not _entries(node):  # {} or empty
+    if not find_entries(node):  # {} or empty
         head, tail = text[: node.start_mark.index].rstrip(" "), text[node.end_mark.index :]
         rest, _, after = tail.partition("\n")
         return f"{head}{rest}\n" + _indent(name, section, 2) + after
     lines = text.splitlines(keepends=True)
-    first, last = _place(_entries(node), name, node, lines)
-    sibling = next(iter(_entries(node).values()))[0]
+    first, last = _place(find_entries(node), name, node, lines)
+    sibling = next(iter(find_entries(node).values()))[0]
     block = _indent(name, section, sibling.start_mark.column)
     return "".join([*lines[:first], *([] if first < last else ["\n"]), block, *lines[last:]])
 
@@ -252,14 +252,9 @@ def note_leftovers(settings: Settings, name: str) -> list[str]:
             f"choose another name if it is other data"]  # fmt: skip
 
 
-def _entries(node: Node | None) -> dict[str, tuple[Node, Node]]:
-    pairs = node.value if isinstance(node, MappingNode) else []
-    return {str(key.value): (key, value) for key, value in pairs}
-
-
 def _detectors(text: str, path: Path) -> dict[str, tuple[Node, Node]]:
-    _, node = _entries(compose_yaml(text, path)).get("detectors", (None, None))
-    return _entries(node)
+    _, node = find_entries(compose_yaml(text, path)).get("detectors", (None, None))
+    return find_entries(node)
 
 
 def _kind_first(document: Any) -> Any:

@@ -481,11 +481,8 @@ def describe_readings(
             listed = ", ".join(map(shorten, profile.words))
             yield f"{profile.name}: {listed} is taken as a missing value; see `missing` in the contract"
         if profile.doubt:
-            todo = (
-                f"if that is right, change {where}"
-                if profile.format or profile.type != "text"
-                else ("it is learnt as categories")
-            )
+            is_read = profile.format or profile.type != "text"
+            todo = f"if that is right, change {where}" if is_read else "it is learnt as categories"
             yield f"{profile.name}: {profile.doubt}; {todo}"
 
 

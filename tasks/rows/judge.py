@@ -142,7 +142,7 @@ def find_night_thresholds(detector: Detector, rows: pa.Table, score: Floats) -> 
     """The threshold of each row (N,) of a whole night, or of a random sample of one, from their scores (N,)."""
     if detector.discovery_rate is None:
         return find_thresholds(detector, rows)
-    return np.full(len(score), detector.find_threshold(score, len(score)))
+    return np.full(len(score), detector.find_threshold([score])[0])
 
 
 def find_daily_thresholds(detector: Detector, rows: pa.Table, score: Floats, zone: ZoneInfo) -> Floats:
@@ -152,7 +152,7 @@ def find_daily_thresholds(detector: Detector, rows: pa.Table, score: Floats, zon
     found, days = np.empty(len(score)), batch_dates_of(rows["event_time"], zone).to_numpy()
     for day in np.unique(days):
         chosen = days == day
-        found[chosen] = detector.find_threshold(score[chosen], int(chosen.sum()))
+        found[chosen] = detector.find_threshold([score[chosen]])[0]
     return found
 
 
@@ -163,12 +163,7 @@ def find_level(detector: Detector, slices: Iterable[pa.Table]) -> float | None:
     """
     if detector.discovery_rate is None:
         return None
-    above, rows = [np.empty(0)], 0
-    for table in slices:
-        score = detector.score(to_records(table, detector.columns)[0])
-        above.append(score[score > detector.least_threshold])
-        rows += len(score)
-    return detector.find_threshold(np.concatenate(above), rows)
+    return detector.find_threshold(detector.score(to_records(rows, detector.columns)[0]) for rows in slices)[0]
 
 
 def judge(detector: Detector, rows: pa.Table, threshold: float | Floats | None = None) -> Judgement:

@@ -1,7 +1,8 @@
 """The threshold of each row in a night's scores: the night's, or, where thresholds go by segment, the row's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from models.calibration import Floats
 from tasks.stores.lake import Lake, Part
 
 LIMIT = "threshold"  # the column of the scores zone; only nights with thresholds by segment have it
@@ -10,6 +11,11 @@ LIMIT = "threshold"  # the column of the scores zone; only nights with threshold
 def has_limits(lake: Lake, parts: Sequence[Part]) -> bool:
     """Whether the rows of these scores have thresholds of their own."""
     return bool(parts) and LIMIT in lake.columns(parts[0])
+
+
+def read_scores(lake: Lake, parts: Sequence[Part]) -> Iterator[Floats]:
+    """The scores of a night's parts, slice by slice."""
+    return (table["score"].to_numpy() for part in parts for table in lake.slices(part, ["score"]))
 
 
 def name_limit(lake: Lake, parts: Sequence[Part], threshold: float) -> str:

@@ -25,7 +25,7 @@ from tasks.rows.derive import History, add_columns
 from tasks.rows.duplicates import find_replaced
 from tasks.rows.history import EnrichParams
 from tasks.rows.judge import find_thresholds, judge
-from tasks.rows.limits import LIMIT, name_limit
+from tasks.rows.limits import LIMIT, name_limit, read_scores
 from tasks.rows.params import RetentionParams
 from tasks.rows.schema import type_rows
 from tasks.stores.lake import Manifest
@@ -258,10 +258,10 @@ def check_scores(night: CheckedNight) -> Finding:
     chosen = sample_rows(night)
     # Another processor may score a flag just below the threshold; its second stage is compared all the same.
     rows = read_landed(night, landing, chosen["record_id"])
+    scores = night.partitions["scores"]
     threshold = detector.threshold.value
-    if detector.discovery_rate is not None:
-        above = night.query_scores(f"where score > '{detector.least_threshold!r}'::double")
-        threshold = detector.find_threshold(above["score"].to_numpy(), night.batch.scored)
+    if detector.discovery_rate is not None and scores:
+        threshold, _ = detector.find_threshold(read_scores(night.site.lake, scores.parts))
     limits = find_thresholds(detector, rows) if detector.segments else np.full(rows.num_rows, threshold)
     again = judge_again(detector, rows, limits - TOLERANCE * np.abs(limits)).assign(limit=limits)
     lost = chosen.index.difference(again.index)
