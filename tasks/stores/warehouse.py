@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -545,15 +545,16 @@ def open_engine(url: str, to_write: bool = True, connections: int = 0) -> sa.Eng
     known: dict[str, dict[str, Any]] = {
         "postgresql+psycopg": {"connect_timeout": 10},
         "sqlite": {"timeout": LOCK_TIMEOUT_S},
-        "duckdb": {} if to_write else {"read_only": True},
+        # Each connection has a thread of its own.
+        "duckdb": {"read_only": not to_write, "config": {"threads": 1}},
     }
     options = known.get(parsed.drivername, {})
-    if connections and parsed.drivername == "duckdb":
-        options["config"] = {"threads": 1}  # each connection has a thread of its own
     # Without a pool, which would keep DuckDB's file lock, unless that is wanted.
     pool: dict[str, Any] = {"poolclass": sa.NullPool}
     if connections:
         pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": -1, "pool_pre_ping": True}
+    elif parsed.drivername == "duckdb":
+        pool["creator"] = partial(_attach, str(parsed.database), not to_write)
     try:
         # Hidden parameters keep record ids and labels out of logs.
         engine = sa.create_engine(parsed, hide_parameters=True, connect_args=options, **pool)
@@ -562,6 +563,12 @@ def open_engine(url: str, to_write: bool = True, connections: int = 0) -> sa.Eng
     if parsed.drivername == "sqlite":
         _begin_explicitly(engine, "begin immediate" if to_write else "begin")
     return engine
+
+
+def _attach(path: str, read_only: bool) -> Any:
+    from tasks.stores.attached import AttachedFile  # imports DuckDB, which other warehouses do not need
+
+    return AttachedFile(path, read_only)
 
 
 def _read_url(url: str) -> sa.URL:
