@@ -2,7 +2,7 @@
 
 `nightjar stage STEP NAME` runs one stage; DVC decides which are due. The same data, params and seed give the same
 bundle hash as `nightjar train NAME --cutoff D`, with D the day after the last batch. Outputs that DVC hashes depend on
-data, code and params only, not on machine, time or commit.
+data, code and params only, not on machine, time or commit. Each stage is a process, and imports only its own step.
 """
 
 import shutil
@@ -11,22 +11,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from flows.config.settings import load_settings
 from flows.config.setup import Setup, load_setup
-from models.fitting import EpochLog
-from tasks.calibrate import calibrate_bundle
-from tasks.enrich import enrich_batches
 from tasks.errors import BatchMissing
-from tasks.filter import TrainingSet, prepare_rows, read_training_set
-from tasks.ingest import land_arrivals
-from tasks.on_demand.examine import examine_bundle
 from tasks.policy import progress_of
-from tasks.sources.kinds import list_arrivals
-from tasks.train import fit_bundle, write_epochs
-from tasks.validate import check_accepted, validate_batches
+
+if TYPE_CHECKING:
+    from models.fitting import EpochLog
+    from tasks.filter import TrainingSet
 
 LABELS = "labels.parquet"
 UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,6 +51,9 @@ def open_experiment(name: str) -> Iterator[Setup]:
 
 def ingest(name: str) -> None:
     """Land all rows of the source and their labels."""
+    from tasks.ingest import land_arrivals
+    from tasks.sources.kinds import list_arrivals
+
     with open_experiment(name) as setup:
         site, params = setup.site, setup.ingest_params
         shutil.rmtree(site.home / "landing", ignore_errors=True)
@@ -68,6 +67,9 @@ def ingest(name: str) -> None:
 
 def validate(name: str) -> None:
     """Check every landed batch against the contract, and add history columns if params ask for them."""
+    from tasks.enrich import enrich_batches
+    from tasks.validate import check_accepted, validate_batches
+
     with open_experiment(name) as setup:
         site, contract, params = setup.site, setup.configured.contract, setup.configured.detector
         shutil.rmtree(site.validations, ignore_errors=True)
@@ -80,6 +82,8 @@ def validate(name: str) -> None:
 
 def filter_rows(name: str) -> None:
     """Split all validated rows into the five sets; the cut-off is the day after the last batch."""
+    from tasks.filter import prepare_rows
+
     with open_experiment(name) as setup:
         params, dates = setup.configured.detector, setup.site.lake.dates("validated", name)
         if not dates:
@@ -90,6 +94,8 @@ def filter_rows(name: str) -> None:
 
 def train(name: str) -> None:
     """Fit the network and log its epochs."""
+    from tasks.train import fit_bundle, write_epochs
+
     setup = load_experiment(name)
     epochs: list[tuple[int, EpochLog]] = []
     log = lambda network, epoch: epochs.append((network, epoch))  # noqa: E731
@@ -99,6 +105,8 @@ def train(name: str) -> None:
 
 def calibrate(name: str) -> None:
     """Set the threshold."""
+    from tasks.calibrate import calibrate_bundle
+
     setup = load_experiment(name)
     rows = _read_rows(setup)
     params = setup.configured.detector
@@ -107,12 +115,16 @@ def calibrate(name: str) -> None:
 
 def evaluate(name: str) -> None:
     """Evaluate the bundle on the test rows: metrics.json, curves and plots."""
+    from tasks.on_demand.examine import examine_bundle
+
     setup = load_experiment(name)
     rows = _read_rows(setup)
     examine_bundle(setup.site, rows, setup.site.calibrated(rows.cutoff), setup.configured.detector.ingest.labels)
 
 
-def _read_rows(setup: Setup) -> TrainingSet:
+def _read_rows(setup: Setup) -> "TrainingSet":
+    from tasks.filter import read_training_set
+
     cutoffs = setup.site.lake.dates("clean", setup.site.detector)
     if not cutoffs:
         raise _nothing_to_do(setup, "clean rows", "filter")
