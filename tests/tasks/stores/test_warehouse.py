@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -321,6 +322,31 @@ def test_a_duckdb_file_that_another_program_reads_can_be_read(tmp_path):
         engine.begin_reading(0.1),
     ):
         pass
+
+
+def test_nothing_of_a_transaction_on_a_duckdb_file_is_left_to_the_next(tmp_path):
+    file = tmp_path / "it's new.duckdb"
+    engine, other = Warehouse(f"duckdb:///{file}"), Warehouse(f"duckdb:///{tmp_path}/other.duckdb")
+    engine.migrate()
+    for transaction in (engine.begin, engine.begin_reading, engine.begin_reading):
+        with transaction() as connection:
+            connection.execute(sa.text("create temporary table staged as select 1 as one"))
+            assert str(file) in list_open_files()
+        assert str(file) not in list_open_files()
+    with engine.begin() as connection:
+        connection.execute(sa.text("create table theirs as select 1 as one"))
+    with other.begin() as connection:  # in the same database in memory
+        assert not sa.inspect(connection).has_table("theirs")
+        assert not sa.inspect(connection).has_table("alembic_version")
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".wal"]
+
+
+def list_open_files() -> list[str]:
+    files = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists the folder
+            files.append(str(link.readlink()))
+    return files
 
 
 def test_reading_a_warehouse_that_does_not_exist_creates_nothing(tmp_path):
