@@ -15,9 +15,9 @@ import hypothesis
 import psycopg
 import pytest
 import sqlalchemy as sa
-from filelock import FileLock
 from network import find_free_port
 from objects import ObjectStore, forget_stores, start_object_store
+from once import make_once
 from psycopg import sql
 
 from flows.config.quiet import hush_at_exit
@@ -74,16 +74,13 @@ def registries_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database of Prefect to copy: its migrations take longer than most tests. All workers share it."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prefect-database"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "done").exists():
-            folder.mkdir()
-            code = "import asyncio; from flows.team.temporary import prepare_database; asyncio.run(prepare_database())"
-            quiet = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-            subprocess.run([sys.executable, "-c", code], env=os.environ | quiet, check=True)
-            (folder / "done").touch()
-    return folder / "prefect.db"
+
+    def make(folder: Path) -> None:
+        code = "import asyncio; from flows.team.temporary import prepare_database; asyncio.run(prepare_database())"
+        quiet = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+        subprocess.run([sys.executable, "-c", code], env=os.environ | quiet, check=True)
+
+    return make_once(tmp_path_factory, "prefect-database", make) / "prefect.db"
 
 
 def copy_sqlite(source: str, target: str) -> None:

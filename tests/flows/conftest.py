@@ -1,13 +1,12 @@
 """One Prefect server for all flow tests, and small projects to run them on."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from filelock import FileLock
+from once import make_once
 from toy import Project, make_project, point_to
 
 from flows.cli.main import execute
@@ -46,15 +45,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture(scope="session")
 def trained_folder(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after its first `nightjar run`, shared by all xdist workers; tests use copies of it."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained"
-    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
-        if not (folder / "done").exists():
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
             make_project(folder)
             point_to(monkeypatch, folder)
             assert execute(["run", "orders", "--debug"]) == 0
-            (folder / "done").touch()
-    return folder
+
+    return make_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture
