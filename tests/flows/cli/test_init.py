@@ -138,6 +138,8 @@ def test_another_rule_for_times_after_a_run_takes_effect(
     nights = answer(capsys, "run", "weather", "--retrain")["nights"]
     assert [night["batch_date"] for night in nights] == [f"2016-12-{day}" for day in range(25, 32)]
     assert old["batch_date"] > "2016-12-31"  # no row is left there, and a training does without the date
+    states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "weather")["nights"]}
+    assert states == {night["batch_date"]: "fresh" for night in nights} | {old["batch_date"]: "stale"}
     assert execute(["train", "weather"]) == 0
 
 
