@@ -209,7 +209,7 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
     ledger = read_ledger_as_of(site, wanted) if as_of else read_ledger(site, wanted, champion)
     chosen = {"all": get_args(State), "unpublished": ("missing", "failed", "early")}.get(only, (only,))
     nights = [night for night in ledger if night.state in chosen]
-    return Plan(nights, len(found), [day for day in asked if day not in known], learnt)
+    return Plan(nights, len(found), [day for day in asked if day not in known and day not in landed], learnt)
 
 
 def list_in_service(time_zone: str | None = None) -> Iterator[str]:

@@ -140,6 +140,8 @@ def test_another_rule_for_times_after_a_run_takes_effect(
     assert old["batch_date"] > "2016-12-31"  # no row is left there, and a training does without the date
     states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "weather")["nights"]}
     assert states == {night["batch_date"]: "fresh" for night in nights} | {old["batch_date"]: "stale"}
+    plan = answer(capsys, "backfill", "weather", "--from", "2016-12-25", "--to", "2026-12-31", "--dry-run")
+    assert plan["not_landed"] == [] and len(plan["nights"]) == len(states)
     assert execute(["train", "weather"]) == 0
 
 
