@@ -310,6 +310,15 @@ def test_unreadable_doubtful_and_missing_words_are_said() -> None:
     assert "rate: 'n.v.' is taken as a missing value" in told
 
 
+def test_values_that_are_not_read_are_named_whether_the_column_is_learnt_or_left_out() -> None:
+    frame = make_frame()
+    frame = frame.assign(lasted=[f"{n % 30}:{n % 6}0" for n in range(1000)], start_date=46000 + np.arange(1000) / 100)
+    told = "\n".join(draft(frame).notes)
+    assert "lasted: its values look like durations or times of day in a form that is not read, such as '" in told
+    assert "'; it is learnt as categories" in told
+    assert "start_date is left out: its values look like days as Excel counts them, 46000 for 2025-12-09" in told
+
+
 # --- gross errors ---
 
 
