@@ -131,7 +131,7 @@ def _has_password(url: str) -> bool:
             parsed.drivername, host=parsed.host, port=parsed.port, database=parsed.database, query=parsed.query
         ).render_as_string()  # a user is no secret
         return parsed.password is not None or hide_password(bare) != bare
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # or a port that is no number
         return hide_password(url) != url
 
 

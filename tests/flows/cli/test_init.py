@@ -359,6 +359,8 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
         ("postgresql://reader@db/shop", True),
         ("postgresql://db:5432/shop?sslmode=require", True),
         ("sqlite:///shop.db", True),
+        ("postgresql://[::1/shop", True),  # no URL, which is said when it is opened
+        ("postgresql://reader:secret@[::1/shop", False),
         ("postgresql://reader@db/shop?password=secret", False),
         ("postgresql://reader:@db/shop", False),
     ],
