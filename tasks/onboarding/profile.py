@@ -37,7 +37,7 @@ MAX_INFINITE = 0.01
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
 FEW_VALUES = 2  # a whole-number column with at most this many values is categorical
 MIN_COVERED = 0.8  # smallest share of rows whose category is in the vocabulary
-ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
+ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)\s*$|[a-z](Id|ID)\s*$")
 Kind = Literal["numeric", "log_numeric", "categorical", "date-time", "left out"]
 Mask = npt.NDArray[np.bool_]
 

@@ -178,6 +178,7 @@ def test_a_column_named_like_an_identifier_and_never_repeated_names_the_records(
     drafted = draft(make_frame().assign(order_id=ids))
     assert drafted.ingest.record_id == "order_id"
     assert draft(make_frame().assign(record_id=ids)).ingest.record_id == "record_id"
+    assert draft(make_frame().assign(**{"order_id ": ids})).ingest.record_id == "order_id "
     assert draft(make_frame().assign(order_id=ids[:500] * 2)).ingest.record_id is None
     assert any(e.kwargs["column"] == "duplicated_fraction" for e in drafted.contract.expectations)
 
