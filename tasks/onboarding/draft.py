@@ -269,7 +269,7 @@ def draft_contract(
     Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
     detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
     """
-    kinds = {d.column: d.kind for d in decisions}
+    kinds = {d.column: d.kind for d in reversed(decisions)}  # that of a column, not of the event time that follows
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
     columns = {p.name: _describe_column(p, p.type, sample.count_lacking(p.name) > 0) for p in read if p.type}
     for name in others:

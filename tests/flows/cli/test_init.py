@@ -15,8 +15,9 @@ from toy import DAYS, FIRST, ROWS, Project, make_rows, point_to
 
 from flows.cli.main import execute
 from flows.config.params import load_detector
-from flows.config.write import insert_section, name_query
+from flows.config.write import insert_section, name_query, render_contract
 from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.rows.contract import Contract
 from tasks.sources.files import FilesSource, name_files
 from tasks.stores.lake import Lake
 from tasks.stores.warehouse import Warehouse
@@ -343,6 +344,11 @@ def test_how_a_file_is_written_is_found_once_and_written_to_params(
     shown = "\n".join(found["notes"])
     for text in ("semicolons", "cp1252", "lines above the header are skipped: 1", "rows with another number of values"):
         assert text in shown
+
+
+def test_a_contract_without_columns_is_written_so_that_it_can_be_read() -> None:
+    text = render_contract(Contract(columns={}, expectations=(), ignored=("id",)), "machines")
+    assert yaml.safe_load(text) == {"columns": {}, "expectations": [], "ignored": ["id"]}
 
 
 def test_a_password_is_replaced_by_its_variable_or_refused() -> None:

@@ -232,6 +232,14 @@ def test_of_several_time_columns_the_one_with_the_plain_name_is_chosen_and_the_o
     assert draft(frame, time="shipped").ingest.event_time.column == "shipped"
 
 
+def test_a_column_with_the_name_of_the_event_time_is_left_out() -> None:
+    times = pd.date_range("2026-03-01", periods=1000, freq="15min").astype(str)
+    drafted = draft(make_frame().assign(placed_at=times, event_time=np.arange(1000) % 7 + 0.5))
+    assert drafted.ingest.event_time.column == "placed_at"
+    assert drafted.train.columns.datetime == ("event_time",)  # the hour and weekday of placed_at
+    assert "event_time" in drafted.contract.ignored and "event_time" not in drafted.contract.columns
+
+
 def test_neither_a_date_of_birth_nor_a_time_with_gaps_is_an_event_time() -> None:
     born = [date(1960, 1, 1) + timedelta(days=int(n)) for n in np.random.default_rng(0).integers(0, 15_000, 1000)]
     assert draft(make_frame().assign(born=born)).ingest.event_time.column is None
