@@ -24,6 +24,7 @@ from tasks.upkeep.ledger import (
     list_due,
     list_failed,
     list_landed_dates,
+    list_left,
     read_ledger,
     read_ledger_as_of,
 )
@@ -109,7 +110,8 @@ def read_nights(setup: Setup) -> Status:
 def read_due(setup: Setup, champion: Version | None, landed: Sequence[date]) -> list[BatchState]:
     """The states of the batch dates after the champion's training data. landed: all dates that have, in order."""
     site, learnt = setup.site, champion.trained_through if champion else None
-    due = {*list_due(landed, learnt, setup.yesterday()), *list_failed(site, learnt or date.min)}
+    left = {day for day in list_left(site, landed) if learnt is None or day > learnt}
+    due = {*list_due(landed, learnt, setup.yesterday()), *list_failed(site, learnt or date.min), *left}
     return read_ledger(site, sorted(due), champion)
 
 
@@ -198,15 +200,16 @@ def make_plan(name: str, first: date, last: date, only: Only, as_of: bool) -> Pl
     setup = prepare_reading(name)
     site, known = setup.site, list_landed_dates(setup.site.lake, name)
     landed = site.lake.dates("landing", name)
-    asked = [day for day in list_due(known, None, setup.yesterday()) if first <= day <= last]
+    due = {*list_due(known, None, setup.yesterday()), *list_left(site, known)}
+    asked = [day for day in sorted(due) if first <= day <= last]
     found = [day for day in asked if day in landed]
     champion = site.registry.find_version()
     learnt = [day for day in found if champion and not as_of and day <= champion.trained_through]
-    due = [day for day in found if day not in learnt]
-    ledger = read_ledger_as_of(site, due) if as_of else read_ledger(site, due, champion)
+    wanted = [day for day in found if day not in learnt]
+    ledger = read_ledger_as_of(site, wanted) if as_of else read_ledger(site, wanted, champion)
     chosen = {"all": get_args(State), "unpublished": ("missing", "failed", "early")}.get(only, (only,))
     nights = [night for night in ledger if night.state in chosen]
-    return Plan(nights, len(found), [day for day in asked if day not in known], learnt)
+    return Plan(nights, len(found), [day for day in asked if day not in known and day not in landed], learnt)
 
 
 def list_in_service(time_zone: str | None = None) -> Iterator[str]:

@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 HEADER, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.safetensors"
 FILES = (HEADER, WEIGHTS, CALIBRATION)
-TODO = "download the bundle again from the registry, or train the detector again; never edit a bundle"
+TODO = "move the folder away: a copy of the registry is downloaded again; or train again; never edit a bundle"
 
 
 class BundleFile(Section):

@@ -9,7 +9,7 @@ from pydantic import Field
 MISSING_TIME = int(np.iinfo(np.int64).min)  # what NumPy calls NaT
 
 PADDING = -1  # code of the positions after a sequence's last token
-UNSEEN = "<unseen>"  # the name of a sequence's last slot
+RARE, UNSEEN = "<rare>", "<unseen>"  # the names of a sequence's slots after those of its vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Tokens:
 class Column:
     """One column that a detector reads; categorical columns and sequences have a vocabulary.
 
-    shape, in pixels, applies to images only, tokens to sequences only, rare to categorical columns only: marks of what
-    the fit rows have beyond the vocabulary, see tasks/rows/columns.py. It shares the slot after the vocabulary's. What
-    they do not have is in the last slot: one further if there are marks, the same without.
+    shape, in pixels, applies to images only, tokens to sequences only. rare: marks of the categories or tokens that the
+    fit rows have beyond the vocabulary, see tasks/rows/marks.py. They share the slot after the vocabulary's. What the
+    fit rows do not have is in the last slot: one further if there are marks, the same without.
 
     Keys are read, not learnt from: they have no slots, and come after all other columns. is_entity: its values say whom
     a record is about. per_entity: above 0, the numbers are scaled for each entity, see `EntityScales`; it is the

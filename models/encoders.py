@@ -1,7 +1,7 @@
 """Records in, one float32 row of D slots per record out, and back; the scaling statistics are buffers.
 
 N rows, F columns, D slots in the order numeric, log_numeric (1 slot each), categorical (V + 1; V + 2 with a slot for
-rare values, see `Column`), date-time (4), image (one per pixel), sequence (V + 1). Numbers are standardised,
+rare values, see `Column`), date-time (4), image (one per pixel), sequence (as categorical). Numbers are standardised,
 heavy-tailed ones after log1p, chosen by skewness without using labels. A unit of explanation is a column, a patch of an
 image's pixels, or a token of a sequence.
 """
@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.columns import MISSING_TIME, PADDING, UNSEEN, Column, Tokens
+from models.columns import MISSING_TIME, PADDING, RARE, UNSEEN, Column, Tokens
 from models.entities import NO_ENTITY, EntityScales
 from models.errors import NightjarError, TooFewRows
 from models.params import EncodeParams
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         categorical = [i for i, c in enumerate(columns) if c.kind == "categorical"]
         datetime = [i for i, c in enumerate(columns) if c.kind == "datetime"]
         pixels = [math.prod(c.shape) for c in columns if c.kind == "image"]
-        self.sequences = [(len(c.vocabulary), c.tokens) for c in columns if c.kind == "sequence"]
+        self.sequences = [(c.unseen + 1, c.tokens) for c in columns if c.kind == "sequence"]
         lengths = [tokens.length for _, tokens in self.sequences]
         n_entities = int(any(column.is_entity for column in columns))
         self.widths = (len(numeric), len(categorical), len(datetime), sum(pixels), sum(lengths), n_entities)
@@ -154,8 +154,8 @@ class Encoder(nn.Module):
         start = 0
         for size, tokens in self.sequences:
             codes = records.tokens.T[start : start + tokens.length]  # (L, N)
-            _count_tokens(codes, tokens, encoded[end : end + size + 1])
-            start, end = start + tokens.length, end + size + 1
+            _count_tokens(codes, tokens, encoded[end : end + size])
+            start, end = start + tokens.length, end + size
         return encoded.T  # (N, D)
 
     def decode(self, encoded: Tensor, entities: Tensor | None = None) -> Tensor:
@@ -240,7 +240,9 @@ def _name_parts(column: Column) -> list[str]:
     if column.kind == "image":
         sides = [_cut(size) for size in column.shape]
         return [f"rows {a}-{b}, columns {c}-{d}" for a, b in sides[0] for c, d in sides[1]]
-    return [*column.vocabulary, UNSEEN] if column.kind == "sequence" else [""]
+    if column.kind == "sequence":
+        return [*column.vocabulary, *([RARE] if column.rare else []), UNSEEN]
+    return [""]
 
 
 def _place_parts(column: Column) -> list[int]:
@@ -249,12 +251,12 @@ def _place_parts(column: Column) -> list[int]:
         down, across = ([k for k, (a, b) in enumerate(_cut(size)) for _ in range(a, b + 1)] for size in column.shape)
         return [k * (across[-1] + 1) + m for k in down for m in across]
     if column.kind == "sequence":
-        return list(range(len(column.vocabulary) + 1))
+        return list(range(column.unseen + 1))
     return [0] * {"categorical": column.unseen + 1, "datetime": 4}.get(column.kind, 1)
 
 
 def _count_tokens(codes: Tensor, tokens: Tokens, slots: Tensor) -> None:
-    """Fill slots (V + 1, N) from codes (L, N): 1 for each token that occurs, or the log1p of how often it does."""
+    """Fill slots (S, N) from codes (L, N): 1 for each token that occurs, or the log1p of how often it does."""
     unseen = len(slots) - 1
     place = torch.where((codes < 0) | (codes > unseen), unseen, codes)
     slots.scatter_add_(0, place, (codes != PADDING).float())

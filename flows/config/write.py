@@ -131,7 +131,7 @@ def _has_password(url: str) -> bool:
             parsed.drivername, host=parsed.host, port=parsed.port, database=parsed.database, query=parsed.query
         ).render_as_string()  # a user is no secret
         return parsed.password is not None or hide_password(bare) != bare
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # or a port that is no number
         return hide_password(url) != url
 
 
@@ -176,14 +176,14 @@ def render_contract(contract: Contract, name: str) -> str:
     lines = [f"# What a batch of {name} must look like. Written by nightjar init from the data it saw; edit as needed."]
     lines += [
         "# Ranges only warn: a value far outside may be an anomaly and must still be scored.",
-        "columns:",
+        "columns:" if contract.columns else "columns: {}",
     ]
     lines += [
         f"  {_flow(column)}: {_flow(kept.model_dump(exclude_unset=True))}" for column, kept in contract.columns.items()
     ]
     if contract.ignored:
         lines += dump_yaml({"ignored": list(contract.ignored)}, WIDTH).splitlines()
-    lines.append("expectations:")
+    lines.append("expectations:" if contract.expectations else "expectations: []")
     lines += [f"  - {_flow(expectation.model_dump(exclude_unset=True))}" for expectation in contract.expectations]
     return "\n".join(lines) + "\n"
 

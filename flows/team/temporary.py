@@ -53,6 +53,7 @@ def _start() -> str:
         port = listening.getsockname()[1]
         command = [sys.executable, "-m", "flows.team.temporary", str(listening.fileno())]
         environment = os.environ | dict.fromkeys(NOT_NEEDED, "false") | {"PREFECT__SERVER_EPHEMERAL": "1"}
+        environment |= {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}  # not web pages
         environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)  # of another server
         server = subprocess.Popen(command, env=environment, pass_fds=[listening.fileno()])  # noqa: S603
 

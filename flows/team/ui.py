@@ -28,9 +28,11 @@ def start_servers(settings: Settings) -> dict[str, subprocess.Popen[bytes]]:
 
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    # Prefect would answer the scripts of any web page.
+    environment = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:4200"} | os.environ
     with log.open("wb") as file:
         # Separate process groups: Ctrl-C reaches this process first, which then ends them in order.
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ, start_new_session=True)  # noqa: S603
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)  # noqa: S603
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

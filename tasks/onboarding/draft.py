@@ -42,7 +42,7 @@ from tasks.onboarding.profile import (
     draw_sample,
     profile_columns,
 )
-from tasks.onboarding.reading import Type
+from tasks.onboarding.reading import OTHER_WAY, Type
 from tasks.rows.contract import FLOAT_LIMIT, Contract, ContractColumn, ContractExpectation
 from tasks.rows.history import EnrichParams
 from tasks.rows.labels import NO_LABEL, interpret_labels
@@ -269,7 +269,7 @@ def draft_contract(
     Expectations on single rows are warnings, never critical: a value far outside the range may be the anomaly that the
     detector has to find. Only a row that cannot be scored (a missing or unreadable value) is quarantined.
     """
-    kinds = {d.column: d.kind for d in decisions}
+    kinds = {d.column: d.kind for d in reversed(decisions)}  # that of a column, not of the event time that follows
     read = [p for p in profiles if kinds[p.name] != "left out" and p.type]
     columns = {p.name: _describe_column(p, p.type, sample.count_lacking(p.name) > 0) for p in read if p.type}
     for name in others:
@@ -468,9 +468,8 @@ def describe_readings(
         is_time = profile.name == calendar.column
         where = "ingest.event_time in params.yaml" if is_time else "its format in the contract"
         if profile.name not in kept and not is_time:
-            yield from (
-                [f"{profile.name} is left out: {profile.doubt}"] if profile.type == "text" and profile.doubt else []
-            )
+            if profile.doubt and OTHER_WAY not in profile.doubt:
+                yield f"{profile.name} is left out: {profile.doubt}"
             continue
         if profile.unreadable:
             yield (
@@ -481,9 +480,9 @@ def describe_readings(
             listed = ", ".join(map(shorten, profile.words))
             yield f"{profile.name}: {listed} is taken as a missing value; see `missing` in the contract"
         if profile.doubt:
-            is_read = profile.format or profile.type != "text"
-            todo = f"if that is right, change {where}" if is_read else "it is learnt as categories"
-            yield f"{profile.name}: {profile.doubt}; {todo}"
+            todo = f"; if that is right, change {where}" if OTHER_WAY in profile.doubt else ""
+            todo = todo or "; it is learnt as categories" * (profile.type == "text")
+            yield f"{profile.name}: {profile.doubt}{todo}"
 
 
 def mark_anomalies(sample: Sample, labels: LabelColumn | None) -> Mask:

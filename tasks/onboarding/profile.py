@@ -28,7 +28,7 @@ from tasks.rows.params import ColumnsParams
 from tasks.rows.schema import are_local, cast_column, find_unreadable, shorten, to_python, type_rows
 from tasks.sources.arrival import UNPARSED, Arrival
 
-SAMPLE_ROWS = 100_000
+SAMPLE_ROWS, SAMPLE_BYTES = 100_000, 1 << 28
 ENOUGH_ROWS = 50  # with fewer, repeated values mean nothing
 EXTREME = 0.001  # share of numbers at either end that neither the skewness nor the range may depend on
 # Infinite values would dominate the fit, and 1 % of them would set the threshold. Rows with one are quarantined, and a
@@ -37,7 +37,7 @@ MAX_INFINITE = 0.01
 MAX_CATEGORIES = ColumnsParams.model_fields["max_categories"].default
 FEW_VALUES = 2  # a whole-number column with at most this many values is categorical
 MIN_COVERED = 0.8  # smallest share of rows whose category is in the vocabulary
-ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)$|[a-z](Id|ID)$")
+ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uuid|guid|index|key)\s*$|[a-z](Id|ID)\s*$")
 Kind = Literal["numeric", "log_numeric", "categorical", "date-time", "left out"]
 Mask = npt.NDArray[np.bool_]
 
@@ -126,6 +126,7 @@ class Decision:
 def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int = SAMPLE_ROWS) -> Sample:
     """Read every arrival once and keep a uniform, seeded sample of its rows; memory holds one slice and the sample.
 
+    The sample has at most SAMPLE_BYTES, so fewer rows if they are wide.
     Raises SourceInvalid if there are no rows, column names repeat, or arrivals differ in a column's type.
     """
     rng = np.random.default_rng(0)
@@ -150,6 +151,7 @@ def draw_sample(arrivals: Iterable[Arrival], label: str | None = None, most: int
                 labels.update({item["values"]: item["counts"] for item in counts})
             draws = np.concatenate([draws, rng.random(table.num_rows)])
             kept = table if kept is None else _append(kept, table, arrival.name)
+            most = min(most, max(ENOUGH_ROWS, len(draws) * SAMPLE_BYTES // max(1, kept.nbytes)))
             if len(draws) > most:
                 chosen = draws < np.partition(draws, most)[most]
                 kept, draws = kept.filter(pa.array(chosen)), draws[chosen]

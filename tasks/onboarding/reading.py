@@ -6,6 +6,7 @@ same. Of the formats that read most values the first in the list is chosen, and 
 
 import re
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ MAX_OTHER = 0.5  # largest share of words that mean missing among the values of 
 MAX_WORDS = 3  # such words
 MIN_NUMBERS = 20  # different numbers next to such a word: fewer may be categories
 CODES = 0.01  # share of values with a leading zero from which a column holds codes
+OTHER_WAY = "and could also be"  # in a doubt about values that are read
 TRIED = 500  # values on which all formats are tried first
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # or numbers with three decimals
 SURE_THOUSANDS = 50  # such numbers, if none has one or two decimals and smaller ones have no point: decimals vary
@@ -38,6 +40,9 @@ DATES = (
 TIME_LIKE = re.compile(  # a year with a month, a day or a time of day, in whatever order; a week of a year
     r"(?i)(?=.*\b(19|20)\d{2})(?=.*(\d{1,2}:\d{2}|\d[-/.年]\s?\d{1,2}|\d[.\s/-]+[^\W\d]{3,9}\b)).{8,40}|\d{4}-?W\d{2}.{0,30}"
 )
+DURATION = re.compile(  # 07:45, 1:02:03.5, 2 days 00:12:33, PT1H30M
+    r"-?(\d+ days?,? )?\d{1,4}:[0-5]\d(:[0-5]\d([.,]\d+)?)?|-?P(?=.)(\d+([.,]\d+)?[YMWD])*(T(\d+([.,]\d+)?[HMS])+)?"
+)
 ANY_NUMBER = re.compile(r"([+\-(]*)(\D{0,4}?)[+-]?\d+([.,' ]\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s?(\D{0,5})\)?")
 SIGN = re.compile(
     r"[$€£¥₹₽₩₪₫₴₺₱฿¢%]|(?i:USD|EUR|GBP|JPY|CNY|CHF|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|RON|TRY|RUB|UAH|INR|BRL|MXN|ZAR|"
@@ -50,6 +55,7 @@ TIME_NAME = re.compile(
 )
 EPOCH_S = (5e8, 5e9)  # seconds since 1970, for the years 1985 to 2128
 YEARS = (1800, 2200)  # of eight-digit dates
+EXCEL_DAYS, FIRST_EXCEL_DAY = (20_000, 80_000), date(1899, 12, 30)  # for the years 1954 to 2119
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ def find_reading(name: str, column: pa.ChunkedArray) -> Reading:
         return Reading("bool")
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         plain: Type = "int" if pa.types.is_integer(kind) and kind != pa.uint64() else "float"
-        return _find_numeric_time(name, cast_column(column, pa.float64())) or Reading(plain)
+        numbers = cast_column(column, pa.float64())
+        return _find_numeric_time(name, numbers) or Reading(plain, doubt=_describe_days(name, numbers))
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Reading("timestamp")
     return _find_reading_of_text(name, column.cast(pa.string())) if is_text(kind) else Reading(None)
@@ -103,7 +110,8 @@ def _describe_unread(values: pa.ChunkedArray) -> str:
     """What texts look like that are read neither as times nor as numbers; "" if they look like texts."""
     some = values[:TRIED].to_pylist()
     numbers = [text for text in some if (parts := ANY_NUMBER.fullmatch(text)) and _is_sign(parts[2], parts[6])]
-    for found, what in (([text for text in some if TIME_LIKE.fullmatch(text)], "times"), (numbers, "numbers")):
+    times, durations = ([text for text in some if form.fullmatch(text)] for form in (TIME_LIKE, DURATION))
+    for found, what in ((times, "times"), (durations, "durations or times of day"), (numbers, "numbers")):
         if len(found) > (1 - MAX_UNREADABLE) * len(some) and len(set(found)) > MIN_NUMBERS:
             ways = {re.sub(r"\d+", "0", text): text for text in reversed(found)}
             listed = " and ".join(map(shorten, [*ways.values()][-2:]))
@@ -143,11 +151,12 @@ def _find_numbers(name: str, values: pa.ChunkedArray) -> Reading:
     others = [form for form in formats if form and best and form != best and totals[form] == totals[best]]
     others = [form for form in others if not read[form].equals(read[best])]
     example = next(iter(texts.to_pylist()))
-    doubt = f"values such as {example!r} are read as {best} and could also be {others[0]}" if others else ""
+    doubt = f"values such as {example!r} are read as {best} {OTHER_WAY} {others[0]}" if others else ""
+    doubt = doubt or _describe_days(name, read[best])
     if points:
         example = next(text for text in texts.to_pylist() if "." in text)
         read_as, other = ("1.234,56", "1234.56") if best else ("1234.56", "1.234,56")
-        doubt = f"values such as {example!r} are read as {read_as} and could also be {other}"
+        doubt = f"values such as {example!r} are read as {read_as} {OTHER_WAY} {other}"
     return Reading("float", best, words, doubt)
 
 
@@ -204,6 +213,18 @@ def _find_numeric_time(name: str, numbers: pa.ChunkedArray) -> Reading | None:
     return Reading("timestamp", unit) if unit else None
 
 
+def _describe_days(name: str, numbers: pa.ChunkedArray) -> str:
+    """That numbers in a column named like a time could be days as a spreadsheet counts them; "" if they could not."""
+    found = numbers.filter(pc.is_finite(numbers))
+    if not len(found) or not TIME_NAME.search(name):
+        return ""
+    low, high = pc.min(found).as_py(), pc.max(found).as_py()
+    if not EXCEL_DAYS[0] <= low < high <= EXCEL_DAYS[1]:
+        return ""
+    first = FIRST_EXCEL_DAY + timedelta(days=int(low))
+    return f"its values look like days as Excel counts them, {low:g} for {first}, which are not read: write dates"
+
+
 def find_epoch(low: float, high: float) -> str | None:
     """The unit in which these numbers count from 1970, judged by their size: one of EPOCHS."""
     sizes = {unit: 1_000_000 / EPOCHS[unit] for unit in EPOCHS}
@@ -222,7 +243,7 @@ def _find_times(values: pa.ChunkedArray) -> Reading | None:
     ranked = sorted(best, key=lambda form: _measure_order(values, form))
     doubt = ""
     if len(best) > 1:
-        doubt = f"values such as {values[0].as_py()!r} are read as {ranked[0]} and could also be {ranked[1]}"
+        doubt = f"values such as {values[0].as_py()!r} are read as {ranked[0]} {OTHER_WAY} {ranked[1]}"
     return Reading("timestamp", ranked[0], doubt=doubt)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.columns import UNSEEN, Column
+from models.columns import RARE, UNSEEN, Column
 from models.detector import Explanation
 from tasks.rows.kinds import KINDS, plain, round_value
-from tasks.rows.tokens import list_unseen
+from tasks.rows.tokens import list_tokens
 
 MASKED = "masked"
 
@@ -37,8 +37,8 @@ def name_causes(
             shown: dict[str, Any] = {"part": unit.part} if unit.part else {}
             if not unit.part:
                 shown["actual"] = plain(actual[column.name][row])
-            elif unit.part == UNSEEN:
-                shown["actual"] = ", ".join(list_unseen(actual[column.name][row], column))
+            elif unit.part in (RARE, UNSEEN):
+                shown["actual"] = ", ".join(list_tokens(actual[column.name][row], unit.part, column))
             else:
                 shown["actual"] = round_value(explanation.actual[row, position])
             shown["expected"] = KINDS[column.kind].show(column, explanation.expected[row, position])

@@ -1,17 +1,14 @@
 """Convert a table's columns to a detector's records: text becomes codes here, just outside the torch module.
 
-N rows. Dictionary-encoded text is looked up once per distinct value, not once per row. Rare values, those of the
-fit rows without a slot of their own, are kept as 64-bit hashes: short, and no name that occurs once is in a bundle.
+N rows. Dictionary-encoded text is looked up once per distinct value, not once per row.
 """
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,13 +19,12 @@ from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
 from tasks.rows.entities import lack_entity
 from tasks.rows.images import read_pixels
 from tasks.rows.kinds import KINDS
+from tasks.rows.marks import MISSING, hash_texts, read_marks, write_marks
 from tasks.rows.params import ColumnsParams, PerEntityParams
 from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
 from tasks.sources.images import read_shape
 
 T = TypeVar("T", bound=np.generic)
-
-MISSING = 0  # the mark of a missing value in the fit rows
 
 
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
@@ -73,15 +69,7 @@ def _describe_categories(name: str, column: pa.ChunkedArray, most: int) -> Colum
     found = pc.value_counts(column.cast(pa.string()).drop_null())
     texts = found.field("values")
     vocabulary = take_commonest(texts, found.field("counts").to_numpy(), most)
-    beyond = texts.filter(pc.invert(pc.is_in(texts, pa.array(vocabulary, pa.string()))))
-    marks = np.sort(_hash_texts(beyond.to_pylist()))
-    if column.null_count:
-        marks = np.insert(marks, 0, MISSING)
-    return Column(name, "categorical", vocabulary, rare=base64.b64encode(marks.astype("<u8").tobytes()).decode())
-
-
-def _hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
-    return pd.util.hash_array(np.array(texts, dtype=object), categorize=False)
+    return Column(name, "categorical", vocabulary, rare=write_marks(texts, vocabulary, column.null_count > 0))
 
 
 def _describe_image(field: pa.Field) -> Column:
@@ -126,7 +114,7 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     tokens = []
     for column in of_kind["sequence"]:
         found = encode_tokens(table[column.name], column)
-        unseen |= (found[:, : column.tokens.words] == len(column.vocabulary)).any(axis=1)
+        unseen |= (found[:, : column.tokens.words] == column.unseen).any(axis=1)
         tokens.append(found)
     joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
     entities = [hash_entities(table[column.name])[:, None] for column in columns if column.is_entity]
@@ -166,14 +154,14 @@ def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.in
     """
     known: dict[str | None, int] = {value: code for code, value in enumerate(described.vocabulary)}
     rare, unseen = len(described.vocabulary), described.unseen
-    marks = np.frombuffer(base64.b64decode(described.rare), "<u8")
+    marks = read_marks(described.rare)
     known[None] = rare if MISSING in marks[:1] else unseen
 
     def find_codes(texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
         codes = np.array([known.get(text, unseen) for text in texts], dtype=np.int64)
         if len(marks):
             others = {place: text for place, text in enumerate(texts) if text is not None and text not in known}
-            is_rare = np.isin(_hash_texts(list(others.values())), marks)
+            is_rare = np.isin(hash_texts(list(others.values())), marks)
             codes[list(others)] = np.where(is_rare, rare, unseen)
         return codes
 
@@ -182,7 +170,7 @@ def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.in
 
 def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """The hash of each value's text (N,), 64 bits; NO_ENTITY for a value that names none, see `lack_entity`."""
-    hashes = translate(column, lambda texts: _hash_texts([text or "" for text in texts]).view(np.int64))
+    hashes = translate(column, lambda texts: hash_texts([text or "" for text in texts]).view(np.int64))
     return np.where(lack_entity(column).to_numpy(), NO_ENTITY, hashes)
 
 

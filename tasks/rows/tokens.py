@@ -1,6 +1,7 @@
 """From texts to tokens to codes: split into words, joined into runs of words, looked up in a bounded vocabulary.
 
-N texts, T tokens found in them, at most L tokens per text, V tokens in the vocabulary; code V is any other token.
+N texts, T tokens found in them, at most L tokens per text, V tokens in the vocabulary. Code V is any other token of the
+fit rows, the last code one that they do not have, see `Column`.
 Everything is Arrow and NumPy over whole columns, and each distinct text is split once.
 """
 
@@ -14,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.columns import PADDING, UNSEEN, Column, Tokens
+from models.columns import PADDING, RARE, UNSEEN, Column, Tokens
 from tasks.errors import TooFewRows
+from tasks.rows.marks import hash_texts, read_marks, write_marks
 from tasks.rows.params import SequenceParams
 
 Ints = npt.NDArray[np.int64]
@@ -38,7 +40,8 @@ def describe_sequence(name: str, column: pa.ChunkedArray, params: SequenceParams
     words = np.quantile(sizes, params.length_percentile / 100, weights=times, method="inverted_cdf")
     tokens = Tokens(params.separator, params.ngrams, max(1, int(words)), params.form, params.shapes)
     found = tokenise(texts, tokens)
-    return Column(name, "sequence", take_commonest(found.texts, times[found.rows], params.vocabulary), tokens=tokens)
+    vocabulary = take_commonest(found.texts, times[found.rows], params.vocabulary)
+    return Column(name, "sequence", vocabulary, tokens=tokens, rare=write_marks(found.texts.unique(), vocabulary))
 
 
 def take_commonest(texts: pa.Array, counts: npt.NDArray[Any], most: int) -> tuple[str, ...]:
@@ -107,40 +110,55 @@ def _join_runs(words: pa.Array, sizes: Ints, k: int) -> tuple[pa.Array, Ints, In
 
 def encode_tokens(column: pa.ChunkedArray, described: Column) -> Ints:
     """Codes (N, L) of a column's texts, which must not be null; PADDING after a text's last token."""
-    tokens, unseen = described.tokens, len(described.vocabulary)
+    tokens = described.tokens
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
     chunks = []
     for chunk in column.chunks:
         found = tokenise(chunk.dictionary.cast(pa.string()), tokens)
-        codes = pc.index_in(found.texts, pa.array(described.vocabulary, pa.string())).fill_null(unseen)
         table = np.full((len(chunk.dictionary), tokens.length), PADDING)
-        table[found.rows, found.places] = codes.to_numpy()
+        table[found.rows, found.places] = _look_up(found.texts, described)
         chunks.append(table[chunk.indices.to_numpy()])
     return np.concatenate(chunks) if chunks else np.empty((0, tokens.length), dtype=np.int64)
 
 
-def list_unseen(text: str, described: Column) -> list[str]:
-    """The unseen tokens of a text, single words first."""
-    found = tokenise(pa.array([text]), described.tokens).texts.to_pylist()
-    return [token for token in found if token not in described.vocabulary]
+def _look_up(texts: pa.Array, described: Column) -> Ints:
+    """The code of each token (T,)."""
+    found = texts.dictionary_encode()
+    places = pc.index_in(found.dictionary, pa.array(described.vocabulary, pa.string()))
+    codes: Ints = np.array(places.fill_null(described.unseen).to_numpy(), np.int64)
+    if described.rare:
+        others = np.flatnonzero(codes == described.unseen)
+        is_rare = np.isin(hash_texts(found.dictionary.take(others).to_pylist()), read_marks(described.rare))
+        codes[others[is_rare]] = len(described.vocabulary)
+    indices: Ints = found.indices.to_numpy()
+    return codes[indices]
+
+
+def list_tokens(text: str, part: str, described: Column) -> list[str]:
+    """The tokens of a text that share the slot of a part, RARE or UNSEEN; single words first."""
+    found = tokenise(pa.array([text]), described.tokens).texts
+    code = described.unseen if part == UNSEEN else len(described.vocabulary)
+    codes = _look_up(found, described)
+    return [token for token, own in zip(found.to_pylist(), codes.tolist(), strict=True) if own == code]
 
 
 def find_tokens(text: str, tokens: Collection[str], described: Column) -> list[tuple[int, int]]:
     """Where a text has some of the detector's tokens: the first and the last character but one of each run of words.
 
-    UNSEEN stands for every token that is not in the vocabulary. Of a run that holds a shorter one of the tokens, only
+    RARE and UNSEEN stand for the tokens that share their slot. Of a run that holds a shorter one of the tokens, only
     that one counts. What touches or overlaps is joined.
     """
     how = described.tokens
     ends = [0, *(place for found in re.finditer(how.separator, text) for place in found.span()), len(text)]
     words = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end > start][: how.words]
     found = tokenise(pa.array([text], pa.string()), how)
-    known = set(described.vocabulary)
+    parts = [part for part in (RARE, UNSEEN) if part in tokens]
+    wanted = {*tokens, *(token for part in parts for token in list_tokens(text, part, described))}
     runs = [
         _cover(place, how) & {*range(len(words))}
         for token, place in zip(found.texts.to_pylist(), found.places.tolist(), strict=True)
-        if token in tokens or (UNSEEN in tokens and token not in known)
+        if token in wanted
     ]
     covered = set[int]().union(*(run for run in runs if not any(other and other < run for other in runs)))
     spans: list[tuple[int, int]] = []

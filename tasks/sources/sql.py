@@ -18,6 +18,8 @@ from tasks.stores.faults import FILES, is_lost
 from tasks.stores.lake import SLICE_ROWS
 
 SINCE = re.compile(r"(?<![:\w\\]):since\b(?!:)")  # as SQLAlchemy finds the parameters of a text
+# Of other databases, most undo at the end what a query has changed: nothing is committed.
+READ_ONLY = {"sqlite": "pragma query_only = on", "postgresql": "set transaction read only"}
 EARLIEST = date(1900, 1, 2)  # each database has dates from then on
 
 
@@ -48,7 +50,10 @@ def read_query(source: SqlSource, now: datetime, first: date = date.min) -> Arri
     def read() -> Iterator[pa.Table]:
         schema = None
         try:
-            with open_source(source.url).connect().execution_options(stream_results=True) as connection:
+            with open_source(source.url).connect() as connection:
+                if guard := READ_ONLY.get(connection.dialect.name):
+                    connection.exec_driver_sql(guard)
+                connection = connection.execution_options(stream_results=True)
                 text = sa.text(source.query).bindparams(*given)
                 for frame in pd.read_sql_query(text, connection, chunksize=SLICE_ROWS, dtype_backend="pyarrow"):
                     table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -62,11 +67,12 @@ def read_query(source: SqlSource, now: datetime, first: date = date.min) -> Arri
                     got=str(error).splitlines()[0],
                     todo="check that its server is running and can be reached; nothing has landed",
                 ) from error
+            is_binary = isinstance(error, UnicodeDecodeError)
             raise SourceInvalid(
                 "The query cannot be read.",
                 where=source.url,
-                got=str(error).splitlines()[0],
-                expected="a query whose columns have the same type in every row",
+                got="a column of binary values" if is_binary else str(error).splitlines()[0],
+                expected="a query whose columns have the same type in every row, none of them binary",
                 todo="correct ingest.source in params.yaml; nothing has landed",
             ) from error
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 from tasks.errors import SourceInvalid
 from tasks.sources.arrival import PASSED_OVER
 
+MOST_LAYERS = 5  # a file can be packed so that it unpacks to itself
 HEAD = 1 << 20  # bytes that are looked at to find out what a file is
 ZIP = b"PK\3\4"
 PACKED: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),  # else it takes that of a gzip file, a number
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"\x5d\0\0": lzma.LZMAFile,
@@ -48,13 +49,20 @@ class Stream(io.BufferedReader):
         return found
 
 
-def unpack(raw: Any, name: str, files: ExitStack) -> Iterator[tuple[str, Stream]]:
+def unpack(raw: Any, name: str, files: ExitStack, layers: int = 0) -> Iterator[tuple[str, Stream]]:
     """The name and content of a file or, if it is packed, of each file in it. Raises SourceInvalid."""
+    if layers > MOST_LAYERS:
+        raise SourceInvalid(
+            "The file is packed too often.",
+            where=name,
+            expected=f"at most {MOST_LAYERS} times",
+            todo="deliver it unpacked",
+        )
     stream = files.enter_context(Stream(raw, HEAD))
     head = stream.peek(HEAD)
     for magic, unpacked in PACKED.items():
         if head.startswith(magic):
-            yield from unpack(files.enter_context(unpacked(stream)), name, files)
+            yield from unpack(files.enter_context(unpacked(stream)), name, files, layers + 1)
             return
     if not head.startswith(ZIP):
         yield name, stream
@@ -78,7 +86,8 @@ def unpack(raw: Any, name: str, files: ExitStack) -> Iterator[tuple[str, Stream]
             expected="CSV, Parquet, JSON or text files",
         )
     for member in [member for member in members if member.file_size] or members:  # an empty one takes nothing away
-        yield from unpack(files.enter_context(archive.open(member)), f"{name}/{member.filename}", files)
+        inner = files.enter_context(archive.open(member))
+        yield from unpack(inner, f"{name}/{member.filename}", files, layers + 1)
 
 
 def is_data(member: zipfile.ZipInfo) -> bool:

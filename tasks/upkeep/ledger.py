@@ -3,6 +3,7 @@
 The version that should have scored a date is today's champion, or the one that was champion when the night was due.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from tasks.stores.tables import Attempt, PublishedNight
 
 State = Literal["fresh", "stale", "failed", "missing", "early"]
 NEVER_SCORED, NOT_LANDED = "never scored", "nothing has landed"
-EARLY = "its labels had not arrived at the first training"
+EARLY = "before the first training, which did not learn from it"
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,27 @@ class BatchState:
 
 
 def list_landed_dates(lake: Lake, detector: str) -> list[date]:
-    """The dates on which something has landed, in order, including pruned ones."""
-    return sorted({*lake.dates("landing", detector), *lake.pruned_dates(detector)})
+    """The dates on which something has landed, in order, including pruned ones.
+
+    Without the first and the last ones if all rows have left them, such as after a change of the rule for times: no day
+    between them and the others is due.
+    """
+    landed, pruned = lake.dates("landing", detector), {*lake.pruned_dates(detector)}
+    dates = deque(sorted({*landed, *pruned}))
+
+    def is_left(day: date) -> bool:
+        return day not in pruned and not lake.get("landing", detector, day).parts
+
+    while dates and is_left(dates[-1]):
+        dates.pop()
+    while dates and is_left(dates[0]):
+        dates.popleft()
+    return list(dates)
+
+
+def list_left(site: Site, landed: Sequence[date]) -> set[date]:
+    """The published dates that all rows have left. landed: see `list_landed_dates`."""
+    return {night.batch_date for night in site.warehouse.read_nights(site.detector)}.difference(landed)
 
 
 def list_due(landed: Sequence[date], learnt: date | None, yesterday: date) -> list[date]:

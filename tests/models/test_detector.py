@@ -249,6 +249,32 @@ def test_a_category_never_seen_scores_higher_than_a_rare_one(kind: str, tmp_path
     assert (as_unseen > as_rare).mean() > 0.9
 
 
+@pytest.mark.parametrize("form", ["multi_hot", "counts"])
+@pytest.mark.parametrize("kind", ["neighbours", "standardised", "mean_squared", "mean_absolute"])
+def test_a_token_never_seen_scores_higher_than_a_rare_one(kind: str, form: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = Tokens(words=3, form=form)  # type: ignore[arg-type]
+    column = Column("log", "sequence", tuple(f"t{n:02}" for n in range(30)), tokens=tokens, rare="x")
+    rare, unseen = 30, column.unseen
+
+    def make(codes: np.ndarray) -> Records:
+        return make_records(tokens=codes)
+
+    share = np.append(1 / np.arange(1, 31), 0.5)  # a power law; the rare ones together are as common as the second
+    clean = make(rng.choice(31, (800, 3), p=share / share.sum()))
+    score = NeighboursParams(references=300) if kind == "neighbours" else ResidualParams(kind=kind)  # type: ignore[arg-type]
+    params = ModelParams(networks=(AutoencoderParams(layers=(8, 2, 8)),), fit=FitParams(epochs=10), score=score)
+    fitted = fit_detector((column,), clean, clean[:200], params, torch.device("cpu"))
+    fitted.save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    assert loaded.columns == fitted.columns and loaded.encoder.width == 32
+    others = rng.integers(0, 10, (100, 2))
+    as_rare, as_unseen = (
+        loaded.score(make(np.column_stack([np.full(100, code, np.int64), others]))) for code in (rare, unseen)
+    )
+    assert (as_unseen > as_rare).mean() > 0.9
+
+
 def test_the_broken_column_is_the_cause_and_its_expected_value_is_near_the_normal_one() -> None:
     rng = np.random.default_rng(0)
     columns = [Column(name, "numeric") for name in "abc"]

@@ -226,6 +226,45 @@ def test_a_query_that_fails_says_so_without_the_password(site, tmp_path, url, wh
     assert site.lake.dates("landing", "toy") == []
 
 
+def test_a_query_with_a_binary_column_is_refused_with_its_cause(site, tmp_path):
+    (tmp_path / "source.db").touch()
+    source = SqlSource(
+        kind="sql", url=f"sqlite:///{tmp_path}/source.db", query="select 'a' as payment_id, x'00ff' as b"
+    )
+    with pytest.raises(SourceInvalid, match="a column of binary values"):
+        ingest(site, configure(source=source))
+
+
+CHANGES = ("drop table payments", "delete from payments returning *", "insert into payments values ('b') returning *")
+
+
+@pytest.mark.parametrize("query", CHANGES)
+def test_a_query_cannot_change_its_database(site, tmp_path, query):
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        connection.execute("create table payments (payment_id text)")
+        connection.execute("insert into payments values ('a')")
+    with pytest.raises(SourceInvalid, match="readonly"):
+        ingest(site, configure(source=SqlSource(kind="sql", url=f"sqlite:///{tmp_path}/source.db", query=query)))
+    with sqlite3.connect(tmp_path / "source.db") as connection:
+        assert connection.execute("select * from payments").fetchall() == [("a",)]
+
+
+def test_a_query_cannot_change_a_database_of_postgresql(site, postgres_url):
+    url = sa.make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create table payments (payment_id text)")
+        connection.exec_driver_sql("insert into payments values ('a')")
+    write = "with gone as (delete from payments returning *) select * from gone"
+    for query in (*CHANGES, write, "select 1; drop table payments; commit"):
+        with pytest.raises(SourceInvalid):
+            ingest(site, configure(source=SqlSource(kind="sql", url=url, query=query)))
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("select * from payments").fetchall() == [("a",)]
+        connection.exec_driver_sql("drop table payments")
+    engine.dispose()
+
+
 @pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql", "postgres"])
 def test_a_database_that_does_not_answer_is_a_service_that_is_tried_again(site, scheme):
     url = f"{scheme}://reader:s3cret@127.0.0.1:1/bank?sslpassword=s3cret"

@@ -15,8 +15,9 @@ from toy import DAYS, FIRST, ROWS, Project, make_rows, point_to
 
 from flows.cli.main import execute
 from flows.config.params import load_detector
-from flows.config.write import insert_section, name_query
+from flows.config.write import insert_section, name_query, render_contract
 from tasks.errors import ParamsInvalid, SourceInvalid
+from tasks.rows.contract import Contract
 from tasks.sources.files import FilesSource, name_files
 from tasks.stores.lake import Lake
 from tasks.stores.warehouse import Warehouse
@@ -138,6 +139,10 @@ def test_another_rule_for_times_after_a_run_takes_effect(
     nights = answer(capsys, "run", "weather", "--retrain")["nights"]
     assert [night["batch_date"] for night in nights] == [f"2016-12-{day}" for day in range(25, 32)]
     assert old["batch_date"] > "2016-12-31"  # no row is left there, and a training does without the date
+    states = {night["batch_date"]: night["state"] for night in answer(capsys, "status", "weather")["nights"]}
+    assert states == {night["batch_date"]: "fresh" for night in nights} | {old["batch_date"]: "stale"}
+    plan = answer(capsys, "backfill", "weather", "--from", "2016-12-25", "--to", "2026-12-31", "--dry-run")
+    assert plan["not_landed"] == [] and len(plan["nights"]) == len(states)
     assert execute(["train", "weather"]) == 0
 
 
@@ -341,6 +346,11 @@ def test_how_a_file_is_written_is_found_once_and_written_to_params(
         assert text in shown
 
 
+def test_a_contract_without_columns_is_written_so_that_it_can_be_read() -> None:
+    text = render_contract(Contract(columns={}, expectations=(), ignored=("id",)), "machines")
+    assert yaml.safe_load(text) == {"columns": {}, "expectations": [], "ignored": ["id"]}
+
+
 def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
     url = "postgresql+psycopg://reader:secret@db/shop"
     assert name_query("select 1", url, {"OTHER": "x", "SHOP_DB": url}).url == "${SHOP_DB}"
@@ -355,6 +365,8 @@ def test_a_password_is_replaced_by_its_variable_or_refused() -> None:
         ("postgresql://reader@db/shop", True),
         ("postgresql://db:5432/shop?sslmode=require", True),
         ("sqlite:///shop.db", True),
+        ("postgresql://[::1/shop", True),  # no URL, which is said when it is opened
+        ("postgresql://reader:secret@[::1/shop", False),
         ("postgresql://reader@db/shop?password=secret", False),
         ("postgresql://reader:@db/shop", False),
     ],

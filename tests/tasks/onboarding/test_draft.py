@@ -178,6 +178,7 @@ def test_a_column_named_like_an_identifier_and_never_repeated_names_the_records(
     drafted = draft(make_frame().assign(order_id=ids))
     assert drafted.ingest.record_id == "order_id"
     assert draft(make_frame().assign(record_id=ids)).ingest.record_id == "record_id"
+    assert draft(make_frame().assign(**{"order_id ": ids})).ingest.record_id == "order_id "
     assert draft(make_frame().assign(order_id=ids[:500] * 2)).ingest.record_id is None
     assert any(e.kwargs["column"] == "duplicated_fraction" for e in drafted.contract.expectations)
 
@@ -229,6 +230,14 @@ def test_of_several_time_columns_the_one_with_the_plain_name_is_chosen_and_the_o
     assert "shipped is also possible" in about(drafted, "event time")
     assert "shipped" in drafted.train.columns.datetime
     assert draft(frame, time="shipped").ingest.event_time.column == "shipped"
+
+
+def test_a_column_with_the_name_of_the_event_time_is_left_out() -> None:
+    times = pd.date_range("2026-03-01", periods=1000, freq="15min").astype(str)
+    drafted = draft(make_frame().assign(placed_at=times, event_time=np.arange(1000) % 7 + 0.5))
+    assert drafted.ingest.event_time.column == "placed_at"
+    assert drafted.train.columns.datetime == ("event_time",)  # the hour and weekday of placed_at
+    assert "event_time" in drafted.contract.ignored and "event_time" not in drafted.contract.columns
 
 
 def test_neither_a_date_of_birth_nor_a_time_with_gaps_is_an_event_time() -> None:
@@ -308,6 +317,15 @@ def test_unreadable_doubtful_and_missing_words_are_said() -> None:
     told = "\n".join(drafted.notes)
     assert "spend: 1 of 1,000 values cannot be read as float, such as 'see note'" in told
     assert "rate: 'n.v.' is taken as a missing value" in told
+
+
+def test_values_that_are_not_read_are_named_whether_the_column_is_learnt_or_left_out() -> None:
+    frame = make_frame()
+    frame = frame.assign(lasted=[f"{n % 30}:{n % 6}0" for n in range(1000)], start_date=46000 + np.arange(1000) / 100)
+    told = "\n".join(draft(frame).notes)
+    assert "lasted: its values look like durations or times of day in a form that is not read, such as '" in told
+    assert "'; it is learnt as categories" in told
+    assert "start_date is left out: its values look like days as Excel counts them, 46000 for 2025-12-09" in told
 
 
 # --- gross errors ---

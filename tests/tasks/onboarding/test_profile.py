@@ -178,6 +178,17 @@ def test_a_large_source_is_sampled_evenly_and_counted_whole() -> None:
     assert (sample.rows, sample.labels) == (20_000, {"0": 19_980, "1": 20})
 
 
+def test_wide_rows_are_sampled_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.onboarding.profile.SAMPLE_BYTES", 1_000_000)
+    tables = [pa.table({"x": np.arange(n, n + 100), "y": ["long " * 2000] * 100}) for n in range(0, 2000, 100)]
+    sample = draw_sample([arrive(*tables)], most=1500)
+    assert sample.table.nbytes <= 1_050_000
+    assert 90 <= sample.table.num_rows <= 100
+    assert (np.diff(sample.table["x"].to_numpy()) > 0).all() and sample.rows == 2000
+    monkeypatch.setattr("tasks.onboarding.profile.SAMPLE_BYTES", 1)
+    assert draw_sample([arrive(*tables)]).table.num_rows == 50
+
+
 def test_a_source_without_rows_with_repeated_names_or_with_other_types_is_refused() -> None:
     with pytest.raises(SourceInvalid, match="no rows"):
         draw_sample([arrive(pa.table({"x": pa.array([], pa.int64())}))])

@@ -184,6 +184,34 @@ def test_times_that_are_not_read_are_named(values: list[str]) -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        [f"{n // 60:02d}:{n % 60:02d}" for n in range(N)],
+        [f"{n // 7}:{n % 60:02d}:{n % 59:02d}" for n in range(N)],
+        [f"{n % 24:02d}:{n % 60:02d}:{n % 59:02d}.{n:06d}" for n in range(N)],
+        [f"{n % 3} days {n % 24:02d}:{n % 60:02d}:00" for n in range(N)],
+        [f"PT{n}M{n % 60}S" for n in range(N)],
+        [f"P{n}D" for n in range(N)],
+    ],
+)
+def test_durations_are_named_as_values_that_are_not_read(values: list[str]) -> None:
+    found = find(values, "lasted")
+    assert found.type == "text"
+    assert found.doubt.startswith("its values look like durations or times of day in a form that is not read, such as")
+
+
+@pytest.mark.parametrize("values", [[46000 + n for n in range(N)], [f"{46000 + n / 50:.4f}" for n in range(N)]])
+def test_days_as_excel_counts_them_are_named(values: list[Any]) -> None:
+    found = find(values, "order_date")
+    assert found.doubt == (
+        "its values look like days as Excel counts them, 46000 for 2025-12-09, which are not read: write dates"
+    )
+    assert found.type in ("int", "float") and found.format is None
+    assert find(values, "price").doubt == ""
+    assert find(list(range(19_000, 19_000 + N)), "order_date").doubt == ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
         [f"${x:.2f}" if n % 2 else f"€{x:.2f}" for n, x in enumerate(AMOUNTS)],
         [f"{x:.2f}".replace(".", "," if n % 2 else ".") for n, x in enumerate(AMOUNTS)],
         [f"{x:.2f} {'lb' if n % 2 else 'kg'}" for n, x in enumerate(AMOUNTS)],

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from models.columns import PADDING, Column, Tokens
 from tasks.errors import TooFewRows
 from tasks.rows.params import SequenceParams
-from tasks.rows.tokens import describe_sequence, encode_tokens, find_tokens, list_unseen, tokenise
+from tasks.rows.tokens import describe_sequence, encode_tokens, find_tokens, list_tokens, tokenise
 
 TEXTS = st.lists(st.one_of(st.text("ab \t", max_size=9), st.sampled_from(["AB 21 xR GB132", "ÄB ß#5"])), max_size=6)
 
@@ -73,7 +73,7 @@ def test_the_length_covers_the_requested_share_of_the_rows():
 def test_the_vocabulary_is_the_commonest_tokens_of_what_is_read_in_alphabetical_order():
     column = column_of(*["b a"] * 3, *["c a"] * 2, "d a")
     described = describe_sequence("t", column, SequenceParams(vocabulary=2))
-    assert described == Column("t", "sequence", ("a", "b"), tokens=Tokens(words=2))
+    assert (described.vocabulary, described.tokens) == (("a", "b"), Tokens(words=2))
     pairs = describe_sequence("t", column, SequenceParams(vocabulary=3, ngrams=2))
     assert pairs.vocabulary == (" b", "a", "a ")  # b, " b" and "b a" are equally common: the alphabet decides
 
@@ -91,7 +91,36 @@ def test_an_empty_vocabulary_is_refused(texts):
 
 def test_the_unseen_tokens_of_a_text_are_listed_words_first():
     column = Column("t", "sequence", ("AB", "AB 21"), tokens=Tokens(ngrams=2, words=2))
-    assert list_unseen("AB 77 21", column) == ["77", " AB", "AB 77", "77 "]
+    assert list_tokens("AB 77 21", "<unseen>", column) == ["77", " AB", "AB 77", "77 "]
+
+
+def test_rare_and_never_seen_tokens_of_a_text_are_told_apart():
+    column = describe_sequence("t", column_of("AB AB", "21", "AB xR"), SequenceParams(vocabulary=1))
+    assert column.vocabulary == ("AB",)
+    assert list_tokens("21 77 AB", "<rare>", column) == ["21"]
+    assert list_tokens("21 77 AB", "<unseen>", column) == ["77"]
+    assert find_tokens("21 77 AB", {"<rare>"}, column) == [(0, 2)]
+    assert find_tokens("21 77 AB", {"<unseen>"}, column) == [(3, 5)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, TEXTS, st.integers(1, 2), st.integers(1, 4))
+def test_known_rare_and_never_seen_tokens_agree_with_sets(fit, later, ngrams, most):
+    try:
+        column = describe_sequence("t", column_of(*fit), SequenceParams(ngrams=ngrams, vocabulary=most))
+    except TooFewRows:
+        assert not any(text.split() for text in fit)
+        return
+    seen = {token for text in fit for token in runs_of(text, column.tokens)}
+    beyond, size = seen - set(column.vocabulary), len(column.vocabulary)
+    for text, row in zip(later, encode_tokens(column_of(*later), column).tolist(), strict=True):
+        expected = [
+            column.vocabulary.index(token)
+            if token in column.vocabulary
+            else size + (bool(beyond) and token not in beyond)
+            for token in runs_of(text, column.tokens)
+        ]
+        assert sorted(code for code in row if code != PADDING) == sorted(expected)
 
 
 def find(text: str, tokens: set[str], **how: object) -> list[str]:

@@ -78,6 +78,30 @@ PACKED = {
 }
 
 
+PACK = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstd,
+    "zip": lambda one: zip_of(a=one),
+}
+
+
+@pytest.mark.parametrize("outer", PACK)
+@pytest.mark.parametrize("inner", PACK)
+def test_a_file_may_be_packed_twice(tmp_path: Path, inner: str, outer: str) -> None:
+    assert read(tmp_path, PACK[outer](PACK[inner](TEXT.encode()))) == ROWS
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_file_that_is_packed_without_end_is_refused(tmp_path: Path, kind: str) -> None:
+    content = TEXT.encode()
+    for _ in range(6):
+        content = PACK[kind](content)
+    with pytest.raises(SourceInvalid, match="packed too often"):
+        read(tmp_path, content)
+
+
 def tar_of(content: bytes) -> bytes:
     """A tar archive of one CSV file."""
     sink, member = io.BytesIO(), tarfile.TarInfo("rows.csv")

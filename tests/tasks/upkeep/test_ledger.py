@@ -10,7 +10,15 @@ from tasks.ingest import commit_parts
 from tasks.stores import registry
 from tasks.stores.registry import Version, imply_champions
 from tasks.stores.tables import attempts, scoring_batches
-from tasks.upkeep.ledger import count_days_behind, find_champions, list_due, read_ledger, read_ledger_as_of
+from tasks.upkeep.ledger import (
+    count_days_behind,
+    find_champions,
+    list_due,
+    list_landed_dates,
+    list_left,
+    read_ledger,
+    read_ledger_as_of,
+)
 
 FIRST = date(2026, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(6)]
@@ -105,7 +113,7 @@ def test_dates_before_the_first_cutoff_are_early_whatever_is_trained_later(site,
         monkeypatch.setattr(registry.Registry, "list_versions", lambda self, found=versions: found)
         found = read_ledger(site, DAYS[:5], versions[0])
         assert [night.state for night in found] == ["early", "failed", "early", "missing", "missing"]
-        assert found[0].why == "its labels had not arrived at the first training"
+        assert found[0].why == "before the first training, which did not learn from it"
         assert found[2].why == found[4].why == "nothing has landed"
     monkeypatch.setattr(registry.Registry, "list_versions", lambda self: [foreign])
     assert {night.state for night in read_ledger(site, DAYS[:1], foreign)} == {"missing"}
@@ -143,6 +151,22 @@ def test_dates_on_which_nothing_landed_are_due_too():
     assert list_due(landed, DAYS[2], DAYS[5]) == DAYS[3:5]
     assert list_due(landed, DAYS[4], DAYS[5]) == []
     assert list_due([], None, DAYS[5]) == []
+
+
+def test_dates_that_all_rows_have_left_do_not_count_as_landed_before_and_after_the_others(
+    site, land_days, put_published
+):
+    land_days(*DAYS)
+    put_published(DAYS[0])
+    for day in (DAYS[0], DAYS[1], DAYS[3], DAYS[5]):
+        commit_parts(site, str(day), {}, [day])
+    landed = list_landed_dates(site.lake, "toy")
+    assert landed == DAYS[2:5]
+    assert list_left(site, landed) == {DAYS[0]}
+    assert [night.why for night in read_ledger(site, DAYS[:1], make_version(1))] == ["its input has changed"]
+    for day in DAYS[2:5:2]:
+        commit_parts(site, str(day), {}, [day])
+    assert list_landed_dates(site.lake, "toy") == []
 
 
 def test_days_to_come_are_not_due_but_one_that_has_landed_is_listed():
