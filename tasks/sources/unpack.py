@@ -53,9 +53,9 @@ def unpack(raw: Any, name: str, files: ExitStack, layers: int = 0) -> Iterator[t
     """The name and content of a file or, if it is packed, of each file in it. Raises SourceInvalid."""
     if layers > MOST_LAYERS:
         raise SourceInvalid(
-            "The file is packed too often.",
+            "The file is packed in too many layers.",
             where=name,
-            expected=f"at most {MOST_LAYERS} times",
+            expected=f"at most {MOST_LAYERS} layers",
             todo="deliver it unpacked",
         )
     stream = files.enter_context(Stream(raw, HEAD))

@@ -65,6 +65,36 @@ def test_a_setting_that_leads_nowhere_is_named_without_its_password(
         fail(capfd, "status", "orders")
 
 
+# Every command that opens the warehouse; those that train or serve open it first.
+COMMANDS = {
+    "backfill orders": ("--from", "2026-03-30", "--to", "2026-03-31"), "backup": ("copy",),
+    "case orders 1": (), "cases orders": (), "compare orders": (), "delete orders": ("--yes",), "erase orders a": (),
+    "explain orders a": (), "export": ("copy",), "flags orders": (), "ingest orders": (), "metrics": (), "migrate": (),
+    "prune": (), "reduce orders": (), "replay orders": ("--date", "2026-03-30"), "review orders": (), "run orders": (),
+    "score orders": ("--date", "2026-03-30"), "status": (), "suppress orders": (), "train orders": (),
+    "verify orders": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_shows_the_password_of_a_warehouse_that_is_away(
+    project: Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for url in SQL:
+        monkeypatch.setenv("NIGHTJAR_WAREHOUSE", url)
+        assert execute([*command.split(), *COMMANDS[command]]) in (1, 2)
+        found = "".join(capfd.readouterr())
+        assert "The warehouse" in found
+        assert not [piece for piece in PIECES if piece in found], found
+
+
+@pytest.mark.parametrize("url", SQL)
+def test_init_names_the_database_of_a_query_without_its_password(
+    project: Project, capfd: pytest.CaptureFixture[str], url: str
+) -> None:
+    fail(capfd, "init", "other", "--source", "select 1", "--url", url)
+
+
 def test_init_stores_no_password_of_a_file(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     assert "${PASSWORD}" in fail(capfd, "init", "other", "--source", "ftp://me:sesame7f@127.0.0.1:1/x.csv")
     assert "${PASSWORD}" in fail(capfd, "init", "other", "--source", "https://127.0.0.1:1/x.csv?token=sesame7f")

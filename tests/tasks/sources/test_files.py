@@ -98,7 +98,7 @@ def test_a_file_that_is_packed_without_end_is_refused(tmp_path: Path, kind: str)
     content = TEXT.encode()
     for _ in range(6):
         content = PACK[kind](content)
-    with pytest.raises(SourceInvalid, match="packed too often"):
+    with pytest.raises(SourceInvalid, match="packed in too many layers"):
         read(tmp_path, content)
 
 
