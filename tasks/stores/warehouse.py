@@ -545,7 +545,7 @@ def open_engine(url: str, to_write: bool = True, connections: int = 0) -> sa.Eng
     known: dict[str, dict[str, Any]] = {
         "postgresql+psycopg": {"connect_timeout": 10},
         "sqlite": {"timeout": LOCK_TIMEOUT_S},
-        # Each connection has a thread of its own.
+        # Of connections that stay open; each has a thread of its own.
         "duckdb": {"read_only": not to_write, "config": {"threads": 1}},
     }
     options = known.get(parsed.drivername, {})
