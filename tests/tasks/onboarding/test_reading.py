@@ -176,9 +176,13 @@ def test_a_number_with_a_power_of_ten_has_no_thousands(mark: str, form: str | No
     ],
 )
 def test_times_that_are_not_read_are_named(values: list[str]) -> None:
-    found = find(values, "at")
+    check_unread("at", values, "times")
+
+
+def check_unread(name: str, values: list[str], what: str) -> None:
+    found = find(values, name)
     assert found.type == "text"
-    assert found.doubt.startswith("its values look like times in a form that is not read, such as")
+    assert found.doubt.startswith(f"its values look like {what} in a form that is not read, such as")
 
 
 @pytest.mark.parametrize(
@@ -193,9 +197,7 @@ def test_times_that_are_not_read_are_named(values: list[str]) -> None:
     ],
 )
 def test_durations_are_named_as_values_that_are_not_read(values: list[str]) -> None:
-    found = find(values, "lasted")
-    assert found.type == "text"
-    assert found.doubt.startswith("its values look like durations or times of day in a form that is not read, such as")
+    check_unread("lasted", values, "durations or times of day")
 
 
 @pytest.mark.parametrize("values", [[46000 + n for n in range(N)], [f"{46000 + n / 50:.4f}" for n in range(N)]])
