@@ -1,0 +1,34 @@
+"""Import a library without the packages that it imports for others of its users."""
+
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+
+class _Deferred(ModuleType):
+    """Stands for a module that is imported when something of it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import system asks of every module
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def importing_less(absent: Sequence[str] = (), deferred: Sequence[str] = ()) -> Iterator[None]:
+    """Within it, imports of `absent` packages fail as if they were not installed; `deferred` ones wait for their use.
+
+    Packages that are already imported are not touched, and afterwards all can be imported as usual.
+    """
+    stand_ins = dict.fromkeys(absent) | {name: _Deferred(name) for name in deferred}
+    added = {name: one for name, one in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(added)  # type: ignore[arg-type]  # None: ModuleNotFoundError, as importlib documents
+    try:
+        yield
+    finally:
+        for name, one in added.items():
+            if sys.modules.get(name, added) is one:
+                del sys.modules[name]
