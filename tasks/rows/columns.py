@@ -1,30 +1,22 @@
-"""Convert a table's columns to a detector's records: text becomes codes here, just outside the torch module.
+"""Convert a table's columns to a detector's records, just outside the torch module. N rows."""
 
-N rows. Dictionary-encoded text is looked up once per distinct value, not once per row.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from models.columns import MISSING_TIME, Column
+from models.columns import Column
 from models.entities import NO_ENTITY
 from models.records import Records, make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
+from tasks.rows.categories import translate
 from tasks.rows.entities import lack_entity
-from tasks.rows.images import read_pixels
-from tasks.rows.kinds import KINDS
-from tasks.rows.marks import MISSING, hash_texts, read_marks, write_marks
+from tasks.rows.kinds import KINDS, PARTS
+from tasks.rows.marks import hash_texts
 from tasks.rows.params import ColumnsParams, PerEntityParams
-from tasks.rows.tokens import describe_sequence, encode_tokens, take_commonest
-from tasks.sources.images import read_shape
-
-T = TypeVar("T", bound=np.generic)
 
 
 def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]:
@@ -32,13 +24,8 @@ def describe_columns(params: ColumnsParams, fit: pa.Table) -> tuple[Column, ...]
 
     Raises TooFewRows if a sequence column has no tokens, ParamsInvalid if an image column has no images.
     """
-    numeric = [Column(name, "numeric") for name in params.numeric]
-    categorical = [_describe_categories(name, fit[name], params.max_categories) for name in params.categorical]
-    numeric += [Column(name, "log_numeric") for name in params.log_numeric]
-    datetime = [Column(name, "datetime") for name in params.datetime]
-    images = [_describe_image(fit.schema.field(name)) for name in params.image]
-    sequences = [describe_sequence(name, fit[name], how) for name, how in params.sequence.items()]
-    return (*numeric, *categorical, *datetime, *images, *sequences)
+    named = [(kind, name) for kind in KINDS for name in getattr(params, kind, ())]  # its key in params is its name
+    return tuple(KINDS[kind].describe(name, fit, params) for kind, name in named)
 
 
 def mark_entity(columns: Sequence[Column], name: str, params: PerEntityParams) -> tuple[Column, ...]:
@@ -65,26 +52,6 @@ def check_entities(fit: Records, name: str, detector: str) -> None:
         )
 
 
-def _describe_categories(name: str, column: pa.ChunkedArray, most: int) -> Column:
-    found = pc.value_counts(column.cast(pa.string()).drop_null())
-    texts = found.field("values")
-    vocabulary = take_commonest(texts, found.field("counts").to_numpy(), most)
-    return Column(name, "categorical", vocabulary, rare=write_marks(texts, vocabulary, column.null_count > 0))
-
-
-def _describe_image(field: pa.Field) -> Column:
-    shape = read_shape(field)
-    if shape is None:
-        raise ParamsInvalid(
-            "A column configured as an image does not contain images.",
-            where=f"train.columns.image, column {field.name}",
-            got=f"type {field.type}",
-            expected="a column of type image, with a shape, in the contract",
-            todo="correct train.columns, or the contract",
-        )
-    return Column(field.name, "image", shape=shape)
-
-
 def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt.NDArray[np.bool_]]:
     """A table's rows as records, and the mask (N,) of rows with an unseen category or token.
 
@@ -93,32 +60,26 @@ def to_records(table: pa.Table, columns: Sequence[Column]) -> tuple[Records, npt
     """
     _refuse_other_columns(table, columns)
     _refuse_missing(table, [column.name for column in columns if KINDS[column.kind].is_needed])
-    n = table.num_rows
-    kinds = ("numeric", "categorical", "datetime", "image", "sequence")
-    of_kind = {kind: [c for c in columns if kind in c.kind] for kind in kinds}
-    # Each column is contiguous, as the encoder reads them.
-    numbers = np.empty((len(of_kind["numeric"]), n))
-    codes = np.empty((len(of_kind["categorical"]), n), dtype=np.int64)
-    times = np.empty((len(of_kind["datetime"]), n), dtype=np.int64)
-    for column, values in zip(of_kind["numeric"], numbers, strict=True):
-        values[:] = table[column.name].cast(pa.float64(), safe=False).to_numpy()
-    for column, values in zip(of_kind["categorical"], codes, strict=True):
-        values[:] = encode_text(table[column.name], column)
-    for column, values in zip(of_kind["datetime"], times, strict=True):
-        stamps = table[column.name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        values[:] = pc.fill_null(stamps, MISSING_TIME).to_numpy()
-    unseen = np.zeros(n, dtype=bool)
-    for column, values in zip(of_kind["categorical"], codes, strict=True):
-        unseen |= values == column.unseen
-    pixels = [read_pixels(table[column.name], column) for column in of_kind["image"]]
-    tokens = []
-    for column in of_kind["sequence"]:
-        found = encode_tokens(table[column.name], column)
-        unseen |= (found[:, : column.tokens.words] == column.unseen).any(axis=1)
-        tokens.append(found)
-    joined = [np.hstack(parts) if parts else None for parts in (pixels, tokens)]
+    own = {part: [column for column in columns if KINDS[column.kind].part == part] for part in PARTS}
+    unseen = np.zeros(table.num_rows, dtype=bool)
+
+    def encode(column: Column) -> npt.NDArray[Any]:
+        kind = KINDS[column.kind]
+        values = kind.encode(table[column.name], column)
+        if kind.find_unseen:
+            unseen[kind.find_unseen(values, column)] = True
+        return values
+
+    thin = []
+    for part, dtype in (("numbers", np.float64), ("codes", np.int64), ("times", np.int64)):
+        # Each column is contiguous, as the encoder reads them.
+        values = np.empty((len(own[part]), table.num_rows), dtype)
+        for row, column in zip(values, own[part], strict=True):
+            row[:] = encode(column)
+        thin.append(values.T)
+    wide = [np.hstack([encode(c) for c in own[part]]) if own[part] else None for part in ("pixels", "tokens")]
     entities = [hash_entities(table[column.name])[:, None] for column in columns if column.is_entity]
-    return make_records(numbers.T, codes.T, times.T, *joined, *entities), unseen
+    return make_records(*thin, *wide, *entities), unseen
 
 
 def _refuse_other_columns(table: pa.Table, columns: Sequence[Column]) -> None:
@@ -147,45 +108,10 @@ def _refuse_missing(table: pa.Table, names: Sequence[str]) -> None:
         )
 
 
-def encode_text(column: pa.ChunkedArray, described: Column) -> npt.NDArray[np.int64]:
-    """Codes (N,): the index in the vocabulary of V texts, V for what else the fit rows have, or `Column.unseen`.
-
-    Null is a value like any other: the fit rows have it or not.
-    """
-    known: dict[str | None, int] = {value: code for code, value in enumerate(described.vocabulary)}
-    rare, unseen = len(described.vocabulary), described.unseen
-    marks = read_marks(described.rare)
-    known[None] = rare if MISSING in marks[:1] else unseen
-
-    def find_codes(texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
-        codes = np.array([known.get(text, unseen) for text in texts], dtype=np.int64)
-        if len(marks):
-            others = {place: text for place, text in enumerate(texts) if text is not None and text not in known}
-            is_rare = np.isin(hash_texts(list(others.values())), marks)
-            codes[list(others)] = np.where(is_rare, rare, unseen)
-        return codes
-
-    return translate(column, find_codes)
-
-
 def hash_entities(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """The hash of each value's text (N,), 64 bits; NO_ENTITY for a value that names none, see `lack_entity`."""
     hashes = translate(column, lambda texts: hash_texts([text or "" for text in texts]).view(np.int64))
     return np.where(lack_entity(column).to_numpy(), NO_ENTITY, hashes)
-
-
-def translate(column: pa.ChunkedArray, find: Callable[[Sequence[str | None]], npt.NDArray[T]]) -> npt.NDArray[T]:
-    """What `find` gives for each value's text (N,); it gets the distinct texts of a chunk, the last of them None."""
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.string())  # 0.0 and -0.0 are one value, but two texts
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode().cast(pa.dictionary(pa.int32(), pa.string()))
-    chunks = []
-    for chunk in column.chunks:
-        texts = [value if value is None else str(value) for value in chunk.dictionary.to_pylist()]
-        indices = chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
-        chunks.append(find([*texts, None])[indices])
-    return np.concatenate(chunks or [find([None])[:0]])
 
 
 def fits(schema: pa.Schema, columns: tuple[Column, ...]) -> bool:

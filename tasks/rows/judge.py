@@ -21,8 +21,9 @@ import torch
 from models.calibration import Floats
 from models.detector import Detector
 from models.segments import Names
+from tasks.rows.categories import translate
 from tasks.rows.causes import name_causes
-from tasks.rows.columns import to_records, translate
+from tasks.rows.columns import to_records
 from tasks.rows.schema import batch_dates_of
 from tasks.stores.lake import Lake
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from models.columns import Column
+from tasks.rows.categories import encode_text
 from tasks.rows.images import read_pixels
 
 Floats = npt.NDArray[np.float64]
@@ -84,8 +85,6 @@ def read_values(column: Column, values: pa.ChunkedArray, zone: ZoneInfo) -> Floa
         found: Floats = values.cast(pa.float64(), safe=False).to_numpy()
         return np.where(np.isfinite(found), found, np.nan)
     if column.kind == "categorical":
-        from tasks.rows.columns import encode_text  # loads torch, which reading a reference does not need
-
         codes = encode_text(values, column).astype(np.float64)
     elif column.kind == "datetime":
         local = values.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us", tz=zone.key))

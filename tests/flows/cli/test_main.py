@@ -560,7 +560,7 @@ def test_a_command_searches_for_garbage_less_often_than_python_would() -> None:
     show = "atexit.register(lambda: print(gc.get_threshold()[0]))"
     code = f"import atexit, gc; from flows.cli.main import main; {show}; main()"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == ["10000"]
+    assert done.stdout.splitlines()[1:] == ["50000"]
 
 
 @pytest.mark.parametrize("arguments", [["status", "orders"], ["status"], ["metrics"], ["review", "orders"]])

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -11,18 +12,17 @@ from models.columns import MISSING_TIME, Column, Tokens
 from models.entities import NO_ENTITY
 from models.records import make_records
 from tasks.errors import BatchRejected, BundleInvalid, ParamsInvalid
-from tasks.rows.columns import (
-    check_entities,
-    describe_columns,
-    encode_text,
-    hash_entities,
-    mark_entity,
-    to_records,
-    translate,
-)
+from tasks.rows.categories import encode_text, translate
+from tasks.rows.columns import check_entities, describe_columns, hash_entities, mark_entity, to_records
+from tasks.rows.kinds import KINDS
 from tasks.rows.params import ColumnsParams, PerEntityParams, SequenceParams
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def test_every_kind_is_known_to_bundles_and_has_a_key_in_params():
+    assert KINDS.keys() == {*get_args(get_type_hints(Column)["kind"])}
+    assert KINDS.keys() - {"key"} <= ColumnsParams.model_fields.keys()
 
 
 @settings(max_examples=60, deadline=None)
