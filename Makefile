@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 HOME_FOLDER := $(abspath $(or $(NIGHTJAR_HOME),.nightjar))
 PREFECT_HOME := $(HOME_FOLDER)/prefect
+# Python keeps what it has compiled, which saves each of the tests' several hundred processes up to 0.3 s.
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help nightly test test-fast stack-test torture lint bench ui up down deploy clean
