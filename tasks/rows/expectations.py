@@ -28,7 +28,7 @@ LIST = re.compile(r"\$\w+_\d+(?: \$\w+_\d+)+")  # several values in Great Expect
 # What Great Expectations imports if it is installed, to read from there itself.
 CLOUDS = ("boto3", "botocore", "google.api_core", "google.auth", "google.cloud", "google.oauth2", "snowflake",
           "sqlalchemy_bigquery")  # fmt: skip
-FEW_NEED = ("altair", "scipy.stats")  # used by two or three of its expectations
+FEW_NEED = ("altair", "scipy.stats")  # used by its comparisons of distributions
 
 
 @dataclass(frozen=True)

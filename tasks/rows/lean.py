@@ -14,6 +14,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of every module
             raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:  # used while it still stands in for the module
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -30,5 +32,5 @@ def importing_less(absent: Sequence[str] = (), deferred: Sequence[str] = ()) -> 
         yield
     finally:
         for name, one in added.items():
-            if sys.modules.get(name, added) is one:
+            if name in sys.modules and sys.modules[name] is one:
                 del sys.modules[name]

@@ -38,6 +38,17 @@ print(deferred.open is __import__("wave").open, dom.Node is __import__("xml.dom"
     assert run(code).splitlines() == ["False False", "True True"]
 
 
+def test_a_deferred_module_that_is_used_within_is_imported_at_once():
+    code = """
+import sys
+from tasks.rows.lean import importing_less
+with importing_less(deferred=["wave"]):
+    from wave import open as deferred
+print(deferred is sys.modules["wave"].open)
+"""
+    assert run(code) == "True"
+
+
 def test_packages_that_are_imported_already_stay_and_an_error_leaves_nothing_behind():
     import json
 
