@@ -25,7 +25,7 @@ from tasks.follow_up.facts import read_facts
 from tasks.stores.warehouse import Warehouse
 
 LOGGER = logging.getLogger("nightjar.alerts")
-LOOK_BACK = timedelta(days=2)  # what became known earlier is news to nobody
+LOOK_BACK = timedelta(days=2)  # what became known earlier is no longer news
 SCORED_BY = timedelta(hours=4)  # after midnight: when schedules score a night
 HORIZON_DAYS = 14  # of the calendars' events
 

@@ -54,7 +54,7 @@ class Recall:
 class Threshold:
     """The threshold, and the share of clean records that it will flag: estimate and 95 % interval, from n rows.
 
-    trimmed: how many of the highest scores were left out besides; the interval holds whether they are anomalies or not.
+    trimmed: how many of the highest scores were also left out; the interval holds whether they are anomalies or not.
     recall: of a threshold that was chosen for it. With a false-discovery rate each night has a threshold of its own,
     see `discover`; this one is that of a record judged alone, as the only anomaly of a night.
     """
@@ -156,7 +156,7 @@ def fit_threshold(
 
 
 def count_suspects(ordered: Floats) -> int:
-    """How many of the highest scores (sorted) are too many for the tail of the others; 0 unless it is beyond chance.
+    """How many more high scores (sorted) there are than the tail of the others predicts; 0 unless it is beyond chance.
 
     Between the quantiles of `TAIL`, scores are taken to fall like a Pareto tail, fitted by likelihood with the higher
     scores as censored (Hill 1975, doi:10.1214/aos/1176343247). Scores of normal rows mostly fall faster further out, so
@@ -321,7 +321,7 @@ def bound_quantile(ordered: Floats, q: float) -> tuple[float, float]:
 
     n, tail = len(ordered), (1 - CONFIDENCE) / 2
     below = np.arange(n)
-    at_most = betainc(n - below, below + 1, 1 - q)  # the probability that at most so many lie below it
+    at_most = betainc(n - below, below + 1, 1 - q)  # the probability that at most `below` lie below it
     low, high = int(np.searchsorted(at_most, tail, side="right")), int(np.searchsorted(at_most, 1 - tail))
     return float(ordered[low - 1]) if low else -math.inf, float(ordered[high]) if high < n else math.inf
 

@@ -234,7 +234,7 @@ class Detector:
     def threshold(self) -> Threshold:
         """The threshold; a record is flagged when its score is strictly greater than `threshold.value`.
 
-        With a `discovery_rate` that is so for a record judged alone; those of a night have that of `find_threshold`.
+        With a `discovery_rate`, this holds for a record judged alone; for a whole night, see `find_threshold`.
         """
         return self._calibrated().threshold
 

@@ -13,7 +13,7 @@ doi:10.1017/S0515036100008989). With W the usual spread within an entity, and B 
 
 k, c and B come from how far the earlier half of a history agrees with its later one. Where entities differ much, k is
 small: few rows show where one of them lies. Where they are alike, k is large, and all have the same scale. c is at
-least `minimum`. The last term is what is not known of a location; an unknown entity has it whole.
+least `minimum`. The last term is the uncertainty of a location; for an unknown entity it counts in full.
 """
 
 import math
@@ -144,7 +144,7 @@ def _measure_halves(values: Tensor, groups: Tensor, number: int) -> tuple[Tensor
 
 
 def _find_usual(n: Tensor, spreads: Tensor) -> float:
-    """The median of the spreads (E,), each as often as its entity has rows."""
+    """The median of the spreads (E,), each weighted by the number of its entity's rows."""
     ordered, order = spreads.sort()
     rows = n[order].cumsum(0)
     return float(ordered[torch.searchsorted(rows, rows[-1] / 2)])

@@ -137,7 +137,7 @@ class BestFBetaPolicy(Section):
 
 
 class RecallPolicy(Section):
-    """Flag at least this share of anomalies, as the known ones among the tuning rows tell."""
+    """Flag at least this share of anomalies, judged by the known ones among the tuning rows."""
 
     kind: Literal["recall"] = "recall"
     at_least: float = Field(default=0.9, gt=0, lt=1)
@@ -151,7 +151,7 @@ class AlarmBudgetPolicy(Section):
 
 
 class FalseDiscoveryPolicy(Section):
-    """Flag as many records of a night as keep the expected share of false alarms among its flags at most this."""
+    """Flag as many records of a night as possible, with an expected share of false alarms of at most this."""
 
     kind: Literal["false_discovery_rate"] = "false_discovery_rate"
     at_most: float = Field(default=0.1, gt=0, lt=1)

@@ -53,7 +53,7 @@ class Calibrated:
         )
 
     def doubt(self, metrics: Metrics | None) -> str:
-        """That more normal test rows are flagged than chance explains 1 time in 100,000, and what to do; else ""."""
+        """A warning if chance flags that many normal test rows only 1 time in 100,000, and what to do; else ""."""
         if metrics is None or metrics.false_alarm_rate is None:
             return ""
         if self.threshold.discovery_rate is not None:

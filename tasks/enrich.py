@@ -54,7 +54,7 @@ def enrich_batches(
     """Enrich batches; returns their validations, each with the input hash of the batch and its history.
 
     Validates the earlier batches that the windows reach, where that is due; a rejected one has no rows in any history.
-    Those that lose their history columns by that get them again. A rejected batch of `days` is left as it is, and so is
+    Batches that lose their history columns by it get them back. A rejected batch of `days` is left as it is, and so is
     one whose history was pruned since it got these columns. Raises BatchMissing, BatchRejected.
     """
     site = replace(site, lake=site.lake.reading_once())

@@ -30,7 +30,7 @@ NO_SCORES = pa.table({"record_id": pa.array([], pa.string()), "score": pa.array(
 
 @dataclass(frozen=True)
 class BundleEvaluation:
-    """Metrics on the test rows, and there of another threshold: that with the best F1 on the tuning rows.
+    """Metrics on the test rows: of the threshold and, as `searched`, of the one with the best F1 on the tuning rows.
 
     None where the split has no test rows; searched is None also if there are no tuning rows of both kinds, or if the
     policy has searched already.

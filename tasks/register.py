@@ -196,7 +196,7 @@ def register_bundle(
 
 
 def describe_lost_reducer(champion: registry.Version, version: registry.Version) -> str:
-    """That the champion has a second stage and the version lacks one, and what to type; else ""."""
+    """A note if the champion has a second stage and the version lacks one, with the command to type; else ""."""
     if REDUCER not in champion.tags or REDUCER in version.tags:
         return ""
     return (

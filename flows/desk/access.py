@@ -109,7 +109,7 @@ class Access:
     def begin_session(self, person: str | None) -> str:
         """A new browser; returns the value of its cookie.
 
-        Of too many the oldest are forgotten: anonymous ones for anonymous ones, signed-in ones for signed-in ones.
+        If there are too many, the oldest of the same kind (anonymous or signed in) are forgotten.
         """
         key, now = secrets.token_urlsafe(32), time.time()
         with self._lock:

@@ -108,7 +108,7 @@ class Hosts(TrustedHostMiddleware):
 
 @asynccontextmanager
 async def _limit_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Pages that wait for their turn are done sooner than pages that hinder each other. At the end the copy goes."""
+    """Pages that take turns finish sooner than pages that compete. At the end, remove the snapshot's copy."""
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
     app.state.room.snapshot.close()

@@ -25,7 +25,7 @@ DAY_SECONDS = 86_400
 
 
 def find_alias(versions: list[Version], alias: str) -> Version | None:
-    """The version that carries it."""
+    """The version that carries the alias."""
     return next((version for version in versions if alias in version.aliases), None)
 
 

@@ -25,7 +25,7 @@ class Recent:
     def get(
         self, key: Hashable, read: Callable[[], Found], seconds: float = SECONDS, stamp: Hashable = None
     ) -> tuple[Found, datetime]:
-        """What `read` gave at most so many seconds ago, and when. While one reads, others get what was known before.
+        """What `read` gave at most `seconds` ago, and when. While one caller reads, others get what was known before.
 
         stamp: what it depends on: with another one it is read anew.
         """

@@ -1,4 +1,4 @@
-"""Screen 8, Rules: whom alerts.yaml tells about what, what is suppressed until when, and the messages of late."""
+"""Screen 8, Rules: whom alerts.yaml notifies about what, what is suppressed until when, and recent messages."""
 
 from datetime import date, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ PREVIEW_SECONDS = 60
 
 @router.get("/{detector}/rules")
 def show(look: Look) -> Response:
-    """The page; with ?preview=30 what each rule would have sent in so many nights."""
+    """The page; with ?preview=30 also what each rule would have sent in the last 30 nights."""
     alerts, problem = read_alerts(look)
     asked = look.query.get("preview", "")
     nights = min(read_number(asked, 0), MOST_NIGHTS) or None

@@ -282,7 +282,7 @@ def check_address(request: Request) -> None:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """What a request brings, of at most so many bytes."""
+    """The body of a request, of at most `most` bytes."""
     body = b""
     async for chunk in request.stream():
         body += chunk

@@ -42,8 +42,8 @@ TRAINING = ("flows.training:train_there", "gpu")  # may be called for a detector
 POOLS = ("cpu", "gpu")
 HEARTBEAT, BEGINNINGS = "prefect.flow-run.heartbeat", {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-# The flows whose runs' failures and crashes are told: not freshness, which tells of late nights itself, and not train,
-# without which the training that called it fails.
+# The flows whose failed and crashed runs are reported: not freshness, which reports late nights itself, and not train,
+# because the training that called it fails too.
 TOLD = ["every", "nightly", "backfill-range", "retrain", "training", "prune"]
 NOTICE = "nightjar: a run that failed or crashed is told to "
 STILLBORN_AFTER = timedelta(minutes=5)  # for a run that a worker has taken but that never sent a heartbeat
@@ -200,7 +200,7 @@ def mark_crashed(name: str, trigger: EventTrigger) -> AutomationCore:
 
 
 def make_notices(settings: Settings) -> None:
-    """Let Prefect tell the channels of the rules on failed nights of every deployed run that fails or crashes.
+    """Let Prefect notify the channels of the rules on failed nights about each deployed run that fails or crashes.
 
     It does so where a night cannot: its worker died, or the warehouse is away. Raises ParamsInvalid.
     """

@@ -33,7 +33,7 @@ NOT_NEEDED = (
 
 @contextmanager
 def temporary_server() -> Iterator[None]:
-    """Give the flows within a Prefect server, unless one is configured or a Dask cluster needs one it can reach.
+    """Give the enclosed flows a Prefect server, unless one is configured or a Dask cluster needs one it can reach.
 
     It starts in the background. Its socket accepts connections at once, so the first request waits until it is ready.
     """

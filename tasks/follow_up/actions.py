@@ -99,7 +99,7 @@ def take_case(desk: Desk, number: int, note: str | None = None, to: str | None =
 def lock_case(desk: Desk, number: int, minutes: float) -> Case:
     """Lock an open case for the actor, unless another person has it locked; returns it as it is then.
 
-    A lock tells others that somebody reads the case; it keeps nobody from acting on it.
+    A lock shows others that somebody is reading the case; it does not stop them from acting on it.
     """
     with _hold(desk, number) as (connection, case, log):
         if not case.is_open or is_locked(case, desk.actor, log.now):

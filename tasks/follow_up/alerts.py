@@ -1,6 +1,6 @@
 """alerts.yaml: whom to notify about what. In: facts of the nights. Out: a message per rule, fact and channel, and when.
 
-A fact is something that happened to a night or a case; `about` names it, and the same rule tells a channel of it once.
+A fact is something that happened to a night or a case; `about` names it, and a rule notifies a channel about it once.
 Nothing here reads a table or sends anything.
 """
 
@@ -77,7 +77,7 @@ class _Rule(Section):
 
 
 class NightRule(_Rule):
-    """A night that failed, was rejected by its contract, was not published at six in the morning, or was after all."""
+    """A night that failed, was rejected by its contract, was not published by six in the morning, or recovered."""
 
     on: Literal["night_failed", "night_rejected", "night_late", "night_recovered"]
 

@@ -18,7 +18,7 @@ APPROVED, REFUSED, WITHDRAWN = "approved", "refused", "withdrawn"
 
 @dataclass(frozen=True)
 class Approval:
-    """A verdict on several cases that waits for a second person, or did. flags: their number by case, when asked."""
+    """A verdict on several cases that needs or needed a second person. flags: their number by case, when asked."""
 
     approval_id: int
     flags: dict[int, int]

@@ -1,4 +1,4 @@
-"""Suppressions: flags of an entity, or with a first cause, that count as no alerts for a while. Who said so, and why.
+"""Suppressions: flags of an entity, or with a first cause, that do not count as alerts for a while; by whom and why.
 
 The flags are published all the same, with suppressed_by: the number of the suppression, or SECOND_STAGE.
 """

@@ -39,7 +39,7 @@ def read_usual(site: Site, version: Version) -> dict[str, tuple[float, float]]:
 
 
 def find_usual(reference: Reference) -> dict[str, tuple[float, float]]:
-    """The middle 80 % of each column of numbers, as far as its bins tell: from an edge to an edge."""
+    """The middle 80 % of each column of numbers, as exactly as its bins allow: from an edge to an edge."""
     found = {}
     for name, bins in reference.items():
         if bins.kind not in ("numeric", "log_numeric") or not bins.rows or len(bins.edges) < 2:

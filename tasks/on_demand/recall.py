@@ -28,8 +28,8 @@ class Recall:
 def estimate_recall(site: Site) -> Recall | None:
     """The recall over the nights of which both parts of a sample have verdicts; None until there is one.
 
-    Each judged record stands for as many rows as there are on its side of the threshold for each judged one. The
-    interval combines bounds of the shares of both sides, each at half the error, so it is on the safe side.
+    Each judged record stands for an equal share of the rows on its side of the threshold. The interval combines bounds
+    of the shares of both sides, each at half the error, so it is on the safe side.
     """
     s, f, b, r = samples.c, flagged_anomalies.c, scoring_batches.c, reviews.c
     of = [sa.and_(*(s[name] == t.c[name] for name in KEY)) for t in (reviews, flagged_anomalies)]

@@ -1,4 +1,4 @@
-"""Closed cases that look like one: their worst flags have nearly the same causes. What was said of them? Reads only."""
+"""Closed cases like a given one: their worst flags have nearly the same causes. Shows their verdicts; reads only."""
 
 import json
 from collections.abc import Mapping

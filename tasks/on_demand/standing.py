@@ -27,7 +27,7 @@ from tasks.stores.tables import flagged_anomalies
 from tasks.stores.warehouse import select_verdicts
 
 LOSS = "_loss"
-REPEAT_DAYS = 30  # an alert repeats if its entity had another one on one of so many days before
+REPEAT_DAYS = 30  # an alert repeats if its entity had another one within this many days before
 CUT_CONFIDENCE = 0.9  # models.reducer.CONFIDENCE, without torch
 
 

@@ -184,7 +184,7 @@ def _formats_of_numbers(texts: pa.Array) -> list[str]:
 
 
 def _is_sign(before: str, after: str) -> bool:
-    """Whether what is beside a number is a currency, percent, a unit or nothing."""
+    """Whether the text next to a number is a currency, percent, a unit or nothing."""
     text = (before + after).strip()
     return not text or bool(SIGN.fullmatch(text) or (UNIT.fullmatch(text) and not before.strip()))
 

@@ -27,8 +27,8 @@ SPREADS = 5.0  # from the usual value to a bound
 ALPHA = 0.01  # of two-sample tests, after the correction for many columns
 OF_CATEGORY, COUNTED = "flags_of_one_category", "flags_counted"  # the first with a category's name after it
 TOGETHER = "all categories"  # in place of a column's name
-CHANCE = 0.01  # for any category of an ordinary night to have too many flags
-WINSORISED = 3.0  # spreads from the median, beyond which an earlier night's count is taken as this far
+CHANCE = 0.01  # that any category of an ordinary night has too many flags
+WINSORISED = 3.0  # spreads from the median to which the counts of earlier nights are clipped
 POISSON = 0.5  # the spread of the square root of a count that varies by chance alone
 ALMOST_SURE = 1e-5  # of counts: the chance to be beyond a control limit
 WEEK = 7  # nights whose flags are counted together
@@ -245,7 +245,7 @@ def compare_flags(
     """How far the latest nights are from the calibration; a bound is passed by chance 1 time in 100,000.
 
     In: flags of the latest nights, the last one tonight, and false alarms of the latest nights whose labels have
-    arrived, each with the rows scored. Anomalies only add flags: fewer than the false alarms alone are none of theirs.
+    arrived, each with the rows scored. Anomalies only add flags, so they do not explain fewer than the false alarms.
     With a false-discovery rate, where more anomalies allow more false alarms, see `compare_discoveries`.
     """
     found = []

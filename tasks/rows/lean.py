@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Deferred(ModuleType):
-    """Stands for a module that is imported when something of it is first used."""
+    """A placeholder for a module, which is imported on first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of every module
@@ -21,7 +21,7 @@ class _Deferred(ModuleType):
 
 @contextmanager
 def importing_less(absent: Sequence[str] = (), deferred: Sequence[str] = ()) -> Iterator[None]:
-    """Within it, imports of `absent` packages fail as if they were not installed; `deferred` ones wait for their use.
+    """Inside this block, `absent` packages cannot be imported, as if not installed; `deferred` ones wait for first use.
 
     Packages that are already imported are not touched, and afterwards all can be imported as usual.
     """

@@ -404,7 +404,7 @@ class GateParams(Section):
     """What a version must meet to become champion, on the nights on which `nightjar compare` judges it.
 
     min_shadow_nights: nights that it has scored beside the champion, as they came. max_alerts_per_night: None for any
-    number. max_recall_loss: of the known anomalies, the share that it may miss more than the champion.
+    number. max_recall_loss: of the known anomalies, the share that it may miss beyond the champion's.
     """
 
     min_nights: int = Field(default=1, ge=1, le=366)

@@ -19,7 +19,7 @@ class Arrival:
 
     is_whole: it replaces everything that this name delivered before. A query may return only the latest days.
     first: the first batch date of which it has all rows; rows of earlier dates do not land.
-    content: a hash of what it holds, or "" if that is not cheap to read. It tells a change behind the same version.
+    content: a hash of what it holds, or "" if that is not cheap to read. It reveals a change that the version hides.
     """
 
     name: str

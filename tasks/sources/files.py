@@ -109,7 +109,7 @@ def list_files(source: FilesSource, root: str) -> Iterator[Arrival]:
 def hash_content(path: Path) -> str:
     """A hash of a file: of all of it or, if it is large, of its two ends, and @ with the time of its last change.
 
-    Unlike the time stamp that people see, that time cannot be set: it tells a correction between the ends. "" if the
+    Unlike the time stamp that people see, that time cannot be set: it reveals a change between the ends. "" if the
     file cannot be read.
     """
     try:

@@ -226,7 +226,7 @@ case_events = sa.Table(
 deliveries = sa.Table(
     "deliveries",
     metadata,
-    _key("delivery_id", sa.Text),  # of rule, channel and about: the same is told once
+    _key("delivery_id", sa.Text),  # of rule, channel and about: each message goes out once
     _value("rule", sa.Text),
     _value("channel", sa.Text),
     _value("detector", sa.Text),

@@ -86,7 +86,7 @@ def find_reason_not_to_score(site: Site, day: date) -> str:
 def list_quarantined(rows: pa.Table, contract: Contract) -> pa.Table:
     """Quarantined rows as text to repair: record_id, event_time, the contract's columns, the reason.
 
-    Mwanted columns, images and other values without a text form are left out.
+    Masked columns, images and other values without a text form are left out.
     """
     names = dict.fromkeys(["record_id", "event_time", *contract.columns, REASON])
     if not rows.num_rows:
