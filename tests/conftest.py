@@ -1,5 +1,6 @@
 """Shared fixtures: a real PostgreSQL server for the session and a fresh warehouse for each test."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from objects import ObjectStore, forget_stores, start_object_store
 from once import make_once
 from psycopg import sql
 
+from flows.config.garbage import collect_less_often
 from flows.config.quiet import hush_at_exit
 
 # Ten times as many cases as usual, new ones each time: pytest tests/fuzz --hypothesis-profile=torture
@@ -30,8 +32,9 @@ STORES = {"postgresql", "s3"}
 
 
 def pytest_configure() -> None:
-    """Keep pytest's summary the last line."""
+    """Keep pytest's summary the last line, and spend a tenth less time on garbage, as commands do."""
     hush_at_exit()
+    collect_less_often()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVERS & {*getattr(item, "fixturenames", ())} or any(store in item.name for store in STORES):
             item.add_marker("server")
+
+
+def pytest_collection_finish() -> None:
+    """The modules imported by now stay, so they are not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
