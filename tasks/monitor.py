@@ -85,15 +85,6 @@ FORMAT = 2  # of what is kept of a version; 1 had no flags by category
 DECILES = np.array([*range(10, 100, 10), 99])  # of percentile ranks
 
 
-def measure_rows(
-    detector: Detector, reference: Reference, rows: pa.Table, score: Floats, zone: ZoneInfo, ignored: Collection[str]
-) -> Values:
-    """The statistics of rows and of their scores (N,), by column and statistic."""
-    is_flag = score > find_night_thresholds(detector, rows, score)
-    columns = measure_columns(detector, reference, rows, is_flag, zone, ignored) if reference else {}
-    return {**measure_scores(detector, score, is_flag), **columns}
-
-
 def measure_columns(
     detector: Detector, reference: Reference, rows: pa.Table, is_flag: Mask, zone: ZoneInfo, ignored: Collection[str]
 ) -> Values:
@@ -304,13 +295,15 @@ class Watch:
         else:
             rows, _ = draw_rows(lake, batch.parts, list(wanted), seed, PRACTICE_ROWS)
             score = judge(self.detector, rows).score
-        found |= measure_rows(self.detector, self.reference, rows, score, self.site.zone, self.params.ignore)
+        is_flag = score > find_night_thresholds(self.detector, rows, score)
+        found |= measure_scores(self.detector, score, is_flag)
         if self.reference:
+            zone, ignored = self.site.zone, self.params.ignore
+            found |= measure_columns(self.detector, self.reference, rows, is_flag, zone, ignored)
             recall = measure_recall(self.detector, columns, self.reference, rows, self.canaries, seed)
             found |= {(name, "canary_recall"): share for name, share in recall.items()}
-        flags = rows.filter(pa.array(score > find_night_thresholds(self.detector, rows, score))).select(groups)
-        if rows.num_rows < batch.rows:
-            flags = _read_flags(lake, batch, scores, groups)
+        is_sample = rows.num_rows < batch.rows
+        flags = _read_flags(lake, batch, scores, groups) if is_sample else rows.filter(pa.array(is_flag)).select(groups)
         if flags is None:
             return found, {}
         categories = [name for name in groups if name in self.categories and name not in self.contract.masked]
