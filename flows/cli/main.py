@@ -97,11 +97,14 @@ def begin(
     prepare_environment(load_settings())  # Prefect reads its settings when it is imported
 
 
+command = typer.main.get_command(app)  # once: it reads the options of all verbs
+
+
 def execute(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0, 1 with one readable message on stderr, or 2 for wrong usage."""
     is_debug = "--debug" in arguments
     try:
-        app(["--debug"] * is_debug + [argument for argument in arguments if argument != "--debug"])
+        command(["--debug"] * is_debug + [argument for argument in arguments if argument != "--debug"])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as caught:  # noqa: BLE001 - the edge: a traceback only with --debug
