@@ -61,7 +61,6 @@ def measure(rows: int, repeats: int, ways: dict[str, Workers | None]) -> None:
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as name:
         site, configured = open_site(Path(name), rows), load_detector(PROJECT, NAME)
         prepare(site, rows)
-        site.warehouse.migrate()
         [validation] = validate_batches(site, configured.contract, [DAY], configured.detector.validate_)
         runs: dict[str, list[float]] = {}
         for way, workers in [*ways.items()] * (repeats + 1):
