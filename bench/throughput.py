@@ -48,8 +48,8 @@ from tasks.validate import check_accepted, find_validation, validate_batches
 
 PROJECT = Path(__file__).resolve().parents[1]
 NAME, FIRST, DAY, SEED, DRAWN_ROWS = "payments", date(2026, 9, 22), date(2026, 11, 10), 7, 1_000_000
-FLOORS = ("night floor", "full floor")
-CASES = ("full", "read", "bare", *FLOORS, "night", "model")  # full is first: it writes what the others read
+# full is first: it writes what the others read
+CASES = ("full", "read", "bare", "night floor", "full floor", "night", "model")
 RATIOS = {
     "night / bare": "target >= 0.85",
     "night floor / bare": "the most that night / bare could be",
@@ -165,10 +165,11 @@ def run_case(site: Site, case: str) -> tuple[float, int]:
         check_accepted(NAME, validate_batches(site, configured.contract, [DAY], configured.detector.validate_))
     if case in ("full", "night"):
         rows = score_and_publish(site, configured)
-    elif case in FLOORS:
-        if case == "full floor":
-            copy_landed(site, scratch)
-        rows = write_scores(scratch if case == "full floor" else site.lake, scratch, detector)
+    elif case == "night floor":
+        rows = write_scores(site.lake, scratch, detector)
+    elif case == "full floor":
+        copy_landed(site, scratch)
+        rows = write_scores(scratch, scratch, detector)
     elif case == "read":
         rows = sum(table.num_rows for table in slices)
     else:

@@ -32,7 +32,7 @@ STORES = {"postgresql", "s3"}
 
 
 def pytest_configure() -> None:
-    """Keep pytest's summary the last line, and spend a tenth less time on garbage, as commands do."""
+    """Keep pytest's summary the last line, and search for garbage as seldom as commands do."""
     hush_at_exit()
     collect_less_often()
 
