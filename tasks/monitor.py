@@ -72,7 +72,7 @@ from tasks.stores.bulk import NO_NUL
 from tasks.stores.lake import Lake, Manifest, Part, count_slice_rows, quote
 from tasks.stores.registry import CHALLENGER, Version
 from tasks.stores.site import Site
-from tasks.stores.tables import DATA_BROKE, Drift, Finding, Night, PublishedNight
+from tasks.stores.tables import Drift, Finding, Night, PublishedNight
 
 SAMPLE_ROWS = 50_000
 PRACTICE_ROWS = 10_000  # of a day before the cut-off, which has to be scored first
@@ -378,7 +378,7 @@ def list_values(values: Values) -> list[list[Any]]:
 def read_nights(watch: Watch, day: date, version: int) -> list[PublishedNight]:
     """The nights up to a date that a version has scored, without earlier ones on which the data broke."""
     warehouse, name = watch.site.warehouse, watch.site.detector
-    broken = {one.batch_date for one in warehouse.read_findings(name) if one.finding == DATA_BROKE} - {day}
+    broken = warehouse.find_broken(name) - {day}
     nights = (night for night in warehouse.read_nights(name) if night.batch_date <= day)
     return [night for night in nights if night.model_version == version and night.batch_date not in broken]
 

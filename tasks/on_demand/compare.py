@@ -36,7 +36,6 @@ from tasks.rows.worst import Floats, WorstRows
 from tasks.stores.lake import Manifest
 from tasks.stores.registry import CHALLENGER, TEST, Version
 from tasks.stores.site import Site
-from tasks.stores.tables import DATA_BROKE
 
 MOST_NIGHTS = 7
 CANARY_ROWS = 500
@@ -135,7 +134,7 @@ def find_nights(
     """
     learnt = max(version.trained_through for version in pair)
     published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
-    broken = {one.batch_date for one in site.warehouse.read_findings(site.detector) if one.finding == DATA_BROKE}
+    broken = site.warehouse.find_broken(site.detector)
     later = [day for day in published if day > learnt and day not in broken]
     kept = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
     columns = tuple(column for detector in detectors for column in detector.columns)

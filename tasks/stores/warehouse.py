@@ -29,6 +29,7 @@ from tasks.stores.faults import FILES, describe_place, explain_database, invalid
 from tasks.stores.owner import find_holder, is_dead, is_elsewhere, name_process
 from tasks.stores.roles import grant_roles, may_migrate
 from tasks.stores.tables import (
+    DATA_BROKE,
     Attempt,
     Drift,
     Finding,
@@ -288,7 +289,7 @@ class Warehouse:
         with self.begin_reading() as connection:
             return [
                 PublishedNight(**row)
-                for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings()
+                for row in connection.execute(nights.order_by(scoring_batches.c.batch_date)).mappings().all()
             ]
 
     def get_nights(self, detector: str, batch_date: date | None = None) -> list[PublishedNight]:
@@ -367,14 +368,14 @@ class Warehouse:
         self, detector: str, first: date, last: date, statistic: str | None = None
     ) -> dict[date, list[Drift]]:
         """The statistics of the nights from first to last, or one of them, by batch date."""
-        chosen = sa.select(drift).where(drift.c.detector == detector, drift.c.batch_date.between(first, last))
+        values = drift.c.batch_date, drift.c.column, drift.c.statistic, drift.c.value, drift.c.bound
+        chosen = sa.select(*values).where(drift.c.detector == detector, drift.c.batch_date.between(first, last))
         if statistic is not None:
             chosen = chosen.where(drift.c.statistic == statistic)
         found: dict[date, list[Drift]] = {}
         with self.begin_reading() as connection:
-            for row in connection.execute(chosen.order_by(*drift.primary_key.columns)).mappings():
-                one = Drift(row["column"], row["statistic"], row["value"], row["bound"])
-                found.setdefault(row["batch_date"], []).append(one)
+            for day, *one in connection.execute(chosen.order_by(*drift.primary_key.columns)).all():
+                found.setdefault(day, []).append(Drift(*one))
         return found
 
     def read_findings(self, detector: str, first: date = date.min) -> list[Finding]:
@@ -382,8 +383,16 @@ class Warehouse:
         of_detector = findings.c.detector == detector, findings.c.batch_date >= first
         chosen = sa.select(findings).where(*of_detector).order_by(findings.c.batch_date)
         with self.begin_reading() as connection:
-            rows = [dict(row) for row in connection.execute(chosen).mappings()]
+            rows = [dict(row) for row in connection.execute(chosen).mappings().all()]
         return [Finding(**row | {"evidence": tuple(json.loads(row["evidence"]))}) for row in rows]
+
+    def find_broken(self, detector: str) -> set[date]:
+        """The batch dates of a detector whose data broke, as monitor has found."""
+        chosen = sa.select(findings.c.batch_date).where(
+            findings.c.detector == detector, findings.c.finding == DATA_BROKE
+        )
+        with self.begin_reading() as connection:
+            return {*connection.execute(chosen).scalars()}
 
     def add_labels(self, detector: str, frame: pd.DataFrame) -> int:
         """Add labels and return how many were new; existing ones are skipped.

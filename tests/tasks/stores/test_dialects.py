@@ -139,7 +139,11 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     statistics = [Drift("amount", "psi", 0.5, 0.1), Drift("", "rows", 100.0, None)]
     for _ in range(2):
         engine.replace_drift(Finding(DETECTOR, DAY, 2, DATA_BROKE, ("in cents",), "stop", NOW), statistics)
-    read["watched"] = engine.read_drift(DETECTOR, DAY, DAY), engine.read_findings(DETECTOR)
+    read["watched"] = (
+        engine.read_drift(DETECTOR, DAY, DAY),
+        engine.read_findings(DETECTOR),
+        engine.find_broken(DETECTOR),
+    )
     read["told"] = follow_up(site)
     read["desk"] = work_at_the_desk(toy := replace(site, detector="toy"))
     [night] = engine.get_nights("toy", DAY)
