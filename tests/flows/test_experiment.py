@@ -113,8 +113,7 @@ def test_an_experiment_with_another_param_can_be_compared(reproduced: Path, tmp_
     shutil.copytree(reproduced, folder, symlinks=True)
     commit(folder, "reproduced")
     run = ("dvc", "exp", "run", "--temp", "--copy-paths", "sources", "-n", "short", "evaluate@orders")
-    # DVC writes this learning rate as 5e-05.
-    command(folder, *run, "-S", "detectors.orders.train.fit.learning_rate=0.00005")
+    command(folder, *run, "-S", "detectors.orders.calibrate.threshold.q=0.9")
     difference = json.loads(command(folder, "dvc", "metrics", "diff", "HEAD", "short", "--json").splitlines()[0])
     change = difference["experiments/orders/metrics.json"]["threshold"]
     assert change["new"] != change["old"]
@@ -174,3 +173,6 @@ def test_params_mean_the_same_after_dvc_has_rewritten_them(tmp_path: Path) -> No
     shutil.copytree(ROOT / "contracts", tmp_path / "contracts")
     for name in detector_names(ROOT):
         assert load_detector(tmp_path, name) == load_detector(ROOT, name)
+    # It writes this learning rate as 5e-05, which is text in YAML 1.1.
+    apply_overrides(tmp_path / "params.yaml", ["detectors.payments.train.fit.learning_rate=0.00005"])
+    assert load_detector(tmp_path, "payments").detector.train.fit.learning_rate == 0.00005

@@ -1,6 +1,7 @@
 """A challenger beside the champion: its nights in shadow, what the gate asks of it, and what was decided."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import pandas as pd
 import pytest
-from toy import CUTOFF, DAYS, FIRST, Project
+from toy import CUTOFF, DAYS, FIRST, Project, point_to
 
 from flows.cli.main import execute
 from flows.config.setup import load_setup
@@ -44,13 +45,23 @@ def read_artifacts(key: str) -> Iterator[Any]:
         yield from client.read_artifacts(artifact_filter=wanted)
 
 
+@pytest.fixture(scope="module")
+def challenged_folder(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 is the champion, version 2 the challenger, and a new day has arrived; tests use copies of it."""
+    folder = tmp_path_factory.mktemp("challenged") / "project"
+    project = Project(shutil.copytree(trained_folder, folder))
+    project.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        point_to(monkeypatch, folder)
+        assert execute(["train", "orders", "--cutoff", str(CUTOFF), "--json"]) == 0
+    project.write_day(NEW)
+    return folder
+
+
 @pytest.fixture
-def challenged(trained: Project, capsys: pytest.CaptureFixture[str]) -> Project:
-    """Version 1 is the champion, version 2 the challenger, and a new day has arrived."""
-    trained.change("params.yaml", "detectors", "orders", "train", "fit", "seed", value=2)
-    answer(capsys, "train", "orders", "--cutoff", str(CUTOFF))
-    trained.write_day(NEW)
-    return trained
+def challenged(challenged_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    point_to(monkeypatch, shutil.copytree(challenged_folder, tmp_path / "project"))
+    return Project(tmp_path / "project")
 
 
 def score(capsys: pytest.CaptureFixture[str], day: date) -> Any:
