@@ -5,7 +5,8 @@
 Two projects of payments score the same nights in turn, each in a process of its own: one has published five nights,
 the other 200. A night is the whole flow, from ingest to report, in a process that has scored others before; its CPU
 seconds include those of the temporary Prefect server. Medians, and the median of the ratios of the same night. Then the
-backfill of the long project: seconds and memory of its first nights beside its last.
+backfill of the long project: seconds and memory of its first nights beside its last, and how long a fixed piece of work
+took next to them, since the speed of shared cores changes within minutes.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import yaml
 PROJECT = Path(__file__).resolve().parents[1]
 NAME, FIRST, TRAINED_DAYS, FEW = "payments", date(2026, 1, 5), 53, 5
 WARM, PAIRS = 3, 15  # nights that both score in turn: at first, and those that are compared
-Costs = dict[str, float]  # cpu_s: of this process and those it started; mb: of this process
+Costs = dict[str, float]  # cpu_s: of this process and those it started; mb: of this process; fixed_ms: of fixed work
 
 
 class Project:
@@ -71,10 +72,11 @@ def work() -> None:
     costs: list[Costs] = []
 
     def score(*args: Any, **options: Any) -> Any:
+        fixed_ms = time_fixed_work()
         before = measure()["cpu_s"]
         result = nightly(*args, **options)
         after = measure()
-        costs.append(after | {"cpu_s": after["cpu_s"] - before})
+        costs.append(after | {"cpu_s": after["cpu_s"] - before, "fixed_ms": fixed_ms})
         return result
 
     backfills.nightly = score  # type: ignore[assignment]
@@ -100,6 +102,13 @@ def measure() -> Costs:
     this = psutil.Process()
     times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
     return {"cpu_s": sum(one.user + one.system for one in times), "mb": this.memory_info().rss / 2**20}
+
+
+def time_fixed_work() -> float:
+    """The CPU milliseconds of work that is always the same: about 50."""
+    began = time.process_time()
+    sum(hash(str(number)) for number in range(400_000))
+    return 1e3 * (time.process_time() - began)
 
 
 def list_days(first: date, last: date) -> list[date]:
@@ -143,7 +152,9 @@ def main() -> None:
     print(f"{'':40} {f'{FEW} nights':>12} {f'{options.nights} nights':>12}   ratio")
     show("a night, CPU seconds", few, many, statistics.median(ratios), f"(target <= 1.05; {spread})")
     first, last = backfilled[FEW : FEW + PAIRS], backfilled[-PAIRS:]
-    for name, key in (("backfill, CPU seconds of a night", "cpu_s"), ("backfill, MB after a night", "mb")):
+    print(f"{'backfill':40} {'nights 6-20':>12} {f'last {PAIRS}':>12}   ratio")
+    names = {"cpu_s": "CPU seconds of a night", "fixed_ms": "CPU ms of fixed work", "mb": "MB after a night"}
+    for key, name in names.items():
         before, now = ([one[key] for one in found] for found in (first, last))
         show(name, before, now, statistics.median(now) / statistics.median(before))
 
