@@ -378,7 +378,7 @@ def list_values(values: Values) -> list[list[Any]]:
 def read_nights(watch: Watch, day: date, version: int) -> list[PublishedNight]:
     """The nights up to a date that a version has scored, without earlier ones on which the data broke."""
     warehouse, name = watch.site.warehouse, watch.site.detector
-    broken = warehouse.find_broken(name) - {day}
+    broken = warehouse.read_broken_dates(name) - {day}
     nights = (night for night in warehouse.read_nights(name) if night.batch_date <= day)
     return [night for night in nights if night.model_version == version and night.batch_date not in broken]
 

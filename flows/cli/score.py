@@ -75,7 +75,7 @@ def find_notes(name: str, night: "Night") -> list[str]:
     setup = load_setup(name)
     version = setup.site.registry.get_version(night.model_version)
     [state] = read_ledger(setup.site, [night.batch_date], version)
-    found = [one for one in setup.site.warehouse.read_findings(name) if one.finding != NOTHING]
+    found = [one for one in setup.site.warehouse.read_findings(name, night.batch_date) if one.finding != NOTHING]
     finding = describe_finding(found, night.batch_date)
     groups = setup.site.warehouse.read_groups(name, night.batch_date)
     flagged = groups[groups["flagged"]].sort_values("score", ascending=False)

@@ -107,7 +107,8 @@ def read_warehouse(setup: Setup, reading: Reading) -> Reading:
     if newest is None:
         return reading
     day = newest.batch_date
-    finding = next((one.finding for one in warehouse.read_findings(reading.detector) if one.batch_date == day), None)
+    findings = warehouse.read_findings(reading.detector, day)
+    finding = next((one.finding for one in findings if one.batch_date == day), None)
     drift = warehouse.read_drift(reading.detector, day, day).get(day, [])
     canaries = {one.column: one.value for one in drift if one.statistic == "canary_recall"}
     return replace(reading, published=setup.site.start_of(day), finding=finding, canaries=canaries)

@@ -134,7 +134,7 @@ def find_nights(
     """
     learnt = max(version.trained_through for version in pair)
     published = [night.batch_date for night in site.warehouse.read_nights(site.detector)]
-    broken = site.warehouse.find_broken(site.detector)
+    broken = site.warehouse.read_broken_dates(site.detector)
     later = [day for day in published if day > learnt and day not in broken]
     kept = [manifest for day in later if (manifest := site.lake.find("validated", site.detector, day))]
     columns = tuple(column for detector in detectors for column in detector.columns)

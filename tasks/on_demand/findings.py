@@ -27,7 +27,7 @@ def read_watched(site: Site, day: date | None = None) -> WatchedNight:
     """What is known of a published night, by default the newest. Raises BatchMissing if it is not published."""
     night = site.warehouse.get_nights(site.detector, day)[-1]
     day = night.batch_date
-    found = next((one for one in site.warehouse.read_findings(site.detector) if one.batch_date == day), None)
+    found = next((one for one in site.warehouse.read_findings(site.detector, day) if one.batch_date == day), None)
     statistics = site.warehouse.read_drift(site.detector, day, day).get(day, [])
     versions = site.registry.list_versions()
     scorer = next((one for one in versions if one.version == night.model_version), None)

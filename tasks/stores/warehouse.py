@@ -386,7 +386,7 @@ class Warehouse:
             rows = [dict(row) for row in connection.execute(chosen).mappings().all()]
         return [Finding(**row | {"evidence": tuple(json.loads(row["evidence"]))}) for row in rows]
 
-    def find_broken(self, detector: str) -> set[date]:
+    def read_broken_dates(self, detector: str) -> set[date]:
         """The batch dates of a detector whose data broke, as monitor has found."""
         chosen = sa.select(findings.c.batch_date).where(
             findings.c.detector == detector, findings.c.finding == DATA_BROKE

@@ -199,7 +199,7 @@ def describe_night(site: Site, day: date) -> dict[str, Any]:
         )
         validation["is_current"] = landing is None or landing.hash == validation["input_hash"]
     attempts = site.warehouse.read_attempts(site.detector, day)
-    nights, findings = site.warehouse.read_nights(site.detector), site.warehouse.read_findings(site.detector)
+    nights, findings = site.warehouse.read_nights(site.detector, day), site.warehouse.read_findings(site.detector, day)
     published = next((night for night in nights if night.batch_date == day), None)
     return {
         "day": day,

@@ -142,7 +142,7 @@ def run_campaign(site: Site, folder: Path) -> dict[str, Any]:
     read["watched"] = (
         engine.read_drift(DETECTOR, DAY, DAY),
         engine.read_findings(DETECTOR),
-        engine.find_broken(DETECTOR),
+        engine.read_broken_dates(DETECTOR),
     )
     read["told"] = follow_up(site)
     read["desk"] = work_at_the_desk(toy := replace(site, detector="toy"))
